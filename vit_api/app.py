@@ -1,0 +1,152 @@
+"""The composition root: the only place where the server's parts are made and joined."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+
+from vit_api.batching import BatchingPolicy
+from vit_api.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from vit_api.classifier import Classifier
+from vit_api.cores import available_cores
+from vit_api.lit_api import ViTAPI
+from vit_api.lit_server import ViTServer, choose_devices
+from vit_api.logs import configure_logging
+from vit_api.loop import SlotLoop
+from vit_api.processes import serve_http
+from vit_api.records import RecordPipe
+from vit_api.routes.api import create_app
+from vit_api.routes.front import Front
+from vit_api.routes.operations import operations_router
+from vit_api.routes.predict import PredictRoutes
+from vit_api.routes.uploads import Uploads
+from vit_api.settings import Settings, main_settings
+from vit_api.slots import SlotRange, SlotTable
+from vit_api.workers import WorkerBoard
+
+logger = logging.getLogger(__name__)
+
+_MAX_IMAGES_PER_REQUEST = 32
+
+
+class Application:
+    """The server's parts, shared by all its processes.
+
+    Args:
+        settings: The server's settings.
+        checkpoint: The model to serve.
+        devices: Where it runs.
+    """
+
+    def __init__(self, settings: Settings, checkpoint: Checkpoint, devices: list[str]) -> None:
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self.devices = devices
+        slots = settings.slots_per_process
+        self.table = SlotTable(settings.api_servers, slots, checkpoint.preprocessing.pixel_shape)
+        self.board = WorkerBoard(len(devices) * settings.workers_per_device)
+        self.requests = RecordPipe.for_requests(len(self.table))
+        self.answers = [RecordPipe.for_answers(slots) for _ in range(settings.api_servers)]
+        self.lit_api = self._lit_api()
+
+    def _lit_api(self) -> ViTAPI:
+        settings = self.settings
+        policy = BatchingPolicy(settings.max_batch_size, settings.max_wait_s)
+        return ViTAPI(
+            self.checkpoint,
+            dtype=settings.dtype,
+            max_image_side=settings.max_image_side,
+            exact_decode=settings.exact_decode,
+            cpu_threads=settings.cpu_threads or (available_cores() if self.devices == ["cpu"] else 1),
+            max_batch_size=settings.max_batch_size,
+            batch_timeout=settings.max_wait_s,
+            loop=SlotLoop(self.table, self.board, self.requests, self.answers, policy),
+        )
+
+    def server(self) -> ViTServer:
+        """Return the LitServe server that runs all this."""
+        return ViTServer(
+            self.lit_api,
+            devices=self.devices,
+            workers_per_device=self.settings.workers_per_device,
+            log_level=self.settings.log_level,
+            serve_http=self._serve_http(os.getpid()),
+            stop_timeout_s=self.settings.request_timeout_s,
+        )
+
+    def _serve_http(self, parent: int):  # type: ignore[no-untyped-def]
+        def serve(number: int, listener: socket.socket) -> None:
+            app = self.http_app(number)
+            serve_http(app, listener, parent=parent, stop_timeout_s=self.settings.request_timeout_s)
+
+        return serve
+
+    def http_app(self, number: int) -> Front:
+        """Return the ASGI application of the HTTP process of this number."""
+        settings = self.settings
+        classifier = Classifier(
+            self.lit_api,
+            SlotRange(self.table, number),
+            self.board,
+            self.requests,
+            self.answers[number],
+            decode_threads=settings.decode_threads,
+        )
+        uploads = Uploads(
+            max_bytes=settings.max_upload_bytes,
+            max_count=_MAX_IMAGES_PER_REQUEST,
+            max_total_bytes=settings.max_batch_upload_bytes,
+        )
+        predict = PredictRoutes(
+            classifier,
+            self.lit_api,
+            uploads,
+            model_name=self.checkpoint.name,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        operations = operations_router(self.checkpoint, self.board, self.devices, settings.model_dump(mode="json"))
+        return create_app(predict, operations, start=classifier.start, stop=classifier.stop)
+
+
+def bind(host: str, port: int, count: int) -> list[socket.socket]:
+    """Bind `count` sockets to one address, between which the kernel spreads the connections (SO_REUSEPORT).
+
+    One shared socket would not do: at times one process gets all keep-alive connections while the others idle.
+
+    Raises:
+        OSError: The address can't be had, for one because another server listens on it.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # With SO_REUSEPORT, a second server of the same user would silently get a share of the connections.
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+    listeners = [socket.socket(family, kind, protocol) for _ in range(count)]
+    for listener in listeners:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    return listeners
+
+
+def main() -> None:
+    """Run the server with this process's settings; exit when it stops."""
+    settings = main_settings()
+    configure_logging(settings.log_level)
+    try:
+        devices = choose_devices(settings.device)
+        checkpoint = load_checkpoint(settings.model, settings.revision)
+        listeners = bind(settings.host, settings.port, settings.api_servers)
+    except (CheckpointError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: can't listen on {settings.host}:{settings.port}: {error.strerror}")
+    application = Application(settings, checkpoint, devices)
+    logger.info(
+        "serving %s on http://%s:%d with %d HTTP processes and %d workers on %s",
+        *(checkpoint.name, settings.host, settings.port, settings.api_servers),
+        *(application.board.workers, ", ".join(devices)),
+    )
+    sys.exit(application.server().run(listeners))

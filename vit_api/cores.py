@@ -1,0 +1,28 @@
+"""How many processor cores this process may use. Knows nothing of what they are used for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
+_CGROUP_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
+def available_cores() -> int:
+    """Return the cores of the affinity mask, or fewer if a cgroup quota (a container's CPU limit) grants less."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return cores if quota is None else max(1, min(cores, round(quota)))
+
+
+def _cgroup_quota() -> float | None:
+    """Return the cgroup's CPU quota in cores, or None where there is none."""
+    try:
+        if _CGROUP_V2.exists():
+            quota, period = _CGROUP_V2.read_text().split()
+        else:
+            quota, period = (path.read_text() for path in _CGROUP_V1)
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError):  # no cgroup here, or "max": no limit
+        return None

@@ -1,0 +1,114 @@
+"""Every failure a client can see: its HTTP status, its stable code and its wording.
+
+Nothing here knows how a failure reaches the client; `routes` alone turns these into responses.
+"""
+
+from __future__ import annotations
+
+
+class ViTError(Exception):
+    """A failure with a status and a code that clients may rely on.
+
+    Attributes:
+        status: The HTTP status.
+        code: A stable, machine-readable name; clients may switch on it.
+        retry_after_s: Seconds after which another try makes sense, or None.
+    """
+
+    status = 500
+    code = "internal"
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class BadRequest(ViTError):
+    """The request can't be understood: multipart, JSON, base64 or a parameter is malformed."""
+
+    status = 400
+    code = "bad_request"
+
+
+class BadImage(ViTError):
+    """The upload looks like an image of a known format but can't be decoded: corrupt or truncated."""
+
+    status = 400
+    code = "bad_image"
+
+
+class EmptyUpload(ViTError):
+    """There is no image in the request, or it has no bytes."""
+
+    status = 400
+    code = "empty_upload"
+
+
+class NotFound(ViTError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(ViTError):
+    """The path exists, but not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class UploadTooLarge(ViTError):
+    """The body has more bytes than the server takes."""
+
+    status = 413
+    code = "upload_too_large"
+
+
+class ImageTooLarge(ViTError):
+    """The image's header announces more pixels than the server decodes."""
+
+    status = 413
+    code = "image_too_large"
+
+
+class UnsupportedImage(ViTError):
+    """The upload is not an image of a format that the server reads."""
+
+    status = 415
+    code = "unsupported_image"
+
+
+class InternalError(ViTError):
+    """A bug of ours; the log has the details."""
+
+
+class InferenceFailed(ViTError):
+    """The model failed on this image."""
+
+    status = 500
+    code = "inference_failed"
+
+
+class Overloaded(ViTError):
+    """Every slot is taken: the queue is full."""
+
+    status = 503
+    code = "overloaded"
+    retry_after_s = 1
+
+
+class NotReady(ViTError):
+    """No worker can take images yet."""
+
+    status = 503
+    code = "not_ready"
+    retry_after_s = 5
+
+
+class DeadlineExceeded(ViTError):
+    """The answer did not come within the request's time limit."""
+
+    status = 504
+    code = "deadline_exceeded"

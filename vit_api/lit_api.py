@@ -1,0 +1,142 @@
+"""The LitAPI: what a ViT request goes through, as LitServe's five hooks.
+
+Runs in our data path, decode and encode in an HTTP process and batch, predict and unbatch in a worker, and unchanged
+in a plain `ls.LitServer`. Knows nothing of slots, pipes or the cache. torch is imported by `setup` alone, since HTTP
+processes never run it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import litserve as ls
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_api import images
+from vit_api.checkpoint import Checkpoint
+from vit_api.errors import BadRequest
+from vit_api.records import Prediction
+
+if TYPE_CHECKING:
+    import torch
+
+    from vit_api.model import TopK, VisionModel
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TOP_K = 5
+
+
+class ViTAPI(ls.LitAPI):  # type: ignore[misc]
+    """Classify images with a Hugging Face checkpoint.
+
+    Args:
+        checkpoint: The model to serve.
+        dtype: What to compute in; see `model.choose_dtype`.
+        max_image_side: Pixels of an image's longer side at the most.
+        exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
+        cpu_threads: Threads that torch uses for one operation on the CPU.
+        lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str = "auto",
+        max_image_side: int = 4096,
+        exact_decode: bool = False,
+        cpu_threads: int = 1,
+        **lit_api_options: Any,
+    ) -> None:
+        super().__init__(**lit_api_options)
+        self.checkpoint = checkpoint
+        self._dtype = dtype
+        self._max_image_side = max_image_side
+        self._exact_decode = exact_decode
+        self._cpu_threads = cpu_threads
+        self.model: VisionModel | None = None
+
+    def setup(self, device: str) -> None:
+        """Load the model on `device` and run every batch size that will come often."""
+        import torch
+
+        from vit_api.model import VisionModel
+
+        torch.set_num_threads(self._cpu_threads)
+        self.model = VisionModel(self.checkpoint, device, self._dtype)
+        self.model.warm_up([size for size in (1, 2, 4, 8, 16, 24, 32) if size <= self.max_batch_size])
+
+    # No annotation on `request`: LitServe would take it for the type of a body that FastAPI has to parse.
+    def decode_request(self, request, **_: Any) -> NDArray[np.uint8]:  # type: ignore[no-untyped-def]
+        """Decode an upload.
+
+        Args:
+            request: The upload's bytes or, as a stock LitServer passes it, a parsed body: a form with an upload
+                `file` or JSON with base64 in `image`.
+
+        Returns:
+            uint8 [height, width, 3], resized as the checkpoint's processor does.
+
+        Raises:
+            ViTError: The upload can't be used; its class says why.
+        """
+        return images.decode(
+            _upload_of(request),
+            self.checkpoint.preprocessing,
+            max_side=self._max_image_side,
+            exact=self._exact_decode,
+        )
+
+    def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """Stage images on the device as one uint8 tensor [batch, height, width, 3]."""
+        return self._loaded_model().stage(inputs)
+
+    def predict(self, x: torch.Tensor) -> TopK:
+        """Launch the model on a staged batch."""
+        return self._loaded_model().forward(x)
+
+    def unbatch(self, output: TopK) -> list[Prediction]:
+        """Wait for the device and split its output by image."""
+        return self._loaded_model().collect(output)
+
+    def encode_response(self, output: Prediction, *, top_k: int = DEFAULT_TOP_K) -> dict[str, Any]:
+        """Name the `top_k` most probable classes, most probable first."""
+        labels = self.checkpoint.labels
+        top = zip(output.indices[:top_k], output.probabilities[:top_k], strict=True)
+        return {"predictions": [{"label": labels[index], "confidence": round(p, 6)} for index, p in top]}
+
+    def _loaded_model(self) -> VisionModel:
+        if self.model is None:
+            raise RuntimeError("setup() has not run in this process")
+        return self.model
+
+
+def _upload_of(request: Any) -> bytes:
+    """Return the upload's bytes, whichever way the request brings them."""
+    if isinstance(request, bytes):
+        return request
+    if isinstance(request, Mapping) and "file" in request:
+        content: bytes = request["file"].file.read()
+        return content
+    if isinstance(request, Mapping) and isinstance(request.get("image"), str):
+        return decode_base64(request["image"])
+    raise BadRequest("send the image in the form field 'file' or as base64 in the JSON field 'image'")
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode standard base64, with a `data:` URL's prefix or without.
+
+    Raises:
+        BadRequest: The text is not base64.
+    """
+    payload = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest("the field 'image' is not valid base64") from error

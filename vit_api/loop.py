@@ -1,0 +1,124 @@
+"""The worker half: LitServe's loop, fed from the slot table.
+
+Reads request records, gathers slots into batches, runs the LitAPI's hooks on them and writes answers. Knows nothing of
+HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import litserve as ls
+from litserve.loops.base import LitLoop
+
+from vit_api.batching import BatchingPolicy
+from vit_api.records import Answer, Prediction, RecordPipe, Status, unpack_requests
+from vit_api.slots import Claim, SlotTable
+from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
+
+if TYPE_CHECKING:
+    from vit_api.lit_api import ViTAPI
+
+logger = logging.getLogger(__name__)
+
+
+class SlotLoop(LitLoop):  # type: ignore[misc]
+    """Serve batches from a slot table.
+
+    Args:
+        table: Where the pixels are.
+        board: Where the worker says that it is ready.
+        requests: Brings the records of queued slots; shared by all workers.
+        answers: One pipe for each HTTP process, by its number.
+        policy: When a batch goes.
+    """
+
+    def __init__(
+        self,
+        table: SlotTable,
+        board: WorkerBoard,
+        requests: RecordPipe,
+        answers: list[RecordPipe],
+        policy: BatchingPolicy,
+    ) -> None:
+        super().__init__()
+        self._table = table
+        self._board = board
+        self._requests = requests
+        self._answers = answers
+        self._policy = policy
+        self._worker = 0
+
+    def __call__(self, lit_api: ViTAPI, device: str, worker_id: int, *litserve: Any) -> None:
+        """Say that this worker is ready, then serve until the process ends. LitServe calls this after `setup`."""
+        self._worker = worker_id
+        model = lit_api.model
+        if model is None:
+            raise RuntimeError("LitServe did not call setup() first")
+        dtype = str(model.dtype).removeprefix("torch.")
+        self._board.post(worker_id, WorkerNotice(WorkerState.READY, device, model.device_name, dtype))
+        super().__call__(lit_api, device, worker_id, *litserve)
+
+    def run(self, lit_api: ls.LitAPI, *_: Any) -> None:
+        """Serve one batch, waiting for it as long as it takes."""
+        batch = self._collect()
+        started = time.monotonic()
+        status, predictions = self._infer(lit_api, batch)
+        inference_s = time.monotonic() - started
+        self._answer(
+            Answer(
+                claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s
+            )
+            for claim, prediction in zip(batch, predictions, strict=True)
+        )
+
+    def _collect(self) -> list[Claim]:
+        """Wait for images and return the next batch: 1 to `max_batch_size` claims, oldest first."""
+        batch: list[Claim] = []
+        while True:
+            batch += self._claim_waiting(self._policy.max_batch_size - len(batch))
+            wait_s = self._policy.remaining_wait_s(
+                now=time.monotonic(),
+                size=len(batch),
+                oldest_queued_at=min((claim.queued_at for claim in batch), default=math.inf),
+                coming=self._table.count_coming() if batch else 0,
+            )
+            if wait_s == 0:
+                return batch
+            select.select([self._requests], [], [], None if wait_s == math.inf else wait_s)
+
+    def _claim_waiting(self, most: int) -> list[Claim]:
+        """Claim up to `most` images that wait now; answer those that nobody wants any more."""
+        now = time.monotonic()
+        claims = (
+            self._table.claim(request.slot, request.generation, self._worker, now)
+            for request in unpack_requests(self._requests.read(most))
+        )
+        current = [claim for claim in claims if claim is not None]
+        self._answer(Answer(c.slot, c.generation, Status.SKIPPED) for c in current if not c.is_wanted)
+        return [claim for claim in current if claim.is_wanted]
+
+    def _infer(self, lit_api: ls.LitAPI, batch: list[Claim]) -> tuple[Status, list[Prediction]]:
+        """Run the LitAPI's hooks on a batch; a failure is logged and becomes the batch's status."""
+        try:
+            staged = lit_api.batch([self._table.pixels[claim.slot] for claim in batch])
+            predictions = lit_api.unbatch(lit_api.predict(staged))
+            if len(predictions) != len(batch):
+                raise RuntimeError(f"the model gave {len(predictions)} predictions for {len(batch)} images")
+            return Status.OK, predictions
+        except Exception:
+            logger.exception("a batch of %d failed", len(batch))
+            return Status.FAILED, [Prediction((), ())] * len(batch)
+
+    def _answer(self, answers: Any) -> None:
+        """Send answers to the HTTP processes that own their slots: one write each, so that each wakes once."""
+        by_owner: defaultdict[int, list[bytes]] = defaultdict(list)
+        for answer in answers:
+            by_owner[self._table.owner_of(answer.slot)].append(answer.pack())
+        for owner, records in by_owner.items():
+            self._answers[owner].write(records)

@@ -1,0 +1,134 @@
+"""A Vision Transformer on a device: uint8 pixels in, the most probable classes out.
+
+The only module that imports torch and transformers, and only workers import it. Knows nothing of slots or HTTP.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForImageClassification
+
+from vit_api.checkpoint import Checkpoint
+from vit_api.records import TOP_K, Prediction
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_BFLOAT16_CAPABILITY = (8, 0)
+
+
+class TopK(NamedTuple):
+    """The most probable classes of a batch, still on the device.
+
+    Attributes:
+        probabilities: float32 [batch, k], largest first.
+        indices: int64 [batch, k].
+    """
+
+    probabilities: torch.Tensor
+    indices: torch.Tensor
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype to compute in; `auto` takes the fastest one that the hardware has instructions for.
+
+    That is bfloat16 on CUDA devices from compute capability 8.0 and CPUs with AVX512-BF16 or AMX, float16 on older
+    CUDA devices (the T4: 7.5), and float32 elsewhere.
+    """
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
+        return torch.bfloat16 if has_bfloat16 else torch.float16
+    return torch.bfloat16 if _cpu_flags() & _BFLOAT16_CPU_FLAGS else torch.float32
+
+
+def _cpu_flags() -> set[str]:
+    """Return the instruction-set flags that Linux reports for the first processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+class VisionModel:
+    """An image-classification checkpoint, loaded on a device and ready to run.
+
+    Args:
+        checkpoint: What to load. Weights come from safetensors alone, and code from transformers alone.
+        device: As torch names it: `cpu`, `cuda:0`.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+
+    Attributes:
+        device: Where it runs.
+        dtype: What it computes in; normalisation and softmax are always float32.
+        device_name: The hardware's own name.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        self.device = torch.device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        self._pixel_shape = checkpoint.preprocessing.pixel_shape
+        self._model = AutoModelForImageClassification.from_pretrained(
+            checkpoint.path,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=self.dtype,
+        )
+        self._model.to(self.device).eval()
+        self._is_multi_label = _is_multi_label(self._model.config)
+        self._top_k = min(TOP_K, self._model.config.num_labels)
+        self._scale, self._shift = self._normalisation(checkpoint)
+
+    def _normalisation(self, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fold rescale and normalise, (x * scale - mean) / std, into x * a + b. Each result is float32 [3, 1, 1]."""
+        preprocessing = checkpoint.preprocessing
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+        scale, shift = preprocessing.scale / std, -mean / std
+        return (
+            scale.view(3, 1, 1).to(self.device, torch.float32),
+            shift.view(3, 1, 1).to(self.device, torch.float32),
+        )
+
+    def stage(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """Gather images, each uint8 [height, width, 3], into one uint8 [batch, height, width, 3] on the device."""
+        batch = np.stack(images)
+        return torch.from_numpy(batch).to(self.device, non_blocking=True)
+
+    @torch.inference_mode()
+    def forward(self, pixels: torch.Tensor) -> TopK:
+        """Launch the model on staged pixels, uint8 [batch, height, width, 3], and return its top k on the device."""
+        inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
+        logits = self._model(pixel_values=inputs.to(self.dtype)).logits.to(torch.float32)
+        probabilities = logits.sigmoid() if self._is_multi_label else logits.softmax(dim=-1)
+        return TopK(*probabilities.topk(self._top_k, dim=-1))
+
+    def collect(self, output: TopK) -> list[Prediction]:
+        """Wait for the device and return one prediction for each image of the batch."""
+        probabilities, indices = output.probabilities.tolist(), output.indices.tolist()
+        return [Prediction(tuple(i), tuple(p)) for i, p in zip(indices, probabilities, strict=True)]
+
+    def warm_up(self, batch_sizes: Sequence[int]) -> None:
+        """Run each batch size once on zeros, so that no client pays for what the first run sets up."""
+        started = time.monotonic()
+        for size in batch_sizes:
+            self.collect(self.forward(self.stage([np.zeros(self._pixel_shape, np.uint8)] * size)))
+        logger.info("warmed up for batches of %s in %.1f s", list(batch_sizes), time.monotonic() - started)
+
+
+def _is_multi_label(config: object) -> bool:
+    """Tell whether each class has a probability of its own (sigmoid), as transformers' pipeline decides it."""
+    problem_type, labels = getattr(config, "problem_type", None), getattr(config, "num_labels", 0)
+    return problem_type == "multi_label_classification" or labels == 1

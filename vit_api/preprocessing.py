@@ -1,0 +1,282 @@
+"""Owns what an image processor does to the pixels before the model sees them, read from its JSON file.
+
+Knows the settings and defaults of transformers' image processors, but imports neither transformers, torch nor PIL:
+the main process reads this before it forks the HTTP processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Size = tuple[int, int]
+Channels = tuple[float, float, float]
+
+_HALF: Channels = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+_CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+_BILINEAR = 2
+_BICUBIC = 3
+_LAST_FILTER = 5  # PIL.Image.Resampling has the numbers 0 (nearest) to 5 (Hamming)
+
+
+class UnsupportedProcessor(Exception):
+    """The checkpoint's image processor does something that the server can't reproduce."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to an RGB image before the model: resize, centre crop, rescale, normalise.
+
+    Attributes:
+        size: (height, width) to resize to exactly, or None.
+        shortest_edge: The length of the shorter edge after the resize, the aspect kept, or None.
+        crop: (height, width) of the centre crop after the resize, or None.
+        resample: The number of PIL's resampling filter.
+        scale: What each pixel value is multiplied by; 1.0 where the processor doesn't rescale.
+        mean: Subtracted from each channel after the scaling; zeros where the processor doesn't normalise.
+        std: Each channel is divided by this; ones where the processor doesn't normalise.
+    """
+
+    size: Size | None
+    shortest_edge: int | None
+    crop: Size | None
+    resample: int
+    scale: float
+    mean: Channels
+    std: Channels
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """The shape (height, width, 3) of the pixels that the model gets."""
+        shape = self.crop or self.size
+        if shape is None:
+            raise ValueError("a resize that keeps the aspect needs a crop")
+        return (*shape, 3)
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """What a processor class of transformers does where its JSON file says nothing (or null)."""
+
+    size: int | Mapping[str, int]
+    resample: int = _BICUBIC
+    mean: Channels = _HALF
+    std: Channels = _HALF
+    crop_size: int | None = None
+    do_center_crop: bool = False
+    default_to_square: bool = True
+
+
+# The class attributes in transformers 5.20, models/*/image_processing_pil_*.py; a test compares them. Every class here
+# runs the plain `PilBackend._preprocess`: resize, centre crop, rescale, normalise, and nothing else.
+_CLASSES = {
+    "ViTImageProcessor": _Defaults(size=224, resample=_BILINEAR),
+    "DeiTImageProcessor": _Defaults(size=256, crop_size=224, do_center_crop=True),
+    "BeitImageProcessor": _Defaults(size=224, crop_size=224),
+    "BitImageProcessor": _Defaults(
+        size={"shortest_edge": 224},
+        crop_size=224,
+        do_center_crop=True,
+        mean=_CLIP_MEAN,
+        std=_CLIP_STD,
+        default_to_square=False,
+    ),
+    "CLIPImageProcessor": _Defaults(
+        size={"shortest_edge": 224},
+        crop_size=224,
+        do_center_crop=True,
+        mean=_CLIP_MEAN,
+        std=_CLIP_STD,
+        default_to_square=False,
+    ),
+    "SiglipImageProcessor": _Defaults(size={"height": 224, "width": 224}, default_to_square=False),
+    "PvtImageProcessor": _Defaults(size=224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+}
+
+# For files that name no class: transformers' IMAGE_PROCESSOR_MAPPING_NAMES, as far as the classes above go.
+_CLASS_BY_MODEL_TYPE = {
+    "beit": "BeitImageProcessor",
+    "bit": "BitImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "data2vec-vision": "BeitImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinat": "ViTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "focalnet": "BitImageProcessor",
+    "hiera": "BitImageProcessor",
+    "ijepa": "ViTImageProcessor",
+    "metaclip_2": "CLIPImageProcessor",
+    "pvt": "PvtImageProcessor",
+    "pvt_v2": "PvtImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "swiftformer": "ViTImageProcessor",
+    "swin": "ViTImageProcessor",
+    "swinv2": "ViTImageProcessor",
+    "vit": "ViTImageProcessor",
+    "vit_msn": "ViTImageProcessor",
+}
+
+# Options of other processors that change pixels. transformers ignores most of them in the classes above, but a file
+# that has one was not written for these classes, so its author expects other pixels than these would give.
+_REFUSED_OPTIONS = (
+    "crop_pct",
+    "do_align_long_axis",
+    "do_flip_channel_order",
+    "do_grayscale",
+    "do_pad",
+    "do_thumbnail",
+    "input_data_format",
+    "rescale_offset",
+    "size_divisor",
+    "use_square_size",
+)
+
+
+def read_preprocessing(processor: Mapping[str, Any], model: Mapping[str, Any]) -> Preprocessing:
+    """Read an image processor's settings as transformers would.
+
+    Args:
+        processor: The content of preprocessor_config.json.
+        model: The content of config.json; it decides where the former names no class.
+
+    Raises:
+        UnsupportedProcessor: The processor isn't a resize to a known size, an optional centre crop, a rescale and a
+            normalisation of three channels; the message says why.
+    """
+    defaults = _CLASSES[_class_name(processor, model)]
+    for option in _REFUSED_OPTIONS:
+        if processor.get(option) not in (None, False, "channels_last"):
+            raise UnsupportedProcessor(f"its image processor uses {option}, which the server can't reproduce")
+    if not _flag(processor, "do_resize", True):
+        raise UnsupportedProcessor("its image processor doesn't resize (do_resize is false), so images differ in size")
+    size, shortest_edge = _resize(processor, defaults)
+    crop = _crop(processor, defaults)
+    if size is None and crop is None:
+        raise UnsupportedProcessor(
+            "its image processor resizes by the shortest edge without a crop; sizes would differ"
+        )
+    mean, std = _normalisation(processor, defaults)
+    return Preprocessing(
+        size=size,
+        shortest_edge=shortest_edge,
+        crop=crop,
+        resample=_resample(processor, defaults),
+        scale=_scale(processor),
+        mean=mean,
+        std=std,
+    )
+
+
+def _class_name(processor: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """Name the processor class as AutoImageProcessor finds it, without its backend's suffix (Fast, Pil)."""
+    remote = processor.get("auto_map")
+    name = processor.get("image_processor_type")
+    if name is None and not (isinstance(remote, Mapping) and "AutoImageProcessor" in remote):
+        name = str(processor.get("feature_extractor_type") or "").replace("FeatureExtractor", "ImageProcessor")
+    name = name or model.get("image_processor_type") or _CLASS_BY_MODEL_TYPE.get(str(model.get("model_type")))
+    known = str(name).removesuffix("Fast").removesuffix("Pil")
+    if known in _CLASSES:
+        return known
+    if remote:
+        raise UnsupportedProcessor("its image processor is code from its repository, and remote code is never run")
+    if name is None:
+        raise UnsupportedProcessor(f"no image processor is known for its model type, {model.get('model_type')!r}")
+    raise UnsupportedProcessor(f"its image processor is {name}; the server knows {', '.join(sorted(_CLASSES))}")
+
+
+def _setting(processor: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Look a setting up; null means the class's default, as in transformers."""
+    value = processor.get(key)
+    return default if value is None else value
+
+
+def _flag(processor: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = _setting(processor, key, default)
+    if not isinstance(value, bool):
+        raise UnsupportedProcessor(f"its image processor's {key} is {value!r}, neither true nor false")
+    return value
+
+
+def _resize(processor: Mapping[str, Any], defaults: _Defaults) -> tuple[Size | None, int | None]:
+    """Return (size, shortest_edge), one of them None."""
+    square = _flag(processor, "default_to_square", defaults.default_to_square)
+    edges = _edges("size", _setting(processor, "size", defaults.size), square)
+    if set(edges) == {"shortest_edge"}:
+        return None, edges["shortest_edge"]
+    return _height_width("size", edges), None
+
+
+def _crop(processor: Mapping[str, Any], defaults: _Defaults) -> Size | None:
+    if not _flag(processor, "do_center_crop", defaults.do_center_crop):
+        return None
+    crop_size = _setting(processor, "crop_size", defaults.crop_size)
+    if crop_size is None:
+        raise UnsupportedProcessor("its image processor crops (do_center_crop) but says no crop_size")
+    return _height_width("crop_size", _edges("crop_size", crop_size, square=True))
+
+
+def _edges(key: str, value: Any, square: bool) -> dict[str, int]:
+    """Bring a size into a dictionary's form, as transformers' get_size_dict does.
+
+    An integer is a square, or the shortest edge where the class says so; a list is (height, width).
+    """
+    if isinstance(value, int):
+        value = {"height": value, "width": value} if square else {"shortest_edge": value}
+    elif isinstance(value, (list, tuple)) and len(value) == 2:
+        value = {"height": value[0], "width": value[1]}
+    edges = {edge: length for edge, length in value.items() if length is not None} if isinstance(value, dict) else {}
+    if not edges or any(type(length) is not int or length < 1 for length in edges.values()):
+        raise UnsupportedProcessor(f"its image processor's {key} is {value!r}, not lengths in pixels")
+    return edges
+
+
+def _height_width(key: str, edges: Mapping[str, int]) -> Size:
+    if set(edges) != {"height", "width"}:
+        raise UnsupportedProcessor(
+            f"its image processor's {key} is given by {', '.join(sorted(edges))}; "
+            "the server knows height with width" + (", or shortest_edge" * (key == "size"))
+        )
+    return edges["height"], edges["width"]
+
+
+def _resample(processor: Mapping[str, Any], defaults: _Defaults) -> int:
+    resample = _setting(processor, "resample", defaults.resample)
+    if type(resample) is not int or not 0 <= resample <= _LAST_FILTER:
+        raise UnsupportedProcessor(f"its image processor's resample is {resample!r}, not one of PIL's filters (0 to 5)")
+    return resample
+
+
+def _scale(processor: Mapping[str, Any]) -> float:
+    if not _flag(processor, "do_rescale", True):
+        return 1.0
+    return _number("rescale_factor", _setting(processor, "rescale_factor", 1 / 255))
+
+
+def _normalisation(processor: Mapping[str, Any], defaults: _Defaults) -> tuple[Channels, Channels]:
+    """Return (mean, std)."""
+    if not _flag(processor, "do_normalize", True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean = _channels("image_mean", _setting(processor, "image_mean", defaults.mean))
+    std = _channels("image_std", _setting(processor, "image_std", defaults.std))
+    if 0.0 in std:
+        raise UnsupportedProcessor("its image processor's image_std has a zero, which nothing can be divided by")
+    return mean, std
+
+
+def _channels(key: str, value: Any) -> Channels:
+    values = value if isinstance(value, (list, tuple)) else [value] * 3
+    if len(values) != 3:
+        raise UnsupportedProcessor(f"its image processor's {key} has {len(values)} values; images here have 3 channels")
+    red, green, blue = (_number(key, number) for number in values)
+    return red, green, blue
+
+
+def _number(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise UnsupportedProcessor(f"its image processor's {key} has {value!r}, which is not a number")
+    return float(value)

@@ -1,0 +1,100 @@
+"""What each kind of process does at its start and end: signals, death with its parent, logging.
+
+Knows nothing of what a process is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import litserve as ls
+import uvicorn
+from starlette.types import ASGIApp
+
+from vit_api.logs import configure_logging
+
+_PR_SET_PDEATHSIG = 1
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, a process id, ends in whatever way; see prctl(2)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[socket.socket]:
+    """Turn SIGINT and SIGTERM into bytes on the socket that this yields, as long as the context lasts."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    previous_fd = signal.set_wakeup_fd(writer.fileno())
+    previous = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
+    try:
+        yield reader
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_fd)
+        reader.close()
+        writer.close()
+
+
+@contextlib.contextmanager
+def shielded_from_interrupts() -> Iterator[None]:
+    """Have processes that are spawned here never see SIGINT: Ctrl-C reaches the main process, which stops them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+class WorkerProcess(ls.Callback):  # type: ignore[misc]
+    """LitServe's callback at a worker's start."""
+
+    def __init__(self, parent: int, log_level: str) -> None:
+        self._parent = parent
+        self._log_level = log_level
+
+    def on_before_setup(self, *_: Any, **__: Any) -> None:
+        """Prepare the process; LitServe calls this in it, before `LitAPI.setup`."""
+        configure_logging(self._log_level)
+        die_with_parent(self._parent)
+
+
+def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeout_s: float) -> None:
+    """Serve an ASGI application until SIGTERM or SIGINT, then finish the requests under way. For a forked process.
+
+    Args:
+        app: The application.
+        listener: A bound socket.
+        parent: The process to die with.
+        stop_timeout_s: Seconds that requests under way get at the end.
+    """
+    signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    die_with_parent(parent)
+    # What lives now lives for ever: the collector need not visit it, and leaves the pages shared with the parent.
+    gc.freeze()
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
+    )
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,156 @@
+"""What crosses a process boundary: records of fixed size, and the pipes that carry them.
+
+Knows nothing of who writes or reads them. Pixels never travel here; they stay in the slot table.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import os
+import select
+import struct
+from collections.abc import Iterable, Iterator
+from multiprocessing.reduction import DupFd
+from typing import Any, NamedTuple
+
+TOP_K = 20
+"""Classes that an answer carries: as many as a client may ask for."""
+
+_REQUEST = struct.Struct("<II")
+_ANSWER = struct.Struct(f"<IIBBHff{TOP_K}I{TOP_K}f")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Request(NamedTuple):
+    """An image waits in `slot`; `generation` tells this use of the slot from earlier ones."""
+
+    slot: int
+    generation: int
+
+    def pack(self) -> bytes:
+        """Return the record's bytes."""
+        return _REQUEST.pack(*self)
+
+
+class Prediction(NamedTuple):
+    """The most probable classes of one image, most probable first; at most `TOP_K`."""
+
+    indices: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+class Status(enum.IntEnum):
+    """What became of an image."""
+
+    OK = 0
+    SKIPPED = 1
+    """Its client left or its deadline passed before the batch; the model never saw it."""
+    FAILED = 2
+    """The model raised on its batch."""
+
+
+class Answer(NamedTuple):
+    """What a worker says of one slot."""
+
+    slot: int
+    generation: int
+    status: Status
+    prediction: Prediction = Prediction((), ())
+    batch_size: int = 0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+
+    def pack(self) -> bytes:
+        """Return the record's bytes; the top-k is padded with zeros to its fixed size."""
+        indices, probabilities = self.prediction
+        padding = (0,) * (TOP_K - len(indices))
+        return _ANSWER.pack(
+            self.slot,
+            self.generation,
+            self.status,
+            len(indices),
+            self.batch_size,
+            self.queue_s,
+            self.inference_s,
+            *indices,
+            *padding,
+            *probabilities,
+            *padding,
+        )
+
+
+def unpack_requests(data: bytes) -> Iterator[Request]:
+    """Yield the requests in `data`, which holds whole records."""
+    return map(Request._make, _REQUEST.iter_unpack(data))
+
+
+def unpack_answers(data: bytes) -> Iterator[Answer]:
+    """Yield the answers in `data`, which holds whole records."""
+    for slot, generation, status, count, batch_size, queue_s, inference_s, *top in _ANSWER.iter_unpack(data):
+        prediction = Prediction(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]))
+        yield Answer(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s)
+
+
+class RecordPipe:
+    """A queue of fixed-size records between processes: any number of writers and readers.
+
+    POSIX makes a write of at most `PIPE_BUF` bytes to a pipe atomic, so records of many writers never mix, and Linux
+    reads under the pipe's lock, so several readers share the records without splitting one. Neither end ever blocks.
+
+    Args:
+        record_size: Bytes of one record.
+        capacity: Records that fit at the least. A writer that keeps to it never finds the pipe full.
+    """
+
+    def __init__(self, record_size: int, capacity: int) -> None:
+        self._record_size = record_size
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # A record that doesn't fit in the rest of a page starts a new one, so a page may carry one write alone.
+        pages = -(-2 * capacity * record_size // _PAGE) + 1
+        if fcntl.fcntl(self._writer, fcntl.F_GETPIPE_SZ) < pages * _PAGE:
+            fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, pages * _PAGE)
+
+    @classmethod
+    def for_requests(cls, capacity: int) -> RecordPipe:
+        """Make a pipe that carries `Request` records."""
+        return cls(_REQUEST.size, capacity)
+
+    @classmethod
+    def for_answers(cls, capacity: int) -> RecordPipe:
+        """Make a pipe that carries `Answer` records."""
+        return cls(_ANSWER.size, capacity)
+
+    def fileno(self) -> int:
+        """Return the reading end's descriptor, for event loops and `select`."""
+        return self._reader
+
+    def write(self, records: Iterable[bytes]) -> None:
+        """Write packed records, in as few atomic writes as they fit in.
+
+        Raises:
+            BlockingIOError: The pipe is full, though its capacity says that it can't be.
+        """
+        data = b"".join(records)
+        step = select.PIPE_BUF // self._record_size * self._record_size
+        for start in range(0, len(data), step):
+            os.write(self._writer, data[start : start + step])
+
+    def read(self, most: int) -> bytes:
+        """Return up to `most` records that are there now, as bytes; none if the pipe is empty."""
+        try:
+            return os.read(self._reader, most * self._record_size)
+        except BlockingIOError:
+            return b""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "record_size": self._record_size,
+            "reader": DupFd(self._reader),
+            "writer": DupFd(self._writer),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._record_size = state["record_size"]
+        self._reader = state["reader"].detach()
+        self._writer = state["writer"].detach()

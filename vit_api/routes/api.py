@@ -1,0 +1,117 @@
+"""The FastAPI application: every path, its description for `/openapi.json`, and `/docs` without an external host."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from vit_api.errors import ViTError
+from vit_api.records import TOP_K
+from vit_api.routes.front import Front, Handler
+from vit_api.routes.predict import DEFAULT_TOP_K, PredictRoutes
+from vit_api.routes.responses import from_exception
+from vit_api.schemas import ErrorResponse, PredictResponse
+
+_DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The request, a parameter or the image is malformed or empty"},
+    413: {"model": ErrorResponse, "description": "The upload has too many bytes, or the image too many pixels"},
+    415: {"model": ErrorResponse, "description": "The upload is not an image of a known format"},
+    500: {"model": ErrorResponse, "description": "The server failed; its log says why"},
+    503: {"model": ErrorResponse, "description": "Overloaded or still starting; `Retry-After` says when to try again"},
+    504: {"model": ErrorResponse, "description": "No answer within the time limit"},
+}
+
+_FILE = {"type": "string", "format": "binary", "description": "An image file"}
+_ONE_UPLOAD = {
+    "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE}}},
+    "application/octet-stream": {"schema": _FILE},
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["image"],
+            "properties": {"image": {"type": "string", "format": "byte", "description": "Base64, or a data: URL"}},
+        }
+    },
+}
+_MANY_UPLOADS = {
+    "multipart/form-data": {
+        "schema": {"type": "object", "required": ["files"], "properties": {"files": {"type": "array", "items": _FILE}}}
+    }
+}
+
+TopK = Annotated[int, Query(ge=1, le=TOP_K, description="How many classes to name")]
+
+
+def create_app(
+    predict: PredictRoutes,
+    operations: APIRouter,
+    *,
+    start: Callable[[], None],
+    stop: Callable[[], None],
+) -> Front:
+    """Return the ASGI application of one HTTP process.
+
+    Args:
+        predict: The handlers that classify.
+        operations: Routes for operators.
+        start: Called on the event loop before the first request.
+        stop: Called on the event loop after the last one.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        start()
+        try:
+            yield
+        finally:
+            stop()
+
+    app: FastAPI = FastAPIOffline(
+        title="ViT API", description=_DESCRIPTION, lifespan=lifespan, redoc_url=None, static_url="/docs/static"
+    )
+    app.include_router(_described(predict))
+    app.include_router(operations)
+    for kind in (HTTPException, RequestValidationError, ViTError, Exception):
+        app.add_exception_handler(kind, from_exception)
+    handlers: dict[tuple[str, str], Handler] = {
+        ("POST", "/predict"): predict.predict,
+        ("POST", "/predict/batch"): predict.predict_batch,
+    }
+    return Front(handlers, app)
+
+
+def _described(predict: PredictRoutes) -> APIRouter:
+    """Return routes that describe the busy paths. `Front` answers most of their requests before they get here."""
+    router = APIRouter(tags=["classification"])
+
+    @router.post("/predict", response_model=PredictResponse, responses=_FAILURES, openapi_extra=_body(_ONE_UPLOAD))
+    async def classify_an_image(request: Request, top_k: TopK = DEFAULT_TOP_K) -> Response:
+        """Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON.
+
+        Headers of the answer: `x-queue-time-ms`, `x-inference-time-ms`, `x-batch-size`, `x-request-id`.
+        """
+        return await predict.predict(request)
+
+    @router.post(
+        "/predict/batch",
+        response_model=list[PredictResponse | ErrorResponse],
+        responses=_FAILURES,
+        openapi_extra=_body(_MANY_UPLOADS),
+    )
+    async def classify_several_images(request: Request, top_k: TopK = DEFAULT_TOP_K) -> Response:
+        """Classify 1 to 32 images. The answer has their order; a bad image has its error in its place."""
+        return await predict.predict_batch(request)
+
+    return router
+
+
+def _body(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}

@@ -1,0 +1,92 @@
+"""Health and information: what operators and probes ask. Knows nothing of requests under way."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from vit_api.checkpoint import Checkpoint
+from vit_api.schemas import HealthResponse, InfoResponse, WorkerInfo
+from vit_api.workers import WorkerBoard
+
+_PACKAGES = ("litserve", "torch", "transformers", "pillow", "numpy", "fastapi", "uvicorn")
+_UNAVAILABLE = 503
+
+
+def operations_router(
+    checkpoint: Checkpoint, board: WorkerBoard, devices: Sequence[str], settings: dict[str, Any]
+) -> APIRouter:
+    """Return the routes for operators.
+
+    Args:
+        checkpoint: The model that is served.
+        board: What the workers say of themselves.
+        devices: Where the model runs.
+        settings: What to show of the settings; without secrets.
+    """
+    router = APIRouter(tags=["operations"])
+    not_ready: dict[int | str, dict[str, Any]] = {
+        _UNAVAILABLE: {"model": HealthResponse, "description": "A worker is not ready"}
+    }
+
+    def health_now() -> HealthResponse:
+        ready = board.ready_count()
+        return HealthResponse(
+            status="ok" if ready == board.workers else "starting",
+            model_loaded=ready == board.workers,
+            gpu_available=any(device.startswith("cuda") for device in devices),
+            device=",".join(devices),
+            model=checkpoint.name,
+            workers=board.workers,
+            workers_ready=ready,
+        )
+
+    @router.get("/health", responses=not_ready)
+    @router.get("/health/ready", responses=not_ready)
+    async def health(response: Response) -> HealthResponse:
+        """Tell whether every worker takes images: 200 if so, 503 if not."""
+        body = health_now()
+        if not body.model_loaded:
+            response.status_code = _UNAVAILABLE
+        return body
+
+    @router.get("/health/live")
+    async def live() -> dict[str, str]:
+        """Answer 200 as long as this process answers at all."""
+        return {"status": "alive"}
+
+    @router.get("/info")
+    async def info() -> InfoResponse:
+        """Tell what runs here: the model, the workers, versions and settings."""
+        return InfoResponse(
+            model=checkpoint.name,
+            revision=checkpoint.revision,
+            labels=len(checkpoint.labels),
+            input_shape=checkpoint.preprocessing.pixel_shape,
+            workers=[_worker_info(board, worker) for worker in range(board.workers)],
+            versions={"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES},
+            settings=settings,
+        )
+
+    return router
+
+
+def _worker_info(board: WorkerBoard, worker: int) -> WorkerInfo:
+    notice = board.read(worker)
+    return WorkerInfo(
+        state=notice.state.name.lower(),
+        device=notice.device,
+        device_name=notice.device_name,
+        dtype=notice.dtype,
+    )
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

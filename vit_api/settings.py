@@ -1,0 +1,171 @@
+"""Every knob of the server: name, default, limits and what it does. Knows nothing of how a knob is used."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from vit_api.cores import available_cores
+
+ENV_PREFIX = "VIT_API_"
+MAX_SLOTS_PER_PROCESS = 2048
+"""What one answer pipe carries within the 1 MiB that Linux grants a pipe of an unprivileged user."""
+
+_DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
+_DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
+
+
+class Settings(BaseSettings):
+    """The server's settings, from the command line, `VIT_API_*` in the environment, and `.env`, in this order."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        protected_namespaces=(),
+        cli_prog_name="server.py",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    model: Annotated[
+        str, Field(min_length=1, description="Hub id, local directory in Hugging Face format, or `digits` (embedded)")
+    ] = "google/vit-base-patch16-224"
+    revision: Annotated[str | None, Field(description="Branch, tag or commit of a hub model; a commit pins it")] = None
+    host: Annotated[
+        str, Field(min_length=1, description="Address to listen on; 127.0.0.1: this machine alone; ::: all of IPv6")
+    ] = "0.0.0.0"
+    port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on")] = 7860
+    api_servers: Annotated[
+        int, Field(ge=1, le=128, default_factory=available_cores, description="HTTP processes; default: one a core")
+    ]
+    workers_per_device: Annotated[int, Field(ge=1, le=16, description="Inference workers on each device")] = 1
+    device: Annotated[
+        str, Field(pattern=_DEVICE_PATTERN, description=f"Where the model runs: {_DEVICE_MEANING}; auto: GPUs if any")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="What the model computes in; auto: the fastest that the hardware has instructions for"),
+    ] = "auto"
+    max_batch_size: Annotated[int, Field(ge=1, le=256, description="Images in a batch at the most")] = 32
+    max_wait_ms: Annotated[
+        float, Field(ge=0, le=10_000, description="How long an image waits for company at the most, in milliseconds")
+    ] = 5.0
+    queue_size: Annotated[
+        int,
+        Field(ge=1, le=65_536, description="Images that the server holds at once; more get 503 until one is answered"),
+    ] = 1024
+    request_timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds from a request's arrival to a 504")
+    ] = 30.0
+    max_upload_mb: Annotated[
+        float, Field(gt=0, le=1024, description="Megabytes (2**20 bytes) of one upload at the most")
+    ] = 10.0
+    max_batch_upload_mb: Annotated[
+        float, Field(gt=0, le=4096, description="Megabytes of one request with several uploads at the most")
+    ] = 100.0
+    max_image_side: Annotated[
+        int, Field(ge=16, le=65_535, description="Pixels of an image's width and height at the most")
+    ] = 4096
+    exact_decode: Annotated[
+        bool, Field(description="Decode every pixel of a large JPEG instead of scaling it while it is decoded")
+    ] = False
+    decode_threads: Annotated[
+        int, Field(ge=1, le=64, description="Threads in each HTTP process that decode images")
+    ] = 2
+    cache_size: Annotated[
+        int, Field(ge=0, le=100_000_000, description="Answers that an HTTP process remembers; 0: none")
+    ] = 10_000
+    cache_ttl_s: Annotated[float, Field(gt=0, description="Seconds that an answer is remembered")] = 1800.0
+    cpu_threads: Annotated[
+        int | None, Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core, 1 on GPUs")
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], Field(description="Least severe messages to log")
+    ] = "info"
+
+    @field_validator("log_level", "dtype", "device", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_slots(self) -> Settings:
+        if self.slots_per_process > MAX_SLOTS_PER_PROCESS:
+            most = MAX_SLOTS_PER_PROCESS * self.api_servers
+            raise ValueError(
+                f"{ENV_PREFIX}QUEUE_SIZE: at most {MAX_SLOTS_PER_PROCESS} images for each HTTP process "
+                f"({most} for {ENV_PREFIX}API_SERVERS={self.api_servers}), got {self.queue_size}"
+            )
+        return self
+
+    @property
+    def slots_per_process(self) -> int:
+        """Images that one HTTP process holds at once: its share of the queue, rounded up."""
+        return -(-self.queue_size // self.api_servers)
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Bytes of one upload at the most."""
+        return int(self.max_upload_mb * 2**20)
+
+    @property
+    def max_batch_upload_bytes(self) -> int:
+        """Bytes of one request with several uploads at the most."""
+        return int(self.max_batch_upload_mb * 2**20)
+
+    @property
+    def max_wait_s(self) -> float:
+        """Seconds that an image waits for company at the most."""
+        return self.max_wait_ms / 1000
+
+
+class SettingsError(Exception):
+    """A setting has a value that it may not have; the message has a line for each."""
+
+
+def load_settings(arguments: list[str]) -> Settings:
+    """Read the settings; `--help` among the arguments prints them all and exits.
+
+    Raises:
+        SettingsError: A value is not allowed or an argument is unknown. It names the variable and what it may be.
+    """
+    parser = argparse.ArgumentParser(
+        prog="server.py",
+        description="A dynamic-batching image-classification server for Vision Transformers.",
+        epilog=f"Each option is also {ENV_PREFIX}<NAME> in the environment and in the file .env.",
+    )
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        Settings, cli_parse_args=arguments, root_parser=parser, cli_kebab_case=True
+    )
+    try:
+        return Settings(_cli_settings_source=source)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def _describe(problem: Any) -> str:
+    """Say which variable is wrong, what it may be, and what it was."""
+    if not problem["loc"]:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    name = ENV_PREFIX + str(problem["loc"][0]).upper()
+    what = problem["msg"]
+    if problem["type"] == "string_pattern_mismatch":
+        what = f"Input should be {_DEVICE_MEANING}"
+    return f"{name}: {what}, got {problem['input']!r}"
+
+
+def main_settings() -> Settings:
+    """Read the settings of this process's command line and environment; exit with status 2 if one is wrong."""
+    try:
+        return load_settings(sys.argv[1:])
+    except SettingsError as error:
+        sys.exit(f"{error}\nRun with --help to see every setting.")

@@ -1,0 +1,72 @@
+"""Arrays in anonymous shared memory that forked and spawned processes see alike.
+
+Knows nothing of what the arrays mean.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Layout = dict[str, tuple[DTypeLike, tuple[int, ...]]]
+
+_CACHE_LINE = 64
+
+
+class SharedArrays:
+    """Named NumPy arrays in one `memfd` segment, zeroed at first.
+
+    A `memfd` is used, not `/dev/shm`: a container's `/dev/shm` holds 64 MB by default, and a named segment outlives
+    a SIGKILL. Pages are taken from the system when they are first written, so a large table costs what is used.
+
+    The object can be pickled only while a process is being spawned; the file descriptor goes along.
+
+    Attributes:
+        arrays: The arrays by name. All processes that hold the segment see the same memory.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        size = max(_end_of(layout), 1)
+        fd = os.memfd_create("vit-api", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        self._map(layout, fd)
+
+    def _map(self, layout: Layout, fd: int) -> None:
+        self._layout = layout
+        self._fd = fd
+        self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
+        self.arrays: dict[str, NDArray[Any]] = {}
+        for name, (dtype, shape, offset) in _offsets(layout).items():
+            count = int(np.prod(shape))
+            self.arrays[name] = np.frombuffer(self._memory, dtype, count, offset).reshape(shape)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.arrays[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layout": self._layout, "fd": DupFd(self._fd)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._map(state["layout"], state["fd"].detach())
+
+
+def _offsets(layout: Layout) -> dict[str, tuple[DTypeLike, tuple[int, ...], int]]:
+    """Place the arrays one after the other, each at the start of a cache line."""
+    placed, offset = {}, 0
+    for name, (dtype, shape) in layout.items():
+        placed[name] = (dtype, shape, offset)
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        offset += -(-size // _CACHE_LINE) * _CACHE_LINE
+    return placed
+
+
+def _end_of(layout: Layout) -> int:
+    return sum(
+        -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // _CACHE_LINE) * _CACHE_LINE
+        for dtype, shape in layout.values()
+    )

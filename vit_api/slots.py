@@ -1,0 +1,215 @@
+"""The slot table: pixels in shared memory, and who may touch them when.
+
+Knows nothing of HTTP, models or pipes. It is also the server's bounded queue: no free slot means overload.
+
+Theory of operation
+-------------------
+An image occupies one slot from its decoding to its answer. Each HTTP process owns a fixed range of slots, so taking
+one needs no lock. The owner writes a slot's fields until it queues the slot; the worker that claims it may then read
+the pixels until it has sent its answer; with the answer the slot is the owner's again. `TRANSITIONS` is the whole
+state machine:
+
+    FREE ── take ──▶ DECODING ── queue ──▶ QUEUED ── claim ──▶ RUNNING
+      ▲                 │                     │                   │
+      └──── release ────┴────── release ──────┴───── release ─────┘
+                 (decoding failed)    (skipped: abandoned)   (answered)
+
+A client that leaves or a deadline that passes marks the slot abandoned; this flag is the owner's at all times. The
+worker skips an abandoned slot, and only the worker's answer frees a slot that was queued, so none is taken again while
+a worker can still read it. `generation` grows with each use: a record of an earlier use matches nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_api.shared_memory import SharedArrays
+
+
+class SlotState(enum.IntEnum):
+    """Where the image in a slot is on its way."""
+
+    FREE = 0
+    DECODING = 1
+    QUEUED = 2
+    RUNNING = 3
+
+
+TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
+    SlotState.FREE: frozenset({SlotState.DECODING}),
+    SlotState.DECODING: frozenset({SlotState.QUEUED, SlotState.FREE}),
+    SlotState.QUEUED: frozenset({SlotState.RUNNING, SlotState.FREE}),
+    SlotState.RUNNING: frozenset({SlotState.FREE}),
+}
+
+_MAX_GENERATION = 2**32 - 1
+
+
+class InvalidTransitionError(Exception):
+    """A slot was moved in a way that `TRANSITIONS` doesn't have: a bug, never a client's doing."""
+
+
+class Claim(NamedTuple):
+    """A slot that a worker took from the queue.
+
+    Attributes:
+        slot: The slot's number.
+        generation: Which use of the slot it is.
+        queued_at: When it was queued, in seconds of the monotonic clock.
+        is_wanted: False if its client left or its deadline passed: answer it without running it.
+    """
+
+    slot: int
+    generation: int
+    queued_at: float
+    is_wanted: bool
+
+
+class SlotTable:
+    """All slots of the server.
+
+    Args:
+        owners: HTTP processes; each owns `slots_per_owner` slots.
+        slots_per_owner: Images that one HTTP process can hold at once.
+        pixel_shape: (height, width, 3) of one image as uint8.
+
+    Attributes:
+        pixels: uint8 [slots, height, width, 3].
+    """
+
+    def __init__(self, owners: int, slots_per_owner: int, pixel_shape: tuple[int, int, int]) -> None:
+        slots = owners * slots_per_owner
+        layout = {
+            "states": (np.uint8, (slots,)),
+            "abandoned": (np.uint8, (slots,)),
+            "generations": (np.uint32, (slots,)),
+            "workers": (np.int32, (slots,)),
+            "queued_at": (np.float64, (slots,)),
+            "deadlines": (np.float64, (slots,)),
+            "pixels": (np.uint8, (slots, *pixel_shape)),
+        }
+        self._bind(SharedArrays(layout), slots_per_owner)
+
+    def _bind(self, shared: SharedArrays, slots_per_owner: int) -> None:
+        self._shared = shared
+        self.slots_per_owner = slots_per_owner
+        self.pixels: NDArray[np.uint8] = shared["pixels"]
+        # Single elements are read and written through memory views: a third of the time of a NumPy index.
+        self._states = shared["states"]
+        self._state = memoryview(shared["states"])
+        self._abandoned = memoryview(shared["abandoned"])
+        self._generation = memoryview(shared["generations"])
+        self._worker = memoryview(shared["workers"])
+        self._queued_at = memoryview(shared["queued_at"])
+        self._deadline = memoryview(shared["deadlines"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shared": self._shared, "slots_per_owner": self.slots_per_owner}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._bind(state["shared"], state["slots_per_owner"])
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def owner_of(self, slot: int) -> int:
+        """Return the number of the HTTP process that owns `slot`."""
+        return slot // self.slots_per_owner
+
+    def state_of(self, slot: int) -> SlotState:
+        """Return the state that `slot` is in now."""
+        return SlotState(self._state[slot])
+
+    def count_coming(self) -> int:
+        """Count the images that are on the way to a worker: being decoded, or queued and not yet claimed."""
+        coming = (self._states == SlotState.DECODING) | (self._states == SlotState.QUEUED)
+        return int(np.count_nonzero(coming))
+
+    def count_by_state(self) -> dict[SlotState, int]:
+        """Count the slots in each state."""
+        counts = np.bincount(self._states, minlength=len(SlotState))
+        return {state: int(counts[state]) for state in SlotState}
+
+    def _move(self, slot: int, to: SlotState) -> None:
+        current = self.state_of(slot)
+        if to not in TRANSITIONS[current]:
+            raise InvalidTransitionError(f"slot {slot} can't go from {current.name} to {to.name}")
+        self._state[slot] = to
+
+    def start_decoding(self, slot: int, deadline: float) -> int:
+        """Take the free `slot` for a new image and return its new generation. For the owner."""
+        self._move(slot, SlotState.DECODING)
+        self._abandoned[slot] = 0
+        self._deadline[slot] = deadline
+        generation = self._generation[slot] % _MAX_GENERATION + 1
+        self._generation[slot] = generation
+        return generation
+
+    def queue(self, slot: int, now: float) -> None:
+        """Hand `slot`, whose pixels are written, to the workers. For the owner; the request's record comes after."""
+        self._queued_at[slot] = now
+        self._move(slot, SlotState.QUEUED)
+
+    def abandon(self, slot: int) -> None:
+        """Mark `slot` as no longer wanted, whatever its state. For the owner."""
+        self._abandoned[slot] = 1
+
+    def is_abandoned(self, slot: int) -> bool:
+        """Tell whether the owner marked `slot` as no longer wanted."""
+        return bool(self._abandoned[slot])
+
+    def release(self, slot: int) -> None:
+        """Make `slot` free. For the owner, once no worker can read it any more."""
+        self._move(slot, SlotState.FREE)
+
+    def claim(self, slot: int, generation: int, worker: int, now: float) -> Claim | None:
+        """Take `slot` from the queue for `worker`; None if the record is stale. For the worker that read the record."""
+        if self._generation[slot] != generation or self._state[slot] != SlotState.QUEUED:
+            return None
+        is_wanted = not self._abandoned[slot] and now < self._deadline[slot]
+        if is_wanted:
+            self._worker[slot] = worker
+            self._move(slot, SlotState.RUNNING)
+        return Claim(slot, generation, self._queued_at[slot], is_wanted)
+
+    def is_current(self, slot: int, generation: int) -> bool:
+        """Tell whether an answer for `generation` belongs to the slot's present use. For the owner."""
+        return self._generation[slot] == generation and self._state[slot] in (SlotState.QUEUED, SlotState.RUNNING)
+
+
+class SlotRange:
+    """The slots of one HTTP process, and which of them are free. For that process's event loop alone."""
+
+    def __init__(self, table: SlotTable, owner: int) -> None:
+        self.table = table
+        first = owner * table.slots_per_owner
+        # A stack: the slot that was used last is warm in the processor's cache, and unused ones never take memory.
+        self._free = list(range(first + table.slots_per_owner - 1, first - 1, -1))
+
+    @property
+    def free_count(self) -> int:
+        """Slots that can be taken now."""
+        return len(self._free)
+
+    def take(self, deadline: float) -> tuple[int, int] | None:
+        """Take a slot for a new image.
+
+        Args:
+            deadline: When the answer must be there, in seconds of the monotonic clock.
+
+        Returns:
+            The slot and its generation, or None if all are taken.
+        """
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        return slot, self.table.start_decoding(slot, deadline)
+
+    def release(self, slot: int) -> None:
+        """Give `slot` back."""
+        self.table.release(slot)
+        self._free.append(slot)

@@ -1,0 +1,72 @@
+"""The workers' notice board: what each worker says of itself, in shared memory, for the HTTP processes to read.
+
+Knows nothing of how a worker works. Each line has one writer, its worker (or, before that one starts, the server).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+
+from vit_api.shared_memory import SharedArrays
+
+_TEXT_BYTES = 64
+
+
+class WorkerState(enum.IntEnum):
+    """What a worker is doing."""
+
+    STARTING = 0
+    READY = 1
+    STOPPED = 2
+
+
+@dataclass(frozen=True)
+class WorkerNotice:
+    """What one worker says of itself."""
+
+    state: WorkerState
+    device: str
+    device_name: str
+    dtype: str
+
+
+class WorkerBoard:
+    """One notice for each worker. All are starting at first.
+
+    Attributes:
+        workers: How many there are.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        text = f"S{_TEXT_BYTES}"
+        self._shared = SharedArrays(
+            {
+                "state": (np.uint8, (workers,)),
+                "device": (text, (workers,)),
+                "device_name": (text, (workers,)),
+                "dtype": (text, (workers,)),
+            }
+        )
+
+    def post(self, worker: int, notice: WorkerNotice) -> None:
+        """Write the notice of `worker`; the state last, so that a reader who sees it ready sees the rest."""
+        for name in ("device", "device_name", "dtype"):
+            self._shared[name][worker] = getattr(notice, name).encode("ascii", "replace")[:_TEXT_BYTES]
+        self._shared["state"][worker] = notice.state
+
+    def set_state(self, worker: int, state: WorkerState) -> None:
+        """Change the state of `worker` alone."""
+        self._shared["state"][worker] = state
+
+    def read(self, worker: int) -> WorkerNotice:
+        """Return the notice of `worker`."""
+        texts = (bytes(self._shared[name][worker]).decode() for name in ("device", "device_name", "dtype"))
+        return WorkerNotice(WorkerState(self._shared["state"][worker]), *texts)
+
+    def ready_count(self) -> int:
+        """Count the workers that take images."""
+        return int(np.count_nonzero(self._shared["state"] == WorkerState.READY))
