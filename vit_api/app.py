@@ -12,7 +12,7 @@ from vit_api.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.classifier import Classifier
 from vit_api.cores import available_cores
 from vit_api.lit_api import ViTAPI
-from vit_api.lit_server import ViTServer, choose_devices
+from vit_api.lit_server import ServeHttp, ViTServer, choose_devices
 from vit_api.logs import configure_logging
 from vit_api.loop import SlotLoop
 from vit_api.processes import serve_http
@@ -76,7 +76,7 @@ class Application:
             stop_timeout_s=self.settings.request_timeout_s,
         )
 
-    def _serve_http(self, parent: int):  # type: ignore[no-untyped-def]
+    def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
             app = self.http_app(number)
             serve_http(app, listener, parent=parent, stop_timeout_s=self.settings.request_timeout_s)
@@ -106,7 +106,9 @@ class Application:
             model_name=self.checkpoint.name,
             request_timeout_s=settings.request_timeout_s,
         )
-        operations = operations_router(self.checkpoint, self.board, self.devices, settings.model_dump(mode="json"))
+        # The model as clients know it: the setting may be a path of this machine.
+        shown = settings.model_dump(mode="json") | {"model": self.checkpoint.name}
+        operations = operations_router(self.checkpoint, self.board, self.devices, shown)
         return create_app(predict, operations, start=classifier.start, stop=classifier.stop)
 
 

@@ -39,7 +39,7 @@ class Checkpoint:
     """A checkpoint on the local disk.
 
     Attributes:
-        name: The name that it was asked for by.
+        name: What clients see: `digits`, the hub id, or the last part of a directory's path.
         path: The folder with config.json, the processor's configuration and the safetensors files.
         revision: The commit, for models from the hub; None for others.
         labels: The class names, by index.
@@ -73,7 +73,9 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         _check_weights(path)
     except (CheckpointError, UnsupportedProcessor, hub.HubError) as error:
         raise CheckpointError(f"The model {name!r} can't be used: {error}.") from error
-    return Checkpoint(name=name, path=path, revision=commit, labels=labels, preprocessing=preprocessing)
+    # Clients see the name, and must not see where on this machine a directory lies.
+    public_name = name if name in EMBEDDED or commit is not None else path.name
+    return Checkpoint(name=public_name, path=path, revision=commit, labels=labels, preprocessing=preprocessing)
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:

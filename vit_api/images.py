@@ -44,10 +44,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # process-wide limit. Here each side is checked from the header instead, so the guard is switched off.
 Image.MAX_IMAGE_PIXELS = None
 
-# A JPEG is scaled while it is decoded only to sizes at least this many times the resize target. Measured on six photos
-# at 4 to 20 times the target: with 2 a pixel is off by 0.33 on average and by 2 at the 99th percentile, about what
-# saving the photo again at quality 85 does (0.40 and 2); with 1 it is 0.93 and 6, with 3 it is 0.21 and 1.3. A photo
-# of 4032 x 3024 takes half the time; one of 1920 x 1280 too, which with 3 would gain nothing.
+# A JPEG is scaled while it is decoded only to sizes at least this many times the resize target. On six photos at 4 to
+# 20 times the target, with 2 a pixel is off by 0.33 on average and by 2 at the 99th percentile, about what saving the
+# photo again at quality 85 does (0.40 and 2); with 1 it is 0.93 and 6, with 3 it is 0.21 and 1.3, but then photos of
+# less than 6 times the target aren't scaled at all. tests/test_images.py holds it to that.
 DRAFT_MARGIN = 2
 
 _SIGNATURE_BYTES = 16

@@ -64,12 +64,9 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         """Load the model on `device` and run every batch size that will come often."""
-        import torch
-
         from vit_api.model import VisionModel
 
-        torch.set_num_threads(self._cpu_threads)
-        self.model = VisionModel(self.checkpoint, device, self._dtype)
+        self.model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads)
         self.model.warm_up([size for size in (1, 2, 4, 8, 16, 24, 32) if size <= self.max_batch_size])
 
     # No annotation on `request`: LitServe would take it for the type of a body that FastAPI has to parse.

@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import litserve as ls
-from litserve.loops.base import LitLoop
+from litserve.loops import LitLoop
 
 from vit_api.batching import BatchingPolicy
 from vit_api.records import Answer, Prediction, RecordPipe, Status, unpack_requests
@@ -71,9 +71,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         status, predictions = self._infer(lit_api, batch)
         inference_s = time.monotonic() - started
         self._answer(
-            Answer(
-                claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s
-            )
+            Answer(claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s)
             for claim, prediction in zip(batch, predictions, strict=True)
         )
 

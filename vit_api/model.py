@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForImageClassification
+from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoint import Checkpoint
 from vit_api.records import TOP_K, Prediction
@@ -67,6 +68,7 @@ class VisionModel:
         checkpoint: What to load. Weights come from safetensors alone, and code from transformers alone.
         device: As torch names it: `cpu`, `cuda:0`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        cpu_threads: Threads that torch uses for one operation on the CPU, in this process.
 
     Attributes:
         device: Where it runs.
@@ -74,7 +76,9 @@ class VisionModel:
         device_name: The hardware's own name.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, cpu_threads: int) -> None:
+        torch.set_num_threads(cpu_threads)
+        transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -87,7 +91,6 @@ class VisionModel:
             dtype=self.dtype,
         )
         self._model.to(self.device).eval()
-        self._is_multi_label = _is_multi_label(self._model.config)
         self._top_k = min(TOP_K, self._model.config.num_labels)
         self._scale, self._shift = self._normalisation(checkpoint)
 
@@ -112,8 +115,7 @@ class VisionModel:
         """Launch the model on staged pixels, uint8 [batch, height, width, 3], and return its top k on the device."""
         inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
         logits = self._model(pixel_values=inputs.to(self.dtype)).logits.to(torch.float32)
-        probabilities = logits.sigmoid() if self._is_multi_label else logits.softmax(dim=-1)
-        return TopK(*probabilities.topk(self._top_k, dim=-1))
+        return TopK(*logits.softmax(dim=-1).topk(self._top_k, dim=-1))
 
     def collect(self, output: TopK) -> list[Prediction]:
         """Wait for the device and return one prediction for each image of the batch."""
@@ -126,9 +128,3 @@ class VisionModel:
         for size in batch_sizes:
             self.collect(self.forward(self.stage([np.zeros(self._pixel_shape, np.uint8)] * size)))
         logger.info("warmed up for batches of %s in %.1f s", list(batch_sizes), time.monotonic() - started)
-
-
-def _is_multi_label(config: object) -> bool:
-    """Tell whether each class has a probability of its own (sigmoid), as transformers' pipeline decides it."""
-    problem_type, labels = getattr(config, "problem_type", None), getattr(config, "num_labels", 0)
-    return problem_type == "multi_label_classification" or labels == 1

@@ -61,7 +61,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class _Defaults:
-    """What a processor class of transformers does where its JSON file says nothing (or null)."""
+    """What a processor class of transformers does where its JSON file says nothing."""
 
     size: int | Mapping[str, int]
     resample: int = _BICUBIC
@@ -189,23 +189,18 @@ def _class_name(processor: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     raise UnsupportedProcessor(f"its image processor is {name}; the server knows {', '.join(sorted(_CLASSES))}")
 
 
-def _setting(processor: Mapping[str, Any], key: str, default: Any) -> Any:
-    """Look a setting up; null means the class's default, as in transformers."""
-    value = processor.get(key)
-    return default if value is None else value
-
-
 def _flag(processor: Mapping[str, Any], key: str, default: bool) -> bool:
-    value = _setting(processor, key, default)
-    if not isinstance(value, bool):
+    """Read a switch. Absent means the class's default, but null means off, as it does in transformers."""
+    value = processor.get(key, default)
+    if not isinstance(value, bool | None):
         raise UnsupportedProcessor(f"its image processor's {key} is {value!r}, neither true nor false")
-    return value
+    return bool(value)
 
 
 def _resize(processor: Mapping[str, Any], defaults: _Defaults) -> tuple[Size | None, int | None]:
     """Return (size, shortest_edge), one of them None."""
     square = _flag(processor, "default_to_square", defaults.default_to_square)
-    edges = _edges("size", _setting(processor, "size", defaults.size), square)
+    edges = _edges("size", processor.get("size", defaults.size), square)
     if set(edges) == {"shortest_edge"}:
         return None, edges["shortest_edge"]
     return _height_width("size", edges), None
@@ -214,7 +209,7 @@ def _resize(processor: Mapping[str, Any], defaults: _Defaults) -> tuple[Size | N
 def _crop(processor: Mapping[str, Any], defaults: _Defaults) -> Size | None:
     if not _flag(processor, "do_center_crop", defaults.do_center_crop):
         return None
-    crop_size = _setting(processor, "crop_size", defaults.crop_size)
+    crop_size = processor.get("crop_size", defaults.crop_size)
     if crop_size is None:
         raise UnsupportedProcessor("its image processor crops (do_center_crop) but says no crop_size")
     return _height_width("crop_size", _edges("crop_size", crop_size, square=True))
@@ -245,7 +240,7 @@ def _height_width(key: str, edges: Mapping[str, int]) -> Size:
 
 
 def _resample(processor: Mapping[str, Any], defaults: _Defaults) -> int:
-    resample = _setting(processor, "resample", defaults.resample)
+    resample = processor.get("resample", defaults.resample)
     if type(resample) is not int or not 0 <= resample <= _LAST_FILTER:
         raise UnsupportedProcessor(f"its image processor's resample is {resample!r}, not one of PIL's filters (0 to 5)")
     return resample
@@ -254,15 +249,15 @@ def _resample(processor: Mapping[str, Any], defaults: _Defaults) -> int:
 def _scale(processor: Mapping[str, Any]) -> float:
     if not _flag(processor, "do_rescale", True):
         return 1.0
-    return _number("rescale_factor", _setting(processor, "rescale_factor", 1 / 255))
+    return _number("rescale_factor", processor.get("rescale_factor", 1 / 255))
 
 
 def _normalisation(processor: Mapping[str, Any], defaults: _Defaults) -> tuple[Channels, Channels]:
     """Return (mean, std)."""
     if not _flag(processor, "do_normalize", True):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean = _channels("image_mean", _setting(processor, "image_mean", defaults.mean))
-    std = _channels("image_std", _setting(processor, "image_std", defaults.std))
+    mean = _channels("image_mean", processor.get("image_mean", defaults.mean))
+    std = _channels("image_std", processor.get("image_std", defaults.std))
     if 0.0 in std:
         raise UnsupportedProcessor("its image processor's image_std has a zero, which nothing can be divided by")
     return mean, std

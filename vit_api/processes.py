@@ -91,6 +91,7 @@ def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeo
         app,
         loop="uvloop",
         http="httptools",
+        ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,

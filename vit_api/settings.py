@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     ] = 10_000
     cache_ttl_s: Annotated[float, Field(gt=0, description="Seconds that an answer is remembered")] = 1800.0
     cpu_threads: Annotated[
-        int | None, Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core, 1 on GPUs")
+        int | None,
+        Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core, 1 on GPUs"),
     ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], Field(description="Least severe messages to log")

@@ -12,9 +12,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from vit_api.errors import ViTError
+from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K
 from vit_api.routes.front import Front, Handler
-from vit_api.routes.predict import DEFAULT_TOP_K, PredictRoutes
+from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.responses import from_exception
 from vit_api.schemas import ErrorResponse, PredictResponse
 

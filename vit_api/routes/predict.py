@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from vit_api.classifier import Classification, Classifier
 from vit_api.errors import BadRequest, ViTError
+from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K, Prediction
 from vit_api.routes.responses import error_body, json_response
 from vit_api.routes.uploads import Uploads
 
-DEFAULT_TOP_K = 5
 _TOP_KS = {str(k): k for k in range(1, TOP_K + 1)}
 
 

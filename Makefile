@@ -1,0 +1,38 @@
+# `make run` serves the embedded model; `make test` runs the whole suite. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?= --model digits --host 127.0.0.1
+
+.PHONY: run test lint types imports check clean
+
+run: .venv/run.stamp
+	$(BIN)/python server.py $(ARGS)
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp
+	$(BIN)/mypy
+
+imports: .venv/dev.stamp
+	$(BIN)/lint-imports
+
+check: lint types imports test
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/dev.stamp: requirements.txt requirements-dev.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@ .venv/run.stamp

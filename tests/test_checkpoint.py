@@ -1,0 +1,172 @@
+"""A checkpoint is found and read without torch, or refused with a message for the person who starts the server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from tests import samples
+from vit_api import checkpoint
+from vit_api.checkpoint import CheckpointError, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return samples.make_checkpoint(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture
+def copied(vit: Path, tmp_path: Path) -> Path:
+    """A copy of the small ViT that a test may spoil."""
+    for file in vit.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_the_embedded_model_is_read() -> None:
+    """`digits` needs no network and no revision."""
+    digits = load_checkpoint("digits")
+    assert digits.labels == tuple("0123456789")
+    assert digits.preprocessing.pixel_shape == (32, 32, 3)
+    assert (digits.name, digits.revision) == ("digits", None)
+    assert (digits.path / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", samples.PROCESSORS)
+def test_what_transformers_saves_is_read(kind: str, tmp_path: Path) -> None:
+    """Model and processor, as save_pretrained of this version writes them."""
+    folder = samples.make_checkpoint(tmp_path, kind, classes=7)
+    legacy = load_checkpoint(str(folder))
+    transformers.AutoImageProcessor.from_pretrained(folder).save_pretrained(folder)
+    saved = load_checkpoint(str(folder))
+    assert saved == legacy
+    assert saved.labels == tuple(f"class {index}" for index in range(7))
+    assert saved.preprocessing.pixel_shape == (32, 32, 3)
+
+
+def test_a_clip_processor_is_found_in_its_processor(copied: Path) -> None:
+    """transformers 5 nests an image processor in processor_config.json, and prefers it there."""
+    image_processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size=32)
+    (copied / "processor_config.json").write_text(json.dumps({"image_processor": image_processor.to_dict()}))
+    assert load_checkpoint(str(copied)).preprocessing.shortest_edge == 40
+
+
+def test_two_default_labels_are_read(tmp_path: Path) -> None:
+    """transformers doesn't save id2label where it is LABEL_0 and LABEL_1."""
+    config = transformers.ViTConfig(**samples._MODELS["vit"][1])
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert load_checkpoint(str(tmp_path)).labels == ("LABEL_0", "LABEL_1")
+
+
+def test_shards_are_weights(tmp_path: Path) -> None:
+    """Weights in several files, named by an index; each must be there."""
+    folder = samples.make_checkpoint(tmp_path, max_shard_size="20KB")
+    assert not (folder / "model.safetensors").exists()
+    assert load_checkpoint(str(folder)).path == folder
+    next(folder.glob("model-00002-*")).unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-.* is missing"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        pytest.param({"architectures": ["ViTModel"]}, "no image classifier", id="no classifier"),
+        pytest.param({"architectures": None}, "no image classifier", id="no architecture"),
+        pytest.param({"num_channels": 1}, "1 channels", id="grey"),
+        pytest.param({"problem_type": "multi_label_classification"}, "several labels", id="multi-label"),
+        pytest.param({"id2label": {"0": "only"}}, "fewer than two", id="one class"),
+        pytest.param({"id2label": {"0": "a", "2": "b"}}, "leaves class numbers out", id="gap"),
+        pytest.param({"id2label": {"a": "0"}}, "class numbers to names", id="no numbers"),
+        pytest.param({"id2label": ["a", "b"]}, "class numbers to names", id="list"),
+        pytest.param({"model_type": "my", "auto_map": {"AutoConfig": "my.My"}}, "never run", id="remote code"),
+    ],
+)
+def test_models_that_cannot_be_served_are_refused(copied: Path, changes: dict[str, Any], reason: str) -> None:
+    """The message says why, and names the model."""
+    samples.edit_json(copied / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_checkpoint(str(copied))
+    assert str(copied) in str(caught.value)
+
+
+def test_remote_code_is_not_needed_for_a_built_in_model(copied: Path) -> None:
+    """A file may offer its own code for a model that transformers has."""
+    samples.edit_json(copied / "config.json", auto_map={"AutoConfig": "my.My"})
+    assert len(load_checkpoint(str(copied)).labels) == 10
+
+
+def test_built_in_models_are_those_of_transformers() -> None:
+    """The list has no model that transformers can't classify images with."""
+    assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) >= checkpoint._BUILT_IN_MODELS
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        pytest.param("config.json", None, "no config.json", id="no config"),
+        pytest.param("config.json", b"{", "can't be read as JSON", id="bad json"),
+        pytest.param("config.json", b"\xff\xfe", "can't be read as JSON", id="no text"),
+        pytest.param("config.json", b"[]", "not a JSON object", id="list"),
+        pytest.param("preprocessor_config.json", None, "no preprocessor_config.json", id="no processor"),
+        pytest.param("preprocessor_config.json", b'{"crop_pct": 0.9}', "crop_pct", id="unknown processor"),
+        pytest.param("model.safetensors", None, "no safetensors weights", id="no weights"),
+        pytest.param("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "git lfs pull", id="pointer"),
+        pytest.param("model.safetensors", b"", "not a safetensors file", id="empty weights"),
+    ],
+)
+def test_spoilt_folders_are_refused(copied: Path, file: str, content: bytes | None, reason: str) -> None:
+    """Files that are missing, or aren't what their name says."""
+    (copied / file).unlink() if content is None else (copied / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=reason):
+        load_checkpoint(str(copied))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param({"weight_map": {"a": "../../other.safetensors"}}, id="outside"),
+        pytest.param({"weight_map": {"a": "pytorch_model.bin"}}, id="pickle"),
+        pytest.param({"weight_map": ["a"]}, id="list"),
+        pytest.param({}, id="empty"),
+    ],
+)
+def test_an_index_must_name_safetensors_beside_it(copied: Path, index: dict[str, Any]) -> None:
+    """Nothing outside the folder, no pickles."""
+    (copied / "model.safetensors").unlink()
+    (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"its model\.safetensors\.index\.json"):
+        load_checkpoint(str(copied))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "", "-x", "a b"])
+def test_names_that_are_nothing_are_refused(name: str) -> None:
+    """Neither a directory nor a hub id; the hub isn't asked."""
+    with pytest.raises(CheckpointError, match="no such directory"):
+        load_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["digits", "."])
+def test_only_hub_models_have_revisions(name: str) -> None:
+    """A pin that would not be kept is an error."""
+    with pytest.raises(CheckpointError, match="revision"):
+        load_checkpoint(name, "main")
+
+
+def test_reading_needs_no_heavy_imports() -> None:
+    """The main process is forked; it must neither pay for torch nor have threads."""
+    program = (
+        "import sys, threading; from vit_api.checkpoint import load_checkpoint; load_checkpoint('digits');"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'PIL', 'numpy'} & set(sys.modules);"
+        "assert not heavy, heavy; assert threading.active_count() == 1"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(checkpoint.__file__).parents[1])

@@ -1,0 +1,302 @@
+"""Downloads, pins, caches and refusals, against a hub on the loopback interface that answers as the real one does."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import samples
+from vit_api.checkpoint import CheckpointError, load_checkpoint
+
+NAME = "somebody/vit-tiny"
+FIRST, SECOND = "1" * 40, "2" * 40
+# The promise is 15 s on a machine that does nothing else; a busy one gets as much again.
+GENEROUS_S = 30.0
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Serves one repository: commits with files, refs that name commits, and failures on demand."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.refs: dict[str, str] = {}
+        self.requests: list[str] = []
+        self.refusal: tuple[int, str] | None = None
+        self.file_refusal: tuple[int, str] | None = None
+        self.pause_s = 0.0
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def asked_for(self) -> set[str]:
+        return {path.rsplit("/", 1)[1] for path in self.requests if "/resolve/" in path}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub = self.server
+        hub.requests.append(self.path)
+        if hub.refusal:
+            return self.refuse(*hub.refusal)
+        path = self.path.split("?")[0]
+        if path.startswith(f"/api/models/{NAME}/revision/"):
+            return self.list_files(path.rsplit("/", 1)[1])
+        if path.startswith(f"/{NAME}/resolve/"):
+            revision, file = path.removeprefix(f"/{NAME}/resolve/").split("/")
+            return self.send_file(revision, file)
+        return self.refuse(404, "RepoNotFound")
+
+    def list_files(self, revision: str) -> None:
+        commit = self.server.refs.get(revision, revision)
+        if commit not in self.server.commits:
+            return self.refuse(404, "RevisionNotFound")
+        files = [{"rfilename": file} for file in self.server.commits[commit]]
+        return self.answer(json.dumps({"id": NAME, "sha": commit, "siblings": files}).encode())
+
+    def send_file(self, revision: str, file: str) -> None:
+        commit = self.server.refs.get(revision, revision)
+        if self.server.file_refusal:
+            return self.refuse(*self.server.file_refusal)
+        content = self.server.commits[commit].get(file)
+        if content is None:
+            return self.refuse(404, "EntryNotFound")
+        return self.answer(content, {"ETag": f'"{commit}-{file}"', "X-Repo-Commit": commit})
+
+    def refuse(self, status: int, code: str) -> None:
+        self.answer(b"{}", {"X-Error-Code": code, "X-Error-Message": code}, status)
+
+    def answer(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        self.send_response(status)
+        for header, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        step = max(1, len(body) // 10) if self.server.pause_s else max(1, len(body))
+        for start in range(0, len(body), step):
+            if self.server.pause_s:
+                threading.Event().wait(self.server.pause_s)
+            self.wfile.write(body[start : start + step])
+            self.wfile.flush()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = samples.make_checkpoint(tmp_path_factory.mktemp("vit"))
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the library's environment and cache to this test."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with one commit on its main branch."""
+    server = FakeHub()
+    server.commits[FIRST] = {**files, "pytorch_model.bin": b"never", "README.md": b"text", "onnx.safetensors": b"no"}
+    server.refs["main"] = FIRST
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_model_is_downloaded(hub: FakeHub, files: dict[str, bytes]) -> None:
+    """Its commit is known, and nothing but JSON and the weights is asked for."""
+    loaded = load_checkpoint(NAME)
+    assert loaded.revision == FIRST
+    assert (loaded.path / "model.safetensors").read_bytes() == files["model.safetensors"]
+    assert len(loaded.labels) == 10
+    assert hub.asked_for() == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("revision", ["v1", FIRST], ids=["tag", "commit"])
+def test_a_revision_is_pinned(hub: FakeHub, files: dict[str, bytes], revision: str) -> None:
+    """The main branch has moved on, the pin has not."""
+    changed = json.loads(files["config.json"]) | {"id2label": {"0": "new", "1": "newer"}}
+    hub.commits[SECOND] = {**files, "config.json": json.dumps(changed).encode()}
+    hub.refs |= {"main": SECOND, "v1": FIRST}
+    assert load_checkpoint(NAME, revision).revision == FIRST
+    assert load_checkpoint(NAME, revision).labels[0] == "class 0"
+    assert load_checkpoint(NAME).labels == ("new", "newer")
+
+
+def test_a_cached_commit_needs_no_hub(hub: FakeHub) -> None:
+    """A commit never changes, so nothing is asked once its files are there."""
+    first = load_checkpoint(NAME, FIRST)
+    hub.requests.clear()
+    assert load_checkpoint(NAME, FIRST) == first
+    assert hub.requests == []
+
+
+def test_a_commit_in_part_is_completed(hub: FakeHub) -> None:
+    """A cache with a file missing isn't taken for the model."""
+    weights = load_checkpoint(NAME, FIRST).path / "model.safetensors"
+    weights.unlink()
+    assert load_checkpoint(NAME, FIRST).path == weights.parent
+    assert weights.exists()
+
+
+def test_the_cache_is_used_where_the_hub_cannot_be_reached(
+    hub: FakeHub, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart works without the network."""
+    first = load_checkpoint(NAME)
+    hub.refusal = (503, "")
+    assert load_checkpoint(NAME) == first
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port}")
+    assert load_checkpoint(NAME) == first
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert load_checkpoint(NAME) == first
+
+
+def test_shards_are_downloaded(hub: FakeHub, tmp_path: Path) -> None:
+    """Those that the index names."""
+    folder = samples.make_checkpoint(tmp_path / "sharded", max_shard_size="20KB")
+    hub.commits[FIRST] = {file.name: file.read_bytes() for file in folder.iterdir()}
+    loaded = load_checkpoint(NAME)
+    assert {file.name for file in loaded.path.iterdir()} == set(hub.commits[FIRST])
+
+
+def test_a_slow_download_is_not_cut_off(hub: FakeHub) -> None:
+    """Weights that take longer than the hub is given to answer, but arrive."""
+    hub.commits[FIRST].pop("preprocessor_config.json")
+    hub.commits[FIRST]["processor_config.json"] = json.dumps({"image_processor": {"size": 32}}).encode()
+    hub.pause_s = 0.35
+    started = time.monotonic()
+    assert load_checkpoint(NAME).revision == FIRST
+    assert time.monotonic() - started > 8.5
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        pytest.param((404, "RepoNotFound"), "no such model.*HF_TOKEN", id="missing"),
+        pytest.param((401, "RepoNotFound"), "no such model.*HF_TOKEN", id="missing, without a token"),
+        pytest.param((403, "GatedRepo"), "accept its terms.*HF_TOKEN", id="gated"),
+        pytest.param((401, "InvalidToken"), "HF_TOKEN", id="bad token"),
+        pytest.param((403, ""), "HF_TOKEN", id="forbidden"),
+    ],
+)
+def test_a_refusal_is_explained(hub: FakeHub, refusal: tuple[int, str], reason: str) -> None:
+    """What the hub's status means, and what to do."""
+    hub.refusal = refusal
+    with pytest.raises(CheckpointError, match=reason):
+        load_checkpoint(NAME)
+
+
+def test_a_gated_model_that_is_listed_is_explained(hub: FakeHub) -> None:
+    """The real hub lists a gated model's files to everybody, but doesn't hand them out."""
+    hub.file_refusal = (401, "GatedRepo")
+    with pytest.raises(CheckpointError, match=r"accept its terms.*HF_TOKEN"):
+        load_checkpoint(NAME)
+
+
+@pytest.mark.parametrize("revision", ["v9", SECOND], ids=["tag", "commit"])
+def test_a_missing_revision_is_explained(hub: FakeHub, revision: str) -> None:
+    """The model is there, the revision is not."""
+    with pytest.raises(CheckpointError, match=f"no revision '{revision}'"):
+        load_checkpoint(NAME, revision)
+
+
+def test_pickled_weights_are_refused_before_any_download(hub: FakeHub) -> None:
+    """A repository without safetensors."""
+    del hub.commits[FIRST]["model.safetensors"]
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        load_checkpoint(NAME)
+    assert hub.asked_for() == set()
+
+
+def test_offline_mode_is_named(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable that forbids the download, and the way out."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set.*--model digits"):
+        load_checkpoint(NAME)
+    assert hub.requests == []
+
+
+def assert_unreachable(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"can't be reached.*--model digits"):
+        load_checkpoint(NAME)
+    assert time.monotonic() - started < GENEROUS_S
+
+
+def test_a_refused_connection_is_explained(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens."""
+    assert_unreachable(f"http://127.0.0.1:{closed_port}", monkeypatch)
+
+
+def test_a_name_that_does_not_resolve_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No DNS; `.invalid` never resolves (RFC 2606)."""
+    assert_unreachable("http://hub.invalid", monkeypatch)
+
+
+def test_a_hub_that_never_answers_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is accepted, and then nothing comes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+
+
+def test_a_hub_that_answers_byte_by_byte_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, the answer never does: timeouts of a single read don't help."""
+    done = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            while not done.wait(0.5):
+                connection.sendall(b"H")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=[listener])
+        thread.start()
+        try:
+            assert_unreachable(f"http://127.0.0.1:{listener.getsockname()[1]}", monkeypatch)
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_a_failing_hub_is_explained(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Server errors count as not reachable."""
+    hub.refusal = (500, "")
+    assert_unreachable(hub.endpoint, monkeypatch)
