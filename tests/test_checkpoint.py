@@ -52,14 +52,14 @@ def test_what_transformers_saves_is_read(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_clip_processor_is_found_in_its_processor(copied: Path) -> None:
-    """transformers 5 nests an image processor in processor_config.json, and prefers it there."""
+    """Since version 5, transformers nests an image processor in processor_config.json, and prefers it there."""
     image_processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size=32)
     (copied / "processor_config.json").write_text(json.dumps({"image_processor": image_processor.to_dict()}))
     assert load_checkpoint(str(copied)).preprocessing.shortest_edge == 40
 
 
 def test_two_default_labels_are_read(tmp_path: Path) -> None:
-    """transformers doesn't save id2label where it is LABEL_0 and LABEL_1."""
+    """The library doesn't save id2label where it is LABEL_0 and LABEL_1."""
     config = transformers.ViTConfig(**samples._MODELS["vit"][1])
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
     assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
@@ -73,7 +73,7 @@ def test_shards_are_weights(tmp_path: Path) -> None:
     assert not (folder / "model.safetensors").exists()
     assert load_checkpoint(str(folder)).path == folder
     next(folder.glob("model-00002-*")).unlink()
-    with pytest.raises(CheckpointError, match="model-00002-of-.* is missing"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-.* is missing"):
         load_checkpoint(str(folder))
 
 

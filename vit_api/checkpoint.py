@@ -81,7 +81,7 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
     """Return the checkpoint's folder, and the commit where it comes from the hub."""
     path = EMBEDDED.get(name) or Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         if revision is not None:
             raise CheckpointError("a revision can be chosen for models from the hub only, and this is a directory")
         return path.resolve(), None

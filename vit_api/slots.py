@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_api.shared_memory import SharedArrays
+from vit_api.shared_memory import Layout, SharedArrays
 
 
 class SlotState(enum.IntEnum):
@@ -83,7 +83,7 @@ class SlotTable:
 
     def __init__(self, owners: int, slots_per_owner: int, pixel_shape: tuple[int, int, int]) -> None:
         slots = owners * slots_per_owner
-        layout = {
+        layout: Layout = {
             "states": (np.uint8, (slots,)),
             "abandoned": (np.uint8, (slots,)),
             "generations": (np.uint32, (slots,)),
@@ -98,14 +98,13 @@ class SlotTable:
         self._shared = shared
         self.slots_per_owner = slots_per_owner
         self.pixels: NDArray[np.uint8] = shared["pixels"]
-        # Single elements are read and written through memory views: a third of the time of a NumPy index.
         self._states = shared["states"]
-        self._state = memoryview(shared["states"])
-        self._abandoned = memoryview(shared["abandoned"])
-        self._generation = memoryview(shared["generations"])
-        self._worker = memoryview(shared["workers"])
-        self._queued_at = memoryview(shared["queued_at"])
-        self._deadline = memoryview(shared["deadlines"])
+        self._state = shared.view("states")
+        self._abandoned = shared.view("abandoned")
+        self._generation = shared.view("generations")
+        self._worker = shared.view("workers")
+        self._queued_at = shared.view("queued_at")
+        self._deadline = shared.view("deadlines")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"shared": self._shared, "slots_per_owner": self.slots_per_owner}
@@ -145,7 +144,7 @@ class SlotTable:
         self._move(slot, SlotState.DECODING)
         self._abandoned[slot] = 0
         self._deadline[slot] = deadline
-        generation = self._generation[slot] % _MAX_GENERATION + 1
+        generation: int = self._generation[slot] % _MAX_GENERATION + 1
         self._generation[slot] = generation
         return generation
 

@@ -1,0 +1,35 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from scripts.train_digits import load_split, scan_to_image
+from tests.samples import encode
+from tests.server import RunningServer, serve
+
+
+@pytest.fixture(scope="session")
+def digits_server() -> Iterator[RunningServer]:
+    """Run the embedded model with the default settings."""
+    with serve() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def held_out() -> list[tuple[bytes, str]]:
+    """Return the digits that training never saw, as PNG uploads, with their labels."""
+    split = load_split()
+    return [
+        (encode(scan_to_image(scan), "PNG"), str(label))
+        for scan, label in zip(split.held_out_scans, split.held_out_labels, strict=True)
+    ]
+
+
+@pytest.fixture
+def noise() -> np.random.Generator:
+    """Return a seeded random generator."""
+    return np.random.default_rng(0)

@@ -1,0 +1,138 @@
+"""Starts real servers for tests, on free ports, and stops them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+START_S = 120.0
+STOP_S = 60.0
+
+
+@dataclass
+class RunningServer:
+    """A server under test.
+
+    Attributes:
+        url: Its base address.
+        process: Its main process.
+        log: What it printed so far.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.url.rpartition(":")[2])
+
+    def get(self, path: str) -> httpx.Response:
+        """GET a path."""
+        return httpx.get(self.url + path, timeout=30)
+
+    def predict(self, upload: bytes, path: str = "/predict", **options: object) -> httpx.Response:
+        """POST an upload as the raw body."""
+        return httpx.post(self.url + path, content=upload, timeout=60, **options)  # type: ignore[arg-type]
+
+    def top(self, upload: bytes, k: int = 5) -> list[tuple[str, float]]:
+        """Return the labels and probabilities that the server gives an upload."""
+        response = self.predict(upload, f"/predict?top_k={k}")
+        assert response.status_code == 200, response.text
+        return [(item["label"], item["confidence"]) for item in response.json()["predictions"]]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**settings: object) -> dict[str, str]:
+    """Return this environment without settings of its own, and with these."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
+    return inherited | {f"VIT_API_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+@contextlib.contextmanager
+def serve(
+    model: str | Path = "digits", command: list[str] | None = None, **settings: object
+) -> Iterator[RunningServer]:
+    """Run a server until the context ends; it is ready when the context begins, and must stop without a fault."""
+    port = free_port()
+    defaults = {"model": model, "host": "127.0.0.1", "port": port, "api_servers": 2, "cpu_threads": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command or [sys.executable, str(ROOT / "server.py")],
+                cwd=folder,
+                env=environment(**(defaults | settings)) | {"PYTHONPATH": str(ROOT)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        server = RunningServer(f"http://127.0.0.1:{port}", process, log)
+        try:
+            wait_until_ready(server)
+            yield server
+        finally:
+            stop(server)
+
+
+def wait_until_ready(server: RunningServer) -> None:
+    """Poll the server's health until it is ready."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()}"
+        with contextlib.suppress(httpx.TransportError):
+            if server.get("/health").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"the server is not ready after {START_S} s:\n{server.log.read_text()}")
+
+
+def stop(server: RunningServer) -> None:
+    """Stop the server as an operator would; kill what is left of its process group."""
+    if server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+    try:
+        server.process.wait(STOP_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGKILL)
+
+
+def processes_of(group: int) -> list[int]:
+    """Return the ids of the living processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def cpu_seconds(group: int) -> float:
+    """Return the processor time that all living processes of a group have used."""
+    ticks = 0
+    for pid in processes_of(group):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,58 @@
+"""Answers equal `transformers.pipeline("image-classification")` on the same checkpoint."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+from tests.samples import encode, image_files, make_checkpoint, photos
+from tests.server import RunningServer, serve
+
+_MAX_DIFFERENCE = 0.02
+_CLEAR_GAP = 0.01
+_KINDS = ["vit", "deit", "beit", "swin", "dinov2"]
+
+
+def _uploads() -> dict[str, bytes]:
+    return {name: encode(image, "JPEG", quality=90) for name, image in photos().items()} | image_files()
+
+
+def _assert_agree(ours: list[tuple[str, float]], reference: list[dict[str, Any]], name: str) -> None:
+    """Hold two answers against each other as the design's promise words it."""
+    theirs = {item["label"]: item["score"] for item in reference}
+    assert dict(ours).keys() == theirs.keys()
+    for label, probability in ours:
+        assert probability == pytest.approx(theirs[label], abs=_MAX_DIFFERENCE), name
+    for rank, (label, _) in enumerate(ours):
+        for later, _ in ours[rank + 1 :]:
+            assert theirs[later] - theirs[label] <= _CLEAR_GAP, f"{name}: {later} before {label}"
+
+
+def _compare_all(server: RunningServer, folder: Path, uploads: dict[str, bytes]) -> None:
+    classify = pipeline("image-classification", model=str(folder), device="cpu")
+    for name, upload in uploads.items():
+        with Image.open(io.BytesIO(upload)) as image:
+            reference = classify(image, top_k=10)
+        _assert_agree(server.top(upload, 10), reference, name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", _KINDS)
+def test_answers_equal_the_pipeline(kind: str, tmp_path: Path) -> None:
+    """Photos and odd formats, with each architecture's real processor settings."""
+    folder = make_checkpoint(tmp_path / kind, kind)
+    with serve(folder, exact_decode=True, dtype="float32", api_servers=1) as server:
+        _compare_all(server, folder, _uploads())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_digits_equal_the_pipeline(digits_server: RunningServer, held_out: list[tuple[bytes, str]]) -> None:
+    """The embedded model, with the default dtype and decoding."""
+    folder = Path(__file__).parent.parent / "vit_api" / "checkpoints" / "digits"
+    uploads = {f"digit {number}": upload for number, (upload, _) in enumerate(held_out[:40])}
+    _compare_all(digits_server, folder, uploads)

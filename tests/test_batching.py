@@ -1,0 +1,58 @@
+"""The batching policy, with a fake clock."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit_api.batching import BatchingPolicy
+
+
+@pytest.mark.parametrize(
+    ("size", "waited_s", "coming", "expected"),
+    [
+        pytest.param(0, 0.0, 0, math.inf, id="nothing to send"),
+        pytest.param(0, 0.0, 5, math.inf, id="nothing to send yet"),
+        pytest.param(1, 0.0, 0, 0.0, id="alone: at once"),
+        pytest.param(31, 0.001, 0, 0.0, id="nobody else on the way: at once"),
+        pytest.param(32, 0.0, 9, 0.0, id="full: at once"),
+        pytest.param(1, 0.005, 9, 0.0, id="waited long enough"),
+        pytest.param(1, 0.5, 9, 0.0, id="waited too long already"),
+        pytest.param(31, 0.002, 1, 0.003, id="somebody comes: the rest of the wait"),
+    ],
+)
+def test_rules(size: int, waited_s: float, coming: int, expected: float) -> None:
+    """Each rule decides as documented."""
+    policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
+    wait = policy.remaining_wait_s(now=100.0, size=size, oldest_queued_at=100.0 - waited_s, coming=coming)
+    assert wait == pytest.approx(expected)
+
+
+@given(
+    gaps=st.lists(st.floats(0, 0.01), min_size=1, max_size=100),
+    max_batch_size=st.integers(1, 32),
+    max_wait_s=st.floats(0, 0.02),
+)
+def test_simulated_arrivals(gaps: list[float], max_batch_size: int, max_wait_s: float) -> None:
+    """Whatever comes when: no batch is too large, none waits too long, none is out of order, nobody is forgotten."""
+    policy = BatchingPolicy(max_batch_size, max_wait_s)
+    arrivals = [sum(gaps[: i + 1]) for i in range(len(gaps))]
+    now, next_arrival, sent = 0.0, 0, 0
+    while sent < len(arrivals):
+        while next_arrival < len(arrivals) and arrivals[next_arrival] <= now and next_arrival - sent < max_batch_size:
+            next_arrival += 1
+        size = next_arrival - sent
+        oldest = arrivals[sent] if size else math.inf
+        coming = len(arrivals) - next_arrival
+        wait = policy.remaining_wait_s(now=now, size=size, oldest_queued_at=oldest, coming=coming)
+        if wait == 0:
+            assert 0 < size <= max_batch_size
+            assert now - oldest <= max_wait_s + 1e-9 or size == max_batch_size
+            sent = next_arrival
+        else:
+            upcoming = arrivals[next_arrival] if next_arrival < len(arrivals) else math.inf
+            assert min(now + wait, upcoming) > now
+            now = min(now + wait, upcoming)

@@ -1,0 +1,130 @@
+"""Start and stop: what can't start says why, and what stops leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.samples import edit_json, make_checkpoint
+from tests.server import ROOT, environment, free_port, processes_of, serve
+
+
+def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
+    defaults = {"host": "127.0.0.1", "port": free_port(), "api_servers": 1}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "server.py")],
+        env=environment(**(defaults | settings)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_an_unknown_model_stops_the_start(tmp_path: Path) -> None:
+    """The reason is one line, not a stack trace."""
+    result = _start_and_fail(model=tmp_path / "nothing")
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unsupported_processor_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """A processor that pads is named as such."""
+    folder = make_checkpoint(tmp_path / "model")
+    edit_json(folder / "preprocessor_config.json", do_pad=True)
+    result = _start_and_fail(model=folder)
+    assert result.returncode != 0
+    assert "do_pad" in result.stderr
+
+
+def test_a_taken_port_stops_the_start() -> None:
+    """A second server doesn't share the port of the first in silence."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        result = _start_and_fail(model="digits", port=other.getsockname()[1])
+    assert result.returncode != 0
+    assert "Address already in use" in result.stderr
+
+
+def test_a_second_server_on_the_same_port_is_refused() -> None:
+    """Also where the first one listens with SO_REUSEPORT, as ours does."""
+    with serve() as server:
+        result = _start_and_fail(model="digits", port=server.port)
+        assert "Address already in use" in result.stderr
+        assert server.get("/health").status_code == 200
+
+
+def test_a_worker_that_cannot_start_stops_the_server(tmp_path: Path) -> None:
+    """Weights that don't fit the configuration end all processes, with a non-zero status."""
+    folder = make_checkpoint(tmp_path / "model")
+    edit_json(folder / "config.json", model_type="no-such-architecture")
+    result = _start_and_fail(model=folder)
+    assert result.returncode == 1
+    assert "ended by itself" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_every_process(number: signal.Signals) -> None:
+    """The exit status is 0, no process is left, and the port is free."""
+    with serve() as server:
+        group = server.process.pid
+        assert len(processes_of(group)) >= 4
+        server.process.send_signal(number)
+        assert server.process.wait(60) == 0
+        assert "Traceback" not in server.log.read_text()
+        _wait_until_gone(group)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", server.port))
+
+
+def test_no_orphan_survives_the_main_process() -> None:
+    """Killed outright, the main process takes all others along."""
+    with serve() as server:
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(60)
+        _wait_until_gone(server.process.pid)
+
+
+def _wait_until_gone(group: int) -> None:
+    deadline = time.monotonic() + 30
+    while processes_of(group) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(group) == []
+
+
+def test_not_ready_until_the_worker_is() -> None:
+    """While the model loads, the server answers that it is alive, not ready, and takes no images."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "server.py")],
+        env=environment(model="digits", host="127.0.0.1", port=port, api_servers=1),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    import httpx
+
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        health = None
+        while health is None and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                health = httpx.get(url + "/health", timeout=30)
+        assert health is not None
+        assert (health.status_code, health.json()["status"]) == (503, "starting")
+        refused = httpx.post(url + "/predict", content=b"x", timeout=30)
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        assert refused.headers["retry-after"].isdecimal()
+        assert httpx.get(url + "/health/live", timeout=30).status_code == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)

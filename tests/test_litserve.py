@@ -1,0 +1,122 @@
+"""The LitAPI is a real one, and LitServe is as our one module that touches its internals expects it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import httpx
+import pytest
+from litserve.loops import LitLoop
+from litserve.loops.loops import inference_worker
+from litserve.server import LitServer
+
+from tests.clients import post_all
+from tests.server import ROOT, START_S, RunningServer, environment, free_port
+
+
+@pytest.fixture(scope="module")
+def stock_url() -> Iterator[str]:
+    """Run a plain LitServer. It leaves orphans when it is stopped, so its whole process group is killed."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.stock_server", str(port)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + START_S
+        ready = False
+        while not ready and time.monotonic() < deadline and process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                ready = httpx.get(url + "/health", timeout=30).status_code == 200
+            time.sleep(0.05)
+        assert ready
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def test_both_servers_give_the_same_answers(
+    stock_url: str, digits_server: RunningServer, held_out: list[tuple[bytes, str]]
+) -> None:
+    """Unchanged, the LitAPI answers the same in LitServe's own loop: as multipart, and as JSON."""
+    for number, (upload, _) in enumerate(held_out[:40]):
+        if number % 2:
+            stock = httpx.post(stock_url + "/predict", files={"file": upload}, timeout=60)
+        else:
+            stock = httpx.post(stock_url + "/predict", json={"image": base64.b64encode(upload).decode()}, timeout=60)
+        assert stock.status_code == 200, stock.text
+        theirs = [(p["label"], p["confidence"]) for p in stock.json()["predictions"]]
+        ours = digits_server.top(upload)
+        assert theirs[0][0] == ours[0][0]
+        assert [p for _, p in theirs] == pytest.approx([p for _, p in ours], abs=0.02)
+
+
+def test_the_stock_server_batches_too(stock_url: str, held_out: list[tuple[bytes, str]]) -> None:
+    """LitServe's batched loop runs batch and unbatch on concurrent requests."""
+    bodies = [[b'{"image": "' + base64.b64encode(upload) + b'"}'] for upload, _ in held_out[:32]]
+    replies = post_all(int(stock_url.rpartition(":")[2]), bodies)
+    labels = [mine[0].body["predictions"][0]["label"] for mine in replies]
+    right = sum(label == expected for label, (_, expected) in zip(labels, held_out[:32], strict=True))
+    assert right >= 31
+
+
+def test_litserve_is_the_version_we_know() -> None:
+    """A new version has to be looked at: `vit_api/lit_server.py` says what we take from it."""
+    assert version("litserve") == "0.2.19"
+
+
+@pytest.mark.parametrize(
+    ("what", "parameters"),
+    [
+        pytest.param(LitServer.launch_inference_worker, ["self", "lit_api"], id="launch_inference_worker"),
+        pytest.param(LitServer.register_endpoints, ["self"], id="register_endpoints"),
+        pytest.param(LitServer._register_middleware, ["self"], id="_register_middleware"),
+        pytest.param(
+            inference_worker,
+            [
+                *("lit_api", "device", "worker_id", "request_queue", "transport", "workers_setup_status"),
+                *("callback_runner", "restart_workers"),
+            ],
+            id="inference_worker",
+        ),
+        pytest.param(
+            LitLoop.__call__,
+            [
+                *("self", "lit_api", "device", "worker_id", "request_queue", "transport", "workers_setup_status"),
+                "callback_runner",
+            ],
+            id="LitLoop.__call__",
+        ),
+    ],
+)
+def test_internals_are_where_we_expect_them(what: object, parameters: list[str]) -> None:
+    """What `vit_api/lit_server.py` and `vit_api/loop.py` override or call has the form that they expect."""
+    assert list(inspect.signature(what).parameters) == parameters  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["workers_setup_status", "_get_request_queue", "_transport", "_callback_runner"])
+def test_the_launch_reads_what_we_provide(name: str) -> None:
+    """LitServe's launch of a worker passes on the attributes that our server sets instead of queues."""
+    assert name in inspect.getsource(LitServer.launch_inference_worker)
+
+
+def test_http_processes_need_no_torch() -> None:
+    """The main process, and so each HTTP process forked from it, imports neither torch nor transformers."""
+    code = "import vit_api.app, sys; print(sorted({'torch', 'transformers', 'sklearn'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

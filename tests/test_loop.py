@@ -1,0 +1,102 @@
+"""The worker's loop on a real table and real pipes, with a LitAPI whose model is arithmetic."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import litserve as ls
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vit_api.batching import BatchingPolicy
+from vit_api.loop import SlotLoop
+from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_answers
+from vit_api.slots import SlotTable
+from vit_api.workers import WorkerBoard
+
+_SLOTS = 64
+
+
+class EchoAPI(ls.LitAPI):
+    """Names the first pixel's value as the most probable class; fails on a value of 255."""
+
+    batches: list[int]
+
+    def __init__(self) -> None:
+        super().__init__(max_batch_size=32)
+        self.batches = []
+
+    def batch(self, inputs: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        return np.stack(inputs)
+
+    def predict(self, x: NDArray[np.uint8], **_: Any) -> list[int]:
+        self.batches.append(len(x))
+        if (x == 255).any():
+            raise RuntimeError("a planted failure")
+        return [int(pixels[0, 0, 0]) for pixels in x]
+
+    def unbatch(self, output: list[int]) -> list[Prediction]:
+        return [Prediction((value,), (1.0,)) for value in output]
+
+
+class Bench:
+    """A table with one owner, a loop, and a LitAPI."""
+
+    def __init__(self) -> None:
+        self.table = SlotTable(1, _SLOTS, (1, 1, 3))
+        self.requests = RecordPipe.for_requests(_SLOTS)
+        self.answers = RecordPipe.for_answers(_SLOTS)
+        policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
+        self.loop = SlotLoop(self.table, WorkerBoard(1), self.requests, [self.answers], policy)
+        self.api = EchoAPI()
+
+    def queue(self, slot: int, value: int, timeout_s: float = 60.0) -> None:
+        """Queue an image whose pixels have one value."""
+        generation = self.table.start_decoding(slot, time.monotonic() + timeout_s)
+        self.table.pixels[slot] = value
+        self.table.queue(slot, time.monotonic())
+        self.requests.write([Request(slot, generation).pack()])
+
+    def run_until(self, count: int) -> dict[int, Answer]:
+        """Run batches until so many answers are there, and return them by slot."""
+        answers: dict[int, Answer] = {}
+        while len(answers) < count:
+            self.loop.run(self.api)
+            answers |= {answer.slot: answer for answer in unpack_answers(self.answers.read(_SLOTS))}
+        return answers
+
+
+def test_each_slot_gets_its_own_answer_in_full_batches() -> None:
+    """40 waiting images make a batch of 32 and one of 8."""
+    bench = Bench()
+    for slot in range(40):
+        bench.queue(slot, slot)
+    answers = bench.run_until(40)
+    assert bench.api.batches == [32, 8]
+    assert {slot: answer.prediction.indices for slot, answer in answers.items()} == {s: (s,) for s in range(40)}
+    assert {answer.batch_size for answer in answers.values()} == {32, 8}
+
+
+@pytest.mark.parametrize("why", [pytest.param("abandoned", id="client left"), pytest.param("late", id="deadline over")])
+def test_an_unwanted_image_never_enters_a_batch(why: str) -> None:
+    """It is answered as skipped, so that its owner can free the slot; the others are served."""
+    bench = Bench()
+    bench.queue(0, 1, timeout_s=60.0 if why == "abandoned" else 0.0)
+    if why == "abandoned":
+        bench.table.abandon(0)
+    bench.queue(1, 2)
+    answers = bench.run_until(2)
+    assert bench.api.batches == [1]
+    assert answers[0].status == Status.SKIPPED
+    assert answers[1].status == Status.OK
+
+
+def test_a_failing_batch_is_answered_and_the_loop_goes_on() -> None:
+    """The model's exception becomes a status; the next batch is served."""
+    bench = Bench()
+    bench.queue(0, 255)
+    assert bench.run_until(1)[0].status == Status.FAILED
+    bench.queue(1, 7)
+    assert bench.run_until(1)[1].prediction.indices == (7,)

@@ -1,0 +1,86 @@
+"""Settings: where they come from, and that a bad one is refused by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.server import ROOT, environment
+from vit_api.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"VIT_API_{name.upper()}", raising=False)
+
+
+def test_defaults() -> None:
+    """The documented defaults hold."""
+    settings = load_settings([])
+    assert settings.model == "google/vit-base-patch16-224"
+    assert (settings.port, settings.max_batch_size, settings.max_wait_ms) == (7860, 32, 5)
+    assert (settings.request_timeout_s, settings.max_upload_mb, settings.max_image_side) == (30, 10, 4096)
+
+
+def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One order, for all settings."""
+    Path(".env").write_text("VIT_API_PORT=8001\nVIT_API_MAX_WAIT_MS=1\nVIT_API_MAX_BATCH_SIZE=4\n")
+    monkeypatch.setenv("VIT_API_MAX_WAIT_MS", "2")
+    monkeypatch.setenv("VIT_API_MAX_BATCH_SIZE", "8")
+    settings = load_settings(["--max-batch-size", "16"])
+    assert (settings.port, settings.max_wait_ms, settings.max_batch_size) == (8001, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        pytest.param("MAX_BATCH_SIZE", "0", "greater than or equal to 1", id="too small"),
+        pytest.param("PORT", "seventy", "valid integer", id="not a number"),
+        pytest.param("DTYPE", "int8", "'auto', 'float32', 'bfloat16' or 'float16'", id="not a choice"),
+        pytest.param("DEVICE", "gpu", "cuda:0", id="not a device"),
+        pytest.param("QUEUE_SIZE", "60000", "VIT_API_API_SERVERS", id="does not fit another"),
+        pytest.param("LOG_LEVEL", "loud", "'warning'", id="not a level"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str) -> None:
+    """The message names the variable, what it may be and what it was."""
+    monkeypatch.setenv(f"VIT_API_{name}", value)
+    monkeypatch.setenv("VIT_API_API_SERVERS", "2")
+    with pytest.raises(SettingsError) as caught:
+        load_settings([])
+    assert f"VIT_API_{name}" in str(caught.value)
+    assert allowed in str(caught.value)
+    assert value in str(caught.value)
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` shows each option."""
+    with pytest.raises(SystemExit):
+        load_settings(["--help"])
+    text = capsys.readouterr().out
+    assert [name for name in Settings.model_fields if f"--{name.replace('_', '-')}" not in text] == []
+
+
+def test_every_setting_is_described() -> None:
+    """No option without a word on what it does."""
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_a_bad_value_stops_the_server() -> None:
+    """The process exits non-zero and names the variable, without a stack trace."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "server.py")],
+        env=environment(max_wait_ms=-1),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "VIT_API_MAX_WAIT_MS" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,193 @@
+"""The slot table: no slot lost, none used twice, none answered with another's result, order of arrival kept."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+from collections import deque
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_answers, unpack_requests
+from vit_api.slots import Claim, InvalidTransitionError, SlotRange, SlotState, SlotTable
+
+_OWNERS, _SLOTS, _WORKERS, _FAR = 2, 3, 2, 1e9
+
+
+def test_slots_are_taken_until_none_is_left() -> None:
+    """The table is the bounded queue: a full one gives None."""
+    slots = SlotRange(SlotTable(1, 2, (1, 1, 3)), 0)
+    assert {slots.take(_FAR)[0], slots.take(_FAR)[0]} == {0, 1}  # type: ignore[index]
+    assert slots.take(_FAR) is None
+
+
+def test_owners_have_slots_of_their_own() -> None:
+    """No slot belongs to two HTTP processes."""
+    table = SlotTable(2, 3, (1, 1, 3))
+    taken = [SlotRange(table, owner).take(_FAR)[0] for owner in range(2)]  # type: ignore[index]
+    assert [table.owner_of(slot) for slot in taken] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(["queue"], id="queue a free slot"),
+        pytest.param(["release"], id="release a free slot"),
+        pytest.param(["start_decoding", "start_decoding"], id="take a slot twice"),
+        pytest.param(["start_decoding", "queue", "queue"], id="queue a slot twice"),
+    ],
+)
+def test_a_wrong_step_is_refused(steps: list[str]) -> None:
+    """What TRANSITIONS doesn't have raises."""
+    table = SlotTable(1, 1, (1, 1, 3))
+    do = {
+        "start_decoding": lambda: table.start_decoding(0, _FAR),
+        "queue": lambda: table.queue(0, 0.0),
+        "release": lambda: table.release(0),
+    }
+    with pytest.raises(InvalidTransitionError):
+        for step in steps:
+            do[step]()
+
+
+def test_an_expired_slot_is_claimed_unwanted() -> None:
+    """A worker doesn't run an image whose deadline has passed."""
+    table = SlotTable(1, 1, (1, 1, 3))
+    generation = table.start_decoding(0, deadline=10.0)
+    table.queue(0, 9.0)
+    claim = table.claim(0, generation, worker=0, now=10.0)
+    assert claim is not None
+    assert not claim.is_wanted
+    assert table.state_of(0) == SlotState.QUEUED
+
+
+def test_a_stale_record_claims_nothing() -> None:
+    """A record of an earlier use of the slot matches nothing."""
+    table = SlotTable(1, 1, (1, 1, 3))
+    old = table.start_decoding(0, _FAR)
+    table.release(0)
+    table.start_decoding(0, _FAR)
+    table.queue(0, 0.0)
+    assert table.claim(0, old, worker=0, now=0.0) is None
+
+
+def _fill(table: SlotTable, value: int) -> None:
+    table.pixels[1] = value
+
+
+def test_a_spawned_process_sees_the_same_pixels() -> None:
+    """The memory is shared with LitServe's spawned workers."""
+    table = SlotTable(1, 2, (2, 2, 3))
+    process = mp.get_context("spawn").Process(target=_fill, args=(table, 42))
+    process.start()
+    process.join(60)
+    assert (table.pixels[1] == 42).all()
+    assert (table.pixels[0] == 0).all()
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Owners, workers and pipes, interleaved at will; each image carries its own number as its pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.table = SlotTable(_OWNERS, _SLOTS, (1, 1, 3))
+        self.ranges = [SlotRange(self.table, owner) for owner in range(_OWNERS)]
+        self.requests = RecordPipe.for_requests(len(self.table))
+        self.answers = [RecordPipe.for_answers(_SLOTS) for _ in range(_OWNERS)]
+        self.next_image = 0
+        self.decoding: dict[int, tuple[int, int]] = {}  # slot: generation, image
+        self.waiting: dict[int, tuple[int, int]] = {}
+        self.abandoned: set[int] = set()  # images
+        self.line: deque[int] = deque()  # images in the order of their records
+        self.running: dict[int, list[tuple[Claim, int]]] = {worker: [] for worker in range(_WORKERS)}
+        self.answered: set[int] = set()
+
+    @rule(owner=st.integers(0, _OWNERS - 1), patience=st.floats(0.5, 20))
+    def take(self, owner: int, patience: float) -> None:
+        taken = self.ranges[owner].take(self.now + patience)
+        held = len([s for s in (*self.decoding, *self.waiting) if self.table.owner_of(s) == owner])
+        assert (taken is None) == (held == _SLOTS)
+        if taken:
+            slot, generation = taken
+            assert slot not in self.decoding and slot not in self.waiting
+            self.decoding[slot] = (generation, self.next_image)
+            self.next_image += 1
+
+    @precondition(lambda self: self.decoding)
+    @rule(data=st.data(), is_good=st.booleans())
+    def decode(self, data: st.DataObject, is_good: bool) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.decoding)))
+        generation, image = self.decoding.pop(slot)
+        if not is_good:
+            self.ranges[self.table.owner_of(slot)].release(slot)
+            return
+        self.table.pixels[slot] = image % 256
+        self.table.queue(slot, self.now)
+        self.requests.write([Request(slot, generation).pack()])
+        self.waiting[slot] = (generation, image)
+        self.line.append(image)
+
+    @precondition(lambda self: self.waiting or self.decoding)
+    @rule(data=st.data())
+    def abandon(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted([*self.waiting, *self.decoding])))
+        self.table.abandon(slot)
+        self.abandoned.add((self.waiting.get(slot) or self.decoding[slot])[1])
+
+    @rule(seconds=st.floats(0, 5))
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(worker=st.integers(0, _WORKERS - 1), most=st.integers(1, 4))
+    def claim(self, worker: int, most: int) -> None:
+        for request in unpack_requests(self.requests.read(most)):
+            claim = self.table.claim(request.slot, request.generation, worker, self.now)
+            assert claim is not None, "every record in the pipe is current"
+            image = self.waiting[request.slot][1]
+            assert self.line.popleft() == image, "order of arrival"
+            if claim.is_wanted:
+                assert image not in self.abandoned
+                assert (self.table.pixels[request.slot] == image % 256).all()
+                self.running[worker].append((claim, image))
+            else:
+                self._send(Answer(claim.slot, claim.generation, Status.SKIPPED))
+
+    @rule(worker=st.integers(0, _WORKERS - 1))
+    def finish(self, worker: int) -> None:
+        for claim, image in self.running[worker]:
+            assert (self.table.pixels[claim.slot] == image % 256).all(), "nobody wrote to a slot that is being read"
+            self._send(Answer(claim.slot, claim.generation, Status.OK, Prediction((image,), (1.0,))))
+        self.running[worker].clear()
+
+    def _send(self, answer: Answer) -> None:
+        self.answers[self.table.owner_of(answer.slot)].write([answer.pack()])
+
+    @rule(owner=st.integers(0, _OWNERS - 1))
+    def read_answers(self, owner: int) -> None:
+        for answer in unpack_answers(self.answers[owner].read(100)):
+            assert self.table.is_current(answer.slot, answer.generation)
+            generation, image = self.waiting.pop(answer.slot)
+            assert answer.generation == generation
+            if answer.status == Status.OK:
+                assert answer.prediction.indices == (image,)
+            assert image not in self.answered, "one answer an image"
+            self.answered.add(image)
+            self.ranges[owner].release(answer.slot)
+            assert not self.table.is_current(answer.slot, answer.generation), "a duplicate would be harmless"
+
+    @invariant()
+    def no_slot_is_lost(self) -> None:
+        free = sum(slots.free_count for slots in self.ranges)
+        assert free + len(self.decoding) + len(self.waiting) == len(self.table)
+        counts = self.table.count_by_state()
+        assert counts[SlotState.FREE] == free
+        assert counts[SlotState.DECODING] == len(self.decoding)
+        assert counts[SlotState.RUNNING] + counts[SlotState.QUEUED] == len(self.waiting)
+        assert self.table.count_coming() == counts[SlotState.DECODING] + counts[SlotState.QUEUED]
+
+
+TestTableMachine = TableMachine.TestCase
+TestTableMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
