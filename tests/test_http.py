@@ -81,7 +81,9 @@ def test_a_sane_request_id_is_taken_over(digits_server: RunningServer, path: str
     assert response.headers["x-request-id"] == "abc-123.X"
 
 
-@pytest.mark.parametrize("bad", [pytest.param("a b", id="space"), pytest.param("x" * 200, id="long"), pytest.param("", id="empty")])
+@pytest.mark.parametrize(
+    "bad", [pytest.param("a b", id="space"), pytest.param("x" * 200, id="long"), pytest.param("", id="empty")]
+)
 def test_another_request_id_is_replaced(digits_server: RunningServer, bad: str) -> None:
     """An id that could spoil a log is not repeated."""
     response = digits_server.predict(_SEVEN, headers={"x-request-id": bad})
@@ -98,7 +100,9 @@ _ERRORS = [
     pytest.param("/predict", _FILE_PART + b"cut", _MULTIPART, 400, "bad_request", id="form cut off"),
     pytest.param("/predict", _SEVEN, {"content-type": "multipart/form-data"}, 400, "bad_request", id="no boundary"),
     pytest.param("/predict", b"--b--\r\n", _MULTIPART, 400, "bad_request", id="form without file"),
-    pytest.param("/predict", (_FILE_PART + b"1\r\n") * 2 + b"--b--\r\n", _MULTIPART, 400, "bad_request", id="two files"),
+    pytest.param(
+        "/predict", (_FILE_PART + b"1\r\n") * 2 + b"--b--\r\n", _MULTIPART, 400, "bad_request", id="two files"
+    ),
     pytest.param("/predict", b'{"image": ', {}, 400, "bad_request", id="malformed JSON"),
     pytest.param("/predict", b'["x"]', {"content-type": "application/json"}, 400, "bad_request", id="JSON list"),
     pytest.param("/predict", b'{"picture": "x"}', {}, 400, "bad_request", id="JSON without image"),

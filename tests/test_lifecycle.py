@@ -65,7 +65,7 @@ def test_a_second_server_on_the_same_port_is_refused() -> None:
 def test_a_worker_that_cannot_start_stops_the_server(tmp_path: Path) -> None:
     """Weights that don't fit the configuration end all processes, with a non-zero status."""
     folder = make_checkpoint(tmp_path / "model")
-    edit_json(folder / "config.json", model_type="no-such-architecture")
+    edit_json(folder / "config.json", hidden_size=48)
     result = _start_and_fail(model=folder)
     assert result.returncode == 1
     assert "ended by itself" in result.stderr

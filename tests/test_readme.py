@@ -1,0 +1,41 @@
+"""The README's commands, as written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.server import ROOT, RunningServer
+from vit_api.settings import Settings
+
+_README = (ROOT / "README.md").read_text()
+_CURLS = re.findall(r"^curl .+$", _README, re.MULTILINE)
+
+
+def test_there_are_commands() -> None:
+    """The pattern still finds them."""
+    assert len(_CURLS) >= 5
+
+
+@pytest.mark.parametrize("command", _CURLS)
+def test_curl(digits_server: RunningServer, command: str) -> None:
+    """Each curl classifies the repository's images."""
+    here = command.replace("http://127.0.0.1:7860", digits_server.url)
+    here = here.replace("curl --json", 'curl -H "content-type: application/json" -d')  # curl before 7.82
+    result = subprocess.run(["bash", "-c", here], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    body = json.loads(result.stdout)
+    answers = body if isinstance(body, list) else [body]
+    labels = [answer["predictions"][0]["label"] for answer in answers]
+    assert labels == (["3", "7"] if "batch" in command else ["7"])
+
+
+def test_the_settings_that_it_names_exist() -> None:
+    """No setting is misspelt, and the defaults in the table are the real ones."""
+    named = set(re.findall(r"VIT_API_([A-Z_]+)", _README))
+    assert named - {name.upper() for name in Settings.model_fields} == set()
+    rows = re.findall(r"^\| `VIT_API_(\w+)` \| `?([^|`]+?)`? \|", _README, re.MULTILINE)
+    fixed = [(name, default) for name, default in rows if default != "one a core"]
+    assert [(name, f"{Settings.model_fields[name.lower()].default:g}".removesuffix(".0")) if default.isdigit() else (name, default) for name, default in fixed] == fixed  # fmt: skip
