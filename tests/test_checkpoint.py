@@ -82,6 +82,7 @@ def test_shards_are_weights(tmp_path: Path) -> None:
     [
         pytest.param({"architectures": ["ViTModel"]}, "no image classifier", id="no classifier"),
         pytest.param({"architectures": None}, "no image classifier", id="no architecture"),
+        pytest.param({"architectures": 5}, "no image classifier", id="number as architectures"),
         pytest.param({"num_channels": 1}, "1 channels", id="grey"),
         pytest.param({"problem_type": "multi_label_classification"}, "several labels", id="multi-label"),
         pytest.param({"id2label": {"0": "only"}}, "fewer than two", id="one class"),
@@ -89,6 +90,7 @@ def test_shards_are_weights(tmp_path: Path) -> None:
         pytest.param({"id2label": {"a": "0"}}, "class numbers to names", id="no numbers"),
         pytest.param({"id2label": ["a", "b"]}, "class numbers to names", id="list"),
         pytest.param({"model_type": "my", "auto_map": {"AutoConfig": "my.My"}}, "never run", id="remote code"),
+        pytest.param({"model_type": ["vit"], "auto_map": {"AutoConfig": "my.My"}}, "never run", id="list as type"),
     ],
 )
 def test_models_that_cannot_be_served_are_refused(copied: Path, changes: dict[str, Any], reason: str) -> None:
@@ -117,6 +119,7 @@ def test_built_in_models_are_those_of_transformers() -> None:
         pytest.param("config.json", b"{", "can't be read as JSON", id="bad json"),
         pytest.param("config.json", b"\xff\xfe", "can't be read as JSON", id="no text"),
         pytest.param("config.json", b"[]", "not a JSON object", id="list"),
+        pytest.param("config.json", b"[" * 200_000, "can't be read as JSON", id="nested without end"),
         pytest.param("preprocessor_config.json", None, "no preprocessor_config.json", id="no processor"),
         pytest.param("preprocessor_config.json", b'{"crop_pct": 0.9}', "crop_pct", id="unknown processor"),
         pytest.param("model.safetensors", None, "no safetensors weights", id="no weights"),
@@ -137,6 +140,8 @@ def test_spoilt_folders_are_refused(copied: Path, file: str, content: bytes | No
         pytest.param({"weight_map": {"a": "../../other.safetensors"}}, id="outside"),
         pytest.param({"weight_map": {"a": "pytorch_model.bin"}}, id="pickle"),
         pytest.param({"weight_map": ["a"]}, id="list"),
+        pytest.param({"weight_map": {"a": 5}}, id="number"),
+        pytest.param({"weight_map": {"a": "a\0.safetensors"}}, id="nul"),
         pytest.param({}, id="empty"),
     ],
 )
@@ -153,6 +158,30 @@ def test_names_that_are_nothing_are_refused(name: str) -> None:
     """Neither a directory nor a hub id; the hub isn't asked."""
     with pytest.raises(CheckpointError, match="no such directory"):
         load_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("~no-such-user/model", id="home of nobody"), pytest.param("a" * 5000, id="too long")]
+)
+def test_names_that_the_system_rejects_are_refused(name: str) -> None:
+    """A path that can't even be looked up is an error of ours, too."""
+    with pytest.raises(CheckpointError, match="can't be looked up"):
+        load_checkpoint(name)
+
+
+def test_a_shard_name_that_the_system_rejects_is_refused(copied: Path) -> None:
+    """An index may name anything, a file of 300 letters too."""
+    (copied / "model.safetensors").unlink()
+    index = {"weight_map": {"a": "a" * 300 + ".safetensors"}}
+    (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="can't be read"):
+        load_checkpoint(str(copied))
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/."])
+def test_a_directory_is_named_by_its_last_part(vit: Path, ending: str) -> None:
+    """Clients see the name, and nothing of where the directory lies."""
+    assert load_checkpoint(f"{vit}{ending}").name == vit.name
 
 
 @pytest.mark.parametrize("name", ["digits", "."])

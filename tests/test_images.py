@@ -199,6 +199,7 @@ def test_an_empty_upload_is_refused() -> None:
     [
         pytest.param(b"\x00", id="one byte"),
         pytest.param(b"not an image at all, but a text of some length", id="text"),
+        pytest.param(b"<!DOCTYPE html><html><body>404</body></html>", id="html"),
         pytest.param(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", id="pdf"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", id="eps"),
         pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", id="svg"),

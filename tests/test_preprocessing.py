@@ -115,6 +115,7 @@ def test_a_built_in_class_is_used_where_remote_code_is_offered_too() -> None:
         pytest.param({"image_std": [0.5, 0.5, 0]}, "zero", id="zero std"),
         pytest.param({"image_mean": [0.5, "x", 0.5]}, "not a number", id="text as mean"),
         pytest.param({"rescale_factor": float("nan")}, "not a number", id="nan"),
+        pytest.param({"rescale_factor": 10**400}, "not a number", id="beyond floats"),
         pytest.param({"resample": 9}, "resample", id="unknown filter"),
         pytest.param({"do_normalize": "yes"}, "do_normalize", id="text as flag"),
     ],

@@ -80,8 +80,12 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
 
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
     """Return the checkpoint's folder, and the commit where it comes from the hub."""
-    path = EMBEDDED.get(name) or Path(name).expanduser()
-    if name and path.is_dir():
+    try:
+        path = EMBEDDED.get(name) or Path(name).expanduser()
+        is_folder = bool(name) and path.is_dir()
+    except (OSError, RuntimeError) as error:  # no permission, a name too long, `~` of a user who isn't there
+        raise CheckpointError(f"it can't be looked up as a directory: {error}") from error
+    if is_folder:
         if revision is not None:
             raise CheckpointError("a revision can be chosen for models from the hub only, and this is a directory")
         return path.resolve(), None
@@ -95,7 +99,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"it has no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"its {path.name} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"its {path.name} is not a JSON object")
@@ -117,10 +121,11 @@ def _read_processor(path: Path) -> dict[str, Any]:
 
 def _check_model(config: dict[str, Any]) -> None:
     """Refuse models that aren't built into transformers, aren't image classifiers, or answer with no softmax."""
-    if config.get("auto_map") and config.get("model_type") not in _BUILT_IN_MODELS:
+    if config.get("auto_map") and str(config.get("model_type")) not in _BUILT_IN_MODELS:
         raise CheckpointError("its model is code from its repository, and remote code is never run")
     architectures = config.get("architectures") or []
-    if not any("ForImageClassification" in str(architecture) for architecture in architectures):
+    known = isinstance(architectures, list) and any("ForImageClassification" in str(name) for name in architectures)
+    if not known:
         raise CheckpointError(f"it is no image classifier (its architectures: {architectures})")
     if config.get("num_channels", 3) != 3:
         raise CheckpointError(f"its images have {config['num_channels']} channels; the server's have 3")
@@ -154,10 +159,16 @@ def _check_weights(path: Path) -> None:
         files = weights.weight_files(path)
     except ValueError as error:
         raise CheckpointError(f"its {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"its {weights.INDEX} can't be read: {error}") from error
     if not files:
         raise CheckpointError("it has no safetensors weights (model.safetensors); pickled ones are never loaded")
     for file in files:
-        if not (path / file).is_file():
-            raise CheckpointError(f"its {file} is missing")
-        if not weights.is_safetensors(path / file):
+        try:
+            is_safetensors = weights.is_safetensors(path / file)
+        except FileNotFoundError:
+            raise CheckpointError(f"its {file} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"its {file} can't be read: {error}") from error
+        if not is_safetensors:
             raise CheckpointError(f"its {file} is not a safetensors file (a Git LFS pointer? Then run `git lfs pull`)")

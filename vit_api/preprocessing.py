@@ -272,6 +272,9 @@ def _channels(key: str, value: Any) -> Channels:
 
 
 def _number(key: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise UnsupportedProcessor(f"its image processor's {key} has {value!r}, which is not a number")
-    return float(value)
+    try:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond what a float holds
+        pass
+    raise UnsupportedProcessor(f"its image processor's {key} has {value!r}, which is not a number")

@@ -25,10 +25,11 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         return ()
     try:
         shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{INDEX} is malformed") from error
     for shard in shards:
-        if Path(shard).name != shard or Path(shard).suffix != ".safetensors":
+        is_name = isinstance(shard, str) and "\0" not in shard and Path(shard).name == shard
+        if not is_name or Path(shard).suffix != ".safetensors":
             raise ValueError(f"{INDEX} names {shard!r}, which is not a safetensors file beside it")
     return tuple(shards)
 
