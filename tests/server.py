@@ -128,6 +128,27 @@ def processes_of(group: int) -> list[int]:
     return found
 
 
+def worker_of(server: RunningServer) -> int:
+    """Return the process id of the server's one inference worker."""
+    found = []
+    for pid in processes_of(server.process.pid):
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    assert len(found) == 1
+    return found[0]
+
+
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    """Stop a process for as long as the context lasts."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def cpu_seconds(group: int) -> float:
     """Return the processor time that all living processes of a group have used."""
     ticks = 0

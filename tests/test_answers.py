@@ -13,9 +13,12 @@ from transformers import pipeline
 
 from tests.samples import encode, image_files, make_checkpoint, photos
 from tests.server import RunningServer, serve
+from vit_api.checkpoint import EMBEDDED
 
+DIGITS = EMBEDDED["digits"]
 _MAX_DIFFERENCE = 0.02
 _CLEAR_GAP = 0.01
+Held = list[tuple[bytes, str]]
 _KINDS = ["vit", "deit", "beit", "swin", "dinov2"]
 
 
@@ -65,8 +68,18 @@ def test_answers_equal_the_pipeline(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_digits_equal_the_pipeline(digits_server: RunningServer, held_out: list[tuple[bytes, str]]) -> None:
+def test_large_photos_of_digits_equal_the_pipeline(digits_server: RunningServer, held_out: Held) -> None:
+    """With the default settings, JPEGs that are scaled while they are decoded."""
+    uploads = {}
+    for number, (upload, _) in enumerate(held_out[:20]):
+        with Image.open(io.BytesIO(upload)) as scan:
+            large = scan.convert("RGB").resize((1200, 1000), Image.Resampling.BICUBIC)
+        uploads[f"large digit {number}"] = encode(large, "JPEG", quality=90)
+    _compare_all(digits_server, DIGITS, uploads)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_digits_equal_the_pipeline(digits_server: RunningServer, held_out: Held) -> None:
     """The embedded model, with the default dtype and decoding."""
-    folder = Path(__file__).parent.parent / "vit_api" / "checkpoints" / "digits"
     uploads = {f"digit {number}": upload for number, (upload, _) in enumerate(held_out[:40])}
-    _compare_all(digits_server, folder, uploads)
+    _compare_all(digits_server, DIGITS, uploads)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +14,11 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from tests.clients import Reply, post_all
 from tests.samples import edit_json, encode, make_checkpoint
-from tests.server import RunningServer, cpu_seconds, serve
+from tests.server import RunningServer, cpu_seconds, paused, serve, worker_of
 
 _CLIENTS = 128
+_ROUNDING = 0.002
+"""What float32 sums in another order, in batches of another size, may differ by, and much more."""
 _IDLE_S = 5.0
 _MAX_IDLE_CPU = 0.02
 
@@ -32,10 +34,10 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
     )  # fmt: skip
     model = ViTForImageClassification(config)
     with torch.no_grad():
-        model.classifier.weight *= 30
+        model.classifier.weight *= 4  # sure enough to differ, not so sure that all say 1.0
     model.save_pretrained(folder)
     edit_json(folder / "preprocessor_config.json", size={"height": 64, "width": 64})
-    with serve(folder) as server:
+    with serve(folder, dtype="float32") as server:
         yield server
 
 
@@ -49,6 +51,13 @@ def _top(reply: Reply) -> dict[str, float]:
     return {item["label"]: item["confidence"] for item in reply.body["predictions"]}
 
 
+def _assert_distinct(tops: list[dict[str, float]]) -> None:
+    """Check that no two images have answers so alike that a mix-up would go unseen."""
+    table = np.array([[top[label] for label in sorted(top)] for top in tops])
+    distances = np.abs(table[:, None] - table[None]).max(axis=2) + np.eye(len(table))
+    assert distances.min() > 2 * _ROUNDING
+
+
 def test_each_of_128_clients_gets_its_own_answer_in_full_batches(busy_server: RunningServer) -> None:
     """Each answer is the one that the image gets alone; the mean batch is above 8, and none is above 32."""
     images = _different_images(_CLIENTS)
@@ -57,8 +66,8 @@ def test_each_of_128_clients_gets_its_own_answer_in_full_batches(busy_server: Ru
     for expected, replies in zip(alone, rounds, strict=True):
         for reply in replies:
             assert reply.status == 200
-            assert _top(reply) == pytest.approx(expected, abs=0.02)
-    assert len({max(top, key=lambda label: top[label]) for top in alone}) > 1, "the images differ for the model too"
+            assert _top(reply) == pytest.approx(expected, abs=_ROUNDING)
+    _assert_distinct(alone)
     sizes = [int(reply.headers["x-batch-size"]) for replies in rounds for reply in replies]
     batches = sum(1 / size for size in sizes)
     assert max(sizes) <= 32
@@ -66,12 +75,15 @@ def test_each_of_128_clients_gets_its_own_answer_in_full_batches(busy_server: Ru
 
 
 def test_31_good_images_and_a_corrupt_one(busy_server: RunningServer) -> None:
-    """The bad one gets a 400 and costs the others nothing."""
+    """The bad one gets a 400; each other gets the answer that it gets alone."""
     images = _different_images(32)
+    alone = [_top(reply) for reply in post_all(busy_server.port, [images])[0]]
     images[13] = images[13][: len(images[13]) // 2]
     replies = [replies[0] for replies in post_all(busy_server.port, [[image] for image in images])]
     assert [number for number, reply in enumerate(replies) if reply.status != 200] == [13]
     assert (replies[13].status, replies[13].body["code"]) == (400, "bad_image")
+    for number in set(range(32)) - {13}:
+        assert _top(replies[number]) == pytest.approx(alone[number], abs=_ROUNDING)
 
 
 def test_a_lone_request_does_not_wait_for_company() -> None:
@@ -87,18 +99,19 @@ def test_idle_processes_do_not_busy_wait(digits_server: RunningServer) -> None:
     image = _different_images(1)[0]
     post_all(digits_server.port, [[image] * 4] * 32)
     group = digits_server.process.pid
-    shares = []
-    for _ in range(3):  # the least of three: other work on the machine can only add
+    share = 1.0
+    for _ in range(3):  # other work on the machine, such as the server's own last steps, can only add
         before = cpu_seconds(group)
         time.sleep(_IDLE_S)
-        shares.append((cpu_seconds(group) - before) / _IDLE_S)
-    assert min(shares) < _MAX_IDLE_CPU
+        share = min(share, (cpu_seconds(group) - before) / _IDLE_S)
+        if share < _MAX_IDLE_CPU:
+            break
+    assert share < _MAX_IDLE_CPU
 
 
-@pytest.mark.parametrize("queue_size", [4])
-def test_a_full_queue_says_when_to_come_back(tmp_path: Path, queue_size: int) -> None:
+def test_a_full_queue_says_when_to_come_back() -> None:
     """More images at once than slots: each is answered, with its prediction or a 503 with Retry-After."""
-    with serve(queue_size=queue_size, api_servers=1) as server:
+    with serve(queue_size=4, api_servers=1) as server:
         images = _different_images(64)
         replies = [replies[0] for replies in post_all(server.port, [[image] for image in images])]
         assert {reply.status for reply in replies} <= {200, 503}
@@ -109,10 +122,25 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path, queue_size: int) ->
         assert server.predict(images[0]).status_code == 200
 
 
-def test_the_deadline_is_kept(busy_server: RunningServer) -> None:
-    """An image whose time is up gets a 504, and its slot is free again afterwards."""
-    with serve(request_timeout_s=0.000001, queue_size=2, api_servers=1) as server:
-        image = _different_images(1)[0]
-        for _ in range(6):
-            response = server.predict(image)
-            assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+def test_the_deadline_is_kept_while_the_worker_hangs() -> None:
+    """The image gets a 504 and keeps its slot until the worker lets go of it; then all is as before."""
+    image = _different_images(1)[0]
+    with serve(request_timeout_s=1, queue_size=1, api_servers=1) as server:
+        assert server.predict(image).status_code == 200
+        with paused(worker_of(server)):
+            late, turned_away = server.predict(image), server.predict(image)
+        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+        assert (turned_away.status_code, turned_away.json()["code"]) == (503, "overloaded")
+        deadline = time.monotonic() + 30
+        while server.predict(image).status_code != 200:
+            assert time.monotonic() < deadline
+
+
+def test_a_body_that_stalls_gets_a_504() -> None:
+    """The time limit counts from the request's arrival, also while its body is on the way."""
+    with (
+        serve(request_timeout_s=1, api_servers=1) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection,
+    ):
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 504 ")

@@ -109,6 +109,8 @@ _ERRORS = [
     pytest.param("/predict", b'{"image": 7}', {}, 400, "bad_request", id="JSON image is a number"),
     pytest.param("/predict", b'{"image": "***"}', {}, 400, "bad_request", id="not base64"),
     pytest.param("/predict", b'{"image": ""}', {}, 400, "empty_upload", id="empty base64"),
+    pytest.param("/predict", b'{"image":[' + b"[]," * _MB, {}, 400, "bad_request", id="JSON with a million lists"),
+    pytest.param("/predict/", _SEVEN, {}, 404, "not_found", id="slash at the end"),
     pytest.param("/predict", b"{" * 100_000, {}, 400, "bad_request", id="deep JSON"),
     pytest.param("/predict", _SEVEN[:-40], {}, 400, "bad_image", id="truncated image"),
     pytest.param("/predict", _SEVEN[:50] + b"\0" * 50 + _SEVEN[100:], {}, 400, "bad_image", id="corrupt image"),
@@ -215,6 +217,28 @@ def test_health(digits_server: RunningServer) -> None:
     assert digits_server.get("/health/live").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/health/live"])
+def test_probes_may_use_head(digits_server: RunningServer, path: str) -> None:
+    """HEAD answers as GET does, without a body."""
+    response = httpx.head(digits_server.url + path, timeout=30)
+    assert (response.status_code, response.content) == (200, b"")
+
+
+def test_a_file_name_in_any_charset(digits_server: RunningServer) -> None:
+    """The name of a form's file doesn't matter, so none is refused."""
+    part = b'--b\r\ncontent-disposition: form-data; name="file"; filename="\xe9.png"\r\n\r\n'
+    response = digits_server.predict(part + _SEVEN + b"\r\n--b--\r\n", headers=_MULTIPART)
+    assert response.status_code == 200
+
+
+def test_a_long_json_is_parsed_too(digits_server: RunningServer) -> None:
+    """A body that is parsed in a thread gets the same answer."""
+    padding = b" " * _MB
+    response = digits_server.predict(_as_json(_SEVEN)[:-1] + padding + b"}")
+    assert response.status_code == 200
+    assert response.json()["predictions"][0]["label"] == "7"
+
+
 def test_info_has_no_paths(digits_server: RunningServer) -> None:
     """Versions, settings and labels are there; where things lie on the machine is not."""
     response = digits_server.get("/info")
@@ -233,8 +257,9 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     predict = paths["/predict"]["post"]
     file = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]
     assert (file["type"], file["format"]) == ("string", "binary")
-    assert {"200", "400", "413", "415", "500", "503", "504"} <= set(predict["responses"])
-    assert next(p for p in predict["parameters"] if p["name"] == "top_k")["schema"]["maximum"] == 20
+    assert set(predict["responses"]) == {"200", "400", "413", "415", "500", "503", "504"}
+    assert {"x-queue-time-ms", "x-inference-time-ms", "x-batch-size"} < set(predict["responses"]["200"]["headers"])
+    assert [(p["name"], p["schema"]["maximum"]) for p in predict["parameters"]] == [("top_k", 20)]
 
 
 def test_docs_need_no_other_host(digits_server: RunningServer) -> None:

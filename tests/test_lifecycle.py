@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.samples import edit_json, make_checkpoint
-from tests.server import ROOT, environment, free_port, processes_of, serve
+from tests.server import ROOT, RunningServer, environment, free_port, paused, processes_of, serve, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -86,6 +89,38 @@ def test_a_signal_stops_every_process(number: signal.Signals) -> None:
             probe.bind(("127.0.0.1", server.port))
 
 
+def test_a_request_in_flight_is_answered_before_the_stop() -> None:
+    """After SIGTERM new connections are refused, and what was accepted is answered."""
+    upload = (ROOT / "examples" / "digit-7.png").read_bytes()
+    with serve() as server, ThreadPoolExecutor(1) as client:
+        with paused(worker_of(server)):
+            answer = client.submit(server.predict, upload)
+            _wait_until(lambda: _is_waiting(server, answer))
+            server.process.send_signal(signal.SIGTERM)
+            _wait_until(lambda: _is_refused(server.port))
+            assert not answer.done()
+        assert answer.result(60).json()["predictions"][0]["label"] == "7"
+        assert server.process.wait(60) == 0
+
+
+def _is_waiting(server: RunningServer, answer: Future[httpx.Response]) -> bool:
+    """Tell whether the request has arrived: its connection is there and an HTTP process has read it all."""
+    established = f":{server.port:04X} "
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if f"{fields[1]} ".endswith(established) and fields[3] == "01" and fields[4].endswith(":00000000"):
+            return not answer.done()
+    return False
+
+
+def _is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_no_orphan_survives_the_main_process() -> None:
     """Killed outright, the main process takes all others along."""
     with serve() as server:
@@ -95,10 +130,14 @@ def test_no_orphan_survives_the_main_process() -> None:
 
 
 def _wait_until_gone(group: int) -> None:
+    _wait_until(lambda: processes_of(group) == [])
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
-    while processes_of(group) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_of(group) == []
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_not_ready_until_the_worker_is() -> None:
@@ -110,8 +149,6 @@ def test_not_ready_until_the_worker_is() -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    import httpx
-
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60

@@ -145,7 +145,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: can't listen on {settings.host}:{settings.port}: {error.strerror}")
-    application = Application(settings, checkpoint, devices)
+    try:
+        application = Application(settings, checkpoint, devices)
+    except OSError as error:
+        sys.exit(f"error: the system refuses a queue of this size ({error.strerror}); lower VIT_API_QUEUE_SIZE")
     logger.info(
         "serving %s on http://%s:%d with %d HTTP processes and %d workers on %s",
         *(checkpoint.name, settings.host, settings.port, settings.api_servers),

@@ -126,7 +126,9 @@ class Classifier:
         try:
             return await flight.waiter
         except asyncio.CancelledError:
-            self._table.abandon(slot)
+            # The slot may be free by now, or even another image's, if the answer came just before.
+            if self._flights.get(slot) is flight:
+                self._table.abandon(slot)
             raise
 
     def _take_off(self, slot: int, deadline: float) -> _Flight:
@@ -146,9 +148,9 @@ class Classifier:
         The request's record is written here: one wake-up of the event loop less for each image.
         """
         try:
-            if self._table.is_abandoned(slot):
-                raise DeadlineExceeded("nobody waits for this image any more")
+            self._check_wanted(slot)
             self._table.pixels[slot] = self._decoder.decode_request(upload)
+            self._check_wanted(slot)
             self._table.queue(slot, time.monotonic())
             self._requests.write([Request(slot, generation).pack()])
         except ViTError as error:
@@ -156,6 +158,10 @@ class Classifier:
         except Exception:
             logger.exception("decoding failed in an unforeseen way")
             self._land_from_thread(slot, InternalError("the server failed to decode this image"))
+
+    def _check_wanted(self, slot: int) -> None:
+        if self._table.is_abandoned(slot):
+            raise DeadlineExceeded("nobody waits for this image any more")
 
     def _land_from_thread(self, slot: int, error: ViTError) -> None:
         if not self._loop.is_closed():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import multiprocessing as mp
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +20,13 @@ from multiprocessing.process import BaseProcess
 import litserve as ls
 from litserve.connector import check_cuda_with_nvidia_smi
 
-from vit_api.processes import WorkerProcess, shielded_from_interrupts, stop_signals
+from vit_api.processes import STOP_SIGNALS, WorkerProcess, blocked, stop_signals
 
 logger = logging.getLogger(__name__)
 
 _WORKER_STOP_S = 5.0
+_STOP_MARGIN_S = 5.0
+"""What an HTTP process may need to end after its requests got their time."""
 
 ServeHttp = Callable[[int, socket.socket], None]
 
@@ -90,7 +93,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         """Serve until SIGINT or SIGTERM, or until a process ends by itself.
 
         Args:
-            listeners: A bound socket for each HTTP process.
+            listeners: A bound socket for each HTTP process; they are closed here.
 
         Returns:
             The exit status: 0 after a signal, 1 after a process ended by itself.
@@ -99,20 +102,30 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers: list[BaseProcess] = []
         with stop_signals() as stop:
             try:
-                http += [self._start_http(number, listener) for number, listener in enumerate(listeners)]
-                with shielded_from_interrupts():
+                http += [self._start_http(number, listeners) for number in range(len(listeners))]
+                # A listener that this process kept open would take connections that nobody accepts, after the stop.
+                for listener in listeners:
+                    listener.close()
+                with blocked(signal.SIGINT):  # Ctrl-C reaches all processes; this one stops the workers
                     workers += self.launch_inference_worker(self.lit_api)
                 return self._watch(stop, [*http, *workers])
             finally:
-                _stop(http, self._stop_timeout_s)
+                _stop(http, self._stop_timeout_s + _STOP_MARGIN_S)
                 _stop(workers, _WORKER_STOP_S)
 
-    def _start_http(self, number: int, listener: socket.socket) -> BaseProcess:
+    def _start_http(self, number: int, listeners: Sequence[socket.socket]) -> BaseProcess:
         process = mp.get_context("fork").Process(
-            target=self._serve_http, args=(number, listener), name=f"http-{number}", daemon=True
+            target=self._run_http, args=(number, listeners), name=f"http-{number}", daemon=True
         )
-        process.start()
+        with blocked(*STOP_SIGNALS):  # until the process has handlers of its own
+            process.start()
         return process
+
+    def _run_http(self, number: int, listeners: Sequence[socket.socket]) -> None:
+        for other, listener in enumerate(listeners):
+            if other != number:
+                listener.close()
+        self._serve_http(number, listeners[number])
 
     def _watch(self, stop: socket.socket, processes: list[BaseProcess]) -> int:
         """Wait for a signal or the end of a process, and return the exit status."""

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from vit_api.logs import configure_logging
 
 _PR_SET_PDEATHSIG = 1
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def die_with_parent(parent: int) -> None:
@@ -38,7 +38,7 @@ def stop_signals() -> Iterator[socket.socket]:
     reader.setblocking(False)
     writer.setblocking(False)
     previous_fd = signal.set_wakeup_fd(writer.fileno())
-    previous = {number: signal.signal(number, lambda *_: None) for number in _STOP_SIGNALS}
+    previous = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
         yield reader
     finally:
@@ -50,13 +50,13 @@ def stop_signals() -> Iterator[socket.socket]:
 
 
 @contextlib.contextmanager
-def shielded_from_interrupts() -> Iterator[None]:
-    """Have processes that are spawned here never see SIGINT: Ctrl-C reaches the main process, which stops them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Hold signals back; processes that are started here hold them back until they unblock them themselves."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 class WorkerProcess(ls.Callback):  # type: ignore[misc]
@@ -82,8 +82,9 @@ def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeo
         stop_timeout_s: Seconds that requests under way get at the end.
     """
     signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     die_with_parent(parent)
     # What lives now lives for ever: the collector need not visit it, and leaves the pages shared with the parent.
     gc.freeze()

@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     ] = 5.0
     queue_size: Annotated[
         int,
-        Field(ge=1, le=65_536, description="Images that the server holds at once; more get 503 until one is answered"),
+        Field(ge=1, le=32_768, description="Images that the server holds at once; more get 503 until one is answered"),
     ] = 1024
     request_timeout_s: Annotated[
         float, Field(gt=0, le=3600, description="Seconds from a request's arrival to a 504")
@@ -82,9 +82,11 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=64, description="Threads in each HTTP process that decode images")
     ] = 2
     cache_size: Annotated[
-        int, Field(ge=0, le=100_000_000, description="Answers that an HTTP process remembers; 0: none")
+        int, Field(ge=0, le=100_000_000, description="Answers that an HTTP process remembers; 0: none. Not used yet")
     ] = 10_000
-    cache_ttl_s: Annotated[float, Field(gt=0, description="Seconds that an answer is remembered")] = 1800.0
+    cache_ttl_s: Annotated[
+        float, Field(gt=0, le=31_536_000, description="Seconds that an answer is remembered. Not used yet")
+    ] = 1800.0
     cpu_threads: Annotated[
         int | None,
         Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core, 1 on GPUs"),

@@ -20,7 +20,6 @@ class WorkerState(enum.IntEnum):
 
     STARTING = 0
     READY = 1
-    STOPPED = 2
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,6 @@ class WorkerBoard:
         for name in ("device", "device_name", "dtype"):
             self._shared[name][worker] = getattr(notice, name).encode("ascii", "replace")[:_TEXT_BYTES]
         self._shared["state"][worker] = notice.state
-
-    def set_state(self, worker: int, state: WorkerState) -> None:
-        """Change the state of `worker` alone."""
-        self._shared["state"][worker] = state
 
     def read(self, worker: int) -> WorkerNotice:
         """Return the notice of `worker`."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from vit_api import __version__
 from vit_api.errors import ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K
@@ -30,10 +31,21 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     504: {"model": ErrorResponse, "description": "No answer within the time limit"},
 }
 
+_HEADERS = {
+    "x-request-id": ("string", "The request's own id if it has a sane one, else a new one"),
+    "x-queue-time-ms": ("number", "From the queue's entry to the batch's start"),
+    "x-inference-time-ms": ("number", "How long the batch took"),
+    "x-batch-size": ("integer", "Images in the batch"),
+}
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"headers": {name: {"schema": {"type": kind}, "description": what} for name, (kind, what) in _HEADERS.items()}}
+}
+
 _FILE = {"type": "string", "format": "binary", "description": "An image file"}
 _ONE_UPLOAD = {
     "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE}}},
     "application/octet-stream": {"schema": _FILE},
+    "image/*": {"schema": _FILE},
     "application/json": {
         "schema": {
             "type": "object",
@@ -48,7 +60,12 @@ _MANY_UPLOADS = {
     }
 }
 
-TopK = Annotated[int, Query(ge=1, le=TOP_K, description="How many classes to name")]
+_TOP_K = {
+    "name": "top_k",
+    "in": "query",
+    "description": "How many classes to name",
+    "schema": {"type": "integer", "minimum": 1, "maximum": TOP_K, "default": DEFAULT_TOP_K},
+}
 
 
 def create_app(
@@ -76,7 +93,13 @@ def create_app(
             stop()
 
     app: FastAPI = FastAPIOffline(
-        title="ViT API", description=_DESCRIPTION, lifespan=lifespan, redoc_url=None, static_url="/docs/static"
+        title="ViT API",
+        description=_DESCRIPTION,
+        version=__version__,
+        lifespan=lifespan,
+        redoc_url=None,
+        static_url="/docs/static",
+        redirect_slashes=False,
     )
     app.include_router(_described(predict))
     app.include_router(operations)
@@ -93,26 +116,26 @@ def _described(predict: PredictRoutes) -> APIRouter:
     """Return routes that describe the busy paths. `Front` answers most of their requests before they get here."""
     router = APIRouter(tags=["classification"])
 
-    @router.post("/predict", response_model=PredictResponse, responses=_FAILURES, openapi_extra=_body(_ONE_UPLOAD))
-    async def classify_an_image(request: Request, top_k: TopK = DEFAULT_TOP_K) -> Response:
-        """Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON.
-
-        Headers of the answer: `x-queue-time-ms`, `x-inference-time-ms`, `x-batch-size`, `x-request-id`.
-        """
+    @router.post(
+        "/predict", response_model=PredictResponse, responses=_ANSWER | _FAILURES, openapi_extra=_takes(_ONE_UPLOAD)
+    )
+    async def classify_an_image(request: Request) -> Response:
+        """Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON."""
         return await predict.predict(request)
 
     @router.post(
         "/predict/batch",
         response_model=list[PredictResponse | ErrorResponse],
         responses=_FAILURES,
-        openapi_extra=_body(_MANY_UPLOADS),
+        openapi_extra=_takes(_MANY_UPLOADS),
     )
-    async def classify_several_images(request: Request, top_k: TopK = DEFAULT_TOP_K) -> Response:
+    async def classify_several_images(request: Request) -> Response:
         """Classify 1 to 32 images. The answer has their order; a bad image has its error in its place."""
         return await predict.predict_batch(request)
 
     return router
 
 
-def _body(content: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": content}}
+def _takes(content: dict[str, Any]) -> dict[str, Any]:
+    """Describe what the handlers read from a request themselves, since FastAPI doesn't see it."""
+    return {"parameters": [_TOP_K], "requestBody": {"required": True, "content": content}}

@@ -45,6 +45,8 @@ def operations_router(
             workers_ready=ready,
         )
 
+    @router.head("/health", include_in_schema=False)
+    @router.head("/health/ready", include_in_schema=False)
     @router.get("/health", responses=not_ready)
     @router.get("/health/ready", responses=not_ready)
     async def health(response: Response) -> HealthResponse:
@@ -54,6 +56,7 @@ def operations_router(
             response.status_code = _UNAVAILABLE
         return body
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> dict[str, str]:
         """Answer 200 as long as this process answers at all."""

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from vit_api.classifier import Classification, Classifier
-from vit_api.errors import BadRequest, ViTError
+from vit_api.errors import BadRequest, InternalError, ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K, Prediction
 from vit_api.routes.responses import error_body, json_response
@@ -59,24 +59,26 @@ class PredictRoutes:
         """Classify one image."""
         arrived_at = self._clock()
         top_k = _top_k_of(request)
-        upload = await self._uploads.read_one(request)
-        result = await self._classifier.classify(upload, arrived_at + self._request_timeout_s)
+        deadline = arrived_at + self._request_timeout_s
+        upload = await self._uploads.read_one(request, deadline)
+        result = await self._classifier.classify(upload, deadline)
         return json_response(self._body(result, top_k, arrived_at), headers=_timing_headers(result))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; a bad one gets its own error in its place.
 
-        The images join the same batches as everyone's. If the server could serve none of them, the whole request
-        gets the first one's error, so that a client sees a 503 as such.
+        The images join the same batches as everyone's. If none is answered and at least one for the server's fault,
+        the whole request gets that one's error, so that a client sees a 503 as such.
         """
         arrived_at = self._clock()
         top_k = _top_k_of(request)
-        uploads = await self._uploads.read_many(request)
         deadline = arrived_at + self._request_timeout_s
+        uploads = await self._uploads.read_many(request, deadline)
         results = await asyncio.gather(*(self._result_of(upload, deadline) for upload in uploads))
-        failures = [result for result in results if isinstance(result, ViTError) and result.status >= 500]
-        if len(failures) == len(results):
-            raise failures[0]
+        failures = [result for result in results if isinstance(result, ViTError)]
+        ours = [failure for failure in failures if failure.status >= InternalError.status]
+        if ours and len(failures) == len(results):
+            raise ours[0]
         request_id = request.state.request_id
         return json_response(
             [

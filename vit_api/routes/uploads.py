@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import anyio
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 from starlette.requests import Request
 
-from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
+from vit_api.errors import BadRequest, DeadlineExceeded, EmptyUpload, UploadTooLarge, ViTError
 from vit_api.lit_api import decode_base64
 
 _ENVELOPE_BYTES = 64 * 1024
 """What a form's or JSON's own syntax may add to an upload."""
 
 _JSON_START = b"{"
+_LEADING_SPACE = 64
+_MOST_JSON_MARKS = 1000
+_SHORT_BODY_BYTES = 256 * 1024
+"""Up to this size a form or JSON is parsed in well under a millisecond."""
+
+T = TypeVar("T")
 
 
 class Uploads:
@@ -31,41 +41,52 @@ class Uploads:
         self._max_count = max_count
         self._max_total_bytes = max_total_bytes
 
-    async def read_one(self, request: Request) -> bytes:
+    async def read_one(self, request: Request, deadline: float) -> bytes:
         """Return the request's upload: a form's field `file`, JSON's field `image`, or the body itself.
 
+        Args:
+            request: The request.
+            deadline: When its body must be there, in seconds of the monotonic clock.
+
         Raises:
+            DeadlineExceeded: The body was not there in time.
             BadRequest: The form, the JSON or the base64 is malformed, or has no upload.
             EmptyUpload: The body or the upload has no bytes.
             UploadTooLarge: There are more bytes than allowed; the rest was not read.
         """
         media_type, options = parse_options_header(request.headers.get("content-type", ""))
         if media_type == "multipart/form-data":
-            body = await _read_body(request, self._max_bytes + _ENVELOPE_BYTES)
-            uploads = self._parse_form(body, options.get("boundary", ""), "file")
+            body = await _read_body(request, self._max_bytes + _ENVELOPE_BYTES, deadline)
+            uploads = await _parse(body, self._parse_form, options.get("boundary", ""), "file")
             if len(uploads) != 1:
                 raise BadRequest("send one upload in the form field 'file'; /predict/batch takes several")
             return self._checked(uploads[0])
         is_json = media_type == "application/json"
         # Base64 makes 4 characters of 3 bytes.
-        body = await _read_body(request, self._max_bytes * 4 // 3 + _ENVELOPE_BYTES if is_json else self._max_bytes)
+        most = self._max_bytes * 4 // 3 + _ENVELOPE_BYTES if is_json else self._max_bytes
+        body = await _read_body(request, most, deadline)
         # No image starts with a brace, and `curl -d` says that JSON is a form: the content decides.
-        if body.lstrip()[:1] == _JSON_START or (is_json and _is_text(body)):
-            body = _upload_in_json(body)
+        if body[:_LEADING_SPACE].lstrip()[:1] == _JSON_START or (is_json and _is_text(body)):
+            body = await _parse(body, _upload_in_json)
         return self._checked(body)
 
-    async def read_many(self, request: Request) -> list[bytes | ViTError]:
+    async def read_many(self, request: Request, deadline: float) -> list[bytes | ViTError]:
         """Return the uploads of a form's field `files` in order; in place of an empty or too large one, its error.
 
+        Args:
+            request: The request.
+            deadline: When its body must be there, in seconds of the monotonic clock.
+
         Raises:
+            DeadlineExceeded: The body was not there in time.
             BadRequest: The body is not a well-formed form, or it has no upload or too many.
             UploadTooLarge: The whole body has more bytes than allowed; the rest was not read.
         """
         media_type, options = parse_options_header(request.headers.get("content-type", ""))
         if media_type != "multipart/form-data":
             raise BadRequest("send the images as multipart/form-data in the field 'files'")
-        body = await _read_body(request, self._max_total_bytes)
-        uploads = self._parse_form(body, options.get("boundary", ""), "files")
+        body = await _read_body(request, self._max_total_bytes, deadline)
+        uploads = await _parse(body, self._parse_form, options.get("boundary", ""), "files")
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"send 1 to {self._max_count} images in the form field 'files', not {len(uploads)}")
         return [self._checked_or_error(upload) for upload in uploads]
@@ -89,7 +110,9 @@ class Uploads:
             raise EmptyUpload(f"the request has no body; send the image in the form field '{field}'")
         uploads: list[bytes] = []
         try:
-            with PushMultipartParser(boundary, max_segment_count=self._max_count + 16) as parser:
+            most = self._max_count + 16
+            # Latin-1 takes any byte: no part's file name matters, so none is a reason to refuse a form.
+            with PushMultipartParser(boundary, max_segment_count=most, header_charset="latin-1") as parser:
                 chunks: list[bytes] | None = None
                 for event in parser.parse(body):
                     if isinstance(event, MultipartSegment):
@@ -105,17 +128,28 @@ class Uploads:
         return uploads
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def _parse(body: bytes, parse: Callable[..., T], *arguments: str) -> T:
+    """Parse a body; a long one in a thread, since it takes longer than the event loop may be held up."""
+    if len(body) <= _SHORT_BODY_BYTES:
+        return parse(body, *arguments)
+    return await asyncio.get_running_loop().run_in_executor(None, parse, body, *arguments)
+
+
+async def _read_body(request: Request, max_bytes: int, deadline: float) -> bytes:
     """Return the body; refuse it at the limit while it arrives, or at once by its declared length."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        chunks.append(chunk)
+    try:
+        with anyio.fail_after(deadline - time.monotonic()):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > max_bytes:
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise DeadlineExceeded("the request's body did not arrive within the time limit; send it faster") from None
     return b"".join(chunks)
 
 
@@ -132,6 +166,9 @@ def _is_text(body: bytes) -> bool:
 
 
 def _upload_in_json(body: bytes) -> bytes:
+    # Base64 has none of these bytes. Nested lists without end would hold up every thread while they are parsed.
+    if sum(map(body.count, (b"{", b"[", b'"'))) > _MOST_JSON_MARKS:
+        raise BadRequest('the JSON has more than an upload; send {"image": "<base64>"}')
     try:
         document: Any = json.loads(body)
     except (ValueError, RecursionError):
