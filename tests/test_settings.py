@@ -43,7 +43,7 @@ def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pyte
         pytest.param("PORT", "seventy", "valid integer", id="not a number"),
         pytest.param("DTYPE", "int8", "'auto', 'float32', 'bfloat16' or 'float16'", id="not a choice"),
         pytest.param("DEVICE", "gpu", "cuda:0", id="not a device"),
-        pytest.param("QUEUE_SIZE", "60000", "VIT_API_API_SERVERS", id="does not fit another"),
+        pytest.param("QUEUE_SIZE", "30000", "VIT_API_API_SERVERS", id="does not fit another"),
         pytest.param("LOG_LEVEL", "loud", "'warning'", id="not a level"),
     ],
 )
