@@ -9,14 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.samples import edit_json, make_checkpoint
-from tests.server import ROOT, RunningServer, environment, free_port, paused, processes_of, serve, worker_of
+from tests.server import ROOT, environment, free_port, paused, processes_of, serve, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -92,25 +92,18 @@ def test_a_signal_stops_every_process(number: signal.Signals) -> None:
 def test_a_request_in_flight_is_answered_before_the_stop() -> None:
     """After SIGTERM new connections are refused, and what was accepted is answered."""
     upload = (ROOT / "examples" / "digit-7.png").read_bytes()
-    with serve() as server, ThreadPoolExecutor(1) as client:
+    with serve(queue_size=1, api_servers=1) as server, ThreadPoolExecutor(2) as clients:
         with paused(worker_of(server)):
-            answer = client.submit(server.predict, upload)
-            _wait_until(lambda: _is_waiting(server, answer))
+            # Of two requests for the one slot, one is turned away: then the other is in flight.
+            requests = [clients.submit(server.predict, upload) for _ in range(2)]
+            turned_away, in_flight = wait(requests, timeout=30, return_when=FIRST_COMPLETED)
+            assert [request.result().status_code for request in turned_away] == [503]
             server.process.send_signal(signal.SIGTERM)
             _wait_until(lambda: _is_refused(server.port))
+            answer = in_flight.pop()
             assert not answer.done()
         assert answer.result(60).json()["predictions"][0]["label"] == "7"
         assert server.process.wait(60) == 0
-
-
-def _is_waiting(server: RunningServer, answer: Future[httpx.Response]) -> bool:
-    """Tell whether the request has arrived: its connection is there and an HTTP process has read it all."""
-    established = f":{server.port:04X} "
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if f"{fields[1]} ".endswith(established) and fields[3] == "01" and fields[4].endswith(":00000000"):
-            return not answer.done()
-    return False
 
 
 def _is_refused(port: int) -> bool:
