@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,9 +69,7 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve(
-    model: str | Path = "digits", command: list[str] | None = None, **settings: object
-) -> Iterator[RunningServer]:
+def serve(model: str | Path = "digits", **settings: object) -> Iterator[RunningServer]:
     """Run a server until the context ends; it is ready when the context begins, and must stop without a fault."""
     port = free_port()
     defaults = {"model": model, "host": "127.0.0.1", "port": port, "api_servers": 2, "cpu_threads": 1}
@@ -79,7 +77,7 @@ def serve(
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command or [sys.executable, str(ROOT / "server.py")],
+                [sys.executable, str(ROOT / "server.py")],
                 cwd=folder,
                 env=environment(**(defaults | settings)) | {"PYTHONPATH": str(ROOT)},
                 stdout=output,
@@ -96,14 +94,22 @@ def serve(
 
 def wait_until_ready(server: RunningServer) -> None:
     """Poll the server's health until it is ready."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
+
+    def is_ready() -> bool:
         assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()}"
         with contextlib.suppress(httpx.TransportError):
-            if server.get("/health").status_code == 200:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"the server is not ready after {START_S} s:\n{server.log.read_text()}")
+            return server.get("/health").status_code == 200
+        return False
+
+    wait_until(is_ready, START_S)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Poll a condition to a deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
+        time.sleep(0.02)
 
 
 def stop(server: RunningServer) -> None:

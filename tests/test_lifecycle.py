@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from tests.samples import edit_json, make_checkpoint
-from tests.server import ROOT, environment, free_port, paused, processes_of, serve, worker_of
+from tests.server import ROOT, environment, free_port, paused, processes_of, serve, wait_until, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -99,7 +98,7 @@ def test_a_request_in_flight_is_answered_before_the_stop() -> None:
             turned_away, in_flight = wait(requests, timeout=30, return_when=FIRST_COMPLETED)
             assert [request.result().status_code for request in turned_away] == [503]
             server.process.send_signal(signal.SIGTERM)
-            _wait_until(lambda: _is_refused(server.port))
+            wait_until(lambda: _is_refused(server.port))
             answer = in_flight.pop()
             assert not answer.done()
         assert answer.result(60).json()["predictions"][0]["label"] == "7"
@@ -123,14 +122,7 @@ def test_no_orphan_survives_the_main_process() -> None:
 
 
 def _wait_until_gone(group: int) -> None:
-    _wait_until(lambda: processes_of(group) == [])
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: processes_of(group) == [])
 
 
 def test_not_ready_until_the_worker_is() -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import inspect
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -20,31 +18,27 @@ from litserve.loops.loops import inference_worker
 from litserve.server import LitServer
 
 from tests.clients import post_all
-from tests.server import ROOT, START_S, RunningServer, environment, free_port
+from tests.server import ROOT, RunningServer, environment, free_port, wait_until_ready
 
 
 @pytest.fixture(scope="module")
-def stock_url() -> Iterator[str]:
+def stock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run a plain LitServer. It leaves orphans when it is stopped, so its whole process group is killed."""
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.stock_server", str(port)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("stock") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.stock_server", str(port)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    server = RunningServer(f"http://127.0.0.1:{port}", process, log)
     try:
-        deadline = time.monotonic() + START_S
-        ready = False
-        while not ready and time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(httpx.TransportError):
-                ready = httpx.get(url + "/health", timeout=30).status_code == 200
-            time.sleep(0.05)
-        assert ready
-        yield url
+        wait_until_ready(server)
+        yield server.url
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
