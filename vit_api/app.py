@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import sys
 
+from fastapi import APIRouter
+
+from vit_api import __version__
 from vit_api.batching import BatchingPolicy
+from vit_api.cache import AnswerCache
+from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from vit_api.classifier import Classifier
+from vit_api.classifier import Classifier, Known
 from vit_api.cores import available_cores
+from vit_api.errors import NotReady
+from vit_api.inference import InferenceClient
 from vit_api.lit_api import ViTAPI
 from vit_api.lit_server import ServeHttp, ViTServer, choose_devices
 from vit_api.logs import configure_logging
 from vit_api.loop import SlotLoop
 from vit_api.processes import serve_http
 from vit_api.records import RecordPipe
+from vit_api.redis_tier import RedisTier
 from vit_api.routes.api import create_app
+from vit_api.routes.cache import cache_info, cache_router
 from vit_api.routes.front import Front
 from vit_api.routes.operations import operations_router
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.uploads import Uploads
+from vit_api.schemas import CacheInfo
 from vit_api.settings import Settings, main_settings
 from vit_api.slots import SlotRange, SlotTable
 from vit_api.workers import WorkerBoard
@@ -47,6 +58,9 @@ class Application:
         slots = settings.slots_per_process
         self.table = SlotTable(settings.api_servers, slots, checkpoint.preprocessing.pixel_shape)
         self.board = WorkerBoard(len(devices) * settings.workers_per_device)
+        self.cache_board = CacheBoard(settings.api_servers)
+        # Within one server all have the same; what servers share needs to tell checkpoints apart.
+        self.checkpoint_identity = checkpoint.identity() if settings.redis_url is not None else ""
         self.requests = RecordPipe.for_requests(len(self.table))
         self.answers = [RecordPipe.for_answers(slots) for _ in range(settings.api_servers)]
         self.lit_api = self._lit_api()
@@ -86,7 +100,8 @@ class Application:
     def http_app(self, number: int) -> Front:
         """Return the ASGI application of the HTTP process of this number."""
         settings = self.settings
-        classifier = Classifier(
+        tally = CacheTally(self.cache_board, number)
+        inference = InferenceClient(
             self.lit_api,
             SlotRange(self.table, number),
             self.board,
@@ -94,6 +109,9 @@ class Application:
             self.answers[number],
             decode_threads=settings.decode_threads,
         )
+        cache = AnswerCache[Known](settings.cache_size, settings.cache_ttl_s, tally) if settings.cache_size else None
+        redis = self._redis_tier(tally)
+        classifier = Classifier(inference, tally, self._identity, cache, redis)
         uploads = Uploads(
             max_bytes=settings.max_upload_bytes,
             max_count=_MAX_IMAGES_PER_REQUEST,
@@ -106,10 +124,59 @@ class Application:
             model_name=self.checkpoint.name,
             request_timeout_s=settings.request_timeout_s,
         )
+
+        async def start() -> None:
+            inference.start()
+            classifier.start()
+            if redis is not None:
+                redis.start()
+
+        async def stop() -> None:
+            classifier.stop()
+            inference.stop()
+            if redis is not None:
+                await redis.stop()
+
+        operators = [self._operations_router(), self._cache_router(redis)]
+        return create_app(predict, operators, start=start, stop=stop)
+
+    def _redis_tier(self, tally: CacheTally) -> RedisTier | None:
+        if self.settings.redis_url is None:
+            return None
+        return RedisTier(
+            self.settings.redis_url.get_secret_value(),
+            namespace=self.checkpoint.name,
+            classes=len(self.checkpoint.labels),
+            ttl_s=self.settings.cache_ttl_s,
+            tally=tally,
+        )
+
+    def _identity(self) -> str:
+        """Return what else than the upload determines an answer."""
+        dtypes = self.board.dtypes()
+        if not dtypes:
+            raise NotReady("the model is still loading; try again soon")
+        decoding = "exact" if self.settings.exact_decode else "draft"
+        return json.dumps([__version__, self.checkpoint.name, self.checkpoint_identity, dtypes, decoding])
+
+    def _operations_router(self) -> APIRouter:
+        settings = self.settings
         # The model as clients know it: the setting may be a path of this machine.
         shown = settings.model_dump(mode="json") | {"model": self.checkpoint.name}
-        operations = operations_router(self.checkpoint, self.board, self.devices, shown)
-        return create_app(predict, operations, start=classifier.start, stop=classifier.stop)
+
+        def cache() -> CacheInfo | None:
+            has_redis = settings.redis_url is not None
+            return cache_info(self.cache_board, has_redis=has_redis) if settings.cache_size else None
+
+        return operations_router(self.checkpoint, self.board, self.devices, shown, cache)
+
+    def _cache_router(self, redis: RedisTier | None) -> APIRouter:
+        key = self.settings.operator_key
+        return cache_router(
+            self.cache_board,
+            None if key is None else key.get_secret_value(),
+            None if redis is None else redis.clear,
+        )
 
 
 def bind(host: str, port: int, count: int) -> list[socket.socket]:

@@ -5,6 +5,7 @@ Imports neither torch nor transformers: it runs in the main process, which is fo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from vit_api.preprocessing import Preprocessing, UnsupportedProcessor, read_prep
 __all__ = ["Checkpoint", "CheckpointError", "Preprocessing", "load_checkpoint"]
 
 EMBEDDED = {"digits": Path(__file__).parent / "checkpoints" / "digits"}
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+_CHUNK_BYTES = 2**20
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -51,6 +55,23 @@ class Checkpoint:
     revision: str | None
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+
+    def identity(self) -> str:
+        """Return what no other checkpoint has: its commit on the hub or, for a directory, its files' SHA-256.
+
+        Reads the whole weights of a directory.
+        """
+        if self.revision is not None:
+            return self.revision
+        digest = hashlib.sha256()
+        for name in sorted(["config.json", *PROCESSOR_FILES, *weights.weight_files(self.path)]):
+            file = self.path / name
+            if file.is_file():
+                digest.update(f"{name} {file.stat().st_size}\n".encode())
+                with file.open("rb") as content:
+                    while chunk := content.read(_CHUNK_BYTES):
+                        digest.update(chunk)
+        return digest.hexdigest()
 
 
 def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
@@ -112,11 +133,12 @@ def _read_processor(path: Path) -> dict[str, Any]:
     A processor that is more than an image processor (CLIP's) is saved as processor_config.json, with the image
     processor in it, and that wins; a lone image processor is saved as preprocessor_config.json.
     """
-    if (path / "processor_config.json").is_file():
-        nested = _read_json(path / "processor_config.json").get("image_processor")
+    whole, lone = PROCESSOR_FILES
+    if (path / whole).is_file():
+        nested = _read_json(path / whole).get("image_processor")
         if isinstance(nested, dict):
             return nested
-    return _read_json(path / "preprocessor_config.json")
+    return _read_json(path / lone)
 
 
 def _check_model(config: dict[str, Any]) -> None:

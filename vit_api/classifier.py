@@ -1,198 +1,200 @@
-"""The HTTP half's core: an upload goes in, a prediction comes out.
+"""The HTTP half's core: an upload goes in, a classification comes out.
 
-Takes a slot, decodes into it, queues it and waits for the worker's answer. Knows nothing of HTTP or of the worker
-but the slot table and the records.
+Looks the upload up by its hash, in this process and then in the shared tier, and computes what isn't known, once for
+all who ask at the same time. Knows nothing of HTTP, of slots or of Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+import enum
+import functools
+import hashlib
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from vit_api.cache import AnswerCache, SingleFlight
+from vit_api.cache_board import CacheTally
+from vit_api.deadline import Deadline
+from vit_api.records import Answer, Prediction
 
-from vit_api.errors import DeadlineExceeded, InferenceFailed, InternalError, NotReady, Overloaded, ViTError
-from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_answers
-from vit_api.slots import SlotRange
-from vit_api.workers import WorkerBoard
+_LONG_UPLOAD_BYTES = 2**20
+"""Above this an upload is hashed in a thread: it takes longer than the event loop may be held up, about 1 ms."""
 
-logger = logging.getLogger(__name__)
-
-_ANSWERS_PER_READ = 1024
+_MOST_S_BETWEEN_SWEEPS = 60.0
 
 
-class Decoder(Protocol):
-    """What turns an upload into pixels: a LitAPI."""
+class Inference(Protocol):
+    """What runs uploads on the model."""
 
-    def decode_request(self, request: bytes) -> NDArray[np.uint8]:
-        """Return uint8 [height, width, 3]."""
+    async def infer(self, upload: bytes, deadline: Deadline) -> Answer:
+        """Return the answer for one upload."""
 
 
-@dataclass(frozen=True)
-class Classification:
-    """What the model said of one upload, and how long that took.
+class SharedTier(Protocol):
+    """What remembers predictions for several HTTP processes and servers. It never fails and never takes long."""
+
+    async def get(self, key: bytes) -> Prediction | None:
+        """Return what is remembered of `key`."""
+
+    def put(self, key: bytes, prediction: Prediction) -> None:
+        """Remember a prediction, if possible."""
+
+
+class Source(enum.Enum):
+    """Where an answer comes from, by the name that clients see."""
+
+    HIT = "hit"
+    """Remembered: the model did not run."""
+    MISS = "miss"
+    """The model ran for it."""
+    COALESCED = "coalesced"
+    """The model ran for an identical upload, which was under way already."""
+
+
+_COUNTS = {Source.HIT: "hits", Source.MISS: "misses", Source.COALESCED: "coalesced"}
+
+
+class Known:
+    """A prediction as it is remembered: packed, since a cache may hold millions of them.
 
     Attributes:
-        prediction: The most probable classes.
-        batch_size: Images in the batch that it was computed in.
-        queue_s: Seconds from the queue's entry to the batch's start.
-        inference_s: Seconds that the batch took.
-        is_cached: Whether it was answered without the model.
+        packed: The prediction.
+        wordings: What the routes made of it, by `top_k`; for them to fill.
     """
 
-    prediction: Prediction
-    batch_size: int
-    queue_s: float
-    inference_s: float
-    is_cached: bool = False
+    __slots__ = ("packed", "wordings")
+
+    def __init__(self, prediction: Prediction) -> None:
+        self.packed = prediction.pack()
+        self.wordings: dict[int, bytes] = {}
+
+    @property
+    def prediction(self) -> Prediction:
+        """The most probable classes."""
+        return Prediction.unpack(self.packed)
 
 
-@dataclass(frozen=True)
-class _Flight:
-    """An image on its way: who waits for it, and what ends the wait at its deadline."""
+class Classification(NamedTuple):
+    """What the model says of one upload.
 
-    waiter: asyncio.Future[Classification]
-    timer: asyncio.TimerHandle
+    Attributes:
+        known: The prediction.
+        source: Where it comes from.
+        answer: The worker's answer, with the times that it took; None for a hit.
+    """
+
+    known: Known
+    source: Source
+    answer: Answer | None = None
 
 
 class Classifier:
-    """Classify uploads on the workers. For one HTTP process, on its event loop.
+    """Classify uploads. For one HTTP process, on its event loop.
 
     Args:
-        decoder: Decodes uploads, in `decode_threads` threads.
-        slots: This process's slots.
-        board: Tells whether a worker is ready.
-        requests: Carries records to the workers.
-        answers: Brings this process's answers.
+        inference: Runs what isn't known.
+        tally: Counts.
+        identity: Returns what else than the upload determines an answer: model, revision, dtype, decode mode. Called
+            when the first upload comes; raises NotReady while that can't be told.
+        cache: Remembers; None computes every upload.
+        shared: Remembers for several processes, beside `cache`.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
-        slots: SlotRange,
-        board: WorkerBoard,
-        requests: RecordPipe,
-        answers: RecordPipe,
-        *,
-        decode_threads: int,
+        inference: Inference,
+        tally: CacheTally,
+        identity: Callable[[], str],
+        cache: AnswerCache[Known] | None = None,
+        shared: SharedTier | None = None,
     ) -> None:
-        self._decoder = decoder
-        self._slots = slots
-        self._table = slots.table
-        self._board = board
-        self._requests = requests
-        self._answers = answers
-        self._decode_threads = decode_threads
-        self._flights: dict[int, _Flight] = {}
+        self._inference = inference
+        self._tally = tally
+        self._identity = identity
+        self._cache = cache
+        self._shared = shared
+        self._flights: SingleFlight[tuple[Known, Answer | None]] = SingleFlight()
 
     def start(self) -> None:
-        """Start the decoding threads and listen for answers, on the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._executor = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
-        self._loop.add_reader(self._answers.fileno(), self._read_answers)
+        """Forget what is too old from time to time, on the running event loop."""
+        self._sweep()
 
     def stop(self) -> None:
-        """Stop listening; what is still being decoded goes nowhere."""
-        self._loop.remove_reader(self._answers.fileno())
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        """Undo `start`."""
+        if self._cache is not None:
+            self._sweeper.cancel()
 
-    async def classify(self, upload: bytes, deadline: float) -> Classification:
+    def _sweep(self) -> None:
+        if self._cache is not None:
+            self._cache.refresh()
+            delay_s = min(self._cache.ttl_s, _MOST_S_BETWEEN_SWEEPS)
+            self._sweeper = asyncio.get_running_loop().call_later(delay_s, self._sweep)
+
+    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
         """Classify one upload.
 
         Args:
             upload: An image file's bytes.
             deadline: When the answer must be there, in seconds of the monotonic clock.
+            is_fresh: Compute it even if it is known, and remember the new answer.
 
         Raises:
-            NotReady: No worker has started yet.
-            Overloaded: Every slot is taken.
             DeadlineExceeded: The deadline passed first.
-            InferenceFailed: The model raised.
-            ViTError: The upload can't be decoded.
+            ViTError: Whatever kept it from being computed.
         """
-        if self._board.ready_count() == 0:
-            raise NotReady("the model is still loading; try again soon")
-        taken = self._slots.take(deadline)
-        if taken is None:
-            raise Overloaded("the server is busy: its queue is full; try again soon")
-        slot, generation = taken
-        flight = self._take_off(slot, deadline)
-        self._executor.submit(self._decode_into, slot, generation, upload)
-        try:
-            return await flight.waiter
-        except asyncio.CancelledError:
-            # The slot may be free by now, or even another image's, if the answer came just before.
-            if self._flights.get(slot) is flight:
-                self._table.abandon(slot)
-            raise
+        if self._cache is None:
+            return await self._fly(object(), deadline, functools.partial(self._compute, None, upload))
+        key = self._hash(upload) if len(upload) <= _LONG_UPLOAD_BYTES else await self._hash_in_thread(upload)
+        if not is_fresh and (known := self._cache.get(key)) is not None:
+            self._tally.add("hits")
+            return Classification(known, Source.HIT)
+        # Who insists on a fresh answer must not join a flight that may yet find an old one in the shared tier.
+        compute = self._compute if is_fresh else self._find_or_compute
+        return await self._fly((key, is_fresh), deadline, functools.partial(compute, key, upload))
 
-    def _take_off(self, slot: int, deadline: float) -> _Flight:
-        delay_s = max(0.0, deadline - time.monotonic())
-        timer = self._loop.call_later(delay_s, self._expire, slot)
-        flight = self._flights[slot] = _Flight(self._loop.create_future(), timer)
-        return flight
+    async def _hash_in_thread(self, upload: bytes) -> bytes:
+        return await asyncio.get_running_loop().run_in_executor(None, self._hash, upload)
 
-    def _expire(self, slot: int) -> None:
-        """Answer the waiter at its deadline. The slot stays taken until its worker or decoder lets go of it."""
-        self._table.abandon(slot)
-        _fail(self._flights[slot].waiter, DeadlineExceeded("no answer within the time limit; try again later"))
+    def _hash(self, upload: bytes) -> bytes:
+        """Return SHA-256 of the identity and the upload."""
+        hasher = self._seed.copy()
+        hasher.update(upload)
+        return hasher.digest()
 
-    def _decode_into(self, slot: int, generation: int, upload: bytes) -> None:
-        """Decode an upload and queue it; in a decoding thread, which owns the slot's pixels meanwhile.
+    @functools.cached_property
+    def _seed(self) -> hashlib._Hash:
+        identity = self._identity().encode()
+        return hashlib.sha256(len(identity).to_bytes(8, "little") + identity)
 
-        The request's record is written here: one wake-up of the event loop less for each image.
-        """
-        try:
-            self._check_wanted(slot)
-            self._table.pixels[slot] = self._decoder.decode_request(upload)
-            self._check_wanted(slot)
-            self._table.queue(slot, time.monotonic())
-            self._requests.write([Request(slot, generation).pack()])
-        except ViTError as error:
-            self._land_from_thread(slot, error)
-        except Exception:
-            logger.exception("decoding failed in an unforeseen way")
-            self._land_from_thread(slot, InternalError("the server failed to decode this image"))
+    async def _fly(
+        self,
+        key: object,
+        deadline: float,
+        compute: Callable[[Deadline], Coroutine[Any, Any, tuple[Known, Answer | None]]],
+    ) -> Classification:
+        (known, answer), was_under_way = await self._flights.join(key, deadline, compute)
+        source = Source.HIT if answer is None else Source.COALESCED if was_under_way else Source.MISS
+        self._tally.add(_COUNTS[source])
+        return Classification(known, source, answer)
 
-    def _check_wanted(self, slot: int) -> None:
-        if self._table.is_abandoned(slot):
-            raise DeadlineExceeded("nobody waits for this image any more")
+    async def _find_or_compute(self, key: bytes, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+        prediction = None if self._shared is None else await self._shared.get(key)
+        if prediction is None:
+            return await self._compute(key, upload, deadline)
+        known = Known(prediction)
+        self._remember(key, known)
+        return known, None
 
-    def _land_from_thread(self, slot: int, error: ViTError) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._land, slot, error)
+    async def _compute(self, key: bytes | None, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+        answer = await self._inference.infer(upload, deadline)
+        known = Known(answer.prediction)
+        if key is not None:
+            self._remember(key, known)
+            if self._shared is not None:
+                self._shared.put(key, answer.prediction)
+        return known, answer
 
-    def _read_answers(self) -> None:
-        for answer in unpack_answers(self._answers.read(_ANSWERS_PER_READ)):
-            if self._table.is_current(answer.slot, answer.generation):
-                self._land(answer.slot, _outcome_of(answer))
-
-    def _land(self, slot: int, outcome: Classification | ViTError) -> None:
-        """Free the slot and tell its waiter, if there is still one."""
-        self._slots.release(slot)
-        flight = self._flights.pop(slot)
-        flight.timer.cancel()
-        if isinstance(outcome, ViTError):
-            _fail(flight.waiter, outcome)
-        elif not flight.waiter.done():
-            flight.waiter.set_result(outcome)
-
-
-def _fail(waiter: asyncio.Future[Classification], error: ViTError) -> None:
-    if not waiter.done():
-        waiter.set_exception(error)
-
-
-def _outcome_of(answer: Answer) -> Classification | ViTError:
-    match answer.status:
-        case Status.OK:
-            return Classification(answer.prediction, answer.batch_size, answer.queue_s, answer.inference_s)
-        case Status.SKIPPED:
-            return DeadlineExceeded("no answer within the time limit; try again later")
-        case Status.FAILED:
-            return InferenceFailed("the model failed on this image; the server's log says why")
+    def _remember(self, key: bytes, known: Known) -> None:
+        if self._cache is not None:
+            self._cache.put(key, known)

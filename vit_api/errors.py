@@ -23,6 +23,10 @@ class ViTError(Exception):
         super().__init__(message)
         self.message = message
 
+    def headers(self) -> dict[str, str]:
+        """Return the response's headers that belong to this failure."""
+        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+
 
 class BadRequest(ViTError):
     """The request can't be understood: multipart, JSON, base64 or a parameter is malformed."""
@@ -45,6 +49,24 @@ class EmptyUpload(ViTError):
     code = "empty_upload"
 
 
+class Unauthorized(ViTError):
+    """The request has no key or a wrong one."""
+
+    status = 401
+    code = "unauthorized"
+
+    def headers(self) -> dict[str, str]:
+        """Name the scheme, as RFC 9110, section 11.6.1, wants it."""
+        return {"www-authenticate": "Bearer"}
+
+
+class Forbidden(ViTError):
+    """Nobody may do this here."""
+
+    status = 403
+    code = "forbidden"
+
+
 class NotFound(ViTError):
     """No such path."""
 
@@ -64,6 +86,9 @@ class UploadTooLarge(ViTError):
 
     status = 413
     code = "upload_too_large"
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"the upload has more than the {max_bytes / 2**20:.4g} MB that this server takes")
 
 
 class ImageTooLarge(ViTError):

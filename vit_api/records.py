@@ -19,6 +19,7 @@ TOP_K = 20
 
 _REQUEST = struct.Struct("<II")
 _ANSWER = struct.Struct(f"<IIBBHff{TOP_K}I{TOP_K}f")
+_PREDICTION = struct.Struct(f"<B{TOP_K}I{TOP_K}f")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -38,6 +39,23 @@ class Prediction(NamedTuple):
 
     indices: tuple[int, ...]
     probabilities: tuple[float, ...]
+
+    def pack(self) -> bytes:
+        """Return the prediction in as few bytes as it has in an answer's record."""
+        padding = (0,) * (TOP_K - len(self.indices))
+        return _PREDICTION.pack(len(self.indices), *self.indices, *padding, *self.probabilities, *padding)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Prediction:
+        """Return the prediction that was packed.
+
+        Raises:
+            ValueError: The data has another size or counts more classes than it can hold.
+        """
+        if len(data) != _PREDICTION.size or data[0] > TOP_K:
+            raise ValueError("not a packed prediction")
+        count, *top = _PREDICTION.unpack(data)
+        return cls(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]))
 
 
 class Status(enum.IntEnum):

@@ -20,7 +20,7 @@ class PredictResponse(_Body):
     """What the model says of one image."""
 
     predictions: list[LabelConfidence] = Field(description="The `top_k` most probable classes, most probable first")
-    cached: bool = Field(description="Whether it was answered without running the model")
+    cached: bool = Field(description="Whether it was remembered, so that the model did not run")
     processing_time_ms: float = Field(description="From the request's arrival to the answer", examples=[3.1])
     model: str = Field(examples=["digits"])
 
@@ -54,6 +54,34 @@ class WorkerInfo(_Body):
     dtype: str
 
 
+class RedisInfo(_Body):
+    """The tier that several servers share, as the HTTP processes of this one see it."""
+
+    processes_connected: int = Field(description="HTTP processes for which Redis is up")
+    hits: int
+    misses: int
+    rejected: int = Field(description="Entries of another format, damaged or senseless; each is a miss")
+    failures: int = Field(description="Commands that failed or took too long")
+    skipped: int = Field(description="Look-ups and writes given up because Redis was slow, down or full")
+
+
+class CacheInfo(_Body):
+    """What the caches of all HTTP processes did since the start."""
+
+    entries: int = Field(description="Answers that are remembered now")
+    hits: int = Field(description="Images answered without the model, Redis included")
+    misses: int = Field(description="Images that the model ran for")
+    coalesced: int = Field(description="Images that got the answer of an identical one under way")
+    redis: RedisInfo | None = Field(description="Null if there is none")
+
+
+class CacheCleared(_Body):
+    """How much was forgotten."""
+
+    entries: int = Field(description="Answers in the HTTP processes of this server")
+    redis_entries: int | None = Field(description="Answers in Redis; null if there is none")
+
+
 class InfoResponse(_Body):
     """What runs here."""
 
@@ -62,5 +90,6 @@ class InfoResponse(_Body):
     labels: int = Field(description="How many classes the model knows")
     input_shape: tuple[int, int, int] = Field(description="Height, width and channels that the model sees")
     workers: list[WorkerInfo]
+    cache: CacheInfo | None = Field(description="Null if it is off")
     versions: dict[str, str]
     settings: dict[str, object] = Field(description="As started, without secrets")

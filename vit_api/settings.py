@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from vit_api.cores import available_cores
@@ -16,6 +16,7 @@ MAX_SLOTS_PER_PROCESS = 2048
 """What one answer pipe carries within the 1 MiB that Linux grants a pipe of an unprivileged user."""
 
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
 
@@ -82,11 +83,18 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=64, description="Threads in each HTTP process that decode images")
     ] = 2
     cache_size: Annotated[
-        int, Field(ge=0, le=100_000_000, description="Answers that an HTTP process remembers; 0: none. Not used yet")
+        int, Field(ge=0, le=100_000_000, description="Answers that each HTTP process remembers; 0: compute every one")
     ] = 10_000
-    cache_ttl_s: Annotated[
-        float, Field(gt=0, le=31_536_000, description="Seconds that an answer is remembered. Not used yet")
-    ] = 1800.0
+    cache_ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="Seconds that an answer is remembered")] = (
+        1800.0
+    )
+    redis_url: Annotated[
+        SecretStr | None,
+        Field(description="Redis that remembers for several processes and servers: redis://, rediss:// or unix://"),
+    ] = None
+    operator_key: Annotated[
+        SecretStr | None, Field(min_length=8, description="Key for POST /cache/clear; none: nobody may")
+    ] = None
     cpu_threads: Annotated[
         int | None,
         Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core, 1 on GPUs"),
@@ -99,6 +107,19 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(_REDIS_SCHEMES):
+            raise ValueError(f"Input should start with one of {', '.join(_REDIS_SCHEMES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_redis(self) -> Settings:
+        if self.redis_url is not None and self.cache_size == 0:
+            raise ValueError(f"{ENV_PREFIX}REDIS_URL: needs a cache, but {ENV_PREFIX}CACHE_SIZE is 0")
+        return self
 
     @model_validator(mode="after")
     def _check_slots(self) -> Settings:
@@ -129,6 +150,9 @@ class Settings(BaseSettings):
     def max_wait_s(self) -> float:
         """Seconds that an image waits for company at the most."""
         return self.max_wait_ms / 1000
+
+
+_SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
 
 
 class SettingsError(Exception):
@@ -163,6 +187,9 @@ def _describe(problem: Any) -> str:
     what = problem["msg"]
     if problem["type"] == "string_pattern_mismatch":
         what = f"Input should be {_DEVICE_MEANING}"
+    what = what.removeprefix("Value error, ")
+    if problem["loc"][0] in _SECRETS:
+        return f"{name}: {what}"  # the value must not get into a log
     return f"{name}: {what}, got {problem['input']!r}"
 
 

@@ -14,9 +14,10 @@ state machine:
       └──── release ────┴────── release ──────┴───── release ─────┘
                  (decoding failed)    (skipped: abandoned)   (answered)
 
-A client that leaves or a deadline that passes marks the slot abandoned; this flag is the owner's at all times. The
-worker skips an abandoned slot, and only the worker's answer frees a slot that was queued, so none is taken again while
-a worker can still read it. `generation` grows with each use: a record of an earlier use matches nothing.
+A client that leaves or a deadline that passes marks the slot abandoned; this flag and the deadline are the owner's at
+all times. The worker skips an abandoned slot, and only the worker's answer frees a slot that was queued, so none is
+taken again while a worker can still read it. `generation` grows with each use: a record of an earlier use matches
+nothing.
 """
 
 from __future__ import annotations
@@ -152,6 +153,10 @@ class SlotTable:
         """Hand `slot`, whose pixels are written, to the workers. For the owner; the request's record comes after."""
         self._queued_at[slot] = now
         self._move(slot, SlotState.QUEUED)
+
+    def extend(self, slot: int, deadline: float) -> None:
+        """Let the image in `slot` be wanted until `deadline`, whatever its state. For the owner."""
+        self._deadline[slot] = deadline
 
     def abandon(self, slot: int) -> None:
         """Mark `slot` as no longer wanted, whatever its state. For the owner."""

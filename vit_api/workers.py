@@ -65,3 +65,8 @@ class WorkerBoard:
     def ready_count(self) -> int:
         """Count the workers that take images."""
         return int(np.count_nonzero(self._shared["state"] == WorkerState.READY))
+
+    def dtypes(self) -> list[str]:
+        """Return what the workers that take images compute in; one, unless their devices are of several kinds."""
+        notices = (self.read(worker) for worker in range(self.workers))
+        return sorted({notice.dtype for notice in notices if notice.state == WorkerState.READY})

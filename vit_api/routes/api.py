@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request, Response
+import fastapi
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -16,6 +17,7 @@ from vit_api.errors import ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K
 from vit_api.routes.front import Front, Handler
+from vit_api.routes.messages import Request
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.responses import from_exception
 from vit_api.schemas import ErrorResponse, PredictResponse
@@ -32,6 +34,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 _HEADERS = {
+    "x-cache": ("string", "hit: remembered; miss: computed; coalesced: computed once for several identical uploads"),
     "x-request-id": ("string", "The request's own id if it has a sane one, else a new one"),
     "x-queue-time-ms": ("number", "From the queue's entry to the batch's start"),
     "x-inference-time-ms": ("number", "How long the batch took"),
@@ -70,27 +73,27 @@ _TOP_K = {
 
 def create_app(
     predict: PredictRoutes,
-    operations: APIRouter,
+    operators: Sequence[APIRouter],
     *,
-    start: Callable[[], None],
-    stop: Callable[[], None],
+    start: Callable[[], Awaitable[None]],
+    stop: Callable[[], Awaitable[None]],
 ) -> Front:
     """Return the ASGI application of one HTTP process.
 
     Args:
         predict: The handlers that classify.
-        operations: Routes for operators.
+        operators: Routes for operators.
         start: Called on the event loop before the first request.
         stop: Called on the event loop after the last one.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        start()
+        await start()
         try:
             yield
         finally:
-            stop()
+            await stop()
 
     app: FastAPI = FastAPIOffline(
         title="ViT API",
@@ -102,7 +105,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(_described(predict))
-    app.include_router(operations)
+    for router in operators:
+        app.include_router(router)
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)
     handlers: dict[tuple[str, str], Handler] = {
@@ -119,9 +123,9 @@ def _described(predict: PredictRoutes) -> APIRouter:
     @router.post(
         "/predict", response_model=PredictResponse, responses=_ANSWER | _FAILURES, openapi_extra=_takes(_ONE_UPLOAD)
     )
-    async def classify_an_image(request: Request) -> Response:
+    async def classify_an_image(request: fastapi.Request) -> fastapi.Response:
         """Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON."""
-        return await predict.predict(request)
+        return await _handled(predict.predict, request)
 
     @router.post(
         "/predict/batch",
@@ -129,11 +133,19 @@ def _described(predict: PredictRoutes) -> APIRouter:
         responses=_FAILURES,
         openapi_extra=_takes(_MANY_UPLOADS),
     )
-    async def classify_several_images(request: Request) -> Response:
+    async def classify_several_images(request: fastapi.Request) -> fastapi.Response:
         """Classify 1 to 32 images. The answer has their order; a bad image has its error in its place."""
-        return await predict.predict_batch(request)
+        return await _handled(predict.predict_batch, request)
 
     return router
+
+
+async def _handled(handler: Handler, request: fastapi.Request) -> fastapi.Response:
+    request_id = request.state.request_id.encode()
+    response = await handler(Request(request.scope, request.receive, request_id))
+    answer = fastapi.Response(response.body, response.status)
+    answer.raw_headers = response.all_headers()
+    return answer
 
 
 def _takes(content: dict[str, Any]) -> dict[str, Any]:

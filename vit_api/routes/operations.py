@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from vit_api.checkpoint import Checkpoint
-from vit_api.schemas import HealthResponse, InfoResponse, WorkerInfo
+from vit_api.schemas import CacheInfo, HealthResponse, InfoResponse, WorkerInfo
 from vit_api.workers import WorkerBoard
 
-_PACKAGES = ("litserve", "torch", "transformers", "pillow", "numpy", "fastapi", "uvicorn")
+_PACKAGES = ("litserve", "torch", "transformers", "pillow", "numpy", "fastapi", "uvicorn", "redis")
 _UNAVAILABLE = 503
 
 
 def operations_router(
-    checkpoint: Checkpoint, board: WorkerBoard, devices: Sequence[str], settings: dict[str, Any]
+    checkpoint: Checkpoint,
+    board: WorkerBoard,
+    devices: Sequence[str],
+    settings: dict[str, Any],
+    cache_info: Callable[[], CacheInfo | None],
 ) -> APIRouter:
     """Return the routes for operators.
 
@@ -27,6 +31,7 @@ def operations_router(
         board: What the workers say of themselves.
         devices: Where the model runs.
         settings: What to show of the settings; without secrets.
+        cache_info: What the caches did so far.
     """
     router = APIRouter(tags=["operations"])
     not_ready: dict[int | str, dict[str, Any]] = {
@@ -64,13 +69,14 @@ def operations_router(
 
     @router.get("/info")
     async def info() -> InfoResponse:
-        """Tell what runs here: the model, the workers, versions and settings."""
+        """Tell what runs here: the model, the workers, the cache, versions and settings."""
         return InfoResponse(
             model=checkpoint.name,
             revision=checkpoint.revision,
             labels=len(checkpoint.labels),
             input_shape=checkpoint.preprocessing.pixel_shape,
             workers=[_worker_info(board, worker) for worker in range(board.workers)],
+            cache=cache_info(),
             versions={"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES},
             settings=settings,
         )

@@ -6,18 +6,19 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
-from starlette.requests import Request
-from starlette.responses import Response
-
-from vit_api.classifier import Classification, Classifier
-from vit_api.errors import BadRequest, InternalError, ViTError
+from vit_api.classifier import Classification, Classifier, Source
+from vit_api.errors import BadRequest, DeadlineExceeded, InternalError, ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K, Prediction
-from vit_api.routes.responses import error_body, json_response
+from vit_api.routes.messages import Headers, Request, Response, to_json
+from vit_api.routes.responses import error_body
+from vit_api.routes.time_limit import TimeLimit
 from vit_api.routes.uploads import Uploads
 
 _TOP_KS = {str(k): k for k in range(1, TOP_K + 1)}
+_PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, TOP_K + 1)}
 
 
 class Encoder(Protocol):
@@ -51,8 +52,9 @@ class PredictRoutes:
         self._classifier = classifier
         self._encoder = encoder
         self._uploads = uploads
-        self._model_name = model_name
+        self._end = b',"model":' + to_json(model_name) + b"}"
         self._request_timeout_s = request_timeout_s
+        self._body_limit = TimeLimit(request_timeout_s, _late_body, clock)
         self._clock = clock
 
     async def predict(self, request: Request) -> Response:
@@ -60,9 +62,9 @@ class PredictRoutes:
         arrived_at = self._clock()
         top_k = _top_k_of(request)
         deadline = arrived_at + self._request_timeout_s
-        upload = await self._uploads.read_one(request, deadline)
-        result = await self._classifier.classify(upload, deadline)
-        return json_response(self._body(result, top_k, arrived_at), headers=_timing_headers(result))
+        upload = await self._body_limit.hold(self._uploads.read_one(request), arrived_at)
+        result = await self._classifier.classify(upload, deadline, is_fresh=_wants_fresh(request))
+        return Response(200, self._body(result, top_k, arrived_at), _headers(result))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; a bad one gets its own error in its place.
@@ -73,45 +75,71 @@ class PredictRoutes:
         arrived_at = self._clock()
         top_k = _top_k_of(request)
         deadline = arrived_at + self._request_timeout_s
-        uploads = await self._uploads.read_many(request, deadline)
-        results = await asyncio.gather(*(self._result_of(upload, deadline) for upload in uploads))
+        uploads = await self._body_limit.hold(self._uploads.read_many(request), arrived_at)
+        is_fresh = _wants_fresh(request)
+        results = await asyncio.gather(*(self._result_of(upload, deadline, is_fresh) for upload in uploads))
         failures = [result for result in results if isinstance(result, ViTError)]
         ours = [failure for failure in failures if failure.status >= InternalError.status]
         if ours and len(failures) == len(results):
             raise ours[0]
-        request_id = request.state.request_id
-        return json_response(
-            [
-                error_body(result, request_id)
-                if isinstance(result, ViTError)
-                else self._body(result, top_k, arrived_at)
-                for result in results
-            ]
-        )
+        request_id = request.id.decode()
+        bodies = [
+            to_json(error_body(result, request_id))
+            if isinstance(result, ViTError)
+            else self._body(result, top_k, arrived_at)
+            for result in results
+        ]
+        return Response(200, b"[" + b",".join(bodies) + b"]")
 
-    async def _result_of(self, upload: bytes | ViTError, deadline: float) -> Classification | ViTError:
+    async def _result_of(self, upload: bytes | ViTError, deadline: float, is_fresh: bool) -> Classification | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await self._classifier.classify(upload, deadline)
+            return await self._classifier.classify(upload, deadline, is_fresh=is_fresh)
         except ViTError as error:
             return error
 
-    def _body(self, result: Classification, top_k: int, arrived_at: float) -> dict[str, Any]:
-        return {
-            **self._encoder.encode_response(result.prediction, top_k=top_k),
-            "cached": result.is_cached,
-            "processing_time_ms": round((self._clock() - arrived_at) * 1000, 3),
-            "model": self._model_name,
-        }
+    def _body(self, result: Classification, top_k: int, arrived_at: float) -> bytes:
+        """Return the answer's JSON: the prediction, which is worded once, and what is this request's own."""
+        wordings = result.known.wordings
+        start = wordings.get(top_k)
+        if start is None:
+            predictions = self._encoder.encode_response(result.known.prediction, top_k=top_k)
+            start = wordings[top_k] = to_json(predictions)[:-1]
+        cached = b"true" if result.answer is None else b"false"
+        elapsed_ms = (self._clock() - arrived_at) * 1000
+        return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, elapsed_ms, self._end)
 
 
-def _timing_headers(result: Classification) -> dict[str, str]:
-    return {
-        "x-queue-time-ms": f"{result.queue_s * 1000:.3f}",
-        "x-inference-time-ms": f"{result.inference_s * 1000:.3f}",
-        "x-batch-size": str(result.batch_size),
-    }
+_HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
+
+
+def _late_body() -> DeadlineExceeded:
+    return DeadlineExceeded("the request's body did not arrive within the time limit; send it faster")
+
+
+def _headers(result: Classification) -> Headers:
+    """Return the headers that tell where the answer comes from, and what the model's run took if it was its own."""
+    answer = result.answer
+    if answer is None:
+        return _HIT_HEADERS
+    cache = (b"x-cache", result.source.value.encode())
+    if result.source is not Source.MISS:
+        return (cache,)
+    return (
+        cache,
+        (b"x-queue-time-ms", b"%.3f" % (answer.queue_s * 1000)),
+        (b"x-inference-time-ms", b"%.3f" % (answer.inference_s * 1000)),
+        (b"x-batch-size", b"%d" % answer.batch_size),
+    )
+
+
+def _wants_fresh(request: Request) -> bool:
+    """Tell whether the client asks for an answer that nobody remembers; see RFC 9111, section 5.2.1.4."""
+    directives = request.headers.get(b"cache-control")
+    if directives is None:
+        return False
+    return b"no-cache" in [directive.strip().lower() for directive in directives.split(b",")]
 
 
 def _top_k_of(request: Request) -> int:
@@ -120,9 +148,11 @@ def _top_k_of(request: Request) -> int:
     Raises:
         BadRequest: It is not a whole number from 1 to 20.
     """
-    if not request.scope["query_string"]:
-        return DEFAULT_TOP_K
-    top_k = _TOP_KS.get(request.query_params.get("top_k", str(DEFAULT_TOP_K)))
+    query: bytes = request.scope["query_string"]
+    top_k = _PLAIN_QUERIES.get(query)
+    if top_k is None:
+        values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+        top_k = _TOP_KS.get(values.get("top_k", str(DEFAULT_TOP_K)))
     if top_k is None:
         raise BadRequest(f"top_k must be a whole number from 1 to {TOP_K}")
     return top_k

@@ -1,24 +1,14 @@
-"""Responses: JSON bodies, and the one place where a failure becomes HTTP."""
+"""The one place where a failure becomes HTTP."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
+import starlette.responses
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
 
 from vit_api.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ViTError
-
-REQUEST_ID = "x-request-id"
-
-
-def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return `body` as compact JSON."""
-    content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
-    return Response(content, status, headers, media_type="application/json")
+from vit_api.routes.messages import Response, to_json
 
 
 def error_body(error: ViTError, request_id: str) -> dict[str, str]:
@@ -26,18 +16,22 @@ def error_body(error: ViTError, request_id: str) -> dict[str, str]:
     return {"error": error.message, "code": error.code, "request_id": request_id}
 
 
-def error_response(error: ViTError, request_id: str, headers: dict[str, str] | None = None) -> Response:
+def error_response(error: ViTError, request_id: str) -> Response:
     """Return the response that tells a client of a failure."""
-    headers = dict(headers or {})
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(error.retry_after_s)
-    return json_response(error_body(error, request_id), error.status, headers)
+    headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
+    return Response(error.status, to_json(error_body(error, request_id)), headers)
 
 
-def from_exception(request: Request, error: Exception) -> Response:
+def from_exception(request: Request, error: Exception) -> starlette.responses.Response:
     """Word whatever a route of FastAPI's raised, such as an unknown path, as one of our failures."""
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else None
-    return error_response(_worded(request, error), request.state.request_id, headers)
+    ours = _worded(request, error)
+    theirs = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    return starlette.responses.Response(
+        to_json(error_body(ours, request.state.request_id)),
+        ours.status,
+        theirs | ours.headers(),
+        media_type="application/json",
+    )
 
 
 def _worded(request: Request, error: Exception) -> ViTError:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import anyio
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
-from starlette.requests import Request
 
-from vit_api.errors import BadRequest, DeadlineExceeded, EmptyUpload, UploadTooLarge, ViTError
+from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
 from vit_api.lit_api import decode_base64
+from vit_api.routes.messages import Request
 
 _ENVELOPE_BYTES = 64 * 1024
 """What a form's or JSON's own syntax may add to an upload."""
 
+_FORM = b"multipart/form-data"
+_JSON = b"application/json"
+_LONGEST_TYPE = 32
 _JSON_START = b"{"
 _LEADING_SPACE = 64
 _MOST_JSON_MARKS = 1000
@@ -41,52 +42,43 @@ class Uploads:
         self._max_count = max_count
         self._max_total_bytes = max_total_bytes
 
-    async def read_one(self, request: Request, deadline: float) -> bytes:
+    async def read_one(self, request: Request) -> bytes:
         """Return the request's upload: a form's field `file`, JSON's field `image`, or the body itself.
 
-        Args:
-            request: The request.
-            deadline: When its body must be there, in seconds of the monotonic clock.
-
         Raises:
-            DeadlineExceeded: The body was not there in time.
             BadRequest: The form, the JSON or the base64 is malformed, or has no upload.
             EmptyUpload: The body or the upload has no bytes.
             UploadTooLarge: There are more bytes than allowed; the rest was not read.
         """
-        media_type, options = parse_options_header(request.headers.get("content-type", ""))
-        if media_type == "multipart/form-data":
-            body = await _read_body(request, self._max_bytes + _ENVELOPE_BYTES, deadline)
-            uploads = await _parse(body, self._parse_form, options.get("boundary", ""), "file")
+        content_type = request.headers.get(b"content-type", b"")
+        start = content_type[:_LONGEST_TYPE].lower()
+        if start.startswith(_FORM):
+            body = await request.read_body(self._max_bytes + _ENVELOPE_BYTES)
+            uploads = await _parse(body, self._parse_form, content_type, "file")
             if len(uploads) != 1:
                 raise BadRequest("send one upload in the form field 'file'; /predict/batch takes several")
             return self._checked(uploads[0])
-        is_json = media_type == "application/json"
+        is_json = start.startswith(_JSON)
         # Base64 makes 4 characters of 3 bytes.
         most = self._max_bytes * 4 // 3 + _ENVELOPE_BYTES if is_json else self._max_bytes
-        body = await _read_body(request, most, deadline)
+        body = await request.read_body(most)
         # No image starts with a brace, and `curl -d` says that JSON is a form: the content decides.
-        if body[:_LEADING_SPACE].lstrip()[:1] == _JSON_START or (is_json and _is_text(body)):
+        if body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (is_json and _is_text(body)):
             body = await _parse(body, _upload_in_json)
         return self._checked(body)
 
-    async def read_many(self, request: Request, deadline: float) -> list[bytes | ViTError]:
+    async def read_many(self, request: Request) -> list[bytes | ViTError]:
         """Return the uploads of a form's field `files` in order; in place of an empty or too large one, its error.
 
-        Args:
-            request: The request.
-            deadline: When its body must be there, in seconds of the monotonic clock.
-
         Raises:
-            DeadlineExceeded: The body was not there in time.
             BadRequest: The body is not a well-formed form, or it has no upload or too many.
             UploadTooLarge: The whole body has more bytes than allowed; the rest was not read.
         """
-        media_type, options = parse_options_header(request.headers.get("content-type", ""))
-        if media_type != "multipart/form-data":
+        content_type = request.headers.get(b"content-type", b"")
+        if not content_type[:_LONGEST_TYPE].lower().startswith(_FORM):
             raise BadRequest("send the images as multipart/form-data in the field 'files'")
-        body = await _read_body(request, self._max_total_bytes, deadline)
-        uploads = await _parse(body, self._parse_form, options.get("boundary", ""), "files")
+        body = await request.read_body(self._max_total_bytes)
+        uploads = await _parse(body, self._parse_form, content_type, "files")
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"send 1 to {self._max_count} images in the form field 'files', not {len(uploads)}")
         return [self._checked_or_error(upload) for upload in uploads]
@@ -95,7 +87,7 @@ class Uploads:
         if not upload:
             raise EmptyUpload("the upload is empty; send an image file's bytes")
         if len(upload) > self._max_bytes:
-            raise _too_large(self._max_bytes)
+            raise UploadTooLarge(self._max_bytes)
         return upload
 
     def _checked_or_error(self, upload: bytes) -> bytes | ViTError:
@@ -104,10 +96,11 @@ class Uploads:
         except ViTError as error:
             return error
 
-    def _parse_form(self, body: bytes, boundary: str, field: str) -> list[bytes]:
+    def _parse_form(self, body: bytes, content_type: bytes, field: str) -> list[bytes]:
         """Return the contents of all parts named `field`."""
         if not body:
             raise EmptyUpload(f"the request has no body; send the image in the form field '{field}'")
+        boundary = parse_options_header(content_type.decode("latin-1"))[1].get("boundary", "")
         uploads: list[bytes] = []
         try:
             most = self._max_count + 16
@@ -128,33 +121,11 @@ class Uploads:
         return uploads
 
 
-async def _parse(body: bytes, parse: Callable[..., T], *arguments: str) -> T:
+async def _parse(body: bytes, parse: Callable[..., T], *arguments: Any) -> T:
     """Parse a body; a long one in a thread, since it takes longer than the event loop may be held up."""
     if len(body) <= _SHORT_BODY_BYTES:
         return parse(body, *arguments)
     return await asyncio.get_running_loop().run_in_executor(None, parse, body, *arguments)
-
-
-async def _read_body(request: Request, max_bytes: int, deadline: float) -> bytes:
-    """Return the body; refuse it at the limit while it arrives, or at once by its declared length."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
-    chunks, size = [], 0
-    try:
-        with anyio.fail_after(deadline - time.monotonic()):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > max_bytes:
-                    raise _too_large(max_bytes)
-                chunks.append(chunk)
-    except TimeoutError:
-        raise DeadlineExceeded("the request's body did not arrive within the time limit; send it faster") from None
-    return b"".join(chunks)
-
-
-def _too_large(max_bytes: int) -> UploadTooLarge:
-    return UploadTooLarge(f"the upload has more than the {max_bytes / 2**20:.4g} MB that this server takes")
 
 
 def _is_text(body: bytes) -> bool:

@@ -1,0 +1,140 @@
+"""How fast a repeated image is answered, beside the least that Python servers can do.
+
+    python -m benchmarks.cache_hit
+
+One HTTP process each, wrk with one thread and 32 connections. For raw bodies the reference is a bare ASGI application
+that reads, hashes, looks up and answers; for forms, a FastAPI endpoint that hashes the upload. The machine's speed
+changes from second to second, so the two are measured in turns, and only the ratio of neighbours counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import machine, servers, wrk
+
+_CONNECTIONS = 32
+_RESULT = machine.ROOT / "benchmarks" / "results" / "cache_hit.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One upload sent in one way, and the ratio to the reference that the server is to reach."""
+
+    name: str
+    body: bytes
+    content_type: str
+    goal: float
+
+
+def cases() -> list[Case]:
+    """Return what is measured: a 700-byte PNG and a 65 KB JPEG, raw and as a form."""
+    png, jpeg = small_png(), noisy_jpeg(65_000)
+    form = f"multipart/form-data; boundary={wrk.BOUNDARY}"
+    return [
+        Case("raw PNG", png, "application/octet-stream", 0.6),
+        Case("raw JPEG", jpeg, "application/octet-stream", 0.85),
+        Case("form PNG", wrk.as_form(png), form, 3.0),
+        Case("form JPEG", wrk.as_form(jpeg), form, 2.0),
+    ]
+
+
+def small_png() -> bytes:
+    """Return a 28 x 28 PNG of about 700 bytes: a soft grey blot."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 5), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((28, 28), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def noisy_jpeg(size: int) -> bytes:
+    """Return a 500 x 375 JPEG of about `size` bytes: soft noise, at the quality that comes closest."""
+    noise = np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
+    candidates = []
+    for quality in range(30, 100):
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=quality)
+        candidates.append(file.getvalue())
+    return min(candidates, key=lambda content: abs(len(content) - size))
+
+
+def measure(case: Case, ours: servers.Server, reference: servers.Server, rounds: int, seconds: float) -> dict[str, Any]:
+    """Load the two in turns and return rates, processor time for each request, and the ratio of the rates."""
+    runs: dict[str, list[tuple[float, float]]] = {"ours": [], "reference": []}
+    for number in range(rounds):
+        pair = [("ours", ours), ("reference", reference)]
+        for name, server in pair if number % 2 else reversed(pair):
+            runs[name].append(_load(server, case, seconds))
+    rates = {name: [rate for rate, _ in pairs] for name, pairs in runs.items()}
+    costs = {name: statistics.median(cost for _, cost in pairs) for name, pairs in runs.items()}
+    ratios = [mine / theirs for mine, theirs in zip(rates["ours"], rates["reference"], strict=True)]
+    return {
+        "case": case.name,
+        "bytes": len(case.body),
+        "requests_per_s": {name: round(statistics.median(values)) for name, values in rates.items()},
+        "cpu_us_per_request": {name: round(cost * 1e6, 1) for name, cost in costs.items()},
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "goal": case.goal,
+    }
+
+
+def _load(server: servers.Server, case: Case, seconds: float) -> tuple[float, float]:
+    before = server.cpu_seconds()
+    load = wrk.post(server.url + "/predict", case.body, case.content_type, connections=_CONNECTIONS, seconds=seconds)
+    if load.failures or not load.requests:
+        raise RuntimeError(f"{case.name}: {load.failures} of {load.requests} requests failed at {server.url}")
+    return load.rate, (server.cpu_seconds() - before) / load.requests
+
+
+def run(rounds: int, seconds: float) -> dict[str, Any]:
+    """Measure every case and return the result."""
+    with contextlib.ExitStack() as stack:
+        ours = stack.enter_context(servers.vit_api(api_servers=1))
+        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app"))
+        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app"))
+        results = []
+        for case in cases():
+            result = measure(case, ours, bare if case.name.startswith("raw") else fastapi, rounds, seconds)
+            results.append(result)
+            print(_row(result), flush=True)
+    return {"machine": machine.describe(), "rounds": rounds, "seconds": seconds, "results": results}
+
+
+def _row(result: dict[str, Any]) -> str:
+    rates, costs = result["requests_per_s"], result["cpu_us_per_request"]
+    return (
+        f"{result['case']:10} {rates['ours']:7,}/s against {rates['reference']:7,}/s, "
+        f"{costs['ours']:6.1f} us of CPU against {costs['reference']:6.1f}: "
+        f"ratio {result['ratio']:.2f}, goal {result['goal']}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_hit", description="The speed of cache hits.")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each server in each case")
+    parser.add_argument("--seconds", type=float, default=1, help="of each turn")
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    if not wrk.is_installed():
+        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
+    result = run(options.rounds, options.seconds)
+    options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Starts the servers to be measured, each in a process of its own on a free port, and stops them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.machine import ROOT
+
+_START_S = 120.0
+_STOP_S = 30.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server under load.
+
+    Attributes:
+        url: Its base address.
+        group: The process group of all its processes.
+    """
+
+    url: str
+    group: int
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that its processes used so far."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self.group:
+                    ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def vit_api(**settings: object) -> Iterator[Server]:
+    """Run our server with the embedded model."""
+    port = free_port()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
+    defaults = {"model": "digits", "host": "127.0.0.1", "port": port, "log_level": "warning"}
+    environment = inherited | {f"VIT_API_{name.upper()}": str(value) for name, value in (defaults | settings).items()}
+    with _running([str(ROOT / "server.py")], port, "/health", environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def uvicorn(app: str, ready_path: str = "/") -> Iterator[Server]:
+    """Run an ASGI application in one process, as fast as uvicorn can."""
+    port = free_port()
+    options = ["--host", "127.0.0.1", "--port", str(port), "--no-access-log", "--log-level", "warning"]
+    with _running(["-m", "uvicorn", app, *options], port, ready_path, dict(os.environ)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(arguments: list[str], port: int, ready_path: str, environment: dict[str, str]) -> Iterator[Server]:
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, start_new_session=True)
+    server = Server(f"http://127.0.0.1:{port}", process.pid)
+    try:
+        _wait_until_ready(process, server.url + ready_path)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server for {url} ended with status {process.returncode}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url, timeout=10).status_code < 500:
+                return
+        time.sleep(0.05)
+    raise RuntimeError(f"the server for {url} did not start within {_START_S:g} s")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,68 @@
+"""Runs wrk, which costs so little that it can share two cores with the server that it loads."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+BOUNDARY = "----benchmark-5f1d"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk counted."""
+
+    requests: int
+    seconds: float
+    failures: int
+
+    @property
+    def rate(self) -> float:
+        """Requests each second."""
+        return self.requests / self.seconds
+
+
+def is_installed() -> bool:
+    """Tell whether there is a wrk to run."""
+    return shutil.which("wrk") is not None
+
+
+def as_form(upload: bytes) -> bytes:
+    """Return a form with the upload in the field `file`, as browsers send it."""
+    head = (
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: image/png\r\n\r\n'
+    )
+    return head.encode() + upload + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def post(url: str, body: bytes, content_type: str, *, connections: int, seconds: float) -> Load:
+    """Post one body again and again, with one thread.
+
+    Raises:
+        RuntimeError: wrk failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        body_file, script = Path(folder) / "body", Path(folder) / "post.lua"
+        body_file.write_bytes(body)
+        script.write_text(
+            f'local file = io.open("{body_file}", "rb")\n'
+            'wrk.method, wrk.body = "POST", file:read("*a")\n'
+            f'wrk.headers["Content-Type"] = "{content_type}"\n'
+            "file:close()\n"
+            "function done(summary)\n"
+            "  local e = summary.errors\n"
+            "  local failures = e.connect + e.read + e.write + e.status + e.timeout\n"
+            '  print(string.format("counted %d %d %d", summary.requests, summary.duration, failures))\n'
+            "end\n"
+        )
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), url]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
+    counted = re.search(r"^counted (\d+) (\d+) (\d+)$", result.stdout, re.MULTILINE)
+    if counted is None:
+        raise RuntimeError(f"wrk failed: {result.stdout}{result.stderr}")
+    requests, microseconds, failures = map(int, counted.groups())
+    return Load(requests, microseconds / 1e6, failures)

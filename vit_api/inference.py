@@ -1,0 +1,163 @@
+"""The HTTP half's way to the workers: an upload goes in, a worker's answer comes out.
+
+Takes a slot, decodes into it, queues it and waits for the answer. Knows nothing of HTTP, of caching, or of the worker
+but the slot table and the records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_api.deadline import Deadline
+from vit_api.errors import DeadlineExceeded, InferenceFailed, InternalError, NotReady, Overloaded, ViTError
+from vit_api.records import Answer, RecordPipe, Request, Status, unpack_answers
+from vit_api.slots import SlotRange
+from vit_api.workers import WorkerBoard
+
+logger = logging.getLogger(__name__)
+
+_ANSWERS_PER_READ = 1024
+
+
+class Decoder(Protocol):
+    """What turns an upload into pixels: a LitAPI."""
+
+    def decode_request(self, request: bytes) -> NDArray[np.uint8]:
+        """Return uint8 [height, width, 3]."""
+
+
+class InferenceClient:
+    """Run uploads on the workers. For one HTTP process, on its event loop.
+
+    Args:
+        decoder: Decodes uploads, in `decode_threads` threads.
+        slots: This process's slots.
+        board: Tells whether a worker is ready.
+        requests: Carries records to the workers.
+        answers: Brings this process's answers.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        slots: SlotRange,
+        board: WorkerBoard,
+        requests: RecordPipe,
+        answers: RecordPipe,
+        *,
+        decode_threads: int,
+    ) -> None:
+        self._decoder = decoder
+        self._slots = slots
+        self._table = slots.table
+        self._board = board
+        self._requests = requests
+        self._answers = answers
+        self._decode_threads = decode_threads
+        self._waiters: dict[int, asyncio.Future[Answer]] = {}
+
+    def start(self) -> None:
+        """Start the decoding threads and listen for answers, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
+        self._loop.add_reader(self._answers.fileno(), self._read_answers)
+
+    def stop(self) -> None:
+        """Stop listening; what is still being decoded goes nowhere."""
+        self._loop.remove_reader(self._answers.fileno())
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def infer(self, upload: bytes, deadline: Deadline) -> Answer:
+        """Return the workers' answer for one upload; its status is OK.
+
+        Whoever waits keeps the deadline and cancels this; here it only keeps the image out of a batch after it.
+
+        Args:
+            upload: An image file's bytes.
+            deadline: Until when the answer is wanted; may move meanwhile.
+
+        Raises:
+            NotReady: No worker has started yet.
+            Overloaded: Every slot is taken.
+            DeadlineExceeded: A worker found the deadline passed.
+            InferenceFailed: The model raised.
+            ViTError: The upload can't be decoded.
+        """
+        if self._board.ready_count() == 0:
+            raise NotReady("the model is still loading; try again soon")
+        taken = self._slots.take(deadline.at)
+        if taken is None:
+            raise Overloaded("the server is busy: its queue is full; try again soon")
+        slot, generation = taken
+        waiter: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiters[slot] = waiter
+        deadline.follow(functools.partial(self._table.extend, slot))
+        self._executor.submit(self._decode_into, slot, generation, upload)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # The slot may be free by now, or even another image's, if the answer came just before.
+            if self._waiters.get(slot) is waiter:
+                self._table.abandon(slot)
+            raise
+        finally:
+            deadline.follow(None)
+
+    def _decode_into(self, slot: int, generation: int, upload: bytes) -> None:
+        """Decode an upload and queue it; in a decoding thread, which owns the slot's pixels meanwhile.
+
+        The request's record is written here: one wake-up of the event loop less for each image.
+        """
+        try:
+            self._check_wanted(slot)
+            self._table.pixels[slot] = self._decoder.decode_request(upload)
+            self._check_wanted(slot)
+            self._table.queue(slot, time.monotonic())
+            self._requests.write([Request(slot, generation).pack()])
+        except ViTError as error:
+            self._land_from_thread(slot, error)
+        except Exception:
+            logger.exception("decoding failed in an unforeseen way")
+            self._land_from_thread(slot, InternalError("the server failed to decode this image"))
+
+    def _check_wanted(self, slot: int) -> None:
+        if self._table.is_abandoned(slot):
+            raise DeadlineExceeded("nobody waits for this image any more")
+
+    def _land_from_thread(self, slot: int, error: ViTError) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._land, slot, error)
+
+    def _read_answers(self) -> None:
+        for answer in unpack_answers(self._answers.read(_ANSWERS_PER_READ)):
+            if self._table.is_current(answer.slot, answer.generation):
+                self._land(answer.slot, _error_of(answer) or answer)
+
+    def _land(self, slot: int, outcome: Answer | ViTError) -> None:
+        """Free the slot and tell its waiter, if there is still one."""
+        self._slots.release(slot)
+        waiter = self._waiters.pop(slot)
+        if waiter.done():
+            return
+        if isinstance(outcome, ViTError):
+            waiter.set_exception(outcome)
+        else:
+            waiter.set_result(outcome)
+
+
+def _error_of(answer: Answer) -> ViTError | None:
+    match answer.status:
+        case Status.OK:
+            return None
+        case Status.SKIPPED:
+            return DeadlineExceeded("no answer within the time limit; try again later")
+        case Status.FAILED:
+            return InferenceFailed("the model failed on this image; the server's log says why")

@@ -1,0 +1,270 @@
+"""The shared tier: predictions in Redis, for all HTTP processes and all servers with the same model.
+
+Redis may be slow, full or gone at any time. No request fails or waits for longer than 20 ms because of that: what Redis
+doesn't tell in time counts as unknown, and while it is down it is not asked, but tried again in the background.
+
+Theory of operation
+-------------------
+Look-ups that come while one is under way are collected and go together, as one MGET; so do the writes, as one
+pipeline. That costs a fraction of a command for each image. A look-up gets `_ASK_S`; it may have to wait for the one
+before it, so a request waits for twice that at the most. Redis is taken for down after a refused connection or
+`_MOST_TIMEOUTS` timeouts in a row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import re
+import struct
+import zlib
+from collections.abc import Awaitable, Collection
+from typing import Any, TypeVar
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+from vit_api.cache_board import CacheTally
+from vit_api.records import Prediction
+
+logger = logging.getLogger(__name__)
+
+_ASK_S = 0.008
+_WRITE_S = 1.0
+_CONNECT_S = 1.0
+_MOST_TIMEOUTS = 3
+_MOST_UNWRITTEN = 10_000
+_WRITES_AT_ONCE = 200
+"""A pipeline is built on the event loop, at about 10 us a command."""
+
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 5.0
+_WRITE_PAUSE_S = 1.0
+_CLEARED_AT_ONCE = 1000
+
+_FORMAT = b"ViT1"
+"""The entries' format and its version; change it with `Prediction.pack`."""
+
+_HEAD = struct.Struct("<4sI")
+
+_FAILURES = (RedisError, OSError, asyncio.TimeoutError)
+
+T = TypeVar("T")
+
+
+def pack_entry(key: bytes, prediction: Prediction) -> bytes:
+    """Return what Redis remembers: format and version, a checksum of key and prediction, the prediction."""
+    packed = prediction.pack()
+    return _HEAD.pack(_FORMAT, zlib.crc32(packed, zlib.crc32(key))) + packed
+
+
+def unpack_entry(key: bytes, entry: bytes, classes: int) -> Prediction:
+    """Return the prediction in an entry.
+
+    Args:
+        key: What the entry was stored under.
+        entry: What Redis remembers.
+        classes: How many the model knows.
+
+    Raises:
+        ValueError: It is of another format or version, belongs to another key, is damaged, or makes no sense.
+    """
+    packed = entry[_HEAD.size :]
+    if entry[: _HEAD.size] != _HEAD.pack(_FORMAT, zlib.crc32(packed, zlib.crc32(key))):
+        raise ValueError("another format, or damaged")
+    prediction = Prediction.unpack(packed)
+    if not prediction.indices or max(prediction.indices) >= classes:
+        raise ValueError("classes that the model doesn't know")
+    if not all(0 <= p <= 1 + 1e-6 for p in prediction.probabilities):  # false for NaN, too
+        raise ValueError("not probabilities")
+    return prediction
+
+
+class RedisTier:
+    """Remember predictions in Redis. For one HTTP process, on its event loop.
+
+    Args:
+        url: redis://, rediss:// or unix://.
+        namespace: Starts the keys of what `clear` clears.
+        classes: How many the model knows.
+        ttl_s: Seconds that Redis remembers a prediction.
+        tally: Counts.
+    """
+
+    def __init__(self, url: str, *, namespace: str, classes: int, ttl_s: float, tally: CacheTally) -> None:
+        self._url = url
+        self._prefix = f"vit-api:{namespace}:".encode()
+        self._classes = classes
+        self._ttl_ms = max(1, math.ceil(ttl_s * 1000))
+        self._tally = tally
+        self._is_up = False
+        self._timeouts = 0
+        self._wanted: dict[bytes, asyncio.Future[Prediction | None]] = {}
+        self._unwritten: dict[bytes, bytes] = {}
+
+    def start(self) -> None:
+        """Connect in the background, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._redis = Redis.from_url(
+            self._url,
+            socket_connect_timeout=_CONNECT_S,
+            retry=Retry(NoBackoff(), 0),
+            decode_responses=False,
+        )
+        self._no_writes_before = 0.0
+        self._is_wanted = asyncio.Event()
+        self._is_unwritten = asyncio.Event()
+        self._is_down = asyncio.Event()
+        self._is_down.set()
+        self._tasks = [self._loop.create_task(work()) for work in (self._look_up, self._write, self._recover)]
+
+    async def stop(self) -> None:
+        """Disconnect. What is not written yet is forgotten."""
+        self._is_up = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for future in self._wanted.values():
+            future.set_result(None)
+        self._wanted.clear()
+        await self._redis.aclose()
+
+    async def get(self, key: bytes) -> Prediction | None:
+        """Return what Redis remembers of `key`; None if nothing, nothing usable, or nothing in time."""
+        if not self._is_up:
+            self._tally.add("redis_skipped")
+            return None
+        future = self._wanted.get(key)
+        if future is None:
+            future = self._wanted[key] = self._loop.create_future()
+            self._is_wanted.set()
+        return await asyncio.shield(future)
+
+    def put(self, key: bytes, prediction: Prediction) -> None:
+        """Have Redis remember a prediction, some time soon, if it can."""
+        if not self._is_up or self._loop.time() < self._no_writes_before or len(self._unwritten) >= _MOST_UNWRITTEN:
+            self._tally.add("redis_skipped")
+            return
+        self._unwritten[key] = pack_entry(key, prediction)
+        self._is_unwritten.set()
+
+    async def clear(self) -> int:
+        """Have Redis forget everything of this namespace, and return how many entries that were.
+
+        Raises:
+            RedisError, OSError, TimeoutError: Redis can't be reached or refuses.
+        """
+        pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"*"
+        cleared, cursor = 0, None
+        while cursor != 0:
+            cursor, names = await asyncio.wait_for(self._redis.scan(cursor or 0, pattern, _CLEARED_AT_ONCE), _WRITE_S)
+            if names:
+                cleared += await asyncio.wait_for(self._redis.unlink(*names), _WRITE_S)
+        return cleared
+
+    async def _look_up(self) -> None:
+        """Ask Redis for what is wanted, all that came since the last time at once."""
+        while True:
+            await self._is_wanted.wait()
+            self._is_wanted.clear()
+            wanted, self._wanted = self._wanted, {}
+            try:
+                entries = await self._ask(wanted) if self._is_up else None
+                for index, (key, future) in enumerate(wanted.items()):
+                    future.set_result(self._usable(key, entries[index]) if entries is not None else None)
+            finally:
+                for future in wanted.values():
+                    if not future.done():
+                        future.set_result(None)
+
+    async def _ask(self, keys: Collection[bytes]) -> list[bytes | None] | None:
+        names = [self._prefix + key.hex().encode() for key in keys]
+        mget: Awaitable[list[Any]] = self._redis.mget(names)
+        entries: list[bytes | None] | None = await self._tried(mget, _ASK_S)
+        if entries is None:
+            self._tally.add("redis_skipped", len(names))
+        return entries
+
+    def _usable(self, key: bytes, entry: bytes | None) -> Prediction | None:
+        if entry is None:
+            self._tally.add("redis_misses")
+            return None
+        try:
+            prediction = unpack_entry(key, entry, self._classes)
+        except ValueError:
+            self._tally.add("redis_rejected")
+            return None
+        self._tally.add("redis_hits")
+        return prediction
+
+    async def _write(self) -> None:
+        """Write what is to be remembered, much at once."""
+        while True:
+            if not self._unwritten:
+                self._is_unwritten.clear()
+            await self._is_unwritten.wait()
+            pipeline = self._redis.pipeline(transaction=False)
+            for key in list(itertools.islice(self._unwritten, _WRITES_AT_ONCE)):
+                pipeline.set(self._prefix + key.hex().encode(), self._unwritten.pop(key), px=self._ttl_ms)
+            results = await self._tried(pipeline.execute(raise_on_error=False), _WRITE_S)
+            refusals = [result for result in results or () if isinstance(result, ResponseError)]
+            if refusals:  # full, or a replica that can't be written to
+                self._tally.add("redis_failures", len(refusals))
+                self._no_writes_before = self._loop.time() + _WRITE_PAUSE_S
+                logger.warning("Redis refuses to remember: %s", refusals[0])
+
+    async def _tried(self, command: Awaitable[T], timeout_s: float) -> T | None:
+        """Return what Redis answers, or None if it fails or takes too long, which may mean that it is down."""
+        try:
+            result = await asyncio.wait_for(command, timeout_s)
+        except _FAILURES as error:
+            self._tally.add("redis_failures")
+            self._timeouts += 1
+            if not isinstance(error, asyncio.TimeoutError) or self._timeouts >= _MOST_TIMEOUTS:
+                self._go_down(error)
+            return None
+        except Exception:
+            logger.exception("a command to Redis failed in an unforeseen way")
+            self._tally.add("redis_failures")
+            return None
+        self._timeouts = 0
+        return result
+
+    def _go_down(self, error: Exception) -> None:
+        if self._is_up:
+            logger.warning("Redis is down, going on without it: %s", str(error) or type(error).__name__)
+            self._is_up = False
+            self._tally.set("redis_up", 0)
+            self._is_down.set()
+
+    async def _recover(self) -> None:
+        """While Redis is down, try it again, less and less often until it has stayed up for a while."""
+        delay_s = _FIRST_RETRY_S
+        up_at = -math.inf
+        while True:
+            await self._is_down.wait()
+            if self._loop.time() - up_at > _LAST_RETRY_S:
+                delay_s = _FIRST_RETRY_S
+            while not await self._answers():
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, _LAST_RETRY_S)
+            up_at = self._loop.time()
+            self._is_down.clear()
+            self._timeouts = 0
+            self._is_up = True
+            self._tally.set("redis_up", 1)
+            logger.info("Redis is up")
+
+    async def _answers(self) -> bool:
+        """Tell whether Redis answers, and once connected, as fast as a look-up needs it."""
+        try:
+            await asyncio.wait_for(self._redis.ping(), _CONNECT_S)
+            await asyncio.wait_for(self._redis.ping(), _ASK_S)
+        except _FAILURES as error:
+            logger.debug("Redis is still down: %s", error)
+            return False
+        return True

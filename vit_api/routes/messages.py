@@ -1,0 +1,95 @@
+"""Requests and responses as the busy paths see them: what ASGI gives, unwrapped.
+
+starlette's Request and Response take as long as all the rest of an answer from the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from vit_api.errors import UploadTooLarge
+
+REQUEST_ID = b"x-request-id"
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+
+
+class Request:
+    """One HTTP request.
+
+    Attributes:
+        scope: ASGI's description of it.
+        id: Its id, for the answer and the log.
+        headers: By lower-case name; of a repeated one the last.
+    """
+
+    __slots__ = ("_receive", "headers", "id", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, request_id: bytes) -> None:
+        self.scope = scope
+        self.id = request_id
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._receive = receive
+
+    async def read_body(self, max_bytes: int) -> bytes:
+        """Return the body; refuse it at the limit while it arrives, or at once by its declared length.
+
+        Args:
+            max_bytes: Of the body at the most.
+
+        Raises:
+            UploadTooLarge: It has more bytes; the rest was not read.
+            ClientDisconnect: The client left first.
+        """
+        declared = self.headers.get(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared) > max_bytes:
+            raise UploadTooLarge(max_bytes)
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk: bytes = message.get("body", b"")
+            size += len(chunk)
+            if size > max_bytes:
+                raise UploadTooLarge(max_bytes)
+            if not message.get("more_body", False):
+                return b"".join([*chunks, chunk]) if chunks else chunk
+            chunks.append(chunk)
+
+
+class Response(NamedTuple):
+    """One HTTP response, whose body is JSON.
+
+    Attributes:
+        status: The HTTP status.
+        body: JSON.
+        headers: Beside the body's type and length, which are always sent.
+    """
+
+    status: int
+    body: bytes
+    headers: Headers = ()
+
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return every header to send."""
+        return [_JSON, (b"content-length", b"%d" % len(self.body)), *self.headers]
+
+    async def send(self, send: Send, request_id: bytes) -> None:
+        """Send it as the answer to the request of this id."""
+        headers = [*self.all_headers(), (REQUEST_ID, request_id)]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def to_json(body: Any) -> bytes:
+    """Return compact JSON."""
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
