@@ -1,249 +1,240 @@
-"""The HTTP half's core, with a decoder that waits for the test and a worker that the test plays by hand."""
+"""The HTTP half's core, with an inference and a shared tier that the test plays."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from vit_api.classifier import Classifier
-from vit_api.errors import BadImage, DeadlineExceeded, InferenceFailed, NotReady, Overloaded
-from vit_api.records import Answer, Prediction, RecordPipe, Status, unpack_requests
-from vit_api.slots import Claim, SlotRange, SlotState, SlotTable
-from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
+from vit_api.cache import AnswerCache
+from vit_api.cache_board import CacheBoard, CacheTally
+from vit_api.classifier import Classification, Classifier, Known, Source
+from vit_api.deadline import Deadline
+from vit_api.errors import BadImage, NotReady
+from vit_api.records import TOP_K, Answer, Prediction, Status
 
-_READY = WorkerNotice(WorkerState.READY, "cpu", "CPU", "float32")
 _LONG_S = 60.0
 
 
-class Bench:
-    """A classifier with `slots` slots; the first byte of an upload is its pixels, and `!` can't be decoded."""
+class Model:
+    """Answers each upload with its first byte as the class; counts them. Waits while `gate` is closed."""
 
-    def __init__(self, slots: int = 2, is_ready: bool = True) -> None:
-        self.table = SlotTable(1, slots, (1, 1, 3))
-        self.range = SlotRange(self.table, 0)
-        self.requests = RecordPipe.for_requests(slots)
-        self.answers = RecordPipe.for_answers(slots)
-        self.gate = threading.Event()
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
         self.gate.set()
-        board = WorkerBoard(1)
-        if is_ready:
-            board.post(0, _READY)
-        self.classifier = Classifier(self, self.range, board, self.requests, self.answers, decode_threads=1)
+        self.uploads: list[bytes] = []
 
-    def decode_request(self, request: bytes) -> NDArray[np.uint8]:
-        assert self.gate.wait(_LONG_S)
-        if request == b"!":
+    async def infer(self, upload: bytes, deadline: Deadline) -> Answer:
+        self.uploads.append(upload)
+        await self.gate.wait()
+        if upload.startswith(b"!"):
             raise BadImage("planted")
-        return np.full((1, 1, 3), request[0], np.uint8)
-
-    def submit(self, upload: bytes, timeout_s: float = _LONG_S) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(self.classifier.classify(upload, time.monotonic() + timeout_s))
-
-    async def claim(self) -> Claim:
-        """Wait for a request's record and claim its slot, as a worker does."""
-        await until(lambda: self.table.count_by_state()[SlotState.QUEUED] > 0)
-        while not (records := self.requests.read(1)):
-            await asyncio.sleep(0.001)
-        request = next(unpack_requests(records))
-        claim = self.table.claim(request.slot, request.generation, 0, time.monotonic())
-        assert claim is not None
-        return claim
-
-    def answer(self, claim: Claim, status: Status = Status.OK) -> None:
-        """Answer with the pixel's value as the class."""
-        value = int(self.table.pixels[claim.slot, 0, 0, 0])
-        self.answers.write([Answer(claim.slot, claim.generation, status, Prediction((value,), (1.0,))).pack()])
-
-    async def until_all_free(self) -> None:
-        await until(lambda: self.range.free_count == len(self.table))
-        assert self.table.count_by_state()[SlotState.FREE] == len(self.table)
+        return Answer(0, 1, Status.OK, Prediction((upload[0],), (1.0,)), 1, 0.001, 0.002)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll a condition to a deadline."""
-    deadline = time.monotonic() + _LONG_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
+class Shelf:
+    """A shared tier in a dict."""
+
+    def __init__(self) -> None:
+        self.known: dict[bytes, Prediction] = {}
+
+    async def get(self, key: bytes) -> Prediction | None:
+        await asyncio.sleep(0)
+        return self.known.get(key)
+
+    def put(self, key: bytes, prediction: Prediction) -> None:
+        self.known[key] = prediction
 
 
-def run(bench: Bench, scenario: Callable[[Bench], Awaitable[None]]) -> None:
-    """Run a scenario on a started classifier, and check that no slot is lost."""
+class Bench:
+    """A classifier and its neighbours."""
+
+    def __init__(self, *, size: int = 100, shelf: Shelf | None = None, identity: str = "model") -> None:
+        self.model = Model()
+        self.board = CacheBoard(1)
+        tally = CacheTally(self.board, 0)
+        cache: AnswerCache[Known] | None = AnswerCache(size, 100, tally) if size else None
+        self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
+
+    async def classify(self, upload: bytes, **options: bool) -> Classification:
+        return await self.classifier.classify(upload, time.monotonic() + _LONG_S, **options)
+
+    async def sources(self, *uploads: bytes) -> list[str]:
+        return [(await self.classify(upload)).source.value for upload in uploads]
+
+    def counts(self) -> tuple[int, int, int]:
+        totals = self.board.totals()
+        return totals["hits"], totals["misses"], totals["coalesced"]
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    """Run a scenario on an event loop."""
 
     async def whole() -> None:
-        bench.classifier.start()
-        try:
-            await scenario(bench)
-            await bench.until_all_free()
-        finally:
-            bench.gate.set()
-            bench.classifier.stop()
+        await scenario()
 
-    asyncio.run(asyncio.wait_for(whole(), 2 * _LONG_S))
+    asyncio.run(asyncio.wait_for(whole(), _LONG_S))
 
 
-def test_each_waiter_gets_its_own_prediction() -> None:
-    """Answers that come in another order find their waiters."""
+def test_a_repeated_upload_is_a_hit() -> None:
+    """With the prediction of the first, and no answer of a worker."""
 
-    async def scenario(bench: Bench) -> None:
-        tasks = {value: bench.submit(bytes([value])) for value in (7, 8)}
-        claims = [await bench.claim(), await bench.claim()]
-        for claim in reversed(claims):
-            bench.answer(claim)
-        for value, task in tasks.items():
-            assert (await task).prediction.indices == (value,)
+    async def scenario() -> None:
+        bench = Bench()
+        first, second = await bench.classify(b"a"), await bench.classify(b"a")
+        assert (first.source, second.source) == (Source.MISS, Source.HIT)
+        assert first.answer is not None
+        assert second.answer is None
+        assert second.known.prediction == Prediction((ord("a"),), (1.0,))
+        assert bench.model.uploads == [b"a"]
+        assert bench.counts() == (1, 1, 0)
 
-    run(Bench(), scenario)
+    run(scenario)
 
 
-def test_no_worker_means_not_ready() -> None:
-    """Before the first worker is ready, no slot is taken."""
+def test_any_other_byte_is_another_upload() -> None:
+    """The key covers all of it, short or long."""
 
-    async def scenario(bench: Bench) -> None:
+    async def scenario() -> None:
+        bench, long = Bench(), bytes(3 * 2**20)
+        assert await bench.sources(b"a", b"b", b"ab", long, long[:-1], long) == ["miss"] * 5 + ["hit"]
+
+    run(scenario)
+
+
+def test_identical_uploads_at_once() -> None:
+    """One inference, and each gets its answer; long uploads, too, which are hashed in threads."""
+
+    async def scenario() -> None:
+        for upload in (b"a", b"b" * 2**21):
+            bench = Bench()
+            bench.model.gate.clear()
+            tasks = [asyncio.ensure_future(bench.classify(upload)) for _ in range(20)]
+            while len(bench.model.uploads) == 0:
+                await asyncio.sleep(0.001)
+            bench.model.gate.set()
+            results = await asyncio.gather(*tasks)
+            assert len(bench.model.uploads) == 1
+            assert {result.known.prediction.indices for result in results} == {(upload[0],)}
+            assert [result.source for result in results].count(Source.MISS) == 1
+
+    run(scenario)
+
+
+def test_failures_are_not_remembered() -> None:
+    """The same bad image is looked at again each time."""
+
+    async def scenario() -> None:
+        bench = Bench(shelf=(shelf := Shelf()))
+        for _ in range(2):
+            with pytest.raises(BadImage):
+                await bench.classify(b"!")
+        assert len(bench.model.uploads) == 2
+        assert not shelf.known
+        assert bench.board.totals()["entries"] == 0
+
+    run(scenario)
+
+
+def test_a_fresh_answer_is_computed_and_remembered() -> None:
+    """It replaces the old one, here and in the shared tier."""
+
+    async def scenario() -> None:
+        shelf = Shelf()
+        bench = Bench(shelf=shelf)
+        await bench.classify(b"a")
+        shelf.known.clear()
+        assert (await bench.classify(b"a", is_fresh=True)).source is Source.MISS
+        assert len(bench.model.uploads) == 2
+        assert len(shelf.known) == 1
+        assert (await bench.classify(b"a")).source is Source.HIT
+
+    run(scenario)
+
+
+def test_who_wants_a_fresh_answer_does_not_join_one_who_may_find_an_old_one() -> None:
+    """Two flights, since the first looks into the shared tier."""
+
+    async def scenario() -> None:
+        shelf = Shelf()
+        await Bench(shelf=shelf).classify(b"a")
+        bench = Bench(shelf=shelf)
+        tasks = [asyncio.ensure_future(bench.classify(b"a", is_fresh=is_fresh)) for is_fresh in (False, True)]
+        old, fresh = await asyncio.gather(*tasks)
+        assert (old.source, fresh.source) == (Source.HIT, Source.MISS)
+
+    run(scenario)
+
+
+def test_the_shared_tier_answers_another_process() -> None:
+    """A hit there is a hit, for all who wait; then it is known here."""
+
+    async def scenario() -> None:
+        shelf = Shelf()
+        await Bench(shelf=shelf).classify(b"a")
+        other = Bench(shelf=shelf)
+        results = await asyncio.gather(other.classify(b"a"), other.classify(b"a"))
+        assert [result.source for result in results] == [Source.HIT] * 2
+        shelf.known.clear()
+        assert await other.sources(b"a") == ["hit"]
+        assert other.model.uploads == []
+        assert other.counts() == (2, 0, 1)
+
+    run(scenario)
+
+
+def test_another_identity_is_another_key() -> None:
+    """A server with another model, revision, dtype or decode mode finds nothing of this one's."""
+
+    async def scenario() -> None:
+        shelf = Shelf()
+        await Bench(shelf=shelf).classify(b"aa")
+        assert await Bench(shelf=shelf, identity="model ").sources(b"aa") == ["miss"]
+        # The identity's end and the upload's start can't be mistaken for each other.
+        assert await Bench(shelf=shelf, identity="modela").sources(b"a") == ["miss"]
+
+    run(scenario)
+
+
+def test_before_the_identity_is_known() -> None:
+    """NotReady, and all is well afterwards."""
+
+    async def scenario() -> None:
+        bench, is_known = Bench(), False
+
+        def identity() -> str:
+            if not is_known:
+                raise NotReady("planted")
+            return "model"
+
+        bench.classifier._identity = identity
         with pytest.raises(NotReady):
-            await bench.submit(b"a")
+            await bench.classify(b"a")
+        is_known = True
+        assert await bench.sources(b"a", b"a") == ["miss", "hit"]
 
-    run(Bench(is_ready=False), scenario)
+    run(scenario)
 
 
-def test_no_slot_means_overloaded() -> None:
-    """The third image for two slots is turned away at once."""
+def test_without_a_cache_every_upload_is_computed() -> None:
+    """Neither remembered nor coalesced."""
 
-    async def scenario(bench: Bench) -> None:
-        tasks = [bench.submit(b"a"), bench.submit(b"b")]
+    async def scenario() -> None:
+        bench = Bench(size=0)
+        bench.model.gate.clear()
+        tasks = [asyncio.ensure_future(bench.classify(b"a")) for _ in range(3)]
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
-            await bench.submit(b"c")
-        for _ in tasks:
-            bench.answer(await bench.claim())
-        await asyncio.gather(*tasks)
+        await asyncio.sleep(0)
+        bench.model.gate.set()
+        assert [result.source for result in await asyncio.gather(*tasks)] == [Source.MISS] * 3
+        assert len(bench.model.uploads) == 3
 
-    run(Bench(), scenario)
-
-
-def test_a_bad_image_frees_its_slot() -> None:
-    """It never reaches the queue."""
-
-    async def scenario(bench: Bench) -> None:
-        with pytest.raises(BadImage):
-            await bench.submit(b"!")
-        assert bench.requests.read(1) == b""
-
-    run(Bench(), scenario)
+    run(scenario)
 
 
-def test_a_failed_inference_is_told() -> None:
-    """The worker's status becomes the waiter's error."""
-
-    async def scenario(bench: Bench) -> None:
-        task = bench.submit(b"a")
-        bench.answer(await bench.claim(), Status.FAILED)
-        with pytest.raises(InferenceFailed):
-            await task
-
-    run(Bench(), scenario)
-
-
-@pytest.mark.parametrize("stage", ["decoding", "queued", "running"])
-@pytest.mark.parametrize("how", ["deadline", "cancel"])
-def test_leaving_at_any_stage_frees_the_slot_later(stage: str, how: str) -> None:
-    """The waiter is told at once; the slot is free only when its decoder or worker has let go of it."""
-
-    async def scenario(bench: Bench) -> None:
-        if stage == "decoding":
-            bench.gate.clear()
-        task = bench.submit(b"a", timeout_s=_LONG_S if how == "cancel" else 0.2)
-        claim = await bench.claim() if stage == "running" else None
-        if stage == "queued":
-            await until(lambda: bench.table.state_of(0) == SlotState.QUEUED)
-        else:
-            await asyncio.sleep(0)
-        if how == "cancel":
-            task.cancel()
-        with pytest.raises(asyncio.CancelledError if how == "cancel" else DeadlineExceeded):
-            await task
-        assert bench.range.free_count == 1, "still taken"
-        bench.gate.set()
-        if stage == "queued":
-            claim = await bench.claim()
-            assert not claim.is_wanted
-        if claim is not None:
-            bench.answer(claim, Status.OK if stage == "running" else Status.SKIPPED)
-
-    run(Bench(), scenario)
-
-
-def test_a_cancelled_waiter_does_not_abandon_the_next_image_in_its_slot() -> None:
-    """The answer came, the slot was taken again, and only then the first waiter is cancelled."""
-
-    async def scenario(bench: Bench) -> None:
-        first = bench.submit(b"a")
-        bench.answer(await bench.claim())
-        bench.classifier._read_answers()  # the answer lands; the waiter has not run yet
-        bench.gate.clear()
-        first.cancel()
-        second_taken = bench.range.take(time.monotonic() + _LONG_S)
-        assert second_taken is not None
-        with pytest.raises(asyncio.CancelledError):
-            await first
-        assert not bench.table.is_abandoned(second_taken[0])
-        bench.range.release(second_taken[0])
-
-    run(Bench(slots=1), scenario)
-
-
-def test_a_stale_answer_is_ignored() -> None:
-    """An answer of an earlier use of the slot changes nothing."""
-
-    async def scenario(bench: Bench) -> None:
-        first = bench.submit(b"a")
-        old = await bench.claim()
-        bench.answer(old)
-        await first
-        second = bench.submit(b"b")
-        claim = await bench.claim()
-        bench.answer(old)
-        await asyncio.sleep(0.01)
-        assert not second.done()
-        bench.answer(claim)
-        assert (await second).prediction.indices == (ord("b"),)
-
-    run(Bench(slots=1), scenario)
-
-
-def test_many_images_through_few_slots() -> None:
-    """A thousand images, four slots, a worker that answers at its own pace: each gets its own answer."""
-
-    async def scenario(bench: Bench) -> None:
-        stopped = threading.Event()
-
-        def work() -> None:
-            while not stopped.is_set():
-                for request in unpack_requests(bench.requests.read(2)):
-                    claim = bench.table.claim(request.slot, request.generation, 0, time.monotonic())
-                    assert claim is not None
-                    bench.answer(claim)
-
-        async def client(number: int) -> None:
-            for step in range(250):
-                value = (number * 61 + step) % 256
-                upload = bytes([value]) + b"."  # never the lone "!" that can't be decoded
-                assert (await bench.submit(upload)).prediction.indices == (value,)
-
-        with ThreadPoolExecutor(1) as worker:
-            working = worker.submit(work)
-            try:
-                await asyncio.gather(*(client(number) for number in range(4)))
-            finally:
-                stopped.set()
-            working.result(_LONG_S)
-
-    run(Bench(slots=4), scenario)
+def test_what_is_known_is_the_whole_top_20() -> None:
+    """Packed and unpacked, to the last bit of what a worker's answer carries."""
+    top = Prediction(tuple(range(100, 100 + TOP_K)), tuple(1 / 2**k for k in range(1, TOP_K + 1)))
+    assert Known(top).prediction == top

@@ -37,7 +37,7 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
         model.classifier.weight *= 4  # sure enough to differ, not so sure that all say 1.0
     model.save_pretrained(folder)
     edit_json(folder / "preprocessor_config.json", size={"height": 64, "width": 64})
-    with serve(folder, dtype="float32") as server:
+    with serve(folder, dtype="float32", cache_size=0) as server:
         yield server
 
 
@@ -88,7 +88,7 @@ def test_31_good_images_and_a_corrupt_one(busy_server: RunningServer) -> None:
 
 def test_a_lone_request_does_not_wait_for_company() -> None:
     """With a wait of 10 s allowed, a request on an idle server is in the queue for a fraction of that."""
-    with serve(max_wait_ms=10_000) as server:
+    with serve(max_wait_ms=10_000, cache_size=0) as server:
         image = _different_images(1)[0]
         waits = [float(server.predict(image).headers["x-queue-time-ms"]) for _ in range(5)]
     assert sorted(waits)[2] < 1000
@@ -125,7 +125,7 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 def test_the_deadline_is_kept_while_the_worker_hangs() -> None:
     """The image gets a 504 and keeps its slot until the worker lets go of it; then all is as before."""
     image = _different_images(1)[0]
-    with serve(request_timeout_s=1, queue_size=1, api_servers=1) as server:
+    with serve(request_timeout_s=1, queue_size=1, api_servers=1, cache_size=0) as server:
         assert server.predict(image).status_code == 200
         with paused(worker_of(server)):
             late, turned_away = server.predict(image), server.predict(image)

@@ -19,6 +19,7 @@ from tests.server import ROOT, RunningServer, serve
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _MB = 2**20
+_FRESH = {"cache-control": "no-cache"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def _as_json(upload: bytes, prefix: str = "") -> bytes:
 )
 def test_every_way_in_gives_the_same_answer(digits_server: RunningServer, request_options: dict[str, Any]) -> None:
     """Raw, multipart and JSON carry the same image, so they get the same answer."""
-    response = httpx.post(digits_server.url + "/predict", timeout=60, **request_options)
+    headers = _FRESH | request_options.pop("headers", {})
+    response = httpx.post(digits_server.url + "/predict", timeout=60, headers=headers, **request_options)
     assert response.status_code == 200, response.text
     body = response.json()
     assert set(body) == {"predictions", "cached", "processing_time_ms", "model"}
@@ -68,7 +70,7 @@ def test_top_k(digits_server: RunningServer, top_k: int) -> None:
 
 def test_headers_tell_where_the_time_went(digits_server: RunningServer) -> None:
     """Queue, inference and batch size are there, and belong to this request."""
-    response = digits_server.predict(_SEVEN)
+    response = digits_server.predict(_SEVEN, headers=_FRESH)
     assert float(response.headers["x-queue-time-ms"]) >= 0
     assert 0 < float(response.headers["x-inference-time-ms"]) < response.json()["processing_time_ms"]
     assert response.headers["x-batch-size"] == "1"
@@ -174,7 +176,7 @@ def test_a_chunked_body_over_the_limit_is_refused(small_server: RunningServer) -
 
 def test_a_request_for_more_images_than_slots_is_answered_in_part(small_server: RunningServer) -> None:
     """With two slots, the third image of one request is turned away, and only that one."""
-    files = [("files", _SEVEN)] * 3
+    files = [("files", _SEVEN + bytes([number])) for number in range(3)]
     results = httpx.post(small_server.url + "/predict/batch", files=files, timeout=60).json()
     assert [result.get("code") for result in results] == [None, None, "overloaded"]
 
@@ -253,12 +255,22 @@ def test_info_has_no_paths(digits_server: RunningServer) -> None:
 def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     """The description names all paths, a file picker's field, and the errors."""
     paths = digits_server.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/predict", "/predict/batch", "/health", "/health/ready", "/health/live", "/info"}
+    assert set(paths) == {
+        "/predict",
+        "/predict/batch",
+        "/health",
+        "/health/ready",
+        "/health/live",
+        "/info",
+        "/cache/clear",
+    }
     predict = paths["/predict"]["post"]
     file = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]
     assert (file["type"], file["format"]) == ("string", "binary")
     assert set(predict["responses"]) == {"200", "400", "413", "415", "500", "503", "504"}
-    assert {"x-queue-time-ms", "x-inference-time-ms", "x-batch-size"} < set(predict["responses"]["200"]["headers"])
+    assert {"x-cache", "x-queue-time-ms", "x-inference-time-ms", "x-batch-size"} < set(
+        predict["responses"]["200"]["headers"]
+    )
     assert [(p["name"], p["schema"]["maximum"]) for p in predict["parameters"]] == [("top_k", 20)]
 
 

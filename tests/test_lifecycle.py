@@ -91,7 +91,7 @@ def test_a_signal_stops_every_process(number: signal.Signals) -> None:
 def test_a_request_in_flight_is_answered_before_the_stop() -> None:
     """After SIGTERM new connections are refused, and what was accepted is answered."""
     upload = (ROOT / "examples" / "digit-7.png").read_bytes()
-    with serve(queue_size=1, api_servers=1) as server, ThreadPoolExecutor(2) as clients:
+    with serve(queue_size=1, api_servers=1, cache_size=0) as server, ThreadPoolExecutor(2) as clients:
         with paused(worker_of(server)):
             # Of two requests for the one slot, one is turned away: then the other is in flight.
             requests = [clients.submit(server.predict, upload) for _ in range(2)]

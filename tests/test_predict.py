@@ -1,4 +1,4 @@
-"""`/predict/batch` when the classifier turns images away: what the whole request's answer is."""
+"""The handlers that classify, with a classifier that the test scripts: the answer's words, statuses and headers."""
 
 from __future__ import annotations
 
@@ -7,28 +7,58 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter
 
-from vit_api.classifier import Classification
+from vit_api.classifier import Classification, Known, Source
 from vit_api.errors import BadImage, Overloaded
-from vit_api.records import Prediction
+from vit_api.records import TOP_K, Answer, Prediction, Status
 from vit_api.routes.api import create_app
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.uploads import Uploads
+
+_TWENTY = Prediction(tuple(range(TOP_K)), (0.05,) * TOP_K)
 
 
 class Scripted:
     """A classifier whose upload says what becomes of it; also the encoder."""
 
-    async def classify(self, upload: bytes, deadline: float) -> Classification:
+    def __init__(self) -> None:
+        self.known = Known(_TWENTY)
+        self.asked: list[bool] = []
+        self.worded: list[int] = []
+
+    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+        self.asked.append(is_fresh)
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
             raise BadImage("planted")
-        return Classification(Prediction((0,), (1.0,)), 1, 0.0, 0.0)
+        if upload == b"computed":
+            return Classification(self.known, Source.MISS, Answer(0, 1, Status.OK, _TWENTY, 7, 0.25, 0.5))
+        if upload == b"shared":
+            return Classification(self.known, Source.COALESCED, Answer(0, 1, Status.OK, _TWENTY, 7, 0.25, 0.5))
+        return Classification(self.known, Source.HIT)
 
     def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
-        return {"predictions": []}
+        self.worded.append(top_k)
+        return {"predictions": [{"label": str(index)} for index in output.indices[:top_k]]}
+
+
+def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
+    """Send one request through the application, without a server."""
+    anything: Any = scripted
+    limits = Uploads(max_bytes=1000, max_count=32, max_total_bytes=10_000)
+    routes = PredictRoutes(anything, anything, limits, model_name='a "model"', request_timeout_s=30)
+
+    async def nothing() -> None:
+        pass
+
+    app = create_app(routes, [], start=nothing, stop=nothing)
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post(path, **options)
+
+    return asyncio.run(send())
 
 
 @pytest.mark.parametrize(
@@ -42,18 +72,73 @@ class Scripted:
 )
 def test_batch_status(uploads: list[str], status: int, codes: object) -> None:
     """A request of which nothing was answered for the server's fault is a 503 that says when to come back."""
-    scripted: Any = Scripted()
-    limits = Uploads(max_bytes=1000, max_count=32, max_total_bytes=10_000)
-    routes = PredictRoutes(scripted, scripted, limits, model_name="m", request_timeout_s=30)
-    app = create_app(routes, APIRouter(), start=lambda: None, stop=lambda: None)
-
-    async def send() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            files = [("files", upload.encode()) for upload in uploads]
-            return await client.post("/predict/batch", files=files)
-
-    response = asyncio.run(send())
+    response = post(Scripted(), "/predict/batch", files=[("files", upload.encode()) for upload in uploads])
     body = response.json()
     assert response.status_code == status
     assert ([item.get("code") for item in body] if isinstance(body, list) else body["code"]) == codes
     assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_one_entry_answers_every_top_k() -> None:
+    """The first 1, then all 20 classes come from what is known; each wording is made once."""
+    scripted = Scripted()
+    for top_k in (1, 20, 1, 20):
+        body = post(scripted, f"/predict?top_k={top_k}", content=b"known").json()
+        assert [item["label"] for item in body["predictions"]] == [str(index) for index in range(top_k)]
+        assert (body["cached"], body["model"]) == (True, 'a "model"')
+    assert scripted.worded == [1, 20]
+
+
+@pytest.mark.parametrize(
+    ("upload", "cache", "cached", "timing"),
+    [
+        pytest.param(b"known", "hit", True, [None, None, None], id="hit"),
+        pytest.param(b"computed", "miss", False, ["250.000", "500.000", "7"], id="miss"),
+        pytest.param(b"shared", "coalesced", False, [None, None, None], id="coalesced"),
+    ],
+)
+def test_headers_and_body_say_where_the_answer_comes_from(
+    upload: bytes, cache: str, cached: bool, timing: list[str | None]
+) -> None:
+    """Only the request that the model ran for has the times of that run."""
+    response = post(Scripted(), "/predict", content=upload)
+    names = ("x-queue-time-ms", "x-inference-time-ms", "x-batch-size")
+    assert [response.headers.get(name) for name in names] == timing
+    assert response.headers["x-cache"] == cache
+    assert response.json()["cached"] is cached
+    assert 0 < response.json()["processing_time_ms"] < 60_000
+
+
+@pytest.mark.parametrize(
+    ("value", "is_fresh"),
+    [
+        ("no-cache", True),
+        ("max-age=0, No-Cache", True),
+        ("max-age=60", False),
+        ("x-no-cache", False),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
+def test_cache_control(path: str, value: str, is_fresh: bool) -> None:
+    """`no-cache` among the directives asks for a fresh answer."""
+    scripted = Scripted()
+    files = [("file", b"known"), ("files", b"known")]
+    response = post(scripted, path, files=files, headers={"cache-control": value})
+    assert response.status_code == 200
+    assert scripted.asked == [is_fresh]
+
+
+@pytest.mark.parametrize(
+    ("query", "top_k"),
+    [("", 5), ("top_k=3", 3), ("top_k=3&top_k=4", 4), ("other=1", 5), ("other=1&top_k=%32", 2), ("a=b&top_k=20", 20)],
+)
+def test_top_k_in_any_query(query: str, top_k: int) -> None:
+    """The plain query and any other way to write it mean the same."""
+    assert len(post(Scripted(), f"/predict?{query}", content=b"known").json()["predictions"]) == top_k
+
+
+@pytest.mark.parametrize("query", ["top_k=0", "top_k=21", "top_k=", "top_k=x", "top_k=1.0", "top_k=%ff", "top_k=-1"])
+def test_bad_top_k(query: str) -> None:
+    """Anything else is refused."""
+    assert post(Scripted(), f"/predict?{query}", content=b"known").json()["code"] == "bad_request"

@@ -44,6 +44,8 @@ def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pyte
         pytest.param("DTYPE", "int8", "'auto', 'float32', 'bfloat16' or 'float16'", id="not a choice"),
         pytest.param("DEVICE", "gpu", "cuda:0", id="not a device"),
         pytest.param("QUEUE_SIZE", "30000", "VIT_API_API_SERVERS", id="does not fit another"),
+        pytest.param("OPERATOR_KEY", "short", "at least 8", id="too short"),
+        pytest.param("REDIS_URL", "http://user:word@host", "redis://", id="not a Redis"),
         pytest.param("LOG_LEVEL", "loud", "'warning'", id="not a level"),
     ],
 )
@@ -55,7 +57,15 @@ def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: s
         load_settings([])
     assert f"VIT_API_{name}" in str(caught.value)
     assert allowed in str(caught.value)
-    assert value in str(caught.value)
+    assert (value in str(caught.value)) is (name not in ("OPERATOR_KEY", "REDIS_URL")), "secrets are not shown"
+
+
+def test_redis_needs_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tier behind a cache that is off would never be asked."""
+    monkeypatch.setenv("VIT_API_REDIS_URL", "redis://localhost")
+    assert load_settings([]).redis_url is not None
+    with pytest.raises(SettingsError, match="VIT_API_CACHE_SIZE is 0"):
+        load_settings(["--cache-size", "0"])
 
 
 def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

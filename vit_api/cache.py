@@ -85,9 +85,11 @@ class SingleFlight(Generic[V]):
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[V]] = {}
 
-    async def join(
-        self, key: Hashable, deadline: float, compute: Callable[[Deadline], Coroutine[Any, Any, V]]
-    ) -> tuple[V, bool]:
+    def is_under_way(self, key: Hashable) -> bool:
+        """Tell whether `key` is being computed, so that `join` would join it."""
+        return key in self._flights
+
+    async def join(self, key: Hashable, deadline: float, compute: Callable[[Deadline], Coroutine[Any, Any, V]]) -> V:
         """Wait for the computation of `key`, which starts here unless it is under way.
 
         Args:
@@ -95,15 +97,11 @@ class SingleFlight(Generic[V]):
             deadline: When to give up, in seconds of the monotonic clock.
             compute: Does it; gets the latest of the waiters' deadlines.
 
-        Returns:
-            The value, and whether it was under way already.
-
         Raises:
             DeadlineExceeded: It took too long for this waiter.
             Exception: Whatever `compute` raises.
         """
         flight = self._flights.get(key)
-        was_under_way = flight is not None
         if flight is None:
             flight = self._start(key, Deadline(deadline), compute)
         else:
@@ -113,7 +111,7 @@ class SingleFlight(Generic[V]):
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, waiter)
         flight.waiters.add(waiter)
         try:
-            return await waiter, was_under_way
+            return await waiter
         finally:
             timer.cancel()
             self._leave(key, flight, waiter)

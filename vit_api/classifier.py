@@ -52,9 +52,6 @@ class Source(enum.Enum):
     """The model ran for an identical upload, which was under way already."""
 
 
-_COUNTS = {Source.HIT: "hits", Source.MISS: "misses", Source.COALESCED: "coalesced"}
-
-
 class Known:
     """A prediction as it is remembered: packed, since a cache may hold millions of them.
 
@@ -173,20 +170,24 @@ class Classifier:
         deadline: float,
         compute: Callable[[Deadline], Coroutine[Any, Any, tuple[Known, Answer | None]]],
     ) -> Classification:
-        (known, answer), was_under_way = await self._flights.join(key, deadline, compute)
-        source = Source.HIT if answer is None else Source.COALESCED if was_under_way else Source.MISS
-        self._tally.add(_COUNTS[source])
+        joins = self._flights.is_under_way(key)
+        if joins:
+            self._tally.add("coalesced")
+        known, answer = await self._flights.join(key, deadline, compute)
+        source = Source.HIT if answer is None else Source.COALESCED if joins else Source.MISS
         return Classification(known, source, answer)
 
     async def _find_or_compute(self, key: bytes, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
             return await self._compute(key, upload, deadline)
+        self._tally.add("hits")
         known = Known(prediction)
         self._remember(key, known)
         return known, None
 
     async def _compute(self, key: bytes | None, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+        self._tally.add("misses")
         answer = await self._inference.infer(upload, deadline)
         known = Known(answer.prediction)
         if key is not None:

@@ -132,6 +132,14 @@ class NotReady(ViTError):
     retry_after_s = 5
 
 
+class RedisUnavailable(ViTError):
+    """Redis can't be reached or refuses, where nothing can be done without it."""
+
+    status = 503
+    code = "redis_unavailable"
+    retry_after_s = 5
+
+
 class DeadlineExceeded(ViTError):
     """The answer did not come within the request's time limit."""
 

@@ -69,6 +69,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         batch = self._collect()
         started = time.monotonic()
         status, predictions = self._infer(lit_api, batch)
+        self._board.count_batch(self._worker, len(batch))
         inference_s = time.monotonic() - started
         self._answer(
             Answer(claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s)

@@ -23,12 +23,14 @@ import zlib
 from collections.abc import Awaitable, Collection
 from typing import Any, TypeVar
 
+import anyio
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from vit_api.cache_board import CacheTally
+from vit_api.errors import RedisUnavailable
 from vit_api.records import Prediction
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ _FORMAT = b"ViT1"
 
 _HEAD = struct.Struct("<4sI")
 
-_FAILURES = (RedisError, OSError, asyncio.TimeoutError)
+_FAILURES = (RedisError, OSError)  # the latter with TimeoutError
 
 T = TypeVar("T")
 
@@ -102,6 +104,7 @@ class RedisTier:
         self._ttl_ms = max(1, math.ceil(ttl_s * 1000))
         self._tally = tally
         self._is_up = False
+        self._is_stopped = False
         self._timeouts = 0
         self._wanted: dict[bytes, asyncio.Future[Prediction | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
@@ -125,9 +128,10 @@ class RedisTier:
     async def stop(self) -> None:
         """Disconnect. What is not written yet is forgotten."""
         self._is_up = False
+        self._is_stopped = True  # redis-py may swallow a cancellation
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait(self._tasks, timeout=_CONNECT_S)
         for future in self._wanted.values():
             future.set_result(None)
         self._wanted.clear()
@@ -156,19 +160,23 @@ class RedisTier:
         """Have Redis forget everything of this namespace, and return how many entries that were.
 
         Raises:
-            RedisError, OSError, TimeoutError: Redis can't be reached or refuses.
+            RedisUnavailable: Redis can't be reached or refuses.
         """
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"*"
         cleared, cursor = 0, None
-        while cursor != 0:
-            cursor, names = await asyncio.wait_for(self._redis.scan(cursor or 0, pattern, _CLEARED_AT_ONCE), _WRITE_S)
-            if names:
-                cleared += await asyncio.wait_for(self._redis.unlink(*names), _WRITE_S)
+        try:
+            while cursor != 0:
+                with anyio.fail_after(_WRITE_S):
+                    cursor, names = await self._redis.scan(cursor or 0, pattern, _CLEARED_AT_ONCE)
+                    cleared += await self._redis.unlink(*names) if names else 0
+        except _FAILURES as error:
+            reason = str(error) or type(error).__name__
+            raise RedisUnavailable(f"Redis could not be cleared: {reason}; this server has forgotten") from None
         return cleared
 
     async def _look_up(self) -> None:
         """Ask Redis for what is wanted, all that came since the last time at once."""
-        while True:
+        while not self._is_stopped:
             await self._is_wanted.wait()
             self._is_wanted.clear()
             wanted, self._wanted = self._wanted, {}
@@ -203,7 +211,7 @@ class RedisTier:
 
     async def _write(self) -> None:
         """Write what is to be remembered, much at once."""
-        while True:
+        while not self._is_stopped:
             if not self._unwritten:
                 self._is_unwritten.clear()
             await self._is_unwritten.wait()
@@ -220,11 +228,12 @@ class RedisTier:
     async def _tried(self, command: Awaitable[T], timeout_s: float) -> T | None:
         """Return what Redis answers, or None if it fails or takes too long, which may mean that it is down."""
         try:
-            result = await asyncio.wait_for(command, timeout_s)
+            with anyio.fail_after(timeout_s):
+                result = await command
         except _FAILURES as error:
             self._tally.add("redis_failures")
             self._timeouts += 1
-            if not isinstance(error, asyncio.TimeoutError) or self._timeouts >= _MOST_TIMEOUTS:
+            if not isinstance(error, TimeoutError) or self._timeouts >= _MOST_TIMEOUTS:
                 self._go_down(error)
             return None
         except Exception:
@@ -245,11 +254,13 @@ class RedisTier:
         """While Redis is down, try it again, less and less often until it has stayed up for a while."""
         delay_s = _FIRST_RETRY_S
         up_at = -math.inf
-        while True:
+        while not self._is_stopped:
             await self._is_down.wait()
             if self._loop.time() - up_at > _LAST_RETRY_S:
                 delay_s = _FIRST_RETRY_S
             while not await self._answers():
+                if self._is_stopped:
+                    return
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, _LAST_RETRY_S)
             up_at = self._loop.time()
@@ -262,8 +273,9 @@ class RedisTier:
     async def _answers(self) -> bool:
         """Tell whether Redis answers, and once connected, as fast as a look-up needs it."""
         try:
-            await asyncio.wait_for(self._redis.ping(), _CONNECT_S)
-            await asyncio.wait_for(self._redis.ping(), _ASK_S)
+            for timeout_s in (_CONNECT_S, _ASK_S):
+                with anyio.fail_after(timeout_s):
+                    await self._redis.ping()
         except _FAILURES as error:
             logger.debug("Redis is still down: %s", error)
             return False

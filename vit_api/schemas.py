@@ -52,6 +52,8 @@ class WorkerInfo(_Body):
     device: str
     device_name: str
     dtype: str
+    batches: int = Field(description="Batches that it ran since the start")
+    images: int = Field(description="Images in these batches")
 
 
 class RedisInfo(_Body):
@@ -70,8 +72,8 @@ class CacheInfo(_Body):
 
     entries: int = Field(description="Answers that are remembered now")
     hits: int = Field(description="Images answered without the model, Redis included")
-    misses: int = Field(description="Images that the model ran for")
-    coalesced: int = Field(description="Images that got the answer of an identical one under way")
+    misses: int = Field(description="Images that were neither remembered nor under way")
+    coalesced: int = Field(description="Images that waited for an identical one under way")
     redis: RedisInfo | None = Field(description="Null if there is none")
 
 

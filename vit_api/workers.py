@@ -45,6 +45,8 @@ class WorkerBoard:
         self._shared = SharedArrays(
             {
                 "state": (np.uint8, (workers,)),
+                "batches": (np.uint64, (workers,)),
+                "images": (np.uint64, (workers,)),
                 "device": (text, (workers,)),
                 "device_name": (text, (workers,)),
                 "dtype": (text, (workers,)),
@@ -61,6 +63,15 @@ class WorkerBoard:
         """Return the notice of `worker`."""
         texts = (bytes(self._shared[name][worker]).decode() for name in ("device", "device_name", "dtype"))
         return WorkerNotice(WorkerState(self._shared["state"][worker]), *texts)
+
+    def count_batch(self, worker: int, images: int) -> None:
+        """Count a batch that `worker` ran, and the images in it."""
+        self._shared["batches"][worker] += 1
+        self._shared["images"][worker] += images
+
+    def counts_of(self, worker: int) -> tuple[int, int]:
+        """Return how many batches `worker` ran, and how many images were in them."""
+        return int(self._shared["batches"][worker]), int(self._shared["images"][worker])
 
     def ready_count(self) -> int:
         """Count the workers that take images."""

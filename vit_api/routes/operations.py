@@ -86,11 +86,14 @@ def operations_router(
 
 def _worker_info(board: WorkerBoard, worker: int) -> WorkerInfo:
     notice = board.read(worker)
+    batches, images = board.counts_of(worker)
     return WorkerInfo(
         state=notice.state.name.lower(),
         device=notice.device,
         device_name=notice.device_name,
         dtype=notice.dtype,
+        batches=batches,
+        images=images,
     )
 
 

@@ -1,0 +1,316 @@
+"""Repeated images on real servers: hits, single flight, a shared Redis and its faults, clearing."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.clients import Reply, post_all
+from tests.redis_server import RedisServer, redis_server
+from tests.samples import make_checkpoint
+from tests.server import ROOT, RunningServer, free_port, paused, serve, wait_until, worker_of
+
+_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
+_THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
+_KEY = "an operator's key"
+_WAITERS = 40
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run one HTTP process, so that every request meets the same cache, with room for few images."""
+    with serve(api_servers=1, queue_size=4, operator_key=_KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """Run a Redis."""
+    with redis_server() as running:
+        yield running
+
+
+def _different(count: int, start: bytes = _SEVEN) -> list[bytes]:
+    """Uploads that differ, of the same picture: what comes after a PNG's end doesn't show."""
+    return [start + number.to_bytes(4, "big") for number in range(count)]
+
+
+def _images(server: RunningServer) -> int:
+    """Count the images that the workers ran."""
+    return sum(worker["images"] for worker in server.get("/info").json()["workers"])
+
+
+def _cache(server: RunningServer) -> dict:
+    return server.get("/info").json()["cache"]
+
+
+def _asked(server: RunningServer) -> int:
+    """Count the images that the server was asked for, the waiting ones included."""
+    cache = _cache(server)
+    return int(cache["hits"] + cache["misses"] + cache["coalesced"])
+
+
+def _label(response: httpx.Response | Reply) -> str:
+    body = response.json() if isinstance(response, httpx.Response) else response.body
+    return str(body["predictions"][0]["label"])
+
+
+def test_a_repeated_image_is_a_hit_whichever_way_it_comes(server: RunningServer) -> None:
+    """Raw, then as a form; with any top_k; and the worker runs it once."""
+    upload, before = _SEVEN + b"repeated", _images(server)
+    first = server.predict(upload, "/predict?top_k=1")
+    hits = [server.predict(upload, "/predict?top_k=20"), httpx.post(server.url + "/predict", files={"file": upload})]
+    assert (first.headers["x-cache"], first.json()["cached"]) == ("miss", False)
+    for hit in hits:
+        assert (hit.headers["x-cache"], hit.json()["cached"]) == ("hit", True)
+        assert "x-batch-size" not in hit.headers
+    assert [len(response.json()["predictions"]) for response in (first, *hits)] == [1, 10, 5]
+    assert hits[0].json()["predictions"][0] == first.json()["predictions"][0]
+    assert _images(server) == before + 1
+
+
+def test_no_cache_computes_and_refreshes(server: RunningServer) -> None:
+    """It is a miss each time, and leaves an answer that others hit."""
+    upload, before = _SEVEN + b"fresh", _images(server)
+    headers = {"cache-control": "no-cache"}
+    assert [server.predict(upload, headers=headers).headers["x-cache"] for _ in range(2)] == ["miss"] * 2
+    assert server.predict(upload).headers["x-cache"] == "hit"
+    assert _images(server) == before + 2
+
+
+def test_bad_images_are_not_remembered(server: RunningServer) -> None:
+    """The same error each time, without an entry."""
+    entries = _cache(server)["entries"]
+    for _ in range(2):
+        response = server.predict(_SEVEN[:200])
+        assert (response.status_code, response.json()["code"]) == (400, "bad_image")
+        assert "x-cache" not in response.headers
+    assert _cache(server)["entries"] == entries
+
+
+def test_identical_images_at_once_are_one_inference(server: RunningServer) -> None:
+    """With four slots, forty clients of one image are all answered, by one run of the model."""
+    upload, before, asked = _SEVEN + b"at once", _images(server), _asked(server)
+    with ThreadPoolExecutor(_WAITERS + 1) as clients, paused(worker_of(server)):
+        requests = [clients.submit(server.predict, upload) for _ in range(_WAITERS)]
+        other = clients.submit(server.predict, _THREE + b"at once")
+        wait_until(lambda: _asked(server) == asked + _WAITERS + 1)
+        assert not any(request.done() for request in requests)
+    replies = [request.result(60) for request in requests]
+    assert [_label(reply) for reply in replies] == ["7"] * _WAITERS
+    assert _label(other.result(60)) == "3"
+    sources = sorted(reply.headers["x-cache"] for reply in replies)
+    assert sources == ["coalesced"] * (_WAITERS - 1) + ["miss"]
+    assert not any(reply.json()["cached"] for reply in replies)
+    assert _images(server) == before + 2
+
+
+def test_repeats_within_one_request(server: RunningServer) -> None:
+    """One inference for each image that differs, the answers in order; the next time all are hits."""
+    uploads = [upload + b"in a batch" for upload in (_SEVEN, _THREE, _SEVEN, _SEVEN, _THREE)]
+    before = _images(server)
+    for is_cached in (False, True):
+        files = [("files", upload) for upload in uploads]
+        results = httpx.post(server.url + "/predict/batch", files=files, timeout=60).json()
+        assert [result["predictions"][0]["label"] for result in results] == ["7", "3", "7", "7", "3"]
+        assert [result["cached"] for result in results] == [is_cached] * 5
+    assert _images(server) == before + 2
+
+
+def test_a_waiter_that_disconnects_takes_nothing_along(server: RunningServer) -> None:
+    """Of three clients of one image, the first hangs up; the others get their answers, from one inference."""
+    upload, before, asked = _SEVEN + b"hangs up", _images(server), _asked(server)
+    with ThreadPoolExecutor(2) as clients, paused(worker_of(server)):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(upload)}\r\n\r\n"
+            connection.sendall(head.encode() + upload)
+            wait_until(lambda: _asked(server) == asked + 1)
+            requests = [clients.submit(server.predict, upload) for _ in range(2)]
+            wait_until(lambda: _asked(server) == asked + 3)
+        wait_until(lambda: server.get("/health/live").status_code == 200)
+    assert [_label(request.result(60)) for request in requests] == ["7", "7"]
+    assert _images(server) == before + 1
+
+
+def test_entries_go_when_their_time_is_over() -> None:
+    """Also if nobody asks for anything any more."""
+    with serve(cache_ttl_s=1) as server:
+        post_all(server.port, [[_SEVEN]] * 8)
+        assert _cache(server)["misses"] >= 1
+        wait_until(lambda: _cache(server)["entries"] == 0)
+        assert server.predict(_SEVEN).headers["x-cache"] == "miss"
+
+
+def test_the_cache_can_be_off() -> None:
+    """Then identical images are computed each, and `/info` has no figures."""
+    with serve(cache_size=0) as server:
+        assert [server.predict(_SEVEN).headers["x-cache"] for _ in range(3)] == ["miss"] * 3
+        assert _images(server) == 3
+        assert _cache(server) is None
+
+
+def _clear(server: RunningServer, **headers: str) -> httpx.Response:
+    return httpx.post(server.url + "/cache/clear", headers=headers, timeout=30)
+
+
+def test_without_a_key_nobody_may_clear(digits_server: RunningServer) -> None:
+    """Not even with one that happens to be empty."""
+    for headers in ({}, {"x-api-key": ""}, {"authorization": "Bearer"}):
+        response = _clear(digits_server, **headers)
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-api-key": "wrong"},
+        {"x-api-key": _KEY + "x"},
+        {"authorization": f"Basic {_KEY}"},
+        {"authorization": _KEY},
+        {"authorization": "Bearer wrong"},
+    ],
+)
+def test_only_the_operator_may_clear(server: RunningServer, headers: dict[str, str]) -> None:
+    """Anyone else gets a 401 that names the scheme, and nothing is forgotten."""
+    server.predict(_SEVEN)
+    response = _clear(server, **headers)
+    assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert server.predict(_SEVEN).headers["x-cache"] == "hit"
+
+
+@pytest.mark.parametrize("headers", [{"x-api-key": _KEY}, {"authorization": f"bearer {_KEY}"}])
+def test_clearing_reaches_every_process(headers: dict[str, str]) -> None:
+    """Two HTTP processes know the image; after one answered the clear, neither does."""
+    with serve(api_servers=2, operator_key=_KEY) as server:
+        wait_until(lambda: post_all(server.port, [[_SEVEN]] * 8) and _cache(server)["entries"] == 2)
+        assert _clear(server, **headers).json() == {"entries": 2, "redis_entries": None}
+        misses = _cache(server)["misses"]
+        wait_until(lambda: post_all(server.port, [[_SEVEN]] * 8) and _cache(server)["misses"] == misses + 2)
+        assert {reply.headers["x-cache"] for [reply] in post_all(server.port, [[_SEVEN]] * 16)} == {"hit"}
+
+
+def _until_connected(server: RunningServer, processes: int) -> None:
+    wait_until(lambda: _cache(server)["redis"]["processes_connected"] == processes)
+
+
+def test_two_replicas_share_what_they_know(redis: RedisServer) -> None:
+    """What one computed the other answers without its model, and clearing clears Redis."""
+    settings = {"redis_url": redis.url, "api_servers": 1, "operator_key": _KEY}
+    with serve(**settings) as first, serve(**settings) as second:
+        _until_connected(first, 1)
+        _until_connected(second, 1)
+
+        def answers_for_the_other(upload: bytes) -> bool:
+            before = _images(second)
+            assert _label(_computed_once(first, upload, redis)) == "7"
+            answer = second.predict(upload)
+            assert _label(answer) == "7"
+            assert answer.json()["cached"] is (answer.headers["x-cache"] == "hit") is (_images(second) == before)
+            return _cache(second)["redis"]["hits"] == 1
+
+        # A busy machine may keep Redis from answering in time; the next image has another chance.
+        assert any(answers_for_the_other(upload) for upload in _different(20))
+        entries = len(redis.entries())
+        assert _clear(first, **{"x-api-key": _KEY}).json()["redis_entries"] == entries
+        assert redis.entries() == {}
+
+
+def test_a_poisoned_value_in_redis_is_computed_anew(redis: RedisServer) -> None:
+    """The answer is right, the value is counted and overwritten."""
+    settings = {"redis_url": redis.url, "api_servers": 1}
+    with serve(**settings) as first, serve(**settings) as second:
+        _until_connected(first, 1)
+        _until_connected(second, 1)
+
+        def is_rejected(upload: bytes) -> bool:
+            _computed_once(first, upload, redis)
+            for name in redis.entries():
+                redis.client.set(name, b"\x80\x04poison")
+            answer = second.predict(upload)
+            assert (_label(answer), answer.headers["x-cache"]) == ("7", "miss")
+            return _cache(second)["redis"]["rejected"] == 1
+
+        assert any(is_rejected(upload) for upload in _different(20))
+        wait_until(lambda: b"\x80\x04poison" not in list(redis.entries().values())[-1:])
+
+
+def _computed_once(server: RunningServer, upload: bytes, redis: RedisServer) -> httpx.Response:
+    """Have a server compute an upload and wait until Redis has it."""
+    entries = len(redis.entries())
+    answer = server.predict(upload)
+    assert answer.headers["x-cache"] == "miss"
+    wait_until(lambda: len(redis.entries()) == entries + 1)
+    return answer
+
+
+def test_another_checkpoint_of_the_same_name_shares_nothing(redis: RedisServer, tmp_path: Path) -> None:
+    """Two directories with one name and other weights: the second computes, and Redis has an entry of each."""
+    for number in (1, 2):
+        folder = make_checkpoint(tmp_path / str(number) / "model", classes=9 + number)
+        with serve(folder, redis_url=redis.url, api_servers=1) as server:
+            _until_connected(server, 1)
+            assert server.predict(_SEVEN).headers["x-cache"] == "miss"
+            wait_until(lambda expected=number: len(redis.entries()) == expected)
+
+
+def test_redis_killed_and_started_again_under_load(redis: RedisServer) -> None:
+    """Every request gets its right answer; afterwards Redis is in use again."""
+    uploads = _different(400) + _different(400, _THREE)
+    with serve(redis_url=redis.url, cache_size=50) as server:
+        _until_connected(server, 2)
+
+        def load() -> list[Reply]:
+            return [reply for replies in post_all(server.port, [uploads[n::8] for n in range(8)]) for reply in replies]
+
+        with ThreadPoolExecutor(1) as client:
+            replies = []
+            for fault in (redis.kill, redis.start, redis.kill, redis.start):
+                loading = client.submit(load)
+                asked = _asked(server)
+                wait_until(lambda asked=asked: _asked(server) > asked + 100)
+                fault()
+                replies.append(loading.result(120))
+        expected = ["7" if upload.startswith(_SEVEN) else "3" for n in range(8) for upload in uploads[n::8]]
+        for batch in replies:
+            assert [reply.status for reply in batch] == [200] * len(uploads)
+            assert [_label(reply) for reply in batch] == expected
+        _until_connected(server, 2)
+        assert _cache(server)["redis"]["skipped"] > 0
+        wait_until(lambda: load() and len(redis.entries()) > 0)
+
+
+def test_a_redis_that_hangs_fails_no_request(redis: RedisServer) -> None:
+    """Misses are computed while Redis is stopped, and it is used again afterwards."""
+    with serve(redis_url=redis.url, api_servers=1) as server:
+        _until_connected(server, 1)
+        with paused(redis.pid):
+            replies = [reply for replies in post_all(server.port, [_different(30)] * 4) for reply in replies]
+            assert [reply.status for reply in replies] == [200] * 120
+            wait_until(lambda: _label(server.predict(_SEVEN)) == "7" and _cache(server)["redis"]["skipped"] > 0)
+        _until_connected(server, 1)
+
+
+def test_a_server_starts_without_its_redis() -> None:
+    """Answers come, and /cache/clear says that Redis could not be cleared."""
+    with serve(redis_url=f"redis://127.0.0.1:{free_port()}/0", operator_key=_KEY) as server:
+        assert [server.predict(_SEVEN).status_code for _ in range(3)] == [200] * 3
+        response = _clear(server, **{"x-api-key": _KEY})
+        assert (response.status_code, response.json()["code"]) == (503, "redis_unavailable")
+        assert server.predict(_SEVEN).status_code == 200
+
+
+def test_secrets_are_not_shown() -> None:
+    """Neither the key nor the Redis password is in /info or in the log."""
+    with serve(redis_url=f"redis://:hidden-word@127.0.0.1:{free_port()}/0", operator_key=_KEY) as server:
+        server.predict(_SEVEN)
+        assert _clear(server, **{"x-api-key": _KEY}).status_code == 503
+        for text in (server.get("/info").text, server.log.read_text()):
+            assert "hidden-word" not in text
+            assert _KEY not in text

@@ -1,0 +1,284 @@
+"""The shared tier on a real Redis: what it remembers, what it refuses to believe, and what it does without Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from tests.redis_server import RedisServer, redis_server
+from tests.server import free_port, paused
+from vit_api.cache_board import CacheBoard, CacheTally
+from vit_api.errors import RedisUnavailable
+from vit_api.records import TOP_K, Prediction
+from vit_api.redis_tier import RedisTier, pack_entry, unpack_entry
+
+_KEY = bytes(range(32))
+_TOP = Prediction((3, 1, 2), (0.5, 0.25, 0.125))
+_LONG_S = 60.0
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    """Run a Redis."""
+    with redis_server() as server:
+        yield server
+
+
+def run(url: str, scenario: Callable[[RedisTier, CacheBoard], Awaitable[None]], **options: object) -> None:
+    """Run a scenario on a started tier."""
+
+    async def whole() -> None:
+        board = CacheBoard(1)
+        settings = {"namespace": "m[1]*", "classes": 10, "ttl_s": 100.0} | options
+        tier = RedisTier(url, tally=CacheTally(board, 0), **settings)  # type: ignore[arg-type]
+        tier.start()
+        try:
+            await scenario(tier, board)
+        finally:
+            await tier.stop()
+
+    asyncio.run(asyncio.wait_for(whole(), 2 * _LONG_S))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll a condition to a deadline."""
+    deadline = time.monotonic() + _LONG_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def until_up(board: CacheBoard) -> None:
+    """Wait until the tier found Redis."""
+    await until(lambda: board.totals()["redis_up"] == 1)
+
+
+async def get(tier: RedisTier, board: CacheBoard, key: bytes) -> Prediction | None:
+    """Look a key up, again where this busy machine kept Redis from answering in time."""
+    while True:
+        skipped = board.totals()["redis_skipped"]
+        found = await tier.get(key)
+        if board.totals()["redis_skipped"] == skipped:
+            return found
+        await asyncio.sleep(0.05)
+
+
+def test_it_remembers_for_its_time(redis: RedisServer) -> None:
+    """What was put is found, under the namespace and with the time to live."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        assert await get(tier, board, _KEY) is None
+        tier.put(_KEY, _TOP)
+        name = b"vit-api:m[1]*:" + _KEY.hex().encode()
+        await until(lambda: redis.client.exists(name) == 1)
+        assert await get(tier, board, _KEY) == _TOP
+        assert 90_000 < redis.client.pttl(name) <= 100_000
+        totals = board.totals()
+        assert (totals["redis_hits"], totals["redis_misses"], totals["redis_rejected"]) == (1, 1, 0)
+
+    run(redis.url, scenario)
+
+
+def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
+    """Each gets its own."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        tops = {number.to_bytes(32, "big"): Prediction((number % 10,), (number / 1024,)) for number in range(1000)}
+        for key, top in tops.items():
+            tier.put(key, top)
+        await until(lambda: redis.client.dbsize() == 1000)
+        found = await asyncio.gather(*(get(tier, board, key) for key in tops))
+        assert found == list(tops.values())
+
+    run(redis.url, scenario)
+
+
+def test_clear_spares_the_others(redis: RedisServer) -> None:
+    """Only this namespace is cleared, though its name has wildcards."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        redis.client.set("vit-api:m1x:00", b"another model's")
+        redis.client.set("session", b"another application's")
+        for number in range(1500):
+            tier.put(number.to_bytes(32, "big"), _TOP)
+        await until(lambda: redis.client.dbsize() == 1502)
+        assert await tier.clear() == 1500
+        assert set(redis.entries()) == {b"vit-api:m1x:00", b"session"}
+        assert await tier.clear() == 0
+
+    run(redis.url, scenario)
+
+
+def _sealed(key: bytes, packed: bytes) -> bytes:
+    """An entry with a right checksum around anything."""
+    return struct.pack("<4sI", b"ViT1", zlib.crc32(packed, zlib.crc32(key))) + packed
+
+
+_GOOD = pack_entry(_KEY, _TOP)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"\x80\x04K\x01.", id="a pickle"),
+        pytest.param(b'{"predictions":[]}', id="JSON"),
+        pytest.param(_GOOD[:-1], id="cut off"),
+        pytest.param(_GOOD + b"\0", id="too long"),
+        pytest.param(_GOOD[:50] + bytes([_GOOD[50] ^ 1]) + _GOOD[51:], id="one bit"),
+        pytest.param(b"ViT2" + _GOOD[4:], id="another version"),
+        pytest.param(pack_entry(bytes(32), _TOP), id="another key's"),
+        pytest.param(_sealed(_KEY, b"\xff" * 161), id="counts too many classes"),
+        pytest.param(_sealed(_KEY, b"short"), id="sealed, of another size"),
+        pytest.param(pack_entry(_KEY, Prediction((), ())), id="no classes"),
+        pytest.param(pack_entry(_KEY, Prediction((10,), (1.0,))), id="an unknown class"),
+        pytest.param(pack_entry(_KEY, Prediction((1,), (1.5,))), id="more than certain"),
+        pytest.param(pack_entry(_KEY, Prediction((1,), (math.nan,))), id="not a number"),
+    ],
+)
+def test_what_is_foreign_or_corrupt_is_not_believed(entry: bytes) -> None:
+    """It is an error here, and so a miss for whoever asks."""
+    with pytest.raises(ValueError, match=r"."):
+        unpack_entry(_KEY, entry, classes=10)
+
+
+def test_what_was_packed_is_believed() -> None:
+    """Up to the top 20, with a probability that rounding lifted above one."""
+    for top in (_TOP, Prediction(tuple(range(TOP_K)), (1.0000001,) * TOP_K)):
+        unpacked = unpack_entry(_KEY, pack_entry(_KEY, top), classes=TOP_K)
+        assert unpacked.indices == top.indices
+        assert unpacked.probabilities == pytest.approx(top.probabilities)
+
+
+def test_a_poisoned_value_is_a_miss(redis: RedisServer) -> None:
+    """Counted, and overwritten by the next right one."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        name = b"vit-api:m[1]*:" + _KEY.hex().encode()
+        redis.client.set(name, b"\x80\x04poison")
+        assert await get(tier, board, _KEY) is None
+        assert board.totals()["redis_rejected"] == 1
+        tier.put(_KEY, _TOP)
+        await until(lambda: redis.client.get(name) == _GOOD)
+        assert await get(tier, board, _KEY) == _TOP
+
+    run(redis.url, scenario)
+
+
+def test_a_value_of_another_type_is_a_miss(redis: RedisServer) -> None:
+    """A list under the same name, say."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        redis.client.rpush(b"vit-api:m[1]*:" + _KEY.hex().encode(), b"x")
+        assert await get(tier, board, _KEY) is None
+        assert board.totals()["redis_up"] == 1
+
+    run(redis.url, scenario)
+
+
+def test_no_redis_at_all() -> None:
+    """Look-ups and writes are skipped and counted; nothing is raised, but by `clear`."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        assert await tier.get(_KEY) is None
+        tier.put(_KEY, _TOP)
+        totals = board.totals()
+        assert (totals["redis_skipped"], totals["redis_up"]) == (2, 0)
+        with pytest.raises(RedisUnavailable):
+            await tier.clear()
+
+    run(f"redis://127.0.0.1:{free_port()}/0", scenario)
+
+
+def test_a_redis_that_accepts_and_never_answers() -> None:
+    """It never counts as up, so it delays nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+            assert await tier.get(_KEY) is None
+            assert board.totals()["redis_up"] == 0
+
+        run(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", scenario)
+
+
+def test_a_redis_that_hangs_and_comes_back(redis: RedisServer) -> None:
+    """Look-ups give up in time, then it counts as down and is not asked; it is found again by itself."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        tier.put(_KEY, _TOP)
+        await until(lambda: redis.client.dbsize() == 1)
+        with paused(redis.pid):
+            while board.totals()["redis_up"]:
+                assert await tier.get(_KEY) is None
+            assert board.totals()["redis_failures"] >= 3
+            skipped = board.totals()["redis_skipped"]
+            assert await tier.get(_KEY) is None
+            assert board.totals()["redis_skipped"] == skipped + 1
+        await until_up(board)
+        assert await get(tier, board, _KEY) == _TOP
+
+    run(redis.url, scenario)
+
+
+def test_a_redis_that_is_killed_and_started_again(redis: RedisServer) -> None:
+    """A refused connection means down at once; the empty Redis is used as soon as it is there."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        redis.kill()
+        while board.totals()["redis_up"]:
+            assert await tier.get(_KEY) is None
+        redis.start()
+        await until_up(board)
+        tier.put(_KEY, _TOP)
+        await until(lambda: redis.client.dbsize() == 1)
+        assert await get(tier, board, _KEY) == _TOP
+
+    run(redis.url, scenario)
+
+
+def test_a_full_redis_still_tells_what_it_knows() -> None:
+    """Writes are refused, counted and paused; look-ups go on."""
+    with redis_server("--maxmemory-policy", "noeviction") as redis:
+
+        async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+            await until_up(board)
+            tier.put(_KEY, _TOP)
+            await until(lambda: redis.client.dbsize() == 1)
+            redis.client.config_set("maxmemory", 1)
+            tier.put(bytes(32), _TOP)
+            await until(lambda: board.totals()["redis_failures"] == 1)
+            tier.put(bytes(32), _TOP)
+            assert board.totals()["redis_skipped"] >= 1
+            assert await get(tier, board, _KEY) == _TOP
+            redis.client.config_set("maxmemory", 0)
+            while redis.client.dbsize() == 1:
+                tier.put(bytes(32), _TOP)
+                await asyncio.sleep(0.02)
+
+        run(redis.url, scenario)
+
+
+def test_a_wrong_password_is_not_having_redis() -> None:
+    """No request fails, and the log says what is wrong."""
+    with redis_server("--requirepass", "secret") as redis:
+
+        async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+            assert await tier.get(_KEY) is None
+            with pytest.raises(RedisUnavailable, match=r"(?i)auth|pass"):
+                await tier.clear()
+
+        run(redis.url.replace("redis://", "redis://:wrong@"), scenario)
