@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 
-.PHONY: run test lint types imports check clean
+.PHONY: run test lint types imports check bench-cache clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -22,6 +22,10 @@ imports: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 check: lint types imports test
+
+bench-cache: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.cache_hit
+	$(BIN)/python -m benchmarks.cache_memory
 
 clean:
 	rm -rf .venv

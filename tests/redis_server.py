@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import redis
 
 from tests.server import free_port, wait_until
@@ -66,7 +68,9 @@ class RedisServer:
 
 @contextlib.contextmanager
 def redis_server(*options: str) -> Iterator[RedisServer]:
-    """Run a Redis until the context ends."""
+    """Run a Redis until the context ends; skip the test where there is none to run."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed; on Debian: apt-get install redis-server")
     with tempfile.TemporaryDirectory() as folder:
         server = RedisServer(folder, *options)
         server.start()

@@ -17,7 +17,8 @@ from tests.server import free_port, paused
 from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.errors import RedisUnavailable
 from vit_api.records import TOP_K, Prediction
-from vit_api.redis_tier import RedisTier, pack_entry, unpack_entry
+from vit_api.redis_entry import pack_entry, unpack_entry
+from vit_api.redis_tier import RedisTier
 
 _KEY = bytes(range(32))
 _TOP = Prediction((3, 1, 2), (0.5, 0.25, 0.125))
@@ -282,3 +283,18 @@ def test_a_wrong_password_is_not_having_redis() -> None:
                 await tier.clear()
 
         run(redis.url.replace("redis://", "redis://:wrong@"), scenario)
+
+
+def test_a_bug_leaves_no_look_up_unanswered(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is raised while Redis is asked, who waits gets "unknown"."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+
+        async def fail(_: object) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(tier, "_ask", fail)
+        assert await tier.get(_KEY) is None
+
+    run(redis.url, scenario)

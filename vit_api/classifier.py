@@ -19,7 +19,7 @@ from vit_api.deadline import Deadline
 from vit_api.records import Answer, Prediction
 
 _LONG_UPLOAD_BYTES = 2**20
-"""Above this an upload is hashed in a thread: it takes longer than the event loop may be held up, about 1 ms."""
+"""Above this an upload is hashed in a thread: it takes half a millisecond, all that the event loop may be held up."""
 
 _MOST_S_BETWEEN_SWEEPS = 60.0
 

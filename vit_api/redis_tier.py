@@ -18,9 +18,7 @@ import itertools
 import logging
 import math
 import re
-import struct
-import zlib
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
 import anyio
@@ -32,6 +30,7 @@ from redis.exceptions import RedisError, ResponseError
 from vit_api.cache_board import CacheTally
 from vit_api.errors import RedisUnavailable
 from vit_api.records import Prediction
+from vit_api.redis_entry import pack_entry, unpack_entry
 
 logger = logging.getLogger(__name__)
 
@@ -48,42 +47,9 @@ _LAST_RETRY_S = 5.0
 _WRITE_PAUSE_S = 1.0
 _CLEARED_AT_ONCE = 1000
 
-_FORMAT = b"ViT1"
-"""The entries' format and its version; change it with `Prediction.pack`."""
-
-_HEAD = struct.Struct("<4sI")
-
 _FAILURES = (RedisError, OSError)  # the latter with TimeoutError
 
 T = TypeVar("T")
-
-
-def pack_entry(key: bytes, prediction: Prediction) -> bytes:
-    """Return what Redis remembers: format and version, a checksum of key and prediction, the prediction."""
-    packed = prediction.pack()
-    return _HEAD.pack(_FORMAT, zlib.crc32(packed, zlib.crc32(key))) + packed
-
-
-def unpack_entry(key: bytes, entry: bytes, classes: int) -> Prediction:
-    """Return the prediction in an entry.
-
-    Args:
-        key: What the entry was stored under.
-        entry: What Redis remembers.
-        classes: How many the model knows.
-
-    Raises:
-        ValueError: It is of another format or version, belongs to another key, is damaged, or makes no sense.
-    """
-    packed = entry[_HEAD.size :]
-    if entry[: _HEAD.size] != _HEAD.pack(_FORMAT, zlib.crc32(packed, zlib.crc32(key))):
-        raise ValueError("another format, or damaged")
-    prediction = Prediction.unpack(packed)
-    if not prediction.indices or max(prediction.indices) >= classes:
-        raise ValueError("classes that the model doesn't know")
-    if not all(0 <= p <= 1 + 1e-6 for p in prediction.probabilities):  # false for NaN, too
-        raise ValueError("not probabilities")
-    return prediction
 
 
 class RedisTier:
@@ -119,11 +85,14 @@ class RedisTier:
             decode_responses=False,
         )
         self._no_writes_before = 0.0
+        self._up_at = -math.inf
+        self._retry_s = _FIRST_RETRY_S
         self._is_wanted = asyncio.Event()
         self._is_unwritten = asyncio.Event()
         self._is_down = asyncio.Event()
         self._is_down.set()
-        self._tasks = [self._loop.create_task(work()) for work in (self._look_up, self._write, self._recover)]
+        rounds = (self._look_up, self._write, self._recover)
+        self._tasks = [self._loop.create_task(self._repeat(one)) for one in rounds]
 
     async def stop(self) -> None:
         """Disconnect. What is not written yet is forgotten."""
@@ -162,6 +131,7 @@ class RedisTier:
         Raises:
             RedisUnavailable: Redis can't be reached or refuses.
         """
+        self._unwritten.clear()
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"*"
         cleared, cursor = 0, None
         try:
@@ -174,28 +144,38 @@ class RedisTier:
             raise RedisUnavailable(f"Redis could not be cleared: {reason}; this server has forgotten") from None
         return cleared
 
+    async def _repeat(self, one_round: Callable[[], Awaitable[None]]) -> None:
+        """Do something again and again, whatever becomes of it: a bug of ours must not leave look-ups unanswered."""
+        while not self._is_stopped:
+            try:
+                await one_round()
+            except Exception:
+                logger.exception("the Redis tier failed in an unforeseen way")
+                await asyncio.sleep(_LAST_RETRY_S)
+
     async def _look_up(self) -> None:
         """Ask Redis for what is wanted, all that came since the last time at once."""
-        while not self._is_stopped:
-            await self._is_wanted.wait()
-            self._is_wanted.clear()
-            wanted, self._wanted = self._wanted, {}
-            try:
-                entries = await self._ask(wanted) if self._is_up else None
-                for index, (key, future) in enumerate(wanted.items()):
-                    future.set_result(self._usable(key, entries[index]) if entries is not None else None)
-            finally:
-                for future in wanted.values():
-                    if not future.done():
-                        future.set_result(None)
+        await self._is_wanted.wait()
+        self._is_wanted.clear()
+        wanted, self._wanted = self._wanted, {}
+        try:
+            entries = await self._ask(wanted) if self._is_up else None
+            if entries is None:
+                self._tally.add("redis_skipped", len(wanted))
+            else:
+                for (key, future), entry in zip(wanted.items(), entries, strict=True):
+                    future.set_result(self._usable(key, entry))
+        finally:
+            for future in wanted.values():
+                if not future.done():
+                    future.set_result(None)
+
+    def _name_of(self, key: bytes) -> bytes:
+        return self._prefix + key.hex().encode()
 
     async def _ask(self, keys: Collection[bytes]) -> list[bytes | None] | None:
-        names = [self._prefix + key.hex().encode() for key in keys]
-        mget: Awaitable[list[Any]] = self._redis.mget(names)
-        entries: list[bytes | None] | None = await self._tried(mget, _ASK_S)
-        if entries is None:
-            self._tally.add("redis_skipped", len(names))
-        return entries
+        mget: Awaitable[list[Any]] = self._redis.mget([self._name_of(key) for key in keys])
+        return await self._tried(mget, _ASK_S)
 
     def _usable(self, key: bytes, entry: bytes | None) -> Prediction | None:
         if entry is None:
@@ -211,19 +191,18 @@ class RedisTier:
 
     async def _write(self) -> None:
         """Write what is to be remembered, much at once."""
-        while not self._is_stopped:
-            if not self._unwritten:
-                self._is_unwritten.clear()
-            await self._is_unwritten.wait()
-            pipeline = self._redis.pipeline(transaction=False)
-            for key in list(itertools.islice(self._unwritten, _WRITES_AT_ONCE)):
-                pipeline.set(self._prefix + key.hex().encode(), self._unwritten.pop(key), px=self._ttl_ms)
-            results = await self._tried(pipeline.execute(raise_on_error=False), _WRITE_S)
-            refusals = [result for result in results or () if isinstance(result, ResponseError)]
-            if refusals:  # full, or a replica that can't be written to
-                self._tally.add("redis_failures", len(refusals))
-                self._no_writes_before = self._loop.time() + _WRITE_PAUSE_S
-                logger.warning("Redis refuses to remember: %s", refusals[0])
+        if not self._unwritten:
+            self._is_unwritten.clear()
+        await self._is_unwritten.wait()
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in list(itertools.islice(self._unwritten, _WRITES_AT_ONCE)):
+            pipeline.set(self._name_of(key), self._unwritten.pop(key), px=self._ttl_ms)
+        results = await self._tried(pipeline.execute(raise_on_error=False), _WRITE_S)
+        refusals = [result for result in results or () if isinstance(result, ResponseError)]
+        if refusals:  # full, or a replica that can't be written to
+            self._tally.add("redis_failures", len(refusals))
+            self._no_writes_before = self._loop.time() + _WRITE_PAUSE_S
+            logger.warning("Redis refuses to remember: %s", refusals[0])
 
     async def _tried(self, command: Awaitable[T], timeout_s: float) -> T | None:
         """Return what Redis answers, or None if it fails or takes too long, which may mean that it is down."""
@@ -252,23 +231,19 @@ class RedisTier:
 
     async def _recover(self) -> None:
         """While Redis is down, try it again, less and less often until it has stayed up for a while."""
-        delay_s = _FIRST_RETRY_S
-        up_at = -math.inf
-        while not self._is_stopped:
-            await self._is_down.wait()
-            if self._loop.time() - up_at > _LAST_RETRY_S:
-                delay_s = _FIRST_RETRY_S
-            while not await self._answers():
-                if self._is_stopped:
-                    return
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, _LAST_RETRY_S)
-            up_at = self._loop.time()
-            self._is_down.clear()
-            self._timeouts = 0
-            self._is_up = True
-            self._tally.set("redis_up", 1)
-            logger.info("Redis is up")
+        await self._is_down.wait()
+        if self._loop.time() - self._up_at > _LAST_RETRY_S:
+            self._retry_s = _FIRST_RETRY_S
+        if not await self._answers():
+            await asyncio.sleep(0 if self._is_stopped else self._retry_s)
+            self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
+            return
+        self._up_at = self._loop.time()
+        self._timeouts = 0
+        self._is_down.clear()
+        self._is_up = True
+        self._tally.set("redis_up", 1)
+        logger.info("Redis is up")
 
     async def _answers(self) -> bool:
         """Tell whether Redis answers, and once connected, as fast as a look-up needs it."""

@@ -1,0 +1,58 @@
+"""What one remembered answer costs in memory.
+
+    python -m benchmarks.cache_memory
+
+Fills a cache as an HTTP process does: SHA-256 keys, the packed top 20, and the words of one answer with 5 classes of
+ImageNet's size. Counts the process's resident memory before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from vit_api.cache import AnswerCache
+from vit_api.cache_board import CacheBoard, CacheTally
+from vit_api.classifier import Known
+from vit_api.records import TOP_K, Prediction
+from vit_api.routes.messages import to_json
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "cache_memory.json"
+_LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on average
+
+
+def measure(entries: int) -> dict[str, Any]:
+    """Fill a cache and return the bytes that an entry takes."""
+    cache: AnswerCache[Known] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
+    before = _resident_bytes()
+    for number in range(entries):
+        known = Known(Prediction(tuple(range(TOP_K)), (0.05,) * TOP_K))
+        top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
+        known.wordings[5] = to_json({"predictions": top})[:-1]
+        cache.put(hashlib.sha256(str(number).encode()).digest(), known)
+    return {"entries": entries, "bytes_per_entry": round((_resident_bytes() - before) / entries)}
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_memory", description="Memory per entry.")
+    parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    result = measure(options.entries)
+    print(f"{result['bytes_per_entry']:,} bytes an entry, of {result['entries']:,}")
+    options.json.write_text(json.dumps({"machine": machine.describe(), "result": result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
