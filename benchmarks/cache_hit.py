@@ -126,7 +126,7 @@ def _row(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_hit", description="The speed of cache hits.")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each server in each case")
+    parser.add_argument("--rounds", type=int, default=31, help="turns of each server in each case")
     parser.add_argument("--seconds", type=float, default=1, help="of each turn")
     parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
     options = parser.parse_args(arguments)
