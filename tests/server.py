@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,9 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve(model: str | Path = "digits", **settings: object) -> Iterator[RunningServer]:
+def serve(
+    model: str | Path = "digits", *, program: Sequence[str] = ("server.py",), **settings: object
+) -> Iterator[RunningServer]:
     """Run a server until the context ends; it is ready when the context begins, and must stop without a fault."""
     port = free_port()
     defaults = {"model": model, "host": "127.0.0.1", "port": port, "api_servers": 2, "cpu_threads": 1}
@@ -77,7 +79,7 @@ def serve(model: str | Path = "digits", **settings: object) -> Iterator[RunningS
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / "server.py")],
+                [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in program)],
                 cwd=folder,
                 env=environment(**(defaults | settings)) | {"PYTHONPATH": str(ROOT)},
                 stdout=output,
@@ -143,6 +145,17 @@ def worker_of(server: RunningServer) -> int:
                 found.append(pid)
     assert len(found) == 1
     return found[0]
+
+
+def http_processes_of(server: RunningServer) -> list[int]:
+    """Return the process ids of the server's HTTP processes: they were forked, so they have its command line."""
+    command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
+    found = []
+    for pid in processes_of(server.process.pid):
+        with contextlib.suppress(OSError):
+            if pid != server.process.pid and Path(f"/proc/{pid}/cmdline").read_bytes() == command:
+                found.append(pid)
+    return sorted(found)
 
 
 @contextlib.contextmanager

@@ -34,10 +34,14 @@ class Bench:
         self.answers = RecordPipe.for_answers(slots)
         self.gate = threading.Event()
         self.gate.set()
-        board = WorkerBoard(1)
+        self.board = WorkerBoard(1)
         if is_ready:
-            board.post(0, _READY)
-        self.client = InferenceClient(self, self.range, board, self.requests, self.answers, decode_threads=1)
+            self.board.post(0, _READY)
+        self.remake_client()
+
+    def remake_client(self) -> None:
+        """Make the client, of what the bench has now."""
+        self.client = InferenceClient(self, self.range, self.board, self.requests, self.answers, decode_threads=1)
 
     def decode_request(self, request: bytes) -> NDArray[np.uint8]:
         assert self.gate.wait(_LONG_S)

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from vit_api.batching import BatchingPolicy
+from vit_api.errors import OutOfDeviceMemory
 from vit_api.loop import SlotLoop
 from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_answers
-from vit_api.slots import SlotTable
+from vit_api.slots import SlotState, SlotTable
 from vit_api.workers import WorkerBoard
 
 _SLOTS = 64
@@ -27,6 +28,11 @@ class EchoAPI(ls.LitAPI):
     def __init__(self) -> None:
         super().__init__(max_batch_size=32)
         self.batches = []
+        self.most_that_fit = 32
+        self.freed = 0
+
+    def free_memory(self) -> None:
+        self.freed += 1
 
     def batch(self, inputs: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         return np.stack(inputs)
@@ -35,6 +41,8 @@ class EchoAPI(ls.LitAPI):
         self.batches.append(len(x))
         if (x == 255).any():
             raise RuntimeError("a planted failure")
+        if len(x) > self.most_that_fit or (x == 254).any():
+            raise OutOfDeviceMemory("planted")
         return [int(pixels[0, 0, 0]) for pixels in x]
 
     def unbatch(self, output: list[int]) -> list[Prediction]:
@@ -58,6 +66,11 @@ class Bench:
         self.table.pixels[slot] = value
         self.table.queue(slot, time.monotonic())
         self.requests.write([Request(slot, generation).pack()])
+
+    def suspect(self, slot: int) -> None:
+        """Make a queued slot one whose worker died."""
+        self.table._move(slot, SlotState.RUNNING)
+        self.table.requeue(slot, alone=True)
 
     def run_until(self, count: int) -> dict[int, Answer]:
         """Run batches until so many answers are there, and return them by slot."""
@@ -100,3 +113,44 @@ def test_a_failing_batch_is_answered_and_the_loop_goes_on() -> None:
     assert bench.run_until(1)[0].status == Status.FAILED
     bench.queue(1, 7)
     assert bench.run_until(1)[1].prediction.indices == (7,)
+
+
+def test_a_batch_that_does_not_fit_is_split() -> None:
+    """In halves, as often as needed; each image gets its own answer, and the memory is freed before each try."""
+    bench = Bench()
+    bench.api.most_that_fit = 5
+    for slot in range(32):
+        bench.queue(slot, slot)
+    bench.loop.run(bench.api)
+    answers = {answer.slot: answer for answer in unpack_answers(bench.answers.read(_SLOTS))}
+    assert [answers[slot].prediction.indices for slot in range(32)] == [(slot,) for slot in range(32)]
+    assert {answer.status for answer in answers.values()} == {Status.OK}
+    assert bench.api.batches == [32, 16, 8, 4, 4, 8, 4, 4, 16, 8, 4, 4, 8, 4, 4]
+    assert bench.api.freed == 7
+
+
+def test_an_image_that_does_not_fit_alone() -> None:
+    """It is told so; its neighbours get their answers."""
+    bench = Bench()
+    for slot, value in enumerate([1, 254, 3, 4]):
+        bench.queue(slot, value)
+    bench.loop.run(bench.api)
+    statuses = {answer.slot: answer.status for answer in unpack_answers(bench.answers.read(_SLOTS))}
+    assert statuses == {0: Status.OK, 1: Status.OUT_OF_MEMORY, 2: Status.OK, 3: Status.OK}
+
+
+def test_a_suspect_image_is_a_batch_of_its_own() -> None:
+    """It is claimed only when it runs, so that it is not blamed for what another one does."""
+    bench = Bench()
+    for slot in range(6):
+        bench.queue(slot, slot)
+    for slot in (1, 4):
+        bench.suspect(slot)
+    bench.loop.run(bench.api)
+    assert [bench.table.state_of(slot) for slot in (1, 4)] == [SlotState.QUEUED] * 2
+    bench.loop.run(bench.api)
+    assert [bench.table.state_of(slot) for slot in (1, 4)] == [SlotState.RUNNING, SlotState.QUEUED]
+    bench.loop.run(bench.api)
+    assert bench.api.batches == [4, 1, 1]
+    answers = list(unpack_answers(bench.answers.read(_SLOTS)))
+    assert sorted(answer.slot for answer in answers) == list(range(6))

@@ -19,12 +19,14 @@ from vit_api.classifier import Classifier, Known
 from vit_api.cores import available_cores
 from vit_api.errors import NotReady
 from vit_api.inference import InferenceClient
+from vit_api.listeners import Listeners
 from vit_api.lit_api import ViTAPI
 from vit_api.lit_server import ServeHttp, ViTServer, choose_devices
 from vit_api.logs import configure_logging
 from vit_api.loop import SlotLoop
 from vit_api.processes import serve_http
 from vit_api.records import RecordPipe
+from vit_api.recovery import Recovery
 from vit_api.redis_tier import RedisTier
 from vit_api.routes.api import create_app
 from vit_api.routes.cache import cache_info, cache_router
@@ -35,6 +37,7 @@ from vit_api.routes.uploads import Uploads
 from vit_api.schemas import CacheInfo
 from vit_api.settings import Settings, main_settings
 from vit_api.slots import SlotRange, SlotTable
+from vit_api.supervisor import StartProcess, Supervisor
 from vit_api.workers import WorkerBoard
 
 logger = logging.getLogger(__name__)
@@ -49,10 +52,18 @@ class Application:
         settings: The server's settings.
         checkpoint: The model to serve.
         devices: Where it runs.
+        lit_api_class: What runs it.
     """
 
-    def __init__(self, settings: Settings, checkpoint: Checkpoint, devices: list[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        checkpoint: Checkpoint,
+        devices: list[str],
+        lit_api_class: type[ViTAPI] = ViTAPI,
+    ) -> None:
         self.settings = settings
+        self._lit_api_class = lit_api_class
         self.checkpoint = checkpoint
         self.devices = devices
         slots = settings.slots_per_process
@@ -68,7 +79,7 @@ class Application:
     def _lit_api(self) -> ViTAPI:
         settings = self.settings
         policy = BatchingPolicy(settings.max_batch_size, settings.max_wait_s)
-        return ViTAPI(
+        return self._lit_api_class(
             self.checkpoint,
             dtype=settings.dtype,
             max_image_side=settings.max_image_side,
@@ -87,13 +98,26 @@ class Application:
             workers_per_device=self.settings.workers_per_device,
             log_level=self.settings.log_level,
             serve_http=self._serve_http(os.getpid()),
-            stop_timeout_s=self.settings.request_timeout_s,
+        )
+
+    def supervisor(self, start_http: StartProcess, start_worker: StartProcess) -> Supervisor:
+        """Return what keeps the processes alive."""
+        return Supervisor(
+            start_http,
+            self.settings.api_servers,
+            start_worker,
+            board=self.board,
+            table=self.table,
+            recovery=Recovery(self.table, self.requests, self.answers),
+            worker_stall_s=self.settings.worker_stall_s,
+            drain_delay_s=self.settings.drain_delay_s,
+            drain_timeout_s=self.settings.drain_timeout_s,
         )
 
     def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
             app = self.http_app(number)
-            serve_http(app, listener, parent=parent, stop_timeout_s=self.settings.request_timeout_s)
+            serve_http(app, listener, parent=parent, stop_timeout_s=self.settings.drain_timeout_s)
 
         return serve
 
@@ -123,6 +147,7 @@ class Application:
             uploads,
             model_name=self.checkpoint.name,
             request_timeout_s=settings.request_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
         )
 
         async def start() -> None:
@@ -179,41 +204,20 @@ class Application:
         )
 
 
-def bind(host: str, port: int, count: int) -> list[socket.socket]:
-    """Bind `count` sockets to one address, between which the kernel spreads the connections (SO_REUSEPORT).
-
-    One shared socket would not do: at times one process gets all keep-alive connections while the others idle.
-
-    Raises:
-        OSError: The address can't be had, for one because another server listens on it.
-    """
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    # With SO_REUSEPORT, a second server of the same user would silently get a share of the connections.
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-    listeners = [socket.socket(family, kind, protocol) for _ in range(count)]
-    for listener in listeners:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-    return listeners
-
-
-def main() -> None:
+def main(lit_api_class: type[ViTAPI] = ViTAPI) -> None:
     """Run the server with this process's settings; exit when it stops."""
     settings = main_settings()
     configure_logging(settings.log_level)
     try:
         devices = choose_devices(settings.device)
         checkpoint = load_checkpoint(settings.model, settings.revision)
-        listeners = bind(settings.host, settings.port, settings.api_servers)
+        listeners = Listeners(settings.host, settings.port, settings.api_servers)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: can't listen on {settings.host}:{settings.port}: {error.strerror}")
     try:
-        application = Application(settings, checkpoint, devices)
+        application = Application(settings, checkpoint, devices, lit_api_class)
     except OSError as error:
         sys.exit(f"error: the system refuses a queue of this size ({error.strerror}); lower VIT_API_QUEUE_SIZE")
     logger.info(
@@ -221,4 +225,4 @@ def main() -> None:
         *(checkpoint.name, settings.host, settings.port, settings.api_servers),
         *(application.board.workers, ", ".join(devices)),
     )
-    sys.exit(application.server().run(listeners))
+    sys.exit(application.server().run(listeners, application.supervisor))

@@ -67,6 +67,17 @@ class Forbidden(ViTError):
     code = "forbidden"
 
 
+class BodyTimeout(ViTError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "body_timeout"
+
+    def headers(self) -> dict[str, str]:
+        """Close the connection, as RFC 9110, section 15.5.9, suggests: the rest of the body may still come."""
+        return {"connection": "close"}
+
+
 class NotFound(ViTError):
     """No such path."""
 
@@ -114,6 +125,22 @@ class InferenceFailed(ViTError):
 
     status = 500
     code = "inference_failed"
+
+
+class OutOfDeviceMemory(ViTError):
+    """The device has no memory left for the model's run."""
+
+    status = 503
+    code = "out_of_memory"
+    retry_after_s = 5
+
+
+class WorkersGone(ViTError):
+    """The workers died and can't be started again; the server stops."""
+
+    status = 503
+    code = "workers_gone"
+    retry_after_s = 10
 
 
 class Overloaded(ViTError):

@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.deadline import Deadline
-from vit_api.errors import DeadlineExceeded, InferenceFailed, InternalError, NotReady, Overloaded, ViTError
+from vit_api.errors import (
+    DeadlineExceeded,
+    InferenceFailed,
+    InternalError,
+    NotReady,
+    OutOfDeviceMemory,
+    Overloaded,
+    ViTError,
+    WorkersGone,
+)
 from vit_api.records import Answer, RecordPipe, Request, Status, unpack_answers
 from vit_api.slots import SlotRange
 from vit_api.workers import WorkerBoard
@@ -25,6 +34,9 @@ from vit_api.workers import WorkerBoard
 logger = logging.getLogger(__name__)
 
 _ANSWERS_PER_READ = 1024
+_MOST_DEATHS = 2
+"""Of workers in whose batch an image was, before it is tried alone, for the last time."""
+_GONE = "the model's processes died and can't be started again; the server stops"
 
 
 class Decoder(Protocol):
@@ -63,6 +75,7 @@ class InferenceClient:
         self._answers = answers
         self._decode_threads = decode_threads
         self._waiters: dict[int, asyncio.Future[Answer]] = {}
+        self._deaths: dict[int, int] = {}  # of workers, while they had the slot's image
 
     def start(self) -> None:
         """Start the decoding threads and listen for answers, on the running event loop."""
@@ -91,7 +104,9 @@ class InferenceClient:
             InferenceFailed: The model raised.
             ViTError: The upload can't be decoded.
         """
-        if self._board.ready_count() == 0:
+        if self._board.is_gone():
+            raise WorkersGone(_GONE)
+        if not self._board.takes_images():
             raise NotReady("the model is still loading; try again soon")
         taken = self._slots.take(deadline.at)
         if taken is None:
@@ -138,14 +153,29 @@ class InferenceClient:
 
     def _read_answers(self) -> None:
         for answer in unpack_answers(self._answers.read(_ANSWERS_PER_READ)):
-            if self._table.is_current(answer.slot, answer.generation):
+            if not self._table.is_current(answer.slot, answer.generation):
+                continue
+            if answer.status == Status.LOST and self._is_worth_another_try(answer.slot):
+                self._try_again(answer)
+            else:
                 self._land(answer.slot, _error_of(answer) or answer)
+
+    def _is_worth_another_try(self, slot: int) -> bool:
+        return slot in self._waiters and self._deaths.get(slot, 0) < _MOST_DEATHS and not self._table.is_abandoned(slot)
+
+    def _try_again(self, answer: Answer) -> None:
+        """Queue an image again whose worker died; after the second death alone, since the image may be the reason."""
+        slot = answer.slot
+        deaths = self._deaths[slot] = self._deaths.get(slot, 0) + 1
+        self._table.requeue(slot, alone=deaths == _MOST_DEATHS)
+        self._requests.write([Request(slot, answer.generation).pack()])
 
     def _land(self, slot: int, outcome: Answer | ViTError) -> None:
         """Free the slot and tell its waiter, if there is still one."""
         self._slots.release(slot)
-        waiter = self._waiters.pop(slot)
-        if waiter.done():
+        self._deaths.pop(slot, None)
+        waiter = self._waiters.pop(slot, None)
+        if waiter is None or waiter.done():  # None: the image of a predecessor of this process, which died
             return
         if isinstance(outcome, ViTError):
             waiter.set_exception(outcome)
@@ -161,3 +191,9 @@ def _error_of(answer: Answer) -> ViTError | None:
             return DeadlineExceeded("no answer within the time limit; try again later")
         case Status.FAILED:
             return InferenceFailed("the model failed on this image; the server's log says why")
+        case Status.OUT_OF_MEMORY:
+            return OutOfDeviceMemory("the device's memory does not suffice for this image now; try again later")
+        case Status.LOST:
+            return InferenceFailed("the process that ran the model died of this image, or each time beside it")
+        case Status.UNAVAILABLE:
+            return WorkersGone(_GONE)

@@ -102,6 +102,10 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         """Wait for the device and split its output by image."""
         return self._loaded_model().collect(output)
 
+    def free_memory(self) -> None:
+        """Give back device memory that is kept for later, after a batch that did not fit."""
+        self._loaded_model().free_memory()
+
     def encode_response(self, output: Prediction, *, top_k: int = DEFAULT_TOP_K) -> dict[str, Any]:
         """Name the `top_k` most probable classes, most probable first."""
         labels = self.checkpoint.labels

@@ -1,34 +1,28 @@
 """LitServe's server, with HTTP processes and a stop of our own. The only module that touches LitServe's internals.
 
 LitServe's are the devices, the worker processes, their set-up and their loop. Ours are the HTTP processes (LitServe's
-share one socket, and a manager process for all queues) and the stop (LitServe leaves orphans behind). Knows nothing
-of images or models.
+share one socket, and a manager process for all queues) and what keeps all alive and stops it (LitServe loses what a
+dead worker had, and leaves orphans behind). Knows nothing of images or models.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing as mp
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
 import litserve as ls
 from litserve.connector import check_cuda_with_nvidia_smi
 
+from vit_api.listeners import Listeners
 from vit_api.processes import STOP_SIGNALS, WorkerProcess, blocked, stop_signals
-
-logger = logging.getLogger(__name__)
-
-_WORKER_STOP_S = 5.0
-_STOP_MARGIN_S = 5.0
-"""What an HTTP process may need to end after its requests got their time."""
+from vit_api.supervisor import StartProcess, Supervisor
 
 ServeHttp = Callable[[int, socket.socket], None]
+Supervise = Callable[[StartProcess, StartProcess], Supervisor]
 
 
 def choose_devices(device: str) -> list[str]:
@@ -55,7 +49,6 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: Inference workers on each.
         log_level: Of the workers.
         serve_http: Serves HTTP on a socket, as the HTTP process of that number, until a signal stops it.
-        stop_timeout_s: Seconds that requests under way get at the end.
     """
 
     def __init__(
@@ -66,7 +59,6 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: int,
         log_level: str,
         serve_http: ServeHttp,
-        stop_timeout_s: float,
     ) -> None:
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
         super().__init__(
@@ -77,7 +69,6 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
             callbacks=[WorkerProcess(os.getpid(), log_level)],
         )
         self._serve_http = serve_http
-        self._stop_timeout_s = stop_timeout_s
         # LitServe's worker takes these along; ours has the slot table instead.
         self.workers_setup_status: dict[str, str] = {}
         self.litapi_request_queues = {lit_api.api_path: None}
@@ -89,65 +80,40 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
     def _register_middleware(self) -> None:
         """Add none of LitServe's middleware; it would compress answers that are too small to gain."""
 
-    def run(self, listeners: Sequence[socket.socket]) -> int:
-        """Serve until SIGINT or SIGTERM, or until a process ends by itself.
+    def run(self, listeners: Listeners, supervise: Supervise) -> int:
+        """Serve until SIGINT or SIGTERM, or until processes die that can't be replaced.
 
         Args:
-            listeners: A bound socket for each HTTP process; they are closed here.
+            listeners: A socket for each HTTP process.
+            supervise: Makes what keeps the processes alive, of the functions that start one.
 
         Returns:
-            The exit status: 0 after a signal, 1 after a process ended by itself.
+            The exit status: 0 after a signal, 1 otherwise.
         """
-        http: list[BaseProcess] = []
-        workers: list[BaseProcess] = []
+        self._listeners = listeners
+        supervisor = supervise(self._start_http, self._start_worker)
         with stop_signals() as stop:
             try:
-                http += [self._start_http(number, listeners) for number in range(len(listeners))]
-                # A listener that this process kept open would take connections that nobody accepts, after the stop.
-                for listener in listeners:
-                    listener.close()
-                with blocked(signal.SIGINT):  # Ctrl-C reaches all processes; this one stops the workers
-                    workers += self.launch_inference_worker(self.lit_api)
-                return self._watch(stop, [*http, *workers])
+                supervisor.start_http()
+                supervisor.start_workers()
+                return supervisor.watch(stop)
             finally:
-                _stop(http, self._stop_timeout_s + _STOP_MARGIN_S)
-                _stop(workers, _WORKER_STOP_S)
+                supervisor.stop()
 
-    def _start_http(self, number: int, listeners: Sequence[socket.socket]) -> BaseProcess:
+    def _start_http(self, number: int) -> BaseProcess:
+        self._listeners.get(number)
         process = mp.get_context("fork").Process(
-            target=self._run_http, args=(number, listeners), name=f"http-{number}", daemon=True
+            target=self._run_http, args=(number,), name=f"http-{number}", daemon=True
         )
         with blocked(*STOP_SIGNALS):  # until the process has handlers of its own
             process.start()
+        self._listeners.close(number)
         return process
 
-    def _run_http(self, number: int, listeners: Sequence[socket.socket]) -> None:
-        for other, listener in enumerate(listeners):
-            if other != number:
-                listener.close()
-        self._serve_http(number, listeners[number])
+    def _run_http(self, number: int) -> None:
+        self._serve_http(number, self._listeners.keep(number))
 
-    def _watch(self, stop: socket.socket, processes: list[BaseProcess]) -> int:
-        """Wait for a signal or the end of a process, and return the exit status."""
-        ready = wait([stop, *(process.sentinel for process in processes)])
-        if stop in ready:
-            logger.info("stopping")
-            return 0
-        for process in processes:
-            if process.sentinel in ready:
-                process.join()
-                logger.error("%s ended by itself (exit code %s); stopping", process.name, process.exitcode)
-        return 1
-
-
-def _stop(processes: Sequence[BaseProcess], timeout_s: float) -> None:
-    """Ask processes to end, wait for them, and kill those that don't."""
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + timeout_s
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            logger.warning("%s did not stop within %g s; killing it", process.name, timeout_s)
-            process.kill()
-            process.join()
+    def _start_worker(self, number: int) -> BaseProcess:
+        with blocked(signal.SIGINT):  # Ctrl-C reaches all processes; the main one stops the workers
+            process: BaseProcess = self.launch_single_inference_worker(self.lit_api, number)
+        return process

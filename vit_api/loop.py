@@ -10,14 +10,15 @@ import logging
 import math
 import select
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import litserve as ls
 from litserve.loops import LitLoop
 
 from vit_api.batching import BatchingPolicy
-from vit_api.records import Answer, Prediction, RecordPipe, Status, unpack_requests
+from vit_api.errors import OutOfDeviceMemory
+from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_requests
 from vit_api.slots import Claim, SlotTable
 from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from vit_api.lit_api import ViTAPI
 
 logger = logging.getLogger(__name__)
+
+_NOTHING = Prediction((), ())
 
 
 class SlotLoop(LitLoop):  # type: ignore[misc]
@@ -53,6 +56,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._answers = answers
         self._policy = policy
         self._worker = 0
+        self._alone: deque[Request] = deque()
 
     def __call__(self, lit_api: ViTAPI, device: str, worker_id: int, *litserve: Any) -> None:
         """Say that this worker is ready, then serve until the process ends. LitServe calls this after `setup`."""
@@ -64,16 +68,17 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._board.post(worker_id, WorkerNotice(WorkerState.READY, device, model.device_name, dtype))
         super().__call__(lit_api, device, worker_id, *litserve)
 
-    def run(self, lit_api: ls.LitAPI, *_: Any) -> None:
+    def run(self, lit_api: ViTAPI, *_: Any) -> None:
         """Serve one batch, waiting for it as long as it takes."""
         batch = self._collect()
         started = time.monotonic()
-        status, predictions = self._infer(lit_api, batch)
-        self._board.count_batch(self._worker, len(batch))
+        self._board.start_batch(self._worker, started)
+        outcomes = self._infer(lit_api, batch)
+        self._board.end_batch(self._worker, len(batch))
         inference_s = time.monotonic() - started
         self._answer(
             Answer(claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s)
-            for claim, prediction in zip(batch, predictions, strict=True)
+            for claim, (status, prediction) in zip(batch, outcomes, strict=True)
         )
 
     def _collect(self) -> list[Claim]:
@@ -81,6 +86,8 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         batch: list[Claim] = []
         while True:
             batch += self._claim_waiting(self._policy.max_batch_size - len(batch))
+            if not batch and (alone := self._claim_alone()):
+                return alone
             wait_s = self._policy.remaining_wait_s(
                 now=time.monotonic(),
                 size=len(batch),
@@ -93,26 +100,50 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
 
     def _claim_waiting(self, most: int) -> list[Claim]:
         """Claim up to `most` images that wait now; answer those that nobody wants any more."""
+        requests: list[Request] = []
+        for request in unpack_requests(self._requests.read(most)):
+            (self._alone if self._table.is_alone(request.slot) else requests).append(request)
+        return self._claim(requests)
+
+    def _claim_alone(self) -> list[Claim]:
+        """Claim one of the images that are to be batches of their own, if there is one.
+
+        They are not claimed before: what a worker holds when it dies is suspect.
+        """
+        claims: list[Claim] = []
+        while self._alone and not claims:
+            claims = self._claim([self._alone.popleft()])
+        return claims
+
+    def _claim(self, requests: Iterable[Request]) -> list[Claim]:
         now = time.monotonic()
-        claims = (
-            self._table.claim(request.slot, request.generation, self._worker, now)
-            for request in unpack_requests(self._requests.read(most))
-        )
+        claims = (self._table.claim(slot, generation, self._worker, now) for slot, generation in requests)
         current = [claim for claim in claims if claim is not None]
         self._answer(Answer(c.slot, c.generation, Status.SKIPPED) for c in current if not c.is_wanted)
         return [claim for claim in current if claim.is_wanted]
 
-    def _infer(self, lit_api: ls.LitAPI, batch: list[Claim]) -> tuple[Status, list[Prediction]]:
-        """Run the LitAPI's hooks on a batch; a failure is logged and becomes the batch's status."""
+    def _infer(self, lit_api: ViTAPI, batch: list[Claim]) -> list[tuple[Status, Prediction]]:
+        """Run the LitAPI's hooks on a batch; a failure is logged and becomes the status of every image in it.
+
+        Where the device's memory does not suffice, the batch is split in halves, down to single images.
+        """
         try:
             staged = lit_api.batch([self._table.pixels[claim.slot] for claim in batch])
             predictions = lit_api.unbatch(lit_api.predict(staged))
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the model gave {len(predictions)} predictions for {len(batch)} images")
-            return Status.OK, predictions
+            return [(Status.OK, prediction) for prediction in predictions]
+        except OutOfDeviceMemory:
+            logger.warning("the device's memory does not suffice for a batch of %d", len(batch))
         except Exception:
             logger.exception("a batch of %d failed", len(batch))
-            return Status.FAILED, [Prediction((), ())] * len(batch)
+            return [(Status.FAILED, _NOTHING)] * len(batch)
+        # Out here the exception is gone, and with it the frames that hold the batch's tensors.
+        lit_api.free_memory()
+        if len(batch) == 1:
+            return [(Status.OUT_OF_MEMORY, _NOTHING)]
+        half = len(batch) // 2
+        return self._infer(lit_api, batch[:half]) + self._infer(lit_api, batch[half:])
 
     def _answer(self, answers: Any) -> None:
         """Send answers to the HTTP processes that own their slots: one write each, so that each wakes once."""

@@ -5,9 +5,10 @@ The only module that imports torch and transformers, and only workers import it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from transformers import AutoModelForImageClassification
 from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoint import Checkpoint
+from vit_api.errors import OutOfDeviceMemory
 from vit_api.records import TOP_K, Prediction
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,15 @@ def _cpu_flags() -> set[str]:
         if line.startswith("flags"):
             return set(line.partition(":")[2].split())
     return set()
+
+
+@contextlib.contextmanager
+def _naming_memory_errors() -> Iterator[None]:
+    """Turn torch's error into ours, for those who may not import torch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfDeviceMemory("the device's memory does not suffice") from error
 
 
 class VisionModel:
@@ -107,20 +118,27 @@ class VisionModel:
 
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """Gather images, each uint8 [height, width, 3], into one uint8 [batch, height, width, 3] on the device."""
-        batch = np.stack(images)
-        return torch.from_numpy(batch).to(self.device, non_blocking=True)
+        batch = torch.from_numpy(np.stack(images))
+        with _naming_memory_errors():
+            return batch.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
     def forward(self, pixels: torch.Tensor) -> TopK:
         """Launch the model on staged pixels, uint8 [batch, height, width, 3], and return its top k on the device."""
-        inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
-        logits = self._model(pixel_values=inputs.to(self.dtype)).logits.to(torch.float32)
-        return TopK(*logits.softmax(dim=-1).topk(self._top_k, dim=-1))
+        with _naming_memory_errors():
+            inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
+            logits = self._model(pixel_values=inputs.to(self.dtype)).logits.to(torch.float32)
+            return TopK(*logits.softmax(dim=-1).topk(self._top_k, dim=-1))
 
     def collect(self, output: TopK) -> list[Prediction]:
         """Wait for the device and return one prediction for each image of the batch."""
         probabilities, indices = output.probabilities.tolist(), output.indices.tolist()
         return [Prediction(tuple(i), tuple(p)) for i, p in zip(indices, probabilities, strict=True)]
+
+    def free_memory(self) -> None:
+        """Give the device's memory back that torch keeps for later."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def warm_up(self, batch_sizes: Sequence[int]) -> None:
         """Run each batch size once on zeros, so that no client pays for what the first run sets up."""

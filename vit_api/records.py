@@ -66,6 +66,12 @@ class Status(enum.IntEnum):
     """Its client left or its deadline passed before the batch; the model never saw it."""
     FAILED = 2
     """The model raised on its batch."""
+    OUT_OF_MEMORY = 3
+    """The device's memory does not even suffice for this image alone."""
+    LOST = 4
+    """Its worker died; the owner is to queue it again. Written by the main process."""
+    UNAVAILABLE = 5
+    """There will be no worker any more. Written by the main process."""
 
 
 class Answer(NamedTuple):
@@ -132,7 +138,8 @@ class RecordPipe:
     @classmethod
     def for_requests(cls, capacity: int) -> RecordPipe:
         """Make a pipe that carries `Request` records."""
-        return cls(_REQUEST.size, capacity)
+        # Twice: the main process may write each record again, see `recovery`.
+        return cls(_REQUEST.size, 2 * capacity)
 
     @classmethod
     def for_answers(cls, capacity: int) -> RecordPipe:

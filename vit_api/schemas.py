@@ -36,8 +36,8 @@ class ErrorResponse(_Body):
 class HealthResponse(_Body):
     """Whether the server takes images."""
 
-    status: str = Field(description="`ok`, or `starting` while a worker loads the model")
-    model_loaded: bool = Field(description="Whether every worker is ready")
+    status: str = Field(description="`ok`; `degraded` while a worker is started again; `starting`; `stopping`")
+    model_loaded: bool = Field(description="Whether images are welcome")
     gpu_available: bool
     device: str = Field(description="Where the model runs; several are separated by commas", examples=["cuda:0"])
     model: str
@@ -54,6 +54,7 @@ class WorkerInfo(_Body):
     dtype: str
     batches: int = Field(description="Batches that it ran since the start")
     images: int = Field(description="Images in these batches")
+    restarts: int = Field(description="How often it died and was started again")
 
 
 class RedisInfo(_Body):

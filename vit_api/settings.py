@@ -67,6 +67,18 @@ class Settings(BaseSettings):
     request_timeout_s: Annotated[
         float, Field(gt=0, le=3600, description="Seconds from a request's arrival to a 504")
     ] = 30.0
+    body_timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds from a request's arrival that its body may take, or 408")
+    ] = 10.0
+    worker_stall_s: Annotated[
+        float, Field(gt=0, le=86_400, description="Seconds without progress after which a worker is killed")
+    ] = 60.0
+    drain_delay_s: Annotated[
+        float, Field(ge=0, le=3600, description="Seconds from a stop's signal, and `not ready`, to the port's closing")
+    ] = 0.0
+    drain_timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds that requests under way get when the server stops")
+    ] = 30.0
     max_upload_mb: Annotated[
         float, Field(gt=0, le=1024, description="Megabytes (2**20 bytes) of one upload at the most")
     ] = 10.0

@@ -10,7 +10,8 @@ the pixels until it has sent its answer; with the answer the slot is the owner's
 state machine:
 
     FREE ── take ──▶ DECODING ── queue ──▶ QUEUED ── claim ──▶ RUNNING
-      ▲                 │                     │                   │
+      ▲                 │                     │   ▲               │
+      │                 │                     │   └── requeue ────┤ (its worker died)
       └──── release ────┴────── release ──────┴───── release ─────┘
                  (decoding failed)    (skipped: abandoned)   (answered)
 
@@ -18,6 +19,10 @@ A client that leaves or a deadline that passes marks the slot abandoned; this fl
 all times. The worker skips an abandoned slot, and only the worker's answer frees a slot that was queued, so none is
 taken again while a worker can still read it. `generation` grows with each use: a record of an earlier use matches
 nothing.
+
+When a worker dies, the main process tells the owners which slots it held, and writes the records of all queued slots
+again, since one may have been read and not yet claimed; see `recovery`. When an HTTP process dies, its successor takes
+its slots over: what no worker can read is free at once, the rest when its answer comes.
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
     SlotState.FREE: frozenset({SlotState.DECODING}),
     SlotState.DECODING: frozenset({SlotState.QUEUED, SlotState.FREE}),
     SlotState.QUEUED: frozenset({SlotState.RUNNING, SlotState.FREE}),
-    SlotState.RUNNING: frozenset({SlotState.FREE}),
+    SlotState.RUNNING: frozenset({SlotState.FREE, SlotState.QUEUED}),
 }
 
 _MAX_GENERATION = 2**32 - 1
@@ -87,6 +92,7 @@ class SlotTable:
         layout: Layout = {
             "states": (np.uint8, (slots,)),
             "abandoned": (np.uint8, (slots,)),
+            "alone": (np.uint8, (slots,)),
             "generations": (np.uint32, (slots,)),
             "workers": (np.int32, (slots,)),
             "queued_at": (np.float64, (slots,)),
@@ -102,6 +108,7 @@ class SlotTable:
         self._states = shared["states"]
         self._state = shared.view("states")
         self._abandoned = shared.view("abandoned")
+        self._alone = shared.view("alone")
         self._generation = shared.view("generations")
         self._worker = shared.view("workers")
         self._queued_at = shared.view("queued_at")
@@ -144,6 +151,7 @@ class SlotTable:
         """Take the free `slot` for a new image and return its new generation. For the owner."""
         self._move(slot, SlotState.DECODING)
         self._abandoned[slot] = 0
+        self._alone[slot] = 0
         self._deadline[slot] = deadline
         generation: int = self._generation[slot] % _MAX_GENERATION + 1
         self._generation[slot] = generation
@@ -153,6 +161,20 @@ class SlotTable:
         """Hand `slot`, whose pixels are written, to the workers. For the owner; the request's record comes after."""
         self._queued_at[slot] = now
         self._move(slot, SlotState.QUEUED)
+
+    def requeue(self, slot: int, *, alone: bool) -> None:
+        """Hand `slot`, whose worker died, to the workers again; its place in the queue is the old one. For the owner.
+
+        Args:
+            slot: The slot.
+            alone: Whether it is to be a batch of its own, since it may be what the worker died of.
+        """
+        self._alone[slot] = alone
+        self._move(slot, SlotState.QUEUED)
+
+    def is_alone(self, slot: int) -> bool:
+        """Tell whether `slot` is to be a batch of its own."""
+        return bool(self._alone[slot])
 
     def extend(self, slot: int, deadline: float) -> None:
         """Let the image in `slot` be wanted until `deadline`, whatever its state. For the owner."""
@@ -180,19 +202,49 @@ class SlotTable:
             self._move(slot, SlotState.RUNNING)
         return Claim(slot, generation, self._queued_at[slot], is_wanted)
 
+    def held_by(self, worker: int) -> list[tuple[int, int]]:
+        """Return slot and generation of what `worker` was running. For the main process, once that worker is dead."""
+        held = (self._states == SlotState.RUNNING) & (self._shared["workers"] == worker)
+        return self._with_generations(np.flatnonzero(held))
+
+    def queued(self) -> list[tuple[int, int]]:
+        """Return slot and generation of what waits for a worker, the oldest first."""
+        slots = np.flatnonzero(self._states == SlotState.QUEUED)
+        return self._with_generations(slots[np.argsort(self._shared["queued_at"][slots], kind="stable")])
+
+    def with_workers(self) -> list[tuple[int, int]]:
+        """Return slot and generation of all that waits for a worker or is run by one."""
+        return self._with_generations(np.flatnonzero(self._states >= SlotState.QUEUED))
+
+    def _with_generations(self, slots: NDArray[np.intp]) -> list[tuple[int, int]]:
+        return [(int(slot), int(self._generation[slot])) for slot in slots]
+
+    def oldest_queued_at(self) -> float | None:
+        """Return when the oldest image that waits for a worker was queued; None if none waits."""
+        times = self._shared["queued_at"][self._states == SlotState.QUEUED]
+        return float(times.min()) if times.size else None
+
     def is_current(self, slot: int, generation: int) -> bool:
         """Tell whether an answer for `generation` belongs to the slot's present use. For the owner."""
         return self._generation[slot] == generation and self._state[slot] in (SlotState.QUEUED, SlotState.RUNNING)
 
 
 class SlotRange:
-    """The slots of one HTTP process, and which of them are free. For that process's event loop alone."""
+    """The slots of one HTTP process, and which of them are free. For that process's event loop alone.
+
+    If another process of this number died before, what it held is taken over: nobody waits for that any more.
+    """
 
     def __init__(self, table: SlotTable, owner: int) -> None:
         self.table = table
         first = owner * table.slots_per_owner
+        for slot in range(first, first + table.slots_per_owner):
+            table.abandon(slot)
+            if table.state_of(slot) == SlotState.DECODING:
+                table.release(slot)
         # A stack: the slot that was used last is warm in the processor's cache, and unused ones never take memory.
-        self._free = list(range(first + table.slots_per_owner - 1, first - 1, -1))
+        slots = range(first + table.slots_per_owner - 1, first - 1, -1)
+        self._free = [slot for slot in slots if table.state_of(slot) == SlotState.FREE]
 
     @property
     def free_count(self) -> int:

@@ -1,11 +1,13 @@
-"""The workers' notice board: what each worker says of itself, in shared memory, for the HTTP processes to read.
+"""The workers' notice board: what each worker says of itself, in shared memory, and the main process of them all.
 
-Knows nothing of how a worker works. Each line has one writer, its worker (or, before that one starts, the server).
+Knows nothing of how a worker works. Each line has one writer at a time: its worker, or while that one is dead, the main
+process.
 """
 
 from __future__ import annotations
 
 import enum
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,10 @@ class WorkerState(enum.IntEnum):
 
     STARTING = 0
     READY = 1
+    RESTARTING = 2
+    """It died, and another one takes its place; what comes meanwhile waits."""
+    GONE = 3
+    """It died and nobody will take its place; the server stops."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ class WorkerBoard:
         self._shared = SharedArrays(
             {
                 "state": (np.uint8, (workers,)),
+                "draining": (np.uint8, (1,)),
+                "ready_at": (np.float64, (workers,)),
+                "busy_since": (np.float64, (workers,)),
+                "restarts": (np.uint64, (workers,)),
                 "batches": (np.uint64, (workers,)),
                 "images": (np.uint64, (workers,)),
                 "device": (text, (workers,)),
@@ -57,6 +67,7 @@ class WorkerBoard:
         """Write the notice of `worker`; the state last, so that a reader who sees it ready sees the rest."""
         for name in ("device", "device_name", "dtype"):
             self._shared[name][worker] = getattr(notice, name).encode("ascii", "replace")[:_TEXT_BYTES]
+        self._shared["ready_at"][worker] = time.monotonic()
         self._shared["state"][worker] = notice.state
 
     def read(self, worker: int) -> WorkerNotice:
@@ -64,10 +75,41 @@ class WorkerBoard:
         texts = (bytes(self._shared[name][worker]).decode() for name in ("device", "device_name", "dtype"))
         return WorkerNotice(WorkerState(self._shared["state"][worker]), *texts)
 
-    def count_batch(self, worker: int, images: int) -> None:
+    def start_batch(self, worker: int, now: float) -> None:
+        """Note that `worker` runs a batch since `now`, in seconds of the monotonic clock."""
+        self._shared["busy_since"][worker] = now
+
+    def end_batch(self, worker: int, images: int) -> None:
         """Count a batch that `worker` ran, and the images in it."""
+        self._shared["busy_since"][worker] = 0
         self._shared["batches"][worker] += 1
         self._shared["images"][worker] += images
+
+    def busy_since(self, worker: int) -> float | None:
+        """Return since when `worker` runs a batch; None if it doesn't."""
+        return float(self._shared["busy_since"][worker]) or None
+
+    def ready_at(self, worker: int) -> float:
+        """Return when `worker` last became ready, in seconds of the monotonic clock."""
+        return float(self._shared["ready_at"][worker])
+
+    def mark_draining(self) -> None:
+        """Note that the server stops, so that it doesn't count as ready. For the main process."""
+        self._shared["draining"][0] = 1
+
+    def mark_gone(self) -> None:
+        """Note that no worker will be there any more. For the main process."""
+        self._shared["state"][:] = WorkerState.GONE
+
+    def mark_restarting(self, worker: int) -> None:
+        """Note that `worker` died and is started again. For the main process."""
+        self._shared["state"][worker] = WorkerState.RESTARTING
+        self._shared["busy_since"][worker] = 0
+        self._shared["restarts"][worker] += 1
+
+    def restarts_of(self, worker: int) -> int:
+        """Return how often `worker` was started again."""
+        return int(self._shared["restarts"][worker])
 
     def counts_of(self, worker: int) -> tuple[int, int]:
         """Return how many batches `worker` ran, and how many images were in them."""
@@ -77,7 +119,25 @@ class WorkerBoard:
         """Count the workers that take images."""
         return int(np.count_nonzero(self._shared["state"] == WorkerState.READY))
 
+    def takes_images(self) -> bool:
+        """Tell whether there is a worker, or will be one soon again."""
+        states = self._shared["state"]
+        return bool(((states == WorkerState.READY) | (states == WorkerState.RESTARTING)).any())
+
+    def is_gone(self) -> bool:
+        """Tell whether there will be no worker any more."""
+        return bool((self._shared["state"] == WorkerState.GONE).all())
+
+    def is_draining(self) -> bool:
+        """Tell whether the server stops."""
+        return bool(self._shared["draining"][0])
+
+    def is_ready(self) -> bool:
+        """Tell whether images are welcome: no stop is under way, every worker has started once, and one is ready."""
+        is_starting = bool((self._shared["state"] == WorkerState.STARTING).any())
+        return self.ready_count() > 0 and not is_starting and not self.is_draining()
+
     def dtypes(self) -> list[str]:
-        """Return what the workers that take images compute in; one, unless their devices are of several kinds."""
+        """Return what the workers that have started compute in; one, unless their devices are of several kinds."""
         notices = (self.read(worker) for worker in range(self.workers))
-        return sorted({notice.dtype for notice in notices if notice.state == WorkerState.READY})
+        return sorted({notice.dtype for notice in notices if notice.state != WorkerState.STARTING})

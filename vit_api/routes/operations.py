@@ -35,14 +35,21 @@ def operations_router(
     """
     router = APIRouter(tags=["operations"])
     not_ready: dict[int | str, dict[str, Any]] = {
-        _UNAVAILABLE: {"model": HealthResponse, "description": "A worker is not ready"}
+        _UNAVAILABLE: {"model": HealthResponse, "description": "Starting or stopping"}
     }
 
     def health_now() -> HealthResponse:
         ready = board.ready_count()
+        is_ready = board.is_ready()
+        if board.is_draining():
+            status = "stopping"
+        elif not is_ready:
+            status = "starting"
+        else:
+            status = "ok" if ready == board.workers else "degraded"
         return HealthResponse(
-            status="ok" if ready == board.workers else "starting",
-            model_loaded=ready == board.workers,
+            status=status,
+            model_loaded=is_ready,
             gpu_available=any(device.startswith("cuda") for device in devices),
             device=",".join(devices),
             model=checkpoint.name,
@@ -55,7 +62,7 @@ def operations_router(
     @router.get("/health", responses=not_ready)
     @router.get("/health/ready", responses=not_ready)
     async def health(response: Response) -> HealthResponse:
-        """Tell whether every worker takes images: 200 if so, 503 if not."""
+        """Tell whether images are welcome: 200 if so; 503 while the model loads and once the server stops."""
         body = health_now()
         if not body.model_loaded:
             response.status_code = _UNAVAILABLE
@@ -94,6 +101,7 @@ def _worker_info(board: WorkerBoard, worker: int) -> WorkerInfo:
         dtype=notice.dtype,
         batches=batches,
         images=images,
+        restarts=board.restarts_of(worker),
     )
 
 

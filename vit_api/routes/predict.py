@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from vit_api.classifier import Classification, Classifier, Source
-from vit_api.errors import BadRequest, DeadlineExceeded, InternalError, ViTError
+from vit_api.errors import BadRequest, BodyTimeout, InternalError, ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K, Prediction
 from vit_api.routes.messages import Headers, Request, Response, to_json
@@ -37,6 +37,7 @@ class PredictRoutes:
         uploads: Finds the images in requests.
         model_name: Named in each answer.
         request_timeout_s: Seconds from a request's arrival to a 504.
+        body_timeout_s: Seconds from a request's arrival that its body may take.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class PredictRoutes:
         *,
         model_name: str,
         request_timeout_s: float,
+        body_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._classifier = classifier
@@ -54,7 +56,7 @@ class PredictRoutes:
         self._uploads = uploads
         self._end = b',"model":' + to_json(model_name) + b"}"
         self._request_timeout_s = request_timeout_s
-        self._body_limit = TimeLimit(request_timeout_s, _late_body, clock)
+        self._body_limit = TimeLimit(min(body_timeout_s, request_timeout_s), _late_body, clock)
         self._clock = clock
 
     async def predict(self, request: Request) -> Response:
@@ -114,8 +116,8 @@ class PredictRoutes:
 _HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
 
 
-def _late_body() -> DeadlineExceeded:
-    return DeadlineExceeded("the request's body did not arrive within the time limit; send it faster")
+def _late_body() -> BodyTimeout:
+    return BodyTimeout("the request's body did not arrive within the time limit; send it faster")
 
 
 def _headers(result: Classification) -> Headers:

@@ -1,0 +1,257 @@
+"""Real faults on real servers: processes that are killed or hang, and stops under load. Every request is counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import httpx
+import pytest
+from PIL import Image
+
+from tests.clients import Reply, post_all
+from tests.samples import encode
+from tests.server import (
+    ROOT,
+    RunningServer,
+    http_processes_of,
+    paused,
+    processes_of,
+    serve,
+    wait_until,
+    worker_of,
+)
+
+_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
+_THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
+_DEADLY = encode(Image.new("RGB", (28, 28), (255, 0, 0)))
+_CLIENTS = 16
+_SLOW_RESTART_S = 300
+"""A time limit that no restart exceeds, on however busy a machine."""
+
+
+def _uploads(count: int) -> list[bytes]:
+    """Uploads that differ: sevens, and a three for every third."""
+    return [(_THREE if number % 3 == 0 else _SEVEN) + number.to_bytes(4, "big") for number in range(count)]
+
+
+def _check(uploads: list[bytes], replies: list[Reply]) -> None:
+    """Check that each upload has exactly one answer, and the right one."""
+    assert len(replies) == len(uploads)
+    for upload, reply in zip(uploads, replies, strict=True):
+        assert reply.status == 200, reply.body
+        assert reply.body["predictions"][0]["label"] == ("7" if upload.startswith(_SEVEN) else "3")
+
+
+class Load:
+    """Clients that post until they are done; `run` returns when they are, with every answer checked."""
+
+    def __init__(self, server: RunningServer, requests: int) -> None:
+        self._server = server
+        self._uploads = _uploads(requests)
+
+    def __enter__(self) -> Load:
+        self._pool = ThreadPoolExecutor(1)
+        by_client = [self._uploads[number::_CLIENTS] for number in range(_CLIENTS)]
+        self._replies: Future[list[list[Reply]]] = self._pool.submit(post_all, self._server.port, by_client)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def until_answered(self, share: float) -> None:
+        """Wait until about this share of the images was answered."""
+        wait_until(lambda: self._replies.done() or _images(self._server) >= share * len(self._uploads), 120)
+
+    def check(self) -> None:
+        """Wait for the end, and check every answer."""
+        for number, replies in enumerate(self._replies.result(240)):
+            _check(self._uploads[number::_CLIENTS], replies)
+
+
+def _images(server: RunningServer) -> int:
+    return sum(worker["images"] for worker in server.get("/info").json()["workers"])
+
+
+def _restarts(server: RunningServer) -> int:
+    return sum(worker["restarts"] for worker in server.get("/info").json()["workers"])
+
+
+def _worker(server: RunningServer) -> int:
+    """Wait for the one worker, which may be on its way, and return its process id."""
+    found: list[int] = []
+
+    def is_there() -> bool:
+        try:
+            found.append(worker_of(server))
+        except AssertionError:
+            return False
+        return True
+
+    wait_until(is_there, 60)
+    return found[-1]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run a server without a cache, so that every image needs its worker."""
+    with serve(cache_size=0, request_timeout_s=_SLOW_RESTART_S, queue_size=64) as running:
+        yield running
+
+
+def test_a_worker_killed_under_load_costs_no_request(server: RunningServer) -> None:
+    """Twice, in the middle of its work; every client gets its answer from the next worker."""
+    before = _restarts(server)
+    with Load(server, 3000) as load:
+        for share in (0.2, 0.6):
+            load.until_answered(share)
+            os.kill(_worker(server), signal.SIGKILL)
+            wait_until(lambda: server.get("/health").json()["status"] == "ok", 120)
+        load.check()
+    assert _restarts(server) == before + 2
+
+
+def test_images_that_wait_for_a_dead_worker_are_answered(server: RunningServer) -> None:
+    """A worker is stopped with a full queue and then killed: what it held and what waited is answered by the next."""
+    uploads = _uploads(40)
+    worker = _worker(server)
+    os.kill(worker, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as clients:
+        replies = clients.submit(post_all, server.port, [[upload] for upload in uploads])
+        wait_until(lambda: _waiting(server) >= 30)
+        os.kill(worker, signal.SIGKILL)
+        _check(uploads, [reply for [reply] in replies.result(200)])
+
+
+def _waiting(server: RunningServer) -> int:
+    """Count the open connections to the server, nearly all of which wait for an answer."""
+    port = f":{server.port:04X}"
+    with open("/proc/net/tcp") as table:
+        return sum(line.split()[2].endswith(port) and line.split()[3] == "01" for line in table.readlines()[1:])
+
+
+def test_a_killed_http_process_is_replaced(server: RunningServer) -> None:
+    """The other one never notices; the new one serves, and the slots of the dead one are in use again."""
+    victim, survivor = http_processes_of(server)
+    with paused(_worker(server)), ThreadPoolExecutor(64) as clients:
+        requests = [clients.submit(_outcome, server, upload) for upload in _uploads(40)]
+        wait_until(lambda: _waiting(server) >= 40)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: len(set(http_processes_of(server)) - {victim}) == 2, 30)
+        os.kill(_worker(server), signal.SIGCONT)
+        outcomes = [request.result(200) for request in requests]
+    assert survivor in http_processes_of(server)
+    assert {outcome for outcome in outcomes if outcome is not None} == {200}
+    assert 0 < outcomes.count(None) < 40, "those of the dead process, and only those, lost their connection"
+    # All 64 slots are free again: more images at once than one process has slots find a place.
+    wait_until(lambda: [reply.status for [reply] in post_all(server.port, [[u] for u in _uploads(24)])] == [200] * 24)
+    with Load(server, 1000) as load:
+        load.check()
+
+
+def _outcome(server: RunningServer, upload: bytes) -> int | None:
+    """Return the status, or None if the connection was lost."""
+    try:
+        return httpx.post(server.url + "/predict", content=upload, timeout=200).status_code
+    except httpx.TransportError:
+        return None
+
+
+def test_a_worker_that_hangs_is_replaced() -> None:
+    """It is stopped with a request under way, killed after the set time, and the request answered by the next."""
+    with serve(cache_size=0, worker_stall_s=1, request_timeout_s=_SLOW_RESTART_S) as server:
+        hung = _worker(server)
+        os.kill(hung, signal.SIGSTOP)
+        response = httpx.post(server.url + "/predict", content=_SEVEN, timeout=200)
+        assert (response.status_code, response.json()["predictions"][0]["label"]) == (200, "7")
+        assert _worker(server) != hung
+        assert "made no progress for 1 s" in server.log.read_text()
+
+
+def test_an_image_that_kills_its_worker_harms_no_other() -> None:
+    """Its neighbours get their answers; it is tried three times, then its client gets a 500."""
+    options = {"program": ("-m", "tests.deadly_server"), "cache_size": 0, "request_timeout_s": _SLOW_RESTART_S}
+    with serve(**options, api_servers=1) as server:
+        uploads = [*_uploads(12), _DEADLY]
+        replies = [reply for [reply] in post_all(server.port, [[upload] for upload in uploads])]
+        _check(uploads[:-1], replies[:-1])
+        assert (replies[-1].status, replies[-1].body["code"]) == (500, "inference_failed")
+        assert _restarts(server) == 3
+        assert server.predict(_SEVEN).status_code == 200
+
+
+def test_a_worker_that_keeps_dying_stops_the_server() -> None:
+    """What waits is answered with a 503, and the exit status says that something is wrong."""
+    with serve(cache_size=0, request_timeout_s=_SLOW_RESTART_S, api_servers=1) as server, ThreadPoolExecutor(8) as pool:
+        worker = _worker(server)
+        os.kill(worker, signal.SIGSTOP)
+        requests = [pool.submit(_outcome, server, upload) for upload in _uploads(8)]
+        wait_until(lambda: _waiting(server) >= 8)
+        dead: set[int] = set()
+        while server.process.poll() is None:
+            for pid in set(processes_of(server.process.pid)) - dead:
+                if _is_worker(pid):
+                    os.kill(pid, signal.SIGKILL)
+                    dead.add(pid)
+        assert [request.result(60) for request in requests] == [503] * 8
+        assert server.process.returncode == 1
+        assert len(dead) == 6
+        assert "more than 5 times" in server.log.read_text()
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as command:
+            return b"spawn_main" in command.read()
+    except OSError:
+        return False
+
+
+def test_a_stop_under_load_loses_nothing() -> None:
+    """Not ready at once, still serving for the delay, then the port closes; each answer is whole and right."""
+    with serve(cache_size=0, drain_delay_s=2) as server, ThreadPoolExecutor(_CLIENTS) as pool:
+        clients = [pool.submit(_post_until_refused, server, upload) for upload in _uploads(_CLIENTS)]
+        wait_until(lambda: _images(server) > 100)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.get("/health/ready").status_code == 503)
+        assert server.get("/health").json()["status"] == "stopping"
+        assert server.predict(_SEVEN).status_code == 200
+        for client in clients:
+            statuses = client.result(120)
+            assert set(statuses) == {200}
+        assert server.process.wait(60) == 0
+
+
+def _post_until_refused(server: RunningServer, upload: bytes) -> list[int]:
+    """Post on a new connection each time; whatever else than an answer or a refusal comes is an error."""
+    statuses = []
+    while True:
+        try:
+            statuses.append(httpx.post(server.url + "/predict", content=upload, timeout=60).status_code)
+        except httpx.ConnectError:
+            return statuses
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    """Though a request is under way that would take long."""
+    with serve(cache_size=0, drain_timeout_s=3600, request_timeout_s=3600) as server, ThreadPoolExecutor(1) as pool:
+        with paused(_worker(server)):
+            request = pool.submit(_outcome, server, _SEVEN)
+            wait_until(lambda: _waiting(server) >= 1)
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: _refuses(server))
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+            wait_until(lambda: processes_of(server.process.pid) == [])
+        assert request.result(60) is None
+
+
+def _refuses(server: RunningServer) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=30).close()
+    except ConnectionRefusedError:
+        return True
+    return False

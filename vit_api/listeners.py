@@ -1,0 +1,48 @@
+"""The sockets that the HTTP processes listen on. Knows nothing of who serves what on them."""
+
+from __future__ import annotations
+
+import socket
+
+
+class Listeners:
+    """A bound socket for each HTTP process, all on one address.
+
+    The kernel spreads connections between them (SO_REUSEPORT). One shared socket would not do: at times one process
+    gets all keep-alive connections while the others idle.
+
+    Raises:
+        OSError: The address can't be had, for one because another server listens on it.
+    """
+
+    def __init__(self, host: str, port: int, count: int) -> None:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        self._kind, self._address = (family, kind, protocol), address
+        # With SO_REUSEPORT, a second server of the same user would silently get a share of the connections.
+        with socket.socket(*self._kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(self._address)
+        self._sockets = {number: self._bind() for number in range(count)}
+
+    def _bind(self) -> socket.socket:
+        listener = socket.socket(*self._kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(self._address)
+        return listener
+
+    def get(self, number: int) -> socket.socket:
+        """Return the socket for the HTTP process of this number; a new one where a former was closed."""
+        if number not in self._sockets:
+            self._sockets[number] = self._bind()
+        return self._sockets[number]
+
+    def close(self, number: int) -> None:
+        """Close this process's copy: one that stays open takes connections that nobody accepts."""
+        self._sockets.pop(number).close()
+
+    def keep(self, number: int) -> socket.socket:
+        """Return the socket of this number and close all others. For the HTTP process, once it is forked."""
+        for other in set(self._sockets) - {number}:
+            self.close(other)
+        return self._sockets[number]
