@@ -160,12 +160,13 @@ def http_processes_of(server: RunningServer) -> list[int]:
 
 @contextlib.contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """Stop a process for as long as the context lasts."""
+    """Stop a process for as long as the context lasts, or it lives."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def cpu_seconds(group: int) -> float:

@@ -35,14 +35,17 @@ class Model:
 
 
 class Shelf:
-    """A shared tier in a dict."""
+    """A shared tier in a dict; its answer waits while `gate` is closed."""
 
     def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.known: dict[bytes, Prediction] = {}
 
     async def get(self, key: bytes) -> Prediction | None:
-        await asyncio.sleep(0)
-        return self.known.get(key)
+        found = self.known.get(key)
+        await self.gate.wait()
+        return found
 
     def put(self, key: bytes, prediction: Prediction) -> None:
         self.known[key] = prediction
@@ -164,6 +167,50 @@ def test_who_wants_a_fresh_answer_does_not_join_one_who_may_find_an_old_one() ->
         tasks = [asyncio.ensure_future(bench.classify(b"a", is_fresh=is_fresh)) for is_fresh in (False, True)]
         old, fresh = await asyncio.gather(*tasks)
         assert (old.source, fresh.source) == (Source.HIT, Source.MISS)
+
+    run(scenario)
+
+
+def test_who_wants_any_answer_joins_one_who_wants_a_fresh_one() -> None:
+    """The other way round nothing is lost: one inference."""
+
+    async def scenario() -> None:
+        bench = Bench(shelf=Shelf())
+        bench.model.gate.clear()
+        tasks = [asyncio.ensure_future(bench.classify(b"a", is_fresh=is_fresh)) for is_fresh in (True, False, True)]
+        await asyncio.sleep(0.01)
+        bench.model.gate.set()
+        sources = [result.source for result in await asyncio.gather(*tasks)]
+        assert sources == [Source.MISS, Source.COALESCED, Source.COALESCED]
+        assert len(bench.model.uploads) == 1
+
+    run(scenario)
+
+
+def test_what_was_begun_before_a_clear_is_not_remembered() -> None:
+    """Neither here nor in the shared tier; whether it was computed or found there."""
+
+    async def scenario() -> None:
+        shelf = Shelf()
+        bench = Bench(shelf=shelf)
+        bench.model.gate.clear()
+        task = asyncio.ensure_future(bench.classify(b"a"))
+        await asyncio.sleep(0.01)
+        bench.board.clear()
+        bench.model.gate.set()
+        await task
+        assert not shelf.known
+        assert await bench.sources(b"a", b"a") == ["miss", "hit"]
+
+        other = Bench(shelf=shelf)
+        shelf.gate.clear()
+        task = asyncio.ensure_future(other.classify(b"a"))
+        await asyncio.sleep(0.01)
+        other.board.clear()
+        shelf.known.clear()
+        shelf.gate.set()
+        assert (await task).source is Source.HIT
+        assert await other.sources(b"a") == ["miss"]
 
     run(scenario)
 

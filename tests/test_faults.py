@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -129,8 +131,8 @@ def test_images_that_wait_for_a_dead_worker_are_answered(server: RunningServer) 
 def _waiting(server: RunningServer) -> int:
     """Count the open connections to the server, nearly all of which wait for an answer."""
     port = f":{server.port:04X}"
-    with open("/proc/net/tcp") as table:
-        return sum(line.split()[2].endswith(port) and line.split()[3] == "01" for line in table.readlines()[1:])
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(fields[2].endswith(port) and fields[3] == "01" for fields in sockets)
 
 
 def test_a_killed_http_process_is_replaced(server: RunningServer) -> None:
@@ -204,8 +206,7 @@ def test_a_worker_that_keeps_dying_stops_the_server() -> None:
 
 def _is_worker(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as command:
-            return b"spawn_main" in command.read()
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 
@@ -255,3 +256,69 @@ def _refuses(server: RunningServer) -> bool:
     except ConnectionRefusedError:
         return True
     return False
+
+
+def _hang_up(server: RunningServer, upload: bytes, after: Callable[[], None]) -> None:
+    """Send a whole request, and close the connection without reading the answer."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(upload)}\r\n\r\n"
+        connection.sendall(head.encode() + upload)
+        after()
+
+
+def test_an_image_whose_client_hung_up_is_not_run() -> None:
+    """It waits for the worker when its client leaves; the worker skips it, and its slot is free again."""
+    with serve(api_servers=1, queue_size=1, request_timeout_s=_SLOW_RESTART_S) as server:
+        worker = _worker(server)
+        with paused(worker):
+            _hang_up(server, _SEVEN, after=lambda: wait_until(lambda: _misses(server) == 1))
+        wait_until(lambda: server.predict(_THREE).status_code == 200)
+        assert _images(server) == 1
+
+
+def _misses(server: RunningServer) -> int:
+    return int(server.get("/info").json()["cache"]["misses"])
+
+
+def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
+    """No slot, no descriptor and no memory of theirs stays."""
+    with serve(api_servers=1, queue_size=32) as server:
+        (http,) = http_processes_of(server)
+
+        def wave(count: int) -> None:
+            for number in range(count):
+                _hang_up(server, _SEVEN + number.to_bytes(4, "big"), after=lambda: None)
+            wait_until(lambda: _descriptors(http) <= _IDLE_DESCRIPTORS)
+
+        wave(2000)  # until the cache and the allocator have what they keep
+        before = _resident_bytes(http)
+        wave(10_000)
+        assert _resident_bytes(http) - before < 20 * 2**20
+        uploads = [_THREE + number.to_bytes(4, "big") for number in range(32)]
+        wait_until(lambda: {reply.status for [reply] in post_all(server.port, [[u] for u in uploads])} == {200})
+
+
+_IDLE_DESCRIPTORS = 60
+"""What an HTTP process has open without connections, and some room."""
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_idle_and_trickling_connections_hold_up_nobody() -> None:
+    """Of 500 connections some say nothing, some send a byte now and then; the others are answered, those get a 408."""
+    with serve(api_servers=1, body_timeout_s=3) as server, contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(500)
+        ]
+        trickling = connections[::2]
+        for connection in trickling:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n\x89PNG")
+        assert {reply.status for [reply] in post_all(server.port, [[upload] for upload in _uploads(32)])} == {200}
+        for connection in trickling:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")

@@ -28,6 +28,13 @@ class Scripted:
 
     async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
         self.asked.append(is_fresh)
+        return await self.compute(None, upload, deadline)
+
+    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, Classification | None]:
+        self.asked.append(is_fresh)
+        return None, Classification(self.known, Source.HIT) if upload == b"known" else None
+
+    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
@@ -82,11 +89,11 @@ def test_batch_status(uploads: list[str], status: int, codes: object) -> None:
 def test_one_entry_answers_every_top_k() -> None:
     """The first 1, then all 20 classes come from what is known; each wording is made once."""
     scripted = Scripted()
-    for top_k in (1, 20, 1, 20):
+    for top_k in (1, 20, 1, 20, 3, 20, 1):
         body = post(scripted, f"/predict?top_k={top_k}", content=b"known").json()
         assert [item["label"] for item in body["predictions"]] == [str(index) for index in range(top_k)]
         assert (body["cached"], body["model"]) == (True, 'a "model"')
-    assert scripted.worded == [1, 20]
+    assert scripted.worded == [1, 20, 3, 1], "the last two wordings are kept"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,18 @@ def test_cache_control(path: str, value: str, is_fresh: bool) -> None:
     response = post(scripted, path, files=files, headers={"cache-control": value})
     assert response.status_code == 200
     assert scripted.asked == [is_fresh]
+
+
+def test_cache_control_in_two_lines() -> None:
+    """Repeated headers belong together."""
+    scripted = Scripted()
+    post(
+        scripted,
+        "/predict",
+        content=b"known",
+        headers=[("cache-control", "no-cache"), ("cache-control", "no-transform")],
+    )
+    assert scripted.asked == [True]
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,12 @@ def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pyte
         pytest.param("DEVICE", "gpu", "cuda:0", id="not a device"),
         pytest.param("QUEUE_SIZE", "30000", "VIT_API_API_SERVERS", id="does not fit another"),
         pytest.param("OPERATOR_KEY", "short", "at least 8", id="too short"),
+        pytest.param("OPERATOR_KEY", "naïve key of mine", "ASCII", id="not for a header"),
         pytest.param("REDIS_URL", "http://user:word@host", "redis://", id="not a Redis"),
+        pytest.param("REDIS_URL", "redis://:se/cret@127.0.0.1:6379/0", "percent-encoded", id="a raw password"),
+        pytest.param("REDIS_URL", "redis://127.0.0.1:99999/0", "redis://", id="no such port"),
+        pytest.param("REDIS_URL", "redis://127.0.0.1/name", "redis://", id="no such database"),
+        pytest.param("REDIS_URL", "redis://127.0.0.1/0?decode_responses=1", "without options", id="an option"),
         pytest.param("LOG_LEVEL", "loud", "'warning'", id="not a level"),
     ],
 )
@@ -58,6 +63,23 @@ def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: s
     assert f"VIT_API_{name}" in str(caught.value)
     assert allowed in str(caught.value)
     assert (value in str(caught.value)) is (name not in ("OPERATOR_KEY", "REDIS_URL")), "secrets are not shown"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://:p%2Fw@[::1]:6380/1",
+        "rediss://user:word@cache.example:6379/0",
+        "unix:///run/redis",
+    ],
+)
+def test_addresses_of_a_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What redis-py takes is taken."""
+    monkeypatch.setenv("VIT_API_REDIS_URL", url)
+    shown = load_settings([]).redis_url
+    assert shown is not None
+    assert shown.get_secret_value() == url
 
 
 def test_redis_needs_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,8 @@ class AnswerCache(Generic[V]):
         self._values: TTLCache[bytes, V] = TTLCache(size, ttl_s, timer=clock)
         self._tally = tally
         self._board = tally.board
-        self._epoch = self._board.epoch
+        self._epoch = -1
+        self.refresh()
 
     def get(self, key: bytes) -> V | None:
         """Return the value, or None if it isn't known or its time has passed."""
@@ -60,6 +61,7 @@ class AnswerCache(Generic[V]):
         if self._epoch != self._board.epoch:
             self._epoch = self._board.epoch
             self._values.clear()
+            self._tally.hear(self._epoch)
         self._values.expire()
         self._tally.set("entries", len(self._values))
 

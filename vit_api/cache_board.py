@@ -44,6 +44,10 @@ class CacheTally:
         """Set a count that goes up and down."""
         self._counts[name][self._process] = count
 
+    def hear(self, epoch: int) -> None:
+        """Note that this process has forgotten what is older than `epoch`."""
+        self.board.heard[self._process] = epoch
+
 
 class CacheBoard:
     """Counts of all HTTP processes, and how often their caches were cleared.
@@ -54,9 +58,13 @@ class CacheBoard:
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
-        self._shared = SharedArrays({"epoch": (np.uint64, (1,))} | dict.fromkeys(COUNTS, (np.uint64, (processes,))))
+        self._shared = SharedArrays(
+            {"epoch": (np.uint64, (1,)), "heard": (np.uint64, (processes,))}
+            | dict.fromkeys(COUNTS, (np.uint64, (processes,)))
+        )
         self.views = {name: self._shared.view(name) for name in COUNTS}
         self._epoch = self._shared.view("epoch")
+        self.heard = self._shared.view("heard")
 
     @property
     def epoch(self) -> int:
@@ -73,4 +81,8 @@ class CacheBoard:
 
     def totals(self) -> dict[str, int]:
         """Return each count's sum over all HTTP processes."""
-        return {name: int(self._shared[name].sum()) for name in COUNTS}
+        totals = {name: int(self._shared[name].sum()) for name in COUNTS}
+        has_heard = (
+            self._shared["heard"] == self._shared["epoch"]
+        )  # the others have forgotten as soon as they are asked
+        return totals | {"entries": int(self._shared["entries"][has_heard].sum())}

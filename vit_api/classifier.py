@@ -18,8 +18,8 @@ from vit_api.cache_board import CacheTally
 from vit_api.deadline import Deadline
 from vit_api.records import Answer, Prediction
 
-_LONG_UPLOAD_BYTES = 2**20
-"""Above this an upload is hashed in a thread: it takes half a millisecond, all that the event loop may be held up."""
+_LONG_UPLOAD_BYTES = 2**18
+"""Above this an upload is hashed in a thread: it takes 0.15 ms, and a request may bring 32 of them."""
 
 _MOST_S_BETWEEN_SWEEPS = 60.0
 
@@ -57,10 +57,12 @@ class Known:
 
     Attributes:
         packed: The prediction.
-        wordings: What the routes made of it, by `top_k`; for them to fill.
+        wordings: What the routes made of it, by `top_k`; the last few.
     """
 
     __slots__ = ("packed", "wordings")
+
+    _MOST_WORDINGS = 2
 
     def __init__(self, prediction: Prediction) -> None:
         self.packed = prediction.pack()
@@ -70,6 +72,12 @@ class Known:
     def prediction(self) -> Prediction:
         """The most probable classes."""
         return Prediction.unpack(self.packed)
+
+    def add_wording(self, top_k: int, wording: bytes) -> None:
+        """Keep a wording in place of the oldest, so that clients with every `top_k` can't multiply the memory."""
+        if len(self.wordings) >= self._MOST_WORDINGS:
+            del self.wordings[next(iter(self.wordings))]
+        self.wordings[top_k] = wording
 
 
 class Classification(NamedTuple):
@@ -129,25 +137,49 @@ class Classifier:
             self._sweeper = asyncio.get_running_loop().call_later(delay_s, self._sweep)
 
     async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
-        """Classify one upload.
+        """Classify one upload: look it up, and compute what isn't known; see the two."""
+        key, known = await self.look_up(upload, is_fresh=is_fresh)
+        return known or await self.compute(key, upload, deadline, is_fresh=is_fresh)
+
+    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[bytes | None, Classification | None]:
+        """Return the upload's key, and what this process remembers of it. Never waits for others.
 
         Args:
             upload: An image file's bytes.
+            is_fresh: Find nothing: it is to be computed even if it is known.
+
+        Raises:
+            NotReady: No worker has started yet.
+        """
+        if self._cache is None:
+            return None, None
+        key = self._hash(upload) if len(upload) <= _LONG_UPLOAD_BYTES else await self._hash_in_thread(upload)
+        if is_fresh or (known := self._cache.get(key)) is None:
+            return key, None
+        self._tally.add("hits")
+        return key, Classification(known, Source.HIT)
+
+    async def compute(
+        self, key: bytes | None, upload: bytes, deadline: float, *, is_fresh: bool = False
+    ) -> Classification:
+        """Classify an upload that this process doesn't remember, and remember it.
+
+        Args:
+            key: The upload's, by `look_up`.
+            upload: An image file's bytes.
             deadline: When the answer must be there, in seconds of the monotonic clock.
-            is_fresh: Compute it even if it is known, and remember the new answer.
+            is_fresh: Run the model even if the shared tier knows the answer.
 
         Raises:
             DeadlineExceeded: The deadline passed first.
             ViTError: Whatever kept it from being computed.
         """
-        if self._cache is None:
-            return await self._fly(object(), deadline, functools.partial(self._compute, None, upload))
-        key = self._hash(upload) if len(upload) <= _LONG_UPLOAD_BYTES else await self._hash_in_thread(upload)
-        if not is_fresh and (known := self._cache.get(key)) is not None:
-            self._tally.add("hits")
-            return Classification(known, Source.HIT)
-        # Who insists on a fresh answer must not join a flight that may yet find an old one in the shared tier.
-        compute = self._compute if is_fresh else self._find_or_compute
+        if key is None:
+            return await self._fly(object(), deadline, functools.partial(self._run, None, upload))
+        # Who insists on a fresh answer must not join a flight that may yet find an old one in the shared tier; the
+        # other way round is fine.
+        is_fresh = is_fresh or self._flights.is_under_way((key, True))
+        compute = self._run if is_fresh else self._find_or_run
         return await self._fly((key, is_fresh), deadline, functools.partial(compute, key, upload))
 
     async def _hash_in_thread(self, upload: bytes) -> bytes:
@@ -177,25 +209,28 @@ class Classifier:
         source = Source.HIT if answer is None else Source.COALESCED if joins else Source.MISS
         return Classification(known, source, answer)
 
-    async def _find_or_compute(self, key: bytes, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+    async def _find_or_run(self, key: bytes, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+        epoch = self._tally.board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
-            return await self._compute(key, upload, deadline)
+            return await self._run(key, upload, deadline)
         self._tally.add("hits")
         known = Known(prediction)
-        self._remember(key, known)
+        self._remember(key, known, epoch)
         return known, None
 
-    async def _compute(self, key: bytes | None, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+    async def _run(self, key: bytes | None, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
         self._tally.add("misses")
+        epoch = self._tally.board.epoch
         answer = await self._inference.infer(upload, deadline)
         known = Known(answer.prediction)
-        if key is not None:
-            self._remember(key, known)
-            if self._shared is not None:
-                self._shared.put(key, answer.prediction)
+        if key is not None and self._remember(key, known, epoch) and self._shared is not None:
+            self._shared.put(key, answer.prediction)
         return known, answer
 
-    def _remember(self, key: bytes, known: Known) -> None:
-        if self._cache is not None:
+    def _remember(self, key: bytes, known: Known, epoch: int) -> bool:
+        """Remember what was found or begun at `epoch`; tell whether the caches were not cleared since."""
+        is_current = epoch == self._tally.board.epoch
+        if self._cache is not None and is_current:
             self._cache.put(key, known)
+        return is_current

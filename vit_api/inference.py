@@ -114,7 +114,7 @@ class InferenceClient:
         slot, generation = taken
         waiter: asyncio.Future[Answer] = self._loop.create_future()
         self._waiters[slot] = waiter
-        deadline.follow(functools.partial(self._table.extend, slot))
+        deadline.follow(functools.partial(self._extend, slot, waiter))
         self._executor.submit(self._decode_into, slot, generation, upload)
         try:
             return await waiter
@@ -125,6 +125,10 @@ class InferenceClient:
             raise
         finally:
             deadline.follow(None)
+
+    def _extend(self, slot: int, waiter: asyncio.Future[Answer], at: float) -> None:
+        if self._waiters.get(slot) is waiter:
+            self._table.extend(slot, at)
 
     def _decode_into(self, slot: int, generation: int, upload: bytes) -> None:
         """Decode an upload and queue it; in a decoding thread, which owns the slot's pixels meanwhile.

@@ -5,10 +5,11 @@ doesn't tell in time counts as unknown, and while it is down it is not asked, bu
 
 Theory of operation
 -------------------
-Look-ups that come while one is under way are collected and go together, as one MGET; so do the writes, as one
-pipeline. That costs a fraction of a command for each image. A look-up gets `_ASK_S`; it may have to wait for the one
-before it, so a request waits for twice that at the most. Redis is taken for down after a refused connection or
-`_MOST_TIMEOUTS` timeouts in a row.
+A look-up waits for `_WAIT_S` by a timer of its own, whatever else happens, and then counts as skipped. Look-ups that
+come while one is under way are collected and go together, as one MGET; so do the writes, as one pipeline. That costs a
+fraction of a command for each image. A reply that comes too late for its waiters is awaited all the same, so that the
+connection stays usable; meanwhile nobody else begins to wait. Redis is taken for down when a command fails, or gets no
+reply within `_DEAD_S`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import anyio
 from redis.asyncio import Redis
@@ -34,10 +34,9 @@ from vit_api.redis_entry import pack_entry, unpack_entry
 
 logger = logging.getLogger(__name__)
 
-_ASK_S = 0.008
-_WRITE_S = 1.0
-_CONNECT_S = 1.0
-_MOST_TIMEOUTS = 3
+_WAIT_S = 0.015
+_DEAD_S = 1.0
+_LOOK_UPS_AT_ONCE = 200
 _MOST_UNWRITTEN = 10_000
 _WRITES_AT_ONCE = 200
 """A pipeline is built on the event loop, at about 10 us a command."""
@@ -48,8 +47,6 @@ _WRITE_PAUSE_S = 1.0
 _CLEARED_AT_ONCE = 1000
 
 _FAILURES = (RedisError, OSError)  # the latter with TimeoutError
-
-T = TypeVar("T")
 
 
 class RedisTier:
@@ -69,9 +66,11 @@ class RedisTier:
         self._classes = classes
         self._ttl_ms = max(1, math.ceil(ttl_s * 1000))
         self._tally = tally
+        tally.set("redis_up", 0)  # a predecessor of this process may have died with it set
+        self._epoch = tally.board.epoch
         self._is_up = False
         self._is_stopped = False
-        self._timeouts = 0
+        self._asked_at: float | None = None  # the look-up that is under way
         self._wanted: dict[bytes, asyncio.Future[Prediction | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
 
@@ -80,7 +79,7 @@ class RedisTier:
         self._loop = asyncio.get_running_loop()
         self._redis = Redis.from_url(
             self._url,
-            socket_connect_timeout=_CONNECT_S,
+            socket_connect_timeout=_DEAD_S,
             retry=Retry(NoBackoff(), 0),
             decode_responses=False,
         )
@@ -100,7 +99,7 @@ class RedisTier:
         self._is_stopped = True  # redis-py may swallow a cancellation
         for task in self._tasks:
             task.cancel()
-        await asyncio.wait(self._tasks, timeout=_CONNECT_S)
+        await asyncio.wait(self._tasks, timeout=_DEAD_S)
         for future in self._wanted.values():
             future.set_result(None)
         self._wanted.clear()
@@ -108,22 +107,41 @@ class RedisTier:
 
     async def get(self, key: bytes) -> Prediction | None:
         """Return what Redis remembers of `key`; None if nothing, nothing usable, or nothing in time."""
-        if not self._is_up:
+        if not self._is_up or self._is_slow():
             self._tally.add("redis_skipped")
             return None
         future = self._wanted.get(key)
-        if future is None:
+        if future is None or future.done():
             future = self._wanted[key] = self._loop.create_future()
             self._is_wanted.set()
+            timer = self._loop.call_later(_WAIT_S, self._skip, future)
+            future.add_done_callback(lambda _: timer.cancel())
         return await asyncio.shield(future)
+
+    def _is_slow(self) -> bool:
+        """Tell whether Redis has taken too long for its waiters over the look-up that is under way."""
+        return self._asked_at is not None and self._loop.time() - self._asked_at > _WAIT_S
+
+    def _skip(self, future: asyncio.Future[Prediction | None]) -> None:
+        if not future.done():
+            self._tally.add("redis_skipped")
+            future.set_result(None)
 
     def put(self, key: bytes, prediction: Prediction) -> None:
         """Have Redis remember a prediction, some time soon, if it can."""
         if not self._is_up or self._loop.time() < self._no_writes_before or len(self._unwritten) >= _MOST_UNWRITTEN:
             self._tally.add("redis_skipped")
             return
+        self._forget_cleared()
         self._unwritten[key] = pack_entry(key, prediction)
         self._is_unwritten.set()
+
+    def _forget_cleared(self) -> None:
+        """Drop what is not written yet if the caches were cleared since."""
+        epoch = self._tally.board.epoch
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._unwritten.clear()
 
     async def clear(self) -> int:
         """Have Redis forget everything of this namespace, and return how many entries that were.
@@ -131,12 +149,11 @@ class RedisTier:
         Raises:
             RedisUnavailable: Redis can't be reached or refuses.
         """
-        self._unwritten.clear()
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", self._prefix) + b"*"
         cleared, cursor = 0, None
         try:
             while cursor != 0:
-                with anyio.fail_after(_WRITE_S):
+                with anyio.fail_after(_DEAD_S):
                     cursor, names = await self._redis.scan(cursor or 0, pattern, _CLEARED_AT_ONCE)
                     cleared += await self._redis.unlink(*names) if names else 0
         except _FAILURES as error:
@@ -145,43 +162,53 @@ class RedisTier:
         return cleared
 
     async def _repeat(self, one_round: Callable[[], Awaitable[None]]) -> None:
-        """Do something again and again, whatever becomes of it: a bug of ours must not leave look-ups unanswered."""
+        """Do something again and again, whatever becomes of it; a failure means that Redis is down."""
         while not self._is_stopped:
             try:
                 await one_round()
-            except Exception:
+            except _FAILURES as error:
+                self._go_down(error)
+            except Exception as error:  # a reply that Redis never gives, or a bug of ours
                 logger.exception("the Redis tier failed in an unforeseen way")
-                await asyncio.sleep(_LAST_RETRY_S)
+                self._go_down(error)
+                await asyncio.sleep(_FIRST_RETRY_S)
 
     async def _look_up(self) -> None:
-        """Ask Redis for what is wanted, all that came since the last time at once."""
+        """Ask Redis for what is wanted, much of it at once."""
+        if not self._wanted:
+            self._is_wanted.clear()
         await self._is_wanted.wait()
-        self._is_wanted.clear()
-        wanted, self._wanted = self._wanted, {}
+        taken = {key: self._wanted.pop(key) for key in list(itertools.islice(self._wanted, _LOOK_UPS_AT_ONCE))}
+        wanted = {key: future for key, future in taken.items() if not future.done()}
         try:
-            entries = await self._ask(wanted) if self._is_up else None
-            if entries is None:
-                self._tally.add("redis_skipped", len(wanted))
-            else:
-                for (key, future), entry in zip(wanted.items(), entries, strict=True):
-                    future.set_result(self._usable(key, entry))
+            if wanted and self._is_up:
+                for (key, future), entry in zip(wanted.items(), await self._ask(wanted), strict=True):
+                    if not future.done():
+                        future.set_result(self._usable(key, entry))
         finally:
             for future in wanted.values():
-                if not future.done():
-                    future.set_result(None)
+                self._skip(future)
+
+    async def _ask(self, keys: Collection[bytes]) -> Sequence[object]:
+        """Return what Redis has under each key: bytes, None, or whatever it says."""
+        self._asked_at = self._loop.time()
+        try:
+            with anyio.fail_after(_DEAD_S):
+                reply: Sequence[object] = await self._redis.mget([self._name_of(key) for key in keys])
+                return reply
+        finally:
+            self._asked_at = None
 
     def _name_of(self, key: bytes) -> bytes:
         return self._prefix + key.hex().encode()
 
-    async def _ask(self, keys: Collection[bytes]) -> list[bytes | None] | None:
-        mget: Awaitable[list[Any]] = self._redis.mget([self._name_of(key) for key in keys])
-        return await self._tried(mget, _ASK_S)
-
-    def _usable(self, key: bytes, entry: bytes | None) -> Prediction | None:
+    def _usable(self, key: bytes, entry: object) -> Prediction | None:
         if entry is None:
             self._tally.add("redis_misses")
             return None
         try:
+            if not isinstance(entry, bytes):
+                raise ValueError("an error in place of a value")
             prediction = unpack_entry(key, entry, self._classes)
         except ValueError:
             self._tally.add("redis_rejected")
@@ -194,35 +221,22 @@ class RedisTier:
         if not self._unwritten:
             self._is_unwritten.clear()
         await self._is_unwritten.wait()
+        self._forget_cleared()
+        if not self._unwritten:
+            return
         pipeline = self._redis.pipeline(transaction=False)
         for key in list(itertools.islice(self._unwritten, _WRITES_AT_ONCE)):
             pipeline.set(self._name_of(key), self._unwritten.pop(key), px=self._ttl_ms)
-        results = await self._tried(pipeline.execute(raise_on_error=False), _WRITE_S)
-        refusals = [result for result in results or () if isinstance(result, ResponseError)]
+        with anyio.fail_after(_DEAD_S):
+            results = await pipeline.execute(raise_on_error=False)
+        refusals = [result for result in results if isinstance(result, ResponseError)]
         if refusals:  # full, or a replica that can't be written to
             self._tally.add("redis_failures", len(refusals))
             self._no_writes_before = self._loop.time() + _WRITE_PAUSE_S
             logger.warning("Redis refuses to remember: %s", refusals[0])
 
-    async def _tried(self, command: Awaitable[T], timeout_s: float) -> T | None:
-        """Return what Redis answers, or None if it fails or takes too long, which may mean that it is down."""
-        try:
-            with anyio.fail_after(timeout_s):
-                result = await command
-        except _FAILURES as error:
-            self._tally.add("redis_failures")
-            self._timeouts += 1
-            if not isinstance(error, TimeoutError) or self._timeouts >= _MOST_TIMEOUTS:
-                self._go_down(error)
-            return None
-        except Exception:
-            logger.exception("a command to Redis failed in an unforeseen way")
-            self._tally.add("redis_failures")
-            return None
-        self._timeouts = 0
-        return result
-
     def _go_down(self, error: Exception) -> None:
+        self._tally.add("redis_failures")
         if self._is_up:
             logger.warning("Redis is down, going on without it: %s", str(error) or type(error).__name__)
             self._is_up = False
@@ -239,7 +253,6 @@ class RedisTier:
             self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
             return
         self._up_at = self._loop.time()
-        self._timeouts = 0
         self._is_down.clear()
         self._is_up = True
         self._tally.set("redis_up", 1)
@@ -248,7 +261,7 @@ class RedisTier:
     async def _answers(self) -> bool:
         """Tell whether Redis answers, and once connected, as fast as a look-up needs it."""
         try:
-            for timeout_s in (_CONNECT_S, _ASK_S):
+            for timeout_s in (_DEAD_S, _WAIT_S):
                 with anyio.fail_after(timeout_s):
                     await self._redis.ping()
         except _FAILURES as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -95,7 +97,7 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=64, description="Threads in each HTTP process that decode images")
     ] = 2
     cache_size: Annotated[
-        int, Field(ge=0, le=100_000_000, description="Answers that each HTTP process remembers; 0: compute every one")
+        int, Field(ge=0, le=1_000_000, description="Answers that each HTTP process remembers; 0: compute every one")
     ] = 10_000
     cache_ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="Seconds that an answer is remembered")] = (
         1800.0
@@ -120,11 +122,18 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("operator_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+            raise ValueError("Input should have no spaces and only ASCII characters, as it comes in a header")
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(_REDIS_SCHEMES):
-            raise ValueError(f"Input should start with one of {', '.join(_REDIS_SCHEMES)}")
+        if value is not None:
+            _check_redis_url(value.get_secret_value())
         return value
 
     @model_validator(mode="after")
@@ -165,6 +174,22 @@ class Settings(BaseSettings):
 
 
 _SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
+
+
+def _check_redis_url(url: str) -> None:
+    """Refuse what is no address of a Redis, without repeating any of it: it may have a password."""
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.path) if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
+        database = parts.path.removeprefix("/")
+        is_address = is_address and (parts.scheme == "unix" or not database or database.isdecimal())
+    except ValueError:
+        is_address = False
+    if not is_address or not url.startswith(_REDIS_SCHEMES) or parts.query or parts.fragment:
+        raise ValueError(
+            f"Input should be {'host:port/database, '.join(_REDIS_SCHEMES)}path, without options; "
+            "special characters in a password have to be percent-encoded"
+        )
 
 
 class SettingsError(Exception):

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import fastapi
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
@@ -17,7 +16,6 @@ from vit_api.errors import ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K
 from vit_api.routes.front import Front, Handler
-from vit_api.routes.messages import Request
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.responses import from_exception
 from vit_api.schemas import ErrorResponse, PredictResponse
@@ -104,7 +102,7 @@ def create_app(
         static_url="/docs/static",
         redirect_slashes=False,
     )
-    app.include_router(_described(predict))
+    app.include_router(_described())
     for router in operators:
         app.include_router(router)
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
@@ -116,16 +114,15 @@ def create_app(
     return Front(handlers, app)
 
 
-def _described(predict: PredictRoutes) -> APIRouter:
-    """Return routes that describe the busy paths. `Front` answers most of their requests before they get here."""
+def _described() -> APIRouter:
+    """Return routes that describe the busy paths. `Front` answers their requests before they get here."""
     router = APIRouter(tags=["classification"])
 
     @router.post(
         "/predict", response_model=PredictResponse, responses=_ANSWER | _FAILURES, openapi_extra=_takes(_ONE_UPLOAD)
     )
-    async def classify_an_image(request: fastapi.Request) -> fastapi.Response:
+    async def classify_an_image() -> None:
         """Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON."""
-        return await _handled(predict.predict, request)
 
     @router.post(
         "/predict/batch",
@@ -133,19 +130,10 @@ def _described(predict: PredictRoutes) -> APIRouter:
         responses=_FAILURES,
         openapi_extra=_takes(_MANY_UPLOADS),
     )
-    async def classify_several_images(request: fastapi.Request) -> fastapi.Response:
+    async def classify_several_images() -> None:
         """Classify 1 to 32 images. The answer has their order; a bad image has its error in its place."""
-        return await _handled(predict.predict_batch, request)
 
     return router
-
-
-async def _handled(handler: Handler, request: fastapi.Request) -> fastapi.Response:
-    request_id = request.state.request_id.encode()
-    response = await handler(Request(request.scope, request.receive, request_id))
-    answer = fastapi.Response(response.body, response.status)
-    answer.raw_headers = response.all_headers()
-    return answer
 
 
 def _takes(content: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def cache_router(board: CacheBoard, operator_key: str | None, clear_redis: Clear
         entries = board.totals()["entries"]
         board.clear()
         redis_entries = None if clear_redis is None else await clear_redis()
+        board.clear()  # once more: what was found in Redis meanwhile is to be forgotten, too
         logger.info("caches cleared: %d entries, %s in Redis", entries, redis_entries)
         return CacheCleared(entries=entries, redis_entries=redis_entries)
 

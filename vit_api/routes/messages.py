@@ -5,9 +5,10 @@ starlette's Request and Response take as long as all the rest of an answer from 
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -17,6 +18,8 @@ from vit_api.errors import UploadTooLarge
 REQUEST_ID = b"x-request-id"
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+T = TypeVar("T")
 
 _JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 
@@ -30,13 +33,14 @@ class Request:
         headers: By lower-case name; of a repeated one the last.
     """
 
-    __slots__ = ("_receive", "headers", "id", "scope")
+    __slots__ = ("_is_gone", "_receive", "headers", "id", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, request_id: bytes) -> None:
         self.scope = scope
         self.id = request_id
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
+        self._is_gone = False
 
     async def read_body(self, max_bytes: int) -> bytes:
         """Return the body; refuse it at the limit while it arrives, or at once by its declared length.
@@ -64,6 +68,32 @@ class Request:
             if not message.get("more_body", False):
                 return b"".join([*chunks, chunk]) if chunks else chunk
             chunks.append(chunk)
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns, or cancel it when the client hangs up. For when the body was read.
+
+        Raises:
+            ClientDisconnect: The client hung up.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        watch = asyncio.get_running_loop().create_task(self._cancel_when_gone(task))
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self._is_gone:
+                raise
+            if hasattr(task, "uncancel"):  # from Python 3.11 on
+                task.uncancel()
+            raise ClientDisconnect from None
+        finally:
+            watch.cancel()
+
+    async def _cancel_when_gone(self, task: asyncio.Task[Any]) -> None:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._is_gone = True
+            task.cancel()
 
 
 class Response(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -65,7 +65,11 @@ class PredictRoutes:
         top_k = _top_k_of(request)
         deadline = arrived_at + self._request_timeout_s
         upload = await self._body_limit.hold(self._uploads.read_one(request), arrived_at)
-        result = await self._classifier.classify(upload, deadline, is_fresh=_wants_fresh(request))
+        is_fresh = _wants_fresh(request)
+        key, result = await self._classifier.look_up(upload, is_fresh=is_fresh)
+        if result is None:
+            work = self._classifier.compute(key, upload, deadline, is_fresh=is_fresh)
+            result = await request.unless_gone(work)
         return Response(200, self._body(result, top_k, arrived_at), _headers(result))
 
     async def predict_batch(self, request: Request) -> Response:
@@ -79,7 +83,7 @@ class PredictRoutes:
         deadline = arrived_at + self._request_timeout_s
         uploads = await self._body_limit.hold(self._uploads.read_many(request), arrived_at)
         is_fresh = _wants_fresh(request)
-        results = await asyncio.gather(*(self._result_of(upload, deadline, is_fresh) for upload in uploads))
+        results = await request.unless_gone(self._results_of(uploads, deadline, is_fresh))
         failures = [result for result in results if isinstance(result, ViTError)]
         ours = [failure for failure in failures if failure.status >= InternalError.status]
         if ours and len(failures) == len(results):
@@ -93,6 +97,11 @@ class PredictRoutes:
         ]
         return Response(200, b"[" + b",".join(bodies) + b"]")
 
+    async def _results_of(
+        self, uploads: Iterable[bytes | ViTError], deadline: float, is_fresh: bool
+    ) -> list[Classification | ViTError]:
+        return await asyncio.gather(*(self._result_of(upload, deadline, is_fresh) for upload in uploads))
+
     async def _result_of(self, upload: bytes | ViTError, deadline: float, is_fresh: bool) -> Classification | ViTError:
         if isinstance(upload, ViTError):
             return upload
@@ -103,11 +112,11 @@ class PredictRoutes:
 
     def _body(self, result: Classification, top_k: int, arrived_at: float) -> bytes:
         """Return the answer's JSON: the prediction, which is worded once, and what is this request's own."""
-        wordings = result.known.wordings
-        start = wordings.get(top_k)
+        known = result.known
+        start = known.wordings.get(top_k)
         if start is None:
-            predictions = self._encoder.encode_response(result.known.prediction, top_k=top_k)
-            start = wordings[top_k] = to_json(predictions)[:-1]
+            start = to_json(self._encoder.encode_response(known.prediction, top_k=top_k))[:-1]
+            known.add_wording(top_k, start)
         cached = b"true" if result.answer is None else b"false"
         elapsed_ms = (self._clock() - arrived_at) * 1000
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, elapsed_ms, self._end)
@@ -138,9 +147,10 @@ def _headers(result: Classification) -> Headers:
 
 def _wants_fresh(request: Request) -> bool:
     """Tell whether the client asks for an answer that nobody remembers; see RFC 9111, section 5.2.1.4."""
-    directives = request.headers.get(b"cache-control")
-    if directives is None:
+    if b"cache-control" not in request.headers:
         return False
+    # The header may be repeated, and its values belong together.
+    directives = b",".join(value for name, value in request.scope["headers"] if name == b"cache-control")
     return b"no-cache" in [directive.strip().lower() for directive in directives.split(b",")]
 
 
