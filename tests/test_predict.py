@@ -23,6 +23,8 @@ class Scripted:
 
     def __init__(self) -> None:
         self.known = Known(_TWENTY)
+        self.max_pending_bytes = 10_000
+        self.is_draining = False
         self.asked: list[bool] = []
         self.worded: list[int] = []
 
@@ -59,7 +61,14 @@ def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
     async def nothing() -> None:
         pass
 
-    app = create_app(routes, [], start=nothing, stop=nothing)
+    app = create_app(
+        routes,
+        [],
+        start=nothing,
+        stop=nothing,
+        max_pending_bytes=scripted.max_pending_bytes,
+        is_draining=lambda: scripted.is_draining,
+    )
 
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -161,3 +170,30 @@ def test_top_k_in_any_query(query: str, top_k: int) -> None:
 def test_bad_top_k(query: str) -> None:
     """Anything else is refused."""
     assert post(Scripted(), f"/predict?{query}", content=b"known").json()["code"] == "bad_request"
+
+
+@pytest.mark.parametrize("upload", [b"known", b"bad", b"full", b"x" * 1001])
+def test_the_room_that_a_body_takes_is_given_back(upload: bytes) -> None:
+    """Whatever became of the request; else the second one would find no room."""
+    scripted = Scripted()
+    scripted.max_pending_bytes = 1000
+    routes_used_twice = [post(scripted, "/predict", content=upload).status_code for _ in range(2)]
+    assert routes_used_twice[0] == routes_used_twice[1]
+
+
+def test_without_room_for_the_body_the_request_is_turned_away() -> None:
+    """With a 503, before any of it is looked at."""
+    scripted = Scripted()
+    scripted.max_pending_bytes = 4
+    response = post(scripted, "/predict", content=b"known")
+    assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+    assert "retry-after" in response.headers
+    assert scripted.asked == []
+
+
+def test_a_server_that_stops_closes_connections() -> None:
+    """Each answer is the last on its connection, so that clients go elsewhere."""
+    scripted = Scripted()
+    assert "connection" not in post(scripted, "/predict", content=b"known").headers
+    scripted.is_draining = True
+    assert post(scripted, "/predict", content=b"known").headers["connection"] == "close"

@@ -163,7 +163,14 @@ class Application:
                 await redis.stop()
 
         operators = [self._operations_router(), self._cache_router(redis)]
-        return create_app(predict, operators, start=start, stop=stop)
+        return create_app(
+            predict,
+            operators,
+            start=start,
+            stop=stop,
+            max_pending_bytes=settings.max_pending_bytes,
+            is_draining=self.board.is_draining,
+        )
 
     def _redis_tier(self, tally: CacheTally) -> RedisTier | None:
         if self.settings.redis_url is None:

@@ -144,11 +144,14 @@ class WorkersGone(ViTError):
 
 
 class Overloaded(ViTError):
-    """Every slot is taken: the queue is full."""
+    """Every slot is taken, or the memory for uploads: the queue is full."""
 
     status = 503
     code = "overloaded"
-    retry_after_s = 1
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class NotReady(ViTError):

@@ -28,6 +28,7 @@ from vit_api.errors import (
     WorkersGone,
 )
 from vit_api.records import Answer, RecordPipe, Request, Status, unpack_answers
+from vit_api.service_rate import ServiceRate
 from vit_api.slots import SlotRange
 from vit_api.workers import WorkerBoard
 
@@ -75,6 +76,7 @@ class InferenceClient:
         self._answers = answers
         self._decode_threads = decode_threads
         self._waiters: dict[int, asyncio.Future[Answer]] = {}
+        self._rate = ServiceRate()
         self._deaths: dict[int, int] = {}  # of workers, while they had the slot's image
 
     def start(self) -> None:
@@ -110,7 +112,8 @@ class InferenceClient:
             raise NotReady("the model is still loading; try again soon")
         taken = self._slots.take(deadline.at)
         if taken is None:
-            raise Overloaded("the server is busy: its queue is full; try again soon")
+            wait_s = self._rate.seconds_for(len(self._waiters))
+            raise Overloaded("the server is busy: its queue is full; try again later", wait_s)
         slot, generation = taken
         waiter: asyncio.Future[Answer] = self._loop.create_future()
         self._waiters[slot] = waiter
@@ -177,6 +180,7 @@ class InferenceClient:
     def _land(self, slot: int, outcome: Answer | ViTError) -> None:
         """Free the slot and tell its waiter, if there is still one."""
         self._slots.release(slot)
+        self._rate.add()
         self._deaths.pop(slot, None)
         waiter = self._waiters.pop(slot, None)
         if waiter is None or waiter.done():  # None: the image of a predecessor of this process, which died

@@ -87,6 +87,9 @@ class Settings(BaseSettings):
     max_batch_upload_mb: Annotated[
         float, Field(gt=0, le=4096, description="Megabytes of one request with several uploads at the most")
     ] = 100.0
+    max_pending_mb: Annotated[
+        float, Field(gt=0, le=1_048_576, description="Megabytes of uploads that an HTTP process holds at once, or 503")
+    ] = 512.0
     max_image_side: Annotated[
         int, Field(ge=16, le=65_535, description="Pixels of an image's width and height at the most")
     ] = 4096
@@ -143,6 +146,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_pending(self) -> Settings:
+        most = max(self.max_upload_mb, self.max_batch_upload_mb)
+        if self.max_pending_mb < most:
+            raise ValueError(f"{ENV_PREFIX}MAX_PENDING_MB: at least {most:g}, so that one request has room")
+        return self
+
+    @model_validator(mode="after")
     def _check_slots(self) -> Settings:
         if self.slots_per_process > MAX_SLOTS_PER_PROCESS:
             most = MAX_SLOTS_PER_PROCESS * self.api_servers
@@ -166,6 +176,11 @@ class Settings(BaseSettings):
     def max_batch_upload_bytes(self) -> int:
         """Bytes of one request with several uploads at the most."""
         return int(self.max_batch_upload_mb * 2**20)
+
+    @property
+    def max_pending_bytes(self) -> int:
+        """Bytes of uploads that an HTTP process holds at once."""
+        return int(self.max_pending_mb * 2**20)
 
     @property
     def max_wait_s(self) -> float:

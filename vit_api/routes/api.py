@@ -75,6 +75,8 @@ def create_app(
     *,
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
+    max_pending_bytes: int,
+    is_draining: Callable[[], bool],
 ) -> Front:
     """Return the ASGI application of one HTTP process.
 
@@ -83,6 +85,8 @@ def create_app(
         operators: Routes for operators.
         start: Called on the event loop before the first request.
         stop: Called on the event loop after the last one.
+        max_pending_bytes: Of all requests' bodies together at the most.
+        is_draining: Tells whether the server stops.
     """
 
     @asynccontextmanager
@@ -111,7 +115,7 @@ def create_app(
         ("POST", "/predict"): predict.predict,
         ("POST", "/predict/batch"): predict.predict_batch,
     }
-    return Front(handlers, app)
+    return Front(handlers, app, max_pending_bytes=max_pending_bytes, is_draining=is_draining)
 
 
 def _described() -> APIRouter:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit_api.errors import InternalError, ViTError
-from vit_api.routes.messages import REQUEST_ID, Request, Response
+from vit_api.routes.messages import REQUEST_ID, Pending, Request, Response
 from vit_api.routes.responses import error_response
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,22 @@ class Front:
     Args:
         handlers: The busy paths, by method and path.
         fallback: Answers everything else.
+        max_pending_bytes: Of all requests' bodies together at the most.
+        is_draining: Tells whether the server stops, so that clients are to leave.
     """
 
-    def __init__(self, handlers: Mapping[tuple[str, str], Handler], fallback: ASGIApp) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[tuple[str, str], Handler],
+        fallback: ASGIApp,
+        *,
+        max_pending_bytes: int,
+        is_draining: Callable[[], bool],
+    ) -> None:
         self._handlers = handlers
         self._fallback = fallback
+        self._pending = Pending(max_pending_bytes)
+        self._is_draining = is_draining
         # Unique as a random number, at a tenth of the time: random for each process, and counted within it.
         self._id_start = os.urandom(12).hex().encode()
         self._id_numbers = itertools.count()
@@ -46,7 +57,8 @@ class Front:
         if scope["type"] != "http":
             await self._fallback(scope, receive, send)
             return
-        request = Request(scope, receive, b"%s%08x" % (self._id_start, next(self._id_numbers)))
+        new_id = b"%s%08x" % (self._id_start, next(self._id_numbers))
+        request = Request(scope, receive, new_id, self._pending)
         own_id = request.headers.get(REQUEST_ID)
         if own_id is not None and _SANE_ID.fullmatch(own_id):
             request.id = own_id
@@ -64,7 +76,9 @@ class Front:
         except Exception:
             logger.exception("request %s failed in an unforeseen way", request.id.decode())
             response = error_response(InternalError("the server failed; its log says why"), request.id.decode())
-        await response.send(send, request.id)
+        finally:
+            request.close()
+        await response.send(send, request.id, is_last=self._is_draining())
 
 
 def _with_request_id(send: Send, request_id: bytes) -> Send:

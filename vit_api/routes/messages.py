@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from vit_api.errors import UploadTooLarge
+from vit_api.errors import Overloaded, UploadTooLarge
 
 REQUEST_ID = b"x-request-id"
 
@@ -24,8 +24,39 @@ T = TypeVar("T")
 _JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 
 
+class Pending:
+    """How many bytes of uploads a process holds, and may hold. For one event loop.
+
+    Args:
+        max_bytes: At the most.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+
+    def take(self, count: int) -> None:
+        """Take room for `count` bytes.
+
+        Raises:
+            Overloaded: There is none.
+        """
+        if count > self._free:
+            raise Overloaded("the server is busy: it holds as many uploads as it may; try again later")
+        self._free -= count
+
+    def give_back(self, count: int) -> None:
+        """Give room back."""
+        self._free += count
+
+
 class Request:
     """One HTTP request.
+
+    Args:
+        scope: ASGI's description of it.
+        receive: ASGI's way to its body.
+        request_id: Its id.
+        pending: What its body takes room in, until `close`.
 
     Attributes:
         scope: ASGI's description of it.
@@ -33,14 +64,21 @@ class Request:
         headers: By lower-case name; of a repeated one the last.
     """
 
-    __slots__ = ("_is_gone", "_receive", "headers", "id", "scope")
+    __slots__ = ("_is_gone", "_pending", "_receive", "_taken", "headers", "id", "scope")
 
-    def __init__(self, scope: Scope, receive: Receive, request_id: bytes) -> None:
+    def __init__(self, scope: Scope, receive: Receive, request_id: bytes, pending: Pending) -> None:
         self.scope = scope
         self.id = request_id
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._is_gone = False
+        self._pending = pending
+        self._taken = 0
+
+    def close(self) -> None:
+        """Give back the room that the body took."""
+        self._pending.give_back(self._taken)
+        self._taken = 0
 
     async def read_body(self, max_bytes: int) -> bytes:
         """Return the body; refuse it at the limit while it arrives, or at once by its declared length.
@@ -50,6 +88,7 @@ class Request:
 
         Raises:
             UploadTooLarge: It has more bytes; the rest was not read.
+            Overloaded: The process holds too many uploads already.
             ClientDisconnect: The client left first.
         """
         declared = self.headers.get(b"content-length")
@@ -65,6 +104,8 @@ class Request:
             size += len(chunk)
             if size > max_bytes:
                 raise UploadTooLarge(max_bytes)
+            self._pending.take(len(chunk))
+            self._taken = size
             if not message.get("more_body", False):
                 return b"".join([*chunks, chunk]) if chunks else chunk
             chunks.append(chunk)
@@ -113,9 +154,11 @@ class Response(NamedTuple):
         """Return every header to send."""
         return [_JSON, (b"content-length", b"%d" % len(self.body)), *self.headers]
 
-    async def send(self, send: Send, request_id: bytes) -> None:
-        """Send it as the answer to the request of this id."""
+    async def send(self, send: Send, request_id: bytes, *, is_last: bool = False) -> None:
+        """Send it as the answer to the request of this id; the last one closes its connection."""
         headers = [*self.all_headers(), (REQUEST_ID, request_id)]
+        if is_last:
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
