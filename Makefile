@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 
-.PHONY: run test lint types imports check bench-cache clean
+.PHONY: run test lint types imports check bench-cache soak clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -22,6 +22,9 @@ imports: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 check: lint types imports test
+
+soak: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)
 
 bench-cache: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.cache_hit

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cache_hit, cache_memory, wrk
+from benchmarks import cache_hit, cache_memory, soak, wrk
 
 
 @pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
@@ -33,3 +33,13 @@ def test_cache_memory(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     cache_memory.main(["--entries", "20000", "--json", str(result)])
     assert 300 < json.loads(result.read_text())["result"]["bytes_per_entry"] < 5000
+
+
+def test_soak(tmp_path: Path) -> None:
+    """Half a minute of mixed traffic, with a worker killed: nothing is lost."""
+    result = tmp_path / "result.json"
+    soak.main(["--minutes", "0.6", "--json", str(result)])
+    report = json.loads(result.read_text())
+    assert report["kills"] == {"worker": 1}
+    assert report["requests"] > 100
+    assert report["lost"] == []

@@ -17,7 +17,7 @@ from tests.server import ROOT, RunningServer, free_port, paused, serve, wait_unt
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
-_KEY = "an operator's key"
+_KEY = "the-operators-key"
 _WAITERS = 40
 
 

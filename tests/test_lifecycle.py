@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -150,3 +151,35 @@ def test_not_ready_until_the_worker_is() -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def test_a_stop_as_the_first_process_of_a_container() -> None:
+    """As process 1 of a namespace, for which the kernel has no default actions, it stops on SIGTERM with status 0."""
+    namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("making a process namespace takes unshare and the right to use it")
+    port = free_port()
+    process = subprocess.Popen(
+        [*namespace, sys.executable, str(ROOT / "server.py")],
+        env=environment(model="digits", host="127.0.0.1", port=port, api_servers=1),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        url = f"http://127.0.0.1:{port}/health"
+        wait_until(lambda: _status_of(url) == 200, 120)
+        (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        assert process.wait(60) == 0
+        wait_until(lambda: _status_of(url) is None)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
+
+
+def _status_of(url: str) -> int | None:
+    try:
+        return httpx.get(url, timeout=30).status_code
+    except httpx.TransportError:
+        return None

@@ -37,11 +37,11 @@ def test_curl(digits_server: RunningServer, command: str) -> None:
 def test_curl_clears_the_cache() -> None:
     """With the key in the environment, as an operator has it."""
     (command,) = set(_ALL_CURLS) - set(_CURLS)
-    with serve(operator_key="of this test") as server:
+    with serve(operator_key="of-this-test") as server:
         here = command.replace("http://127.0.0.1:7860", server.url)
         result = subprocess.run(
             ["bash", "-c", here],
-            env=os.environ | {"VIT_API_OPERATOR_KEY": "of this test"},
+            env=os.environ | {"VIT_API_OPERATOR_KEY": "of-this-test"},
             capture_output=True,
             text=True,
             timeout=60,

@@ -200,7 +200,9 @@ class Application:
             has_redis = settings.redis_url is not None
             return cache_info(self.cache_board, has_redis=has_redis) if settings.cache_size else None
 
-        return operations_router(self.checkpoint, self.board, self.devices, shown, cache)
+        return operations_router(
+            self.checkpoint, self.board, self.table, self.devices, settings=shown, cache_info=cache
+        )
 
     def _cache_router(self, redis: RedisTier | None) -> APIRouter:
         key = self.settings.operator_key

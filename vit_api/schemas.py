@@ -93,6 +93,7 @@ class InfoResponse(_Body):
     labels: int = Field(description="How many classes the model knows")
     input_shape: tuple[int, int, int] = Field(description="Height, width and channels that the model sees")
     workers: list[WorkerInfo]
+    slots: dict[str, int] = Field(description="Places for images, by what becomes of the image; free ones included")
     cache: CacheInfo | None = Field(description="Null if it is off")
     versions: dict[str, str]
     settings: dict[str, object] = Field(description="As started, without secrets")

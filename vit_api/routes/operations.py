@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 
 from vit_api.checkpoint import Checkpoint
 from vit_api.schemas import CacheInfo, HealthResponse, InfoResponse, WorkerInfo
+from vit_api.slots import SlotTable
 from vit_api.workers import WorkerBoard
 
 _PACKAGES = ("litserve", "torch", "transformers", "pillow", "numpy", "fastapi", "uvicorn", "redis")
@@ -20,7 +21,9 @@ _UNAVAILABLE = 503
 def operations_router(
     checkpoint: Checkpoint,
     board: WorkerBoard,
+    table: SlotTable,
     devices: Sequence[str],
+    *,
     settings: dict[str, Any],
     cache_info: Callable[[], CacheInfo | None],
 ) -> APIRouter:
@@ -29,6 +32,7 @@ def operations_router(
     Args:
         checkpoint: The model that is served.
         board: What the workers say of themselves.
+        table: Where the images are.
         devices: Where the model runs.
         settings: What to show of the settings; without secrets.
         cache_info: What the caches did so far.
@@ -83,6 +87,7 @@ def operations_router(
             labels=len(checkpoint.labels),
             input_shape=checkpoint.preprocessing.pixel_shape,
             workers=[_worker_info(board, worker) for worker in range(board.workers)],
+            slots={state.name.lower(): count for state, count in table.count_by_state().items()},
             cache=cache_info(),
             versions={"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES},
             settings=settings,

@@ -1,0 +1,257 @@
+"""Mixed traffic and faults for minutes: nothing may be lost, and nothing may grow.
+
+    python -m benchmarks.soak --minutes 5
+
+Clients post repeated and new images, raw and as forms, corrupt ones, and hang up in the middle; every 20 s a worker or
+an HTTP process is killed. Every request must get its one right answer; a client whose HTTP process was killed under it
+sends the request again, once. At the end all slots are free, and neither memory nor descriptors have grown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks import machine, servers, wrk
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "soak.json"
+_CLIENTS = 24
+_KILL_EVERY_S = 20.0
+_SAMPLE_EVERY_S = 1.0
+_REQUEST_S = 60.0
+_MOST_GROWTH_BYTES = 48 * 2**20
+_MOST_GROWTH_SHARE = 1.10
+_WARM_UP_SHARE = 0.3
+_MOST_NEW_DESCRIPTORS = 16
+"""An HTTP process that took the place of a killed one has inherited some of the main process, about seven, once."""
+
+
+@dataclass
+class Tally:
+    """What happened.
+
+    Attributes:
+        outcomes: Requests by what became of them.
+        lost: Requests without their right answer, described.
+        kills: Processes that were killed, by kind.
+        memory: Resident bytes of all processes, and when, in seconds from the start.
+    """
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    memory: list[tuple[float, int]] = field(default_factory=list)
+
+
+class Traffic:
+    """One client after the other's requests, of a seeded kind.
+
+    Args:
+        port: The server's.
+        tally: Told what happens.
+    """
+
+    def __init__(self, port: int, tally: Tally) -> None:
+        self._port = port
+        self._tally = tally
+        examples = machine.ROOT / "examples"
+        self._pictures = [(label, (examples / f"digit-{label}.png").read_bytes()) for label in "73"]
+        self._number = 0
+
+    async def run(self, seed: int, end: float) -> None:
+        """Send requests until `end`, one after the other."""
+        dice = random.Random(seed)
+        while time.monotonic() < end:
+            kind = dice.choices(("hit", "miss", "form", "bad", "hang up"), (4, 4, 2, 1, 1))[0]
+            label, picture = dice.choice(self._pictures)
+            self._number += 1
+            # What comes after a PNG's end doesn't show, and makes it another upload.
+            upload = picture + (b"again" if kind == "hit" else self._number.to_bytes(8, "big"))
+            if kind == "bad":
+                upload = picture[: len(picture) // 2] + self._number.to_bytes(8, "big")
+            await self._request(kind, upload, "bad_image" if kind == "bad" else label)
+
+    async def _request(self, kind: str, upload: bytes, expected: str) -> None:
+        body, content_type = upload, "application/octet-stream"
+        if kind == "form":
+            body, content_type = wrk.as_form(upload), f"multipart/form-data; boundary={wrk.BOUNDARY}"
+        lines = ("POST /predict HTTP/1.1", "host: x", f"content-type: {content_type}", f"content-length: {len(body)}")
+        request = "".join(f"{line}\r\n" for line in (*lines, "")).encode() + body
+        for _ in range(2):
+            try:
+                got = await asyncio.wait_for(self._exchange(request, hangs_up=kind == "hang up"), _REQUEST_S)
+            except (OSError, asyncio.IncompleteReadError):
+                self._tally.outcomes[f"{kind}: interrupted"] += 1
+                await asyncio.sleep(0.05)
+                continue
+            except asyncio.TimeoutError:
+                got = "no answer"
+            self._tally.outcomes[f"{kind}: {'right' if got in (expected, None) else 'wrong'}"] += 1
+            if got not in (expected, None):
+                self._tally.lost.append(f"{kind}: expected {expected}, got {got}")
+            return
+        self._tally.lost.append(f"{kind}: interrupted twice")
+
+    async def _exchange(self, request: bytes, *, hangs_up: bool) -> str | None:
+        """Return the label or the error's code; None for a client that hung up."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            writer.write(request)
+            await writer.drain()
+            if hangs_up:
+                return None
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = int(head.partition("content-length:")[2].split("\r\n")[0])
+            answer = json.loads(await reader.readexactly(length))
+        finally:
+            writer.close()
+        return str(answer["code"] if "code" in answer else answer["predictions"][0]["label"])
+
+
+async def _kill(server: servers.Server, tally: Tally, end: float) -> None:
+    """Kill a worker, a worker, an HTTP process, and so on."""
+    kinds = ("worker", "worker", "http")
+    for number in range(10_000):
+        if time.monotonic() + 1.5 * _KILL_EVERY_S > end:
+            return
+        await asyncio.sleep(_KILL_EVERY_S)
+        kind = kinds[number % len(kinds)]
+        victims = [pid for pid, its_kind in processes(server).items() if its_kind == kind]
+        if victims:
+            os.kill(victims[0], signal.SIGKILL)
+            tally.kills[kind] += 1
+
+
+async def _sample(server: servers.Server, tally: Tally, start: float, end: float) -> None:
+    while time.monotonic() < end:
+        tally.memory.append((time.monotonic() - start, sum(map(_resident_bytes, processes(server)))))
+        await asyncio.sleep(_SAMPLE_EVERY_S)
+
+
+def processes(server: servers.Server) -> dict[int, str]:
+    """Return the kinds of the server's processes, `main`, `http`, `worker` or `other`, by their ids."""
+    main_command = Path(f"/proc/{server.group}/cmdline").read_bytes()
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[2]) != server.group:
+                continue
+            pid, command = int(stat.parent.name), (stat.parent / "cmdline").read_bytes()
+            if pid == server.group:
+                found[pid] = "main"
+            elif command == main_command:  # it was forked
+                found[pid] = "http"
+            else:
+                found[pid] = "worker" if b"spawn_main" in command else "other"
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _descriptors(server: servers.Server) -> int:
+    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes(server))
+
+
+async def _load(server: servers.Server, tally: Tally, seconds: float) -> None:
+    start = time.monotonic()
+    end = start + seconds
+    traffic = Traffic(int(server.url.rpartition(":")[2]), tally)
+    clients = (traffic.run(seed, end) for seed in range(_CLIENTS))
+    await asyncio.gather(*clients, _kill(server, tally, end), _sample(server, tally, start, end))
+
+
+def run(minutes: float) -> tuple[dict[str, Any], list[str]]:
+    """Run the traffic; return the report and what is wrong with it."""
+    tally = Tally()
+    settings = {"api_servers": 2, "cpu_threads": 1, "cache_size": 1000, "request_timeout_s": _REQUEST_S}
+    with servers.vit_api(**settings) as server:
+        before = _descriptors(server)
+        asyncio.run(_load(server, tally, minutes * 60))
+        info = _settled(server)
+        after = _descriptors(server)
+    report = {
+        "machine": machine.describe(),
+        "minutes": minutes,
+        "requests": sum(tally.outcomes.values()),
+        "outcomes": dict(sorted(tally.outcomes.items())),
+        "lost": tally.lost[:20],
+        "kills": dict(tally.kills),
+        "restarts": sum(worker["restarts"] for worker in info["workers"]),
+        "slots": info["slots"],
+        "memory_mb": _memory(tally.memory, minutes * 60),
+        "descriptors": {"before": before, "after": after},
+    }
+    return report, _faults(report)
+
+
+def _settled(server: servers.Server) -> dict[str, Any]:
+    """Return what /info says once nothing is under way any more."""
+    end = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            info: dict[str, Any] = httpx.get(server.url + "/info", timeout=30).json()
+            is_settled = httpx.get(server.url + "/health", timeout=30).json()["status"] == "ok"
+            busy = sum(count for state, count in info["slots"].items() if state != "free")
+            if (is_settled and not busy) or time.monotonic() > end:
+                return info
+        time.sleep(0.2)
+
+
+def _memory(samples: Sequence[tuple[float, int]], seconds: float) -> dict[str, float]:
+    """Return the median after the warm-up, in the first and in the last third of the rest; restarts are outliers."""
+    rest = [(at, size) for at, size in samples if at > _WARM_UP_SHARE * seconds]
+    third = max(1, len(rest) // 3)
+    first, last = (statistics.median(size for _, size in part) for part in (rest[:third], rest[-third:]))
+    return {"first": round(first / 2**20, 1), "last": round(last / 2**20, 1)}
+
+
+def _faults(report: dict[str, Any]) -> list[str]:
+    faults = [f"lost: {description}" for description in report["lost"]]
+    busy = {state: count for state, count in report["slots"].items() if state != "free" and count}
+    if busy:
+        faults.append(f"slots are not free: {busy}")
+    first, last = report["memory_mb"]["first"], report["memory_mb"]["last"]
+    if last > first * _MOST_GROWTH_SHARE and (last - first) * 2**20 > _MOST_GROWTH_BYTES:
+        faults.append(f"memory grew from {first} to {last} MB")
+    if report["descriptors"]["after"] > report["descriptors"]["before"] + _MOST_NEW_DESCRIPTORS:
+        faults.append(f"descriptors grew: {report['descriptors']}")
+    if report["restarts"] != report["kills"].get("worker", 0):
+        faults.append(f"{report['restarts']} restarts for {report['kills']} kills")
+    return faults
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the soak of the command line; exit with status 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Traffic and faults for minutes.")
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the report goes")
+    options = parser.parse_args(arguments)
+    report, faults = run(options.minutes)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in report.items() if name != "machine"}, indent=1))
+    if faults:
+        sys.exit("\n".join(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A real model on the CPU whose device memory is too small, played by torch's own error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vit_api.batching import BatchingPolicy
+from vit_api.checkpoint import load_checkpoint
+from vit_api.errors import OutOfDeviceMemory
+from vit_api.lit_api import ViTAPI
+from vit_api.loop import SlotLoop
+from vit_api.records import RecordPipe, Request, Status, unpack_answers
+from vit_api.slots import SlotTable
+from vit_api.workers import WorkerBoard
+
+
+class _SmallMemory(torch.nn.Module):
+    """Raises as CUDA does for more than `most` images."""
+
+    def __init__(self, model: torch.nn.Module, most: int) -> None:
+        super().__init__()
+        self.model = model
+        self.most = most
+
+    def forward(self, pixel_values: torch.Tensor) -> object:
+        if len(pixel_values) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.model(pixel_values=pixel_values)
+
+
+@pytest.fixture
+def lit_api() -> ViTAPI:
+    """Load the embedded model."""
+    api = ViTAPI(load_checkpoint("digits"), max_batch_size=32)
+    api.setup("cpu")
+    return api
+
+
+def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
+    """For those who may not import torch."""
+    assert lit_api.model is not None
+    lit_api.model._model = _SmallMemory(lit_api.model._model, 1)
+    images = [np.zeros(lit_api.checkpoint.preprocessing.pixel_shape, np.uint8)] * 2
+    with pytest.raises(OutOfDeviceMemory):
+        lit_api.predict(lit_api.batch(images))
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 31])
+def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.random.Generator) -> None:
+    """Each image gets the answer that it gets alone; if not even one fits, each is told so."""
+    assert lit_api.model is not None
+    shape = lit_api.checkpoint.preprocessing.pixel_shape
+    pixels = noise.integers(0, 256, (32, *shape), dtype=np.uint8)
+    alone = [lit_api.unbatch(lit_api.predict(lit_api.batch([image])))[0] for image in pixels]
+    lit_api.model._model = _SmallMemory(lit_api.model._model, most)
+    table, requests, answers = SlotTable(1, 32, shape), RecordPipe.for_requests(32), RecordPipe.for_answers(32)
+    loop = SlotLoop(table, WorkerBoard(1), requests, [answers], BatchingPolicy(32, 0.0))
+    for slot in range(32):
+        generation = table.start_decoding(slot, 1e18)
+        table.pixels[slot] = pixels[slot]
+        table.queue(slot, 0.0)
+        requests.write([Request(slot, generation).pack()])
+    loop.run(lit_api)
+    got = {answer.slot: answer for answer in unpack_answers(answers.read(32))}
+    assert len(got) == 32
+    for slot, expected in enumerate(alone):
+        assert got[slot].status == (Status.OK if most else Status.OUT_OF_MEMORY)
+        if most:
+            assert got[slot].prediction.probabilities == pytest.approx(expected.probabilities, abs=0.01)
