@@ -1,0 +1,132 @@
+"""What becomes of the server at three times the load that it can bear.
+
+    python -m benchmarks.overload
+
+First a closed loop finds the capacity, then an open loop sends three times as much: each request at its own time,
+whatever became of the others, so that a slow server gets no rest. The model runs batches of one, so that it is the
+limit and not the client, which shares the cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, servers
+from benchmarks.soak import processes
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "overload.json"
+_QUEUE = 128
+_TIMES = 3.0
+_SETTINGS = {"api_servers": 1, "cpu_threads": 1, "max_batch_size": 1, "cache_size": 0, "queue_size": _QUEUE}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: its status, whether it says when to come back, and its seconds from the intended time."""
+
+    status: int
+    has_retry_after: bool
+    seconds: float
+
+
+class Client:
+    """Posts one body on kept connections, as many at once as it takes."""
+
+    def __init__(self, port: int, body: bytes) -> None:
+        self._port = port
+        self._request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def post(self, intended_at: float) -> Reply:
+        """Send a request and return its reply."""
+        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(self._request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
+        self._idle.append((reader, writer))
+        return Reply(int(head.split()[1]), b"retry-after:" in head, time.monotonic() - intended_at)
+
+    async def closed_loop(self, connections: int, seconds: float) -> list[Reply]:
+        """Post on so many connections, on each as soon as the former is answered."""
+        end = time.monotonic() + seconds
+
+        async def loop() -> list[Reply]:
+            replies = []
+            while (now := time.monotonic()) < end:
+                replies.append(await self.post(now))
+            return replies
+
+        return [reply for replies in await asyncio.gather(*(loop() for _ in range(connections))) for reply in replies]
+
+    async def open_loop(self, per_s: float, seconds: float) -> list[Reply]:
+        """Post so many requests a second, each at its own time."""
+        start = time.monotonic()
+        tasks = []
+        for number in range(int(per_s * seconds)):
+            intended_at = start + number / per_s
+            if (delay_s := intended_at - time.monotonic()) > 0:
+                await asyncio.sleep(delay_s)
+            tasks.append(asyncio.create_task(self.post(intended_at)))
+        return list(await asyncio.gather(*tasks))
+
+
+def measure(seconds: float) -> dict[str, Any]:
+    """Return capacity, goodput and latencies."""
+    upload = (machine.ROOT / "examples" / "digit-7.png").read_bytes()
+    with servers.vit_api(**_SETTINGS) as server:
+        port = int(server.url.rpartition(":")[2])
+        asyncio.run(Client(port, upload).closed_loop(32, 1))
+        closed = asyncio.run(Client(port, upload).closed_loop(32, seconds))
+        capacity = len(closed) / seconds
+        before = _resident_mb(server)
+        replies = asyncio.run(Client(port, upload).open_loop(_TIMES * capacity, seconds))
+        after = _resident_mb(server)
+    accepted = [reply for reply in replies if reply.status == 200]
+    refused = [reply for reply in replies if reply.status == 503]
+    return {
+        "capacity_per_s": round(capacity),
+        "offered_per_s": round(len(replies) / seconds),
+        "goodput_per_s": round(len(accepted) / seconds),
+        "goodput_share_of_capacity": round(len(accepted) / seconds / capacity, 3),
+        "statuses": {str(status): sum(r.status == status for r in replies) for status in {r.status for r in replies}},
+        "all_refusals_say_when": all(reply.has_retry_after for reply in refused),
+        "refused_ms": _percentiles(refused),
+        "accepted_ms": _percentiles(accepted),
+        "full_queue_ms": round(_QUEUE / capacity * 1000),
+        "memory_mb": {"before": before, "after": after},
+    }
+
+
+def _percentiles(replies: Sequence[Reply]) -> dict[str, float]:
+    if len(replies) < 2:
+        return {}
+    cuts = statistics.quantiles((reply.seconds * 1000 for reply in replies), n=100)
+    return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
+
+
+def _resident_mb(server: servers.Server) -> int:
+    pages: Callable[[int], int] = lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1])  # noqa: E731
+    return sum(map(pages, processes(server))) * 4096 // 2**20
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description="Three times the capacity.")
+    parser.add_argument("--seconds", type=float, default=10, help="of each part")
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    result = measure(options.seconds)
+    print(json.dumps(result, indent=1))
+    options.json.write_text(json.dumps({"machine": machine.describe(), "result": result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
