@@ -89,6 +89,16 @@ def test_a_signal_stops_every_process(number: signal.Signals) -> None:
             probe.bind(("127.0.0.1", server.port))
 
 
+def test_ctrl_c_in_a_terminal_drains_as_any_stop() -> None:
+    """There the signal reaches every process; the HTTP processes still serve until the main one says otherwise."""
+    with serve(drain_delay_s=2) as server:
+        os.killpg(server.process.pid, signal.SIGINT)
+        wait_until(lambda: server.get("/health").json()["status"] == "stopping")
+        assert server.predict((ROOT / "examples" / "digit-7.png").read_bytes()).status_code == 200
+        assert server.process.wait(60) == 0
+        assert "ended by itself" not in server.log.read_text()
+
+
 def test_a_request_in_flight_is_answered_before_the_stop() -> None:
     """After SIGTERM new connections are refused, and what was accepted is answered."""
     upload = (ROOT / "examples" / "digit-7.png").read_bytes()

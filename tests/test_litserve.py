@@ -77,7 +77,7 @@ def test_litserve_is_the_version_we_know() -> None:
 @pytest.mark.parametrize(
     ("what", "parameters"),
     [
-        pytest.param(LitServer.launch_inference_worker, ["self", "lit_api"], id="launch_inference_worker"),
+        pytest.param(LitServer.launch_single_inference_worker, ["self", "lit_api", "worker_id"], id="launch"),
         pytest.param(LitServer.register_endpoints, ["self"], id="register_endpoints"),
         pytest.param(LitServer._register_middleware, ["self"], id="_register_middleware"),
         pytest.param(
@@ -106,7 +106,7 @@ def test_internals_are_where_we_expect_them(what: object, parameters: list[str])
 @pytest.mark.parametrize("name", ["workers_setup_status", "_get_request_queue", "_transport", "_callback_runner"])
 def test_the_launch_reads_what_we_provide(name: str) -> None:
     """LitServe's launch of a worker passes on the attributes that our server sets instead of queues."""
-    assert name in inspect.getsource(LitServer.launch_inference_worker)
+    assert name in inspect.getsource(LitServer.launch_single_inference_worker)
 
 
 def test_http_processes_need_no_torch() -> None:

@@ -98,7 +98,7 @@ def keep_freed_memory() -> None:
 
 
 def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeout_s: float) -> None:
-    """Serve an ASGI application until SIGTERM or SIGINT, then finish the requests under way. For a forked process.
+    """Serve an ASGI application until SIGTERM, then finish the requests under way. For a forked process.
 
     Args:
         app: The application.
@@ -109,7 +109,8 @@ def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeo
     signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    # Not SIGINT: Ctrl-C reaches all processes, and the main one says what comes when.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     die_with_parent(parent)
     keep_freed_memory()
     # What lives now lives for ever: the collector need not visit it, and leaves the pages shared with the parent.
