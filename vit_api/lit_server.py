@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 import litserve as ls
@@ -114,6 +115,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         self._serve_http(number, self._listeners.keep(number))
 
     def _start_worker(self, number: int) -> BaseProcess:
+        resource_tracker.ensure_running()  # as it starts, it unblocks the signal
         with blocked(signal.SIGINT):  # Ctrl-C reaches all processes; the main one stops the workers
             process: BaseProcess = self.launch_single_inference_worker(self.lit_api, number)
         return process
