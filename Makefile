@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 
-.PHONY: run test lint types imports check bench-cache soak clean
+.PHONY: run test lint types imports check fuzz bench-cache soak clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -22,6 +22,9 @@ imports: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 check: lint types imports test
+
+fuzz: .venv/dev.stamp
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),200000) $(BIN)/python -m pytest tests/test_fuzz.py
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cache_hit, cache_memory, soak, wrk
+from benchmarks import cache_hit, cache_memory, overload, soak, wrk
 
 
 @pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
@@ -33,6 +33,17 @@ def test_cache_memory(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     cache_memory.main(["--entries", "20000", "--json", str(result)])
     assert 300 < json.loads(result.read_text())["result"]["bytes_per_entry"] < 5000
+
+
+def test_overload(tmp_path: Path) -> None:
+    """At three times the capacity each request is answered or told when to come back, and memory doesn't grow."""
+    result = tmp_path / "result.json"
+    overload.main(["--rounds", "1", "--seconds", "3", "--json", str(result)])
+    report = json.loads(result.read_text())["result"]
+    assert set(report["statuses"]) <= {"200", "503"}
+    assert report["statuses"]["200"] > 0
+    assert report["all_refusals_say_when"]
+    assert report["memory_mb"]["after"] < report["memory_mb"]["before"] + 64
 
 
 def test_soak(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Turns an upload into bounded uint8 RGB pixels of the size that the model takes; the only module that imports PIL.
+"""Turns an upload into bounded uint8 RGB pixels of the size that the model takes; with image_limits, all that uses PIL.
 
 Knows nothing of HTTP, slots or models. With `exact`, the pixels are those that transformers' image-classification
 pipeline feeds to its image processor's rescaling, bit for bit (its PIL backend).
@@ -6,7 +6,6 @@ pipeline feeds to its image processor's rescaling, bit for bit (its PIL backend)
 
 from __future__ import annotations
 
-import io
 import re
 import warnings
 
@@ -24,7 +23,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from vit_api.errors import BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage
+from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
+from vit_api.image_limits import UploadFile, bound_directories, check_gif, check_jpeg, check_sides
 from vit_api.preprocessing import Preprocessing, Size
 
 # Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, the JPEG with several
@@ -43,6 +43,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 # PIL's own guard against images that are huge when decoded counts pixels, warns before it refuses, and works on a
 # process-wide limit. Here each side is checked from the header instead, so the guard is switched off.
 Image.MAX_IMAGE_PIXELS = None
+bound_directories()
 
 # A JPEG is scaled while it is decoded only to sizes at least this many times the resize target. On six photos at 4 to
 # 20 times the target, with 2 a pixel is off by 0.33 on average and by 2 at the 99th percentile, about what saving the
@@ -85,18 +86,19 @@ def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact:
         EmptyUpload: The upload has no bytes.
         UnsupportedImage: The upload is not a file of one of the FORMATS.
         ImageTooLarge: A side is longer than `max_side`; known from the header, before any pixel is decoded.
-        BadImage: The file is corrupt or truncated.
+        BadImage: The file is corrupt, truncated, or built to waste time or memory.
     """
     if not upload:
         raise EmptyUpload("The image is empty: it has no bytes.")
     format_name = _format(upload)
     _silence_pillow()
     try:
-        with Image.open(io.BytesIO(upload), formats=[format_name]) as image:
+        _check_structure(upload, format_name, max_side)
+        with Image.open(UploadFile(upload), formats=[format_name]) as image:
             _check_size(image, max_side)
             pixels = None if exact else _decode_reduced(image, preprocessing)
             return np.asarray(pixels or _decode_fully(image, preprocessing, max_side))
-    except ImageTooLarge:
+    except ViTError:
         raise
     except Exception as error:
         # PIL raises whatever its parsers run into: OSError, SyntaxError, ValueError, struct.error, EOFError, ...
@@ -123,13 +125,16 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=_SILENCE[3].pattern)
 
 
+def _check_structure(upload: bytes, format_name: str, max_side: int) -> None:
+    if format_name == "JPEG":
+        check_jpeg(upload)
+    elif format_name == "GIF":
+        check_gif(upload, max_side)
+
+
 def _check_size(image: Image.Image, max_side: int) -> None:
-    width, height = image.size
-    if max(width, height) > max_side:
-        raise ImageTooLarge(
-            f"The image is {width} x {height} pixels; no side may be longer than {max_side}. Scale it down first."
-        )
-    if min(width, height) < 1:
+    check_sides(*image.size, max_side)
+    if min(image.size) < 1:
         raise ValueError("no pixels")
 
 

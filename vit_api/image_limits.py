@@ -1,0 +1,178 @@
+"""Bounds what a hostile image file can make PIL spend before or besides the decoding of its pixels.
+
+Knows how the files are built, but not what their pixels are for. The figures in the comments are for an upload of 10 MB
+or less, on one core of the machine that the tests were written on.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import time
+from typing import IO
+
+from PIL import Image, TiffImagePlugin
+
+from vit_api.errors import BadImage, ImageTooLarge
+
+# PIL's parsers read chunk by chunk, some byte by byte, and some of what they do between two reads grows with the file.
+# Without this limit, a GIF comment in blocks of one byte (each copies the comment so far) or a PNG of 10,000 colour
+# profiles of 1 MB each took more than 20 s of CPU time. The slowest decent file found takes about 1 s (4096 x 4096).
+MAX_CPU_S = 5.0
+_READS_PER_CLOCK = 64
+
+# Each scan of a progressive JPEG costs a pass over all of the picture, and takes 33 bytes in the file: 1,000 scans over
+# 4096 x 4096 pixels took 11 s, 100 take 1.4 s. Encoders write about 10; libtiff refuses more than 100, too.
+MAX_JPEG_SCANS = 100
+# PIL keeps a record of each: 2.6 million empty segments took 4.3 s and 343 MB. An ICC profile of 10 MB is 160 segments.
+MAX_JPEG_SEGMENTS = 2_000
+
+# A directory of TIFF tags, which is what EXIF and MPO's index are, too. Tags may share their bytes, and PIL copies them
+# for each: 300 tags of 9 MB took 5 GB and more than 20 s. Numbers become Python objects: 500 tags that share 64 kB of
+# fractions took 6.5 s and 395 MB. 4096 x 4096 pixels in tiles of 16 x 16 need 131,072 numbers.
+MAX_TAGS = 4_096
+MAX_TAG_NUMBERS = 1 << 18
+_SHARED_BYTES = 1 << 16
+# libtiff decodes a tile as a whole, however little of it is in the picture: one of 32768 x 32768 took 1 GB.
+MAX_TILE_PIXELS = 1 << 24
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_JPEG_WITHOUT_LENGTH = frozenset([0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)])  # to PIL
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_GIF_BLOCK = re.compile(rb"[!,;]")
+_GIF_FRAME = struct.Struct("<HHHH")  # left, top, width, height
+_TILE_TAGS = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
+_INTEGER_BYTES = {3: 2, 4: 4, 16: 8}  # SHORT, LONG, LONG8
+_BYTE_KINDS = (1, 2, 7)  # BYTE, ASCII, UNDEFINED
+_EXIF_PREFIXES = re.compile(rb"(?:Exif\0\0)*")
+
+
+class UploadFile(io.BytesIO):
+    """An upload as PIL reads it; fails once the thread that made it has spent MAX_CPU_S of CPU time since."""
+
+    def __init__(self, upload: bytes) -> None:
+        super().__init__(upload)
+        self._reads = 0
+        self._end_s = time.thread_time() + MAX_CPU_S
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file does.
+
+        Raises:
+            BadImage: The CPU time is spent.
+        """
+        self._reads += 1
+        if self._reads % _READS_PER_CLOCK == 0 and time.thread_time() > self._end_s:
+            raise BadImage(f"The image is too complex: decoding it takes more than {MAX_CPU_S:g} s of CPU time.")
+        return super().read(size)
+
+
+def check_jpeg(upload: bytes) -> None:
+    """Count the scans and segments of a JPEG's first picture as libjpeg and PIL find them.
+
+    Raises:
+        BadImage: There are too many.
+    """
+    segments = scans = position = 0
+    while found := _JPEG_MARKER.search(upload, position):
+        position = found.end()
+        code = upload[position - 1]
+        if code == _JPEG_END and scans:
+            return
+        segments += 1
+        scans += code == _JPEG_SCAN
+        if scans > MAX_JPEG_SCANS or segments > MAX_JPEG_SEGMENTS:
+            raise BadImage(
+                f"The JPEG image is too complex: more than {MAX_JPEG_SCANS} scans or {MAX_JPEG_SEGMENTS} segments."
+            )
+        if code not in _JPEG_WITHOUT_LENGTH:
+            position += int.from_bytes(upload[position : position + 2], "big")
+
+
+def check_gif(upload: bytes, max_side: int) -> None:
+    """Check the extent of a GIF's first frame, which PIL fills with one colour before it tells the size.
+
+    A file of 40 bytes with a frame of 40000 x 40000 took 1.5 GB.
+
+    Raises:
+        ImageTooLarge: The frame reaches beyond `max_side`.
+        IndexError: The file ends before.
+    """
+    flags = upload[10]
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    while (found := _GIF_BLOCK.search(upload, position)) and found[0] != b";":
+        position = found.end()
+        if found[0] == b",":
+            left, top, width, height = _GIF_FRAME.unpack_from(upload, position)
+            check_sides(left + width, top + height, max_side)
+            return
+        position += 1
+        while size := upload[position]:
+            position += size + 1
+        position += 1
+
+
+def check_sides(width: int, height: int, max_side: int) -> None:
+    """Check what a file says of its size.
+
+    Raises:
+        ImageTooLarge: A side is longer than `max_side`.
+    """
+    if max(width, height) > max_side:
+        raise ImageTooLarge(
+            f"The image is {width} x {height} pixels; no side may be longer than {max_side}. Scale it down first."
+        )
+
+
+def bound_directories() -> None:
+    """Make PIL check each directory of tags before it reads it, in TIFF, EXIF and MPO, for the whole process."""
+    directories, exif = TiffImagePlugin.ImageFileDirectory_v2, Image.Exif
+    load_directory, load_exif = directories.load, exif.load
+
+    def load_checked(self: TiffImagePlugin.ImageFileDirectory_v2, fp: IO[bytes]) -> None:
+        _check_directory(fp, is_big=self._bigtiff, endian=self._endian)
+        load_directory(self, fp)
+
+    def load_without_prefixes(self: Image.Exif, data: bytes) -> None:
+        # PIL takes off one prefix at a time and copies the rest each time: 10 MB of them took more than 20 s.
+        prefixes = _EXIF_PREFIXES.match(data or b"")
+        load_exif(self, data[prefixes.end() :] if prefixes else data)
+
+    directories.load = load_checked  # type: ignore[method-assign]
+    exif.load = load_without_prefixes  # type: ignore[method-assign]
+
+
+def _check_directory(file: IO[bytes], *, is_big: bool, endian: str) -> None:
+    """Add up what the directory at the file's position makes PIL keep, and leave the position as it was."""
+    start = file.tell()
+    length = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    order = "<" if endian == "<" else ">"
+    entry = struct.Struct(order + ("HHQ8s" if is_big else "HHL4s"))
+    tags = _integer(file.read(8 if is_big else 2), order)
+    if tags > MAX_TAGS:
+        raise ValueError(f"{tags} tags")
+    entries = file.read(tags * entry.size)
+    file.seek(start)
+    held_bytes = numbers = 0
+    tile_sides = dict.fromkeys(_TILE_TAGS, 0)
+    for tag, kind, count, field in entry.iter_unpack(entries[: len(entries) // entry.size * entry.size]):
+        if tag in tile_sides:
+            # A tag that is there twice counts with its larger value: PIL and libtiff take different ones.
+            tile_sides[tag] = max(tile_sides[tag], _integer(field[: _INTEGER_BYTES[kind]], order))
+        if kind not in TiffImagePlugin.ImageFileDirectory_v2._load_dispatch:
+            continue
+        size = count * TiffImagePlugin.ImageFileDirectory_v2._load_dispatch[kind][0]
+        if size > len(field) and _integer(field, order) + size > length:
+            break  # PIL stops at a value that isn't there, and keeps what it has
+        held_bytes += size
+        numbers += 0 if kind in _BYTE_KINDS else count
+    if held_bytes > 2 * length + _SHARED_BYTES or numbers > MAX_TAG_NUMBERS:
+        raise ValueError(f"tags with {held_bytes} bytes and {numbers} numbers")
+    if tile_sides[_TILE_TAGS[0]] * tile_sides[_TILE_TAGS[1]] > MAX_TILE_PIXELS:
+        raise ValueError(f"tiles of {tile_sides} pixels")
+
+
+def _integer(data: bytes, order: str) -> int:
+    return int.from_bytes(data, "little" if order == "<" else "big")
