@@ -54,6 +54,11 @@ class Client:
         self._idle.append((reader, writer))
         return Reply(int(head.split()[1]), b"retry-after:" in head, time.monotonic() - intended_at)
 
+    def close(self) -> None:
+        """Close the connections, none of which is in use."""
+        for _, writer in self._idle:
+            writer.close()
+
     async def closed_loop(self, connections: int, seconds: float) -> list[Reply]:
         """Post on so many connections, on each as soon as the former is answered."""
         end = time.monotonic() + seconds
@@ -64,7 +69,9 @@ class Client:
                 replies.append(await self.post(now))
             return replies
 
-        return [reply for replies in await asyncio.gather(*(loop() for _ in range(connections))) for reply in replies]
+        by_loop = await asyncio.gather(*(loop() for _ in range(connections)))
+        self.close()
+        return [reply for replies in by_loop for reply in replies]
 
     async def open_loop(self, per_s: float, seconds: float) -> list[Reply]:
         """Post so many requests a second, each at its own time."""
@@ -75,7 +82,9 @@ class Client:
             if (delay_s := intended_at - time.monotonic()) > 0:
                 await asyncio.sleep(delay_s)
             tasks.append(asyncio.create_task(self.post(intended_at)))
-        return list(await asyncio.gather(*tasks))
+        replies = await asyncio.gather(*tasks)
+        self.close()
+        return list(replies)
 
 
 def measure(rounds: int, seconds: float) -> dict[str, Any]:

@@ -124,8 +124,8 @@ class Traffic:
 
 
 async def _kill(server: servers.Server, tally: Tally, end: float) -> None:
-    """Kill a worker, a worker, an HTTP process, and so on."""
-    kinds = ("worker", "worker", "http")
+    """Kill a worker, an HTTP process, a worker, and so on."""
+    kinds = ("worker", "http")
     for number in range(10_000):
         if time.monotonic() + 1.5 * _KILL_EVERY_S > end:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,12 @@ def test_reading_needs_no_heavy_imports() -> None:
         "assert not heavy, heavy; assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(checkpoint.__file__).parents[1])
+
+
+def test_a_checkpoint_with_many_labels_is_small_on_its_way_to_a_worker(tmp_path: Path) -> None:
+    """More than the 64 KB of a pipe would block the main process if the worker died before it read them."""
+    folder = samples.make_checkpoint(tmp_path / "model", classes=5000)
+    loaded = load_checkpoint(str(folder))
+    pickled = pickle.dumps(loaded)
+    assert len(pickled) < 4096
+    assert pickle.loads(pickled) == loaded

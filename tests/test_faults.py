@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -128,11 +129,19 @@ def test_images_that_wait_for_a_dead_worker_are_answered(server: RunningServer) 
         _check(uploads, [reply for [reply] in replies.result(200)])
 
 
+_ESTABLISHED, _CLOSE_WAIT = "01", "08"
+"""States in /proc/net/tcp; the latter is the server's side of a connection that its client has closed."""
+
+
 def _waiting(server: RunningServer) -> int:
     """Count the open connections to the server, nearly all of which wait for an answer."""
+    return _sockets(server, remote=True, state=_ESTABLISHED)
+
+
+def _sockets(server: RunningServer, *, remote: bool, state: str) -> int:
     port = f":{server.port:04X}"
     sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(fields[2].endswith(port) and fields[3] == "01" for fields in sockets)
+    return sum(fields[2 if remote else 1].endswith(port) and fields[3] == state for fields in sockets)
 
 
 def test_a_killed_http_process_is_replaced(server: RunningServer) -> None:
@@ -162,6 +171,31 @@ def _outcome(server: RunningServer, upload: bytes) -> int | None:
         return None
 
 
+def test_of_two_workers_one_is_killed_under_load() -> None:
+    """The other one goes on, and the server stays ready; every client gets its answer."""
+    with serve(cache_size=0, workers_per_device=2, request_timeout_s=_SLOW_RESTART_S) as server:
+        with Load(server, 2000) as load:
+            load.until_answered(0.3)
+            victim = next(pid for pid in processes_of(server.process.pid) if _is_worker(pid))
+            os.kill(victim, signal.SIGKILL)
+            wait_until(lambda: server.get("/health").json()["status"] == "degraded")
+            assert server.get("/health").status_code == 200
+            load.check()
+        wait_until(lambda: server.get("/health").json()["workers_ready"] == 2, 120)
+        assert _restarts(server) == 1
+
+
+def test_an_http_process_that_keeps_dying_stops_the_server() -> None:
+    """The requests of the others are finished first; the exit status says that something is wrong."""
+    with serve(cache_size=0, api_servers=2) as server:
+        while server.process.poll() is None:
+            for pid in http_processes_of(server)[-1:]:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        assert server.process.returncode == 1
+        assert "more than 5 times" in server.log.read_text()
+
+
 def test_a_worker_that_hangs_is_replaced() -> None:
     """It is stopped with a request under way, killed after the set time, and the request answered by the next."""
     with serve(cache_size=0, worker_stall_s=1, request_timeout_s=_SLOW_RESTART_S) as server:
@@ -182,6 +216,8 @@ def test_an_image_that_kills_its_worker_harms_no_other() -> None:
         _check(uploads[:-1], replies[:-1])
         assert (replies[-1].status, replies[-1].body["code"]) == (500, "inference_failed")
         assert _restarts(server) == 3
+        for number in range(2):  # more deaths than a server may have in a minute, but their cause is known
+            assert server.predict(_DEADLY + bytes([number])).status_code == 500
         assert server.predict(_SEVEN).status_code == 200
 
 
@@ -211,10 +247,11 @@ def _is_worker(pid: int) -> bool:
         return False
 
 
-def test_a_stop_under_load_loses_nothing() -> None:
+@pytest.mark.parametrize("keeps_alive", [False, True])
+def test_a_stop_under_load_loses_nothing(keeps_alive: bool) -> None:
     """Not ready at once, still serving for the delay, then the port closes; each answer is whole and right."""
     with serve(cache_size=0, drain_delay_s=2) as server, ThreadPoolExecutor(_CLIENTS) as pool:
-        clients = [pool.submit(_post_until_refused, server, upload) for upload in _uploads(_CLIENTS)]
+        clients = [pool.submit(_post_until_refused, server, upload, keeps_alive) for upload in _uploads(_CLIENTS)]
         wait_until(lambda: _images(server) > 100)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: server.get("/health/ready").status_code == 503)
@@ -226,14 +263,16 @@ def test_a_stop_under_load_loses_nothing() -> None:
         assert server.process.wait(60) == 0
 
 
-def _post_until_refused(server: RunningServer, upload: bytes) -> list[int]:
-    """Post on a new connection each time; whatever else than an answer or a refusal comes is an error."""
+def _post_until_refused(server: RunningServer, upload: bytes, keeps_alive: bool) -> list[int]:
+    """Post again and again; whatever else than an answer or a refusal comes is an error."""
     statuses = []
-    while True:
-        try:
-            statuses.append(httpx.post(server.url + "/predict", content=upload, timeout=60).status_code)
-        except httpx.ConnectError:
-            return statuses
+    limits = httpx.Limits(max_keepalive_connections=1 if keeps_alive else 0)
+    with httpx.Client(timeout=60, limits=limits) as client:
+        while True:
+            try:
+                statuses.append(client.post(server.url + "/predict", content=upload).status_code)
+            except httpx.ConnectError:
+                return statuses
 
 
 def test_a_second_signal_stops_at_once() -> None:
@@ -272,6 +311,8 @@ def test_an_image_whose_client_hung_up_is_not_run() -> None:
         worker = _worker(server)
         with paused(worker):
             _hang_up(server, _SEVEN, after=lambda: wait_until(lambda: _misses(server) == 1))
+            wait_until(lambda: _sockets(server, remote=False, state=_CLOSE_WAIT) == 0)
+            assert server.get("/health/live").status_code == 200  # the server has heard of it, and done what it does
         wait_until(lambda: server.predict(_THREE).status_code == 200)
         assert _images(server) == 1
 

@@ -149,8 +149,21 @@ def test_a_suspect_image_is_a_batch_of_its_own() -> None:
     bench.loop.run(bench.api)
     assert [bench.table.state_of(slot) for slot in (1, 4)] == [SlotState.QUEUED] * 2
     bench.loop.run(bench.api)
-    assert [bench.table.state_of(slot) for slot in (1, 4)] == [SlotState.RUNNING, SlotState.QUEUED]
+    assert [bench.table.state_of(slot) for slot in (1, 4)] == [SlotState.ANSWERED, SlotState.QUEUED]
     bench.loop.run(bench.api)
     assert bench.api.batches == [4, 1, 1]
     answers = list(unpack_answers(bench.answers.read(_SLOTS)))
     assert sorted(answer.slot for answer in answers) == list(range(6))
+
+
+def test_suspect_images_and_others_take_turns() -> None:
+    """However many others come, a suspect image is run; and the other way round."""
+    bench = Bench()
+    for slot in range(8):
+        bench.queue(slot, slot)
+    for slot in (1, 4, 5):
+        bench.suspect(slot)
+    for slot in range(10, 16):
+        bench.loop.run(bench.api)
+        bench.queue(slot, slot)  # somebody else is always there
+    assert bench.api.batches == [5, 1, 2, 1, 2, 1]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_inference import Bench, run, until
 from vit_api.errors import InferenceFailed, WorkersGone
-from vit_api.records import Status, unpack_requests
+from vit_api.records import Answer, Status, unpack_requests
 from vit_api.recovery import Recovery
 from vit_api.slots import Claim, SlotRange, SlotState, SlotTable
 
@@ -157,6 +157,48 @@ def test_a_successor_takes_over_the_slots_of_a_dead_http_process() -> None:
     run(successor, scenario)
 
 
+def test_no_slot_of_a_dead_http_process_is_lost_for_ever() -> None:
+    """Queued without a record; answered, and the answer read; skipped, and the answer read: all are free again."""
+    dead = Bench(slots=4)
+    for slot in range(3):
+        dead.table.start_decoding(slot, time.monotonic() + 60)
+        dead.table.queue(slot, time.monotonic())
+    assert dead.table.claim(1, 1, 0, time.monotonic()) is not None
+    dead.table.finish(1)  # its answer was read by the process that died, as was that of slot 2, which was skipped
+
+    async def scenario(successor: Bench) -> None:
+        Recovery(dead.table, successor.requests, [successor.answers]).http_process_died()
+        for request in unpack_requests(successor.requests.read(100)):
+            claim = dead.table.claim(request.slot, request.generation, 0, time.monotonic())
+            assert claim is not None
+            assert not claim.is_wanted
+            successor.answer(claim, Status.SKIPPED)
+        await until(lambda: successor.range.free_count == 4)
+
+    successor = Bench(slots=4)
+    successor.table = dead.table
+    successor.range = SlotRange(dead.table, 0)
+    successor.remake_client()
+    run(successor, scenario)
+
+
+def test_two_deaths_before_the_owner_hears_of_one() -> None:
+    """The second notice finds the slot queued already, and costs nobody anything, least of all those behind it."""
+
+    async def scenario(bench: Bench) -> None:
+        first, second = bench.submit(b"a"), bench.submit(b"b")
+        claims = {claim.slot: claim for claim in (await bench.claim(), await bench.claim())}
+        lost, answered = sorted(claims.values())
+        bench.answers.write([Answer(lost.slot, lost.generation, Status.LOST).pack()] * 2)
+        bench.answer(answered)
+        again = await bench.claim()
+        assert not bench.table.is_alone(again.slot), "one death was counted, not two"
+        bench.answer(again)
+        await asyncio.gather(first, second)
+
+    run(Bench(), scenario)
+
+
 def test_the_oldest_is_written_first() -> None:
     """The queue keeps its order."""
     table = SlotTable(1, 3, (1, 1, 3))
@@ -164,7 +206,6 @@ def test_the_oldest_is_written_first() -> None:
         table.start_decoding(slot, 100.0)
         table.queue(slot, queued_at)
     assert [slot for slot, _ in table.queued()] == [1, 2, 0]
-    assert table.oldest_queued_at() == 1.0
     claim = table.claim(1, 1, 5, 4.0)
     assert claim == Claim(1, 1, 1.0, True)
     assert table.held_by(5) == [(1, 1)]

@@ -56,6 +56,13 @@ class Checkpoint:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the labels, which are read again: 20,000 of them would not fit into the pipe to a new process."""
+        return {name: value for name, value in vars(self).items() if name != "labels"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, labels=_labels(_read_json(state["path"] / "config.json")))
+
     def identity(self) -> str:
         """Return what no other checkpoint has: its commit on the hub or, for a directory, its files' SHA-256.
 

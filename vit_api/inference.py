@@ -29,14 +29,13 @@ from vit_api.errors import (
 )
 from vit_api.records import Answer, RecordPipe, Request, Status, unpack_answers
 from vit_api.service_rate import ServiceRate
-from vit_api.slots import SlotRange
+from vit_api.slots import MOST_DEATHS, SlotRange
 from vit_api.workers import WorkerBoard
 
 logger = logging.getLogger(__name__)
 
 _ANSWERS_PER_READ = 1024
-_MOST_DEATHS = 2
-"""Of workers in whose batch an image was, before it is tried alone, for the last time."""
+_UNWANTED = "nobody waits for this image any more"
 _GONE = "the model's processes died and can't be started again; the server stops"
 
 
@@ -118,10 +117,12 @@ class InferenceClient:
         waiter: asyncio.Future[Answer] = self._loop.create_future()
         self._waiters[slot] = waiter
         deadline.follow(functools.partial(self._extend, slot, waiter))
-        self._executor.submit(self._decode_into, slot, generation, upload)
+        box = [upload]
+        self._executor.submit(self._decode_into, slot, generation, box)
         try:
             return await waiter
         except asyncio.CancelledError:
+            box.clear()  # the decoding thread may be long in coming to it
             # The slot may be free by now, or even another image's, if the answer came just before.
             if self._waiters.get(slot) is waiter:
                 self._table.abandon(slot)
@@ -133,14 +134,14 @@ class InferenceClient:
         if self._waiters.get(slot) is waiter:
             self._table.extend(slot, at)
 
-    def _decode_into(self, slot: int, generation: int, upload: bytes) -> None:
+    def _decode_into(self, slot: int, generation: int, box: list[bytes]) -> None:
         """Decode an upload and queue it; in a decoding thread, which owns the slot's pixels meanwhile.
 
         The request's record is written here: one wake-up of the event loop less for each image.
         """
         try:
             self._check_wanted(slot)
-            self._table.pixels[slot] = self._decoder.decode_request(upload)
+            self._table.pixels[slot] = self._decoder.decode_request(_out_of(box))
             self._check_wanted(slot)
             self._table.queue(slot, time.monotonic())
             self._requests.write([Request(slot, generation).pack()])
@@ -152,7 +153,7 @@ class InferenceClient:
 
     def _check_wanted(self, slot: int) -> None:
         if self._table.is_abandoned(slot):
-            raise DeadlineExceeded("nobody waits for this image any more")
+            raise DeadlineExceeded(_UNWANTED)
 
     def _land_from_thread(self, slot: int, error: ViTError) -> None:
         if not self._loop.is_closed():
@@ -160,21 +161,30 @@ class InferenceClient:
 
     def _read_answers(self) -> None:
         for answer in unpack_answers(self._answers.read(_ANSWERS_PER_READ)):
-            if not self._table.is_current(answer.slot, answer.generation):
-                continue
-            if answer.status == Status.LOST and self._is_worth_another_try(answer.slot):
+            try:
+                self._take(answer)
+            except Exception:  # one answer must not cost the others
+                logger.exception("slot %d is in an unforeseen state", answer.slot)
+
+    def _take(self, answer: Answer) -> None:
+        if not self._table.is_current(answer.slot, answer.generation):
+            return
+        if answer.status != Status.LOST:
+            self._land(answer.slot, _error_of(answer) or answer)
+        elif self._table.is_held(answer.slot):  # else it was queued again already
+            if self._is_worth_another_try(answer.slot):
                 self._try_again(answer)
             else:
                 self._land(answer.slot, _error_of(answer) or answer)
 
     def _is_worth_another_try(self, slot: int) -> bool:
-        return slot in self._waiters and self._deaths.get(slot, 0) < _MOST_DEATHS and not self._table.is_abandoned(slot)
+        return slot in self._waiters and self._deaths.get(slot, 0) < MOST_DEATHS and not self._table.is_abandoned(slot)
 
     def _try_again(self, answer: Answer) -> None:
         """Queue an image again whose worker died; after the second death alone, since the image may be the reason."""
         slot = answer.slot
         deaths = self._deaths[slot] = self._deaths.get(slot, 0) + 1
-        self._table.requeue(slot, alone=deaths == _MOST_DEATHS)
+        self._table.requeue(slot, alone=deaths == MOST_DEATHS)
         self._requests.write([Request(slot, answer.generation).pack()])
 
     def _land(self, slot: int, outcome: Answer | ViTError) -> None:
@@ -189,6 +199,14 @@ class InferenceClient:
             waiter.set_exception(outcome)
         else:
             waiter.set_result(outcome)
+
+
+def _out_of(box: list[bytes]) -> bytes:
+    """Take the upload out of its box, which the event loop may have emptied."""
+    try:
+        return box.pop()
+    except IndexError:
+        raise DeadlineExceeded(_UNWANTED) from None
 
 
 def _error_of(answer: Answer) -> ViTError | None:

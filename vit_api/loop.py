@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_BEAT_S = 1.0
+"""How often an idle worker shows that it is alive."""
+
 _NOTHING = Prediction((), ())
 
 
@@ -57,6 +60,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._policy = policy
         self._worker = 0
         self._alone: deque[Request] = deque()
+        self._was_alone = False
 
     def __call__(self, lit_api: ViTAPI, device: str, worker_id: int, *litserve: Any) -> None:
         """Say that this worker is ready, then serve until the process ends. LitServe calls this after `setup`."""
@@ -72,9 +76,11 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         """Serve one batch, waiting for it as long as it takes."""
         batch = self._collect()
         started = time.monotonic()
-        self._board.start_batch(self._worker, started)
+        self._board.beat(self._worker, started)
         outcomes = self._infer(lit_api, batch)
-        self._board.end_batch(self._worker, len(batch))
+        self._board.count_batch(self._worker, len(batch))
+        for claim in batch:
+            self._table.finish(claim.slot)
         inference_s = time.monotonic() - started
         self._answer(
             Answer(claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s)
@@ -84,10 +90,15 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
     def _collect(self) -> list[Claim]:
         """Wait for images and return the next batch: 1 to `max_batch_size` claims, oldest first."""
         batch: list[Claim] = []
-        while True:
+        if self._alone and not self._was_alone:  # in turns with the others: neither is to wait for ever
+            batch = self._claim_alone()
+        self._was_alone = bool(batch)
+        while not self._was_alone:
             batch += self._claim_waiting(self._policy.max_batch_size - len(batch))
             if not batch and (alone := self._claim_alone()):
+                self._was_alone = True
                 return alone
+            self._board.beat(self._worker, time.monotonic())
             wait_s = self._policy.remaining_wait_s(
                 now=time.monotonic(),
                 size=len(batch),
@@ -95,8 +106,9 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
                 coming=self._table.count_coming() if batch else 0,
             )
             if wait_s == 0:
-                return batch
-            select.select([self._requests], [], [], None if wait_s == math.inf else wait_s)
+                break
+            select.select([self._requests], [], [], min(wait_s, _BEAT_S))
+        return batch
 
     def _claim_waiting(self, most: int) -> list[Claim]:
         """Claim up to `most` images that wait now; answer those that nobody wants any more."""

@@ -29,12 +29,18 @@ _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES = {_M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 2**20, _M_MMAP_THRESHOLD: 32 * 2**20}
 
-# A packet filter, socket(7), of one instruction, "keep 0 bytes": connections that begin now get no answer, and are
-# refused when the client tries again, while those that were accepted live on.
+# A packet filter for a listener, socket(7), in classic BPF: drop packets with SYN and without ACK, keep the others.
+# Connections that begin now get no answer, and are refused when the client tries again; the others live on.
 _SO_ATTACH_FILTER = 26
-_BPF_RETURN = struct.pack("HBBI", 0x06, 0, 0, 0)
-_FILTER_CODE = ctypes.create_string_buffer(_BPF_RETURN)
-_DROP_ALL = struct.pack("HL", 1, ctypes.addressof(_FILTER_CODE))
+_DROP_NEW = (
+    (0x30, 0, 0, 13),  # load the TCP header's flags
+    (0x54, 0, 0, 0x12),  # keep SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # yes: keep 0 bytes of the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # no: keep all
+)
+_FILTER_CODE = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DROP_NEW))
+_FILTER = struct.pack("HL", len(_DROP_NEW), ctypes.addressof(_FILTER_CODE))
 _ACCEPT_S = 0.2
 """How long connections that the kernel has accepted are accepted here, and their requests read."""
 
@@ -140,6 +146,6 @@ class _Server(uvicorn.Server):
         """Take no new connections, accept those that are there, then stop as uvicorn does."""
         for listener in sockets or ():
             with contextlib.suppress(OSError):  # not on Linux
-                listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _DROP_ALL)
+                listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER)
         await asyncio.sleep(_ACCEPT_S)
         await super().shutdown(sockets)

@@ -37,12 +37,19 @@ class Recovery:
         self._tell(self._table.held_by(worker), Status.LOST)
         self._write_requests_again()
 
+    def http_process_died(self) -> None:
+        """Have what it had queued, perhaps without a record, found by a worker, which skips it and says so.
+
+        Its successor has to be there, and to have marked these images as unwanted.
+        """
+        self._write_requests_again()
+
     def give_up(self) -> None:
         """Have the owners answer all that waits with a failure: no worker will come any more."""
         self._tell(self._table.with_workers(), Status.UNAVAILABLE)
 
     def _write_requests_again(self) -> None:
-        """Write the record of every queued slot, since the dead worker may have read some and not claimed them.
+        """Write the record of every queued slot: a dead worker may have read some, a dead owner not written them.
 
         The pipe is emptied first, so that it can't overflow. A record that an owner writes meanwhile may be there
         twice, which is harmless: a slot can be claimed once.

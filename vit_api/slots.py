@@ -9,11 +9,11 @@ one needs no lock. The owner writes a slot's fields until it queues the slot; th
 the pixels until it has sent its answer; with the answer the slot is the owner's again. `TRANSITIONS` is the whole
 state machine:
 
-    FREE ── take ──▶ DECODING ── queue ──▶ QUEUED ── claim ──▶ RUNNING
-      ▲                 │                     │   ▲               │
-      │                 │                     │   └── requeue ────┤ (its worker died)
-      └──── release ────┴────── release ──────┴───── release ─────┘
-                 (decoding failed)    (skipped: abandoned)   (answered)
+    FREE ── take ──▶ DECODING ── queue ──▶ QUEUED ── claim ──▶ RUNNING ── finish ──▶ ANSWERED
+      ▲                 │                     │   ▲               │                     │
+      │                 │                     │   └── requeue ────┴──(its worker died)──┤
+      └──── release ────┴────── release ──────┴─────────────────── release ─────────────┘
+                 (decoding failed)    (skipped: abandoned)
 
 A client that leaves or a deadline that passes marks the slot abandoned; this flag and the deadline are the owner's at
 all times. The worker skips an abandoned slot, and only the worker's answer frees a slot that was queued, so none is
@@ -22,7 +22,8 @@ nothing.
 
 When a worker dies, the main process tells the owners which slots it held, and writes the records of all queued slots
 again, since one may have been read and not yet claimed; see `recovery`. When an HTTP process dies, its successor takes
-its slots over: what no worker can read is free at once, the rest when its answer comes.
+its slots over: what no worker can read is free at once, the rest when its answer comes. ANSWERED tells the two apart,
+since the dead process may have read the answer already.
 """
 
 from __future__ import annotations
@@ -43,14 +44,19 @@ class SlotState(enum.IntEnum):
     DECODING = 1
     QUEUED = 2
     RUNNING = 3
+    ANSWERED = 4
 
 
 TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
     SlotState.FREE: frozenset({SlotState.DECODING}),
     SlotState.DECODING: frozenset({SlotState.QUEUED, SlotState.FREE}),
     SlotState.QUEUED: frozenset({SlotState.RUNNING, SlotState.FREE}),
-    SlotState.RUNNING: frozenset({SlotState.FREE, SlotState.QUEUED}),
+    SlotState.RUNNING: frozenset({SlotState.ANSWERED, SlotState.FREE, SlotState.QUEUED}),
+    SlotState.ANSWERED: frozenset({SlotState.FREE, SlotState.QUEUED}),
 }
+
+MOST_DEATHS = 2
+"""Of workers that held an image in a batch, before it is tried alone, for the last time."""
 
 _MAX_GENERATION = 2**32 - 1
 
@@ -132,8 +138,9 @@ class SlotTable:
         return SlotState(self._state[slot])
 
     def count_coming(self) -> int:
-        """Count the images that are on the way to a worker: being decoded, or queued and not yet claimed."""
+        """Count the images that may join a batch: being decoded, or queued, not yet claimed and not to be alone."""
         coming = (self._states == SlotState.DECODING) | (self._states == SlotState.QUEUED)
+        coming &= self._shared["alone"] == 0
         return int(np.count_nonzero(coming))
 
     def count_by_state(self) -> dict[SlotState, int]:
@@ -204,29 +211,37 @@ class SlotTable:
 
     def held_by(self, worker: int) -> list[tuple[int, int]]:
         """Return slot and generation of what `worker` was running. For the main process, once that worker is dead."""
-        held = (self._states == SlotState.RUNNING) & (self._shared["workers"] == worker)
-        return self._with_generations(np.flatnonzero(held))
+        generations = self._shared["generations"].copy()  # first: what an owner retakes meanwhile is not meant
+        held = (self._states == SlotState.RUNNING) | (self._states == SlotState.ANSWERED)
+        return _pairs(np.flatnonzero(held & (self._shared["workers"] == worker)), generations)
 
     def queued(self) -> list[tuple[int, int]]:
         """Return slot and generation of what waits for a worker, the oldest first."""
+        generations = self._shared["generations"].copy()
         slots = np.flatnonzero(self._states == SlotState.QUEUED)
-        return self._with_generations(slots[np.argsort(self._shared["queued_at"][slots], kind="stable")])
+        return _pairs(slots[np.argsort(self._shared["queued_at"][slots], kind="stable")], generations)
 
     def with_workers(self) -> list[tuple[int, int]]:
         """Return slot and generation of all that waits for a worker or is run by one."""
-        return self._with_generations(np.flatnonzero(self._states >= SlotState.QUEUED))
+        generations = self._shared["generations"].copy()
+        return _pairs(np.flatnonzero(self._states >= SlotState.QUEUED), generations)
 
-    def _with_generations(self, slots: NDArray[np.intp]) -> list[tuple[int, int]]:
-        return [(int(slot), int(self._generation[slot])) for slot in slots]
-
-    def oldest_queued_at(self) -> float | None:
-        """Return when the oldest image that waits for a worker was queued; None if none waits."""
-        times = self._shared["queued_at"][self._states == SlotState.QUEUED]
-        return float(times.min()) if times.size else None
+    def finish(self, slot: int) -> None:
+        """Note that `slot` is not read any more. For its worker, before the answer."""
+        self._move(slot, SlotState.ANSWERED)
 
     def is_current(self, slot: int, generation: int) -> bool:
         """Tell whether an answer for `generation` belongs to the slot's present use. For the owner."""
-        return self._generation[slot] == generation and self._state[slot] in (SlotState.QUEUED, SlotState.RUNNING)
+        is_same_use: bool = self._generation[slot] == generation
+        return is_same_use and self.state_of(slot) >= SlotState.QUEUED
+
+    def is_held(self, slot: int) -> bool:
+        """Tell whether a worker claimed `slot` and the owner has not heard of it yet. For the owner."""
+        return self.state_of(slot) in (SlotState.RUNNING, SlotState.ANSWERED)
+
+
+def _pairs(slots: NDArray[np.intp], generations: NDArray[np.uint32]) -> list[tuple[int, int]]:
+    return [(int(slot), int(generations[slot])) for slot in slots]
 
 
 class SlotRange:
@@ -240,7 +255,7 @@ class SlotRange:
         first = owner * table.slots_per_owner
         for slot in range(first, first + table.slots_per_owner):
             table.abandon(slot)
-            if table.state_of(slot) == SlotState.DECODING:
+            if table.state_of(slot) in (SlotState.DECODING, SlotState.ANSWERED):
                 table.release(slot)
         # A stack: the slot that was used last is warm in the processor's cache, and unused ones never take memory.
         slots = range(first + table.slots_per_owner - 1, first - 1, -1)

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from socket import socket
 
 from vit_api.recovery import Recovery
-from vit_api.slots import SlotTable
+from vit_api.slots import MOST_DEATHS, SlotTable
 from vit_api.workers import WorkerBoard, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,18 @@ _WORKER_STOP_S = 5.0
 _LAST_ANSWERS_S = 5.0
 """What HTTP processes get to answer what waits, when the workers are gone for good."""
 _LAST_TICK_S = 0.05
+_BEAT_SLACK_S = 1.0
+"""An idle worker's last sign of life may be so old."""
+_SLEPT_S = 2.0
+
+
+class _WorkersHopeless(Exception):
+    """A worker can't be kept alive."""
+
+
+class _HttpHopeless(Exception):
+    """An HTTP process can't be kept alive."""
+
 
 StartProcess = Callable[[int], BaseProcess]
 
@@ -51,6 +63,11 @@ class _Member:
     start: Callable[[], BaseProcess]
     process: BaseProcess
     restarts: deque[float] = field(default_factory=deque)
+
+    def forgive(self) -> None:
+        """Forget the last deaths, whose cause is known and gone."""
+        for _ in range(min(MOST_DEATHS, len(self.restarts))):
+            self.restarts.pop()
 
     def may_restart(self, *, worked: bool = True) -> bool:
         """Note a restart, and tell whether there were not too many lately, or in a row before it `worked` again."""
@@ -101,6 +118,7 @@ class Supervisor:
         self._drain_timeout_s = drain_timeout_s
         self._http: list[_Member] = []
         self._workers: list[_Member] = []
+        self._awake_since = 0.0
 
     def start_http(self) -> None:
         """Start the HTTP processes; before the workers, so that probes are answered while the model loads."""
@@ -122,66 +140,76 @@ class Supervisor:
         Args:
             stop: Has a byte to read for each signal that came.
         """
-        while not self._wait(stop):
-            if not self._replace_dead():
-                return 1
-        logger.info("stopping: not ready from now on")
-        self._board.mark_draining()
-        if self._wait_until(stop, time.monotonic() + self._drain_delay_s):
-            return self._drain(stop)
+        try:
+            while not self._wait(stop, _TICK_S):
+                self._replace_dead_workers()
+                self._replace_dead_http()
+            self._drain(stop)
+        except _WorkersHopeless as error:
+            logger.error("%s; stopping", error)
+            self._give_up(stop)
+            return 1
+        except _HttpHopeless as error:
+            logger.error("%s; stopping", error)
+            self._finish_requests(stop)
+            return 1
         return 0
 
     def stop(self) -> None:
         """End what still runs, at once."""
-        _kill_after([member.process for member in self._http], 0.0)
-        _kill_after([member.process for member in self._workers], _WORKER_STOP_S)
+        _end([member.process for member in self._http], 0.0)
+        _end([member.process for member in self._workers], _WORKER_STOP_S)
 
-    def _wait(self, stop: socket, timeout_s: float = _TICK_S) -> bool:
+    def _wait(self, stop: socket, timeout_s: float) -> bool:
         """Wait until a process ends or the time is up; tell whether a signal came."""
         sentinels = [member.process.sentinel for member in (*self._http, *self._workers)]
-        if stop in wait([stop, *sentinels], timeout_s):
+        before = time.monotonic()
+        ready = wait([stop, *sentinels], max(0.0, timeout_s))
+        if time.monotonic() - before > timeout_s + _SLEPT_S:
+            self._awake_since = time.monotonic()  # this process was stopped, and so maybe were the workers
+        if stop in ready:
             stop.recv(1)
-            return True
-        return False
+        return stop in ready
 
-    def _wait_until(self, stop: socket, end: float) -> bool:
-        """Keep all alive until `end`; tell whether no further signal came."""
+    def _drain(self, stop: socket) -> None:
+        """Say that the server is not ready, then have the HTTP processes finish; a second signal ends that at once."""
+        logger.info("stopping: not ready from now on")
+        self._board.mark_draining()
+        end = time.monotonic() + self._drain_delay_s
         while (left_s := end - time.monotonic()) > 0:
             if self._wait(stop, min(left_s, _TICK_S)):
-                return False
-            self._replace_dead()
-        return True
+                return
+            self._replace_dead_workers()
+            self._replace_dead_http()
+        self._finish_requests(stop)
 
-    def _drain(self, stop: socket) -> int:
-        """Have the HTTP processes finish what they accepted; a second signal ends that at once."""
+    def _finish_requests(self, stop: socket) -> None:
+        """Close the port and wait for the answers to what was accepted, until another signal or the time limit."""
+        self._board.mark_draining()
         for member in self._http:
             member.process.terminate()
         end = time.monotonic() + self._drain_timeout_s
-        while self._http and time.monotonic() < end:
-            if self._wait(stop, min(_TICK_S, max(0.0, end - time.monotonic()))):
+        while self._http:
+            if self._wait(stop, min(_TICK_S, end - time.monotonic())):
                 logger.warning("stopping at once: another signal came")
-                return 0
+                return
+            if time.monotonic() > end:
+                logger.warning("requests were still under way after %g s; stopping", self._drain_timeout_s)
+                return
             self._http = [member for member in self._http if member.process.is_alive()]
             self._replace_dead_workers()
-        if self._http:
-            logger.warning("requests were still under way after %g s; stopping all the same", self._drain_timeout_s)
-        return 0
 
-    def _replace_dead(self) -> bool:
-        """Start again what died or hangs; tell whether that makes sense still."""
-        return self._replace_dead_workers() and self._replace_dead_http()
-
-    def _replace_dead_http(self) -> bool:
+    def _replace_dead_http(self) -> None:
         for member in self._http:
-            if not member.process.is_alive():
-                _log_end(member)
-                if not member.may_restart():
-                    logger.error("%s died more than %d times in a minute; stopping", member.name, _MOST_RESTARTS)
-                    return False
-                member.process = member.start()
-        return True
+            if member.process.is_alive():
+                continue
+            _log_end(member)
+            if not member.may_restart():
+                raise _HttpHopeless(f"{member.name} died more than {_MOST_RESTARTS} times in a minute")
+            member.process = member.start()
+            self._recovery.http_process_died()
 
-    def _replace_dead_workers(self) -> bool:
+    def _replace_dead_workers(self) -> None:
         for number, member in enumerate(self._workers):
             if member.process.is_alive() and self._hangs(number):
                 logger.error("%s made no progress for %g s; killing it", member.name, self._worker_stall_s)
@@ -189,41 +217,41 @@ class Supervisor:
                 member.process.join()
             if not member.process.is_alive():
                 _log_end(member)
-                if not self._restart_worker(number, member):
-                    self._give_up()
-                    return False
-        return True
+                self._restart_worker(number, member)
 
-    def _restart_worker(self, number: int, member: _Member) -> bool:
+    def _restart_worker(self, number: int, member: _Member) -> None:
         state = self._board.read(number).state
         if state == WorkerState.STARTING:
-            logger.error("%s did not even start; stopping", member.name)
-            return False
-        if not member.may_restart(worked=state == WorkerState.READY):
-            logger.error("%s died more than %d times in a minute; stopping", member.name, _MOST_RESTARTS)
-            return False
+            raise _WorkersHopeless(f"{member.name} did not even start")
+        held = self._table.held_by(number)
+        if len(held) == 1 and self._table.is_alone(held[0][0]):
+            member.forgive()  # the image is to blame, also for the deaths before, and will not be tried again
+        elif not member.may_restart(worked=state == WorkerState.READY):
+            raise _WorkersHopeless(f"{member.name} died more than {_MOST_RESTARTS} times in a minute")
         self._board.mark_restarting(number)
         self._recovery.worker_died(number)
         member.process = member.start()
-        return True
 
     def _hangs(self, number: int) -> bool:
-        """Tell whether a worker makes no progress: its batch takes too long, or it is idle while images wait."""
+        """Tell whether a worker makes no progress; an idle one shows every second that it is alive."""
         if self._board.read(number).state != WorkerState.READY:
             return False  # loading a model takes as long as it takes
-        since = self._board.busy_since(number) or self._table.oldest_queued_at()
-        return since is not None and time.monotonic() - max(since, self._board.ready_at(number)) > self._worker_stall_s
+        last_s = max(self._board.progress_at(number), self._awake_since)
+        return time.monotonic() - last_s > self._worker_stall_s + _BEAT_SLACK_S
 
-    def _give_up(self) -> None:
+    def _give_up(self, stop: socket) -> None:
         """Answer what waits with a failure, then have the HTTP processes end."""
         self._board.mark_draining()
         self._board.mark_gone()
+        self._workers = []
         for member in self._http:
             member.process.terminate()
         end = time.monotonic() + _LAST_ANSWERS_S
         while any(member.process.is_alive() for member in self._http) and time.monotonic() < end:
             self._recovery.give_up()  # again and again: some images may still be on their way to the queue
-            wait([member.process.sentinel for member in self._http if member.process.is_alive()], _LAST_TICK_S)
+            self._http = [member for member in self._http if member.process.is_alive()]
+            if self._wait(stop, _LAST_TICK_S):
+                return
 
 
 def _log_end(member: _Member) -> None:
@@ -233,7 +261,7 @@ def _log_end(member: _Member) -> None:
     logger.error("%s ended by itself (%s)", member.name, how)
 
 
-def _kill_after(processes: Iterable[BaseProcess], timeout_s: float) -> None:
+def _end(processes: Iterable[BaseProcess], timeout_s: float) -> None:
     """Ask processes to end, wait for them, and kill those that don't."""
     alive = [process for process in processes if process.is_alive()]
     for process in alive:

@@ -52,8 +52,7 @@ class WorkerBoard:
             {
                 "state": (np.uint8, (workers,)),
                 "draining": (np.uint8, (1,)),
-                "ready_at": (np.float64, (workers,)),
-                "busy_since": (np.float64, (workers,)),
+                "progress_at": (np.float64, (workers,)),
                 "restarts": (np.uint64, (workers,)),
                 "batches": (np.uint64, (workers,)),
                 "images": (np.uint64, (workers,)),
@@ -67,7 +66,7 @@ class WorkerBoard:
         """Write the notice of `worker`; the state last, so that a reader who sees it ready sees the rest."""
         for name in ("device", "device_name", "dtype"):
             self._shared[name][worker] = getattr(notice, name).encode("ascii", "replace")[:_TEXT_BYTES]
-        self._shared["ready_at"][worker] = time.monotonic()
+        self.beat(worker, time.monotonic())
         self._shared["state"][worker] = notice.state
 
     def read(self, worker: int) -> WorkerNotice:
@@ -75,23 +74,18 @@ class WorkerBoard:
         texts = (bytes(self._shared[name][worker]).decode() for name in ("device", "device_name", "dtype"))
         return WorkerNotice(WorkerState(self._shared["state"][worker]), *texts)
 
-    def start_batch(self, worker: int, now: float) -> None:
-        """Note that `worker` runs a batch since `now`, in seconds of the monotonic clock."""
-        self._shared["busy_since"][worker] = now
+    def beat(self, worker: int, now: float) -> None:
+        """Note that `worker` makes progress at `now`, in seconds of the monotonic clock."""
+        self._shared["progress_at"][worker] = now
 
-    def end_batch(self, worker: int, images: int) -> None:
+    def progress_at(self, worker: int) -> float:
+        """Return when `worker` last made progress, in seconds of the monotonic clock."""
+        return float(self._shared["progress_at"][worker])
+
+    def count_batch(self, worker: int, images: int) -> None:
         """Count a batch that `worker` ran, and the images in it."""
-        self._shared["busy_since"][worker] = 0
         self._shared["batches"][worker] += 1
         self._shared["images"][worker] += images
-
-    def busy_since(self, worker: int) -> float | None:
-        """Return since when `worker` runs a batch; None if it doesn't."""
-        return float(self._shared["busy_since"][worker]) or None
-
-    def ready_at(self, worker: int) -> float:
-        """Return when `worker` last became ready, in seconds of the monotonic clock."""
-        return float(self._shared["ready_at"][worker])
 
     def mark_draining(self) -> None:
         """Note that the server stops, so that it doesn't count as ready. For the main process."""
@@ -104,7 +98,6 @@ class WorkerBoard:
     def mark_restarting(self, worker: int) -> None:
         """Note that `worker` died and is started again. For the main process."""
         self._shared["state"][worker] = WorkerState.RESTARTING
-        self._shared["busy_since"][worker] = 0
         self._shared["restarts"][worker] += 1
 
     def restarts_of(self, worker: int) -> int:
