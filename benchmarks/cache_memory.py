@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, process_group
 from vit_api.cache import AnswerCache
 from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.classifier import Known
@@ -30,17 +30,16 @@ _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on avera
 def measure(entries: int) -> dict[str, Any]:
     """Fill a cache and return the bytes that an entry takes."""
     cache: AnswerCache[Known] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
-    before = _resident_bytes()
+    before = process_group.resident_bytes(os.getpid())
     for number in range(entries):
         known = Known(Prediction(tuple(range(TOP_K)), (0.05,) * TOP_K))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
         known.wordings[5] = to_json({"predictions": top})[:-1]
         cache.put(hashlib.sha256(str(number).encode()).digest(), known)
-    return {"entries": entries, "bytes_per_entry": round((_resident_bytes() - before) / entries)}
-
-
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "entries": entries,
+        "bytes_per_entry": round((process_group.resident_bytes(os.getpid()) - before) / entries),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,13 +14,12 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, servers
-from benchmarks.soak import processes
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "overload.json"
 _QUEUE = 128
@@ -94,14 +93,14 @@ def measure(rounds: int, seconds: float) -> dict[str, Any]:
     with servers.vit_api(**_SETTINGS) as server:
         port = int(server.url.rpartition(":")[2])
         asyncio.run(Client(port, upload).closed_loop(32, 1))
-        before = _resident_mb(server)
+        before = server.resident_bytes() // 2**20
         for _ in range(rounds):
             capacity = len(asyncio.run(Client(port, upload).closed_loop(32, seconds))) / seconds
             offered = asyncio.run(Client(port, upload).open_loop(_TIMES * capacity, seconds))
             capacities.append(capacity)
             shares.append(sum(reply.status == 200 for reply in offered) / seconds / capacity)
             replies += offered
-        after = _resident_mb(server)
+        after = server.resident_bytes() // 2**20
     capacity = statistics.median(capacities)
     refused = [reply for reply in replies if reply.status == 503]
     return {
@@ -125,11 +124,6 @@ def _percentiles(replies: Sequence[Reply]) -> dict[str, float]:
         return {}
     cuts = statistics.quantiles((reply.seconds * 1000 for reply in replies), n=100)
     return {"p50": round(cuts[49], 1), "p99": round(cuts[98], 1)}
-
-
-def _resident_mb(server: servers.Server) -> int:
-    pages: Callable[[int], int] = lambda pid: int(Path(f"/proc/{pid}/statm").read_text().split()[1])  # noqa: E731
-    return sum(map(pages, processes(server))) * 4096 // 2**20
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

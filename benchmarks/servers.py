@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 
+from benchmarks import process_group
 from benchmarks.machine import ROOT
 
 _START_S = 120.0
@@ -35,13 +35,11 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """Return the processor time that its processes used so far."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[2]) == self.group:
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return process_group.cpu_seconds(self.group)
+
+    def resident_bytes(self) -> int:
+        """Return the memory that its processes have in use."""
+        return sum(map(process_group.resident_bytes, process_group.living(self.group)))
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks import machine, servers, wrk
+from benchmarks import machine, process_group, servers, wrk
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "soak.json"
 _CLIENTS = 24
@@ -131,7 +131,7 @@ async def _kill(server: servers.Server, tally: Tally, end: float) -> None:
             return
         await asyncio.sleep(_KILL_EVERY_S)
         kind = kinds[number % len(kinds)]
-        victims = [pid for pid, its_kind in processes(server).items() if its_kind == kind]
+        victims = [pid for pid, its_kind in process_group.kinds(server.group).items() if its_kind == kind]
         if victims:
             os.kill(victims[0], signal.SIGKILL)
             tally.kills[kind] += 1
@@ -139,37 +139,12 @@ async def _kill(server: servers.Server, tally: Tally, end: float) -> None:
 
 async def _sample(server: servers.Server, tally: Tally, start: float, end: float) -> None:
     while time.monotonic() < end:
-        tally.memory.append((time.monotonic() - start, sum(map(_resident_bytes, processes(server)))))
+        tally.memory.append((time.monotonic() - start, server.resident_bytes()))
         await asyncio.sleep(_SAMPLE_EVERY_S)
 
 
-def processes(server: servers.Server) -> dict[int, str]:
-    """Return the kinds of the server's processes, `main`, `http`, `worker` or `other`, by their ids."""
-    main_command = Path(f"/proc/{server.group}/cmdline").read_bytes()
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(stat.read_text().rpartition(")")[2].split()[2]) != server.group:
-                continue
-            pid, command = int(stat.parent.name), (stat.parent / "cmdline").read_bytes()
-            if pid == server.group:
-                found[pid] = "main"
-            elif command == main_command:  # it was forked
-                found[pid] = "http"
-            else:
-                found[pid] = "worker" if b"spawn_main" in command else "other"
-    return found
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 def _descriptors(server: servers.Server) -> int:
-    return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in processes(server))
+    return sum(map(process_group.descriptors, process_group.living(server.group)))
 
 
 async def _load(server: servers.Server, tally: Tally, seconds: float) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.server import free_port, wait_until
+from benchmarks.servers import free_port
+from tests.server import wait_until
 
 
 class RedisServer:

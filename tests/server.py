@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from benchmarks.process_group import kinds
+from benchmarks.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 120.0
@@ -53,13 +55,6 @@ class RunningServer:
         response = self.predict(upload, f"/predict?top_k={k}")
         assert response.status_code == 200, response.text
         return [(item["label"], item["confidence"]) for item in response.json()["predictions"]]
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -125,37 +120,21 @@ def stop(server: RunningServer) -> None:
             os.killpg(server.process.pid, signal.SIGKILL)
 
 
-def processes_of(group: int) -> list[int]:
-    """Return the ids of the living processes of a process group."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state != "Z":
-                found.append(int(stat.parent.name))
-    return found
-
-
 def worker_of(server: RunningServer) -> int:
     """Return the process id of the server's one inference worker."""
-    found = []
-    for pid in processes_of(server.process.pid):
-        with contextlib.suppress(OSError):
-            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
+    found = workers_of(server)
     assert len(found) == 1
     return found[0]
 
 
+def workers_of(server: RunningServer) -> list[int]:
+    """Return the process ids of the server's inference workers."""
+    return sorted(pid for pid, kind in kinds(server.process.pid).items() if kind == "worker")
+
+
 def http_processes_of(server: RunningServer) -> list[int]:
-    """Return the process ids of the server's HTTP processes: they were forked, so they have its command line."""
-    command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
-    found = []
-    for pid in processes_of(server.process.pid):
-        with contextlib.suppress(OSError):
-            if pid != server.process.pid and Path(f"/proc/{pid}/cmdline").read_bytes() == command:
-                found.append(pid)
-    return sorted(found)
+    """Return the process ids of the server's HTTP processes."""
+    return sorted(pid for pid, kind in kinds(server.process.pid).items() if kind == "http")
 
 
 @contextlib.contextmanager
@@ -167,13 +146,3 @@ def paused(pid: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-
-
-def cpu_seconds(group: int) -> float:
-    """Return the processor time that all living processes of a group have used."""
-    ticks = 0
-    for pid in processes_of(group):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")

@@ -10,10 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.servers import free_port
 from tests.clients import Reply, post_all
 from tests.redis_server import RedisServer, redis_server
 from tests.samples import make_checkpoint
-from tests.server import ROOT, RunningServer, free_port, paused, serve, wait_until, worker_of
+from tests.server import ROOT, RunningServer, paused, serve, wait_until, worker_of
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()

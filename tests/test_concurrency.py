@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
+from benchmarks.process_group import cpu_seconds
 from tests.clients import Reply, post_all
 from tests.samples import edit_json, encode, make_checkpoint
-from tests.server import RunningServer, cpu_seconds, paused, serve, wait_until, worker_of
+from tests.server import RunningServer, paused, serve, wait_until, worker_of
 
 _CLIENTS = 128
 _ROUNDING = 0.002

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from benchmarks.process_group import descriptors, living, resident_bytes
 from tests.clients import Reply, post_all
 from tests.samples import encode
 from tests.server import (
@@ -22,10 +23,10 @@ from tests.server import (
     RunningServer,
     http_processes_of,
     paused,
-    processes_of,
     serve,
     wait_until,
     worker_of,
+    workers_of,
 )
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
@@ -50,7 +51,7 @@ def _check(uploads: list[bytes], replies: list[Reply]) -> None:
 
 
 class Load:
-    """Clients that post until they are done; `run` returns when they are, with every answer checked."""
+    """Clients that post in the background until they are done; `check` waits for that, and checks every answer."""
 
     def __init__(self, server: RunningServer, requests: int) -> None:
         self._server = server
@@ -176,7 +177,7 @@ def test_of_two_workers_one_is_killed_under_load() -> None:
     with serve(cache_size=0, workers_per_device=2, request_timeout_s=_SLOW_RESTART_S) as server:
         with Load(server, 2000) as load:
             load.until_answered(0.3)
-            victim = next(pid for pid in processes_of(server.process.pid) if _is_worker(pid))
+            victim = workers_of(server)[0]
             os.kill(victim, signal.SIGKILL)
             wait_until(lambda: server.get("/health").json()["status"] == "degraded")
             assert server.get("/health").status_code == 200
@@ -230,21 +231,13 @@ def test_a_worker_that_keeps_dying_stops_the_server() -> None:
         wait_until(lambda: _waiting(server) >= 8)
         dead: set[int] = set()
         while server.process.poll() is None:
-            for pid in set(processes_of(server.process.pid)) - dead:
-                if _is_worker(pid):
-                    os.kill(pid, signal.SIGKILL)
-                    dead.add(pid)
+            for pid in set(workers_of(server)) - dead:
+                os.kill(pid, signal.SIGKILL)
+                dead.add(pid)
         assert [request.result(60) for request in requests] == [503] * 8
         assert server.process.returncode == 1
         assert len(dead) == 6
         assert "more than 5 times" in server.log.read_text()
-
-
-def _is_worker(pid: int) -> bool:
-    try:
-        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("keeps_alive", [False, True])
@@ -285,7 +278,7 @@ def test_a_second_signal_stops_at_once() -> None:
             wait_until(lambda: _refuses(server))
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(60) == 0
-            wait_until(lambda: processes_of(server.process.pid) == [])
+            wait_until(lambda: living(server.process.pid) == [])
         assert request.result(60) is None
 
 
@@ -329,26 +322,18 @@ def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
         def wave(count: int) -> None:
             for number in range(count):
                 _hang_up(server, _SEVEN + number.to_bytes(4, "big"), after=lambda: None)
-            wait_until(lambda: _descriptors(http) <= _IDLE_DESCRIPTORS)
+            wait_until(lambda: descriptors(http) <= _IDLE_DESCRIPTORS)
 
         wave(2000)  # until the cache and the allocator have what they keep
-        before = _resident_bytes(http)
+        before = resident_bytes(http)
         wave(10_000)
-        assert _resident_bytes(http) - before < 20 * 2**20
+        assert resident_bytes(http) - before < 20 * 2**20
         uploads = [_THREE + number.to_bytes(4, "big") for number in range(32)]
         wait_until(lambda: {reply.status for [reply] in post_all(server.port, [[u] for u in uploads])} == {200})
 
 
 _IDLE_DESCRIPTORS = 60
 """What an HTTP process has open without connections, and some room."""
-
-
-def _descriptors(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def _resident_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_idle_and_trickling_connections_hold_up_nobody() -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.process_group import living
+from benchmarks.servers import free_port
 from tests.samples import edit_json, make_checkpoint
-from tests.server import ROOT, environment, free_port, paused, processes_of, serve, wait_until, worker_of
+from tests.server import ROOT, environment, paused, serve, wait_until, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -79,7 +81,7 @@ def test_a_signal_stops_every_process(number: signal.Signals) -> None:
     """The exit status is 0, no process is left, and the port is free."""
     with serve() as server:
         group = server.process.pid
-        assert len(processes_of(group)) >= 4
+        assert len(living(group)) >= 4
         server.process.send_signal(number)
         assert server.process.wait(60) == 0
         assert "Traceback" not in server.log.read_text()
@@ -133,7 +135,7 @@ def test_no_orphan_survives_the_main_process() -> None:
 
 
 def _wait_until_gone(group: int) -> None:
-    wait_until(lambda: processes_of(group) == [])
+    wait_until(lambda: living(group) == [])
 
 
 def test_not_ready_until_the_worker_is() -> None:

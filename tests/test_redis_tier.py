@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from benchmarks.servers import free_port
 from tests.redis_server import RedisServer, redis_server
-from tests.server import free_port, paused
+from tests.server import paused
 from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.errors import RedisUnavailable
 from vit_api.records import TOP_K, Prediction
@@ -322,5 +323,22 @@ def test_what_is_not_written_at_a_clear_never_is(redis: RedisServer) -> None:
         tier.put(bytes(32), _TOP)
         await until(lambda: redis.client.dbsize() > 0)
         assert list(redis.entries()) == [b"vit-api:m[1]*:" + bytes(32).hex().encode()]
+
+    run(redis.url, scenario)
+
+
+def test_a_stop_while_redis_hangs(redis: RedisServer) -> None:
+    """With a look-up under way, and one that gave up before it was sent."""
+
+    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        await until_up(board)
+        with paused(redis.pid):
+            under_way = asyncio.ensure_future(tier.get(_KEY))
+            while tier._asked_at is None:
+                await asyncio.sleep(0)
+            assert await tier.get(bytes(32)) is None
+            await tier.stop()
+            assert await under_way is None
+        tier.start()  # for `run`, which stops it again
 
     run(redis.url, scenario)

@@ -52,18 +52,23 @@ class AnswerCache(Generic[V]):
 
     def put(self, key: bytes, value: V) -> None:
         """Remember a value from now on."""
-        self.refresh()
+        self._forget_cleared()
         self._values[key] = value
-        self._tally.set("entries", len(self._values))
+        self._count()
 
     def refresh(self) -> None:
         """Forget what is too old, or everything if the caches were cleared since."""
+        self._forget_cleared()
+        self._count()
+
+    def _forget_cleared(self) -> None:
         if self._epoch != self._board.epoch:
             self._epoch = self._board.epoch
             self._values.clear()
             self._tally.hear(self._epoch)
-        self._values.expire()
-        self._tally.set("entries", len(self._values))
+
+    def _count(self) -> None:
+        self._tally.set("entries", len(self._values))  # which forgets what is too old
 
 
 class _Flight(Generic[V]):

@@ -57,7 +57,6 @@ class CacheBoard:
     """
 
     def __init__(self, processes: int) -> None:
-        self.processes = processes
         self._shared = SharedArrays(
             {"epoch": (np.uint64, (1,)), "heard": (np.uint64, (processes,))}
             | dict.fromkeys(COUNTS, (np.uint64, (processes,)))
@@ -82,7 +81,6 @@ class CacheBoard:
     def totals(self) -> dict[str, int]:
         """Return each count's sum over all HTTP processes."""
         totals = {name: int(self._shared[name].sum()) for name in COUNTS}
-        has_heard = (
-            self._shared["heard"] == self._shared["epoch"]
-        )  # the others have forgotten as soon as they are asked
+        # A process that has not heard of the last clear forgets before it is next asked.
+        has_heard = self._shared["heard"] == self._shared["epoch"]
         return totals | {"entries": int(self._shared["entries"][has_heard].sum())}

@@ -105,10 +105,9 @@ class InferenceClient:
             InferenceFailed: The model raised.
             ViTError: The upload can't be decoded.
         """
-        if self._board.is_gone():
-            raise WorkersGone(_GONE)
         if not self._board.takes_images():
-            raise NotReady("the model is still loading; try again soon")
+            gone = self._board.is_gone()
+            raise WorkersGone(_GONE) if gone else NotReady("the model is still loading; try again soon")
         taken = self._slots.take(deadline.at)
         if taken is None:
             wait_s = self._rate.seconds_for(len(self._waiters))
@@ -169,13 +168,13 @@ class InferenceClient:
     def _take(self, answer: Answer) -> None:
         if not self._table.is_current(answer.slot, answer.generation):
             return
-        if answer.status != Status.LOST:
+        is_lost = answer.status == Status.LOST
+        if is_lost and not self._table.is_held(answer.slot):
+            return  # it was queued again already
+        if is_lost and self._is_worth_another_try(answer.slot):
+            self._try_again(answer)
+        else:
             self._land(answer.slot, _error_of(answer) or answer)
-        elif self._table.is_held(answer.slot):  # else it was queued again already
-            if self._is_worth_another_try(answer.slot):
-                self._try_again(answer)
-            else:
-                self._land(answer.slot, _error_of(answer) or answer)
 
     def _is_worth_another_try(self, slot: int) -> bool:
         return slot in self._waiters and self._deaths.get(slot, 0) < MOST_DEATHS and not self._table.is_abandoned(slot)

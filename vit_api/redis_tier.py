@@ -101,8 +101,7 @@ class RedisTier:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=_DEAD_S)
         for future in self._wanted.values():
-            future.set_result(None)
-        self._wanted.clear()
+            self._skip(future)
         await self._redis.aclose()
 
     async def get(self, key: bytes) -> Prediction | None:

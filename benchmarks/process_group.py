@@ -1,0 +1,66 @@
+"""What the system says of a server's processes, which make up one process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def living(group: int) -> list[int]:
+    """Return the ids of the living processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, its_group = _fields(stat)[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def kinds(group: int) -> dict[int, str]:
+    """Return the kinds of our server's processes, `main`, `http`, `worker` or `other`, by their ids."""
+    main_command = _command(group)
+    found = {}
+    for pid in living(group):
+        with contextlib.suppress(OSError):
+            command = _command(pid)
+            if pid == group:
+                found[pid] = "main"
+            elif command == main_command:  # it was forked
+                found[pid] = "http"
+            else:
+                found[pid] = "worker" if b"spawn_main" in command else "other"
+    return found
+
+
+def cpu_seconds(group: int) -> float:
+    """Return the processor time that all living processes of a group have used."""
+    ticks = 0
+    for pid in living(group):
+        with contextlib.suppress(OSError):
+            fields = _fields(Path(f"/proc/{pid}/stat"))
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the memory that a process has in use; none if it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def descriptors(pid: int) -> int:
+    """Return how many descriptors a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _fields(stat: Path) -> list[str]:
+    """Return the fields after the process's name, which may have blanks; see proc(5)."""
+    return stat.read_text().rpartition(")")[2].split()
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
