@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import statistics
 import sys
@@ -20,10 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from benchmarks import machine, servers, wrk
+from benchmarks import machine, pictures, servers, wrk
 
 _CONNECTIONS = 32
 _RESULT = machine.ROOT / "benchmarks" / "results" / "cache_hit.json"
@@ -41,7 +37,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Return what is measured: a 700-byte PNG and a 65 KB JPEG, raw and as a form."""
-    png, jpeg = small_png(), noisy_jpeg(65_000)
+    png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     form = f"multipart/form-data; boundary={wrk.BOUNDARY}"
     return [
         Case("raw PNG", png, "application/octet-stream", 0.6),
@@ -49,26 +45,6 @@ def cases() -> list[Case]:
         Case("form PNG", wrk.as_form(png), form, 3.0),
         Case("form JPEG", wrk.as_form(jpeg), form, 2.0),
     ]
-
-
-def small_png() -> bytes:
-    """Return a 28 x 28 PNG of about 700 bytes: a soft grey blot."""
-    noise = np.random.default_rng(0).integers(0, 256, (5, 5), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).resize((28, 28), Image.Resampling.BICUBIC).save(file, "PNG")
-    return file.getvalue()
-
-
-def noisy_jpeg(size: int) -> bytes:
-    """Return a 500 x 375 JPEG of about `size` bytes: soft noise, at the quality that comes closest."""
-    noise = np.random.default_rng(0).integers(0, 256, (75, 100, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
-    candidates = []
-    for quality in range(30, 100):
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
-        candidates.append(file.getvalue())
-    return min(candidates, key=lambda content: abs(len(content) - size))
 
 
 def measure(case: Case, ours: servers.Server, reference: servers.Server, rounds: int, seconds: float) -> dict[str, Any]:

@@ -36,12 +36,21 @@ def kinds(group: int) -> dict[int, str]:
 
 def cpu_seconds(group: int) -> float:
     """Return the processor time that all living processes of a group have used."""
-    ticks = 0
-    for pid in living(group):
-        with contextlib.suppress(OSError):
-            fields = _fields(Path(f"/proc/{pid}/stat"))
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return sum(_cpu_seconds(Path(f"/proc/{pid}/stat")) for pid in living(group))
+
+
+def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
+    """Return the processor time that each living thread of a process has used, by the thread's id."""
+    return {int(task.name): _cpu_seconds(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def _cpu_seconds(stat: Path) -> float:
+    """Return the processor time in a process's or thread's `stat`; none if it is gone."""
+    try:
+        fields = _fields(stat)
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int:

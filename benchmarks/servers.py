@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import httpx
@@ -19,6 +20,10 @@ from benchmarks.machine import ROOT
 
 _START_S = 120.0
 _STOP_S = 30.0
+_SETTLE_S = 10.0
+_SETTLE_STEP_S = 0.2
+_IDLE_SHARE = 0.4
+"""Of a core: some servers poll their queues when they have nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,43 @@ class Server:
         """Return the processor time that its processes used so far."""
         return process_group.cpu_seconds(self.group)
 
+    def settle(self) -> None:
+        """Wait until it has finished what clients left behind."""
+        deadline = time.monotonic() + _SETTLE_S
+        before = self.cpu_seconds()
+        while time.monotonic() < deadline:
+            time.sleep(_SETTLE_STEP_S)
+            now = self.cpu_seconds()
+            if now - before < _SETTLE_STEP_S * _IDLE_SHARE:
+                break
+            before = now
+
+    def pause(self) -> None:
+        """Stop all its processes until `resume`, so that it costs nothing meanwhile."""
+        os.killpg(self.group, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        os.killpg(self.group, signal.SIGCONT)
+
     def resident_bytes(self) -> int:
         """Return the memory that its processes have in use."""
         return sum(map(process_group.resident_bytes, process_group.living(self.group)))
 
 
-@contextlib.contextmanager
-def vit_api(**settings: object) -> Iterator[Server]:
+def vit_api(**settings: object) -> AbstractContextManager[Server]:
     """Run our server with the embedded model."""
+    return variant((str(ROOT / "server.py"),), settings)
+
+
+@contextlib.contextmanager
+def variant(program: Sequence[str], settings: Mapping[str, object]) -> Iterator[Server]:
+    """Run a program that serves as ours does and takes our settings; `program` is what Python runs."""
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
-    defaults = {"model": "digits", "host": "127.0.0.1", "port": port, "log_level": "warning"}
-    environment = inherited | {f"VIT_API_{name.upper()}": str(value) for name, value in (defaults | settings).items()}
-    with _running([str(ROOT / "server.py")], port, "/health", environment) as server:
+    values = {"model": "digits", "host": "127.0.0.1", "port": port, "log_level": "warning", **settings}
+    environment = inherited | {f"VIT_API_{name.upper()}": str(value) for name, value in values.items()}
+    with _running([*program], port, "/health", environment) as server:
         yield server
 
 
@@ -63,6 +92,17 @@ def uvicorn(app: str, ready_path: str = "/") -> Iterator[Server]:
 
 
 @contextlib.contextmanager
+def baseline(name: str, ready_path: str, model: str, **options: object) -> Iterator[Server]:
+    """Run a module of `benchmarks.baselines` with our LitAPI: its arguments are the port, the model and options."""
+    port = free_port()
+    arguments = ["-m", f"benchmarks.baselines.{name}", str(port), model]
+    for option, value in options.items():
+        arguments += [f"--{option.replace('_', '-')}", str(value)]
+    with _running(arguments, port, ready_path, dict(os.environ)) as server:
+        yield server
+
+
+@contextlib.contextmanager
 def _running(arguments: list[str], port: int, ready_path: str, environment: dict[str, str]) -> Iterator[Server]:
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, start_new_session=True)
     server = Server(f"http://127.0.0.1:{port}", process.pid)
@@ -70,6 +110,8 @@ def _running(arguments: list[str], port: int, ready_path: str, environment: dict
         _wait_until_ready(process, server.url + ready_path)
         yield server
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.resume()
         process.terminate()
         try:
             process.wait(_STOP_S)

@@ -9,16 +9,19 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+_TIMEOUT_S = 60
 BOUNDARY = "----benchmark-5f1d"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk counted."""
+    """What wrk counted; latencies are in milliseconds, over all requests."""
 
     requests: int
     seconds: float
     failures: int
+    p50_ms: float
+    p99_ms: float
 
     @property
     def rate(self) -> float:
@@ -53,16 +56,26 @@ def post(url: str, body: bytes, content_type: str, *, connections: int, seconds:
             'wrk.method, wrk.body = "POST", file:read("*a")\n'
             f'wrk.headers["Content-Type"] = "{content_type}"\n'
             "file:close()\n"
-            "function done(summary)\n"
+            "function done(summary, latency)\n"
             "  local e = summary.errors\n"
             "  local failures = e.connect + e.read + e.write + e.status + e.timeout\n"
-            '  print(string.format("counted %d %d %d", summary.requests, summary.duration, failures))\n'
+            "  local p50, p99 = latency:percentile(50), latency:percentile(99)\n"
+            '  print(string.format("counted %d %d %d %d %d", summary.requests, summary.duration, failures, p50, p99))\n'
             "end\n"
         )
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), url]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+            f"--timeout={_TIMEOUT_S}s",
+            "-s",
+            str(script),
+            url,
+        ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
-    counted = re.search(r"^counted (\d+) (\d+) (\d+)$", result.stdout, re.MULTILINE)
+    counted = re.search(r"^counted (\d+) (\d+) (\d+) (\d+) (\d+)$", result.stdout, re.MULTILINE)
     if counted is None:
         raise RuntimeError(f"wrk failed: {result.stdout}{result.stderr}")
-    requests, microseconds, failures = map(int, counted.groups())
-    return Load(requests, microseconds / 1e6, failures)
+    requests, microseconds, failures, p50_us, p99_us = map(int, counted.groups())
+    return Load(requests, microseconds / 1e6, failures, p50_us / 1e3, p99_us / 1e3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cache_hit, cache_memory, overload, soak, wrk
+from benchmarks import cache_hit, cache_memory, overload, pictures, soak, wrk
 
 
 @pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
@@ -23,7 +23,7 @@ def test_cache_hit(tmp_path: Path) -> None:
 
 def test_the_uploads_have_the_sizes_that_are_named() -> None:
     """About 700 bytes and 65 KB."""
-    png, jpeg = cache_hit.small_png(), cache_hit.noisy_jpeg(65_000)
+    png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     assert 500 < len(png) < 900
     assert 60_000 < len(jpeg) < 70_000
 

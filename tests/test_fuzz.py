@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import samples
+from vit_api import image_limits
 from vit_api.errors import BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage
 from vit_api.images import decode
 from vit_api.preprocessing import Preprocessing
@@ -66,6 +67,7 @@ def mutated_files(draw: st.DrawFn) -> bytes:
 
 
 def check(upload: bytes, preprocessing: Preprocessing, *, exact: bool) -> None:
+    image_limits.is_quick(upload)
     try:
         pixels = decode(upload, preprocessing, max_side=MAX_SIDE, exact=exact)
     except (BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage):

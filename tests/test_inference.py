@@ -43,7 +43,11 @@ class Bench:
         """Make the client, of what the bench has now."""
         self.client = InferenceClient(self, self.range, self.board, self.requests, self.answers, decode_threads=1)
 
+    def is_quick(self, upload: bytes) -> bool:
+        return upload.startswith(b"q")
+
     def decode_request(self, request: bytes) -> NDArray[np.uint8]:
+        self.decoded_in = threading.current_thread()
         assert self.gate.wait(_LONG_S)
         if request == b"!":
             raise BadImage("planted")
@@ -93,6 +97,19 @@ def run(bench: Bench, scenario: Callable[[Bench], Awaitable[None]]) -> None:
             bench.client.stop()
 
     asyncio.run(asyncio.wait_for(whole(), 2 * _LONG_S))
+
+
+@pytest.mark.parametrize(("upload", "is_on_the_loop"), [(b"q", True), (b"s", False)], ids=["quick", "slow"])
+def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_the_loop: bool) -> None:
+    """The others have threads of their own."""
+
+    async def scenario(bench: Bench) -> None:
+        task = bench.submit(upload)
+        bench.answer(await bench.claim())
+        assert (await task).prediction.indices == (upload[0],)
+        assert (bench.decoded_in is threading.current_thread()) == is_on_the_loop
+
+    run(Bench(), scenario)
 
 
 def test_each_waiter_gets_its_own_prediction() -> None:

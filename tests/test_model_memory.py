@@ -16,18 +16,17 @@ from vit_api.slots import SlotTable
 from vit_api.workers import WorkerBoard
 
 
-class _SmallMemory(torch.nn.Module):
-    """Raises as CUDA does for more than `most` images."""
+def let_memory_suffice_for(most: int, lit_api: ViTAPI) -> None:
+    """Have the network raise, as CUDA does, for more than `most` images."""
+    assert lit_api.model is not None
+    network = lit_api.model._logits
 
-    def __init__(self, model: torch.nn.Module, most: int) -> None:
-        super().__init__()
-        self.model = model
-        self.most = most
-
-    def forward(self, pixel_values: torch.Tensor) -> object:
-        if len(pixel_values) > self.most:
+    def small(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return self.model(pixel_values=pixel_values)
+        return network(pixels)
+
+    lit_api.model._logits = small
 
 
 @pytest.fixture
@@ -40,8 +39,7 @@ def lit_api() -> ViTAPI:
 
 def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
     """For those who may not import torch."""
-    assert lit_api.model is not None
-    lit_api.model._model = _SmallMemory(lit_api.model._model, 1)
+    let_memory_suffice_for(1, lit_api)
     images = [np.zeros(lit_api.checkpoint.preprocessing.pixel_shape, np.uint8)] * 2
     with pytest.raises(OutOfDeviceMemory):
         lit_api.predict(lit_api.batch(images))
@@ -50,11 +48,10 @@ def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
 @pytest.mark.parametrize("most", [0, 1, 3, 31])
 def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.random.Generator) -> None:
     """Each image gets the answer that it gets alone; if not even one fits, each is told so."""
-    assert lit_api.model is not None
     shape = lit_api.checkpoint.preprocessing.pixel_shape
     pixels = noise.integers(0, 256, (32, *shape), dtype=np.uint8)
     alone = [lit_api.unbatch(lit_api.predict(lit_api.batch([image])))[0] for image in pixels]
-    lit_api.model._model = _SmallMemory(lit_api.model._model, most)
+    let_memory_suffice_for(most, lit_api)
     table, requests, answers = SlotTable(1, 32, shape), RecordPipe.for_requests(32), RecordPipe.for_answers(32)
     loop = SlotLoop(table, WorkerBoard(1), requests, [answers], BatchingPolicy(32, 0.0))
     for slot in range(32):

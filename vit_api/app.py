@@ -53,6 +53,7 @@ class Application:
         checkpoint: The model to serve.
         devices: Where it runs.
         lit_api_class: What runs it.
+        policy_class: What says when a batch goes.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Application:
         checkpoint: Checkpoint,
         devices: list[str],
         lit_api_class: type[ViTAPI] = ViTAPI,
+        policy_class: type[BatchingPolicy] = BatchingPolicy,
     ) -> None:
         self.settings = settings
         self._lit_api_class = lit_api_class
+        self._policy_class = policy_class
         self.checkpoint = checkpoint
         self.devices = devices
         slots = settings.slots_per_process
@@ -78,7 +81,7 @@ class Application:
 
     def _lit_api(self) -> ViTAPI:
         settings = self.settings
-        policy = BatchingPolicy(settings.max_batch_size, settings.max_wait_s)
+        policy = self._policy_class(settings.max_batch_size, settings.max_wait_s)
         return self._lit_api_class(
             self.checkpoint,
             dtype=settings.dtype,
@@ -213,7 +216,7 @@ class Application:
         )
 
 
-def main(lit_api_class: type[ViTAPI] = ViTAPI) -> None:
+def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy) -> None:
     """Run the server with this process's settings; exit when it stops."""
     settings = main_settings()
     configure_logging(settings.log_level)
@@ -226,7 +229,7 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI) -> None:
     except OSError as error:
         sys.exit(f"error: can't listen on {settings.host}:{settings.port}: {error.strerror}")
     try:
-        application = Application(settings, checkpoint, devices, lit_api_class)
+        application = Application(settings, checkpoint, devices, lit_api_class, policy_class)
     except OSError as error:
         sys.exit(f"error: the system refuses a queue of this size ({error.strerror}); lower VIT_API_QUEUE_SIZE")
     logger.info(

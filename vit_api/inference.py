@@ -45,6 +45,9 @@ class Decoder(Protocol):
     def decode_request(self, request: bytes) -> NDArray[np.uint8]:
         """Return uint8 [height, width, 3]."""
 
+    def is_quick(self, upload: bytes) -> bool:
+        """Tell whether decoding takes so little time that the event loop may do it."""
+
 
 class InferenceClient:
     """Run uploads on the workers. For one HTTP process, on its event loop.
@@ -108,6 +111,7 @@ class InferenceClient:
         if not self._board.takes_images():
             gone = self._board.is_gone()
             raise WorkersGone(_GONE) if gone else NotReady("the model is still loading; try again soon")
+        is_quick = self._decoder.is_quick(upload)
         taken = self._slots.take(deadline.at)
         if taken is None:
             wait_s = self._rate.seconds_for(len(self._waiters))
@@ -117,7 +121,10 @@ class InferenceClient:
         self._waiters[slot] = waiter
         deadline.follow(functools.partial(self._extend, slot, waiter))
         box = [upload]
-        self._executor.submit(self._decode_into, slot, generation, box)
+        if is_quick:
+            self._decode_into(slot, generation, box)
+        else:
+            self._executor.submit(self._decode_into, slot, generation, box)
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -134,7 +141,7 @@ class InferenceClient:
             self._table.extend(slot, at)
 
     def _decode_into(self, slot: int, generation: int, box: list[bytes]) -> None:
-        """Decode an upload and queue it; in a decoding thread, which owns the slot's pixels meanwhile.
+        """Decode an upload and queue it; mostly in a decoding thread, which owns the slot's pixels meanwhile.
 
         The request's record is written here: one wake-up of the event loop less for each image.
         """

@@ -17,7 +17,7 @@ import litserve as ls
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_api import images
+from vit_api import image_limits, images
 from vit_api.checkpoint import Checkpoint
 from vit_api.errors import BadRequest
 from vit_api.records import Prediction
@@ -89,6 +89,10 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
             max_side=self._max_image_side,
             exact=self._exact_decode,
         )
+
+    def is_quick(self, upload: bytes) -> bool:
+        """Tell whether decoding takes no longer than handing the upload to another thread does."""
+        return image_limits.is_quick(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
         """Stage images on the device as one uint8 tensor [batch, height, width, 3]."""

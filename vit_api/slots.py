@@ -149,9 +149,8 @@ class SlotTable:
         return {state: int(counts[state]) for state in SlotState}
 
     def _move(self, slot: int, to: SlotState) -> None:
-        current = self.state_of(slot)
-        if to not in TRANSITIONS[current]:
-            raise InvalidTransitionError(f"slot {slot} can't go from {current.name} to {to.name}")
+        if to not in TRANSITIONS[self._state[slot]]:
+            raise InvalidTransitionError(f"slot {slot} can't go from {self.state_of(slot).name} to {to.name}")
         self._state[slot] = to
 
     def start_decoding(self, slot: int, deadline: float) -> int:
@@ -232,8 +231,8 @@ class SlotTable:
 
     def is_current(self, slot: int, generation: int) -> bool:
         """Tell whether an answer for `generation` belongs to the slot's present use. For the owner."""
-        is_same_use: bool = self._generation[slot] == generation
-        return is_same_use and self.state_of(slot) >= SlotState.QUEUED
+        is_same_use: bool = self._generation[slot] == generation and self._state[slot] >= SlotState.QUEUED
+        return is_same_use
 
     def is_held(self, slot: int) -> bool:
         """Tell whether a worker claimed `slot` and the owner has not heard of it yet. For the owner."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,9 @@ class WorkerState(enum.IntEnum):
     """It died, and another one takes its place; what comes meanwhile waits."""
     GONE = 3
     """It died and nobody will take its place; the server stops."""
+
+
+_TAKES_IMAGES = frozenset({WorkerState.READY, WorkerState.RESTARTING})
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class WorkerBoard:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         text = f"S{_TEXT_BYTES}"
-        self._shared = SharedArrays(
+        shared = SharedArrays(
             {
                 "state": (np.uint8, (workers,)),
                 "draining": (np.uint8, (1,)),
@@ -61,6 +65,19 @@ class WorkerBoard:
                 "dtype": (text, (workers,)),
             }
         )
+        self._bind(shared)
+
+    def _bind(self, shared: SharedArrays) -> None:
+        self._shared = shared
+        self._state = shared.view("state")
+        self._draining = shared.view("draining")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"workers": self.workers, "shared": self._shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.workers = state["workers"]
+        self._bind(state["shared"])
 
     def post(self, worker: int, notice: WorkerNotice) -> None:
         """Write the notice of `worker`; the state last, so that a reader who sees it ready sees the rest."""
@@ -114,8 +131,7 @@ class WorkerBoard:
 
     def takes_images(self) -> bool:
         """Tell whether there is a worker, or will be one soon again."""
-        states = self._shared["state"]
-        return bool(((states == WorkerState.READY) | (states == WorkerState.RESTARTING)).any())
+        return not _TAKES_IMAGES.isdisjoint(self._state)
 
     def is_gone(self) -> bool:
         """Tell whether there will be no worker any more."""
@@ -123,7 +139,7 @@ class WorkerBoard:
 
     def is_draining(self) -> bool:
         """Tell whether the server stops."""
-        return bool(self._shared["draining"][0])
+        return bool(self._draining[0])
 
     def is_ready(self) -> bool:
         """Tell whether images are welcome: no stop is under way, every worker has started once, and one is ready."""

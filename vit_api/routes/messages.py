@@ -163,6 +163,9 @@ class Response(NamedTuple):
         await send({"type": "http.response.body", "body": self.body})
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def to_json(body: Any) -> bytes:
     """Return compact JSON."""
-    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    return _encode(body).encode()

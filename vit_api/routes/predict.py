@@ -115,7 +115,8 @@ class PredictRoutes:
         known = result.known
         start = known.wordings.get(top_k)
         if start is None:
-            start = to_json(self._encoder.encode_response(known.prediction, top_k=top_k))[:-1]
+            prediction = known.prediction if result.answer is None else result.answer.prediction
+            start = to_json(self._encoder.encode_response(prediction, top_k=top_k))[:-1]
             known.add_wording(top_k, start)
         cached = b"true" if result.answer is None else b"false"
         elapsed_ms = (self._clock() - arrived_at) * 1000

@@ -1,0 +1,132 @@
+"""What each option costs in accuracy, against float32 and exact decoding: the gate that each has to pass.
+
+    python -m benchmarks.accuracy
+    python -m benchmarks.accuracy --model google/vit-base-patch16-224 --images photos/
+
+Without --images, the pictures are the scans of digits that the embedded model never saw, as large JPEGs, so that the
+fast decoding has something to do. Each dtype and engine is judged with exact decoding, and the fast decoding in
+float32; what both cost together is shown. The exit status is 1 if an option fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from benchmarks import machine
+from vit_api.checkpoint import Checkpoint, load_checkpoint
+from vit_api.lit_api import ViTAPI
+from vit_api.records import Prediction
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "accuracy.json"
+_DTYPES = ("float32", "bfloat16", "float16")
+_SIDE = 512
+_BATCH_SIZE = 32
+
+MOST_DIFFERENCE = 0.02
+"""No probability may be off by more."""
+CLEAR_MARGINS = {"exact": 0.01, "draft": 2 * MOST_DIFFERENCE}
+"""Where the reference's two most probable classes differ by more, the first must stay the first. Two that may each be
+off by 0.02 can change places up to 0.04."""
+
+Probabilities = npt.NDArray[np.float64]
+
+
+def digit_jpegs() -> Iterator[bytes]:
+    """Yield the held-out scans as JPEGs of 512 x 512 pixels."""
+    from scripts.train_digits import load_split, scan_to_image
+
+    for scan in load_split().held_out_scans:
+        file = io.BytesIO()
+        picture = scan_to_image(scan).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        picture.convert("RGB").save(file, "JPEG", quality=90)
+        yield file.getvalue()
+
+
+def probabilities(checkpoint: Checkpoint, uploads: Sequence[bytes], dtype: str, *, is_exact: bool) -> Probabilities:
+    """Return float64 [uploads, classes]; 0 for a class that isn't among an answer's most probable ones."""
+    api = ViTAPI(checkpoint, dtype=dtype, exact_decode=is_exact, max_batch_size=_BATCH_SIZE)
+    api.setup("cpu")
+    found: list[Prediction] = []
+    for start in range(0, len(uploads), _BATCH_SIZE):
+        batch = api.batch([api.decode_request(upload) for upload in uploads[start : start + _BATCH_SIZE]])
+        found += api.unbatch(api.predict(batch))
+    result = np.zeros((len(uploads), len(checkpoint.labels)))
+    for row, prediction in zip(result, found, strict=True):
+        row[list(prediction.indices)] = prediction.probabilities
+    return result
+
+
+def compare(reference: Probabilities, others: Probabilities, clear_margin: float) -> dict[str, Any]:
+    """Return how far others are from the reference, and whether that would pass the gate."""
+    top_two = np.sort(reference, axis=1)[:, -2:]
+    is_clear = top_two[:, 1] - top_two[:, 0] > clear_margin
+    agrees = reference.argmax(axis=1) == others.argmax(axis=1)
+    # Only the most probable classes are known of either; others are 0 in one and small in the other.
+    known = (reference > 0) & (others > 0)
+    differences = np.abs(reference - others)[known]
+    return {
+        "top_1_agreement": round(float(agrees.mean()), 4),
+        "top_1_agreement_where_clear": round(float(agrees[is_clear].mean()), 4),
+        "largest_difference": round(float(differences.max()), 5),
+        "mean_difference": round(float(differences.mean()), 6),
+        "passes": bool(agrees[is_clear].all() and differences.max() <= MOST_DIFFERENCE),
+    }
+
+
+def run(model: str, uploads: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Compare each dtype and decode mode with float32 and exact decoding."""
+    checkpoint = load_checkpoint(model)
+    reference = probabilities(checkpoint, uploads, "float32", is_exact=True)
+    results = []
+    for dtype in _DTYPES:
+        for mode in ("exact", "draft"):
+            others = probabilities(checkpoint, uploads, dtype, is_exact=mode == "exact")
+            is_judged = mode == "exact" or dtype == "float32"
+            option = {"engine": "eager", "dtype": dtype, "decode": mode, "is_judged": is_judged}
+            results.append(option | compare(reference, others, CLEAR_MARGINS[mode]))
+            print(_row(results[-1]), flush=True)
+    return results
+
+
+def _row(result: dict[str, Any]) -> str:
+    verdict = "passes" if result["passes"] else "FAILS"
+    return (
+        f"{result['dtype']:8} {result['decode']:5} top-1 agreement {result['top_1_agreement']:.2%} "
+        f"({result['top_1_agreement_where_clear']:.2%} where clear), difference at most "
+        f"{result['largest_difference']:.5f}, mean {result['mean_difference']:.6f}: "
+        f"{verdict if result['is_judged'] else 'not judged'}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the gate of the command line; exit with status 1 if an option fails."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="digits", help="checkpoint to run (default: %(default)s)")
+    parser.add_argument("--images", type=Path, help="folder of pictures (default: digits)")
+    parser.add_argument("--most", type=int, default=400, help="pictures at the most")
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    if options.images:
+        uploads = [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
+    else:
+        uploads = list(digit_jpegs())
+    uploads = uploads[: options.most]
+    results = run(options.model, uploads)
+    what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MOST_DIFFERENCE}
+    options.json.write_text(json.dumps({"machine": machine.describe()} | what | {"results": results}, indent=1) + "\n")
+    if not all(result["passes"] for result in results if result["is_judged"]):
+        sys.exit("an option fails the gate")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""The same LitAPI in a plain LitServer, with LitServe's own loop, batching and processes.
+
+Raw bodies it can't read; it takes forms. Arguments: port, model.
+"""
+
+from __future__ import annotations
+
+import litserve as ls
+
+from benchmarks.baselines.command_line import arguments, lit_api
+
+_MAX_BATCH_SIZE = 32
+_MAX_WAIT_S = 0.005
+
+if __name__ == "__main__":
+    options = arguments()
+    api = lit_api(options, max_batch_size=_MAX_BATCH_SIZE, batch_timeout=_MAX_WAIT_S)
+    server = ls.LitServer(api, accelerator="cpu")
+    server.run(host="127.0.0.1", port=options.port, generate_client_file=False, log_level="warning")

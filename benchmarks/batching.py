@@ -1,0 +1,100 @@
+"""How the batching policy behaves: batch sizes and latencies over the offered load.
+
+    python -m benchmarks.batching
+
+Requests come at random times (an open loop with Poisson arrivals), so that the load is the same for all, to
+
+- this server, which lets a batch go as soon as nobody else is on the way, and after 5 ms at the latest,
+- the same with a fixed window of 5 ms, as most servers have it, and
+- the same without waiting: a batch is what is there when the device is idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import client, load, machine, pictures, servers, summary
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "batching.json"
+_RATES = (50, 200, 400, 800, 1200)
+_WINDOW_MS = 5
+_COMMON = {"cache_size": 0, "cpu_threads": 1}
+_FIXED_WINDOW = ("-m", "benchmarks.baselines.fixed_window")
+
+
+@contextlib.contextmanager
+def _policies() -> Iterator[dict[str, servers.Server]]:
+    with contextlib.ExitStack() as stack:
+        yield {
+            "this server": stack.enter_context(servers.vit_api(**_COMMON, max_wait_ms=_WINDOW_MS)),
+            "fixed window": stack.enter_context(servers.variant(_FIXED_WINDOW, {**_COMMON, "max_wait_ms": _WINDOW_MS})),
+            "no waiting": stack.enter_context(servers.vit_api(**_COMMON, max_wait_ms=0)),
+        }
+
+
+def run(rates: Sequence[float], rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Load the three in turns at each rate; return what became of it."""
+    results = []
+    with _policies() as policies:
+        for rate in rates:
+            shifts: dict[str, list[client.Shift]] = {name: [] for name in policies}
+            for number in range(rounds):
+                for name, server in policies.items():
+                    shifts[name] += load.run(_plan(server, rate, seconds, seed=number))
+            for name, its_shifts in shifts.items():
+                results.append({"policy": name, "rate": rate} | _result(its_shifts, rate))
+                print(_row(results[-1]), flush=True)
+    return results
+
+
+def _plan(server: servers.Server, rate: float, seconds: float, seed: int) -> client.Plan:
+    uploads = (pictures.small_png(),)
+    return client.Plan(server.url + "/predict", uploads, rate=rate, warm_up_s=0.5, seconds=seconds, seed=seed)
+
+
+def _result(shifts: Sequence[client.Shift], rate: float) -> dict[str, Any]:
+    replies = [reply for shift in shifts for reply in shift.replies]
+    failed = sum(reply.outcome != "ok" for reply in replies)
+    if failed:
+        raise RuntimeError(f"{failed} of {len(replies)} requests failed at {rate:g}/s")
+    latencies = [summary.percentiles([(r.done_s - r.intended_s) * 1000 for r in shift.replies]) for shift in shifts]
+    images = Counter(reply.batch_size for reply in replies)
+    batches = {size: images[size] / size for size in sorted(images)}
+    return {
+        "requests": len(replies),
+        "p50_ms": round(statistics.median(latency["p50"] for latency in latencies), 2),
+        "p99_ms": round(statistics.median(latency["p99"] for latency in latencies), 2),
+        "mean_batch_size": round(len(replies) / sum(batches.values()), 2),
+        "batches": {str(size): round(count) for size, count in batches.items()},
+    }
+
+
+def _row(result: dict[str, Any]) -> str:
+    return (
+        f"{result['rate']:5g}/s {result['policy']:13} p50 {result['p50_ms']:6.2f} ms, p99 {result['p99_ms']:7.2f} ms, "
+        f"mean batch {result['mean_batch_size']:.2f}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.batching", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rates", type=float, nargs="+", default=_RATES, help="offered requests/s")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each policy at each rate")
+    parser.add_argument("--seconds", type=float, default=4, help="of each turn")
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    results = run(options.rates, options.rounds, options.seconds)
+    report = {"machine": machine.describe(), "window_ms": _WINDOW_MS, "model": "digits", "results": results}
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The limit of what any server can do on this machine: a process for each core, without HTTP; see the baseline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+from benchmarks.machine import ROOT
+
+_STOP_S = 30.0
+
+
+class NoServer:
+    """Processes that decode and run full batches, on command.
+
+    Args:
+        processes: With `benchmarks.baselines.no_server` running in each.
+    """
+
+    def __init__(self, processes: list[subprocess.Popen[bytes]]) -> None:
+        self._processes = processes
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(cls, model: str, dtype: str) -> Iterator[NoServer]:
+        """Start a process for each core, as long as the context lasts."""
+        command = [sys.executable, "-m", "benchmarks.baselines.no_server", model, "--dtype", dtype]
+        with contextlib.ExitStack() as stack:
+            processes = []
+            for _ in os.sched_getaffinity(0):
+                process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                stack.callback(_end, process)
+                processes.append(process)
+            for process in processes:
+                _line(process.stdout)
+            yield cls(processes)
+
+    def images_per_s(self, upload: bytes, seconds: float) -> float:
+        """Return what all processes together do for so many seconds."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(b"%f %d\n%b" % (seconds, len(upload), upload))
+            process.stdin.flush()
+        return sum(float(_line(process.stdout)) for process in self._processes)
+
+
+def _line(stream: IO[bytes] | None) -> bytes:
+    assert stream is not None
+    line = stream.readline()
+    if not line:
+        raise RuntimeError("a process of the baseline without a server ended")
+    return line
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.communicate(timeout=_STOP_S)  # closes its input, at which it ends

@@ -1,0 +1,52 @@
+"""The uploads that benchmarks send: made from seeds, so that they are the same everywhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+PHOTO_SIZE = (500, 375)
+CAMERA_SIZE = (4032, 3024)
+_GRAIN = 5
+"""Pixels from one random colour to the next; in between they are blended."""
+
+
+def small_png() -> bytes:
+    """Return a 28 x 28 PNG of about 700 bytes: a soft grey blot."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 5), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((28, 28), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def noisy_jpeg(size: int) -> bytes:
+    """Return a 500 x 375 JPEG of about `size` bytes: soft noise, at the quality that comes closest."""
+    picture = _soft_noise(PHOTO_SIZE, seed=0)
+    candidates = [_as_jpeg(picture, quality) for quality in range(30, 100)]
+    return min(candidates, key=lambda content: abs(len(content) - size))
+
+
+def camera_jpeg() -> bytes:
+    """Return a 4032 x 3024 JPEG of some megabytes, as a phone's camera makes it."""
+    return _as_jpeg(_soft_noise(CAMERA_SIZE, seed=0, grain=12), 85)
+
+
+def photos(count: int, seed: int = 0) -> Iterator[bytes]:
+    """Yield `count` different 500 x 375 JPEGs of some 65 KB."""
+    for number in range(count):
+        yield _as_jpeg(_soft_noise(PHOTO_SIZE, seed=seed + number), 88)
+
+
+def _soft_noise(size: tuple[int, int], seed: int, grain: int = _GRAIN) -> Image.Image:
+    width, height = size
+    noise = np.random.default_rng(seed).integers(0, 256, (height // grain, width // grain, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+def _as_jpeg(picture: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()

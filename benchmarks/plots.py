@@ -1,0 +1,56 @@
+"""Draws results as PNGs. Knows nothing of how they were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # no display is needed
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+_SIZE_IN = (7.0, 4.2)
+_DPI = 110
+
+
+def latency_over_throughput(runs: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw p50 and p99 over goodput, a point for each load."""
+    answered = [run for run in runs if run["latency_ms"]]
+    figure, axes = plt.subplots(figsize=_SIZE_IN)
+    for name in ("p50", "p99"):
+        points = [(run["goodput_per_s"], run["latency_ms"][name]) for run in answered]
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    for run in answered:
+        load = run.get("rate", run.get("concurrency"))
+        axes.annotate(
+            f"{load:g}",
+            (run["goodput_per_s"], run["latency_ms"]["p99"]),
+            fontsize=8,
+            xytext=(3, 3),
+            textcoords="offset points",
+        )
+    axes.set(xlabel="goodput, requests/s", ylabel="latency, ms", xlim=(0, None), yscale="log")
+    axes.set_title("numbers: offered requests/s" if "rate" in runs[0] else "numbers: connections", fontsize=9)
+    _save(figure, axes, file)
+
+
+def lines(
+    series: dict[str, Sequence[tuple[float, float]]], file: Path, *, x: str, y: str, is_log: bool = False
+) -> None:
+    """Draw named lines through points."""
+    figure, axes = plt.subplots(figsize=_SIZE_IN)
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xlabel=x, ylabel=y, yscale="log" if is_log else "linear")
+    _save(figure, axes, file)
+
+
+def _save(figure: Any, axes: Axes, file: Path) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=_DPI)
+    plt.close(figure)

@@ -1,0 +1,156 @@
+"""Where a request's processor time goes: microseconds by stage, for each kind of process.
+
+    python -m benchmarks.profile
+
+py-spy samples the running server under load, from outside, and a table of the functions that make up a stage says what
+each sample was about. It may watch its own children where the system lets it (ptrace); in a container that takes the
+capability SYS_PTRACE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, pictures, process_group, servers, wrk
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "profile.json"
+_SAMPLES_PER_S = 200
+_WARM_UP_S = 2.0
+_CONNECTIONS = 128
+_SETTINGS = {"cpu_threads": 1, "cache_size": 0}
+
+# By stage, what its frames have in their names; the innermost frame that has one decides. Names are py-spy's:
+# `function (file:line)`.
+_STAGES = {
+    "hash": ("Classifier._hash",),
+    "decode": ("decode_request", "vit_api/images.py", "vit_api/image_limits.py", "PIL/"),
+    "encode": ("encode_response", "PredictRoutes._body", "to_json", "json/"),
+    "send": ("Response.send", "RequestResponseCycle.send"),
+    "slot": ("vit_api/slots.py",),
+    "pipe": ("vit_api/records.py", "InferenceClient._read_answers", "SlotLoop._answer"),
+    "batch": ("VisionModel.stage", "SlotLoop._collect", "SlotLoop._claim"),
+    "forward": ("VisionModel.forward", "vit_api/vit.py"),
+    "collect": ("VisionModel.collect",),
+    "parse": ("uvicorn/", "vit_api/routes/uploads.py", "vit_api/routes/messages.py", "vit_api/routes/front.py"),
+    "event loop": ("concurrent/futures/", "asyncio/", "threading.py", "vit_api/cache.py", "time_limit.py"),
+}
+_OTHER = "other"
+_WAITING = "_worker (concurrent/futures/thread.py"
+"""Where a decoding thread waits for work, or for a core to go on: that takes no time of its own."""
+
+
+def stage_of(frames: Sequence[str]) -> str:
+    """Return the stage that a stack belongs to; frames go from the outermost to the innermost."""
+    for frame in reversed(frames):
+        for stage, parts in _STAGES.items():
+            if any(part in frame for part in parts):
+                return stage
+    return _OTHER
+
+
+def count_stages(lines: Iterable[str]) -> dict[int, Counter[str]]:
+    """Count samples by thread and stage in py-spy's raw format: `thread (id): name;frame;frame count`."""
+    counts: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for line in lines:
+        stack, _, count = line.rpartition(" ")
+        thread, *frames = stack.split(";")
+        if frames and not frames[-1].startswith(_WAITING):
+            counts[int(thread.partition("(")[2].partition(")")[0])][stage_of(frames)] += int(count)
+    return counts
+
+
+def profile(upload: bytes, seconds: float) -> dict[str, Any]:
+    """Load the server and sample its processes; return microseconds of processor time a request, by kind and stage."""
+    with servers.vit_api(**_SETTINGS) as server, tempfile.TemporaryDirectory() as folder:
+        _post(server, upload, _WARM_UP_S)
+        pids = {pid: kind for pid, kind in process_group.kinds(server.group).items() if kind in ("http", "worker")}
+        # The sampler stops a process for each sample, so what is used is measured apart.
+        before = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
+        load = _post(server, upload, seconds)
+        after = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
+        samples = _sample(server, upload, pids, seconds, Path(folder))
+    by_kind: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for pid, kind in pids.items():
+        for thread, stages in samples[pid].items():
+            used_us = (after[pid].get(thread, 0) - before[pid].get(thread, 0)) / load.requests * 1e6
+            for stage, count in stages.items():
+                by_kind[kind][stage] += used_us * count / stages.total()
+    return {
+        "requests_per_s": round(load.rate),
+        "cpu_us_per_request": {
+            kind: {stage: round(us, 1) for stage, us in sorted(stages.items(), key=lambda item: -item[1])}
+            for kind, stages in by_kind.items()
+        },
+    }
+
+
+def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
+    url = server.url + "/predict"
+    return wrk.post(url, upload, "application/octet-stream", connections=_CONNECTIONS, seconds=seconds)
+
+
+def _sample(
+    server: servers.Server, upload: bytes, pids: Iterable[int], seconds: float, folder: Path
+) -> dict[int, dict[int, Counter[str]]]:
+    """Sample each process under load, one after the other."""
+    found = {}
+    for pid in pids:
+        load = threading.Thread(target=_post, args=(server, upload, seconds + _WARM_UP_S))
+        load.start()
+        file = folder / str(pid)
+        options = [
+            "--threads",
+            "--pid",
+            str(pid),
+            "--duration",
+            f"{seconds:.0f}",
+            "--rate",
+            str(_SAMPLES_PER_S),
+            "--format",
+            "raw",
+        ]
+        command = [str(Path(sys.executable).parent / "py-spy"), "record", *options, "--output", str(file)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
+        load.join()
+        if result.returncode:
+            raise RuntimeError(f"py-spy failed: {result.stderr.strip()}")
+        found[pid] = count_stages(file.read_text().splitlines())
+    return found
+
+
+def _table(name: str, result: dict[str, Any]) -> str:
+    lines = [f"{name}, {result['requests_per_s']:,} requests/s:"]
+    for kind, stages in result["cpu_us_per_request"].items():
+        shown = ", ".join(f"{stage} {us:.0f}" for stage, us in stages.items())
+        lines.append(f"  {kind:6} {sum(stages.values()):5.0f} us: {shown}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the profile of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=8, help="of each sampling")
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    if not wrk.is_installed():
+        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
+    uploads = {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
+    results = {}
+    for name, upload in uploads.items():
+        results[name] = profile(upload, options.seconds)
+        print(_table(name, results[name]), flush=True)
+    report = {"machine": machine.describe(), "connections": _CONNECTIONS, "results": results}
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What grows: the pictures, the model, the number of connections.
+
+    python -m benchmarks.scaling
+
+- A camera's JPEG, 4032 x 3024 pixels, with the decoding that scales on the way and with `VIT_API_EXACT_DECODE=1`.
+- ViT-B/16, with random weights, on the CPU: what is served, beside what the model does alone at its best batch size.
+- 512 connections beside 32: processor time of a request, and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, pictures, servers, wrk
+from benchmarks.checkpoints import save_vit_base
+from vit_api.checkpoint import load_checkpoint
+from vit_api.cores import available_cores
+from vit_api.lit_api import ViTAPI
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "scaling.json"
+_RAW = "application/octet-stream"
+_FEW, _MANY = 32, 512
+_STALL_S = 3600
+_BATCH_SIZES = {"auto": (1, 8, 32), "float32": (1, 8)}
+
+
+def _post(server: servers.Server, upload: bytes, connections: int, seconds: float) -> wrk.Load:
+    load = wrk.post(server.url + "/predict", upload, _RAW, connections=connections, seconds=seconds)
+    if load.failures or not load.requests:
+        raise RuntimeError(f"{load.failures} of {load.requests} requests failed")
+    return load
+
+
+@contextlib.contextmanager
+def _paused(settings: Sequence[dict[str, Any]]) -> Iterator[list[servers.Server]]:
+    """Run a server for each, all paused."""
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(servers.vit_api(**each, worker_stall_s=_STALL_S)) for each in settings]
+        for server in running:
+            server.pause()
+        yield running
+
+
+def camera(rounds: int, seconds: float) -> dict[str, Any]:
+    """Compare scaling on the way with exact decoding, in turns."""
+    upload = pictures.camera_jpeg()
+    common = {"cache_size": 0, "cpu_threads": 1}
+    rates: dict[str, list[float]] = {"draft": [], "exact": []}
+    with _paused([common, common | {"exact_decode": True}]) as running:
+        for _ in range(rounds):
+            for server, results in zip(running, rates.values(), strict=True):
+                server.resume()
+                results.append(_post(server, upload, 8, seconds).rate)
+                server.settle()
+                server.pause()
+    ratios = [draft / exact for draft, exact in zip(rates["draft"], rates["exact"], strict=True)]
+    medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+    return {"bytes": len(upload), "requests_per_s": medians, "ratio": round(statistics.median(ratios), 2)}
+
+
+def connections(rounds: int, seconds: float) -> dict[str, Any]:
+    """Compare a request's processor time at many connections with that at few, in turns."""
+    upload = pictures.small_png()
+    costs: dict[int, list[float]] = {_FEW: [], _MANY: []}
+    memory = []
+    with servers.vit_api(cache_size=0, cpu_threads=1) as server:
+        _post(server, upload, _MANY, seconds)
+        for _ in range(rounds):
+            for count, results in costs.items():
+                before = server.cpu_seconds()
+                load = _post(server, upload, count, seconds)
+                results.append((server.cpu_seconds() - before) / load.requests * 1e6)
+            memory.append(server.resident_bytes() / 2**20)
+    ratios = [many / few for few, many in zip(*costs.values(), strict=True)]
+    return {
+        "cpu_us_per_request": {str(count): round(statistics.median(values)) for count, values in costs.items()},
+        "ratio": round(statistics.median(ratios), 3),
+        "memory_mb": {"first": round(memory[0]), "last": round(memory[-1])},
+    }
+
+
+def vit_base(rounds: int, seconds: float) -> dict[str, Any]:
+    """Compare what is served of a ViT-B/16 with the model alone, in turns, and the dtypes of the model alone."""
+    upload = pictures.noisy_jpeg(65_000)
+    served, alone = [], []
+    with tempfile.TemporaryDirectory() as name:
+        save_vit_base(Path(name))
+        models = {dtype: _model(name, dtype) for dtype in _BATCH_SIZES}
+        pixels = models["auto"].decode_request(upload)
+        rates = {
+            dtype: {size: _images_per_s(api, pixels, size, seconds / 4) for size in _BATCH_SIZES[dtype]}
+            for dtype, api in models.items()
+        }
+        best = max(rates["auto"], key=lambda size: rates["auto"][size])
+        settings = {"model": name, "cache_size": 0, "request_timeout_s": 300, "max_batch_size": best}
+        with _paused([settings]) as (server,):
+            for _ in range(rounds):
+                alone.append(_images_per_s(models["auto"], pixels, best, seconds))
+                server.resume()
+                served.append(_post(server, upload, 4 * best, seconds).rate)
+                server.settle()
+                server.pause()
+    best_float32 = max(rates["float32"].values())
+    return {
+        "dtype": str(models["auto"].model.dtype).removeprefix("torch.") if models["auto"].model else "",
+        "alone_per_s": {dtype: {str(size): round(r, 2) for size, r in row.items()} for dtype, row in rates.items()},
+        "auto_over_float32": round(max(rates["auto"].values()) / best_float32, 2),
+        "best_batch_size": best,
+        "served_per_s": round(statistics.median(served), 2),
+        "served_over_alone": round(statistics.median(s / a for s, a in zip(served, alone, strict=True)), 3),
+    }
+
+
+def _model(folder: str, dtype: str) -> ViTAPI:
+    api = ViTAPI(load_checkpoint(folder), dtype=dtype, cpu_threads=available_cores(), max_batch_size=1)
+    api.setup("cpu")
+    return api
+
+
+def _images_per_s(api: ViTAPI, pixels: Any, size: int, seconds: float) -> float:
+    api.unbatch(api.predict(api.batch([pixels] * size)))
+    start, images = time.monotonic(), 0
+    while (elapsed_s := time.monotonic() - start) < seconds:
+        api.unbatch(api.predict(api.batch([pixels] * size)))
+        images += size
+    return images / elapsed_s
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
+    parser.add_argument("--seconds", type=float, default=3, help="of each turn; eight times as long for ViT-B/16")
+    parser.add_argument("--only", choices=("camera", "connections", "vit_base"))
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    if not wrk.is_installed():
+        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
+    results: dict[str, Any] = {}
+    for name, measure, seconds in (
+        ("camera", camera, options.seconds),
+        ("connections", connections, options.seconds),
+        ("vit_base", vit_base, 8 * options.seconds),
+    ):
+        if options.only in (None, name):
+            results[name] = measure(options.rounds, seconds)
+            print(name, json.dumps(results[name]), flush=True)
+    options.json.write_text(json.dumps({"machine": machine.describe(), "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
