@@ -30,6 +30,7 @@ _RESULT = machine.ROOT / "benchmarks" / "results" / "scaling.json"
 _RAW = "application/octet-stream"
 _FEW, _MANY = 32, 512
 _STALL_S = 3600
+_GRAINS = {"detailed": 12, "smooth": 63}
 _BATCH_SIZES = {"auto": (1, 8, 32), "float32": (1, 8)}
 
 
@@ -51,8 +52,11 @@ def _paused(settings: Sequence[dict[str, Any]]) -> Iterator[list[servers.Server]
 
 
 def camera(rounds: int, seconds: float) -> dict[str, Any]:
-    """Compare scaling on the way with exact decoding, in turns."""
-    upload = pictures.camera_jpeg()
+    """Compare scaling on the way with exact decoding, for a picture full of detail and a smooth one."""
+    return {name: _camera(pictures.camera_jpeg(grain), rounds, seconds) for name, grain in _GRAINS.items()}
+
+
+def _camera(upload: bytes, rounds: int, seconds: float) -> dict[str, Any]:
     common = {"cache_size": 0, "cpu_threads": 1}
     rates: dict[str, list[float]] = {"draft": [], "exact": []}
     with _paused([common, common | {"exact_decode": True}]) as running:
