@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 
-.PHONY: run test lint types imports check fuzz bench-cache soak clean
+.PHONY: run test lint types imports check fuzz bench bench-cache soak clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -28,6 +28,15 @@ fuzz: .venv/dev.stamp
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)
+
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.batching
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.profile
+	$(BIN)/python -m benchmarks.overload
+	$(BIN)/python -m benchmarks.report
 
 bench-cache: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.cache_hit

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import client, load, machine, pictures, servers, summary
+from benchmarks.harness import client, client_processes, machine, pictures, servers, summary
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "batching.json"
 _RATES = (50, 200, 400, 800, 1200)
@@ -47,7 +47,7 @@ def run(rates: Sequence[float], rounds: int, seconds: float) -> list[dict[str, A
             shifts: dict[str, list[client.Shift]] = {name: [] for name in policies}
             for number in range(rounds):
                 for name, server in policies.items():
-                    shifts[name] += load.run(_plan(server, rate, seconds, seed=number))
+                    shifts[name] += client_processes.run(_plan(server, rate, seconds, seed=number))
             for name, its_shifts in shifts.items():
                 results.append({"policy": name, "rate": rate} | _result(its_shifts, rate))
                 print(_row(results[-1]), flush=True)

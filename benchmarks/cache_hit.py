@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, pictures, servers, wrk
+from benchmarks.harness import machine, pictures, servers, wrk
 
 _CONNECTIONS = 32
 _RESULT = machine.ROOT / "benchmarks" / "results" / "cache_hit.json"

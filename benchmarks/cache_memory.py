@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, process_group
+from benchmarks.harness import machine, process_group
 from vit_api.cache import AnswerCache
 from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.classifier import Known

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import client, load, machine, pictures, servers, summary, wrk
-from benchmarks.no_server import NoServer
+from benchmarks.harness import client, client_processes, machine, pictures, servers, summary, wrk
+from benchmarks.harness.no_server import NoServer
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "compare.json"
 _RAW = "application/octet-stream"
@@ -70,7 +70,7 @@ def _post_with_bundled(subject: Subject, upload: bytes, connections: int, second
         seconds=seconds,
         is_form=subject.is_form,
     )
-    result = summary.summarise(load.run(plan), seconds)
+    result = summary.summarise(client_processes.run(plan), seconds)
     latency = result["latency_ms"]
     failures = sum(result["errors"].values())
     return wrk.Load(result["requests"], seconds, failures, latency.get("p50", 0.0), latency.get("p99", 0.0))

@@ -10,14 +10,11 @@ is open: requests go at their own times, and latency counts from those times, so
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import json
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from ctypes import c_long
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import client, machine, pictures, plots, summary
+from benchmarks.harness import client, client_processes, machine, pictures, plots, summary
 
-_POLL_S = 0.1
 _GENERATED = 64
 _MOST_FILES = 1000
 _FILE_WIDTH = 120
-_counters: Any = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,58 +117,27 @@ def _plan(options: argparse.Namespace, uploads: tuple[bytes, ...], load: float) 
 
 
 def _measure(plan: client.Plan, options: argparse.Namespace, load: float, console: Console) -> dict[str, Any]:
-    shifts = run(plan, options.processes, console)
+    with _progress(plan, console) as show:
+        shifts = client_processes.run(plan, options.processes, show)
     kind = "rate" if options.rate else "concurrency"
     return {kind: load} | summary.summarise(shifts, plan.seconds, options.goodput_ms)
 
 
-def run(plan: client.Plan, processes: int = 1, console: Console | None = None) -> list[client.Shift]:
-    """Load the server with client processes, and show how far they are; return what they did."""
-    plans = list(_shares(plan, processes))
-    context = multiprocessing.get_context("spawn")
-    counters = context.Array(c_long, len(plans), lock=False)  # each process writes its own
-    with ProcessPoolExecutor(len(plans), context, _set_counters, (counters,)) as pool:
-        shifts = [pool.submit(_work, number, share) for number, share in enumerate(plans)]
-        if console is not None:
-            _show(plan, shifts, counters, console)
-        return [shift.result() for shift in shifts]
-
-
-def _shares(plan: client.Plan, processes: int) -> Iterator[client.Plan]:
-    """Share a load among processes; a closed loop needs a connection for each."""
-    if plan.concurrency is None:
-        for number in range(processes):
-            yield dataclasses.replace(plan, rate=plan.rate / processes, seed=plan.seed + number)
-        return
-    processes = min(processes, plan.concurrency)
-    for number in range(processes):
-        connections = plan.concurrency // processes + (number < plan.concurrency % processes)
-        yield dataclasses.replace(plan, concurrency=connections, seed=plan.seed + number)
-
-
-def _set_counters(counters: Any) -> None:
-    global _counters  # noqa: PLW0603 - the one way into a pool's processes
-    _counters = counters
-
-
-def _work(number: int, plan: client.Plan) -> client.Shift:
-    def progress() -> None:
-        _counters[number] += 1
-
-    return client.work(plan, progress)
-
-
-def _show(plan: client.Plan, shifts: Sequence[Future[client.Shift]], counters: Any, console: Console) -> None:
+@contextlib.contextmanager
+def _progress(plan: client.Plan, console: Console) -> Iterator[Callable[[int], None]]:
+    """Show a bar, which is told how many replies there are."""
     load = f"{plan.concurrency} connections" if plan.concurrency else f"{plan.rate:g}/s"
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     total_s = plan.warm_up_s + plan.seconds
+    start = time.monotonic()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(load, total=total_s, done="")
-        start = time.monotonic()
-        while not all(shift.done() for shift in shifts):
-            elapsed_s = time.monotonic() - start
-            bar.update(task, completed=min(elapsed_s, total_s), done=f"{sum(counters):,} replies")
-            time.sleep(_POLL_S)
+
+        def show(replies: int) -> None:
+            elapsed_s = min(time.monotonic() - start, total_s)
+            bar.update(task, completed=elapsed_s, done=f"{replies:,} replies")
+
+        yield show
 
 
 def _name(result: dict[str, Any]) -> str:

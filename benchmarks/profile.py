@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, pictures, process_group, servers, wrk
+from benchmarks.harness import machine, pictures, process_group, servers, wrk
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "profile.json"
 _SAMPLES_PER_S = 200

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, pictures, servers, wrk
-from benchmarks.checkpoints import save_vit_base
+from benchmarks.harness import machine, pictures, servers, wrk
+from benchmarks.harness.checkpoints import save_vit_base
 from vit_api.checkpoint import load_checkpoint
 from vit_api.cores import available_cores
 from vit_api.lit_api import ViTAPI

@@ -27,7 +27,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks import machine, process_group, servers, wrk
+from benchmarks.harness import machine, process_group, servers, wrk
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "soak.json"
 _CLIENTS = 24

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from benchmarks.servers import free_port
+from benchmarks.harness.servers import free_port
 from tests.server import wait_until
 
 

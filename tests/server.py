@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 
-from benchmarks.process_group import kinds
-from benchmarks.servers import free_port
+from benchmarks.harness.process_group import kinds
+from benchmarks.harness.servers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 120.0

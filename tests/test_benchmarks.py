@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import cache_hit, cache_memory, overload, pictures, soak, wrk
+from benchmarks import (
+    accuracy,
+    batching,
+    cache_hit,
+    cache_memory,
+    compare,
+    load,
+    overload,
+    profile,
+    report,
+    scaling,
+    soak,
+)
+from benchmarks.harness import client, pictures, summary, wrk
+from tests.server import RunningServer
+
+needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
 
 
-@pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
+@needs_wrk
 def test_cache_hit(tmp_path: Path) -> None:
     """Each case has rates of both servers, with no failed request."""
     result = tmp_path / "result.json"
@@ -54,3 +72,132 @@ def test_soak(tmp_path: Path) -> None:
     assert report["kills"] == {"worker": 1}
     assert report["requests"] > 100
     assert report["lost"] == []
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--concurrency", "1,6", "--processes", "2"], id="closed loop"),
+        pytest.param(["--rate", "40", "--form", "--repeat-share", "0.5"], id="open loop, forms, repeats"),
+        pytest.param(["--rate", "40", "--arrivals", "constant", "--unique"], id="open loop, even"),
+    ],
+)
+def test_load(digits_server: RunningServer, tmp_path: Path, options: list[str]) -> None:
+    """All requests of each load are answered, and the report says what the server says of itself."""
+    file, plot = tmp_path / "load.json", tmp_path / "load.png"
+    common = ["--seconds", "1", "--warm-up", "0.5", "--json", str(file), "--plot", str(plot)]
+    load.main([digits_server.url, *options, *common])
+    runs = read(file)["runs"]
+    assert len(runs) == (2 if "--concurrency" in options else 1)
+    for run in runs:
+        assert run["errors"] == {}
+        assert run["goodput_per_s"] > 0
+        assert run["latency_ms"]["p50"] > 0
+        assert run["server"]["mean_batch_size"] >= 1
+        assert ("hit" in run["cache"]) == ("--repeat-share" in options)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_load_counts_errors(digits_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files that are no images are refused, by name."""
+    images, file = tmp_path / "images", tmp_path / "load.json"
+    images.mkdir()
+    (images / "text").write_text("not an image")
+    with pytest.raises(SystemExit, match="no request was answered"):
+        load.main([digits_server.url, "--images", str(images), "--rate", "30", "--seconds", "1", "--json", str(file)])
+    assert list(read(file)["runs"][0]["errors"]) == ["unsupported_image"]
+    assert "unsupported_image" in capsys.readouterr().out
+
+
+def test_load_of_no_server() -> None:
+    """An address where nobody listens is said at once."""
+    with pytest.raises(SystemExit, match="can't be reached"):
+        load.main(["http://127.0.0.1:9"])
+
+
+def test_an_open_loop_hides_no_stall() -> None:
+    """Latency counts from when a request was meant to go, though it went later."""
+    reply = client.Reply(intended_s=1.0, sent_s=3.0, done_s=3.5, outcome="ok")
+    result = summary.summarise([client.Shift([reply], 0.9)], seconds=4)
+    assert result["latency_ms"]["p50"] == 2500
+    assert len(summary.warnings(result)) == 2
+
+
+def test_mean_batch_is_of_batches_not_of_images() -> None:
+    """Three images in one batch and one alone are two batches."""
+    replies = [client.Reply(0, 0, 0.1, "ok", "miss", size) for size in (3, 3, 3, 1)]
+    result = summary.summarise([client.Shift(replies, 0.1)], seconds=1)
+    assert result["server"]["mean_batch_size"] == 2
+
+
+def test_late_answers_are_no_goodput() -> None:
+    """What came after the limit, or after the load's end, doesn't count."""
+    replies = [client.Reply(0, 0, done_s, "ok") for done_s in (0.1, 0.3, 1.2)]
+    result = summary.summarise([client.Shift(replies, 0.1)], seconds=1, goodput_ms=200)
+    assert (result["requests_per_s"], result["goodput_per_s"]) == (2, 1)
+
+
+@pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=needs_wrk, id="wrk"), pytest.param(False, id="bundled")])
+def test_compare(has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each server answers each request, and all have a ratio."""
+    file = tmp_path / "compare.json"
+    monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
+    compare.main(["--rounds", "1", "--seconds", "1", "--connections", "4", "--json", str(file)])
+    for result in read(file)["results"]:
+        assert len(result["servers"]) == 3
+        assert result["limit_per_s"] > 0
+        assert all(ratio > 0 for ratio in result["ratios"].values())
+
+
+def test_batching(tmp_path: Path) -> None:
+    """A fixed window makes a lone request wait; letting it go does not."""
+    file = tmp_path / "batching.json"
+    batching.main(["--rates", "20", "--rounds", "1", "--seconds", "2", "--json", str(file)])
+    by_policy = {result["policy"]: result for result in read(file)["results"]}
+    assert set(by_policy) == {"this server", "fixed window", "no waiting"}
+    assert all(sum(result["batches"].values()) > 0 for result in by_policy.values())
+
+
+def test_accuracy(tmp_path: Path) -> None:
+    """Every dtype, and the fast decoding, pass the gate with the embedded model."""
+    file = tmp_path / "accuracy.json"
+    accuracy.main(["--json", str(file)])
+    assert len(read(file)["results"]) == 6
+
+
+def test_an_option_that_is_off_fails_the_gate() -> None:
+    """By a probability, or by another first class where the first was clear."""
+    reference = np.array([[0.6, 0.4], [0.9, 0.1]])
+    assert accuracy.compare(reference, reference + np.array([0.01, -0.01]), 0.01)["passes"]
+    assert not accuracy.compare(reference, reference + np.array([0.03, -0.03]), 0.01)["passes"]
+    close = np.array([[0.506, 0.494]])
+    assert not accuracy.compare(close, close[:, ::-1], 0.01)["passes"]
+    assert accuracy.compare(close, close[:, ::-1], 0.04)["passes"]
+
+
+def test_stages_of_a_profile() -> None:
+    """The innermost frame that belongs to a stage decides; waiting for work takes no time."""
+    lines = [
+        'thread (7): "decode_0";ViTAPI.decode_request (vit_api/lit_api.py:80);load (PIL/ImageFile.py:4) 3',
+        'thread (7): "decode_0";_worker (concurrent/futures/thread.py:81) 9',
+        'thread (5): "MainThread";run_asgi (uvicorn/x.py:1);Classifier._hash (vit_api/classifier.py:9) 2',
+    ]
+    assert profile.count_stages(lines) == {7: {"decode": 3}, 5: {"hash": 2}}
+
+
+@needs_wrk
+def test_scaling(tmp_path: Path) -> None:
+    """Both decodings serve a camera's picture."""
+    file = tmp_path / "scaling.json"
+    scaling.main(["--only", "camera", "--rounds", "1", "--seconds", "1", "--json", str(file)])
+    assert read(file)["results"]["camera"]["smooth"]["ratio"] > 0
+
+
+def test_the_page_has_the_results() -> None:
+    """benchmarks/README.md says what the result files say; `python -m benchmarks.report` writes it."""
+    page = report.README.read_text()
+    assert report.render(page) == page

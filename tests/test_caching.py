@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.servers import free_port
+from benchmarks.harness.servers import free_port
 from tests.clients import Reply, post_all
 from tests.redis_server import RedisServer, redis_server
 from tests.samples import make_checkpoint

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
-from benchmarks.process_group import cpu_seconds
+from benchmarks.harness.process_group import cpu_seconds
 from tests.clients import Reply, post_all
 from tests.samples import edit_json, encode, make_checkpoint
 from tests.server import RunningServer, paused, serve, wait_until, worker_of

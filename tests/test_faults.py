@@ -15,7 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from benchmarks.process_group import descriptors, living, resident_bytes
+from benchmarks.harness.process_group import descriptors, living, resident_bytes
 from tests.clients import Reply, post_all
 from tests.samples import encode
 from tests.server import (

@@ -304,3 +304,10 @@ def test_no_input_makes_a_500(
 def test_the_first_file_of_the_examples_is_a_digit() -> None:
     """The README's example image is in the repository."""
     assert Path(ROOT / "examples" / "digit-3.png").exists()
+
+
+def test_an_error_says_how_long_it_took(digits_server: RunningServer) -> None:
+    """In the form of W3C's Server Timing, which browsers show."""
+    timing = digits_server.predict(b"no image").headers["server-timing"]
+    assert timing.startswith("total;dur=")
+    assert 0 < float(timing.partition("=")[2]) < 30_000

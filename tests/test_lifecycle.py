@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.process_group import living
-from benchmarks.servers import free_port
+from benchmarks.harness.process_group import living
+from benchmarks.harness.servers import free_port
 from tests.samples import edit_json, make_checkpoint
 from tests.server import ROOT, environment, paused, serve, wait_until, worker_of
 

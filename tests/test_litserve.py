@@ -17,7 +17,7 @@ from litserve.loops import LitLoop
 from litserve.loops.loops import inference_worker
 from litserve.server import LitServer
 
-from benchmarks.servers import free_port
+from benchmarks.harness.servers import free_port
 from tests.clients import post_all
 from tests.server import ROOT, RunningServer, environment, wait_until_ready
 

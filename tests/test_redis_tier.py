@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from benchmarks.servers import free_port
+from benchmarks.harness.servers import free_port
 from tests.redis_server import RedisServer, redis_server
 from tests.server import paused
 from vit_api.cache_board import CacheBoard, CacheTally

@@ -16,4 +16,5 @@ if __name__ == "__main__":
     options = arguments()
     api = lit_api(options, max_batch_size=_MAX_BATCH_SIZE, batch_timeout=_MAX_WAIT_S)
     server = ls.LitServer(api, accelerator="cpu")
-    server.run(host="127.0.0.1", port=options.port, generate_client_file=False, log_level="warning")
+    # Else it logs a traceback for each client that leaves.
+    server.run(host="127.0.0.1", port=options.port, generate_client_file=False, log_level="critical")

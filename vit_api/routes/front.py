@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import ClientDisconnect
@@ -57,6 +58,7 @@ class Front:
         if scope["type"] != "http":
             await self._fallback(scope, receive, send)
             return
+        arrived_at = time.monotonic()
         new_id = b"%s%08x" % (self._id_start, next(self._id_numbers))
         request = Request(scope, receive, new_id, self._pending)
         own_id = request.headers.get(REQUEST_ID)
@@ -71,14 +73,18 @@ class Front:
             response = await handler(request)
         except ClientDisconnect:
             return  # nobody is there to answer
-        except ViTError as error:
-            response = error_response(error, request.id.decode())
-        except Exception:
-            logger.exception("request %s failed in an unforeseen way", request.id.decode())
-            response = error_response(InternalError("the server failed; its log says why"), request.id.decode())
+        except Exception as error:
+            failure = error if isinstance(error, ViTError) else _unforeseen(request.id)
+            response = error_response(failure, request.id.decode(), time.monotonic() - arrived_at)
         finally:
             request.close()
         await response.send(send, request.id, is_last=self._is_draining())
+
+
+def _unforeseen(request_id: bytes) -> ViTError:
+    """Log the exception that is being handled."""
+    logger.exception("request %s failed in an unforeseen way", request_id.decode())
+    return InternalError("the server failed; its log says why")
 
 
 def _with_request_id(send: Send, request_id: bytes) -> Send:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ _DPI = 110
 def latency_over_throughput(runs: Sequence[dict[str, Any]], file: Path) -> None:
     """Draw p50 and p99 over goodput, a point for each load."""
     answered = [run for run in runs if run["latency_ms"]]
+    if not answered:
+        return
     figure, axes = plt.subplots(figsize=_SIZE_IN)
     for name in ("p50", "p99"):
         points = [(run["goodput_per_s"], run["latency_ms"][name]) for run in answered]
@@ -38,7 +40,7 @@ def latency_over_throughput(runs: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def lines(
-    series: dict[str, Sequence[tuple[float, float]]], file: Path, *, x: str, y: str, is_log: bool = False
+    series: Mapping[str, Sequence[tuple[float, float]]], file: Path, *, x: str, y: str, is_log: bool = False
 ) -> None:
     """Draw named lines through points."""
     figure, axes = plt.subplots(figsize=_SIZE_IN)

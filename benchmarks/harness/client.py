@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from benchmarks import wrk
+from benchmarks.harness import wrk
 
 _OK = 200
 _FREE_BOX = b"\0\0\0\x18free"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO
 
-from benchmarks.machine import ROOT
+from benchmarks.harness.machine import ROOT
 
 _STOP_S = 30.0
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import httpx
 
-from benchmarks import process_group
-from benchmarks.machine import ROOT
+from benchmarks.harness import process_group
+from benchmarks.harness.machine import ROOT
 
 _START_S = 120.0
 _STOP_S = 30.0

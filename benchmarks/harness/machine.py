@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 _PACKAGES = ("litserve", "torch", "fastapi", "uvicorn", "uvloop", "httptools", "cachetools", "multipart", "redis")
 
@@ -19,7 +19,9 @@ def describe() -> dict[str, Any]:
     """Return the commit, the date, the processor, the cores and the versions."""
     return {
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "has_uncommitted_changes": bool(_git("status", "--porcelain", "--", "vit_api", "benchmarks/*.py")),
+        "has_uncommitted_changes": bool(
+            _git("status", "--porcelain", "--", "vit_api", "benchmarks/*.py", "benchmarks/*/*.py")
+        ),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.client import Reply, Shift
+from benchmarks.harness.client import Reply, Shift
 
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 BUSY_CLIENT = 0.8

@@ -23,7 +23,18 @@ _PROCESSOR = {
 
 def save_vit_base(folder: Path) -> None:
     """Save a ViT-B/16 for 224 x 224 pixels and 1,000 classes, as google/vit-base-patch16-224 is, to a folder."""
+    _save(ViTConfig(num_labels=1000), folder)
+
+
+def save_small_vit(folder: Path) -> None:
+    """Save a ViT for 224 x 224 pixels that takes some 10 ms an image on one core, to a folder."""
+    config = ViTConfig(
+        hidden_size=192, num_attention_heads=3, num_hidden_layers=4, intermediate_size=768, num_labels=1000
+    )
+    _save(config, folder)
+
+
+def _save(config: ViTConfig, folder: Path) -> None:
     torch.manual_seed(0)
-    config = ViTConfig(num_labels=1000)
     ViTForImageClassification(config).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
