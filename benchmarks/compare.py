@@ -124,12 +124,16 @@ def _ratios(loads: dict[str, list[wrk.Load]], limits: Sequence[float]) -> dict[s
     return {name: round(statistics.median(values), 3) for name, values in ratios.items()}
 
 
+def uploads() -> dict[str, bytes]:
+    """Return what is sent."""
+    return {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
+
+
 def run(model: str, dtype: str, rounds: int, seconds: float, connections: Sequence[int]) -> list[dict[str, Any]]:
     """Measure each upload at each number of connections."""
-    uploads = {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
     results = []
     with _subjects(model, dtype) as subjects, NoServer.running(model, dtype) as limit:
-        for name, upload in uploads.items():
+        for name, upload in uploads().items():
             for count in connections:
                 result = {"upload": name, "bytes": len(upload), "connections": count}
                 results.append(result | measure(subjects, limit, upload, count, rounds=rounds, seconds=seconds))

@@ -146,6 +146,7 @@ def test_compare(has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Each server answers each request, and all have a ratio."""
     file = tmp_path / "compare.json"
     monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
+    monkeypatch.setattr(compare, "uploads", lambda: {"PNG": pictures.small_png()})
     compare.main(["--rounds", "1", "--seconds", "1", "--connections", "4", "--json", str(file)])
     for result in read(file)["results"]:
         assert len(result["servers"]) == 3

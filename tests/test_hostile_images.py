@@ -15,6 +15,7 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vit_api import image_limits
+from vit_api import image_limits, images
 from vit_api.errors import ViTError
 from vit_api.images import decode
 from vit_api.preprocessing import Preprocessing
@@ -55,6 +56,14 @@ def small(image_format: str, **options: Any) -> bytes:
 
 def huge(image_format: str, mode: str = "RGB", **options: Any) -> bytes:
     return encode(Image.new(mode, (MAX_SIDE, MAX_SIDE), 100), image_format, **options)
+
+
+def lying_avif(side: int) -> bytes:
+    """An AVIF whose container says 64 x 64 pixels."""
+    true_size, told = (b"ispe" + struct.pack(">III", 0, length, length) for length in (side, 64))
+    upload = encode(Image.new("L", (side, side), 100), "AVIF", speed=10)
+    assert true_size in upload
+    return upload.replace(true_size, told)
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -193,6 +202,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "png of thousands of frames": (lambda: animation("PNG"), PIXELS),
     "webp of thousands of frames": (lambda: animation("WEBP"), PIXELS),
     "tiff of thousands of pages": (lambda: animation("TIFF", 1_000), PIXELS),
+    "avif of more pixels than it says": (lambda: lying_avif(6000), BAD),
     "avif of many frames": (lambda: animation("AVIF", 50), PIXELS),
     "jpeg of 80 more scans": (lambda: jpeg_of_scans(80), PIXELS),
     "jpeg of 1000 more scans": (lambda: jpeg_of_scans(1_000), BAD),
@@ -385,3 +395,30 @@ def test_a_png_with_compressed_text_is_not_quick() -> None:
     data = b"key\0\0" + zlib.compress(bytes(1 << 20))
     chunk = struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data))
     assert not image_limits.is_quick(start + chunk + end)
+
+
+def test_avifs_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the memory of several that lie about their size does not add up."""
+    busy, most = 0, 0
+    both_started = threading.Barrier(2)
+    check_size = images._check_size
+
+    def slow_check(image: Image.Image, max_side: int) -> None:
+        nonlocal busy, most
+        busy += 1
+        most = max(most, busy)
+        check_size(image, max_side)
+        busy -= 1
+
+    def run(upload: bytes) -> None:
+        both_started.wait(30)
+        for _ in range(20):
+            decode(upload, MODEL, max_side=MAX_SIDE, exact=True)
+
+    monkeypatch.setattr(images, "_check_size", slow_check)
+    threads = [threading.Thread(target=run, args=(small("AVIF"),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == 1

@@ -127,11 +127,15 @@ def _is_refused(port: int) -> bool:
 
 
 def test_no_orphan_survives_the_main_process() -> None:
-    """Killed outright, the main process takes all others along."""
+    """Killed outright, the main process takes all others along, and the port is free."""
     with serve() as server:
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(60)
         _wait_until_gone(server.process.pid)
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what clients left in TIME_WAIT
+            listener.bind(("127.0.0.1", server.port))
+            listener.listen()
 
 
 def _wait_until_gone(group: int) -> None:
