@@ -9,7 +9,7 @@ run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

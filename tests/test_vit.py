@@ -9,7 +9,8 @@ import torch
 from transformers import BeitConfig, BeitForImageClassification, ViTConfig, ViTForImageClassification
 
 from vit_api.checkpoint import load_checkpoint
-from vit_api.model import VisionModel
+from vit_api.cores import available_cores
+from vit_api.model import VisionModel, choose_threads
 from vit_api.vit import FusedViT, fuse
 
 SCALE = torch.tensor([1 / 127.5, 1 / 100, 1 / 60]).view(3, 1, 1)
@@ -88,6 +89,13 @@ def test_another_architecture_has_no_fast_form() -> None:
     """BEiT stays as it is."""
     config = BeitConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, image_size=32)
     assert fuse(BeitForImageClassification(config), SCALE, SHIFT, lambda pixels: pixels) is None
+
+
+def test_threads_by_width_and_device() -> None:
+    """Narrow models, and those on a GPU, have one thread; others one a core."""
+    cpu, cores = torch.device("cpu"), available_cores()
+    assert [choose_threads(cpu, width) for width in (64, 768, 0)] == [1, cores, cores]
+    assert choose_threads(torch.device("cuda:0"), 768) == 1
 
 
 def test_the_embedded_model_takes_the_fast_form() -> None:

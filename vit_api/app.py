@@ -16,7 +16,6 @@ from vit_api.cache import AnswerCache
 from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.classifier import Classifier, Known
-from vit_api.cores import available_cores
 from vit_api.errors import NotReady
 from vit_api.inference import InferenceClient
 from vit_api.listeners import Listeners
@@ -87,7 +86,7 @@ class Application:
             dtype=settings.dtype,
             max_image_side=settings.max_image_side,
             exact_decode=settings.exact_decode,
-            cpu_threads=settings.cpu_threads or (available_cores() if self.devices == ["cpu"] else 1),
+            cpu_threads=settings.cpu_threads,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
             loop=SlotLoop(self.table, self.board, self.requests, self.answers, policy),

@@ -40,7 +40,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         dtype: What to compute in; see `model.choose_dtype`.
         max_image_side: Pixels of an image's longer side at the most.
         exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
-        cpu_threads: Threads that torch uses for one operation on the CPU.
+        cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.choose_threads`.
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
     """
 
@@ -51,7 +51,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         dtype: str = "auto",
         max_image_side: int = 4096,
         exact_decode: bool = False,
-        cpu_threads: int = 1,
+        cpu_threads: int | None = None,
         **lit_api_options: Any,
     ) -> None:
         super().__init__(**lit_api_options)

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoint import Checkpoint
+from vit_api.cores import available_cores
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.records import TOP_K, Prediction
 from vit_api.vit import fuse
@@ -67,6 +68,19 @@ def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
     return torch.bfloat16 if _cpu_flags() & _BFLOAT16_CPU_FLAGS else torch.float32
 
 
+def choose_threads(device: torch.device, width: int) -> int:
+    """Return how many threads one operation on the CPU should use.
+
+    All cores, but one for narrow models, whose operations are so short that threads mostly wait for each other: on two
+    cores, the 64 wide one serves 1.6 times as many images with one thread as with two. And one where a GPU computes.
+
+    Args:
+        device: Where the model runs.
+        width: The size of a token's vector; 0 if that is not one number.
+    """
+    return 1 if device.type == "cuda" or 0 < width < _NARROW else available_cores()
+
+
 def _width(config: PreTrainedConfig) -> int:
     """Return the size of a token's vector, or 0 where there are several or none."""
     width = getattr(config, "hidden_size", 0)
@@ -97,7 +111,7 @@ class VisionModel:
         checkpoint: What to load. Weights come from safetensors alone, and code from transformers alone.
         device: As torch names it: `cpu`, `cuda:0`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        cpu_threads: Threads that torch uses for one operation on the CPU, in this process.
+        cpu_threads: Threads that torch uses for one operation on the CPU, in this process; None: see `choose_threads`.
 
     Attributes:
         device: Where it runs.
@@ -105,12 +119,12 @@ class VisionModel:
         device_name: The hardware's own name.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, cpu_threads: int) -> None:
-        torch.set_num_threads(cpu_threads)
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, cpu_threads: int | None) -> None:
         transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         self.dtype = choose_dtype(dtype, self.device, _width(config))
+        torch.set_num_threads(cpu_threads or choose_threads(self.device, _width(config)))
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         self._pixel_shape = checkpoint.preprocessing.pixel_shape
         self._model = AutoModelForImageClassification.from_pretrained(

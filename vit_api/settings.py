@@ -114,7 +114,7 @@ class Settings(BaseSettings):
     ] = None
     cpu_threads: Annotated[
         int | None,
-        Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core, 1 on GPUs"),
+        Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core; 1 for small models"),
     ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], Field(description="Least severe messages to log")
