@@ -35,6 +35,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.batching
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.profile
+	$(BIN)/python -m benchmarks.tune
 	$(BIN)/python -m benchmarks.overload
 	$(BIN)/python -m benchmarks.report
 
