@@ -38,12 +38,11 @@ class Case:
 def cases() -> list[Case]:
     """Return what is measured: a 700-byte PNG and a 65 KB JPEG, raw and as a form."""
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
-    form = f"multipart/form-data; boundary={wrk.BOUNDARY}"
     return [
-        Case("raw PNG", png, "application/octet-stream", 0.6),
-        Case("raw JPEG", jpeg, "application/octet-stream", 0.85),
-        Case("form PNG", wrk.as_form(png), form, 3.0),
-        Case("form JPEG", wrk.as_form(jpeg), form, 2.0),
+        Case("raw PNG", png, wrk.RAW, 0.6),
+        Case("raw JPEG", jpeg, wrk.RAW, 0.85),
+        Case("form PNG", wrk.as_form(png), wrk.FORM, 3.0),
+        Case("form JPEG", wrk.as_form(jpeg), wrk.FORM, 2.0),
     ]
 
 
@@ -71,8 +70,7 @@ def measure(case: Case, ours: servers.Server, reference: servers.Server, rounds:
 def _load(server: servers.Server, case: Case, seconds: float) -> tuple[float, float]:
     before = server.cpu_seconds()
     load = wrk.post(server.url + "/predict", case.body, case.content_type, connections=_CONNECTIONS, seconds=seconds)
-    if load.failures or not load.requests:
-        raise RuntimeError(f"{case.name}: {load.failures} of {load.requests} requests failed at {server.url}")
+    load.check(f"{case.name} at {server.url}")
     return load.rate, (server.cpu_seconds() - before) / load.requests
 
 

@@ -23,8 +23,6 @@ from benchmarks.harness import client, client_processes, machine, pictures, serv
 from benchmarks.harness.no_server import NoServer
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "compare.json"
-_RAW = "application/octet-stream"
-_FORM = f"multipart/form-data; boundary={wrk.BOUNDARY}"
 _OURS, _STOCK, _UNBATCHED, _LIMIT = "this server", "stock LitServe", "FastAPI, no batching", "no server"
 _CONNECTIONS = (1, 32, 128)
 _WARM_UP_S = 1.0
@@ -45,19 +43,16 @@ class Subject:
     def load(self, upload: bytes, connections: int, seconds: float) -> wrk.Load:
         """Load it, while all others are paused, and fail if a single request failed."""
         post = _post_with_wrk if wrk.is_installed() else _post_with_bundled
-        self.server.resume()
-        post(self, upload, connections, _WARM_UP_S)
-        self.server.settle()
-        result = post(self, upload, connections, seconds)
-        self.server.settle()
-        self.server.pause()
-        if result.failures or not result.requests:
-            raise RuntimeError(f"{self.name}: {result.failures} of {result.requests} requests failed")
+        with self.server.turn():
+            post(self, upload, connections, _WARM_UP_S)
+            self.server.settle()
+            result = post(self, upload, connections, seconds)
+        result.check(self.name)
         return result
 
 
 def _post_with_wrk(subject: Subject, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-    body, content_type = (wrk.as_form(upload), _FORM) if subject.is_form else (upload, _RAW)
+    body, content_type = (wrk.as_form(upload), wrk.FORM) if subject.is_form else (upload, wrk.RAW)
     return wrk.post(subject.server.url + "/predict", body, content_type, connections=connections, seconds=seconds)
 
 

@@ -95,7 +95,7 @@ def profile(upload: bytes, seconds: float) -> dict[str, Any]:
 
 def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
     url = server.url + "/predict"
-    return wrk.post(url, upload, "application/octet-stream", connections=_CONNECTIONS, seconds=seconds)
+    return wrk.post(url, upload, wrk.RAW, connections=_CONNECTIONS, seconds=seconds)
 
 
 def _sample(

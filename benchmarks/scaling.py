@@ -27,7 +27,6 @@ from vit_api.cores import available_cores
 from vit_api.lit_api import ViTAPI
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "scaling.json"
-_RAW = "application/octet-stream"
 _FEW, _MANY = 32, 512
 _STALL_S = 3600
 _GRAINS = {"detailed": 12, "smooth": 63}
@@ -35,9 +34,9 @@ _BATCH_SIZES = {"auto": (1, 8, 32), "float32": (1, 8)}
 
 
 def _post(server: servers.Server, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-    load = wrk.post(server.url + "/predict", upload, _RAW, connections=connections, seconds=seconds)
-    if load.failures or not load.requests:
-        raise RuntimeError(f"{load.failures} of {load.requests} requests failed")
+    url = server.url + "/predict"
+    load = wrk.post(url, upload, wrk.RAW, connections=connections, seconds=seconds)
+    load.check(url)
     return load
 
 
@@ -62,10 +61,8 @@ def _camera(upload: bytes, rounds: int, seconds: float) -> dict[str, Any]:
     with _paused([common, common | {"exact_decode": True}]) as running:
         for _ in range(rounds):
             for server, results in zip(running, rates.values(), strict=True):
-                server.resume()
-                results.append(_post(server, upload, 8, seconds).rate)
-                server.settle()
-                server.pause()
+                with server.turn():
+                    results.append(_post(server, upload, 8, seconds).rate)
     ratios = [draft / exact for draft, exact in zip(rates["draft"], rates["exact"], strict=True)]
     medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
     return {"bytes": len(upload), "requests_per_s": medians, "ratio": round(statistics.median(ratios), 2)}
@@ -109,10 +106,8 @@ def vit_base(rounds: int, seconds: float) -> dict[str, Any]:
         with _paused([settings]) as (server,):
             for _ in range(rounds):
                 alone.append(_images_per_s(models["auto"], pixels, best, seconds))
-                server.resume()
-                served.append(_post(server, upload, 4 * best, seconds).rate)
-                server.settle()
-                server.pause()
+                with server.turn():
+                    served.append(_post(server, upload, 4 * best, seconds).rate)
     best_float32 = max(rates["float32"].values())
     return {
         "dtype": str(models["auto"].model.dtype).removeprefix("torch.") if models["auto"].model else "",

@@ -87,9 +87,9 @@ class Traffic:
             await self._request(kind, upload, "bad_image" if kind == "bad" else label)
 
     async def _request(self, kind: str, upload: bytes, expected: str) -> None:
-        body, content_type = upload, "application/octet-stream"
+        body, content_type = upload, wrk.RAW
         if kind == "form":
-            body, content_type = wrk.as_form(upload), f"multipart/form-data; boundary={wrk.BOUNDARY}"
+            body, content_type = wrk.as_form(upload), wrk.FORM
         lines = ("POST /predict HTTP/1.1", "host: x", f"content-type: {content_type}", f"content-length: {len(body)}")
         request = "".join(f"{line}\r\n" for line in (*lines, "")).encode() + body
         for _ in range(2):

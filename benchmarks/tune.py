@@ -65,14 +65,11 @@ def measure(model: str, upload: bytes, connections: int, rounds: int, seconds: f
 
 
 def _load(server: servers.Server, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-    url, kind = server.url + "/predict", "application/octet-stream"
-    server.resume()
-    wrk.post(url, upload, kind, connections=connections, seconds=_WARM_UP_S)
-    load = wrk.post(url, upload, kind, connections=connections, seconds=seconds)
-    server.settle()
-    server.pause()
-    if load.failures or not load.requests:
-        raise RuntimeError(f"{load.failures} of {load.requests} requests failed")
+    url = server.url + "/predict"
+    with server.turn():
+        wrk.post(url, upload, wrk.RAW, connections=connections, seconds=_WARM_UP_S)
+        load = wrk.post(url, upload, wrk.RAW, connections=connections, seconds=seconds)
+    load.check(url)
     return load
 
 

@@ -29,7 +29,7 @@ def stock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("stock") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.stock_server", str(port)],
+            [sys.executable, "-m", "benchmarks.baselines.stock_litserve", str(port), "digits"],
             cwd=ROOT,
             env=environment(),
             stdout=output,

@@ -123,8 +123,9 @@ class VisionModel:
         transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-        self.dtype = choose_dtype(dtype, self.device, _width(config))
-        torch.set_num_threads(cpu_threads or choose_threads(self.device, _width(config)))
+        width = _width(config)
+        self.dtype = choose_dtype(dtype, self.device, width)
+        torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
         self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         self._pixel_shape = checkpoint.preprocessing.pixel_shape
         self._model = AutoModelForImageClassification.from_pretrained(

@@ -104,9 +104,7 @@ class _Client:
         self._progress = progress
         self._dice = random.Random(plan.seed)
         self._sent: list[bytes] = []
-        self._headers = dict(plan.headers) | {"content-type": "application/octet-stream"}
-        if plan.is_form:
-            self._headers["content-type"] = f"multipart/form-data; boundary={wrk.BOUNDARY}"
+        self._headers = dict(plan.headers) | {"content-type": wrk.FORM if plan.is_form else wrk.RAW}
 
     async def run(self) -> Shift:
         """Load the server; return what counts."""

@@ -62,6 +62,14 @@ class Server:
         """Undo `pause`."""
         os.killpg(self.group, signal.SIGCONT)
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Resume it as long as the context lasts, and until it has finished what clients left behind."""
+        self.resume()
+        yield
+        self.settle()
+        self.pause()
+
     def resident_bytes(self) -> int:
         """Return the memory that its processes have in use."""
         return sum(map(process_group.resident_bytes, process_group.living(self.group)))

@@ -11,6 +11,8 @@ from pathlib import Path
 
 _TIMEOUT_S = 60
 BOUNDARY = "----benchmark-5f1d"
+RAW = "application/octet-stream"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Load:
     def rate(self) -> float:
         """Requests each second."""
         return self.requests / self.seconds
+
+    def check(self, name: str) -> None:
+        """Raise a RuntimeError, which names what was loaded, unless there were requests and none failed."""
+        if self.failures or not self.requests:
+            raise RuntimeError(f"{name}: {self.failures} of {self.requests} requests failed")
 
 
 def is_installed() -> bool:
