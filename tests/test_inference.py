@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from vit_api.deadline import Deadline
 from vit_api.errors import BadImage, DeadlineExceeded, InferenceFailed, NotReady, Overloaded
 from vit_api.inference import InferenceClient
+from vit_api.metrics import DECODE
+from vit_api.metrics_board import MetricsBoard
 from vit_api.records import Answer, Prediction, RecordPipe, Status, unpack_requests
 from vit_api.slots import Claim, SlotRange, SlotState, SlotTable
 from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
@@ -41,7 +43,16 @@ class Bench:
 
     def remake_client(self) -> None:
         """Make the client, of what the bench has now."""
-        self.client = InferenceClient(self, self.range, self.board, self.requests, self.answers, decode_threads=1)
+        self.counts = MetricsBoard(["http-0"], [DECODE])
+        self.client = InferenceClient(
+            self,
+            self.range,
+            self.board,
+            self.requests,
+            self.answers,
+            meter=self.counts.meter("http-0"),
+            decode_threads=1,
+        )
 
     def is_quick(self, upload: bytes) -> bool:
         return upload.startswith(b"q")
@@ -54,7 +65,12 @@ class Bench:
         return np.full((1, 1, 3), request[0], np.uint8)
 
     def submit(self, upload: bytes, deadline: Deadline | None = None) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(self.client.infer(upload, deadline or Deadline(time.monotonic() + _LONG_S)))
+        return asyncio.ensure_future(self._infer(upload, deadline or Deadline(time.monotonic() + _LONG_S)))
+
+    async def _infer(self, upload: bytes, deadline: Deadline) -> Answer:
+        answer, decode_s = await self.client.infer(upload, deadline)
+        assert decode_s > 0
+        return answer
 
     async def claim(self) -> Claim:
         """Wait for a request's record and claim its slot, as a worker does."""

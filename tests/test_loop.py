@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from vit_api.batching import BatchingPolicy
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.loop import SlotLoop
+from vit_api.metrics import BATCH_DURATION, BATCH_SIZE, COUNTED, MODEL_DURATION, QUEUE_WAIT
+from vit_api.metrics_board import MetricsBoard
 from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_answers
 from vit_api.slots import SlotState, SlotTable
 from vit_api.workers import WorkerBoard
@@ -56,8 +58,10 @@ class Bench:
         self.table = SlotTable(1, _SLOTS, (1, 1, 3))
         self.requests = RecordPipe.for_requests(_SLOTS)
         self.answers = RecordPipe.for_answers(_SLOTS)
+        self.counts = MetricsBoard(["worker-0"], COUNTED)
         policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
-        self.loop = SlotLoop(self.table, WorkerBoard(1), self.requests, [self.answers], policy)
+        self.loop = SlotLoop(self.table, WorkerBoard(1), self.requests, [self.answers], policy, counts=self.counts)
+        self.loop.take_number(0)
         self.api = EchoAPI()
 
     def queue(self, slot: int, value: int, timeout_s: float = 60.0) -> None:
@@ -167,3 +171,17 @@ def test_suspect_images_and_others_take_turns() -> None:
         bench.loop.run(bench.api)
         bench.queue(slot, slot)  # somebody else is always there
     assert bench.api.batches == [5, 1, 2, 1, 2, 1]
+
+
+def test_batches_and_waits_are_counted() -> None:
+    """Each batch with its size and its times, each image with its wait; a batch that failed had no model run."""
+    bench = Bench()
+    for slot in range(33):
+        bench.queue(slot, 255 if slot == 32 else slot)
+    bench.run_until(33)
+    places = {metric: bench.counts.totals(metric)[()] for metric in (BATCH_SIZE, BATCH_DURATION, QUEUE_WAIT)}
+    assert [sum(numbers[:-1]) for numbers in places.values()] == [2, 2, 33]
+    assert places[BATCH_SIZE][-1] == 33
+    assert places[BATCH_DURATION][-1] > 0
+    assert places[QUEUE_WAIT][-1] > 0
+    assert sum(bench.counts.totals(MODEL_DURATION)[()][:-1]) == 1

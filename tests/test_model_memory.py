@@ -11,6 +11,8 @@ from vit_api.checkpoint import load_checkpoint
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.lit_api import ViTAPI
 from vit_api.loop import SlotLoop
+from vit_api.metrics import COUNTED
+from vit_api.metrics_board import MetricsBoard
 from vit_api.records import RecordPipe, Request, Status, unpack_answers
 from vit_api.slots import SlotTable
 from vit_api.workers import WorkerBoard
@@ -53,7 +55,10 @@ def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.ra
     alone = [lit_api.unbatch(lit_api.predict(lit_api.batch([image])))[0] for image in pixels]
     let_memory_suffice_for(most, lit_api)
     table, requests, answers = SlotTable(1, 32, shape), RecordPipe.for_requests(32), RecordPipe.for_answers(32)
-    loop = SlotLoop(table, WorkerBoard(1), requests, [answers], BatchingPolicy(32, 0.0))
+    loop = SlotLoop(
+        table, WorkerBoard(1), requests, [answers], BatchingPolicy(32, 0.0), counts=MetricsBoard(["worker-0"], COUNTED)
+    )
+    loop.take_number(0)
     for slot in range(32):
         generation = table.start_decoding(slot, 1e18)
         table.pixels[slot] = pixels[slot]

@@ -12,6 +12,7 @@ from vit_api.classifier import Classification, Known, Source
 from vit_api.errors import BadImage, Overloaded
 from vit_api.records import TOP_K, Answer, Prediction, Status
 from vit_api.routes.api import create_app
+from vit_api.routes.exchange import Exchange
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.uploads import Uploads
 
@@ -27,6 +28,7 @@ class Scripted:
         self.is_draining = False
         self.asked: list[bool] = []
         self.worded: list[int] = []
+        self.exchanges: list[Exchange] = []
 
     async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
         self.asked.append(is_fresh)
@@ -47,6 +49,9 @@ class Scripted:
             return Classification(self.known, Source.COALESCED, Answer(0, 1, Status.OK, _TWENTY, 7, 0.25, 0.5))
         return Classification(self.known, Source.HIT)
 
+    def observe(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+
     def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
         self.worded.append(top_k)
         return {"predictions": [{"label": str(index)} for index in output.indices[:top_k]]}
@@ -64,6 +69,7 @@ def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
     app = create_app(
         routes,
         [],
+        [scripted],
         start=nothing,
         stop=nothing,
         max_pending_bytes=scripted.max_pending_bytes,
@@ -197,3 +203,39 @@ def test_a_server_that_stops_closes_connections() -> None:
     assert "connection" not in post(scripted, "/predict", content=b"known").headers
     scripted.is_draining = True
     assert post(scripted, "/predict", content=b"known").headers["connection"] == "close"
+
+
+@pytest.mark.parametrize(
+    ("upload", "status", "outcomes"),
+    [
+        pytest.param("known", 200, ["hit"], id="a hit"),
+        pytest.param("computed", 200, ["miss"], id="a miss"),
+        pytest.param("bad", 400, ["bad_image"], id="a failure"),
+    ],
+)
+def test_observers_see_each_request_once(upload: str, status: int, outcomes: list[str]) -> None:
+    """With its status, its times in their order, its bytes and what became of its image."""
+    scripted = Scripted()
+    post(scripted, "/predict", content=upload.encode())
+    (exchange,) = scripted.exchanges
+    request = exchange.request
+    assert (exchange.status, request.received_bytes) == (status, len(upload))
+    assert exchange.began_at <= request.parsed_at <= request.looked_up_at <= exchange.ended_at
+    assert [o.source.value if isinstance(o, Classification) else o.code for o in exchange.outcomes] == outcomes
+
+
+def test_observers_see_every_image_of_a_batch() -> None:
+    """In the request's order, failures among them."""
+    scripted = Scripted()
+    post(scripted, "/predict/batch", files=[("files", upload) for upload in (b"known", b"bad", b"computed")])
+    (exchange,) = scripted.exchanges
+    assert exchange.status == 200
+    assert [type(outcome) for outcome in exchange.outcomes] == [Classification, BadImage, Classification]
+
+
+def test_observers_see_what_fastapi_answers() -> None:
+    """Unknown paths and probes, too."""
+    scripted = Scripted()
+    post(scripted, "/nowhere", content=b"x")
+    (exchange,) = scripted.exchanges
+    assert (exchange.status, exchange.outcomes, exchange.request.parsed_at) == (404, (), None)

@@ -10,12 +10,13 @@ import sys
 
 from fastapi import APIRouter
 
-from vit_api import __version__
+from vit_api import __version__, metrics
 from vit_api.batching import BatchingPolicy
 from vit_api.cache import AnswerCache
 from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.classifier import Classifier, Known
+from vit_api.collector import MetricsCollector, Sources
 from vit_api.errors import NotReady
 from vit_api.inference import InferenceClient
 from vit_api.listeners import Listeners
@@ -23,6 +24,7 @@ from vit_api.lit_api import ViTAPI
 from vit_api.lit_server import ServeHttp, ViTServer, choose_devices
 from vit_api.logs import configure_logging
 from vit_api.loop import SlotLoop
+from vit_api.metrics_board import MetricsBoard
 from vit_api.processes import serve_http
 from vit_api.records import RecordPipe
 from vit_api.recovery import Recovery
@@ -30,8 +32,10 @@ from vit_api.redis_tier import RedisTier
 from vit_api.routes.api import create_app
 from vit_api.routes.cache import cache_info, cache_router
 from vit_api.routes.front import Front
+from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
 from vit_api.routes.predict import PredictRoutes
+from vit_api.routes.request_metrics import RequestMetrics
 from vit_api.routes.uploads import Uploads
 from vit_api.schemas import CacheInfo
 from vit_api.settings import Settings, main_settings
@@ -72,6 +76,10 @@ class Application:
         self.table = SlotTable(settings.api_servers, slots, checkpoint.preprocessing.pixel_shape)
         self.board = WorkerBoard(len(devices) * settings.workers_per_device)
         self.cache_board = CacheBoard(settings.api_servers)
+        names = ["main", *map("http-{}".format, range(settings.api_servers))]
+        names += map("worker-{}".format, range(self.board.workers))
+        self.counts = MetricsBoard(names, metrics.COUNTED)
+        self._meter = self.counts.meter("main")
         # Within one server all have the same; what servers share needs to tell checkpoints apart.
         self.checkpoint_identity = checkpoint.identity() if settings.redis_url is not None else ""
         self.requests = RecordPipe.for_requests(len(self.table))
@@ -89,7 +97,7 @@ class Application:
             cpu_threads=settings.cpu_threads,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
-            loop=SlotLoop(self.table, self.board, self.requests, self.answers, policy),
+            loop=SlotLoop(self.table, self.board, self.requests, self.answers, policy, counts=self.counts),
         )
 
     def server(self) -> ViTServer:
@@ -111,6 +119,7 @@ class Application:
             board=self.board,
             table=self.table,
             recovery=Recovery(self.table, self.requests, self.answers),
+            http_restarts=self._meter.count(metrics.HTTP_RESTARTS),
             worker_stall_s=self.settings.worker_stall_s,
             drain_delay_s=self.settings.drain_delay_s,
             drain_timeout_s=self.settings.drain_timeout_s,
@@ -127,12 +136,14 @@ class Application:
         """Return the ASGI application of the HTTP process of this number."""
         settings = self.settings
         tally = CacheTally(self.cache_board, number)
+        meter = self.counts.meter(f"http-{number}")
         inference = InferenceClient(
             self.lit_api,
             SlotRange(self.table, number),
             self.board,
             self.requests,
             self.answers[number],
+            meter=meter,
             decode_threads=settings.decode_threads,
         )
         cache = AnswerCache[Known](settings.cache_size, settings.cache_ttl_s, tally) if settings.cache_size else None
@@ -164,10 +175,11 @@ class Application:
             if redis is not None:
                 await redis.stop()
 
-        operators = [self._operations_router(), self._cache_router(redis)]
+        operators = [self._operations_router(), self._cache_router(redis), self._metrics_router()]
         return create_app(
             predict,
             operators,
+            [RequestMetrics(meter)],
             start=start,
             stop=stop,
             max_pending_bytes=settings.max_pending_bytes,
@@ -205,6 +217,13 @@ class Application:
         return operations_router(
             self.checkpoint, self.board, self.table, self.devices, settings=shown, cache_info=cache
         )
+
+    def _metrics_router(self) -> APIRouter:
+        cache = self.cache_board if self.settings.cache_size else None
+        sources = Sources(
+            self.checkpoint, self.counts, self.board, self.table, cache, self.settings.redis_url is not None
+        )
+        return metrics_router(MetricsCollector(sources))
 
     def _cache_router(self, redis: RedisTier | None) -> APIRouter:
         key = self.settings.operator_key

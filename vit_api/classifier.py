@@ -27,8 +27,8 @@ _MOST_S_BETWEEN_SWEEPS = 60.0
 class Inference(Protocol):
     """What runs uploads on the model."""
 
-    async def infer(self, upload: bytes, deadline: Deadline) -> Answer:
-        """Return the answer for one upload."""
+    async def infer(self, upload: bytes, deadline: Deadline) -> tuple[Answer, float]:
+        """Return the answer for one upload, and the seconds that its decoding took."""
 
 
 class SharedTier(Protocol):
@@ -87,11 +87,21 @@ class Classification(NamedTuple):
         known: The prediction.
         source: Where it comes from.
         answer: The worker's answer, with the times that it took; None for a hit.
+        decode_s: What the decoding took, if the model ran.
     """
 
     known: Known
     source: Source
     answer: Answer | None = None
+    decode_s: float = 0.0
+
+
+class _Found(NamedTuple):
+    """What a flight brings; see `Classification`."""
+
+    known: Known
+    answer: Answer | None = None
+    decode_s: float = 0.0
 
 
 class Classifier:
@@ -119,7 +129,7 @@ class Classifier:
         self._identity = identity
         self._cache = cache
         self._shared = shared
-        self._flights: SingleFlight[tuple[Known, Answer | None]] = SingleFlight()
+        self._flights: SingleFlight[_Found] = SingleFlight()
 
     def start(self) -> None:
         """Forget what is too old from time to time, on the running event loop."""
@@ -200,16 +210,16 @@ class Classifier:
         self,
         key: object,
         deadline: float,
-        compute: Callable[[Deadline], Coroutine[Any, Any, tuple[Known, Answer | None]]],
+        compute: Callable[[Deadline], Coroutine[Any, Any, _Found]],
     ) -> Classification:
         joins = self._flights.is_under_way(key)
         if joins:
             self._tally.add("coalesced")
-        known, answer = await self._flights.join(key, deadline, compute)
+        known, answer, decode_s = await self._flights.join(key, deadline, compute)
         source = Source.HIT if answer is None else Source.COALESCED if joins else Source.MISS
-        return Classification(known, source, answer)
+        return Classification(known, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+    async def _find_or_run(self, key: bytes, upload: bytes, deadline: Deadline) -> _Found:
         epoch = self._tally.board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
@@ -217,16 +227,16 @@ class Classifier:
         self._tally.add("hits")
         known = Known(prediction)
         self._remember(key, known, epoch)
-        return known, None
+        return _Found(known)
 
-    async def _run(self, key: bytes | None, upload: bytes, deadline: Deadline) -> tuple[Known, Answer | None]:
+    async def _run(self, key: bytes | None, upload: bytes, deadline: Deadline) -> _Found:
         self._tally.add("misses")
         epoch = self._tally.board.epoch
-        answer = await self._inference.infer(upload, deadline)
+        answer, decode_s = await self._inference.infer(upload, deadline)
         known = Known(answer.prediction)
         if key is not None and self._remember(key, known, epoch) and self._shared is not None:
             self._shared.put(key, answer.prediction)
-        return known, answer
+        return _Found(known, answer, decode_s)
 
     def _remember(self, key: bytes, known: Known, epoch: int) -> bool:
         """Remember what was found or begun at `epoch`; tell whether the caches were not cleared since."""

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_api import metrics
 from vit_api.deadline import Deadline
 from vit_api.errors import (
     DeadlineExceeded,
@@ -27,6 +28,7 @@ from vit_api.errors import (
     ViTError,
     WorkersGone,
 )
+from vit_api.metrics_board import Meter
 from vit_api.records import Answer, RecordPipe, Request, Status, unpack_answers
 from vit_api.service_rate import ServiceRate
 from vit_api.slots import MOST_DEATHS, SlotRange
@@ -49,6 +51,30 @@ class Decoder(Protocol):
         """Tell whether decoding takes so little time that the event loop may do it."""
 
 
+class _Job:
+    """One image that is under way.
+
+    Attributes:
+        waiter: Gets the outcome.
+        upload: Until it is decoded; None if nobody wants it any more.
+        decode_s: What its decoding took, once it is done.
+    """
+
+    __slots__ = ("decode_s", "upload", "waiter")
+
+    def __init__(self, upload: bytes, waiter: asyncio.Future[Answer]) -> None:
+        self.upload: bytes | None = upload
+        self.waiter = waiter
+        self.decode_s: float | None = None
+
+    def take_upload(self) -> bytes:
+        """Return the upload and forget it, since its memory is needed."""
+        upload, self.upload = self.upload, None
+        if upload is None:
+            raise DeadlineExceeded(_UNWANTED)
+        return upload
+
+
 class InferenceClient:
     """Run uploads on the workers. For one HTTP process, on its event loop.
 
@@ -58,6 +84,7 @@ class InferenceClient:
         board: Tells whether a worker is ready.
         requests: Carries records to the workers.
         answers: Brings this process's answers.
+        meter: Counts.
     """
 
     def __init__(
@@ -68,6 +95,7 @@ class InferenceClient:
         requests: RecordPipe,
         answers: RecordPipe,
         *,
+        meter: Meter,
         decode_threads: int,
     ) -> None:
         self._decoder = decoder
@@ -77,7 +105,8 @@ class InferenceClient:
         self._requests = requests
         self._answers = answers
         self._decode_threads = decode_threads
-        self._waiters: dict[int, asyncio.Future[Answer]] = {}
+        self._decode_times = meter.distribution(metrics.DECODE)
+        self._jobs: dict[int, _Job] = {}
         self._rate = ServiceRate()
         self._deaths: dict[int, int] = {}  # of workers, while they had the slot's image
 
@@ -92,8 +121,8 @@ class InferenceClient:
         self._loop.remove_reader(self._answers.fileno())
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def infer(self, upload: bytes, deadline: Deadline) -> Answer:
-        """Return the workers' answer for one upload; its status is OK.
+    async def infer(self, upload: bytes, deadline: Deadline) -> tuple[Answer, float]:
+        """Return the workers' answer for one upload, whose status is OK, and the seconds that its decoding took.
 
         Whoever waits keeps the deadline and cancels this; here it only keeps the image out of a batch after it.
 
@@ -114,42 +143,44 @@ class InferenceClient:
         is_quick = self._decoder.is_quick(upload)
         taken = self._slots.take(deadline.at)
         if taken is None:
-            wait_s = self._rate.seconds_for(len(self._waiters))
+            wait_s = self._rate.seconds_for(len(self._jobs))
             raise Overloaded("the server is busy: its queue is full; try again later", wait_s)
         slot, generation = taken
-        waiter: asyncio.Future[Answer] = self._loop.create_future()
-        self._waiters[slot] = waiter
-        deadline.follow(functools.partial(self._extend, slot, waiter))
-        box = [upload]
+        job = self._jobs[slot] = _Job(upload, self._loop.create_future())
+        deadline.follow(functools.partial(self._extend, slot, job))
         if is_quick:
-            self._decode_into(slot, generation, box)
+            self._decode_into(slot, generation, job)
         else:
-            self._executor.submit(self._decode_into, slot, generation, box)
+            self._executor.submit(self._decode_into, slot, generation, job)
         try:
-            return await waiter
+            return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:
-            box.clear()  # the decoding thread may be long in coming to it
+            job.upload = None  # the decoding thread may be long in coming to it
             # The slot may be free by now, or even another image's, if the answer came just before.
-            if self._waiters.get(slot) is waiter:
+            if self._jobs.get(slot) is job:
                 self._table.abandon(slot)
             raise
         finally:
             deadline.follow(None)
 
-    def _extend(self, slot: int, waiter: asyncio.Future[Answer], at: float) -> None:
-        if self._waiters.get(slot) is waiter:
+    def _extend(self, slot: int, job: _Job, at: float) -> None:
+        if self._jobs.get(slot) is job:
             self._table.extend(slot, at)
 
-    def _decode_into(self, slot: int, generation: int, box: list[bytes]) -> None:
+    def _decode_into(self, slot: int, generation: int, job: _Job) -> None:
         """Decode an upload and queue it; mostly in a decoding thread, which owns the slot's pixels meanwhile.
 
         The request's record is written here: one wake-up of the event loop less for each image.
         """
         try:
             self._check_wanted(slot)
-            self._table.pixels[slot] = self._decoder.decode_request(_out_of(box))
+            upload = job.take_upload()
+            began_at = time.monotonic()
+            self._table.pixels[slot] = self._decoder.decode_request(upload)
             self._check_wanted(slot)
-            self._table.queue(slot, time.monotonic())
+            decoded_at = time.monotonic()
+            job.decode_s = decoded_at - began_at
+            self._table.queue(slot, decoded_at)
             self._requests.write([Request(slot, generation).pack()])
         except ViTError as error:
             self._land_from_thread(slot, error)
@@ -184,7 +215,7 @@ class InferenceClient:
             self._land(answer.slot, _error_of(answer) or answer)
 
     def _is_worth_another_try(self, slot: int) -> bool:
-        return slot in self._waiters and self._deaths.get(slot, 0) < MOST_DEATHS and not self._table.is_abandoned(slot)
+        return slot in self._jobs and self._deaths.get(slot, 0) < MOST_DEATHS and not self._table.is_abandoned(slot)
 
     def _try_again(self, answer: Answer) -> None:
         """Queue an image again whose worker died; after the second death alone, since the image may be the reason."""
@@ -198,21 +229,17 @@ class InferenceClient:
         self._slots.release(slot)
         self._rate.add()
         self._deaths.pop(slot, None)
-        waiter = self._waiters.pop(slot, None)
-        if waiter is None or waiter.done():  # None: the image of a predecessor of this process, which died
+        job = self._jobs.pop(slot, None)
+        if job is None:  # the image of a predecessor of this process, which died
+            return
+        if job.decode_s is not None:
+            self._decode_times.observe(job.decode_s)
+        if job.waiter.done():
             return
         if isinstance(outcome, ViTError):
-            waiter.set_exception(outcome)
+            job.waiter.set_exception(outcome)
         else:
-            waiter.set_result(outcome)
-
-
-def _out_of(box: list[bytes]) -> bytes:
-    """Take the upload out of its box, which the event loop may have emptied."""
-    try:
-        return box.pop()
-    except IndexError:
-        raise DeadlineExceeded(_UNWANTED) from None
+            job.waiter.set_result(outcome)
 
 
 def _error_of(answer: Answer) -> ViTError | None:

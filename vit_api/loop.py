@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from litserve.loops import LitLoop
 
+from vit_api import metrics
 from vit_api.batching import BatchingPolicy
 from vit_api.errors import OutOfDeviceMemory
+from vit_api.metrics_board import MetricsBoard
 from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_requests
 from vit_api.slots import Claim, SlotTable
 from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
@@ -42,6 +44,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         requests: Brings the records of queued slots; shared by all workers.
         answers: One pipe for each HTTP process, by its number.
         policy: When a batch goes.
+        counts: Where to count.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         requests: RecordPipe,
         answers: list[RecordPipe],
         policy: BatchingPolicy,
+        *,
+        counts: MetricsBoard,
     ) -> None:
         super().__init__()
         self._table = table
@@ -58,19 +63,28 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._requests = requests
         self._answers = answers
         self._policy = policy
-        self._worker = 0
+        self._counts = counts
         self._alone: deque[Request] = deque()
         self._was_alone = False
 
     def __call__(self, lit_api: ViTAPI, device: str, worker_id: int, *litserve: Any) -> None:
         """Say that this worker is ready, then serve until the process ends. LitServe calls this after `setup`."""
-        self._worker = worker_id
+        self.take_number(worker_id)
         model = lit_api.model
         if model is None:
             raise RuntimeError("LitServe did not call setup() first")
         dtype = str(model.dtype).removeprefix("torch.")
         self._board.post(worker_id, WorkerNotice(WorkerState.READY, device, model.device_name, dtype))
         super().__call__(lit_api, device, worker_id, *litserve)
+
+    def take_number(self, worker_id: int) -> None:
+        """Become the worker of this number."""
+        self._worker = worker_id
+        meter = self._counts.meter(f"worker-{worker_id}")
+        self._queue_waits = meter.distribution(metrics.QUEUE_WAIT)
+        self._batch_sizes = meter.distribution(metrics.BATCH_SIZE)
+        self._batch_times = meter.distribution(metrics.BATCH_DURATION)
+        self._model_times = meter.distribution(metrics.MODEL_DURATION)
 
     def run(self, lit_api: ViTAPI, *_: Any) -> None:
         """Serve one batch, waiting for it as long as it takes."""
@@ -82,6 +96,10 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         for claim in batch:
             self._table.finish(claim.slot)
         inference_s = time.monotonic() - started
+        self._batch_sizes.observe(len(batch))
+        self._batch_times.observe(inference_s)
+        for claim in batch:
+            self._queue_waits.observe(started - claim.queued_at)
         self._answer(
             Answer(claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s)
             for claim, (status, prediction) in zip(batch, outcomes, strict=True)
@@ -141,7 +159,9 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         """
         try:
             staged = lit_api.batch([self._table.pixels[claim.slot] for claim in batch])
+            staged_at = time.monotonic()
             predictions = lit_api.unbatch(lit_api.predict(staged))
+            self._model_times.observe(time.monotonic() - staged_at)
             if len(predictions) != len(batch):
                 raise RuntimeError(f"the model gave {len(predictions)} predictions for {len(batch)} images")
             return [(Status.OK, prediction) for prediction in predictions]

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from socket import socket
 
+from vit_api.metrics_board import Count
 from vit_api.recovery import Recovery
 from vit_api.slots import MOST_DEATHS, SlotTable
 from vit_api.workers import WorkerBoard, WorkerState
@@ -88,6 +89,7 @@ class Supervisor:
         board: What the workers say of themselves; it says how many there are.
         table: What waits for them.
         recovery: Takes care of a dead worker's images.
+        http_restarts: Counts the HTTP processes that are started again.
         worker_stall_s: Seconds without progress after which a worker is killed.
         drain_delay_s: Seconds between the first signal, from which on the server says that it is not ready, and the
             end of its taking connections.
@@ -103,6 +105,7 @@ class Supervisor:
         board: WorkerBoard,
         table: SlotTable,
         recovery: Recovery,
+        http_restarts: Count,
         worker_stall_s: float,
         drain_delay_s: float,
         drain_timeout_s: float,
@@ -113,6 +116,7 @@ class Supervisor:
         self._board = board
         self._table = table
         self._recovery = recovery
+        self._http_restarts = http_restarts
         self._worker_stall_s = worker_stall_s
         self._drain_delay_s = drain_delay_s
         self._drain_timeout_s = drain_timeout_s
@@ -207,6 +211,7 @@ class Supervisor:
             if not member.may_restart():
                 raise _HttpHopeless(f"{member.name} died more than {_MOST_RESTARTS} times in a minute")
             member.process = member.start()
+            self._http_restarts.add()
             self._recovery.http_process_died()
 
     def _replace_dead_workers(self) -> None:

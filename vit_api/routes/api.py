@@ -15,6 +15,7 @@ from vit_api import __version__
 from vit_api.errors import ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K
+from vit_api.routes.exchange import Observer
 from vit_api.routes.front import Front, Handler
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.responses import from_exception
@@ -72,6 +73,7 @@ _TOP_K = {
 def create_app(
     predict: PredictRoutes,
     operators: Sequence[APIRouter],
+    observers: Sequence[Observer],
     *,
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
@@ -83,6 +85,7 @@ def create_app(
     Args:
         predict: The handlers that classify.
         operators: Routes for operators.
+        observers: Told of each request that has its answer.
         start: Called on the event loop before the first request.
         stop: Called on the event loop after the last one.
         max_pending_bytes: Of all requests' bodies together at the most.
@@ -115,7 +118,7 @@ def create_app(
         ("POST", "/predict"): predict.predict,
         ("POST", "/predict/batch"): predict.predict_batch,
     }
-    return Front(handlers, app, max_pending_bytes=max_pending_bytes, is_draining=is_draining)
+    return Front(handlers, app, observers, max_pending_bytes=max_pending_bytes, is_draining=is_draining)
 
 
 def _described() -> APIRouter:

@@ -11,12 +11,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit_api.errors import InternalError, ViTError
+from vit_api.metrics import CLIENT_LEFT
+from vit_api.routes.exchange import Exchange, Observer
 from vit_api.routes.messages import REQUEST_ID, Pending, Request, Response
 from vit_api.routes.responses import error_response
 
@@ -33,6 +35,7 @@ class Front:
     Args:
         handlers: The busy paths, by method and path.
         fallback: Answers everything else.
+        observers: Told of each request that has its answer.
         max_pending_bytes: Of all requests' bodies together at the most.
         is_draining: Tells whether the server stops, so that clients are to leave.
     """
@@ -41,12 +44,14 @@ class Front:
         self,
         handlers: Mapping[tuple[str, str], Handler],
         fallback: ASGIApp,
+        observers: Sequence[Observer],
         *,
         max_pending_bytes: int,
         is_draining: Callable[[], bool],
     ) -> None:
         self._handlers = handlers
         self._fallback = fallback
+        self._observers = observers
         self._pending = Pending(max_pending_bytes)
         self._is_draining = is_draining
         # Unique as a random number, at a tenth of the time: random for each process, and counted within it.
@@ -66,12 +71,12 @@ class Front:
             request.id = own_id
         handler = self._handlers.get((scope["method"], scope["path"]))
         if handler is None:
-            scope.setdefault("state", {})["request_id"] = request.id.decode()
-            await self._fallback(scope, receive, _with_request_id(send, request.id))
+            await self._fall_back(request, receive, send, arrived_at)
             return
         try:
             response = await handler(request)
         except ClientDisconnect:
+            self._observe(Exchange(request, CLIENT_LEFT, arrived_at, time.monotonic()))
             return  # nobody is there to answer
         except Exception as error:
             failure = error if isinstance(error, ViTError) else _unforeseen(request.id)
@@ -79,19 +84,30 @@ class Front:
         finally:
             request.close()
         await response.send(send, request.id, is_last=self._is_draining())
+        self._observe(Exchange(request, response.status, arrived_at, time.monotonic(), response.outcomes))
+
+    async def _fall_back(self, request: Request, receive: Receive, send: Send, arrived_at: float) -> None:
+        """Have FastAPI answer."""
+        status = CLIENT_LEFT
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), (REQUEST_ID, request.id)]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        request.scope.setdefault("state", {})["request_id"] = request.id.decode()
+        await self._fallback(request.scope, receive, send_with_id)
+        self._observe(Exchange(request, status, arrived_at, time.monotonic()))
+
+    def _observe(self, exchange: Exchange) -> None:
+        for observer in self._observers:
+            observer.observe(exchange)
 
 
 def _unforeseen(request_id: bytes) -> ViTError:
     """Log the exception that is being handled."""
     logger.exception("request %s failed in an unforeseen way", request_id.decode())
     return InternalError("the server failed; its log says why")
-
-
-def _with_request_id(send: Send, request_id: bytes) -> Send:
-    async def send_with_id(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (REQUEST_ID, request_id)]
-            message = {**message, "headers": headers}
-        await send(message)
-
-    return send_with_id

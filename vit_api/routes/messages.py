@@ -62,9 +62,22 @@ class Request:
         scope: ASGI's description of it.
         id: Its id, for the answer and the log.
         headers: By lower-case name; of a repeated one the last.
+        received_bytes: Bytes of the body so far.
+        parsed_at: When the upload was found in the body, in seconds of the monotonic clock; None before.
+        looked_up_at: When it was known whether the upload's answer is remembered; None before.
     """
 
-    __slots__ = ("_is_gone", "_pending", "_receive", "_taken", "headers", "id", "scope")
+    __slots__ = (
+        "_is_gone",
+        "_pending",
+        "_receive",
+        "headers",
+        "id",
+        "looked_up_at",
+        "parsed_at",
+        "received_bytes",
+        "scope",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, request_id: bytes, pending: Pending) -> None:
         self.scope = scope
@@ -73,12 +86,13 @@ class Request:
         self._receive = receive
         self._is_gone = False
         self._pending = pending
-        self._taken = 0
+        self.received_bytes = 0
+        self.parsed_at: float | None = None
+        self.looked_up_at: float | None = None
 
     def close(self) -> None:
-        """Give back the room that the body took."""
-        self._pending.give_back(self._taken)
-        self._taken = 0
+        """Give back the room that the body took. To be called once."""
+        self._pending.give_back(self.received_bytes)
 
     async def read_body(self, max_bytes: int) -> bytes:
         """Return the body; refuse it at the limit while it arrives, or at once by its declared length.
@@ -105,7 +119,7 @@ class Request:
             if size > max_bytes:
                 raise UploadTooLarge(max_bytes)
             self._pending.take(len(chunk))
-            self._taken = size
+            self.received_bytes = size
             if not message.get("more_body", False):
                 return b"".join([*chunks, chunk]) if chunks else chunk
             chunks.append(chunk)
@@ -144,11 +158,13 @@ class Response(NamedTuple):
         status: The HTTP status.
         body: JSON.
         headers: Beside the body's type and length, which are always sent.
+        outcomes: What became of each image, for those who watch.
     """
 
     status: int
     body: bytes
     headers: Headers = ()
+    outcomes: Sequence[Any] = ()
 
     def all_headers(self) -> list[tuple[bytes, bytes]]:
         """Return every header to send."""

@@ -65,12 +65,14 @@ class PredictRoutes:
         top_k = _top_k_of(request)
         deadline = arrived_at + self._request_timeout_s
         upload = await self._body_limit.hold(self._uploads.read_one(request), arrived_at)
+        request.parsed_at = self._clock()
         is_fresh = _wants_fresh(request)
         key, result = await self._classifier.look_up(upload, is_fresh=is_fresh)
+        request.looked_up_at = self._clock()
         if result is None:
             work = self._classifier.compute(key, upload, deadline, is_fresh=is_fresh)
             result = await request.unless_gone(work)
-        return Response(200, self._body(result, top_k, arrived_at), _headers(result))
+        return Response(200, self._body(result, top_k, arrived_at), _headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; a bad one gets its own error in its place.
@@ -82,6 +84,7 @@ class PredictRoutes:
         top_k = _top_k_of(request)
         deadline = arrived_at + self._request_timeout_s
         uploads = await self._body_limit.hold(self._uploads.read_many(request), arrived_at)
+        request.parsed_at = self._clock()
         is_fresh = _wants_fresh(request)
         results = await request.unless_gone(self._results_of(uploads, deadline, is_fresh))
         failures = [result for result in results if isinstance(result, ViTError)]
@@ -95,7 +98,7 @@ class PredictRoutes:
             else self._body(result, top_k, arrived_at)
             for result in results
         ]
-        return Response(200, b"[" + b",".join(bodies) + b"]")
+        return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=results)
 
     async def _results_of(
         self, uploads: Iterable[bytes | ViTError], deadline: float, is_fresh: bool

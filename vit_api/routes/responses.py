@@ -20,7 +20,7 @@ def error_response(error: ViTError, request_id: str, seconds: float) -> Response
     """Return the response that tells a client of a failure, and how long it took, as W3C's Server Timing words it."""
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
     headers.append((b"server-timing", b"total;dur=%.3f" % (seconds * 1000)))
-    return Response(error.status, to_json(error_body(error, request_id)), headers)
+    return Response(error.status, to_json(error_body(error, request_id)), headers, (error,))
 
 
 def from_exception(request: Request, error: Exception) -> starlette.responses.Response:

@@ -1,0 +1,139 @@
+"""What a scrape says: gathers all metrics from where they are counted or known. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from vit_api import __version__, metrics
+from vit_api.cache_board import CacheBoard
+from vit_api.checkpoint import Checkpoint
+from vit_api.metrics import Kind, Metric
+from vit_api.metrics_board import MetricsBoard
+from vit_api.slots import SlotTable
+from vit_api.workers import WorkerBoard, WorkerState
+
+_CACHE = {
+    metrics.CACHE_HITS: "hits",
+    metrics.CACHE_MISSES: "misses",
+    metrics.CACHE_COALESCED: "coalesced",
+    metrics.CACHE_ENTRIES: "entries",
+}
+_REDIS = {
+    metrics.REDIS_UP: "redis_up",
+    metrics.REDIS_HITS: "redis_hits",
+    metrics.REDIS_MISSES: "redis_misses",
+    metrics.REDIS_REJECTED: "redis_rejected",
+    metrics.REDIS_FAILURES: "redis_failures",
+    metrics.REDIS_SKIPPED: "redis_skipped",
+}
+
+Samples = Iterable[tuple[Sequence[str], float]]
+
+
+class Sources(NamedTuple):
+    """Where the metrics are known.
+
+    Attributes:
+        checkpoint: The model.
+        board: What is counted.
+        workers: What the workers say of themselves.
+        slots: Where the images are.
+        cache: What the caches count; None if they are off.
+        has_redis: Whether there is a shared tier.
+    """
+
+    checkpoint: Checkpoint
+    board: MetricsBoard
+    workers: WorkerBoard
+    slots: SlotTable
+    cache: CacheBoard | None
+    has_redis: bool
+
+
+class MetricsCollector(Collector):
+    """Collect all metrics of the server, from whichever of its HTTP processes is asked.
+
+    Args:
+        sources: Where they are known.
+    """
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def describe(self) -> list[Family]:
+        """Name nothing in advance, so that the registry does not collect at its making."""
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        """Yield every metric with its present values."""
+        yield from (_counted(self._sources.board, metric) for metric in metrics.COUNTED)
+        yield from self._server()
+        if self._sources.cache is not None:
+            yield from self._caches(self._sources.cache.totals())
+        yield from _processes(self._sources.board.pids())
+
+    def _server(self) -> Iterator[Family]:
+        workers, slots = self._sources.workers, self._sources.slots
+        numbers = range(workers.workers)
+        notices = [workers.read(number) for number in numbers]
+        checkpoint = self._sources.checkpoint
+        states = Counter(notice.state for notice in notices)
+        yield _family(metrics.SLOTS, (([s.name.lower()], n) for s, n in slots.count_by_state().items()))
+        yield _family(metrics.WORKERS, (([state.name.lower()], states[state]) for state in WorkerState))
+        yield _family(metrics.READY, [([], workers.is_ready())])
+        yield _family(metrics.WORKER_RESTARTS, (([str(n)], workers.restarts_of(n)) for n in numbers))
+        yield _family(metrics.IMAGES, (([str(n)], workers.counts_of(n)[1]) for n in numbers))
+        model = (checkpoint.name, checkpoint.revision or "")
+        about = ((*model, str(n), w.device, w.device_name, w.dtype) for n, w in enumerate(notices) if w.device)
+        yield _family(metrics.MODEL_INFO, ((labels, 1) for labels in about))
+        yield _family(metrics.VERSION_INFO, [([__version__], 1)])
+
+    def _caches(self, counts: dict[str, int]) -> Iterator[Family]:
+        for metric, name in _CACHE.items():
+            yield _family(metric, [([], counts[name])])
+        if self._sources.has_redis:
+            for metric, name in _REDIS.items():
+                yield _family(metric, [([], counts[name])])
+
+
+def _counted(board: MetricsBoard, metric: Metric) -> Family:
+    """Return a metric that processes count."""
+    totals = board.totals(metric)
+    if metric.kind is not Kind.HISTOGRAM:
+        return _family(metric, ((values, numbers[0]) for values, numbers in totals.items()))
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    ends = [*map(str, metric.buckets), "+Inf"]
+    for values, (*counts, total) in totals.items():
+        cumulative, below = [], 0.0
+        for end, count in zip(ends, counts, strict=True):
+            below += count
+            cumulative.append((end, below))
+        family.add_metric(values, cumulative, total)
+    return family
+
+
+def _family(metric: Metric, samples: Samples) -> Family:
+    make: Callable[..., GaugeMetricFamily | CounterMetricFamily]
+    make = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+    family = make(metric.name.removesuffix("_total"), metric.help, labels=metric.labels)
+    for values, number in samples:
+        family.add_metric(values, number)
+    return family
+
+
+def _processes(pids: dict[str, int]) -> Iterator[Family]:
+    """Yield what the system says of each process; nothing of one that is dead."""
+    known: dict[str, list[tuple[Sequence[str], float]]] = {metric.name: [] for metric in metrics.PROCESS}
+    for name, pid in pids.items():
+        for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+            for sample in family.samples:
+                known[sample.name].append(([name], sample.value))
+    for metric in metrics.PROCESS:
+        yield _family(metric, known[metric.name])

@@ -1,0 +1,35 @@
+"""One request and what became of it, for those who watch: metrics, the access log, traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from vit_api.classifier import Classification
+from vit_api.errors import ViTError
+from vit_api.routes.messages import Request
+
+
+class Exchange(NamedTuple):
+    """A request that has its answer.
+
+    Attributes:
+        request: The request; its body is gone.
+        status: The answer's HTTP status; 499 if the client hung up first.
+        began_at: When it arrived, in seconds of the monotonic clock.
+        ended_at: When its answer was sent.
+        outcomes: What became of each image, in the request's order; or the failure of the whole request.
+    """
+
+    request: Request
+    status: int
+    began_at: float
+    ended_at: float
+    outcomes: Sequence[Classification | ViTError] = ()
+
+
+class Observer(Protocol):
+    """What watches."""
+
+    def observe(self, exchange: Exchange) -> None:
+        """Take note. On the event loop, after the answer: to be quick."""
