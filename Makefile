@@ -53,6 +53,6 @@ clean:
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/dev.stamp: requirements.txt requirements-bench.txt requirements-dev.txt | .venv/bin/python
+.venv/dev.stamp: requirements.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@ .venv/run.stamp

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 from fastapi import APIRouter
 
@@ -29,13 +32,16 @@ from vit_api.processes import serve_http
 from vit_api.records import RecordPipe
 from vit_api.recovery import Recovery
 from vit_api.redis_tier import RedisTier
+from vit_api.routes.access_log import AccessLog
 from vit_api.routes.api import create_app
 from vit_api.routes.cache import cache_info, cache_router
+from vit_api.routes.exchange import Observer
 from vit_api.routes.front import Front
 from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.request_metrics import RequestMetrics
+from vit_api.routes.tracing import Tracing, is_installed
 from vit_api.routes.uploads import Uploads
 from vit_api.schemas import CacheInfo
 from vit_api.settings import Settings, main_settings
@@ -106,7 +112,7 @@ class Application:
             self.lit_api,
             devices=self.devices,
             workers_per_device=self.settings.workers_per_device,
-            log_level=self.settings.log_level,
+            configure_logging=_logging(self.settings),
             serve_http=self._serve_http(os.getpid()),
         )
 
@@ -169,17 +175,26 @@ class Application:
             if redis is not None:
                 redis.start()
 
+        tracing = Tracing() if settings.traces else None
+
         async def stop() -> None:
             classifier.stop()
             inference.stop()
             if redis is not None:
                 await redis.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
+        observers: list[Observer] = [RequestMetrics(meter)]
+        if settings.access_log:
+            observers.append(AccessLog())
+        if tracing is not None:
+            observers.append(tracing)
         operators = [self._operations_router(), self._cache_router(redis), self._metrics_router()]
         return create_app(
             predict,
             operators,
-            [RequestMetrics(meter)],
+            observers,
             start=start,
             stop=stop,
             max_pending_bytes=settings.max_pending_bytes,
@@ -234,10 +249,16 @@ class Application:
         )
 
 
+def _logging(settings: Settings) -> Callable[[], None]:
+    return functools.partial(configure_logging, settings.log_level, settings.log_format)
+
+
 def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy) -> None:
     """Run the server with this process's settings; exit when it stops."""
     settings = main_settings()
-    configure_logging(settings.log_level)
+    _logging(settings)()
+    if settings.traces and not is_installed():
+        sys.exit("error: VIT_API_TRACES needs more packages: pip install -r requirements-otel.txt")
     try:
         devices = choose_devices(settings.device)
         checkpoint = load_checkpoint(settings.model, settings.revision)

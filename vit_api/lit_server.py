@@ -48,7 +48,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         lit_api: What to serve; its loop reads the slot table.
         devices: Where to run workers, as torch names devices.
         workers_per_device: Inference workers on each.
-        log_level: Of the workers.
+        configure_logging: Called at a worker's start.
         serve_http: Serves HTTP on a socket, as the HTTP process of that number, until a signal stops it.
     """
 
@@ -58,7 +58,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         *,
         devices: Sequence[str],
         workers_per_device: int,
-        log_level: str,
+        configure_logging: Callable[[], None],
         serve_http: ServeHttp,
     ) -> None:
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
@@ -67,7 +67,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
             accelerator="cuda" if numbers else "cpu",
             devices=numbers or 1,
             workers_per_device=workers_per_device,
-            callbacks=[WorkerProcess(os.getpid(), log_level)],
+            callbacks=[WorkerProcess(os.getpid(), configure_logging)],
         )
         self._serve_http = serve_http
         # LitServe's worker takes these along; ours has the slot table instead.

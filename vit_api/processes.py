@@ -13,14 +13,12 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import litserve as ls
 import uvicorn
 from starlette.types import ASGIApp
-
-from vit_api.logs import configure_logging
 
 _PR_SET_PDEATHSIG = 1
 
@@ -83,15 +81,20 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 class WorkerProcess(ls.Callback):  # type: ignore[misc]
-    """LitServe's callback at a worker's start."""
+    """LitServe's callback at a worker's start.
 
-    def __init__(self, parent: int, log_level: str) -> None:
+    Args:
+        parent: The process to die with.
+        configure_logging: Sets up the logging of a new process.
+    """
+
+    def __init__(self, parent: int, configure_logging: Callable[[], None]) -> None:
         self._parent = parent
-        self._log_level = log_level
+        self._configure_logging = configure_logging
 
     def on_before_setup(self, *_: Any, **__: Any) -> None:
         """Prepare the process; LitServe calls this in it, before `LitAPI.setup`."""
-        configure_logging(self._log_level)
+        self._configure_logging()
         die_with_parent(self._parent)
 
 

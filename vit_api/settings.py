@@ -119,8 +119,15 @@ class Settings(BaseSettings):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], Field(description="Least severe messages to log")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="A line of text for each message, or a JSON object")
+    ] = "text"
+    access_log: Annotated[bool, Field(description="Log a line for each request")] = False
+    traces: Annotated[
+        bool, Field(description="Send OpenTelemetry traces, as OTEL_* in the environment say; see docs/tracing.md")
+    ] = False
 
-    @field_validator("log_level", "dtype", "device", mode="before")
+    @field_validator("log_level", "log_format", "dtype", "device", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -1,0 +1,118 @@
+"""Traces, as a collector gets them from a real server."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk", reason="needs requirements-otel.txt")
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from benchmarks.harness.servers import free_port
+from tests.server import ROOT, serve, wait_until
+
+_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
+_TRACE, _PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes traces as OTLP over HTTP."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.spans: list[Any] = []
+        self.services: set[str] = set()
+
+    def of_trace(self, trace: str) -> dict[str, Any]:
+        """Return a trace's spans by name."""
+        return {span.name: span for span in self.spans if span.trace_id.hex() == trace}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            about = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
+            self.server.services.add(about["service.name"])
+            self.server.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    """Run a collector, and point what starts now at it."""
+    with Collector() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        yield running
+        running.shutdown()
+
+
+def _attributes(span: Any) -> dict[str, Any]:
+    return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
+
+
+def test_a_request_goes_on_with_its_clients_trace(collector: Collector) -> None:
+    """Its span is below the client's, and its stages, one after the other, are below it."""
+    with serve(traces=1, api_servers=1) as server:
+        server.predict(_SEVEN, headers={"traceparent": f"00-{_TRACE}-{_PARENT}-01"})
+        wait_until(lambda: "POST /predict" in collector.of_trace(_TRACE))
+    spans = collector.of_trace(_TRACE)
+    root = spans.pop("POST /predict")
+    assert root.parent_span_id.hex() == _PARENT
+    assert list(spans) == ["parse", "cache", "decode", "queue", "inference"]
+    ends = [root.start_time_unix_nano]
+    for span in spans.values():
+        assert span.parent_span_id == root.span_id
+        assert ends[-1] <= span.start_time_unix_nano <= span.end_time_unix_nano
+        ends.append(span.end_time_unix_nano)
+    assert ends[-1] <= root.end_time_unix_nano
+    attributes = _attributes(root)
+    assert (attributes["http.response.status_code"], attributes["vit.cache"]) == (200, "miss")
+    assert collector.services == {"vit-api"}
+
+
+def test_every_request_has_a_trace(collector: Collector) -> None:
+    """Hits without the stages that they skip, failures with their code, probes; what is left is sent at the stop."""
+    with serve(traces=1, api_servers=1) as server:
+        for upload in (_SEVEN, _SEVEN, _SEVEN[:100]):
+            server.predict(upload)
+    roots = [span for span in collector.spans if span.name == "POST /predict"]
+    assert len(roots) == 3
+    hit = next(span for span in roots if _attributes(span).get("vit.cache") == "hit")
+    assert sorted(collector.of_trace(hit.trace_id.hex())) == ["POST /predict", "cache", "parse"]
+    assert [_attributes(span).get("error.type") for span in roots].count("bad_image") == 1
+    assert any(span.name == "GET" and _attributes(span)["url.path"] == "/health" for span in collector.spans)
+
+
+def test_an_unsampled_trace_stays_so(collector: Collector) -> None:
+    """The client has decided."""
+    with serve(traces=1, api_servers=1) as server:
+        server.predict(_SEVEN, headers={"traceparent": f"00-{_TRACE}-{_PARENT}-00"})
+    assert not collector.of_trace(_TRACE)
+
+
+def test_a_collector_that_is_not_there_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are served, and the server stops in time."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+    with serve(traces=1, api_servers=1) as server:
+        for _ in range(20):
+            assert server.predict(_SEVEN).status_code == 200
