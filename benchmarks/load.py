@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.harness import client, client_processes, machine, pictures, plots, summary
+from benchmarks.harness import client, client_processes, machine, pictures, plots, scrape, summary
 
 _GENERATED = 64
 _MOST_FILES = 1000
@@ -117,10 +117,12 @@ def _plan(options: argparse.Namespace, uploads: tuple[bytes, ...], load: float) 
 
 
 def _measure(plan: client.Plan, options: argparse.Namespace, load: float, console: Console) -> dict[str, Any]:
+    before = scrape.read(options.url, plan.headers)
     with _progress(plan, console) as show:
         shifts = client_processes.run(plan, options.processes, show)
+    metrics = scrape.means(before, scrape.read(options.url, plan.headers))  # its warm-up included
     kind = "rate" if options.rate else "concurrency"
-    return {kind: load} | summary.summarise(shifts, plan.seconds, options.goodput_ms)
+    return {kind: load} | summary.summarise(shifts, plan.seconds, options.goodput_ms) | {"metrics": metrics}
 
 
 @contextlib.contextmanager
@@ -149,16 +151,23 @@ def _table(runs: Sequence[dict[str, Any]]) -> Table:
     for column in table.columns:
         column.no_wrap, column.justify = True, "right"
     table.add_column("errors")
-    table.caption = "latencies in ms; queue and inference: p50 of what the server says; batch: mean size"
+    has_metrics = any(run["metrics"] for run in runs)
+    source = "means by /metrics" if has_metrics else "p50 by the answers' headers"
+    table.caption = f"latencies in ms; queue and inference: {source}; batch: mean size"
     for run in runs:
-        latency, server = run["latency_ms"], run["server"]
-        times = (server.get(name, {}).get("p50") for name in ("queue_ms", "inference_ms"))
-        figures = [*(latency.get(f"p{rank}") for rank in ("50", "90", "99", "99.9")), *times]
-        figures.append(server.get("mean_batch_size"))
+        latency = run["latency_ms"]
+        server = run["metrics"] if has_metrics else _medians(run["server"])
+        figures = [latency.get(f"p{rank}") for rank in ("50", "90", "99", "99.9")]
+        figures += [server.get(name) for name in ("queue_ms", "inference_ms", "mean_batch_size")]
         shown = ("-" if figure is None else f"{figure:.1f}" for figure in figures)
         errors = ", ".join(f"{count} {code}" for code, count in run["errors"].items())
         table.add_row(_name(run), f"{run['requests_per_s']:,}", f"{run['goodput_per_s']:,}", *shown, errors or "none")
     return table
+
+
+def _medians(server: dict[str, Any]) -> dict[str, Any]:
+    """Return what the headers say in one number each."""
+    return {name: figure.get("p50") if isinstance(figure, dict) else figure for name, figure in server.items()}
 
 
 def _shown(options: argparse.Namespace) -> dict[str, Any]:

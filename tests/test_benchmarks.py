@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from benchmarks import (
     scaling,
     soak,
 )
-from benchmarks.harness import client, pictures, summary, wrk
-from tests.server import RunningServer
+from benchmarks.harness import client, pictures, scrape, summary, wrk
+from tests.server import ROOT, RunningServer
 
 needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
 
@@ -74,6 +76,9 @@ def test_soak(tmp_path: Path) -> None:
     assert report["lost"] == []
 
 
+_STAGES = ("decode", "queue_wait", "batch_duration")
+
+
 def read(file: Path) -> Any:
     return json.loads(file.read_text())
 
@@ -98,6 +103,10 @@ def test_load(digits_server: RunningServer, tmp_path: Path, options: list[str]) 
         assert run["goodput_per_s"] > 0
         assert run["latency_ms"]["p50"] > 0
         assert run["server"]["mean_batch_size"] >= 1
+        assert run["metrics"]["mean_batch_size"] >= 1
+        assert run["metrics"]["decode_ms"] > 0
+        assert run["metrics"]["queue_ms"] > 0
+        assert run["metrics"]["inference_ms"] > 0
         assert ("hit" in run["cache"]) == ("--repeat-share" in options)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -202,3 +211,21 @@ def test_the_page_has_the_results() -> None:
     """benchmarks/README.md says what the result files say; `python -m benchmarks.report` writes it."""
     page = report.README.read_text()
     assert report.render(page) == page
+
+
+def test_metrics_cost(tmp_path: Path) -> None:
+    """In a process of its own, since prometheus_client chooses its storage as it is imported."""
+    file = tmp_path / "cost.json"
+    options = ["--rounds", "1", "--counts", "100", "--json", str(file)]
+    subprocess.run([sys.executable, "-m", "benchmarks.metrics_cost", *options], cwd=ROOT, check=True, timeout=60)
+    assert set(read(file)["us_per_hit"]) == {"ours", "prometheus_client"}
+
+
+def test_means_of_what_ran_between_two_scrapes() -> None:
+    """A stage that nothing went through has none, nor has a server without such metrics."""
+    before = {"inference_batch_size_sum": 10.0, "inference_batch_size_count": 5.0}
+    before |= {f"inference_{stage}_seconds_{end}": 1.0 for stage in _STAGES for end in ("sum", "count")}
+    after = before | {"inference_batch_size_sum": 40.0, "inference_batch_size_count": 10.0}
+    after |= {"inference_decode_seconds_sum": 1.5, "inference_decode_seconds_count": 101.0}
+    assert scrape.means(before, after) == {"decode_ms": 5.0, "mean_batch_size": 6.0}
+    assert scrape.means(None, after) == {}

@@ -1,0 +1,98 @@
+"""What a cache hit pays for its metrics.
+
+    python -m benchmarks.metrics_cost
+
+Counts the same hit as an HTTP process does, and the same four counts with prometheus_client's own way for several
+processes, a memory-mapped file for each. In one process, in turns; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import machine
+from vit_api import metrics
+from vit_api.classifier import Classification, Known, Source
+from vit_api.metrics_board import MetricsBoard
+from vit_api.records import Prediction
+from vit_api.routes.exchange import Exchange
+from vit_api.routes.messages import Pending, Request
+from vit_api.routes.request_metrics import RequestMetrics
+
+_RESULT = machine.ROOT / "benchmarks" / "results" / "metrics_cost.json"
+_LIMIT_US = 5.0
+
+
+def _ours() -> Callable[[], None]:
+    """Return what an HTTP process does for each hit."""
+    board = MetricsBoard(["http-0", "http-1", "worker-0"], metrics.COUNTED)
+    observer = RequestMetrics(board.meter("http-1"))
+    request = Request({"path": "/predict", "headers": []}, _nothing, b"id", Pending(1000))
+    hit = Classification(Known(Prediction((1,), (1.0,))), Source.HIT)
+
+    def count() -> None:
+        began_at = time.monotonic()
+        observer.observe(Exchange(request, 200, began_at, time.monotonic(), (hit,)))
+
+    return count
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
+
+
+def _theirs() -> Callable[[], None]:
+    """Return the same counts by prometheus_client, which chooses its storage by the environment as it is imported."""
+    from prometheus_client import Counter, Histogram
+
+    requests = Counter("requests", "", ["endpoint", "status"]).labels("/predict", "200")
+    durations = Histogram("seconds", "", ["endpoint"], buckets=metrics.TIMES_S).labels("/predict")
+    received, hits = Counter("bytes", ""), Counter("hits", "")
+
+    def count() -> None:
+        began_at = time.monotonic()
+        requests.inc()
+        durations.observe(time.monotonic() - began_at)
+        received.inc(700)
+        hits.inc()
+
+    return count
+
+
+def measure(rounds: int, counts: int) -> dict[str, float]:
+    """Return microseconds for one hit, by who counts."""
+    ways = {"ours": _ours(), "prometheus_client": _theirs()}
+    costs_us: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, count in ways.items():
+            began_at = time.perf_counter()
+            for _ in range(counts):
+                count()
+            costs_us[name].append((time.perf_counter() - began_at) / counts * 1e6)
+    return {name: round(statistics.median(costs), 2) for name, costs in costs_us.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics_cost", description="What metrics cost a hit.")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--counts", type=int, default=50_000, help="hits in each round")
+    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        result = measure(options.rounds, options.counts)
+    print(f"metrics of a hit: {result['ours']} us (limit {_LIMIT_US:g}); {result['prometheus_client']} us with files")
+    options.json.write_text(json.dumps({"machine": machine.describe(), "us_per_hit": result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
