@@ -1,0 +1,135 @@
+"""The asynchronous client. Import it from `vit_api.client`; what to send and what comes of it is decided elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from types import TracebackType
+
+import httpx
+
+from vit_api.client_answers import Answer
+from vit_api.client_base import (
+    AHEAD,
+    DEFAULT_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    LIMITS,
+    BaseClient,
+    Upload,
+    checked_concurrency,
+    to_failure,
+)
+from vit_api.client_inputs import ImageInput, read_upload
+from vit_api.client_protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
+from vit_api.client_results import Classification, ClassifyError, Outcome
+
+
+class AsyncClient(BaseClient):
+    """The same for asyncio, for one event loop. To be closed, or used as an asynchronous context manager.
+
+    Args:
+        base_url: As for `Client`, and so are the others.
+        api_key: Sent as `Authorization: Bearer`.
+        timeout_s: Seconds for one try.
+        retries: How often and how long to try.
+        clock: The time in seconds.
+        sleep: Waits for so many seconds.
+
+    Raises:
+        ValueError: The address, the key or the time limit is malformed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: Retries = DEFAULT_RETRIES,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(base_url, timeout_s, retries, clock)
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(headers=base_headers(api_key), limits=LIMITS)
+
+    async def classify(self, image: ImageInput, *, top_k: int = DEFAULT_TOP_K, fresh: bool = False) -> Classification:
+        """Classify one image; see `Client.classify`. Files are read and Pillow images encoded in a thread.
+
+        Raises:
+            ClassifyError: There is no result; the class and `code` say why.
+            ValueError: `top_k` is out of its range.
+            TypeError: `image` is nothing that can be one.
+        """
+        check_top_k(top_k)
+        content = image if isinstance(image, bytes) else await asyncio.to_thread(read_upload, image)
+        upload = Upload(content, top_k, fresh)
+        call = self.begin_call()
+        while True:
+            verdict = call.judge(await self._send(upload, call))
+            if isinstance(verdict, Classification):
+                return verdict
+            await self._sleep(verdict)
+
+    def classify_many(
+        self, images: Iterable[ImageInput], *, concurrency: int = 8, top_k: int = DEFAULT_TOP_K, fresh: bool = False
+    ) -> AsyncGenerator[Outcome, None]:
+        """Classify many images and yield what becomes of each, in their order; see `Client.classify_many`.
+
+        Who stops early should close the iterator (`contextlib.aclosing`): that cancels what is under way.
+
+        Raises:
+            ValueError: `concurrency` or `top_k` is out of its range.
+            TypeError: An image is nothing that can be one.
+        """
+        return self._outcomes(images, checked_concurrency(concurrency), check_top_k(top_k), fresh)
+
+    async def _outcomes(
+        self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool
+    ) -> AsyncGenerator[Outcome, None]:
+        turns = asyncio.Semaphore(concurrency)
+
+        async def outcome(image: ImageInput) -> Outcome:
+            async with turns:
+                try:
+                    return await self.classify(image, top_k=top_k, fresh=fresh)
+                except ClassifyError as error:
+                    return error
+
+        tasks: deque[asyncio.Task[Outcome]] = deque()
+        try:
+            for image in images:
+                tasks.append(asyncio.create_task(outcome(image)))
+                if len(tasks) >= AHEAD * concurrency:
+                    yield await tasks.popleft()
+            while tasks:
+                yield await tasks.popleft()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _send(self, upload: Upload, call: Call) -> Answer | ClassifyError:
+        timeout_s = call.begin()
+        reception = call.reception()
+        try:
+            async with self._http.stream("POST", self._url, **upload.options(timeout_s)) as response:
+                async for chunk in response.aiter_bytes():
+                    reception.add(chunk)
+                return Answer(response.status_code, response.headers, reception.body())
+        except (httpx.HTTPError, ClassifyError) as error:
+            return to_failure(error)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,142 @@
+"""Classifies image files in this process, as the server would: its LitAPI and its settings, without HTTP.
+
+Decoding runs in threads while the device runs the batch before. Knows nothing of who wants the results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_api import records
+from vit_api.checkpoint import load_checkpoint
+from vit_api.client_inputs import read_upload
+from vit_api.client_results import Classification, ClassifyError, Outcome, Prediction, Rejected, ServerFailed
+from vit_api.errors import InferenceFailed, InternalError, OutOfDeviceMemory, ViTError
+from vit_api.lit_api import ViTAPI
+from vit_api.lit_server import choose_devices
+from vit_api.lookahead import map_ahead
+from vit_api.settings import Settings
+
+_AHEAD = 2
+"""Batches that are decoded or being decoded at once."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    pixels: NDArray[np.uint8]
+    seconds: float
+
+
+class LocalClassifier:
+    """A model in this process.
+
+    Args:
+        lit_api: What to run; set up.
+        max_batch_size: Images that the device gets at once at the most.
+        threads: Images that are decoded at once.
+    """
+
+    def __init__(self, lit_api: ViTAPI, *, max_batch_size: int, threads: int) -> None:
+        self._lit_api = lit_api
+        self._max_batch_size = max_batch_size
+        self._threads = threads
+
+    def classify_many(self, paths: Iterable[Path], top_k: int) -> Generator[Outcome, None, None]:
+        """Classify image files and yield what becomes of each, in their order, batch by batch."""
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        try:
+            decoded = map_ahead(pool, self._decode, paths, _AHEAD * self._max_batch_size)
+            while batch := list(itertools.islice(decoded, self._max_batch_size)):
+                yield from self._classify_batch(batch, top_k)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, path: Path) -> _Decoded | ClassifyError:
+        started = time.monotonic()
+        try:
+            pixels = self._lit_api.decode_request(read_upload(path))
+        except ClassifyError as error:
+            return error
+        except ViTError as error:
+            return _as_client_sees(error)
+        return _Decoded(pixels, time.monotonic() - started)
+
+    def _classify_batch(self, batch: Sequence[_Decoded | ClassifyError], top_k: int) -> Iterator[Outcome]:
+        started = time.monotonic()
+        images = [image.pixels for image in batch if isinstance(image, _Decoded)]
+        results = iter(self._infer(images) if images else [])
+        inference_s = time.monotonic() - started
+        for image in batch:
+            result = next(results) if isinstance(image, _Decoded) else image
+            if isinstance(result, ClassifyError):
+                yield result
+            elif isinstance(image, _Decoded):
+                yield self._classification(result, top_k, image.seconds, inference_s, len(images))
+
+    def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
+        """Run the model; where the device's memory does not suffice, on halves, down to single images."""
+        api = self._lit_api
+        failure: ViTError
+        try:
+            return [*api.unbatch(api.predict(api.batch(images)))]
+        except OutOfDeviceMemory as error:
+            failure = error
+        except Exception as error:
+            failure = InferenceFailed(f"the model failed: {error}")
+        if isinstance(failure, OutOfDeviceMemory) and len(images) > 1:
+            # Out here the exception is gone, and with it the frames that hold the batch's tensors.
+            failure = failure.with_traceback(None)
+            api.free_memory()
+            half = len(images) // 2
+            return self._infer(images[:half]) + self._infer(images[half:])
+        return [_as_client_sees(failure) for _ in images]
+
+    def _classification(
+        self, result: records.Prediction, top_k: int, decode_s: float, inference_s: float, batch_size: int
+    ) -> Classification:
+        worded = self._lit_api.encode_response(result, top_k=top_k)["predictions"]
+        return Classification(
+            predictions=tuple(Prediction(**prediction) for prediction in worded),
+            cached=False,
+            processing_time_ms=round((decode_s + inference_s) * 1000, 3),
+            model=self._lit_api.checkpoint.name,
+            inference_time_ms=round(inference_s * 1000, 3),
+            batch_size=batch_size,
+        )
+
+
+def load_local(settings: Settings, threads: int) -> LocalClassifier:
+    """Load the settings' model on the first of their devices.
+
+    Args:
+        settings: The server's; those of the model, its device and its images matter here.
+        threads: Images that are decoded at once.
+
+    Raises:
+        CheckpointError: There is no such model, or none that can be run.
+        ValueError: There is no such device.
+    """
+    device = choose_devices(settings.device)[0]
+    lit_api = ViTAPI(
+        load_checkpoint(settings.model, settings.revision),
+        dtype=settings.dtype,
+        max_image_side=settings.max_image_side,
+        exact_decode=settings.exact_decode,
+        cpu_threads=settings.cpu_threads,
+        max_batch_size=2,  # for LitServe's loop, which is not used here; setup warms up no more than this
+    )
+    lit_api.setup(device)
+    return LocalClassifier(lit_api, max_batch_size=settings.max_batch_size, threads=threads)
+
+
+def _as_client_sees(error: ViTError) -> ClassifyError:
+    kind = ServerFailed if error.status >= InternalError.status else Rejected
+    return kind(error.message, code=error.code)
