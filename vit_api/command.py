@@ -47,6 +47,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Classify image files, and those in folders at any depth.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # `--key secret` must not be taken for --key-env
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE|DIR")
     where = parser.add_mutually_exclusive_group()
@@ -87,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _classify(arguments: argparse.Namespace) -> int:
+    if arguments.key_env and arguments.url is None:
+        raise _UsageError("--key-env is for --url")
     by_server = None if arguments.url is None else _client(arguments)
     unreadable: list[tuple[Path, UnreadableInput]] = []
     paths = list(find_images(arguments.files, lambda path, why: unreadable.append((path, UnreadableInput(why)))))
@@ -106,7 +109,8 @@ def _client(arguments: argparse.Namespace) -> AsyncClient:
     name = arguments.key_env or KEY_VARIABLE
     key = os.environ.get(name) or None
     if arguments.key_env and key is None:
-        raise _UsageError(f"the environment variable {name} has no key")
+        # Its name is not repeated: it may be the key, by mistake.
+        raise _UsageError("the environment variable that --key-env names is not set")
     try:
         return AsyncClient(arguments.url, api_key=key)
     except ValueError as error:

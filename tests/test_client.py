@@ -1,0 +1,449 @@
+"""The client, blocking and asynchronous, against a server that answers, breaks and stalls as told. Nothing waits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import itertools
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.servers import free_port
+from tests.samples import encode, image_files, orientation_exif, photo
+from tests.scripted_server import ANSWER, Fault, Request, ScriptedServer, error, ok, reply, scripted
+from tests.server import ROOT
+from vit_api.client import (
+    AsyncClient,
+    Busy,
+    Classification,
+    ClassifyError,
+    Client,
+    Prediction,
+    Rejected,
+    Retries,
+    ServerFailed,
+    TimedOut,
+    UnexpectedAnswer,
+    Unreachable,
+    UnreadableInput,
+)
+from vit_api.client_inputs import read_upload
+
+MOMENT = {"date": "Sun, 06 Nov 1994 08:49:37 GMT", "retry_after": "Sun, 06 Nov 1994 08:50:07 GMT"}
+
+
+class Blocking:
+    """Drives `Client`. Waits are noted, and pass at once on a clock of their own."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.tick_s = 0.0  # what each look at the clock takes
+        self._now = 0.0
+
+    def clock(self) -> float:
+        self._now += self.tick_s
+        return self._now
+
+    def _sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self._now += seconds
+
+    def classify(self, url: str, image: Any = b"image", client: dict[str, Any] | None = None, **options: Any) -> Any:
+        with Client(url, clock=self.clock, sleep=self._sleep, **client or {}) as connected:
+            return connected.classify(image, **options)
+
+    def classify_many(self, url: str, images: Iterable[Any], most: int | None = None, **options: Any) -> list[Any]:
+        with (
+            Client(url, clock=self.clock, sleep=self._sleep) as client,
+            contextlib.closing(client.classify_many(images, **options)) as outcomes,
+        ):
+            return list(itertools.islice(outcomes, most))
+
+
+class Asynchronous(Blocking):
+    """Drives `AsyncClient`."""
+
+    async def _sleep_async(self, seconds: float) -> None:
+        self._sleep(seconds)
+
+    def classify(self, url: str, image: Any = b"image", client: dict[str, Any] | None = None, **options: Any) -> Any:
+        async def run() -> Classification:
+            async with AsyncClient(url, clock=self.clock, sleep=self._sleep_async, **client or {}) as connected:
+                return await connected.classify(image, **options)
+
+        return asyncio.run(run())
+
+    def classify_many(self, url: str, images: Iterable[Any], most: int | None = None, **options: Any) -> list[Any]:
+        async def run() -> list[Any]:
+            async with AsyncClient(url, clock=self.clock, sleep=self._sleep_async) as client:
+                found: list[Any] = []
+                async with contextlib.aclosing(client.classify_many(images, **options)) as outcomes:
+                    while len(found) != most and (outcome := await anext(outcomes, None)) is not None:
+                        found.append(outcome)
+                return found
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(params=[Blocking, Asynchronous])
+def driver(request: pytest.FixtureRequest) -> Blocking:
+    """Return what drives each of the two clients."""
+    driver: Blocking = request.param()
+    return driver
+
+
+def test_a_result(driver: Blocking) -> None:
+    """All that the server says is in it."""
+    headers = {"x_cache": "miss", "x_queue_time_ms": "0.5", "x_inference_time_ms": "1.25", "x_batch_size": "3"}
+    with scripted(ok(x_request_id="id-1", **headers)) as server:
+        result = driver.classify(server.url)
+    assert result == Classification(
+        predictions=(Prediction("7", 0.9), Prediction("1", 0.1)),
+        cached=False,
+        processing_time_ms=3.5,
+        model="digits",
+        request_id="id-1",
+        source="miss",
+        queue_time_ms=0.5,
+        inference_time_ms=1.25,
+        batch_size=3,
+    )
+    assert result.top == Prediction("7", 0.9)
+
+
+def test_a_request(driver: Blocking) -> None:
+    """The bytes as they are, the options as this API has them, the key as RFC 6750 sends it."""
+    with scripted(ok()) as server:
+        driver.classify(server.url + "/models/a/", b"bytes", top_k=3, fresh=True, client={"api_key": "k-1"})
+        (request,) = server.requests
+    assert request.line == "POST /models/a/predict?top_k=3 HTTP/1.1"
+    assert request.body == b"bytes"
+    assert request.headers["authorization"] == "Bearer k-1"
+    assert request.headers["cache-control"] == "no-cache"
+
+
+def test_a_plain_request(driver: Blocking) -> None:
+    """No key and no wish for a fresh answer: no such headers."""
+    with scripted(ok()) as server:
+        driver.classify(server.url)
+        (request,) = server.requests
+    assert not {"authorization", "cache-control"} & request.headers.keys()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("headers", "least_s"),
+    [
+        pytest.param({"retry_after": "30"}, 30.0, id="seconds"),
+        pytest.param(MOMENT, 30.0, id="date"),
+        pytest.param({}, 0.0, id="none"),
+        pytest.param({"retry_after": "soon"}, 0.0, id="malformed"),
+    ],
+)
+def test_a_busy_server_is_asked_again(driver: Blocking, status: int, headers: dict[str, str], least_s: float) -> None:
+    """Not before it wants, and soon after; the same bytes are sent again."""
+    with scripted(error(status, "overloaded", **headers), ok()) as server:
+        assert driver.classify(server.url, io.BytesIO(b"from a file")).top.label == "7"
+        assert [request.body for request in server.requests] == [b"from a file"] * 2
+    (wait_s,) = driver.waits
+    assert least_s <= wait_s <= least_s + Retries().first_wait_s
+
+
+def test_a_busy_server_is_asked_so_often(driver: Blocking) -> None:
+    """The last answer is the error."""
+    with scripted(handler=lambda _: error(503, "overloaded", retry_after="2")) as server:
+        with pytest.raises(Busy, match="what is wrong") as raised:
+            driver.classify(server.url, client={"retries": Retries(tries=3)})
+        assert len(server.requests) == 3
+    assert (raised.value.code, raised.value.status, raised.value.request_id) == ("overloaded", 503, "id-1")
+    assert raised.value.retry_after_s == 2.0
+
+
+def test_a_wait_beyond_the_time_limit_is_not_begun(driver: Blocking) -> None:
+    """Who is to come back in an hour hears so at once."""
+    with scripted(error(503, "overloaded", retry_after="3600")) as server, pytest.raises(Busy) as raised:
+        driver.classify(server.url)
+    assert raised.value.retry_after_s == 3600
+    assert driver.waits == []
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, Rejected), (401, Rejected), (408, Rejected), (413, Rejected), (500, ServerFailed)]
+)
+def test_other_failures_are_final(driver: Blocking, status: int, kind: type[ClassifyError]) -> None:
+    """The same request would fail again."""
+    with scripted(error(status, "a_code")) as server:
+        with pytest.raises(kind) as raised:
+            driver.classify(server.url)
+        assert len(server.requests) == 1
+    assert raised.value.code == "a_code"
+
+
+def test_a_connection_that_is_reset(driver: Blocking) -> None:
+    """Another try is made on a new one."""
+    with scripted(Fault.RESET, Fault.RESET, ok()) as server:
+        assert driver.classify(server.url).top.label == "7"
+        assert server.connections == 3
+    assert len(driver.waits) == 2
+
+
+def test_nobody_listens(driver: Blocking) -> None:
+    """The error names no status, and the network's own is its cause."""
+    with pytest.raises(Unreachable) as raised:
+        driver.classify(f"http://127.0.0.1:{free_port()}", client={"retries": Retries(tries=3)})
+    assert (raised.value.code, raised.value.status, raised.value.request_id) == ("unreachable", None, None)
+    assert raised.value.__cause__ is not None
+    assert len(driver.waits) == 2
+
+
+def test_a_server_that_is_silent(driver: Blocking) -> None:
+    """The time limit ends it, and no other try is made: it may be at work on it."""
+    with scripted(Fault.SILENCE) as server:
+        with pytest.raises(TimedOut):
+            driver.classify(server.url, client={"timeout_s": 0.05})
+        assert len(server.requests) == 1
+
+
+def test_a_body_that_comes_too_slowly(driver: Blocking) -> None:
+    """By its clock, each look at which takes 50 s, the body is late."""
+    driver.tick_s = 50.0
+    with scripted(ok()) as server, pytest.raises(TimedOut):
+        driver.classify(server.url)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "code"),
+    [
+        pytest.param(reply(502, b"<html>", content_type="text/html"), ServerFailed, "http_502", id="bad gateway"),
+        pytest.param(reply(403, b"<html>", content_type="text/html"), Rejected, "http_403", id="forbidden"),
+        pytest.param(reply(200, b"<html>", content_type="text/html"), UnexpectedAnswer, "unexpected_answer", id="page"),
+        pytest.param(reply(307, b"", location="https://host/"), UnexpectedAnswer, "http_307", id="redirect"),
+        pytest.param(
+            reply(200, b"no gzip", content_encoding="gzip"), UnexpectedAnswer, "unexpected_answer", id="damaged"
+        ),
+        pytest.param(reply(200, b" " * 2**21), UnexpectedAnswer, "unexpected_answer", id="too long"),
+    ],
+)
+def test_answers_that_are_not_of_this_api(
+    driver: Blocking, answer: bytes, kind: type[ClassifyError], code: str
+) -> None:
+    """They become errors of the same tree."""
+    with scripted(answer) as server, pytest.raises(kind) as raised:
+        driver.classify(server.url)
+    assert raised.value.code == code
+
+
+def test_no_http(driver: Blocking) -> None:
+    """A port with something else behind it."""
+    with scripted(handler=lambda _: b"SSH-2.0-OpenSSH_9.9\r\n\r\n") as server, pytest.raises(Unreachable):
+        driver.classify(server.url, client={"retries": Retries(tries=2)})
+
+
+def test_connections_are_reused() -> None:
+    """Three images, one connection."""
+    with scripted(ok(), ok(), ok()) as server, Client(server.url) as client:
+        for _ in range(3):
+            client.classify(b"image")
+        assert server.connections == 1
+
+
+@pytest.mark.parametrize("top_k", [0, 21, -1])
+def test_top_k_out_of_its_range(driver: Blocking, top_k: int) -> None:
+    """It is refused before anything is sent."""
+    with scripted() as server, pytest.raises(ValueError, match="top_k"):
+        driver.classify(server.url, top_k=top_k)
+
+
+@pytest.mark.parametrize("options", [{"timeout_s": 0}, {"api_key": "a b"}])
+def test_senseless_settings(options: dict[str, Any]) -> None:
+    """They are refused when the client is made."""
+    with pytest.raises(ValueError, match=r"timeout_s|API key"):
+        Client("http://host", **options)
+
+
+def _by_upload(**replies: bytes) -> Callable[[Request], bytes]:
+    return lambda request: replies.get(request.body.decode(), ok())
+
+
+def _labelled(request: Request) -> bytes:
+    """Answer with the upload as the label."""
+    return reply(200, ANSWER | {"predictions": [{"label": request.body.decode(), "confidence": 1.0}]})
+
+
+def test_many_come_in_order(driver: Blocking) -> None:
+    """Also where the first is answered last."""
+    second_is_done = threading.Event()
+
+    def handler(request: Request) -> bytes:
+        if request.body == b"0":
+            assert second_is_done.wait(30)
+        if request.body == b"1":
+            second_is_done.set()
+        return _labelled(request)
+
+    with scripted(handler=handler) as server:
+        outcomes = driver.classify_many(server.url, [b"%d" % n for n in range(10)], concurrency=2)
+    assert [outcome.top.label for outcome in outcomes] == [str(n) for n in range(10)]
+
+
+def test_many_at_once(driver: Blocking) -> None:
+    """As many as allowed, and no more: each waits for the other two of its three."""
+    barrier = threading.Barrier(3)
+
+    def handler(_: Request) -> bytes:
+        barrier.wait(30)
+        return ok()
+
+    with scripted(handler=handler) as server:
+        assert len(driver.classify_many(server.url, [b"image"] * 9, concurrency=3)) == 9
+        assert server.most_at_once == 3
+
+
+def test_one_of_many_fails(driver: Blocking, tmp_path: Path) -> None:
+    """Its error is in its place, whether the server or the file is to blame, and the others have their results."""
+    replies = _by_upload(bad=error(400, "bad_image"))
+    images = [b"good", b"bad", tmp_path / "missing.png", b"good"]
+    with scripted(handler=replies) as server:
+        outcomes = driver.classify_many(server.url, images)
+    assert [type(outcome) for outcome in outcomes] == [Classification, Rejected, UnreadableInput, Classification]
+
+
+def test_many_are_read_as_they_are_needed(driver: Blocking) -> None:
+    """There may be any number of them: no more than twice the concurrency are taken ahead."""
+    taken = itertools.count()
+    images = (b"%d" % next(taken) for _ in itertools.count())
+    with scripted(handler=_labelled) as server:
+        outcomes = driver.classify_many(server.url, images, concurrency=2, most=5)
+    assert [outcome.top.label for outcome in outcomes] == ["0", "1", "2", "3", "4"]
+    assert next(taken) <= 5 + 2 * 2
+
+
+def test_who_stops_early_waits_for_no_further_tries() -> None:
+    """A busy server is not asked again for images that nobody wants any more."""
+    is_asked = threading.Event()
+    is_closed = threading.Event()
+
+    def handler(request: Request) -> bytes:
+        if request.body == b"wanted":
+            assert is_asked.wait(30)
+            return ok()
+        is_asked.set()
+        return error(503, "overloaded")
+
+    def sleep(_: float) -> None:
+        assert is_closed.wait(30)
+
+    with scripted(handler=handler) as server, Client(server.url, sleep=sleep, retries=Retries(tries=100)) as client:
+        outcomes = client.classify_many([b"wanted", b"unwanted"], concurrency=2)
+        assert isinstance(next(outcomes), Classification)
+        is_closed.set()
+        outcomes.close()
+
+
+def test_cancelling_ends_the_requests_under_way() -> None:
+    """A cancelled task leaves no other behind."""
+
+    async def run(server: ScriptedServer) -> int:
+        others = asyncio.all_tasks()
+        async with AsyncClient(server.url) as client:
+            outcomes = client.classify_many([b"image"] * 4, concurrency=2)
+            task = asyncio.ensure_future(anext(outcomes))
+            while len(server.requests) < 2:
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await outcomes.aclose()
+            return len(asyncio.all_tasks() - others)
+
+    with scripted(handler=lambda _: Fault.SILENCE) as server:
+        assert asyncio.run(asyncio.wait_for(run(server), 30)) == 0
+
+
+@pytest.mark.parametrize("concurrency", [0, -1])
+def test_no_concurrency(driver: Blocking, concurrency: int) -> None:
+    """At least one request has to be under way."""
+    with pytest.raises(ValueError, match="concurrency"):
+        driver.classify_many("http://host", [], concurrency=concurrency)
+
+
+def _inputs(path: Path) -> Iterator[Any]:
+    content = path.read_bytes()
+    yield from (path, str(path), content, bytearray(content), memoryview(content), io.BytesIO(content))
+
+
+def test_inputs(tmp_path: Path) -> None:
+    """All forms of a file give its bytes."""
+    path = tmp_path / "image.png"
+    path.write_bytes(b"content")
+    assert {read_upload(image) for image in _inputs(path)} == {b"content"}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16"])
+def test_pillow_images(mode: str) -> None:
+    """Those of each mode are encoded without loss, as something that can be decoded."""
+    from PIL import Image
+
+    image = Image.new(mode, (8, 6), 1 if mode in "1LIPF" or mode == "I;16" else None)
+    with Image.open(io.BytesIO(read_upload(image))) as decoded:
+        assert (decoded.size, decoded.mode) == (image.size, mode)
+        assert decoded.tobytes() == image.tobytes()
+
+
+def test_a_pillow_image_keeps_how_it_must_be_turned() -> None:
+    """The pixels of a phone's picture lie on their side, and EXIF says so."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(encode(photo(), "JPEG", exif=orientation_exif(6)))) as image:
+        upload = read_upload(image)
+    with Image.open(io.BytesIO(upload)) as decoded:
+        assert decoded.getexif()[0x0112] == 6
+
+
+def _closed_file() -> io.BytesIO:
+    file = io.BytesIO()
+    file.close()
+    return file
+
+
+def _truncated_image() -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(image_files()["jpeg"][:1000]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: "no/such/file.png", id="missing"),
+        pytest.param(lambda: ROOT, id="folder"),
+        pytest.param(lambda: "null\0character", id="no file's name"),
+        pytest.param(_closed_file, id="closed file"),
+        pytest.param(_truncated_image, id="Pillow image of a truncated file"),
+    ],
+)
+def test_unreadable_inputs(driver: Blocking, make: Callable[[], Any]) -> None:
+    """They are errors of the tree, and nothing is sent."""
+    with scripted() as server, pytest.raises(UnreadableInput):
+        driver.classify(server.url, make())
+
+
+@pytest.mark.parametrize("wrong", [7, None, io.StringIO("text")])
+def test_no_inputs(driver: Blocking, wrong: Any) -> None:
+    """A caller's mistake is no error of the tree."""
+    with scripted() as server, pytest.raises(TypeError):
+        driver.classify(server.url, wrong)
+
+
+def test_importing_it_needs_none_of_the_servers_packages() -> None:
+    """It starts fast, and can be used where they are not installed."""
+    code = "import sys, vit_api.client; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in result.stdout.split()}
+    assert not loaded & {"torch", "transformers", "litserve", "fastapi", "starlette", "pydantic", "numpy", "PIL"}

@@ -1,0 +1,291 @@
+"""What an answer means to the client and when it tries again, without a network and with a fake clock."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from datetime import datetime, timezone
+from email.utils import format_datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.scripted_server import ANSWER
+from vit_api import lit_api, records
+from vit_api.client_answers import Answer, retry_after_s, to_classification, to_error
+from vit_api.client_protocol import (
+    DEFAULT_TOP_K,
+    MAX_ANSWER_BYTES,
+    MOST_TOP_K,
+    Call,
+    Reception,
+    Retries,
+    base_headers,
+    predict_url,
+)
+from vit_api.client_results import (
+    Busy,
+    Classification,
+    ClassifyError,
+    Rejected,
+    ServerFailed,
+    TimedOut,
+    UnexpectedAnswer,
+    Unreachable,
+)
+
+NOW = 784_111_777.0  # the moment of RFC 9110's examples
+
+
+class FakeTime:
+    """A clock that only its owner moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def clock(self) -> float:
+        return self.now
+
+
+def test_it_knows_the_servers_limits() -> None:
+    """The client imports nothing of the server's, so it has their values itself."""
+    assert (DEFAULT_TOP_K, MOST_TOP_K) == (lit_api.DEFAULT_TOP_K, records.TOP_K)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        pytest.param("0", 0.0, id="no wait"),
+        pytest.param("120", 120.0, id="seconds"),
+        pytest.param(" 7 ", 7.0, id="spaces"),
+        pytest.param("Sun, 06 Nov 1994 08:50:07 GMT", 30.0, id="date"),
+        pytest.param("Sunday, 06-Nov-94 08:50:07 GMT", 30.0, id="date as in RFC 850"),
+        pytest.param("Sun Nov  6 08:50:07 1994", 30.0, id="date as asctime writes it"),
+        pytest.param("Sun, 06 Nov 1994 08:00:00 GMT", 0.0, id="over"),
+        pytest.param("", None, id="empty"),
+        pytest.param("-5", None, id="negative"),
+        pytest.param("1.5", None, id="fraction"),
+        pytest.param("soon", None, id="text"),
+        pytest.param("9" * 5000, None, id="endless"),
+        pytest.param("١٢", None, id="digits of another script"),
+        pytest.param("Sun, 99 Nov 1994 08:50:07 GMT", None, id="no such day"),
+    ],
+)
+def test_retry_after(value: str, expected: float | None) -> None:
+    """Both forms of RFC 9110 are read, and nothing else is."""
+    assert retry_after_s({"retry-after": value}, NOW) == expected
+
+
+def test_no_retry_after() -> None:
+    """A server need not say."""
+    assert retry_after_s({}, NOW) is None
+
+
+@given(wait_s=st.integers(0, 10**6), skew_s=st.integers(-(10**7), 10**7))
+def test_a_moment_counts_from_the_answers_own_date(wait_s: int, skew_s: int) -> None:
+    """However wrong this machine's clock is."""
+    sent = int(NOW) + skew_s
+    dates = [format_datetime(datetime.fromtimestamp(t, timezone.utc), usegmt=True) for t in (sent + wait_s, sent)]
+    assert retry_after_s({"retry-after": dates[0], "date": dates[1]}, NOW) == wait_s
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *((400, Rejected), (408, Rejected), (415, Rejected), (429, Busy), (503, Busy)),
+        *((500, ServerFailed), (502, ServerFailed), (504, ServerFailed)),
+        *((204, UnexpectedAnswer), (308, UnexpectedAnswer)),
+    ],
+)
+def test_classes_of_errors(status: int, kind: type[ClassifyError]) -> None:
+    """The status decides on the class; the body on the words."""
+    body = json.dumps({"error": "what is wrong", "code": "a_code", "request_id": "id-1"}).encode()
+    error = to_error(Answer(status, {"x-request-id": "id-2"}, body), NOW)
+    assert type(error) is kind
+    assert (error.message, error.code, error.status, error.request_id) == ("what is wrong", "a_code", status, "id-1")
+
+
+def test_a_proxys_page() -> None:
+    """A body that is not ours still gives a code, the status and the header's request id."""
+    answer = Answer(502, {"content-type": "text/html", "x-request-id": "id-2"}, b"<h1>Bad gateway</h1>")
+    error = to_error(answer, NOW)
+    assert (error.code, error.status, error.request_id) == ("http_502", 502, "id-2")
+    assert "text/html" in error.message
+
+
+def test_a_redirect_says_where_to() -> None:
+    """Without the query, which may have a token."""
+    error = to_error(Answer(307, {"location": "https://host/predict?token=secret"}, b""), NOW)
+    assert "https://host/predict" in error.message
+    assert "secret" not in error.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"predictions": []}, id="no predictions"),
+        pytest.param({"predictions": [{"label": 7, "confidence": 0.5}]}, id="label is a number"),
+        pytest.param({"predictions": [{"label": "7", "confidence": True}]}, id="confidence is a truth value"),
+        pytest.param({"predictions": [{"label": "7", "confidence": float("nan")}]}, id="confidence is NaN"),
+        pytest.param({"predictions": [{"label": "7", "confidence": 10**400}]}, id="confidence is endless"),
+        pytest.param({"predictions": "7"}, id="predictions are text"),
+        pytest.param({"cached": 1}, id="cached is a number"),
+        pytest.param({"model": None}, id="no model"),
+        pytest.param({"processing_time_ms": "3"}, id="time is text"),
+    ],
+)
+def test_a_result_that_is_none(change: dict[str, Any]) -> None:
+    """Status 200 is not enough."""
+    with pytest.raises(UnexpectedAnswer):
+        to_classification(Answer(200, {}, json.dumps(ANSWER | change).encode()))
+
+
+def _outcome(call: Call, answer: Answer) -> Classification | float | ClassifyError:
+    call.begin()
+    try:
+        return call.judge(answer)
+    except ClassifyError as error:
+        return error
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*ANSWER, "error", "code", "label"]), inner),
+    max_leaves=10,
+)
+_HEADERS = st.dictionaries(
+    st.sampled_from(["retry-after", "date", "content-type", "location", "x-batch-size", "x-queue-time-ms"]), st.text()
+)
+
+
+@given(
+    status=st.sampled_from([200, 200, 204, 302, 400, 404, 429, 500, 503, 599]) | st.integers(200, 999),
+    headers=_HEADERS,
+    body=st.binary() | _JSON.map(lambda value: json.dumps(value).encode()),
+)
+def test_any_answer_is_understood_or_refused(status: int, headers: dict[str, str], body: bytes) -> None:
+    """Nothing that a server may say raises anything but a `ClassifyError`."""
+    outcome = _outcome(Call(Retries(), 1.0, clock=lambda: 0.0), Answer(status, headers, body))
+    if isinstance(outcome, float):
+        assert status in (429, 503)
+        assert 0 <= outcome < Retries().total_s
+
+
+def test_nested_json_without_end() -> None:
+    """A body that no parser can take is not ours."""
+    assert to_error(Answer(500, {}, b"[" * 10**6), NOW).code == "http_500"
+
+
+@given(
+    asked=st.lists(st.none() | st.integers(0, 100), max_size=30),
+    tries=st.integers(1, 10),
+    total_s=st.floats(0.1, 300),
+    jitters=st.floats(0, 1),
+)
+def test_bounds(asked: list[int | None], tries: int, total_s: float, jitters: float) -> None:
+    """Whatever a busy server asks for: no more tries, no more time, and no wait shorter than it wants."""
+    time = FakeTime()
+    call = Call(Retries(tries, total_s, 0.25, 8.0), 10.0, clock=time.clock, jitter=lambda: jitters)
+    made = 0
+    for seconds in asked:
+        headers = {} if seconds is None else {"retry-after": str(seconds)}
+        outcome = _outcome(call, Answer(503, headers, b""))
+        made += 1
+        if not isinstance(outcome, float):
+            assert isinstance(outcome, Busy)
+            assert outcome.retry_after_s == seconds
+            break
+        assert (seconds or 0) <= outcome <= (seconds or 0) + min(8.0, 0.25 * 2 ** (made - 1))
+        time.now += outcome
+    assert made <= tries
+    assert time.now < total_s
+
+
+def test_a_try_gets_no_more_than_the_time_that_is_left() -> None:
+    """The total time bounds the last try."""
+    time = FakeTime()
+    call = Call(Retries(total_s=15.0), 10.0, clock=time.clock)
+    assert call.begin() == 10.0
+    time.now = 12.0
+    assert call.begin() == 3.0
+
+
+def test_a_wait_that_took_too_long_ends_it() -> None:
+    """A machine that slept through the time limit gets the failure before, not another try."""
+    time = FakeTime()
+    call = Call(Retries(total_s=15.0), 10.0, clock=time.clock)
+    call.begin()
+    failure = Unreachable("no connection")
+    assert isinstance(call.judge(failure), float)
+    time.now = 16.0
+    with pytest.raises(Unreachable) as raised:
+        call.begin()
+    assert raised.value is failure
+
+
+def test_a_body_that_trickles() -> None:
+    """No single read takes long, but all together do."""
+    time = FakeTime()
+    reception = Reception(10.0, time.clock)
+    reception.add(b"{")
+    time.now = 11.0
+    with pytest.raises(TimedOut):
+        reception.add(b"}")
+
+
+def test_a_body_without_end() -> None:
+    """An answer is a few kilobytes; the rest of something else is not read."""
+    reception = Reception(10.0, lambda: 0.0)
+    reception.add(b" " * MAX_ANSWER_BYTES)
+    with pytest.raises(UnexpectedAnswer):
+        reception.add(b" ")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "expected"),
+    [
+        ("http://host:7860", "http://host:7860/predict"),
+        ("https://host/", "https://host/predict"),
+        ("https://host/a/b", "https://host/a/b/predict"),
+        ("http://[::1]:7860", "http://[::1]:7860/predict"),
+    ],
+)
+def test_addresses(base_url: str, expected: str) -> None:
+    """A path before ours is kept."""
+    assert predict_url(base_url) == expected
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    ["", "host:7860", "ftp://host", "http://", "http://host:x", "http://host?q", "http://u:secret@host", "http://[::1"],
+)
+def test_no_addresses(base_url: str) -> None:
+    """They are refused at once, and a password is not repeated."""
+    with pytest.raises(ValueError, match="base URL") as raised:
+        predict_url(base_url)
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
+def test_keys_that_no_header_may_have(key: str) -> None:
+    """They are refused without being repeated."""
+    with pytest.raises(ValueError, match="API key") as raised:
+        base_headers(key)
+    assert not key or key not in str(raised.value)
+
+
+@pytest.mark.parametrize("wrong", [{"tries": 0}, {"tries": 101}, {"total_s": 0}, {"first_wait_s": 9}])
+def test_senseless_retries(wrong: dict[str, Any]) -> None:
+    """They are refused when they are made."""
+    with pytest.raises(ValueError, match="must be"):
+        Retries(**wrong)
+
+
+def test_errors_can_be_pickled() -> None:
+    """For those who classify in processes of their own."""
+    error = Busy("full", code="overloaded", status=503, request_id="id-1")
+    error.retry_after_s = 2.0
+    copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (Busy, "full", vars(error))

@@ -1,0 +1,151 @@
+"""The client, the command line and their documentation against the real server."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.samples import encode, orientation_exif
+from tests.server import ROOT, RunningServer, environment, serve
+from vit_api.client import AsyncClient, Classification, Client, Rejected
+
+SEVEN = ROOT / "examples" / "digit-7.png"
+_MANUAL = (ROOT / "docs" / "client.md").read_text()
+_EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```\n\n```text\n(.*?)^```", _MANUAL, re.MULTILINE | re.DOTALL)
+_README_EXAMPLE = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run the embedded model, started as `python -m vit_api serve`."""
+    with serve(program=("-m", "vit_api", "serve"), max_upload_mb=1) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Iterator[Client]:
+    """Return a client of it."""
+    with Client(server.url) as connected:
+        yield connected
+
+
+def test_all_inputs_have_the_same_answer(client: Client) -> None:
+    """A path, bytes, a file and a Pillow image of the same digit."""
+    content = SEVEN.read_bytes()
+    with SEVEN.open("rb") as file, Image.open(SEVEN) as image:
+        results = [client.classify(form, top_k=3) for form in (SEVEN, content, file, image)]
+    assert len({result.predictions for result in results}) == 1
+    assert results[0].top.label == "7"
+    assert len(results[0].predictions) == 3
+    assert results[0].model == "digits"
+
+
+def test_a_pillow_image_is_turned_as_its_exif_says(client: Client) -> None:
+    """It has the answer that its file has."""
+    with Image.open(SEVEN) as digit:
+        lying = digit.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    upload = encode(lying, "PNG", exif=orientation_exif(6))
+    with Image.open(io.BytesIO(upload)) as image:
+        result = client.classify(image)
+    assert result.predictions == client.classify(upload).predictions
+    assert result.top.label == "7"
+
+
+def test_fresh_and_cached(client: Client) -> None:
+    """The headers say where an answer comes from and, for a computed one, where the time went."""
+    fresh = client.classify(SEVEN, fresh=True)
+    assert (fresh.cached, fresh.source) == (False, "miss")
+    assert fresh.batch_size == 1
+    assert None not in (fresh.queue_time_ms, fresh.inference_time_ms, fresh.request_id)
+
+
+def test_an_error_has_the_servers_words(client: Client) -> None:
+    """Its code, its status, and an id to look for in its log."""
+    with pytest.raises(Rejected, match="not an image") as raised:
+        client.classify(b"text")
+    assert (raised.value.code, raised.value.status) == ("unsupported_image", 415)
+    assert raised.value.request_id
+
+
+def test_too_large_an_upload(client: Client) -> None:
+    """The server refuses it by its length, without reading it; the client reads that answer."""
+    with pytest.raises(Rejected) as raised:
+        client.classify(bytes(2**20 + 1))
+    assert raised.value.code == "upload_too_large"
+
+
+def test_many_by_both_clients(server: RunningServer, client: Client, held_out: list[tuple[bytes, str]]) -> None:
+    """They agree, and hardly any digit is misread."""
+    uploads = [upload for upload, _ in held_out[:100]]
+
+    async def classify() -> list[object]:
+        async with AsyncClient(server.url) as asynchronous:
+            return [outcome async for outcome in asynchronous.classify_many(uploads, concurrency=32)]
+
+    outcomes = list(client.classify_many(uploads, concurrency=32))
+    results = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
+    again = [outcome for outcome in asyncio.run(classify()) if isinstance(outcome, Classification)]
+    assert [result.top.label for result in again] == [result.top.label for result in results]
+    right = sum(result.top.label == label for result, (_, label) in zip(results, held_out[:100], strict=True))
+    assert right >= 90
+
+
+def _output(server: RunningServer, language: str, example: str) -> str:
+    """Run an example of the documentation as it is, but for the server's address."""
+    code = example.replace("http://127.0.0.1:7860", server.url)
+    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=120, check=True
+    )
+    return result.stdout
+
+
+def test_there_are_examples() -> None:
+    """The pattern still finds all of them."""
+    assert len(_EXAMPLES) == len(re.findall("^```(?:python|sh)$", _MANUAL, re.MULTILINE)) == 6
+
+
+@pytest.mark.parametrize(("language", "example", "expected"), _EXAMPLES)
+def test_the_manuals_examples(server: RunningServer, language: str, example: str, expected: str) -> None:
+    """Each prints what the manual says."""
+    assert _output(server, language, example) == expected
+
+
+def test_the_readmes_example(server: RunningServer) -> None:
+    """It reads the digit."""
+    (example,) = _README_EXAMPLE
+    assert _output(server, "python", example) == "7\n"
+
+
+def test_the_command_agrees_with_and_without_a_server(server: RunningServer) -> None:
+    """The same labels and probabilities for the same files."""
+    found = []
+    for where in (["--url", server.url], ["--model", "digits"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "vit_api", "classify", "--json", *where, "examples"],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        found.append([json.loads(line) for line in result.stdout.splitlines()])
+    by_server, in_process = found
+    assert len(by_server) == len(in_process) > 0
+    for one, other in zip(by_server, in_process, strict=True):
+        assert one["file"] == other["file"]
+        assert [p["label"] for p in one["predictions"]] == [p["label"] for p in other["predictions"]]
+        expected = pytest.approx([p["confidence"] for p in other["predictions"]], abs=1e-3)
+        assert [p["confidence"] for p in one["predictions"]] == expected

@@ -1,0 +1,312 @@
+"""`python -m vit_api classify`: what it finds, prints and ends with; without a server and with scripted ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
+from tests.server import ROOT, environment, wait_until
+from vit_api.client_results import Classification, ClassifyError, Prediction, Rejected
+from vit_api.errors import OutOfDeviceMemory
+from vit_api.image_files import find_images
+from vit_api.report import JsonLines, Progress, Report, Table, printable
+
+EXAMPLES = [str(ROOT / "examples" / f"digit-{digit}.png") for digit in (3, 7)]
+
+
+def _command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "vit_api", "classify", *map(str, arguments)]
+
+
+def _run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(*arguments),
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def _touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"image")
+    return path
+
+
+def _nothing_fails(path: Path, why: str) -> None:
+    raise AssertionError(f"{path}: {why}")
+
+
+def test_folders_are_walked_in_order(tmp_path: Path) -> None:
+    """Files by name before sub-folders by name; neither hidden ones nor other kinds."""
+    names = ["b.PNG", "a.jpg", "sub/c.webp", "a-sub/z.tiff"]
+    others = [".hidden.png", "notes.txt", ".git/x.png"]
+    for name in [*names, *others]:
+        _touch(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    found = list(find_images([tmp_path], _nothing_fails))
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a.jpg", "b.PNG", "a-sub/z.tiff", "sub/c.webp"]
+
+
+def test_what_is_named_is_taken(tmp_path: Path) -> None:
+    """Whatever it is called, in the order of the names, and also if it is not there."""
+    names = [_touch(tmp_path / "z"), tmp_path / "missing", _touch(tmp_path / "a")]
+    assert list(find_images(names, _nothing_fails)) == names
+
+
+def test_a_folder_without_images_fails(tmp_path: Path) -> None:
+    """Its name was given for nothing."""
+    _touch(tmp_path / "notes.txt")
+    failures: list[Path] = []
+    assert list(find_images([tmp_path], lambda path, _: failures.append(path))) == []
+    assert failures == [tmp_path]
+
+
+RESULT = Classification((Prediction("7", 0.9), Prediction("1", 0.1)), cached=False, processing_time_ms=1.0, model="m")
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_progress_bar() -> None:
+    """It is drawn in one line, not too often, and taken away for other output."""
+    now = [0.0]
+    terminal = Terminal()
+    progress = Progress(terminal, 4, lambda: now[0])
+    progress.draw(1, 0)
+    progress.draw(2, 0)  # too soon
+    now[0] = 1.0
+    progress.draw(3, 1)
+    progress.clear()
+    progress.clear()
+    lines = [line.removeprefix("\x1b[K") for line in terminal.getvalue().split("\r")]
+    assert lines == ["", f"[{'#' * 7}{'.' * 23}] 1/4", f"[{'#' * 22}{'.' * 8}] 3/4, 1 failed", ""]
+
+
+def test_no_progress_bar_without_a_terminal() -> None:
+    """A log has no use for it."""
+    stream = io.StringIO()
+    Progress(stream, 4).draw(1, 0)
+    assert stream.getvalue() == ""
+
+
+def _report(lines: JsonLines | Table) -> tuple[str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    report = Report(out, err, lines, Progress(err, 2))
+    report.add(Path("good.png"), RESULT)
+    report.add(Path("bad.png"), Rejected("it is\x1b[2J corrupt", code="bad_image", status=400, request_id="id-1"))
+    report.close()
+    assert report.failed == 1
+    return out.getvalue(), err.getvalue()
+
+
+def test_the_table() -> None:
+    """Failures are apart from it, and nothing can steer the terminal."""
+    out, err = _report(Table(8))
+    heading, row = (line.split() for line in out.splitlines())
+    assert heading == ["FILE", "LABEL", "CONF", "NEXT"]
+    assert row == ["good.png", "7", "90.0%", "1", "10.0%"]
+    assert err == "bad.png: it is\ufffd[2J corrupt (bad_image)\n1 of 2 images failed\n"
+
+
+def test_json_lines() -> None:
+    """One object for each image, in order, whatever became of it."""
+    out, err = _report(JsonLines())
+    good, bad = map(json.loads, out.splitlines())
+    assert (good["file"], good["predictions"][0]) == ("good.png", {"label": "7", "confidence": 0.9})
+    assert bad == {
+        **{"file": "bad.png", "error": "it is\x1b[2J corrupt"},
+        **{"code": "bad_image", "status": 400, "request_id": "id-1"},
+    }
+    assert err == "1 of 2 images failed\n"
+
+
+def test_what_can_be_printed() -> None:
+    """Letters of any script stay."""
+    assert printable("naïve 数字\n\x07\udcff") == "naïve 数字" + "\ufffd" * 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param([], id="no files"),
+        pytest.param(["x.png", "--top-k", "21"], id="top-k"),
+        pytest.param(["x.png", "--concurrency", "0"], id="concurrency"),
+        pytest.param(["x.png", "--url", "ftp://host"], id="url"),
+        pytest.param(["x.png", "--url", "http://host", "--model", "digits"], id="url and model"),
+        pytest.param(["x.png", "--url", "http://host", "--key-env", "VIT_API_NO_SUCH"], id="no key"),
+        pytest.param(["x.png", "--key-env", "HOME"], id="key without url"),
+        pytest.param(["x.png", "--url", "http://host", "--key", "secret"], id="key on the command line"),
+    ],
+)
+def test_misuse(arguments: list[str]) -> None:
+    """It is told apart from failures by its status, 2."""
+    result = _run(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage:")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bad_setting_is_misuse() -> None:
+    """Without a server the server's settings count."""
+    result = _run(EXAMPLES[0], VIT_API_DTYPE="int3")
+    assert result.returncode == 2
+    assert "VIT_API_DTYPE" in result.stderr
+
+
+def test_an_unknown_model() -> None:
+    """The reason is one line."""
+    result = _run("--model", "no-such-folder/x/y", EXAMPLES[0])
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: The model")
+
+
+def test_in_process() -> None:
+    """The embedded model reads the examples; what can't be read is told and costs the others nothing."""
+    result = _run("--model", "digits", "--top-k", "1", EXAMPLES[0], "README.md", "missing.png", EXAMPLES[1])
+    rows = [line.split()[1:] for line in result.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["LABEL", "3", "7"]
+    assert result.stderr.splitlines()[0].startswith("README.md: ")
+    assert result.stderr.splitlines()[1:] == [
+        "missing.png: can't be read: No such file or directory (unreadable_input)",
+        "2 of 4 images failed",
+    ]
+    assert result.returncode == 1
+
+
+def test_by_a_server() -> None:
+    """The key comes from the environment; a folder's images are uploaded."""
+    with scripted(ok(), ok()) as server:
+        result = _run("--url", server.url, "--json", "--key-env", "MY_KEY", "examples", MY_KEY="k-1")
+        assert {request.headers["authorization"] for request in server.requests} == {"Bearer k-1"}
+    files = [json.loads(line)["file"] for line in result.stdout.splitlines()]
+    assert files == ["examples/digit-3.png", "examples/digit-7.png"]
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_refusal_of_the_server() -> None:
+    """It is one line of the API's own words."""
+    with scripted(error(401, "unauthorized")) as server:
+        result = _run("--url", server.url, EXAMPLES[0])
+    assert result.stderr.splitlines() == [f"{EXAMPLES[0]}: what is wrong (unauthorized)", "1 of 1 images failed"]
+    assert result.returncode == 1
+
+
+def test_odd_file_names(tmp_path: Path) -> None:
+    """Names that are no text, or that would break a line, are shown all the same."""
+    names = [os.fsdecode(b"\xff.png"), "two\nlines.png"]
+    for name in names:
+        _touch(tmp_path / name)
+    with scripted(ok(), ok()) as server:
+        table = _run("--url", server.url, tmp_path)
+    assert (table.returncode, len(table.stdout.splitlines())) == (0, 3)
+    with scripted(ok(), ok()) as server:
+        lines = _run("--url", server.url, "--json", tmp_path)
+    found = [json.loads(line)["file"] for line in lines.stdout.splitlines()]
+    assert found == sorted(str(tmp_path / name) for name in names)
+
+
+def test_ctrl_c() -> None:
+    """It ends at once, without a stack trace, with the status that shells know."""
+    with scripted(handler=lambda _: Fault.SILENCE) as server:
+        process = subprocess.Popen(_command("--url", server.url, EXAMPLES[0]), cwd=ROOT, stderr=subprocess.PIPE)
+        wait_until(lambda: bool(server.requests))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
+
+
+def test_output_that_nobody_reads(tmp_path: Path) -> None:
+    """`| head` ends it without a stack trace."""
+    for number in range(50):
+        _touch(tmp_path / f"{number}.png")
+
+    def handler(request: Request) -> bytes:
+        return reply(200, ANSWER | {"model": "long " * 10_000})
+
+    with scripted(handler=handler) as server:
+        process = subprocess.Popen(
+            _command("--url", server.url, "--json", tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+        process.stderr.close()
+        assert (process.wait(30), err) == (141, b"")
+
+
+class FakeApi:
+    """Stands in for a LitAPI whose device takes two images at once. An image's only pixel says what becomes of it."""
+
+    def __init__(self, checkpoint: Any) -> None:
+        self.checkpoint = checkpoint
+        self.batches: list[int] = []
+
+    def decode_request(self, request: bytes) -> int:
+        return int(request)
+
+    def batch(self, images: list[int]) -> list[int]:
+        return images
+
+    def predict(self, images: list[int]) -> list[int]:
+        self.batches.append(len(images))
+        if len(images) > 2 or 99 in images:
+            raise OutOfDeviceMemory("the device's memory does not suffice")
+        return images
+
+    def unbatch(self, images: list[int]) -> list[int]:
+        return images
+
+    def free_memory(self) -> None:
+        """Nothing to free."""
+
+    def encode_response(self, output: int, *, top_k: int) -> dict[str, Any]:
+        return {"predictions": [{"label": str(output), "confidence": 1.0}]}
+
+
+def test_batches_that_do_not_fit_are_halved(tmp_path: Path) -> None:
+    """As the server does; an image that does not fit alone fails alone."""
+    from vit_api.checkpoint import load_checkpoint
+    from vit_api.local import LocalClassifier
+
+    paths = [tmp_path / str(number) for number in range(5)]
+    for path, content in zip(paths, ["0", "1", "2", "99", "4"], strict=True):
+        path.write_text(content)
+    api = FakeApi(load_checkpoint("digits"))
+    classifier = LocalClassifier(api, max_batch_size=4, threads=2)  # type: ignore[arg-type]
+    outcomes = list(classifier.classify_many(paths, 1))
+    found = [outcome.code if isinstance(outcome, ClassifyError) else outcome.top.label for outcome in outcomes]
+    assert found == ["0", "1", "2", "out_of_memory", "4"]
+    assert api.batches == [4, 2, 2, 1, 1, 1]
+
+
+def test_a_model_that_fails_is_told(tmp_path: Path) -> None:
+    """Each image of the batch has the reason."""
+    from vit_api.checkpoint import load_checkpoint
+    from vit_api.local import LocalClassifier
+
+    path = tmp_path / "1"
+    path.write_text("1")
+    api = FakeApi(load_checkpoint("digits"))
+    api.batch = lambda _: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    (outcome,) = LocalClassifier(api, max_batch_size=4, threads=1).classify_many([path], 1)  # type: ignore[arg-type]
+    assert isinstance(outcome, ClassifyError)
+    assert outcome.code == "inference_failed"
