@@ -345,6 +345,7 @@ def test_who_stops_early_waits_for_no_further_tries() -> None:
         assert isinstance(next(outcomes), Classification)
         is_closed.set()
         outcomes.close()
+        assert len(server.requests) < 100
 
 
 def test_cancelling_ends_the_requests_under_way() -> None:

@@ -56,6 +56,7 @@ def test_folders_are_walked_in_order(tmp_path: Path) -> None:
     for name in [*names, *others]:
         _touch(tmp_path / name)
     (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
     found = list(find_images([tmp_path], _nothing_fails))
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a.jpg", "b.PNG", "a-sub/z.tiff", "sub/c.webp"]
 
@@ -64,6 +65,14 @@ def test_what_is_named_is_taken(tmp_path: Path) -> None:
     """Whatever it is called, in the order of the names, and also if it is not there."""
     names = [_touch(tmp_path / "z"), tmp_path / "missing", _touch(tmp_path / "a")]
     assert list(find_images(names, _nothing_fails)) == names
+
+
+def test_what_can_not_be_looked_at_is_left_to_the_reader(tmp_path: Path) -> None:
+    """Who opens a broken link, or a name that no file can have, gets to know why."""
+    link = tmp_path / "link.png"
+    link.symlink_to(tmp_path / "gone.png")
+    names = [tmp_path, tmp_path / ("x" * 300)]
+    assert list(find_images(names, _nothing_fails)) == [link, names[1]]
 
 
 def test_a_folder_without_images_fails(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+_INTERRUPTED = 130
+"""128 + SIGINT, as shells report a program that Ctrl-C ended."""
+
 
 def main() -> int:
     """Run the command that this process's arguments name and return its exit status."""
@@ -15,9 +18,18 @@ def main() -> int:
         del sys.argv[1]  # what follows are the server's settings, which it reads itself
         serve()
         return 0
-    from vit_api import command
+    try:
+        return _run_command()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
 
-    parser = argparse.ArgumentParser(prog="vit_api", description="Image classification with Vision Transformers.")
+
+def _run_command() -> int:
+    from vit_api import command  # not at the top: Ctrl-C may come while this is imported
+
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_api", description="Image classification with Vision Transformers."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command.add_parser(commands)
     commands.add_parser("serve", help="run the server, as server.py does; `serve --help` lists its settings")

@@ -23,8 +23,6 @@ _DEFAULT_REQUESTS = 8
 _MOST_CONCURRENCY = 256
 _SOME_FAILED = 1
 _MISUSED = 2
-_INTERRUPTED = 130
-"""128 + SIGINT, as shells report a program that Ctrl-C ended."""
 _NOBODY_READS = 141
 """128 + SIGPIPE, as shells report a program whose output nobody reads any more."""
 
@@ -72,15 +70,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Classify what the arguments name and return the exit status."""
+    """Classify what the arguments name and return the exit status; leaves Ctrl-C to the caller."""
     try:
         return _classify(arguments)
     except _UsageError as error:
         arguments.parser.print_usage(sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         return _MISUSED
-    except KeyboardInterrupt:
-        return _INTERRUPTED
     except BrokenPipeError:
         # Python flushes standard output once more when it ends, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def find_images(names: Iterable[Path], fail: ReportFailure) -> Iterator[Path]:
         fail: Told of a folder that can't be read, or has no images, and why.
     """
     for name in names:
-        if name.is_dir():
+        if stat.S_ISDIR(_mode(name)):
             yield from _in_folder(name, fail)
         else:
             yield name
@@ -45,11 +46,20 @@ def _in_folder(root: Path, fail: ReportFailure) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(root, onerror=on_error):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for file in (Path(folder, name) for name in sorted(files) if _is_image_name(name)):
-            if file.is_file():
+            # What can't be looked at can't be read either: who reads it will say so.
+            if _mode(file) == 0 or stat.S_ISREG(_mode(file)):
                 is_empty = False
                 yield file
     if is_empty:
         fail(root, "the folder has no image files")
+
+
+def _mode(path: Path) -> int:
+    """Return the kind of file as the system has it, or 0 if it does not say: no permission, a broken link."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
 
 
 def _is_image_name(name: str) -> bool:

@@ -84,20 +84,18 @@ class LocalClassifier:
     def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
         """Run the model; where the device's memory does not suffice, on halves, down to single images."""
         api = self._lit_api
-        failure: ViTError
         try:
             return [*api.unbatch(api.predict(api.batch(images)))]
         except OutOfDeviceMemory as error:
-            failure = error
+            failure, is_too_large = _as_client_sees(error), len(images) > 1
         except Exception as error:
-            failure = InferenceFailed(f"the model failed: {error}")
-        if isinstance(failure, OutOfDeviceMemory) and len(images) > 1:
-            # Out here the exception is gone, and with it the frames that hold the batch's tensors.
-            failure = failure.with_traceback(None)
-            api.free_memory()
-            half = len(images) // 2
-            return self._infer(images[:half]) + self._infer(images[half:])
-        return [_as_client_sees(failure) for _ in images]
+            failure, is_too_large = _as_client_sees(InferenceFailed(f"the model failed: {error}")), False
+        if not is_too_large:
+            return [failure] * len(images)
+        # Out here the exception is gone, and with it the frames that hold the batch's tensors.
+        api.free_memory()
+        half = len(images) // 2
+        return self._infer(images[:half]) + self._infer(images[half:])
 
     def _classification(
         self, result: records.Prediction, top_k: int, decode_s: float, inference_s: float, batch_size: int
