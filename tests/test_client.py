@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from benchmarks.harness.servers import free_port
@@ -34,6 +35,7 @@ from vit_api.client import (
     Unreachable,
     UnreadableInput,
 )
+from vit_api.client_base import to_failure
 from vit_api.client_inputs import read_upload
 
 MOMENT = {"date": "Sun, 06 Nov 1994 08:49:37 GMT", "retry_after": "Sun, 06 Nov 1994 08:50:07 GMT"}
@@ -244,6 +246,15 @@ def test_no_http(driver: Blocking) -> None:
     """A port with something else behind it."""
     with scripted(handler=lambda _: b"SSH-2.0-OpenSSH_9.9\r\n\r\n") as server, pytest.raises(Unreachable):
         driver.classify(server.url, client={"retries": Retries(tries=2)})
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [(httpx.ConnectTimeout, Unreachable), (httpx.ReadTimeout, TimedOut), (httpx.WriteTimeout, TimedOut)],
+)
+def test_time_limits_of_httpx(raised: type[httpx.HTTPError], kind: type[ClassifyError]) -> None:
+    """A connection that can't be made may be tried again; a request that was sent is not."""
+    assert type(to_failure(raised("too late"))) is kind
 
 
 def test_connections_are_reused() -> None:

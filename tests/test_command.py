@@ -161,7 +161,7 @@ def test_what_can_be_printed() -> None:
         pytest.param(["x.png", "--url", "http://host", "--model", "digits"], id="url and model"),
         pytest.param(["x.png", "--url", "http://host", "--key-env", "VIT_API_NO_SUCH"], id="no key"),
         pytest.param(["x.png", "--key-env", "HOME"], id="key without url"),
-        pytest.param(["x.png", "--url", "http://host", "--key", "secret"], id="key on the command line"),
+        pytest.param(["x.png", "--url", "http://host", "--key", "PATH"], id="key on the command line"),
     ],
 )
 def test_misuse(arguments: list[str]) -> None:
