@@ -262,6 +262,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
         "/health/ready",
         "/health/live",
         "/info",
+        "/metrics",
         "/cache/clear",
     }
     predict = paths["/predict"]["post"]

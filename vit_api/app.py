@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from fastapi import APIRouter
+from starlette.types import ASGIApp
 
 from vit_api import __version__, metrics
 from vit_api.batching import BatchingPolicy
@@ -19,6 +20,7 @@ from vit_api.cache import AnswerCache
 from vit_api.cache_board import CacheBoard, CacheTally
 from vit_api.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.classifier import Classifier, Known
+from vit_api.client_address import ClientAddresses
 from vit_api.collector import MetricsCollector, Sources
 from vit_api.errors import NotReady
 from vit_api.inference import InferenceClient
@@ -29,17 +31,20 @@ from vit_api.logs import configure_logging
 from vit_api.loop import SlotLoop
 from vit_api.metrics_board import MetricsBoard
 from vit_api.processes import serve_http
+from vit_api.rate_limiter import Budgets, RateLimiter
 from vit_api.records import RecordPipe
 from vit_api.recovery import Recovery
+from vit_api.redis_counts import RedisCounts
 from vit_api.redis_tier import RedisTier
 from vit_api.routes.access_log import AccessLog
 from vit_api.routes.api import create_app
 from vit_api.routes.cache import cache_info, cache_router
 from vit_api.routes.exchange import Observer
-from vit_api.routes.front import Front
+from vit_api.routes.keys import KeyCheck
 from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
 from vit_api.routes.predict import PredictRoutes
+from vit_api.routes.rate_limits import RateLimits
 from vit_api.routes.request_metrics import RequestMetrics
 from vit_api.routes.tracing import Tracing, is_installed
 from vit_api.routes.uploads import Uploads
@@ -82,6 +87,7 @@ class Application:
         self.table = SlotTable(settings.api_servers, slots, checkpoint.preprocessing.pixel_shape)
         self.board = WorkerBoard(len(devices) * settings.workers_per_device)
         self.cache_board = CacheBoard(settings.api_servers)
+        self.budgets = Budgets(settings.rates, settings.api_servers) if settings.rates else None
         names = ["main", *map("http-{}".format, range(settings.api_servers))]
         names += map("worker-{}".format, range(self.board.workers))
         self.counts = MetricsBoard(names, metrics.COUNTED)
@@ -138,7 +144,7 @@ class Application:
 
         return serve
 
-    def http_app(self, number: int) -> Front:
+    def http_app(self, number: int) -> ASGIApp:
         """Return the ASGI application of the HTTP process of this number."""
         settings = self.settings
         tally = CacheTally(self.cache_board, number)
@@ -169,11 +175,15 @@ class Application:
             body_timeout_s=settings.body_timeout_s,
         )
 
+        servers = self._redis_counts()
+
         async def start() -> None:
             inference.start()
             classifier.start()
             if redis is not None:
                 redis.start()
+            if servers is not None:
+                servers.start()
 
         tracing = Tracing() if settings.traces else None
 
@@ -182,6 +192,8 @@ class Application:
             inference.stop()
             if redis is not None:
                 await redis.stop()
+            if servers is not None:
+                await servers.stop()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
 
@@ -199,7 +211,24 @@ class Application:
             stop=stop,
             max_pending_bytes=settings.max_pending_bytes,
             is_draining=self.board.is_draining,
+            keys=self._key_check(),
+            limits=self._rate_limits(number, servers),
+            cors_origins=settings.allowed_origins,
         )
+
+    def _key_check(self) -> KeyCheck | None:
+        digests = self.settings.key_digests
+        return KeyCheck(digests, has_public_metrics=self.settings.metrics_public) if digests else None
+
+    def _redis_counts(self) -> RedisCounts | None:
+        url = self.settings.redis_url
+        return None if url is None or self.budgets is None else RedisCounts(url.get_secret_value())
+
+    def _rate_limits(self, number: int, servers: RedisCounts | None) -> RateLimits | None:
+        if self.budgets is None:
+            return None
+        addresses = ClientAddresses(self.settings.trusted_networks)
+        return RateLimits(RateLimiter(self.budgets, number, servers), addresses, self.settings.rates)
 
     def _redis_tier(self, tally: CacheTally) -> RedisTier | None:
         if self.settings.redis_url is None:

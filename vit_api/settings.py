@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
+from vit_api.api_keys import SHORTEST_KEY, check_key, digest_of, parse_keys
+from vit_api.client_address import Network, parse_networks
 from vit_api.cores import available_cores
+from vit_api.origins import parse_origins
+from vit_api.rates import Rate, parse_rates
 
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
 """What one answer pipe carries within the 1 MiB that Linux grants a pipe of an unprivileged user."""
 
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "rate_limit": parse_rates,
+    "trusted_proxies": parse_networks,
+    "cors_origins": parse_origins,
+}
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
@@ -110,7 +119,24 @@ class Settings(BaseSettings):
         Field(description="Redis that remembers for several processes and servers: redis://, rediss:// or unix://"),
     ] = None
     operator_key: Annotated[
-        SecretStr | None, Field(min_length=8, description="Key for POST /cache/clear; none: nobody may")
+        SecretStr | None, Field(min_length=SHORTEST_KEY, description="Key for POST /cache/clear; none: nobody may")
+    ] = None
+    api_keys: Annotated[
+        SecretStr | None,
+        Field(description="Keys that clients need, with commas; each plain or as sha256:<digest>; none: all may"),
+    ] = None
+    metrics_public: Annotated[bool, Field(description="Show /metrics also to those who have no key")] = False
+    rate_limit: Annotated[
+        str | None,
+        Field(description="Images that a client may send, as 600/minute or 10/second;5000/hour; none: no limit"),
+    ] = None
+    trusted_proxies: Annotated[
+        str | None,
+        Field(description="Addresses or networks, with commas, of proxies whose X-Forwarded-For is believed"),
+    ] = None
+    cors_origins: Annotated[
+        str | None,
+        Field(description="Origins whose pages may use this server, with commas, or * for all; none: its own alone"),
     ] = None
     cpu_threads: Annotated[
         int | None,
@@ -135,8 +161,22 @@ class Settings(BaseSettings):
     @field_validator("operator_key")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-            raise ValueError("Input should have no spaces and only ASCII characters, as it comes in a header")
+        if value is not None:
+            check_key(value.get_secret_value())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("rate_limit", "trusted_proxies", "cors_origins")
+    @classmethod
+    def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _PARSERS[str(info.field_name)](value)
         return value
 
     @field_validator("redis_url")
@@ -188,6 +228,29 @@ class Settings(BaseSettings):
     def max_pending_bytes(self) -> int:
         """Bytes of uploads that an HTTP process holds at once."""
         return int(self.max_pending_mb * 2**20)
+
+    @property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """Digests of the keys that clients may present; the operator's opens everything, too."""
+        if self.api_keys is None:
+            return ()
+        operator = () if self.operator_key is None else (digest_of(self.operator_key.get_secret_value()),)
+        return (*parse_keys(self.api_keys.get_secret_value()), *operator)
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Origins whose pages may use the server."""
+        return () if self.cors_origins is None else parse_origins(self.cors_origins)
+
+    @property
+    def trusted_networks(self) -> tuple[Network, ...]:
+        """Proxies whose `X-Forwarded-For` is believed."""
+        return () if self.trusted_proxies is None else parse_networks(self.trusted_proxies)
+
+    @property
+    def rates(self) -> tuple[Rate, ...]:
+        """What each client may use."""
+        return () if self.rate_limit is None else parse_rates(self.rate_limit)
 
     @property
     def max_wait_s(self) -> float:
