@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.server import ROOT, environment
-from vit_api.settings import Settings, SettingsError, load_settings
+from vit_api.command_line import SettingsError, load_settings
+from vit_api.settings import Settings
 
 
 @pytest.fixture(autouse=True)

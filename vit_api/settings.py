@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vit_api.api_keys import SHORTEST_KEY, check_key, digest_of, parse_keys
 from vit_api.client_address import Network, parse_networks
@@ -28,7 +26,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "cors_origins": parse_origins,
 }
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-_DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
+DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
 
 class Settings(BaseSettings):
@@ -61,7 +59,7 @@ class Settings(BaseSettings):
     ]
     workers_per_device: Annotated[int, Field(ge=1, le=16, description="Inference workers on each device")] = 1
     device: Annotated[
-        str, Field(pattern=_DEVICE_PATTERN, description=f"Where the model runs: {_DEVICE_MEANING}; auto: GPUs if any")
+        str, Field(pattern=_DEVICE_PATTERN, description=f"Where the model runs: {DEVICE_MEANING}; auto: GPUs if any")
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -258,9 +256,6 @@ class Settings(BaseSettings):
         return self.max_wait_ms / 1000
 
 
-_SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
-
-
 def _check_redis_url(url: str) -> None:
     """Refuse what is no address of a Redis, without repeating any of it: it may have a password."""
     try:
@@ -275,49 +270,3 @@ def _check_redis_url(url: str) -> None:
             f"Input should be {'host:port/database, '.join(_REDIS_SCHEMES)}path, without options; "
             "special characters in a password have to be percent-encoded"
         )
-
-
-class SettingsError(Exception):
-    """A setting has a value that it may not have; the message has a line for each."""
-
-
-def load_settings(arguments: list[str]) -> Settings:
-    """Read the settings; `--help` among the arguments prints them all and exits.
-
-    Raises:
-        SettingsError: A value is not allowed or an argument is unknown. It names the variable and what it may be.
-    """
-    parser = argparse.ArgumentParser(
-        prog="server.py",
-        description="A dynamic-batching image-classification server for Vision Transformers.",
-        epilog=f"Each option is also {ENV_PREFIX}<NAME> in the environment and in the file .env.",
-    )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        Settings, cli_parse_args=arguments, root_parser=parser, cli_kebab_case=True
-    )
-    try:
-        return Settings(_cli_settings_source=source)  # type: ignore[call-arg]
-    except ValidationError as error:
-        raise SettingsError("\n".join(_describe(problem) for problem in error.errors())) from None
-
-
-def _describe(problem: Any) -> str:
-    """Say which variable is wrong, what it may be, and what it was."""
-    if not problem["loc"]:
-        return str(problem["msg"]).removeprefix("Value error, ")
-    name = ENV_PREFIX + str(problem["loc"][0]).upper()
-    what = problem["msg"]
-    if problem["type"] == "string_pattern_mismatch":
-        what = f"Input should be {_DEVICE_MEANING}"
-    what = what.removeprefix("Value error, ")
-    if problem["loc"][0] in _SECRETS:
-        return f"{name}: {what}"  # the value must not get into a log
-    return f"{name}: {what}, got {problem['input']!r}"
-
-
-def main_settings() -> Settings:
-    """Read the settings of this process's command line and environment; exit with status 2 if one is wrong."""
-    try:
-        return load_settings(sys.argv[1:])
-    except SettingsError as error:
-        sys.exit(f"{error}\nRun with --help to see every setting.")
