@@ -98,6 +98,7 @@ class Application:
         return self._lit_api_class(
             self.checkpoint,
             dtype=settings.dtype,
+            engine=settings.engine,
             max_image_side=settings.max_image_side,
             exact_decode=settings.exact_decode,
             cpu_threads=settings.cpu_threads,
