@@ -77,7 +77,7 @@ def profile(upload: bytes, seconds: float) -> dict[str, Any]:
         before = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
         load = _post(server, upload, seconds)
         after = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
-        samples = _sample(server, upload, pids, seconds, Path(folder))
+        samples = sample(server, upload, pids, seconds, Path(folder))
     by_kind: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for pid, kind in pids.items():
         for thread, stages in samples[pid].items():
@@ -98,7 +98,7 @@ def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
     return wrk.post(url, upload, wrk.RAW, connections=_CONNECTIONS, seconds=seconds)
 
 
-def _sample(
+def sample(
     server: servers.Server, upload: bytes, pids: Iterable[int], seconds: float, folder: Path
 ) -> dict[int, dict[int, Counter[str]]]:
     """Sample each process under load, one after the other."""

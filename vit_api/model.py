@@ -150,6 +150,7 @@ class VisionModel:
         dtype: What it computes in; normalisation and softmax are always float32.
         device_name: The hardware's own name.
         device_uuid: The GPU's own number, as NVML knows it; empty for the CPU.
+        pixel_shape: (height, width, 3) of an image.
         engine: How it runs: eagerly, until `prepare`.
     """
 
@@ -173,7 +174,7 @@ class VisionModel:
             torch.cuda.set_device(self.device)  # for streams, events and graphs, which don't say where
             properties = torch.cuda.get_device_properties(self.device)
             self.device_name, self.device_uuid = properties.name, f"GPU-{properties.uuid}"
-        self._pixel_shape = checkpoint.preprocessing.pixel_shape
+        self.pixel_shape = checkpoint.preprocessing.pixel_shape
         self._max_batch_size = max_batch_size
         self._model = AutoModelForImageClassification.from_pretrained(
             checkpoint.path,
@@ -186,7 +187,7 @@ class VisionModel:
         self._top_k = min(TOP_K, self._model.config.num_labels)
         self._scale, self._shift = self._normalisation(checkpoint)
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
-        self._staging = Staging(self._link, self._pixel_shape, max_batch_size)
+        self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
         with torch.inference_mode():
             self._logits = fuse(self._model, self._scale, self._shift, self._unfused) or self._unfused
         self.engine = Engine("eager", self._run_eagerly)
@@ -219,14 +220,14 @@ class VisionModel:
             choose_engine(engine, self.device),
             self._run_eagerly,
             compiled,
-            lambda images: torch.zeros((images, *self._pixel_shape), dtype=torch.uint8, device=self.device),
+            lambda images: torch.zeros((images, *self.pixel_shape), dtype=torch.uint8, device=self.device),
             max_batch_size=self._max_batch_size,
             most_deviation=_MOST_DEVIATION.get(self.dtype, _MOST_DEVIATION_ELSE),
         )
         started = time.monotonic()
         sizes = self.engine.sizes or common_batch_sizes(self._max_batch_size)
         for size in sizes:
-            self.collect(self.launch(self.stage([np.zeros(self._pixel_shape, np.uint8)] * size)))
+            self.collect(self.launch(self.stage([np.zeros(self.pixel_shape, np.uint8)] * size)))
         logger.info("warmed up for batches of %s in %.1f s", list(sizes), time.monotonic() - started)
 
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:
