@@ -6,12 +6,12 @@ import it. Knows nothing of slots or HTTP.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from vit_api.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.vit import fuse
 
 logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -116,13 +119,17 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-@contextlib.contextmanager
-def _naming_memory_errors() -> Iterator[None]:
-    """Turn torch's error into ours, for those who may not import torch."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfDeviceMemory("the device's memory does not suffice") from error
+def _naming_memory_errors(step: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Have a step raise our error instead of torch's, for those who may not import torch."""
+
+    @functools.wraps(step)
+    def named(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return step(*arguments, **options)
+        except torch.OutOfMemoryError as error:
+            raise OutOfDeviceMemory("the device's memory does not suffice") from error
+
+    return named
 
 
 def _be_exact() -> None:
@@ -230,20 +237,28 @@ class VisionModel:
             self.collect(self.launch(self.stage([np.zeros(self.pixel_shape, np.uint8)] * size)))
         logger.info("warmed up for batches of %s in %.1f s", list(sizes), time.monotonic() - started)
 
+    @_naming_memory_errors
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:
-        """Gather images, each uint8 [height, width, 3], and send them to the device."""
-        with _naming_memory_errors():
-            return self._staging.stage(images)
+        """Gather images, each uint8 [height, width, 3], and send them to the device.
 
+        Raises:
+            OutOfDeviceMemory: There is no room for them.
+        """
+        return self._staging.stage(images)
+
+    @_naming_memory_errors
     @torch.inference_mode()
     def launch(self, staged: Staged) -> Launched:
-        """Have the device run the model on a staged batch, and send back the most probable classes."""
-        with _naming_memory_errors():
-            try:
-                packed = self.engine.run(self._staging.accept(staged))
-            finally:
-                self._staging.give_back(staged)
-            return Launched(*self._link.fetch(packed))
+        """Have the device run the model on a staged batch, and send back the most probable classes.
+
+        Raises:
+            OutOfDeviceMemory: There is no room for what the model computes.
+        """
+        try:
+            packed = self.engine.run(self._staging.accept(staged))
+        finally:
+            self._staging.give_back(staged)
+        return Launched(*self._link.fetch(packed))
 
     def collect(self, launched: Launched) -> list[Prediction]:
         """Wait for a batch, and for nothing else, and return one prediction for each of its images."""
