@@ -190,7 +190,7 @@ def _run_here(options: argparse.Namespace) -> None:
     from vit_api.logs import configure_logging
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # so that contexts end, and servers with them
-    configure_logging("info")
+    configure_logging("info", "text")
     keep_compiled_code()
     settings = dict(setting.split("=", 1) for setting in options.set)
     # Some of the time is the process's own start; a part looks at its time before each measurement.
