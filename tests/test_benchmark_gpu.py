@@ -95,11 +95,13 @@ def test_the_table_of_a_gpus_report() -> None:
     parts = {
         "alone": {"status": "ok", "result": {"rows": [row | {"share_of_peak": 0.28}]}},
         "served": {"status": "ok", "result": {"peak": [peak | {"gpu_busy_share": 0.7, "cores_used": {"http": 9.5}}]}},
+        "compiled": {"status": "ok", "result": {"problems": ["no compiler"]}},
         "memory": {"status": "error", "log": ["why"], "result": {"rows": []}},
     }
     text = table({"parts": parts})
     assert "8,000 images/s (goal: 6,000), 4.000 ms, 28.0% of the peak" in text
     assert "4,800 images/s, 0.60 of (a) (goal: 0.6)" in text
     assert "GPU busy 70%" in text
+    assert "no compiler" in text
     name, status, why = text.splitlines()[-2].split() + text.splitlines()[-1:]
     assert (name, status, why) == ("memory", "error", "    why")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.samples import make_checkpoint
+from tests.server import serve
 from vit_api import engines
 from vit_api.checkpoint import load_checkpoint
 from vit_api.compile_cache import keep_compiled_code
@@ -192,6 +193,14 @@ def test_the_api_says_which_engine_it_has() -> None:
     assert api.model is not None
     assert api.model.engine.name == "eager"
     assert api.startup_s > 0
+
+
+def test_the_server_serves_without_the_engine_that_was_wanted() -> None:
+    """CUDA graphs on the CPU: one warning, and all works."""
+    with serve(engine="cudagraph", device="cpu", api_servers=1) as server:
+        (worker,) = server.get("/info").json()["workers"]
+        assert worker["engine"] == "eager"
+        assert server.log.read_text().count("the engine cudagraph can't be used") == 1
 
 
 def test_float32_is_exact() -> None:

@@ -53,7 +53,8 @@ def measure_engines(part: Part, checkpoint: Checkpoint, dtype: str, engines: Seq
         ready = {"engine": engine, "dtype": _name(model.dtype), "seconds": round(time.monotonic() - started, 2)}
         part.found("made", [ready])
         if model.engine.name != engine:
-            raise RuntimeError(f"the engine {engine} can't be used; the log says why")
+            part.found("problems", [f"the engine {engine} can't be used in {_name(model.dtype)}; see the warnings"])
+            continue
         for size in batch_sizes(part.max_batch_size):
             shape = (size, *checkpoint.preprocessing.pixel_shape)
             pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=model.device)

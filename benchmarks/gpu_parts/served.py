@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_parts.part import Part
-from benchmarks.harness import pictures, process_group, servers, summary, wrk
+from benchmarks.harness import pictures, process_group, servers, wrk
 from vit_api.gpu_stats import read_gpu
 
 _CONNECTIONS = (64, 128, 256)
@@ -87,7 +87,7 @@ def _load_with_wrk(part: Part, server: servers.Server, connections: int) -> dict
 
 def _load(part: Part, server: servers.Server, *, connections: int | None = None, rate: float = 0.0) -> dict[str, Any]:
     """Load with the bundled client: in a closed loop, or in an open one at a rate."""
-    from benchmarks.harness import client, client_processes
+    from benchmarks.harness import client, client_processes, summary
 
     plan = client.Plan(
         url=server.url + "/predict",

@@ -102,5 +102,6 @@ def _memory(result: dict[str, Any]) -> Iterator[Row]:
 
 def _problems(parts: dict[str, Any]) -> Iterator[Row]:
     for name, part in parts.items():
+        yield from ((name, problem) for problem in part.get("result", {}).get("problems", []))
         if part["status"] != "ok":
             yield name, part["status"] + "".join(f"\n    {line}" for line in part.get("log", []))
