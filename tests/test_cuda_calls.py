@@ -74,6 +74,7 @@ def _play_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(torch.cuda, "stream", fake_stream)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: calls.append(f"back to {stream.name}"))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "one pool")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: FakeStream(name="compute"))
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: calls.append(f"kept for {stream.name}"))
@@ -111,9 +112,19 @@ def test_graphs_are_captured_from_the_largest_in_one_pool() -> None:
     inputs = torch.arange(4)
     recordings = engines._capture(network, inputs, (1, 2, 4))
     assert seen == [4, 4, 4, 2, 2, 2, 1, 1, 1]
-    one = ["side waits for compute", "on side", "run", "run", "host waits for side"]
-    one += ["capture on side in one pool", "run", "captured"]
-    assert calls == one * 3
+    one = ["on side", "run", "run", "host waits for side", "capture on side in one pool", "run", "captured"]
+    assert calls == ["side waits for compute", *one, *one, *one, "back to compute"]
     calls.clear()
     assert recordings[2]().tolist() == [0, 1]
     assert calls == ["replay"]
+
+
+def test_a_failed_capture_leaves_the_stream_as_it_was() -> None:
+    """What runs instead, and the events that say when it is done, are on the compute stream."""
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        engines._capture(network, torch.arange(4), (1, 4))
+    assert calls[-1] == "back to compute"

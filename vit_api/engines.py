@@ -178,20 +178,24 @@ def _capture(network: Network, inputs: Tensor, sizes: tuple[int, ...]) -> Mappin
     one does. The largest comes first, so that the others fit in what it took.
     """
     pool = torch.cuda.graph_pool_handle()
+    compute = torch.cuda.current_stream(inputs.device)
     stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(compute)
     recordings: dict[int, Run] = {}
-    for size in reversed(sizes):
-        pixels = inputs[:size]
-        stream.wait_stream(torch.cuda.current_stream(inputs.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_RUNS_BEFORE_CAPTURE):
-                network(pixels)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread's calls, if there are any, are none of ours to record or to forbid.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            packed = network(pixels)
-        recordings[size] = functools.partial(_replay, graph, packed)
+    try:
+        for size in reversed(sizes):
+            pixels = inputs[:size]
+            with torch.cuda.stream(stream):
+                for _ in range(_RUNS_BEFORE_CAPTURE):
+                    network(pixels)
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: another thread's calls, if there are any, are none of ours to record or to forbid.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                packed = network(pixels)
+            recordings[size] = functools.partial(_replay, graph, packed)
+    finally:
+        torch.cuda.set_stream(compute)  # a capture that fails leaves its own behind
     return recordings
 
 
