@@ -58,6 +58,7 @@ class Application:
         return lit_api_class(
             shared.checkpoint,
             dtype=settings.dtype,
+            engine=settings.engine,
             max_image_side=settings.max_image_side,
             exact_decode=settings.exact_decode,
             cpu_threads=settings.cpu_threads,

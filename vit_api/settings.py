@@ -65,6 +65,10 @@ class Settings(BaseSettings):
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="What the model computes in; auto: the fastest that the hardware has instructions for"),
     ] = "auto"
+    engine: Annotated[
+        Literal["auto", "eager", "compile", "cudagraph"],
+        Field(description="How the model runs; auto: recorded CUDA graphs on a GPU, eagerly on the CPU"),
+    ] = "auto"
     max_batch_size: Annotated[int, Field(ge=1, le=256, description="Images in a batch at the most")] = 32
     max_wait_ms: Annotated[
         float, Field(ge=0, le=10_000, description="How long an image waits for company at the most, in milliseconds")
@@ -151,7 +155,7 @@ class Settings(BaseSettings):
         bool, Field(description="Send OpenTelemetry traces, as OTEL_* in the environment say; see docs/tracing.md")
     ] = False
 
-    @field_validator("log_level", "log_format", "dtype", "device", mode="before")
+    @field_validator("log_level", "log_format", "dtype", "engine", "device", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
