@@ -39,6 +39,9 @@ class Application:
         shared: What its processes have in common.
         lit_api_class: What runs the model.
         policy_class: What says when a batch goes.
+
+    Attributes:
+        lit_api: The LitAPI, with its loop.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Application:
         self.shared = shared
         self._settings = shared.settings
         self._meter = shared.counts.meter("main")
-        self._lit_api = self._make_lit_api(lit_api_class, policy_class)
+        self.lit_api = self._make_lit_api(lit_api_class, policy_class)
 
     def _make_lit_api(self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy]) -> ViTAPI:
         shared, settings = self.shared, self._settings
@@ -70,7 +73,7 @@ class Application:
     def server(self) -> ViTServer:
         """Return the LitServe server that runs all this."""
         return ViTServer(
-            self._lit_api,
+            self.lit_api,
             devices=self.shared.devices,
             workers_per_device=self._settings.workers_per_device,
             configure_logging=_logging(self._settings),
@@ -95,7 +98,7 @@ class Application:
 
     def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
-            app = HttpProcess(self.shared, self._lit_api, number).app()
+            app = HttpProcess(self.shared, self.lit_api, number).app()
             serve_http(app, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
 
         return serve

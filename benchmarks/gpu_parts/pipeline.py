@@ -21,6 +21,7 @@ from vit_api.checkpoint import load_checkpoint
 from vit_api.lit_api import ViTAPI
 from vit_api.records import Request, unpack_answers
 from vit_api.settings import Settings
+from vit_api.shared import Shared
 
 _SECONDS = 8.0
 _WARM_UP_S = 1.0
@@ -48,20 +49,21 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     settings = Settings(
         api_servers=1, queue_size=waiting, max_batch_size=part.max_batch_size, model=str(part.folder), device="auto"
     )
-    application = Application(settings, load_checkpoint(str(part.folder)), [part.device], policy_class=policy)
+    shared = Shared(settings, load_checkpoint(str(part.folder)), [part.device])
+    lit_api = Application(shared, policy_class=policy).lit_api
     noise = np.random.default_rng(0)
-    application.table.pixels[:] = noise.integers(0, 256, application.table.pixels.shape, dtype=np.uint8)
+    shared.table.pixels[:] = noise.integers(0, 256, shared.table.pixels.shape, dtype=np.uint8)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     seconds = part.lasting(1.0)
-    worker = context.Process(target=_work, args=(application.lit_api, part.device, seconds, theirs), daemon=True)
+    worker = context.Process(target=_work, args=(lit_api, part.device, seconds, theirs), daemon=True)
     worker.start()
     theirs.close()
     try:
         if not ours.poll(_START_S):
             raise RuntimeError("the worker did not start in time")
         alone_per_s: float = ours.recv()
-        images_per_s, mean_batch = _feed(application, waiting, part.lasting(_WARM_UP_S), part.lasting(_SECONDS))
+        images_per_s, mean_batch = _feed(shared, waiting, part.lasting(_WARM_UP_S), part.lasting(_SECONDS))
     finally:
         worker.kill()
         worker.join()
@@ -85,36 +87,36 @@ def _work(api: ViTAPI, device: str, seconds: float, parent: Connection) -> None:
     api.loop(api, device, 0, None, None, {}, None)
 
 
-def _feed(application: Application, waiting: int, warm_up_s: float, seconds: float) -> tuple[float, float]:
+def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tuple[float, float]:
     """Keep slots queued; return images/s and the mean batch size after the warm-up."""
-    _queue(application, iter(range(waiting)))
-    _answer(application, warm_up_s)
-    before, start = application.board.counts_of(0), time.monotonic()
-    images = _answer(application, seconds)
+    _queue(shared, iter(range(waiting)))
+    _answer(shared, warm_up_s)
+    before, start = shared.board.counts_of(0), time.monotonic()
+    images = _answer(shared, seconds)
     elapsed_s = time.monotonic() - start
-    batches, counted = (now - then for now, then in zip(application.board.counts_of(0), before, strict=True))
+    batches, counted = (now - then for now, then in zip(shared.board.counts_of(0), before, strict=True))
     return images / elapsed_s, counted / max(1, batches)
 
 
-def _answer(application: Application, seconds: float) -> int:
+def _answer(shared: Shared, seconds: float) -> int:
     """Queue each slot again when its answer is there, for so long; return how many were answered."""
-    answers, images = application.answers[0], 0
+    answers, images = shared.answers[0], 0
     end = time.monotonic() + seconds
     while time.monotonic() < end or not images:
         if not select.select([answers], [], [], _START_S)[0]:
             raise RuntimeError("the worker answers no more")
         slots = [answer.slot for answer in unpack_answers(answers.read(_ANSWERS_PER_READ))]
         for slot in slots:
-            application.table.release(slot)
-        _queue(application, iter(slots))
+            shared.table.release(slot)
+        _queue(shared, iter(slots))
         images += len(slots)
     return images
 
 
-def _queue(application: Application, slots: Iterator[int]) -> None:
+def _queue(shared: Shared, slots: Iterator[int]) -> None:
     records = []
     for slot in slots:
-        generation = application.table.start_decoding(slot, _FOREVER)
-        application.table.queue(slot, time.monotonic())
+        generation = shared.table.start_decoding(slot, _FOREVER)
+        shared.table.queue(slot, time.monotonic())
         records.append(Request(slot, generation).pack())
-    application.requests.write(records)
+    shared.requests.write(records)
