@@ -103,10 +103,10 @@ class MetricsCollector(Collector):
         yield _family(metrics.WORKER_RESTARTS, (([str(n)], workers.restarts_of(n)) for n in numbers))
         yield _family(metrics.IMAGES, (([str(n)], workers.counts_of(n)[1]) for n in numbers))
         model = (checkpoint.name, checkpoint.revision or "")
-        about = (
-            (*model, str(n), w.device, w.device_name, w.dtype, w.engine) for n, w in enumerate(notices) if w.device
-        )
+        started = [(str(number), notice) for number, notice in enumerate(notices) if notice.device]
+        about = ((*model, n, w.device, w.device_name, w.dtype, w.engine) for n, w in started)
         yield _family(metrics.MODEL_INFO, ((labels, 1) for labels in about))
+        yield _family(metrics.STARTUP, (([n], w.startup_s) for n, w in started))
         yield _family(metrics.VERSION_INFO, [([__version__], 1)])
 
     def _caches(self, counts: dict[str, int]) -> Iterator[Family]:
