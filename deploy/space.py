@@ -4,7 +4,7 @@
 
 Pushes the files that the image needs as one commit, waits until the Space runs it, and has it classify an image. If the
 build, the start or that test fails, the files that ran before are pushed again. The exit status is 0 if the new
-revision runs, 1 if it was taken back, 2 if nothing was changed, and 3 if a person has to look: docs/space.md.
+revision runs, 1 if a person has to look, 2 if nothing was changed, and 3 if it was taken back: docs/space.md.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _WELL = {"RUNNING", "RUNNING_BUILDING", "RUNNING_APP_STARTING", "SLEEPING", "STO
 
 
 class Status(enum.IntEnum):
-    """How it ended; the exit status."""
+    """How it ended; the exit status. Python's own, after an error that nobody foresaw, is 1."""
 
     DEPLOYED = 0
-    TAKEN_BACK = 1
+    BROKEN = 1
     UNCHANGED = 2
-    BROKEN = 3
+    TAKEN_BACK = 3
 
 
 def _say(line: str) -> None:
@@ -80,7 +80,7 @@ class Deployment:
             return Status.BROKEN
         self.log(f"pushed {revision[:12]}: {title}" if revision != head else "nothing changed: it has these files")
         if failure := self._failure(revision):
-            self.log(f"{revision[:12]} failed: {failure}")
+            self.log(f"{revision[:12]} failed: {_explain(failure)}")
             return self._take_back(revision, good)
         self.log(f"{revision[:12]} runs, and classifies")
         return Status.DEPLOYED
@@ -93,7 +93,7 @@ class Deployment:
             if space.url is None:
                 return SmokeFailure("the hub does not say where the Space answers")
             self.smoke_test.run(space.url, self.hub_token if space.is_private else None)
-        except (NotRunning, HubError, SmokeFailure) as error:
+        except Exception as error:  # also one that nobody foresaw: the way back must be gone all the same
             return error
         return None
 
@@ -108,10 +108,16 @@ class Deployment:
             return Status.BROKEN
         self.log(f"pushed {restored[:12]}: the files of {good[:12]}, which ran before")
         if failure := self._failure(restored):
-            self.log(f"{restored[:12]} failed, too: {failure}")
+            self.log(f"{restored[:12]} failed, too: {_explain(failure)}")
             return Status.BROKEN
         self.log(f"{restored[:12]} runs, and classifies")
         return Status.TAKEN_BACK
+
+
+def _explain(failure: Exception) -> str:
+    """Say what went wrong; of an error that nobody foresaw only the kind, as its text may have anything in it."""
+    is_ours = isinstance(failure, (NotRunning, HubError, SmokeFailure))
+    return str(failure) if is_ours else f"unexpected {type(failure).__name__}"
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> Status:

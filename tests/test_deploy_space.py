@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.smoke import SmokeTest
 from deploy.space import Status, main
 from tests.fake_space import NAME, TOKEN, FakeSpace, Tree
 from tests.server import ROOT, RunningServer
@@ -199,6 +200,26 @@ def test_the_way_back_fails_as_well(hub: FakeSpace, deploy: Deploy) -> None:
     status, printed = deploy()
     assert status is Status.BROKEN
     assert "failed, too" in printed
+
+
+def test_an_error_that_nobody_foresaw_is_taken_back(
+    hub: FakeSpace, deploy: Deploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever keeps us from knowing that the new revision is well."""
+    good = hub.run(earlier())
+    failures = [ZeroDivisionError(KEY)]
+    test = SmokeTest.run
+
+    def fail_once(self: SmokeTest, url: str, hub_token: str | None) -> None:
+        if failures:
+            raise failures.pop()
+        test(self, url, hub_token)
+
+    monkeypatch.setattr(SmokeTest, "run", fail_once)
+    status, printed = deploy()
+    assert status is Status.TAKEN_BACK
+    assert "unexpected ZeroDivisionError" in printed
+    assert hub.files == hub.commits[good]
 
 
 def test_somebody_else_pushes_in_the_meantime(hub: FakeSpace, deploy: Deploy) -> None:
