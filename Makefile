@@ -14,6 +14,7 @@ test: .venv/dev.stamp
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/actionlint -shellcheck= -pyflakes=
 
 types: .venv/dev.stamp
 	$(BIN)/mypy
