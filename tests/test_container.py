@@ -145,6 +145,14 @@ def test_prometheus_finds_the_server() -> None:
     assert (config["rule_files"], job["job_name"]) == (plain["rule_files"], plain["scrape_configs"][0]["job_name"])
 
 
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's package prometheus")
+def test_promtool_agrees() -> None:
+    """The configuration is valid, and its rules lie beside it."""
+    command = ["promtool", "check", "config", "deploy/prometheus/compose.yml"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_grafana_shows_the_dashboard() -> None:
     """From where compose.yaml mounts it, with the Prometheus of compose.yaml."""
     targets = {target for service, _, target in _mounts() if service == "grafana"}
