@@ -7,8 +7,16 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-NEEDED = ("Dockerfile", "README.md", "requirements.txt", "server.py", "vit_api")
-"""Files and folders; `.dockerignore` lets the same through."""
+NEEDED = (
+    ".dockerignore",
+    "Dockerfile",
+    "README.md",
+    "deploy/healthcheck.py",
+    "requirements.txt",
+    "server.py",
+    "vit_api",
+)
+"""What the builder gets by `.dockerignore`, what tells it how to build, and the page with the Space's settings."""
 
 
 class FilesError(Exception):

@@ -42,7 +42,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSpace]:
 def tree(tmp_path: Path) -> Path:
     """A working tree with all that an image needs, and much that it does not."""
     for name, content in {
+        ".dockerignore": "*\n",
         "Dockerfile": "FROM scratch\n",
+        "deploy/healthcheck.py": "",
+        "deploy/space.py": "",
         "README.md": "---\nsdk: docker\n---\n# New\n",
         "requirements.txt": "litserve\n",
         "server.py": "new = True\n",
@@ -101,7 +104,7 @@ def test_a_first_deployment(hub: FakeSpace, deploy: Deploy) -> None:
     """Exactly what the image needs is there afterwards, in one commit, and what the hub made itself."""
     status, printed = deploy()
     assert status is Status.DEPLOYED, printed
-    wanted = {"Dockerfile", "README.md", "requirements.txt", "server.py"}
+    wanted = {".dockerignore", "Dockerfile", "README.md", "deploy/healthcheck.py", "requirements.txt", "server.py"}
     wanted |= {"vit_api/__init__.py", "vit_api/app.py", WEIGHTS, ".gitattributes"}
     assert set(hub.files) == wanted
     assert hub.files[WEIGHTS] == b"new weights"
@@ -282,7 +285,7 @@ def test_a_commit_that_nobody_knows_of(hub: FakeSpace, deploy: Deploy) -> None:
         pytest.param((), {"HF_TOKEN": ""}, "HF_TOKEN is not set", id="no token"),
         pytest.param((), {"HF_TOKEN": "hf_wrong"}, "HF_TOKEN is valid", id="bad token"),
         pytest.param(("--repo", "org/other"), {}, "the hub answers 404: check the Space's name", id="no such Space"),
-        pytest.param(("--root", "/dev"), {}, "the image needs Dockerfile", id="not our tree"),
+        pytest.param(("--root", "/dev"), {}, "the image needs .dockerignore", id="not our tree"),
         pytest.param(("--image", "/nowhere.png"), {}, "/nowhere.png", id="no image"),
     ],
 )

@@ -14,8 +14,9 @@ from huggingface_hub import SpaceHardware, metadata_load
 from tests.server import ROOT, serve
 from vit_api import hub, space
 from vit_api.app import _warn_of_a_missing_gpu
+from vit_api.command_line import load_settings
 from vit_api.cores import available_cores
-from vit_api.settings import Settings, load_settings
+from vit_api.settings import Settings
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 # https://huggingface.co/docs/hub/spaces-config-reference
