@@ -1,4 +1,4 @@
-"""Which numbers of processes and threads suit this machine.
+"""Which numbers of processes and threads, and which batches, suit this machine.
 
     python -m benchmarks.tune --model digits
 
@@ -34,6 +34,8 @@ def variants() -> dict[str, dict[str, int]]:
         "api_servers": (max(1, cores // 2), cores, 2 * cores),
         "decode_threads": (1, 2, 4),
         "cpu_threads": (1, cores),
+        "max_wait_ms": (0, 20),
+        "max_batch_size": (8, 64),
     }.items():
         tried |= {f"{name}={value}": {name: value} for value in dict.fromkeys(values)}
     return tried
