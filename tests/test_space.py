@@ -13,9 +13,10 @@ from huggingface_hub import SpaceHardware, metadata_load
 
 from tests.server import ROOT, serve
 from vit_api import hub, space
+from vit_api.command_line import load_settings
 from vit_api.cores import available_cores
 from vit_api.lit_server import choose_devices
-from vit_api.settings import Settings, load_settings
+from vit_api.settings import Settings
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 # https://huggingface.co/docs/hub/spaces-config-reference
