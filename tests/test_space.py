@@ -13,9 +13,9 @@ from huggingface_hub import SpaceHardware, metadata_load
 
 from tests.server import ROOT, serve
 from vit_api import hub, space
-from vit_api.app import _warn_of_a_missing_gpu
 from vit_api.command_line import load_settings
 from vit_api.cores import available_cores
+from vit_api.lit_server import choose_devices
 from vit_api.settings import Settings
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -112,13 +112,13 @@ def test_a_cache_that_cannot_be_written_moves_to_the_home_directory(
 
 @pytest.mark.usefixtures("in_a_space")
 @pytest.mark.parametrize(
-    ("accelerator", "device", "devices", "is_warned"),
+    ("accelerator", "device", "gpus", "is_warned"),
     [
-        pytest.param("t4-small", "auto", ["cpu"], True, id="paid for, not found"),
-        pytest.param("t4-small", "auto", ["cuda:0"], False, id="found"),
-        pytest.param("t4-small", "cpu", ["cpu"], False, id="not wanted"),
-        pytest.param("none", "auto", ["cpu"], False, id="not paid for"),
-        pytest.param("", "auto", ["cpu"], False, id="not said"),
+        pytest.param("t4-small", "auto", 0, True, id="paid for, not found"),
+        pytest.param("t4-small", "auto", 1, False, id="found"),
+        pytest.param("t4-small", "cpu", 0, False, id="not wanted"),
+        pytest.param("none", "auto", 0, False, id="not paid for"),
+        pytest.param("", "auto", 0, False, id="not said"),
     ],
 )
 def test_a_gpu_that_is_missing_is_named(
@@ -126,13 +126,14 @@ def test_a_gpu_that_is_missing_is_named(
     caplog: pytest.LogCaptureFixture,
     accelerator: str,
     device: str,
-    devices: list[str],
+    gpus: int,
     is_warned: bool,
 ) -> None:
     """A server that is slow for this reason looks healthy otherwise."""
     monkeypatch.setenv("ACCELERATOR", accelerator)
+    monkeypatch.setattr("vit_api.lit_server.check_cuda_with_nvidia_smi", lambda: gpus)
     with caplog.at_level(logging.WARNING):
-        _warn_of_a_missing_gpu(device, devices)
+        assert choose_devices(device) == (["cuda:0"] if gpus else ["cpu"])
     assert ("t4-small" in caplog.text) is is_warned
 
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from vit_api import metrics, space
+from vit_api import metrics
 from vit_api.batching import BatchingPolicy
 from vit_api.checkpoint import CheckpointError, load_checkpoint
 from vit_api.command_line import main_settings
@@ -108,17 +108,6 @@ def _logging(settings: Settings) -> Callable[[], None]:
     return functools.partial(configure_logging, settings.log_level, settings.log_format)
 
 
-def _warn_of_a_missing_gpu(device: str, devices: list[str]) -> None:
-    """Say so if a Space pays for a GPU that the server doesn't see."""
-    accelerator = space.accelerator()
-    if accelerator and device == "auto" and devices == ["cpu"]:
-        logger.warning(
-            "this Space's hardware is %s, but nvidia-smi lists no GPU: the model runs on the CPU, many times slower. "
-            "Restart the Space; if that does not help, see whether its image has CUDA",
-            accelerator,
-        )
-
-
 def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy) -> None:
     """Run the server with this process's settings; exit when it stops."""
     settings = main_settings()
@@ -127,7 +116,6 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
         sys.exit("error: VIT_API_TRACES needs more packages: pip install -r requirements-otel.txt")
     try:
         devices = choose_devices(settings.device)
-        _warn_of_a_missing_gpu(settings.device, devices)
         checkpoint = load_checkpoint(settings.model, settings.revision)
         listeners = Listeners(settings.host, settings.port, settings.api_servers)
     except (CheckpointError, ValueError) as error:
