@@ -40,7 +40,7 @@ RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM ${BASE_IMAGE} AS server
 ARG KEEP_COMPILER=""
-# The PyTorch image has gcc for code that compiles kernels at run time. This server doesn't, and a compiler helps intruders.
+# The PyTorch image has gcc, which of the engines only `compile` needs; a compiler helps intruders.
 RUN if [ -z "$KEEP_COMPILER" ] && dpkg --status gcc >/dev/null 2>&1; then \
         apt-get purge --yes --auto-remove gcc binutils && rm -rf /var/lib/apt/lists/*; \
     fi
@@ -51,15 +51,13 @@ COPY --from=packages /opt/venv /opt/venv
 COPY --from=model --chown=1000:1000 /home/user/.cache /home/user/.cache
 COPY --from=code /app /app
 
-# Downloaded models are kept in HF_HOME; torch makes a cache folder even if it compiles nothing, so that is in /tmp, which
-# is to be writable always. An empty setting counts as none: this changes nothing where no model was preloaded.
+# Models and compiled code are kept below ~/.cache; where that can't be written, torch's cache is in /tmp, which it needs
+# even if it compiles nothing. An empty setting counts as none: the last two change nothing if no model was preloaded.
 ARG PRELOAD_MODEL=""
 ARG PRELOAD_REVISION=""
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/user \
     HF_HOME=/home/user/.cache/huggingface \
-    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
-    TRITON_CACHE_DIR=/tmp/triton \
     PYTHONDONTWRITEBYTECODE=1 \
     VIT_API_MODEL=${PRELOAD_MODEL} \
     VIT_API_REVISION=${PRELOAD_REVISION}
