@@ -40,8 +40,7 @@ def engine() -> Iterator[Engine]:
     try:
         yield engine
     finally:
-        engine.remove_all()
-        shutil.rmtree(folder)
+        engine.remove()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ BASE = "localhost/vit-api-base"
 READY_S = 120.0
 
 _SHOWN = 4000  # characters of a failed program's output
-_BASE_S, _BUILD_S, _COMMAND_S = 600, 1500, 120
+_BASE_S, _BUILD_S, _COMMAND_S, _END_S = 600, 1500, 120, 30
 # As in the PyTorch image: pip without venv, a compiler, and a user who has the id already.
 _PACKAGES = "python3,python3-pip,ca-certificates,gcc"
 _CUSTOMIZE = 'chroot "$1" useradd --create-home --uid 1000 ubuntu'
@@ -60,13 +61,17 @@ class Engine:
 
     def run(self, *command: str, timeout_s: float = _COMMAND_S, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a program with this storage; its output is in the failure, if it fails."""
-        result = subprocess.run(
-            command, cwd=ROOT, env=self._environment, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-        assert not check or result.returncode == 0, (
-            f"{' '.join(command)}\n{result.stdout[-4000:]}{result.stderr[-4000:]}"
-        )
-        return result
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            command, cwd=ROOT, env=self._environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=timeout_s)
+            finally:
+                _end(process)
+        shown = f"{' '.join(command)}\n{out[-_SHOWN:]}{err[-_SHOWN:]}"
+        assert not check or process.returncode == 0, shown
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def make_base(self) -> None:
         """Make a Debian image that has what the Dockerfile expects of its base."""
@@ -91,11 +96,15 @@ class Engine:
         listed = json.loads(self.run("podman", "history", "--no-trunc", "--format=json", image).stdout)
         return sorted(((layer["size"], layer["CreatedBy"]) for layer in listed), reverse=True)
 
-    def remove_all(self) -> None:
-        """Remove every container and image, so that the folder can be removed."""
+    def remove(self) -> None:
+        """Remove every container and image, and the folder."""
         self.run("podman", "rm", "--all", "--force", "--time=5", check=False)
         self.run("buildah", "rm", "--all", check=False)
         self.run("podman", "rmi", "--all", "--force", check=False)
+        # What was killed may have left mounts of this machine's own folders, in which nothing must be removed.
+        for mount in _mounts_below(self._folder):
+            self.run("umount", "--lazy", mount, check=False)
+        self.run("rm", "--recursive", "--force", "--one-file-system", str(self._folder))
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,23 @@ def serve(engine: Engine, image: str, **environment: str) -> Iterator[Container]
         yield Container(engine, name, container.url, time.monotonic() - start)
     finally:
         engine.run("podman", "rm", "--force", "--time=5", name)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process that still runs, because of a time limit or Ctrl-C, and its children, with time to tidy up."""
+    if process.poll() is not None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    """Return the places where something is mounted, the innermost first."""
+    places = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return sorted((place for place in places if place.startswith(f"{folder}/")), reverse=True)
 
 
 def _wait_until_ready(container: Container) -> None:
