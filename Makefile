@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 
-.PHONY: run test lint types imports check fuzz bench bench-cache soak clean
+.PHONY: run test lint types imports check fuzz bench bench-cache soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -14,6 +14,8 @@ test: .venv/dev.stamp
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/actionlint -shellcheck= -pyflakes=
+	$(BIN)/hadolint Dockerfile
 
 types: .venv/dev.stamp
 	$(BIN)/mypy
@@ -28,6 +30,10 @@ fuzz: .venv/dev.stamp
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)
+
+# Builds the Dockerfile and runs it, as root: needs Debian's packages mmdebstrap, buildah, podman and runc.
+container-test: .venv/dev.stamp
+	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.accuracy

@@ -56,11 +56,16 @@ def probabilities(checkpoint: Checkpoint, uploads: Sequence[bytes], dtype: str, 
     """Return float64 [uploads, classes]; 0 for a class that isn't among an answer's most probable ones."""
     api = ViTAPI(checkpoint, dtype=dtype, exact_decode=is_exact, max_batch_size=_BATCH_SIZE)
     api.setup("cpu")
+    return probabilities_of(api, uploads)
+
+
+def probabilities_of(api: ViTAPI, uploads: Sequence[bytes]) -> Probabilities:
+    """Return the same for a LitAPI that is set up."""
     found: list[Prediction] = []
-    for start in range(0, len(uploads), _BATCH_SIZE):
-        batch = api.batch([api.decode_request(upload) for upload in uploads[start : start + _BATCH_SIZE]])
+    for start in range(0, len(uploads), api.max_batch_size):
+        batch = api.batch([api.decode_request(upload) for upload in uploads[start : start + api.max_batch_size]])
         found += api.unbatch(api.predict(batch))
-    result = np.zeros((len(uploads), len(checkpoint.labels)))
+    result = np.zeros((len(uploads), len(api.checkpoint.labels)))
     for row, prediction in zip(result, found, strict=True):
         row[list(prediction.indices)] = prediction.probabilities
     return result

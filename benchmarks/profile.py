@@ -38,7 +38,7 @@ _STAGES = {
     "slot": ("vit_api/slots.py",),
     "pipe": ("vit_api/records.py", "InferenceClient._read_answers", "SlotLoop._answer"),
     "batch": ("VisionModel.stage", "SlotLoop._collect", "SlotLoop._claim"),
-    "forward": ("VisionModel.forward", "vit_api/vit.py"),
+    "forward": ("VisionModel.launch", "vit_api/engines.py", "vit_api/vit.py"),
     "collect": ("VisionModel.collect",),
     "parse": ("uvicorn/", "vit_api/routes/uploads.py", "vit_api/routes/messages.py", "vit_api/routes/front.py"),
     "event loop": ("concurrent/futures/", "asyncio/", "threading.py", "vit_api/cache.py", "time_limit.py"),
@@ -77,7 +77,7 @@ def profile(upload: bytes, seconds: float) -> dict[str, Any]:
         before = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
         load = _post(server, upload, seconds)
         after = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
-        samples = _sample(server, upload, pids, seconds, Path(folder))
+        samples = sample(server, upload, pids, seconds, Path(folder))
     by_kind: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for pid, kind in pids.items():
         for thread, stages in samples[pid].items():
@@ -98,7 +98,7 @@ def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
     return wrk.post(url, upload, wrk.RAW, connections=_CONNECTIONS, seconds=seconds)
 
 
-def _sample(
+def sample(
     server: servers.Server, upload: bytes, pids: Iterable[int], seconds: float, folder: Path
 ) -> dict[int, dict[int, Counter[str]]]:
     """Sample each process under load, one after the other."""

@@ -31,6 +31,12 @@ def test_rules(size: int, waited_s: float, coming: int, expected: float) -> None
     assert wait == pytest.approx(expected)
 
 
+def test_only_a_full_batch_goes_behind_another() -> None:
+    """A smaller one would be computed no sooner, and could not grow any more."""
+    policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
+    assert [policy.goes_behind(waiting) for waiting in (0, 31, 32, 100)] == [False, False, True, True]
+
+
 @given(
     gaps=st.lists(st.floats(0, 0.01), min_size=1, max_size=100),
     max_batch_size=st.integers(1, 32),

@@ -248,7 +248,9 @@ def test_info_has_no_paths(digits_server: RunningServer) -> None:
     assert (body["model"], body["labels"], body["input_shape"]) == ("digits", 10, [32, 32, 3])
     assert body["versions"]["litserve"] == "0.2.19"
     assert body["settings"]["max_batch_size"] == 32
-    assert body["workers"][0]["state"] == "ready"
+    (worker,) = body["workers"]
+    assert (worker["state"], worker["device"], worker["engine"]) == ("ready", "cpu", "eager")
+    assert worker["startup_s"] > 0
     assert str(ROOT) not in response.text
 
 
@@ -262,6 +264,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
         "/health/ready",
         "/health/live",
         "/info",
+        "/metrics",
         "/cache/clear",
     }
     predict = paths["/predict"]["post"]

@@ -19,7 +19,7 @@ from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unp
 from vit_api.slots import SlotState, SlotTable
 from vit_api.workers import WorkerBoard
 
-_SLOTS = 64
+_SLOTS = 128
 
 
 class EchoAPI(ls.LitAPI):
@@ -47,6 +47,9 @@ class EchoAPI(ls.LitAPI):
             raise OutOfDeviceMemory("planted")
         return [int(pixels[0, 0, 0]) for pixels in x]
 
+    def is_done(self, output: list[int]) -> bool:
+        return True
+
     def unbatch(self, output: list[int]) -> list[Prediction]:
         return [Prediction((value,), (1.0,)) for value in output]
 
@@ -59,8 +62,9 @@ class Bench:
         self.requests = RecordPipe.for_requests(_SLOTS)
         self.answers = RecordPipe.for_answers(_SLOTS)
         self.counts = MetricsBoard(["worker-0"], COUNTED)
+        self.board = WorkerBoard(1)
         policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
-        self.loop = SlotLoop(self.table, WorkerBoard(1), self.requests, [self.answers], policy, counts=self.counts)
+        self.loop = SlotLoop(self.table, self.board, self.requests, [self.answers], policy, counts=self.counts)
         self.loop.take_number(0)
         self.api = EchoAPI()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from vit_api import metrics
+from vit_api.checkpoint import load_checkpoint
+from vit_api.collector import MetricsCollector, Sources
 from vit_api.errors import ViTError
+from vit_api.gpu_stats import GpuStats
 from vit_api.metrics import Kind, Metric
 from vit_api.metrics_board import MetricsBoard
+from vit_api.slots import SlotTable
+from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
 
 _COUNTER = Metric("sheep_total", Kind.COUNTER, "Sheep", ("colour", "size"), (("black", "white"), ("1", "2")))
 _HISTOGRAM = Metric("wait_seconds", Kind.HISTOGRAM, "Waits", ("who",), (("a", "b"),), (0.5, 1.0, 2.0))
@@ -82,3 +88,45 @@ def test_every_failure_has_a_place() -> None:
     """A failure that is added later can be counted, without anybody thinking of it."""
     assert {ViTError.code, "overloaded", "bad_image"} <= set(metrics.REASONS)
     assert {"200", "499", "500", "503", "504"} <= set(metrics.STATUSES)
+
+
+def _collect(read_gpu: Callable[[str], GpuStats | None], *devices: str) -> dict[tuple[str, str], float]:
+    """Return what a scrape of workers on these devices says of GPUs, by metric and device."""
+    workers = WorkerBoard(len(devices))
+    for number, device in enumerate(devices):
+        uuid = f"GPU-{device}" if device.startswith("cuda") else ""
+        workers.post(number, WorkerNotice(WorkerState.READY, device, "a chip", "float16", device_uuid=uuid))
+    counts = MetricsBoard(["http-0"], metrics.COUNTED)
+    sources = Sources(load_checkpoint("digits", None), counts, workers, SlotTable(1, 1, (1, 1, 3)), None, False)
+    families = MetricsCollector(sources, read_gpu).collect()
+    return {(s.name, s.labels["device"]): s.value for f in families if f.name.startswith("gpu_") for s in f.samples}
+
+
+def test_gpus_are_told_once_each() -> None:
+    """However many workers they have; what one doesn't tell is absent, not 0."""
+
+    def read_gpu(uuid: str) -> GpuStats | None:
+        return {
+            "GPU-cuda:0": GpuStats(1, 2, 0.5, 70.0, 1e6),
+            "GPU-cuda:1": GpuStats(3, 4, None, None, None),
+        }.get(uuid)
+
+    said = _collect(read_gpu, "cuda:0", "cuda:0", "cuda:1", "cuda:2")
+    assert said == {
+        ("gpu_memory_used_bytes", "cuda:0"): 1,
+        ("gpu_memory_total_bytes", "cuda:0"): 2,
+        ("gpu_utilization_ratio", "cuda:0"): 0.5,
+        ("gpu_power_watts", "cuda:0"): 70.0,
+        ("gpu_energy_joules_total", "cuda:0"): 1e6,
+        ("gpu_memory_used_bytes", "cuda:1"): 3,
+        ("gpu_memory_total_bytes", "cuda:1"): 4,
+    }
+
+
+def test_without_a_gpu_nothing_is_told_of_gpus() -> None:
+    """And nobody is asked."""
+
+    def read_gpu(_: str) -> GpuStats | None:
+        raise AssertionError
+
+    assert _collect(read_gpu, "cpu") == {}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.server import ROOT, environment
-from vit_api.settings import Settings, SettingsError, load_settings
+from vit_api.command_line import SettingsError, load_settings
+from vit_api.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,21 @@ def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pyte
         pytest.param("QUEUE_SIZE", "30000", "VIT_API_API_SERVERS", id="does not fit another"),
         pytest.param("OPERATOR_KEY", "short", "at least 8", id="too short"),
         pytest.param("OPERATOR_KEY", "naïve key of mine", "ASCII", id="not for a header"),
+        pytest.param("API_KEYS", "a-good-key,short", "at least 8", id="a short key"),
+        pytest.param("API_KEYS", "a-good-key,", "at least 8", id="an empty key"),
+        pytest.param("API_KEYS", ",", "at least 8", id="no keys"),
+        pytest.param("API_KEYS", "one key and another", "no spaces", id="keys with spaces"),
+        pytest.param("API_KEYS", "sha256:0123abcd", "64 hexadecimal digits", id="no digest"),
+        pytest.param("RATE_LIMIT", "fast", "600/minute", id="not a rate"),
+        pytest.param("RATE_LIMIT", "5/century", "600/minute", id="not a time"),
+        pytest.param("RATE_LIMIT", "0/minute", "1 to 1000000000 images", id="no images"),
+        pytest.param("RATE_LIMIT", "5/9 years", "400 days", id="a long time"),
+        pytest.param("RATE_LIMIT", ";".join(["5/minute"] * 9), "at most 8", id="many rates"),
+        pytest.param("TRUSTED_PROXIES", "proxy.example", "10.0.0.0/8", id="not an address"),
+        pytest.param("TRUSTED_PROXIES", "10.0.0.1/8", "host bits", id="an address and a network"),
+        pytest.param("CORS_ORIGINS", "example.org", "https://example.org:8443", id="not an origin"),
+        pytest.param("CORS_ORIGINS", "https://example.org/path", "without a path", id="an origin's path"),
+        pytest.param("CORS_ORIGINS", "*,https://example.org", "* alone", id="all origins and one"),
         pytest.param("REDIS_URL", "http://user:word@host", "redis://", id="not a Redis"),
         pytest.param("REDIS_URL", "redis://:se/cret@127.0.0.1:6379/0", "percent-encoded", id="a raw password"),
         pytest.param("REDIS_URL", "redis://127.0.0.1:99999/0", "redis://", id="no such port"),
@@ -62,7 +78,8 @@ def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: s
         load_settings([])
     assert f"VIT_API_{name}" in str(caught.value)
     assert allowed in str(caught.value)
-    assert (value in str(caught.value)) is (name not in ("OPERATOR_KEY", "REDIS_URL")), "secrets are not shown"
+    is_secret = name in ("OPERATOR_KEY", "API_KEYS", "REDIS_URL")
+    assert (value in str(caught.value)) is not is_secret
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ def main() -> int:
 
 
 def _run_command() -> int:
-    from vit_api import command  # not at the top: Ctrl-C may come while this is imported
+    from vit_api import classify_command  # not at the top: Ctrl-C may come while this is imported
 
     parser = argparse.ArgumentParser(
         prog="python -m vit_api", description="Image classification with Vision Transformers."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command.add_parser(commands)
+    classify_command.add_parser(commands)
     commands.add_parser("serve", help="run the server, as server.py does; `serve --help` lists its settings")
     arguments = parser.parse_args()
     status: int = arguments.run(arguments)

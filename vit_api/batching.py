@@ -39,3 +39,14 @@ class BatchingPolicy:
         if size >= self.max_batch_size or coming == 0:
             return 0.0
         return max(0.0, oldest_queued_at + self.max_wait_s - now)
+
+    def goes_behind(self, waiting: int) -> bool:
+        """Tell whether a batch goes to a device that is busy with another one, to be computed after it.
+
+        A full one does, so that it is there when the device is free. Any other waits: sent now it would be computed no
+        sooner, and those who come meanwhile could not join it. When the device is free, `remaining_wait_s` decides.
+
+        Args:
+            waiting: Images that are queued and not yet in a batch.
+        """
+        return waiting >= self.max_batch_size

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from vit_api import __version__, metrics
 from vit_api.cache_board import CacheBoard
 from vit_api.checkpoint import Checkpoint
+from vit_api.gpu_stats import GpuStats, read_gpu
 from vit_api.metrics import Kind, Metric
 from vit_api.metrics_board import MetricsBoard
 from vit_api.slots import SlotTable
@@ -32,6 +33,14 @@ _REDIS = {
     metrics.REDIS_REJECTED: "redis_rejected",
     metrics.REDIS_FAILURES: "redis_failures",
     metrics.REDIS_SKIPPED: "redis_skipped",
+}
+
+_GPU = {
+    metrics.GPU_MEMORY_USED: "memory_used_bytes",
+    metrics.GPU_MEMORY: "memory_total_bytes",
+    metrics.GPU_UTILISATION: "utilization_ratio",
+    metrics.GPU_POWER: "power_watts",
+    metrics.GPU_ENERGY: "energy_joules",
 }
 
 Samples = Iterable[tuple[Sequence[str], float]]
@@ -62,10 +71,12 @@ class MetricsCollector(Collector):
 
     Args:
         sources: Where they are known.
+        read_gpu: Asks a GPU, by its UUID, what it does.
     """
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources, read_gpu: Callable[[str], GpuStats | None] = read_gpu) -> None:
         self._sources = sources
+        self._read_gpu = read_gpu
 
     def describe(self) -> list[Family]:
         """Name nothing in advance, so that the registry does not collect at its making."""
@@ -78,6 +89,7 @@ class MetricsCollector(Collector):
         if self._sources.cache is not None:
             yield from self._caches(self._sources.cache.totals())
         yield from _processes(self._sources.board.pids())
+        yield from self._gpus()
 
     def _server(self) -> Iterator[Family]:
         workers, slots = self._sources.workers, self._sources.slots
@@ -91,8 +103,10 @@ class MetricsCollector(Collector):
         yield _family(metrics.WORKER_RESTARTS, (([str(n)], workers.restarts_of(n)) for n in numbers))
         yield _family(metrics.IMAGES, (([str(n)], workers.counts_of(n)[1]) for n in numbers))
         model = (checkpoint.name, checkpoint.revision or "")
-        about = ((*model, str(n), w.device, w.device_name, w.dtype) for n, w in enumerate(notices) if w.device)
+        started = [(str(number), notice) for number, notice in enumerate(notices) if notice.device]
+        about = ((*model, n, w.device, w.device_name, w.dtype, w.engine) for n, w in started)
         yield _family(metrics.MODEL_INFO, ((labels, 1) for labels in about))
+        yield _family(metrics.STARTUP, (([n], w.startup_s) for n, w in started))
         yield _family(metrics.VERSION_INFO, [([__version__], 1)])
 
     def _caches(self, counts: dict[str, int]) -> Iterator[Family]:
@@ -101,6 +115,18 @@ class MetricsCollector(Collector):
         if self._sources.has_redis:
             for metric, name in _REDIS.items():
                 yield _family(metric, [([], counts[name])])
+
+    def _gpus(self) -> Iterator[Family]:
+        """Yield what GPUs say, as far as they do; each once, however many workers it has."""
+        workers = self._sources.workers
+        notices = (workers.read(number) for number in range(workers.workers))
+        uuids = {notice.device: notice.device_uuid for notice in notices if notice.device_uuid}
+        stats = {device: self._read_gpu(uuid) for device, uuid in uuids.items()}
+        for metric, name in _GPU.items():
+            said = {device: getattr(of_one, name) for device, of_one in stats.items() if of_one is not None}
+            samples = [([device], value) for device, value in said.items() if value is not None]
+            if samples:
+                yield _family(metric, samples)
 
 
 def _counted(board: MetricsBoard, metric: Metric) -> Family:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vit_api import space
+
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 
 def available_cores() -> int:
-    """Return the cores of the affinity mask, or fewer if a cgroup quota (a container's CPU limit) grants less."""
+    """Return the cores of the affinity mask, or fewer if a container's CPU limit (cgroup) or a Space grants less."""
     cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota()
-    return cores if quota is None else max(1, min(cores, round(quota)))
+    limits = [limit for limit in (_cgroup_quota(), space.cpu_cores()) if limit is not None]
+    return max(1, min([cores, *map(round, limits)]))
 
 
 def _cgroup_quota() -> float | None:

@@ -55,9 +55,14 @@ class Unauthorized(ViTError):
     status = 401
     code = "unauthorized"
 
+    def __init__(self, message: str, *, is_wrong: bool) -> None:
+        super().__init__(message)
+        self._is_wrong = is_wrong
+
     def headers(self) -> dict[str, str]:
-        """Name the scheme, as RFC 9110, section 11.6.1, wants it."""
-        return {"www-authenticate": "Bearer"}
+        """Name the scheme, and whether a key was there but wrong; see RFC 6750, section 3."""
+        challenge = 'Bearer realm="vit-api"'
+        return {"www-authenticate": f'{challenge}, error="invalid_token"' if self._is_wrong else challenge}
 
 
 class Forbidden(ViTError):
@@ -114,6 +119,17 @@ class UnsupportedImage(ViTError):
 
     status = 415
     code = "unsupported_image"
+
+
+class RateLimited(ViTError):
+    """The client has used up what it may use in some time."""
+
+    status = 429
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class InternalError(ViTError):

@@ -8,6 +8,7 @@ not have when it forks the HTTP processes.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import re
@@ -18,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from vit_api import weights
+from vit_api import space, weights
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 # The hub, when it can be reached, lists a model's files in well under a second. With the child's start (1-2 s) this
 # keeps a server that can't reach it from hanging for more than about 10 s before it says so.
@@ -54,10 +57,12 @@ def fetch(name: str, revision: str | None) -> tuple[Path, str]:
     package = str(Path(__file__).resolve().parent.parent)
     search_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", __name__, name, revision or ""]
+    caches = space.replaced_caches()
+    for variable, directory in caches.items():
+        logger.warning("%s=%s can't be written; using %s instead", variable, os.environ[variable], directory)
+    environment = {**os.environ, **caches, "PYTHONPATH": search_path}
     # The child watches its standard input: it ends when this process does, however this process ends.
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": search_path}
-    ) as child:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         assert child.stdout is not None
         lines = child.stdout.read().splitlines()
     try:

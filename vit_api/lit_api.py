@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ from numpy.typing import NDArray
 
 from vit_api import image_limits, images
 from vit_api.checkpoint import Checkpoint
+from vit_api.compile_cache import keep_compiled_code
 from vit_api.errors import BadRequest
 from vit_api.records import Prediction
 
 if TYPE_CHECKING:
-    import torch
-
-    from vit_api.model import TopK, VisionModel
+    from vit_api.model import Launched, VisionModel
+    from vit_api.staging import Staged
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +39,15 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
     Args:
         checkpoint: The model to serve.
         dtype: What to compute in; see `model.choose_dtype`.
+        engine: How the model runs; see `engines`.
         max_image_side: Pixels of an image's longer side at the most.
         exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.choose_threads`.
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
+
+    Attributes:
+        model: None until `setup`.
+        startup_s: How long `setup` took, in seconds.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         checkpoint: Checkpoint,
         *,
         dtype: str = "auto",
+        engine: str = "auto",
         max_image_side: int = 4096,
         exact_decode: bool = False,
         cpu_threads: int | None = None,
@@ -57,17 +64,24 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         super().__init__(**lit_api_options)
         self.checkpoint = checkpoint
         self._dtype = dtype
+        self._engine = engine
         self._max_image_side = max_image_side
         self._exact_decode = exact_decode
         self._cpu_threads = cpu_threads
         self.model: VisionModel | None = None
+        self.startup_s = 0.0
 
     def setup(self, device: str) -> None:
-        """Load the model on `device` and run every batch size that will come often."""
+        """Load the model on `device`, make its engine, and run every batch size that will come often."""
+        started = time.monotonic()
+        if self._engine == "compile":
+            keep_compiled_code()
         from vit_api.model import VisionModel
 
-        self.model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads)
-        self.model.warm_up([size for size in (1, 2, 4, 8, 16, 24, 32) if size <= self.max_batch_size])
+        model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads, self.max_batch_size)
+        model.prepare(self._engine)
+        self.model, self.startup_s = model, time.monotonic() - started
+        logger.info("%s is ready after %.1f s, engine %s", device, self.startup_s, model.engine.name)
 
     # No annotation on `request`: LitServe would take it for the type of a body that FastAPI has to parse.
     def decode_request(self, request, **_: Any) -> NDArray[np.uint8]:  # type: ignore[no-untyped-def]
@@ -94,17 +108,21 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         """Tell whether decoding takes no longer than handing the upload to another thread does."""
         return image_limits.is_quick(upload)
 
-    def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-        """Stage images on the device as one uint8 tensor [batch, height, width, 3]."""
+    def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
+        """Gather images into one batch and send it to the device."""
         return self._loaded_model().stage(inputs)
 
-    def predict(self, x: torch.Tensor) -> TopK:
-        """Launch the model on a staged batch."""
-        return self._loaded_model().forward(x)
+    def predict(self, x: Staged) -> Launched:
+        """Launch the model on a staged batch, and the copy of its answers; on a GPU, don't wait for either."""
+        return self._loaded_model().launch(x)
 
-    def unbatch(self, output: TopK) -> list[Prediction]:
-        """Wait for the device and split its output by image."""
+    def unbatch(self, output: Launched) -> list[Prediction]:
+        """Wait for a launched batch, and for nothing else, and split it by image."""
         return self._loaded_model().collect(output)
+
+    def is_done(self, output: Launched) -> bool:
+        """Tell whether `unbatch` has nothing to wait for."""
+        return output.is_done()
 
     def free_memory(self) -> None:
         """Give back device memory that is kept for later, after a batch that did not fit."""

@@ -111,28 +111,31 @@ class LocalClassifier:
         )
 
 
-def load_local(settings: Settings, threads: int) -> LocalClassifier:
+def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier:
     """Load the settings' model on the first of their devices.
 
     Args:
         settings: The server's; those of the model, its device and its images matter here.
         threads: Images that are decoded at once.
+        images: How many there are; larger batches need not be prepared for.
 
     Raises:
         CheckpointError: There is no such model, or none that can be run.
         ValueError: There is no such device.
     """
     device = choose_devices(settings.device)[0]
+    max_batch_size = min(settings.max_batch_size, images)
     lit_api = ViTAPI(
         load_checkpoint(settings.model, settings.revision),
         dtype=settings.dtype,
+        engine=settings.engine,
         max_image_side=settings.max_image_side,
         exact_decode=settings.exact_decode,
         cpu_threads=settings.cpu_threads,
-        max_batch_size=2,  # for LitServe's loop, which is not used here; setup warms up no more than this
+        max_batch_size=max(2, max_batch_size),  # LitServe warns of hooks for batches where they are of 1
     )
     lit_api.setup(device)
-    return LocalClassifier(lit_api, max_batch_size=settings.max_batch_size, threads=threads)
+    return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
 
 
 def _as_client_sees(error: ViTError) -> ClassifyError:

@@ -2,6 +2,20 @@
 
 Reads request records, gathers slots into batches, runs the LitAPI's hooks on them and writes answers. Knows nothing of
 HTTP.
+
+Theory of operation
+-------------------
+`batch` and `predict` start a batch on the device, `unbatch` waits for it. Up to two batches are on the device, in the
+order in which they are answered: one that it computes, and one that is staged behind it. A batch that was started is
+answered as soon as it is done, whether or not another one comes; on the CPU `predict` returns when it is, and so there
+is never a second one.
+
+While the device is busy, images wait unclaimed, until enough for a full batch wait or the device is free (see
+`BatchingPolicy.goes_behind`): another worker may be free before this one, and an image whose client leaves meanwhile is
+still not run. An image that is to be alone has the device for itself, so that a death is its own.
+
+A failure belongs to the batch whose hooks raised it, and is answered in that batch's turn. So does a lack of memory: by
+then, what was before it on the device is gone, and the batch is tried again in halves.
 """
 
 from __future__ import annotations
@@ -11,8 +25,8 @@ import math
 import select
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from litserve.loops import LitLoop
 
@@ -32,7 +46,30 @@ logger = logging.getLogger(__name__)
 _BEAT_S = 1.0
 """How often an idle worker shows that it is alive."""
 
+_MOST_STARTED = 2
+"""Batches on the device: one that it computes, and one behind it."""
+_POLL_S = 20e-6
+"""How often to look whether the device is done, while a batch may go behind it: select(2) can't wait for a device."""
+
 _NOTHING = Prediction((), ())
+
+_Outcome = tuple[Status, Prediction]
+
+
+class _Started(NamedTuple):
+    """A batch on the device.
+
+    Attributes:
+        batch: Its images.
+        started_at: When its gathering began, in seconds of the monotonic clock.
+        staged_at: When `batch` was through with it.
+        output: What `unbatch` takes, or why there is nothing.
+    """
+
+    batch: list[Claim]
+    started_at: float
+    staged_at: float
+    output: Any
 
 
 class SlotLoop(LitLoop):  # type: ignore[misc]
@@ -66,6 +103,8 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._counts = counts
         self._alone: deque[Request] = deque()
         self._was_alone = False
+        self._started: deque[_Started] = deque()
+        self._done_at = 0.0
 
     def __call__(self, lit_api: ViTAPI, device: str, worker_id: int, *litserve: Any) -> None:
         """Say that this worker is ready, then serve until the process ends. LitServe calls this after `setup`."""
@@ -74,7 +113,16 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         if model is None:
             raise RuntimeError("LitServe did not call setup() first")
         dtype = str(model.dtype).removeprefix("torch.")
-        self._board.post(worker_id, WorkerNotice(WorkerState.READY, device, model.device_name, dtype))
+        notice = WorkerNotice(
+            WorkerState.READY,
+            device,
+            model.device_name,
+            dtype,
+            device_uuid=model.device_uuid,
+            engine=model.engine.name,
+            startup_s=lit_api.startup_s,
+        )
+        self._board.post(worker_id, notice)
         super().__call__(lit_api, device, worker_id, *litserve)
 
     def take_number(self, worker_id: int) -> None:
@@ -87,22 +135,57 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._model_times = meter.distribution(metrics.MODEL_DURATION)
 
     def run(self, lit_api: ViTAPI, *_: Any) -> None:
-        """Serve one batch, waiting for it as long as it takes."""
-        batch = self._collect()
-        started = time.monotonic()
-        self._board.beat(self._worker, started)
-        outcomes = self._infer(lit_api, batch)
-        self._board.count_batch(self._worker, len(batch))
+        """Start one batch, waiting for it as long as it takes, or answer one that the device is done with."""
+        if not self._started:
+            self._start(lit_api, self._collect())
+        elif self._has_company(lit_api):
+            self._start(lit_api, self._claim_waiting(self._policy.max_batch_size))
+        else:
+            self._answer_oldest(lit_api)
+        while self._started and (len(self._started) == _MOST_STARTED or self._is_done(lit_api, self._started[0])):
+            self._answer_oldest(lit_api)
+
+    def _has_company(self, lit_api: ViTAPI) -> bool:
+        """Wait until a batch should go behind the one on the device, or that one is done; tell which."""
+        if self._alone or self._was_alone:
+            return False
+        while not self._is_done(lit_api, self._started[0]):
+            if self._policy.goes_behind(self._table.count_waiting()):
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    @staticmethod
+    def _is_done(lit_api: ViTAPI, started: _Started) -> bool:
+        return isinstance(started.output, Status) or lit_api.is_done(started.output)
+
+    def _start(self, lit_api: ViTAPI, batch: list[Claim]) -> None:
+        """Have the device compute a batch, after those that it has; none if others took the images."""
+        if not batch:
+            return
+        if not self._started:  # else the device makes progress when it is done with what it has
+            self._board.beat(self._worker, time.monotonic())
+        self._started.append(self._launch(lit_api, batch))
+
+    def _answer_oldest(self, lit_api: ViTAPI) -> None:
+        """Wait for the batch that was started the longest ago, and answer it."""
+        started = self._started.popleft()
+        batch = started.batch
+        outcomes = self._outcomes(lit_api, started)
         for claim in batch:
             self._table.finish(claim.slot)
-        inference_s = time.monotonic() - started
+        began_at = max(started.started_at, self._done_at)  # before, the device had another one
+        self._done_at = time.monotonic()
+        self._board.beat(self._worker, self._done_at)
+        self._board.count_batch(self._worker, len(batch))
+        inference_s = self._done_at - began_at
         self._batch_sizes.observe(len(batch))
         self._batch_times.observe(inference_s)
         for claim in batch:
-            self._queue_waits.observe(started - claim.queued_at)
+            self._queue_waits.observe(began_at - claim.queued_at)
         self._answer(
-            Answer(claim.slot, claim.generation, status, prediction, len(batch), started - claim.queued_at, inference_s)
-            for claim, (status, prediction) in zip(batch, outcomes, strict=True)
+            Answer(claim.slot, claim.generation, status, top, len(batch), began_at - claim.queued_at, inference_s)
+            for claim, (status, top) in zip(batch, outcomes, strict=True)
         )
 
     def _collect(self) -> list[Claim]:
@@ -152,30 +235,35 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._answer(Answer(c.slot, c.generation, Status.SKIPPED) for c in current if not c.is_wanted)
         return [claim for claim in current if claim.is_wanted]
 
-    def _infer(self, lit_api: ViTAPI, batch: list[Claim]) -> list[tuple[Status, Prediction]]:
-        """Run the LitAPI's hooks on a batch; a failure is logged and becomes the status of every image in it.
+    def _launch(self, lit_api: ViTAPI, batch: list[Claim]) -> _Started:
+        """Have the device compute a batch; a failure is noted instead of the output."""
+        started_at = time.monotonic()
+        pixels = [self._table.pixels[claim.slot] for claim in batch]
+        staged = _attempt(lambda: lit_api.batch(pixels), len(batch))
+        staged_at = time.monotonic()
+        is_staged = not isinstance(staged, Status)
+        output = _attempt(lambda: lit_api.predict(staged), len(batch)) if is_staged else staged
+        return _Started(batch, started_at, staged_at, output)
 
-        Where the device's memory does not suffice, the batch is split in halves, down to single images.
+    def _outcomes(self, lit_api: ViTAPI, started: _Started) -> list[_Outcome]:
+        """Wait for a batch; a failure is the status of every image in it.
+
+        Where the device's memory does not suffice, the batch is tried again in halves, down to single images.
         """
-        try:
-            staged = lit_api.batch([self._table.pixels[claim.slot] for claim in batch])
-            staged_at = time.monotonic()
-            predictions = lit_api.unbatch(lit_api.predict(staged))
-            self._model_times.observe(time.monotonic() - staged_at)
-            if len(predictions) != len(batch):
-                raise RuntimeError(f"the model gave {len(predictions)} predictions for {len(batch)} images")
-            return [(Status.OK, prediction) for prediction in predictions]
-        except OutOfDeviceMemory:
-            logger.warning("the device's memory does not suffice for a batch of %d", len(batch))
-        except Exception:
-            logger.exception("a batch of %d failed", len(batch))
-            return [(Status.FAILED, _NOTHING)] * len(batch)
-        # Out here the exception is gone, and with it the frames that hold the batch's tensors.
-        lit_api.free_memory()
-        if len(batch) == 1:
-            return [(Status.OUT_OF_MEMORY, _NOTHING)]
-        half = len(batch) // 2
-        return self._infer(lit_api, batch[:half]) + self._infer(lit_api, batch[half:])
+        batch, _, staged_at, output = started
+        size = len(batch)
+        if not isinstance(output, Status):
+            launched = output
+            output = _attempt(lambda: _complete(lit_api.unbatch(launched), size), size)
+        if not isinstance(output, Status):
+            self._model_times.observe(time.monotonic() - max(staged_at, self._done_at))
+            return [(Status.OK, prediction) for prediction in output]
+        if output == Status.OUT_OF_MEMORY:
+            lit_api.free_memory()
+        if output != Status.OUT_OF_MEMORY or size == 1:
+            return [(output, _NOTHING)] * size
+        halves = batch[: size // 2], batch[size // 2 :]
+        return [outcome for half in halves for outcome in self._outcomes(lit_api, self._launch(lit_api, half))]
 
     def _answer(self, answers: Any) -> None:
         """Send answers to the HTTP processes that own their slots: one write each, so that each wakes once."""
@@ -184,3 +272,25 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             by_owner[self._table.owner_of(answer.slot)].append(answer.pack())
         for owner, records in by_owner.items():
             self._answers[owner].write(records)
+
+
+def _attempt(step: Callable[[], Any], size: int) -> Any:
+    """Return what a step on a batch returns, or the status of its failure, which is logged.
+
+    When this returns, the exception is gone, and with it the frames that hold the batch's tensors.
+    """
+    try:
+        return step()
+    except OutOfDeviceMemory:
+        logger.warning("the device's memory does not suffice for a batch of %d", size)
+        return Status.OUT_OF_MEMORY
+    except Exception:
+        logger.exception("a batch of %d failed", size)
+        return Status.FAILED
+
+
+def _complete(predictions: list[Prediction], size: int) -> list[Prediction]:
+    """Return the predictions if there is one for each image."""
+    if len(predictions) != size:
+        raise RuntimeError(f"the model gave {len(predictions)} predictions for {size} images")
+    return predictions

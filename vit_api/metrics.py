@@ -131,12 +131,13 @@ def _read_counter(name: str, meaning: str, *labels: str) -> Metric:
 SLOTS = _gauge("inference_slots", "Places for images, by what becomes of the image; all but free are taken", "state")
 WORKERS = _gauge("inference_workers", "Workers, by what they do", "state")
 READY = _gauge("inference_ready", "1 if images are welcome, as /health/ready says")
+STARTUP = _gauge("inference_worker_startup_seconds", "What the worker's last start took until it was ready", "worker")
 WORKER_RESTARTS = _read_counter("inference_worker_restarts_total", "How often a worker died and was replaced", "worker")
 IMAGES = _read_counter("inference_images_total", "Images that the model ran for", "worker")
 MODEL_INFO = _gauge(
     "inference_model_info",
     "1; the labels say what runs",
-    *("model", "revision", "worker", "device", "device_name", "dtype"),
+    *("model", "revision", "worker", "device", "device_name", "dtype", "engine"),
 )
 VERSION_INFO = _gauge("inference_version_info", "1; the labels say which version of the server runs", "version")
 
@@ -168,6 +169,6 @@ PROCESS = (CPU, MEMORY, VIRTUAL, STARTED, OPEN_FILES, MOST_FILES)
 GPU = (GPU_MEMORY_USED, GPU_MEMORY, GPU_UTILISATION, GPU_POWER, GPU_ENERGY)
 CACHE = (CACHE_HITS, CACHE_MISSES, CACHE_COALESCED, CACHE_ENTRIES)
 REDIS = (REDIS_UP, REDIS_HITS, REDIS_MISSES, REDIS_REJECTED, REDIS_FAILURES, REDIS_SKIPPED)
-SERVER = (SLOTS, WORKERS, READY, WORKER_RESTARTS, IMAGES, MODEL_INFO, VERSION_INFO)
+SERVER = (SLOTS, WORKERS, READY, STARTUP, WORKER_RESTARTS, IMAGES, MODEL_INFO, VERSION_INFO)
 
 ALL = (*COUNTED, *SERVER, *CACHE, *REDIS, *PROCESS, *GPU)

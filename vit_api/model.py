@@ -1,16 +1,17 @@
 """A Vision Transformer on a device: uint8 pixels in, the most probable classes out.
 
-With `vit`, the only module that imports torch and transformers; only workers import it. Knows nothing of slots or HTTP.
+With `vit`, `engines` and `staging`, which it joins, the only module that imports torch and transformers; only workers
+import it. Knows nothing of slots or HTTP.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +21,25 @@ from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoint import Checkpoint
 from vit_api.cores import available_cores
+from vit_api.engines import (
+    Engine,
+    Network,
+    batch_sizes,
+    choose_engine,
+    common_batch_sizes,
+    compile_network,
+    make_engine,
+    pack,
+)
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.records import TOP_K, Prediction
+from vit_api.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.vit import fuse
 
 logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -35,16 +50,25 @@ wide, one image takes 0.58 ms in float32 and 0.86 in bfloat16, 32 images 3.8 and
 """
 
 
-class TopK(NamedTuple):
-    """The most probable classes of a batch, still on the device.
+_MOST_DEVIATION = {torch.float32: 1e-3}
+_MOST_DEVIATION_ELSE = 0.05
+"""By which engines may differ, see `engines.deviation`; orders of summation differ, and bfloat16 keeps 8 bits."""
+
+
+class Launched(NamedTuple):
+    """A batch that the device computes.
 
     Attributes:
-        probabilities: float32 [batch, k], largest first.
-        indices: int64 [batch, k].
+        packed: Its most probable classes, see `engines.pack`, in the host's memory.
+        arrival: When they are there.
     """
 
-    probabilities: torch.Tensor
-    indices: torch.Tensor
+    packed: torch.Tensor
+    arrival: Event
+
+    def is_done(self) -> bool:
+        """Tell whether they are there."""
+        return self.arrival.query()
 
 
 def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
@@ -95,13 +119,27 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-@contextlib.contextmanager
-def _naming_memory_errors() -> Iterator[None]:
-    """Turn torch's error into ours, for those who may not import torch."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfDeviceMemory("the device's memory does not suffice") from error
+def _naming_memory_errors(step: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Have a step raise our error instead of torch's, for those who may not import torch."""
+
+    @functools.wraps(step)
+    def named(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return step(*arguments, **options)
+        except torch.OutOfMemoryError as error:
+            raise OutOfDeviceMemory("the device's memory does not suffice") from error
+
+    return named
+
+
+def _be_exact() -> None:
+    """Have float32 mean float32, also where the device could round its factors to TF32's 10 bits.
+
+    torch would do so in convolutions. `auto` never takes float32 on such a device, so whoever does wants the reference;
+    float16 has as many bits and is faster.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 class VisionModel:
@@ -112,22 +150,39 @@ class VisionModel:
         device: As torch names it: `cpu`, `cuda:0`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         cpu_threads: Threads that torch uses for one operation on the CPU, in this process; None: see `choose_threads`.
+        max_batch_size: Images in a batch at the most.
 
     Attributes:
         device: Where it runs.
         dtype: What it computes in; normalisation and softmax are always float32.
         device_name: The hardware's own name.
+        device_uuid: The GPU's own number, as NVML knows it; empty for the CPU.
+        pixel_shape: (height, width, 3) of an image.
+        engine: How it runs: eagerly, until `prepare`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, cpu_threads: int | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str,
+        dtype: str,
+        cpu_threads: int | None,
+        max_batch_size: int = 32,
+    ) -> None:
         transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         width = _width(config)
         self.dtype = choose_dtype(dtype, self.device, width)
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
-        self.device_name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        self._pixel_shape = checkpoint.preprocessing.pixel_shape
+        _be_exact()
+        self.device_name, self.device_uuid = "CPU", ""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # for streams, events and graphs, which don't say where
+            properties = torch.cuda.get_device_properties(self.device)
+            self.device_name, self.device_uuid = properties.name, f"GPU-{properties.uuid}"
+        self.pixel_shape = checkpoint.preprocessing.pixel_shape
+        self._max_batch_size = max_batch_size
         self._model = AutoModelForImageClassification.from_pretrained(
             checkpoint.path,
             local_files_only=True,
@@ -138,8 +193,11 @@ class VisionModel:
         self._model.to(self.device).eval()
         self._top_k = min(TOP_K, self._model.config.num_labels)
         self._scale, self._shift = self._normalisation(checkpoint)
+        self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
+        self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
         with torch.inference_mode():
             self._logits = fuse(self._model, self._scale, self._shift, self._unfused) or self._unfused
+        self.engine = Engine("eager", self._run_eagerly)
 
     def _normalisation(self, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
         """Fold rescale and normalise, (x * scale - mean) / std, into x * a + b. Each result is float32 [3, 1, 1]."""
@@ -152,18 +210,70 @@ class VisionModel:
             shift.view(3, 1, 1).to(self.device, torch.float32),
         )
 
-    def stage(self, images: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-        """Gather images, each uint8 [height, width, 3], into one uint8 [batch, height, width, 3] on the device."""
-        batch = torch.from_numpy(np.stack(images))
-        with _naming_memory_errors():
-            return batch.to(self.device, non_blocking=True)
-
     @torch.inference_mode()
-    def forward(self, pixels: torch.Tensor) -> TopK:
-        """Launch the model on staged pixels, uint8 [batch, height, width, 3], and return its top k on the device."""
-        with _naming_memory_errors():
-            logits = self._logits(pixels).to(torch.float32)
-            return TopK(*logits.softmax(dim=-1).topk(self._top_k, dim=-1))
+    def prepare(self, engine: str) -> None:
+        """Make an engine and run each batch size once, so that no client pays for what the first run sets up.
+
+        Args:
+            engine: `auto`, `eager`, `compile` or `cudagraph`. Where it can't be had, the model stays eager, and a
+                warning says why.
+        """
+
+        def compiled() -> Network:
+            logits = compile_network(self._logits, len(batch_sizes(self._max_batch_size)))
+            return lambda pixels: self._most_probable(logits(pixels))
+
+        self.engine = make_engine(
+            choose_engine(engine, self.device),
+            self._run_eagerly,
+            compiled,
+            lambda images: torch.zeros((images, *self.pixel_shape), dtype=torch.uint8, device=self.device),
+            max_batch_size=self._max_batch_size,
+            most_deviation=_MOST_DEVIATION.get(self.dtype, _MOST_DEVIATION_ELSE),
+        )
+        started = time.monotonic()
+        sizes = self.engine.sizes or common_batch_sizes(self._max_batch_size)
+        for size in sizes:
+            self.collect(self.launch(self.stage([np.zeros(self.pixel_shape, np.uint8)] * size)))
+        logger.info("warmed up for batches of %s in %.1f s", list(sizes), time.monotonic() - started)
+
+    @_naming_memory_errors
+    def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:
+        """Gather images, each uint8 [height, width, 3], and send them to the device.
+
+        Raises:
+            OutOfDeviceMemory: There is no room for them.
+        """
+        return self._staging.stage(images)
+
+    @_naming_memory_errors
+    @torch.inference_mode()
+    def launch(self, staged: Staged) -> Launched:
+        """Have the device run the model on a staged batch, and send back the most probable classes.
+
+        Raises:
+            OutOfDeviceMemory: There is no room for what the model computes.
+        """
+        try:
+            packed = self.engine.run(self._staging.accept(staged))
+        finally:
+            self._staging.give_back(staged)
+        return Launched(*self._link.fetch(packed))
+
+    def collect(self, launched: Launched) -> list[Prediction]:
+        """Wait for a batch, and for nothing else, and return one prediction for each of its images."""
+        launched.arrival.synchronize()
+        packed = launched.packed.numpy()
+        top_k = packed.shape[1] // 2
+        probabilities, indices = packed[:, :top_k].tolist(), packed[:, top_k:].astype(np.int32).tolist()
+        return [Prediction(tuple(i), tuple(p)) for i, p in zip(indices, probabilities, strict=True)]
+
+    def _run_eagerly(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the packed predictions of uint8 [batch, height, width, 3] on the device."""
+        return self._most_probable(self._logits(pixels))
+
+    def _most_probable(self, logits: torch.Tensor) -> torch.Tensor:
+        return pack(*logits.to(torch.float32).softmax(dim=-1).topk(self._top_k, dim=-1))
 
     def _unfused(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the logits of uint8 [batch, height, width, 3] as transformers computes them, for any architecture."""
@@ -171,19 +281,7 @@ class VisionModel:
         logits: torch.Tensor = self._model(pixel_values=inputs.to(self.dtype)).logits
         return logits
 
-    def collect(self, output: TopK) -> list[Prediction]:
-        """Wait for the device and return one prediction for each image of the batch."""
-        probabilities, indices = output.probabilities.tolist(), output.indices.tolist()
-        return [Prediction(tuple(i), tuple(p)) for i, p in zip(indices, probabilities, strict=True)]
-
     def free_memory(self) -> None:
         """Give the device's memory back that torch keeps for later."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def warm_up(self, batch_sizes: Sequence[int]) -> None:
-        """Run each batch size once on zeros, so that no client pays for what the first run sets up."""
-        started = time.monotonic()
-        for size in batch_sizes:
-            self.collect(self.forward(self.stage([np.zeros(self._pixel_shape, np.uint8)] * size)))
-        logger.info("warmed up for batches of %s in %.1f s", list(batch_sizes), time.monotonic() - started)

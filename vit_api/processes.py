@@ -133,7 +133,7 @@ def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeo
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here asks who the client is
+        proxy_headers=False,  # `client_address` says whose are believed
         timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
     )
     _Server(config).run(sockets=[listener])

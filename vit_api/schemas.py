@@ -52,6 +52,8 @@ class WorkerInfo(_Body):
     device: str
     device_name: str
     dtype: str
+    engine: str = Field(description="How the model runs: eager, compile or cudagraph")
+    startup_s: float = Field(description="Seconds that it took to get ready")
     batches: int = Field(description="Batches that it ran since the start")
     images: int = Field(description="Images in these batches")
     restarts: int = Field(description="How often it died and was started again")

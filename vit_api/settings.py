@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-import re
-import sys
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vit_api.api_keys import SHORTEST_KEY, check_key, digest_of, parse_keys
+from vit_api.client_address import Network, parse_networks
 from vit_api.cores import available_cores
+from vit_api.origins import parse_origins
+from vit_api.rates import Rate, parse_rates
 
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
 """What one answer pipe carries within the 1 MiB that Linux grants a pipe of an unprivileged user."""
 
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "rate_limit": parse_rates,
+    "trusted_proxies": parse_networks,
+    "cors_origins": parse_origins,
+}
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-_DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
+DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
 
 class Settings(BaseSettings):
@@ -52,11 +59,15 @@ class Settings(BaseSettings):
     ]
     workers_per_device: Annotated[int, Field(ge=1, le=16, description="Inference workers on each device")] = 1
     device: Annotated[
-        str, Field(pattern=_DEVICE_PATTERN, description=f"Where the model runs: {_DEVICE_MEANING}; auto: GPUs if any")
+        str, Field(pattern=_DEVICE_PATTERN, description=f"Where the model runs: {DEVICE_MEANING}; auto: GPUs if any")
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="What the model computes in; auto: the fastest that the hardware has instructions for"),
+    ] = "auto"
+    engine: Annotated[
+        Literal["auto", "eager", "compile", "cudagraph"],
+        Field(description="How the model runs; auto: recorded CUDA graphs on a GPU, eagerly on the CPU"),
     ] = "auto"
     max_batch_size: Annotated[int, Field(ge=1, le=256, description="Images in a batch at the most")] = 32
     max_wait_ms: Annotated[
@@ -110,7 +121,24 @@ class Settings(BaseSettings):
         Field(description="Redis that remembers for several processes and servers: redis://, rediss:// or unix://"),
     ] = None
     operator_key: Annotated[
-        SecretStr | None, Field(min_length=8, description="Key for POST /cache/clear; none: nobody may")
+        SecretStr | None, Field(min_length=SHORTEST_KEY, description="Key for POST /cache/clear; none: nobody may")
+    ] = None
+    api_keys: Annotated[
+        SecretStr | None,
+        Field(description="Keys that clients need, with commas; each plain or as sha256:<digest>; none: all may"),
+    ] = None
+    metrics_public: Annotated[bool, Field(description="Show /metrics also to those who have no key")] = False
+    rate_limit: Annotated[
+        str | None,
+        Field(description="Images that a client may send, as 600/minute or 10/second;5000/hour; none: no limit"),
+    ] = None
+    trusted_proxies: Annotated[
+        str | None,
+        Field(description="Addresses or networks, with commas, of proxies whose X-Forwarded-For is believed"),
+    ] = None
+    cors_origins: Annotated[
+        str | None,
+        Field(description="Origins whose pages may use this server, with commas, or * for all; none: its own alone"),
     ] = None
     cpu_threads: Annotated[
         int | None,
@@ -127,7 +155,7 @@ class Settings(BaseSettings):
         bool, Field(description="Send OpenTelemetry traces, as OTEL_* in the environment say; see docs/tracing.md")
     ] = False
 
-    @field_validator("log_level", "log_format", "dtype", "device", mode="before")
+    @field_validator("log_level", "log_format", "dtype", "engine", "device", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
@@ -135,8 +163,22 @@ class Settings(BaseSettings):
     @field_validator("operator_key")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-            raise ValueError("Input should have no spaces and only ASCII characters, as it comes in a header")
+        if value is not None:
+            check_key(value.get_secret_value())
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_keys(value.get_secret_value())
+        return value
+
+    @field_validator("rate_limit", "trusted_proxies", "cors_origins")
+    @classmethod
+    def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _PARSERS[str(info.field_name)](value)
         return value
 
     @field_validator("redis_url")
@@ -190,12 +232,32 @@ class Settings(BaseSettings):
         return int(self.max_pending_mb * 2**20)
 
     @property
+    def key_digests(self) -> tuple[bytes, ...]:
+        """Digests of the keys that clients may present; the operator's opens everything, too."""
+        if self.api_keys is None:
+            return ()
+        operator = () if self.operator_key is None else (digest_of(self.operator_key.get_secret_value()),)
+        return (*parse_keys(self.api_keys.get_secret_value()), *operator)
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Origins whose pages may use the server."""
+        return () if self.cors_origins is None else parse_origins(self.cors_origins)
+
+    @property
+    def trusted_networks(self) -> tuple[Network, ...]:
+        """Proxies whose `X-Forwarded-For` is believed."""
+        return () if self.trusted_proxies is None else parse_networks(self.trusted_proxies)
+
+    @property
+    def rates(self) -> tuple[Rate, ...]:
+        """What each client may use."""
+        return () if self.rate_limit is None else parse_rates(self.rate_limit)
+
+    @property
     def max_wait_s(self) -> float:
         """Seconds that an image waits for company at the most."""
         return self.max_wait_ms / 1000
-
-
-_SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
 
 
 def _check_redis_url(url: str) -> None:
@@ -212,49 +274,3 @@ def _check_redis_url(url: str) -> None:
             f"Input should be {'host:port/database, '.join(_REDIS_SCHEMES)}path, without options; "
             "special characters in a password have to be percent-encoded"
         )
-
-
-class SettingsError(Exception):
-    """A setting has a value that it may not have; the message has a line for each."""
-
-
-def load_settings(arguments: list[str]) -> Settings:
-    """Read the settings; `--help` among the arguments prints them all and exits.
-
-    Raises:
-        SettingsError: A value is not allowed or an argument is unknown. It names the variable and what it may be.
-    """
-    parser = argparse.ArgumentParser(
-        prog="server.py",
-        description="A dynamic-batching image-classification server for Vision Transformers.",
-        epilog=f"Each option is also {ENV_PREFIX}<NAME> in the environment and in the file .env.",
-    )
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        Settings, cli_parse_args=arguments, root_parser=parser, cli_kebab_case=True
-    )
-    try:
-        return Settings(_cli_settings_source=source)  # type: ignore[call-arg]
-    except ValidationError as error:
-        raise SettingsError("\n".join(_describe(problem) for problem in error.errors())) from None
-
-
-def _describe(problem: Any) -> str:
-    """Say which variable is wrong, what it may be, and what it was."""
-    if not problem["loc"]:
-        return str(problem["msg"]).removeprefix("Value error, ")
-    name = ENV_PREFIX + str(problem["loc"][0]).upper()
-    what = problem["msg"]
-    if problem["type"] == "string_pattern_mismatch":
-        what = f"Input should be {_DEVICE_MEANING}"
-    what = what.removeprefix("Value error, ")
-    if problem["loc"][0] in _SECRETS:
-        return f"{name}: {what}"  # the value must not get into a log
-    return f"{name}: {what}, got {problem['input']!r}"
-
-
-def main_settings() -> Settings:
-    """Read the settings of this process's command line and environment; exit with status 2 if one is wrong."""
-    try:
-        return load_settings(sys.argv[1:])
-    except SettingsError as error:
-        sys.exit(f"{error}\nRun with --help to see every setting.")

@@ -143,6 +143,10 @@ class SlotTable:
         coming &= self._shared["alone"] == 0
         return int(np.count_nonzero(coming))
 
+    def count_waiting(self) -> int:
+        """Count the images that may join a batch now: queued, not yet claimed and not to be alone."""
+        return int(np.count_nonzero((self._states == SlotState.QUEUED) & (self._shared["alone"] == 0)))
+
     def count_by_state(self) -> dict[SlotState, int]:
         """Count the slots in each state."""
         counts = np.bincount(self._states, minlength=len(SlotState))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from vit_api.shared_memory import SharedArrays
 
 _TEXT_BYTES = 64
+_TEXTS: Final = ("device", "device_name", "dtype", "device_uuid", "engine")
 
 
 class WorkerState(enum.IntEnum):
@@ -34,12 +35,25 @@ _TAKES_IMAGES = frozenset({WorkerState.READY, WorkerState.RESTARTING})
 
 @dataclass(frozen=True)
 class WorkerNotice:
-    """What one worker says of itself."""
+    """What one worker says of itself.
+
+    Attributes:
+        state: What it is doing.
+        device: Where it runs, as torch names devices.
+        device_name: The hardware's own name.
+        dtype: What it computes in.
+        device_uuid: The GPU's own number, as NVML knows it; empty for the CPU.
+        engine: How the model runs.
+        startup_s: How long it took until the worker was ready, in seconds.
+    """
 
     state: WorkerState
     device: str
     device_name: str
     dtype: str
+    device_uuid: str = ""
+    engine: str = ""
+    startup_s: float = 0.0
 
 
 class WorkerBoard:
@@ -60,10 +74,9 @@ class WorkerBoard:
                 "restarts": (np.uint64, (workers,)),
                 "batches": (np.uint64, (workers,)),
                 "images": (np.uint64, (workers,)),
-                "device": (text, (workers,)),
-                "device_name": (text, (workers,)),
-                "dtype": (text, (workers,)),
+                "startup_s": (np.float64, (workers,)),
             }
+            | dict.fromkeys(_TEXTS, (text, (workers,)))
         )
         self._bind(shared)
 
@@ -81,15 +94,17 @@ class WorkerBoard:
 
     def post(self, worker: int, notice: WorkerNotice) -> None:
         """Write the notice of `worker`; the state last, so that a reader who sees it ready sees the rest."""
-        for name in ("device", "device_name", "dtype"):
+        for name in _TEXTS:
             self._shared[name][worker] = getattr(notice, name).encode("ascii", "replace")[:_TEXT_BYTES]
+        self._shared["startup_s"][worker] = notice.startup_s
         self.beat(worker, time.monotonic())
         self._shared["state"][worker] = notice.state
 
     def read(self, worker: int) -> WorkerNotice:
         """Return the notice of `worker`."""
-        texts = (bytes(self._shared[name][worker]).decode() for name in ("device", "device_name", "dtype"))
-        return WorkerNotice(WorkerState(self._shared["state"][worker]), *texts)
+        texts = {name: bytes(self._shared[name][worker]).decode() for name in _TEXTS}
+        startup_s = float(self._shared["startup_s"][worker])
+        return WorkerNotice(WorkerState(self._shared["state"][worker]), startup_s=startup_s, **texts)
 
     def beat(self, worker: int, now: float) -> None:
         """Note that `worker` makes progress at `now`, in seconds of the monotonic clock."""

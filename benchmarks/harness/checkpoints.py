@@ -19,6 +19,7 @@ _PROCESSOR = {
     "image_std": [0.5, 0.5, 0.5],
     "image_processor_type": "ViTImageProcessor",
 }
+_SHARPENING = 8
 
 
 def save_vit_base(folder: Path) -> None:
@@ -34,7 +35,26 @@ def save_small_vit(folder: Path) -> None:
     _save(config, folder)
 
 
+def save_tiny_vit(folder: Path) -> None:
+    """Save a ViT for 32 x 32 pixels that takes about a millisecond an image on one core, to a folder."""
+    config = ViTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=128,
+        num_labels=100,
+    )
+    _save(config, folder)
+
+
 def _save(config: ViTConfig, folder: Path) -> None:
     torch.manual_seed(0)
-    ViTForImageClassification(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(_PROCESSOR))
+    model = ViTForImageClassification(config)
+    # Random weights make all classes about as probable; so sharpened, the first has some tenths, and a wrong one shows.
+    with torch.no_grad():
+        model.classifier.weight *= _SHARPENING
+    model.save_pretrained(folder)
+    processor = _PROCESSOR | {"size": {"height": config.image_size, "width": config.image_size}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))

@@ -10,14 +10,19 @@ from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from vit_api import __version__
 from vit_api.errors import ViTError
 from vit_api.lit_api import DEFAULT_TOP_K
 from vit_api.records import TOP_K
+from vit_api.routes.cors import CrossOrigin
 from vit_api.routes.exchange import Observer
 from vit_api.routes.front import Front, Handler
+from vit_api.routes.keys import KeyCheck, describe_keys
+from vit_api.routes.pages import STATIC_FOLDER, docs_router
 from vit_api.routes.predict import PredictRoutes
+from vit_api.routes.rate_limits import RateLimits, describe_limits
 from vit_api.routes.responses import from_exception
 from vit_api.schemas import ErrorResponse, PredictResponse
 
@@ -79,7 +84,10 @@ def create_app(
     stop: Callable[[], Awaitable[None]],
     max_pending_bytes: int,
     is_draining: Callable[[], bool],
-) -> Front:
+    keys: KeyCheck | None = None,
+    limits: RateLimits | None = None,
+    cors_origins: Sequence[str] = (),
+) -> ASGIApp:
     """Return the ASGI application of one HTTP process.
 
     Args:
@@ -90,6 +98,9 @@ def create_app(
         stop: Called on the event loop after the last one.
         max_pending_bytes: Of all requests' bodies together at the most.
         is_draining: Tells whether the server stops.
+        keys: Who may ask for what; None: all for everything.
+        limits: What each client may use; None: whatever it likes.
+        cors_origins: Whose pages may use the server; none: its own alone.
     """
 
     @asynccontextmanager
@@ -105,20 +116,46 @@ def create_app(
         description=_DESCRIPTION,
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs/static",
+        static_url=STATIC_FOLDER,
         redirect_slashes=False,
     )
+    app.include_router(docs_router("ViT API", "/openapi.json"))
     app.include_router(_described())
     for router in operators:
         app.include_router(router)
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)
+    limited = (lambda handler: handler) if limits is None else limits.limited
     handlers: dict[tuple[str, str], Handler] = {
-        ("POST", "/predict"): predict.predict,
-        ("POST", "/predict/batch"): predict.predict_batch,
+        ("POST", "/predict"): limited(predict.predict),
+        ("POST", "/predict/batch"): limited(predict.predict_batch),
     }
-    return Front(handlers, app, observers, max_pending_bytes=max_pending_bytes, is_draining=is_draining)
+    _describe_access(app, keys, limits)
+    front = Front(
+        handlers,
+        app,
+        observers,
+        max_pending_bytes=max_pending_bytes,
+        is_draining=is_draining,
+        admit=None if keys is None else keys.admit,
+    )
+    return CrossOrigin(front, cors_origins) if cors_origins else front
+
+
+def _describe_access(app: FastAPI, keys: KeyCheck | None, limits: RateLimits | None) -> None:
+    """Have the description say which paths need a key and which are limited, once it is asked for."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            describe_keys(describe(), keys)
+            if limits is not None:
+                describe_limits(describe())
+        return describe()
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _described() -> APIRouter:

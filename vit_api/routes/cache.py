@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from vit_api.api_keys import KeyRing, digest_of
 from vit_api.cache_board import CacheBoard
-from vit_api.errors import Forbidden, Unauthorized
+from vit_api.errors import Forbidden
+from vit_api.routes.keys import check_key
 from vit_api.schemas import CacheCleared, CacheInfo, ErrorResponse, RedisInfo
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,4 @@ def cache_router(board: CacheBoard, operator_key: str | None, clear_redis: Clear
 def _check_operator(request: Request, operator_key: str | None) -> None:
     if operator_key is None:
         raise Forbidden("nobody may do this here: start the server with VIT_API_OPERATOR_KEY to allow it")
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-    if not hmac.compare_digest(given.encode(), operator_key.encode()):
-        raise Unauthorized("send the operator's key as `Authorization: Bearer <key>` or in `X-API-Key`")
+    check_key(KeyRing([digest_of(operator_key)]), dict(request.scope["headers"]), "the operator's key")

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vit_api.errors import InternalError, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.routes.exchange import Exchange, Observer
-from vit_api.routes.messages import REQUEST_ID, Pending, Request, Response
+from vit_api.routes.messages import NO_SNIFFING, REQUEST_ID, Pending, Request, Response
 from vit_api.routes.responses import error_response
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Front:
         observers: Told of each request that has its answer.
         max_pending_bytes: Of all requests' bodies together at the most.
         is_draining: Tells whether the server stops, so that clients are to leave.
+        admit: Raises a `ViTError` if a request is not to be answered, before any of its body is read.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Front:
         *,
         max_pending_bytes: int,
         is_draining: Callable[[], bool],
+        admit: Callable[[Request], None] | None = None,
     ) -> None:
         self._handlers = handlers
         self._fallback = fallback
         self._observers = observers
         self._pending = Pending(max_pending_bytes)
         self._is_draining = is_draining
+        self._admit = admit
         # Unique as a random number, at a tenth of the time: random for each process, and counted within it.
         self._id_start = os.urandom(12).hex().encode()
         self._id_numbers = itertools.count()
@@ -70,11 +73,10 @@ class Front:
         if own_id is not None and _SANE_ID.fullmatch(own_id):
             request.id = own_id
         handler = self._handlers.get((scope["method"], scope["path"]))
-        if handler is None:
-            await self._fall_back(request, receive, send, arrived_at)
-            return
         try:
-            response = await handler(request)
+            if self._admit is not None:
+                self._admit(request)
+            response = None if handler is None else await handler(request)
         except ClientDisconnect:
             self._observe(Exchange(request, CLIENT_LEFT, arrived_at, time.monotonic()))
             return  # nobody is there to answer
@@ -83,7 +85,10 @@ class Front:
             response = error_response(failure, request.id.decode(), time.monotonic() - arrived_at)
         finally:
             request.close()
-        await response.send(send, request.id, is_last=self._is_draining())
+        if response is None:
+            await self._fall_back(request, receive, send, arrived_at)
+            return
+        await response.send(send, request, is_last=self._is_draining())
         self._observe(Exchange(request, response.status, arrived_at, time.monotonic(), response.outcomes))
 
     async def _fall_back(self, request: Request, receive: Receive, send: Send, arrived_at: float) -> None:
@@ -94,7 +99,7 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (REQUEST_ID, request.id)]
+                headers = [*message.get("headers", ()), NO_SNIFFING, (REQUEST_ID, request.id)]
                 message = {**message, "headers": headers}
             await send(message)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -22,6 +22,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 T = TypeVar("T")
 
 _JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+NO_SNIFFING: tuple[bytes, bytes] = (b"x-content-type-options", b"nosniff")
+"""Has browsers take a body for what its type says, and never for a script or a page."""
 
 
 class Pending:
@@ -62,6 +64,9 @@ class Request:
         scope: ASGI's description of it.
         id: Its id, for the answer and the log.
         headers: By lower-case name; of a repeated one the last.
+        key_digest: Of the client's key; empty where none is asked for.
+        charge: Counts further images of this request, beside the first, in the client's budget.
+        answer_headers: What any answer to it is to have.
         received_bytes: Bytes of the body so far.
         parsed_at: When the upload was found in the body, in seconds of the monotonic clock; None before.
         looked_up_at: When it was known whether the upload's answer is remembered; None before.
@@ -71,8 +76,11 @@ class Request:
         "_is_gone",
         "_pending",
         "_receive",
+        "answer_headers",
+        "charge",
         "headers",
         "id",
+        "key_digest",
         "looked_up_at",
         "parsed_at",
         "received_bytes",
@@ -86,6 +94,9 @@ class Request:
         self._receive = receive
         self._is_gone = False
         self._pending = pending
+        self.key_digest = b""
+        self.charge: Callable[[int], Awaitable[None]] = _no_charge
+        self.answer_headers: Headers = ()
         self.received_bytes = 0
         self.parsed_at: float | None = None
         self.looked_up_at: float | None = None
@@ -151,6 +162,10 @@ class Request:
             task.cancel()
 
 
+async def _no_charge(_: int) -> None:
+    pass
+
+
 class Response(NamedTuple):
     """One HTTP response, whose body is JSON.
 
@@ -168,11 +183,11 @@ class Response(NamedTuple):
 
     def all_headers(self) -> list[tuple[bytes, bytes]]:
         """Return every header to send."""
-        return [_JSON, (b"content-length", b"%d" % len(self.body)), *self.headers]
+        return [_JSON, NO_SNIFFING, (b"content-length", b"%d" % len(self.body)), *self.headers]
 
-    async def send(self, send: Send, request_id: bytes, *, is_last: bool = False) -> None:
-        """Send it as the answer to the request of this id; the last one closes its connection."""
-        headers = [*self.all_headers(), (REQUEST_ID, request_id)]
+    async def send(self, send: Send, request: Request, *, is_last: bool = False) -> None:
+        """Send it as the answer to a request; the last one closes its connection."""
+        headers = [*self.all_headers(), *request.answer_headers, (REQUEST_ID, request.id)]
         if is_last:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})

@@ -104,6 +104,8 @@ def _worker_info(board: WorkerBoard, worker: int) -> WorkerInfo:
         device=notice.device,
         device_name=notice.device_name,
         dtype=notice.dtype,
+        engine=notice.engine,
+        startup_s=round(notice.startup_s, 1),
         batches=batches,
         images=images,
         restarts=board.restarts_of(worker),

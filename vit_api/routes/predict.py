@@ -85,6 +85,8 @@ class PredictRoutes:
         deadline = arrived_at + self._request_timeout_s
         uploads = await self._body_limit.hold(self._uploads.read_many(request), arrived_at)
         request.parsed_at = self._clock()
+        if len(uploads) > 1:
+            await request.charge(len(uploads) - 1)  # the first was counted at the door
         is_fresh = _wants_fresh(request)
         results = await request.unless_gone(self._results_of(uploads, deadline, is_fresh))
         failures = [result for result in results if isinstance(result, ViTError)]

@@ -8,7 +8,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from vit_api.client import AsyncClient, UnreadableInput
@@ -128,12 +128,12 @@ async def _by_server(client: AsyncClient, paths: list[Path], report: Report, req
             report.add(next(names), outcome)
 
 
-def _in_process(arguments: argparse.Namespace, paths: Iterable[Path], report: Report) -> None:
+def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report) -> None:
     # Not at the top: with a server, torch and LitServe are not needed, and take seconds to import.
     from vit_api.checkpoint import CheckpointError
+    from vit_api.command_line import SettingsError, load_settings
     from vit_api.local import load_local
     from vit_api.logs import configure_logging
-    from vit_api.settings import SettingsError, load_settings
 
     try:
         settings = load_settings([] if arguments.model is None else [f"--model={arguments.model}"])
@@ -142,7 +142,7 @@ def _in_process(arguments: argparse.Namespace, paths: Iterable[Path], report: Re
     configure_logging("warning", settings.log_format)
     threads = arguments.concurrency or available_cores()
     try:
-        classifier = load_local(settings, threads)
+        classifier = load_local(settings, threads, len(paths))
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     with contextlib.closing(classifier.classify_many(paths, arguments.top_k)) as outcomes:

@@ -1,0 +1,203 @@
+"""What a GPU makes of all this: the model alone, the pipeline, the whole server, accuracy, memory and energy.
+
+    python -m benchmarks.gpu --out gpu.json
+
+Takes up to 8 minutes on a GPU that nobody else uses, with a seeded ViT-B/16 and without a network. Each part runs in a
+process of its own and within its time; one that fails is noted in the result, which is written again after each part.
+`--device cpu --quick` runs what can run without a GPU on a tiny model, to see that it works; its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.gpu_parts.part import Part
+from benchmarks.gpu_parts.table import table
+from benchmarks.harness import machine
+
+_NO_CUDA = 2
+_GRACE_S = 40.0
+"""What a part that is stopped gets to stop its server."""
+_LOG_LINES = 30
+
+
+class _Planned(NamedTuple):
+    """A part, what it answers, and which share of the time left it gets at the most."""
+
+    run: Callable[[Part], None]
+    share: float
+
+
+def _alone(part: Part) -> None:
+    from benchmarks.gpu_parts import alone
+
+    alone.run(part)
+
+
+def _compiled(part: Part) -> None:
+    from benchmarks.gpu_parts import alone, gate
+
+    alone.run_compiled(part)
+    gate.judge(part, ("auto",), ("compile",))
+
+
+def _pipeline(part: Part) -> None:
+    from benchmarks.gpu_parts import pipeline
+
+    pipeline.run(part)
+
+
+def _served(part: Part) -> None:
+    from benchmarks.gpu_parts import served
+
+    served.run(part)
+
+
+def _gate(part: Part) -> None:
+    from benchmarks.gpu_parts import gate
+
+    gate.run(part)
+
+
+def _memory(part: Part) -> None:
+    from benchmarks.gpu_parts import memory
+
+    memory.run(part)
+
+
+# In this order; torch.compile last, since it alone may take longer than all others.
+_PARTS = {
+    "alone": _Planned(_alone, 0.3),
+    "pipeline": _Planned(_pipeline, 0.3),
+    "served": _Planned(_served, 0.5),
+    "gate": _Planned(_gate, 0.5),
+    "memory": _Planned(_memory, 0.5),
+    "compiled": _Planned(_compiled, 1.0),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts of the command line; exit with status 2 where there is no GPU, 1 if a part failed."""
+    options = _parser().parse_args(arguments)
+    if options.part:
+        _run_here(options)
+        return
+    device = _device(options.device)
+    if device is None:
+        print("skipped: there is no CUDA device; `--device cpu --quick` runs what can run without one")
+        sys.exit(_NO_CUDA)
+    with tempfile.TemporaryDirectory() as folder:
+        report = _run(options, device, Path(folder))
+    print(table(report))
+    failed = [name for name, part in report["parts"].items() if part["status"] != "ok"]
+    if failed:
+        sys.exit(f"not complete: {', '.join(failed)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("gpu.json"), help="where the result goes (default: %(default)s)")
+    add("--device", default="cuda:0", help="as torch names it (default: %(default)s)")
+    add("--quick", action="store_true", help="a tiny model and short measurements, which mean nothing")
+    add("--minutes", type=float, default=7.0, help="for all parts together (default: %(default)s)")
+    add("--only", default=",".join(_PARTS), help="parts, separated by commas (default: %(default)s)")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server, as api_servers=8")
+    add("--part", choices=_PARTS, help=argparse.SUPPRESS)
+    add("--folder", type=Path, help=argparse.SUPPRESS)
+    add("--seconds", type=float, help=argparse.SUPPRESS)
+    return parser
+
+
+def _device(wanted: str) -> str | None:
+    """Return the device, or None if it is a CUDA device that isn't there."""
+    import torch
+
+    return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else None
+
+
+def _run(options: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
+    """Run all parts, one after the other; return the report, which is written after each."""
+    from benchmarks.harness import checkpoints
+
+    deadline = time.monotonic() + options.minutes * 60
+    checkpoint = folder / "checkpoint"
+    (checkpoints.save_tiny_vit if options.quick else checkpoints.save_vit_base)(checkpoint)
+    report: dict[str, Any] = {
+        "machine": machine.describe(),
+        "device": device,
+        "model": "tiny" if options.quick else "ViT-B/16, seeded",
+        "parts": {},
+    }
+    for name in options.only.split(","):
+        seconds = (deadline - time.monotonic()) * _PARTS[name].share
+        print(f"{name}: up to {max(0.0, seconds):.0f} s ...", flush=True)
+        report["parts"][name] = _run_part(options, name, device, folder, seconds)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{name}: {report['parts'][name]['status']}", flush=True)
+    return report
+
+
+def _run_part(options: argparse.Namespace, name: str, device: str, folder: Path, seconds: float) -> dict[str, Any]:
+    """Run a part in a process of its own; return what it found, and how it ended."""
+    if seconds < 1:
+        return {"status": "skipped", "why": "no time was left", "result": {}}
+    file, log = folder / f"{name}.json", folder / f"{name}.log"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--device", device, "--out", str(file)]
+    command += ["--folder", str(folder / "checkpoint"), "--seconds", str(seconds)]
+    command += [f"--set={setting}" for setting in options.set] + ["--quick"] * options.quick
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=machine.ROOT, stdout=output, stderr=subprocess.STDOUT)
+        status = _wait(process, seconds)
+    part = {"status": status, "seconds": round(time.monotonic() - started, 1)}
+    lines = log.read_text(errors="replace").splitlines()
+    warnings = [line for line in lines if "WARNING" in line][:_LOG_LINES]
+    part |= {"log": lines[-_LOG_LINES:]} if status != "ok" else {"warnings": warnings} if warnings else {}
+    return part | {"result": json.loads(file.read_text()) if file.exists() else {}}
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
+    """Wait for a part, and stop it if it takes too long; return how it ended."""
+    try:
+        return "ok" if process.wait(seconds) == 0 else "error"
+    except subprocess.TimeoutExpired:
+        process.terminate()
+    except BaseException:  # such as Ctrl-C: its server must not stay behind
+        process.terminate()
+        process.wait(_GRACE_S)
+        raise
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return "stopped: out of time"
+
+
+def _run_here(options: argparse.Namespace) -> None:
+    """Be a part's process."""
+    from vit_api.compile_cache import keep_compiled_code
+    from vit_api.logs import configure_logging
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # so that contexts end, and servers with them
+    configure_logging("info", "text")
+    keep_compiled_code()
+    settings = dict(setting.split("=", 1) for setting in options.set)
+    # Some of the time is the process's own start; a part looks at its time before each measurement.
+    seconds = 0.9 * options.seconds
+    part = Part(options.folder, options.device, options.quick, seconds, options.out, settings)
+    _PARTS[options.part].run(part)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What a part is given, and how it hands on what it finds. Imports no torch: not every part needs it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MAX_BATCH_SIZE = 32
+FLOP_PER_IMAGE = 35.1e9
+"""Of ViT-B/16 for 224 x 224 pixels, a multiplication and an addition counted as two."""
+
+
+@dataclass
+class Part:
+    """One part's run.
+
+    Attributes:
+        folder: The checkpoint.
+        device: Where to run it.
+        is_quick: Whether to see that it works is all that is asked for.
+        seconds: How long it may take; it is stopped some time later.
+        file: Where its result goes, again with each finding, so that what it found before a failure counts.
+        settings: Of the server, as strings.
+        result: What it found so far; fits into JSON.
+    """
+
+    folder: Path
+    device: str
+    is_quick: bool
+    seconds: float
+    file: Path
+    settings: dict[str, str]
+    result: dict[str, Any] = field(default_factory=dict)
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self.device.startswith("cuda")
+
+    @property
+    def max_batch_size(self) -> int:
+        """Images in a batch at the most."""
+        return 4 if self.is_quick else MAX_BATCH_SIZE
+
+    def lasting(self, seconds: float) -> float:
+        """Return how long one measurement should take."""
+        return min(seconds, 0.05) if self.is_quick else seconds
+
+    def has_time(self, seconds: float = 0.0) -> bool:
+        """Tell whether there is time for something that takes so long."""
+        return time.monotonic() + seconds < self.started_at + self.seconds
+
+    def found(self, name: str, value: Any) -> None:
+        """Note a finding; several of one name make a list if they are rows (dictionaries in a list)."""
+        if isinstance(value, list):
+            value = [*self.result.get(name, []), *value]
+        self.result[name] = value
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.result))
+        partial.replace(self.file)

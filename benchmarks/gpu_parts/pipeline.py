@@ -1,0 +1,122 @@
+"""(b) The pipeline without HTTP: pixels in slots, answers out, with a worker as the server has it.
+
+This process plays the HTTP half: it keeps slots queued, whose pixels stay as they are, and reads answers. The worker
+measures the model alone before it serves, so that both are of one process and moment.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import select
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from benchmarks.gpu_parts.part import Part
+from vit_api.app import Application
+from vit_api.batching import BatchingPolicy
+from vit_api.checkpoint import load_checkpoint
+from vit_api.lit_api import ViTAPI
+from vit_api.records import Request, unpack_answers
+from vit_api.settings import Settings
+from vit_api.shared import Shared
+
+_SECONDS = 8.0
+_WARM_UP_S = 1.0
+_START_S = 120.0
+_ANSWERS_PER_READ = 1024
+_FOREVER = 1e18
+
+
+class OneAtATime(BatchingPolicy):
+    """Stages a batch when the one before is done."""
+
+    def goes_behind(self, waiting: int) -> bool:
+        """Say no."""
+        return False
+
+
+def run(part: Part) -> None:
+    """Measure with two batches on the device, and with one at a time."""
+    for name, policy in (("pipelined", BatchingPolicy), ("one at a time", OneAtATime)):
+        _measure(part, name, policy)
+
+
+def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
+    waiting = 4 * part.max_batch_size
+    settings = Settings(
+        api_servers=1, queue_size=waiting, max_batch_size=part.max_batch_size, model=str(part.folder), device="auto"
+    )
+    shared = Shared(settings, load_checkpoint(str(part.folder)), [part.device])
+    lit_api = Application(shared, policy_class=policy).lit_api
+    noise = np.random.default_rng(0)
+    shared.table.pixels[:] = noise.integers(0, 256, shared.table.pixels.shape, dtype=np.uint8)
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    seconds = part.lasting(1.0)
+    worker = context.Process(target=_work, args=(lit_api, part.device, seconds, theirs), daemon=True)
+    worker.start()
+    theirs.close()
+    try:
+        if not ours.poll(_START_S):
+            raise RuntimeError("the worker did not start in time")
+        alone_per_s: float = ours.recv()
+        images_per_s, mean_batch = _feed(shared, waiting, part.lasting(_WARM_UP_S), part.lasting(_SECONDS))
+    finally:
+        worker.kill()
+        worker.join()
+    row = {"policy": name, "images_per_s": round(images_per_s, 1), "mean_batch": round(mean_batch, 2)}
+    row |= {"alone_per_s": round(alone_per_s, 1), "share_of_alone": round(images_per_s / alone_per_s, 4)}
+    part.found("rows", [row])
+
+
+def _work(api: ViTAPI, device: str, seconds: float, parent: Connection) -> None:
+    """Be a worker: set up, say how fast the model is alone, and serve until killed."""
+    import torch
+
+    from benchmarks.gpu_parts.timing import seconds_per_call
+
+    api.setup(device)
+    assert api.model is not None
+    model, size = api.model, api.max_batch_size
+    with torch.inference_mode():
+        pixels = torch.randint(0, 256, (size, *model.pixel_shape), dtype=torch.uint8, device=model.device)
+        parent.send(size / seconds_per_call(lambda: model.engine.run(pixels), model.device, seconds))
+    api.loop(api, device, 0, None, None, {}, None)
+
+
+def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tuple[float, float]:
+    """Keep slots queued; return images/s and the mean batch size after the warm-up."""
+    _queue(shared, iter(range(waiting)))
+    _answer(shared, warm_up_s)
+    before, start = shared.board.counts_of(0), time.monotonic()
+    images = _answer(shared, seconds)
+    elapsed_s = time.monotonic() - start
+    batches, counted = (now - then for now, then in zip(shared.board.counts_of(0), before, strict=True))
+    return images / elapsed_s, counted / max(1, batches)
+
+
+def _answer(shared: Shared, seconds: float) -> int:
+    """Queue each slot again when its answer is there, for so long; return how many were answered."""
+    answers, images = shared.answers[0], 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or not images:
+        if not select.select([answers], [], [], _START_S)[0]:
+            raise RuntimeError("the worker answers no more")
+        slots = [answer.slot for answer in unpack_answers(answers.read(_ANSWERS_PER_READ))]
+        for slot in slots:
+            shared.table.release(slot)
+        _queue(shared, iter(slots))
+        images += len(slots)
+    return images
+
+
+def _queue(shared: Shared, slots: Iterator[int]) -> None:
+    records = []
+    for slot in slots:
+        generation = shared.table.start_decoding(slot, _FOREVER)
+        shared.table.queue(slot, time.monotonic())
+        records.append(Request(slot, generation).pack())
+    shared.requests.write(records)

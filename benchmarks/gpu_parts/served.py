@@ -1,0 +1,169 @@
+"""(c) The whole server under load, with 500 x 375 JPEGs from clients on the same machine.
+
+A closed loop finds the peak, with wrk where it is installed and else with the bundled client; an open loop at 80% of
+the peak gives the latencies. Without wrk and without aiohttp there is nobody to load the server, and this is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_parts.part import Part
+from benchmarks.harness import pictures, process_group, servers, wrk
+from vit_api.gpu_stats import read_gpu
+
+_CONNECTIONS = (64, 128, 256)
+_PEAK_S = 8.0
+_LATENCY_S = 12.0
+_WARM_UP_S = 2.0
+_LOAD_SHARE = 0.8
+_SAMPLE_S = 0.2
+_STAGES_S = 3.0
+_SETTINGS = {"cache_size": 0, "max_batch_size": 32, "queue_size": 1024}
+
+
+def run(part: Part) -> None:
+    """Start the server, find its peak, and measure latencies below it."""
+    has_client = find_spec("aiohttp") is not None
+    if not has_client and not wrk.is_installed():
+        part.found("skipped", "needs wrk, or aiohttp for the bundled client (requirements-bench.txt)")
+        return
+    cores = len(os.sched_getaffinity(0))
+    settings = {"model": part.folder, "device": part.device, "api_servers": max(1, cores - 2), **_SETTINGS}
+    settings |= part.settings
+    part.found("settings", {name: str(value) for name, value in settings.items() if name != "model"})
+    started = time.monotonic()
+    with servers.vit_api(**settings) as server:
+        part.found("ready_after_s", round(time.monotonic() - started, 1))
+        peak = _find_peak(part, server, has_client=has_client)
+        if has_client and part.has_time(_LATENCY_S + _WARM_UP_S):
+            _measure_latency(part, server, _LOAD_SHARE * peak)
+        if part.has_time(4 * _STAGES_S):
+            _find_stages(part, server)
+
+
+def _find_peak(part: Part, server: servers.Server, *, has_client: bool) -> float:
+    """Return the best rate of closed loops; note for each what processes and the GPU did."""
+    best = 0.0
+    for connections in _CONNECTIONS[: 1 if part.is_quick else None]:
+        if best and not part.has_time(_PEAK_S + _LATENCY_S):
+            break
+        cpu_before, start = _cpu_seconds(server), time.monotonic()
+        with _gpu_samples(part.device) as samples:
+            row = _load_with_wrk(part, server, connections) if wrk.is_installed() else None
+            if row is None and has_client:
+                row = _load(part, server, connections=connections)
+        assert row is not None
+        elapsed_s, cpu_after = time.monotonic() - start, _cpu_seconds(server)
+        row["gpu_busy_share"] = round(statistics.mean(samples), 3) if samples else None
+        row["cores_used"] = {kind: round((cpu_after[kind] - cpu_before[kind]) / elapsed_s, 2) for kind in cpu_after}
+        part.found("peak", [{"connections": connections} | row])
+        best = max(best, row["requests_per_s"])
+    part.found("images_per_s", best)
+    return best
+
+
+def _load_with_wrk(part: Part, server: servers.Server, connections: int) -> dict[str, Any]:
+    """Post one picture again and again; the cache is off."""
+    upload = next(pictures.photos(1))
+    url, seconds = server.url + "/predict", max(1.0, part.lasting(_PEAK_S))
+    wrk.post(url, upload, wrk.RAW, connections=connections, seconds=max(1.0, part.lasting(_WARM_UP_S)))
+    load = wrk.post(url, upload, wrk.RAW, connections=connections, seconds=seconds)
+    load.check(f"{connections} connections")
+    figures = {"requests_per_s": round(load.rate, 1), "p50_ms": load.p50_ms, "p99_ms": load.p99_ms}
+    return {"client": "wrk"} | figures
+
+
+def _load(part: Part, server: servers.Server, *, connections: int | None = None, rate: float = 0.0) -> dict[str, Any]:
+    """Load with the bundled client: in a closed loop, or in an open one at a rate."""
+    from benchmarks.harness import client, client_processes, summary
+
+    plan = client.Plan(
+        url=server.url + "/predict",
+        pictures=tuple(pictures.photos(16)),
+        concurrency=connections,
+        rate=rate,
+        warm_up_s=part.lasting(_WARM_UP_S),
+        seconds=max(0.5, part.lasting(_PEAK_S if connections else _LATENCY_S)),
+    )
+    processes = max(1, len(os.sched_getaffinity(0)) // 4)
+    found = summary.summarise(client_processes.run(plan, processes), plan.seconds)
+    return {
+        "client": "bundled",
+        "requests_per_s": found["goodput_per_s"],
+        "p50_ms": found["latency_ms"].get("p50"),
+        "p99_ms": found["latency_ms"].get("p99"),
+        "details": {name: found[name] for name in ("errors", "server", "client")},
+        "warnings": summary.warnings(found),
+    }
+
+
+def _measure_latency(part: Part, server: servers.Server, rate: float) -> None:
+    server.settle()
+    part.found("at_80_percent", {"rate": round(rate, 1)} | _load(part, server, rate=max(1.0, rate)))
+
+
+def _find_stages(part: Part, server: servers.Server) -> None:
+    """Note how the processor time of an HTTP process and of the worker splits up, where py-spy may look at them."""
+    from benchmarks.profile import sample
+
+    if not wrk.is_installed() or not (Path(sys.executable).parent / "py-spy").exists():
+        part.found("stages", "skipped: needs wrk and py-spy")
+        return
+    by_kind = {kind: pid for pid, kind in process_group.kinds(server.group).items() if kind in ("http", "worker")}
+    upload, seconds = next(pictures.photos(1)), max(1.0, part.lasting(_STAGES_S))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            samples = sample(server, upload, by_kind.values(), seconds, Path(folder))
+        except (RuntimeError, OSError) as error:
+            part.found("stages", f"skipped: {error}")
+            return
+    stages: dict[str, dict[str, float]] = {}
+    for kind, pid in by_kind.items():
+        counts: defaultdict[str, int] = defaultdict(int)
+        for thread in samples[pid].values():
+            for stage, count in thread.items():
+                counts[stage] += count
+        total = sum(counts.values())
+        stages[kind] = {stage: round(count / total, 3) for stage, count in sorted(counts.items(), key=lambda i: -i[1])}
+    part.found("stages", stages)
+
+
+def _cpu_seconds(server: servers.Server) -> dict[str, float]:
+    """Return the processor time that the server's processes used so far, by kind."""
+    used: defaultdict[str, float] = defaultdict(float)
+    for pid, kind in process_group.kinds(server.group).items():
+        used[kind] += sum(process_group.cpu_seconds_by_thread(pid).values())
+    return dict(used)
+
+
+@contextlib.contextmanager
+def _gpu_samples(device: str) -> Iterator[list[float]]:
+    """Collect the GPU's utilisation as long as the context lasts; none where there is no NVML."""
+    samples: list[float] = []
+    is_over = threading.Event()
+
+    def collect() -> None:
+        while not is_over.wait(_SAMPLE_S):
+            stats = read_gpu(device)
+            if stats is not None and stats.utilization_ratio is not None:
+                samples.append(stats.utilization_ratio)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        is_over.set()
+        thread.join()

@@ -1,0 +1,107 @@
+"""Words a report of `benchmarks.gpu` as one table. Pure: figures in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.gpu_parts.part import MAX_BATCH_SIZE
+
+_GOALS = {
+    "alone": 6000.0,
+    "pipeline": 0.95,
+    "served": 0.6,
+    "p99_ms": 40.0,
+}
+"""On one H100."""
+
+Row = tuple[str, str]
+
+
+def table(report: dict[str, Any]) -> str:
+    """Return the lines to print."""
+    results = {name: part.get("result", {}) for name, part in report["parts"].items()}
+    rows = [
+        *_alone(results.get("alone", {}), "alone"),
+        *_alone(results.get("compiled", {}), "compiled"),
+        *_pipeline(results.get("pipeline", {})),
+        *_served(results.get("served", {}), best_alone(results)),
+        *_gate([*results.get("gate", {}).get("rows", []), *_verdicts(results.get("compiled", {}))]),
+        *_memory(results.get("memory", {})),
+        *_problems(report["parts"]),
+    ]
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
+
+
+def best_alone(results: dict[str, Any]) -> float | None:
+    """Return the images/s of the engine that `auto` takes, in the dtype that `auto` takes, at the largest batch."""
+    rows = [row for row in results.get("alone", {}).get("rows", []) if row["engine"] != "transformers"]
+    mine = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
+    return mine[-1]["images_per_s"] if mine else None
+
+
+def _alone(result: dict[str, Any], name: str) -> Iterator[Row]:
+    for row in result.get("rows", []):
+        if "ms" not in row:
+            continue
+        share = row.get("share_of_peak")
+        peak = "" if share is None else f", {share:.1%} of the peak"
+        goal = f" (goal: {_GOALS['alone']:,.0f})" if row["batch"] == MAX_BATCH_SIZE else ""
+        what = f"(a) {row['engine']} {row['dtype']} {row['batch']}"
+        yield what, f"{row['images_per_s']:,.0f} images/s{goal}, {row['ms']:.3f} ms{peak}"
+
+
+def _pipeline(result: dict[str, Any]) -> Iterator[Row]:
+    for row in result.get("rows", []):
+        share = f"{row['share_of_alone']:.3f} of the model alone (goal: {_GOALS['pipeline']})"
+        yield (
+            f"(b) {row['policy']}",
+            f"{row['images_per_s']:,.0f} images/s, batches of {row['mean_batch']:.1f}, {share}",
+        )
+
+
+def _served(result: dict[str, Any], alone_per_s: float | None) -> Iterator[Row]:
+    for row in result.get("peak", []):
+        share = f", {row['requests_per_s'] / alone_per_s:.2f} of (a) (goal: {_GOALS['served']})" if alone_per_s else ""
+        busy = "" if row["gpu_busy_share"] is None else f", GPU busy {row['gpu_busy_share']:.0%}"
+        used = ", ".join(f"{kind} {cores}" for kind, cores in row["cores_used"].items())
+        latency = f"p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms"
+        what = f"(c) {row['connections']} connections, {row['client']}"
+        yield what, f"{row['requests_per_s']:,.0f} images/s{share}, {latency}{busy}; cores: {used}"
+    if "at_80_percent" in result:
+        row = result["at_80_percent"]
+        latency = f"p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms (goal: {_GOALS['p99_ms']:g})"
+        yield "(c) at 80% of the peak", f"{row['rate']:,.0f} offered/s, {latency}"
+        yield from (("", warning) for warning in row["warnings"])
+    if "skipped" in result:
+        yield "(c)", f"skipped: {result['skipped']}"
+
+
+def _verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in result.get("rows", []) if "passes" in row]
+
+
+def _gate(rows: list[dict[str, Any]]) -> Iterator[Row]:
+    for row in rows:
+        verdict = "passes" if row["passes"] else "FAILS"
+        differs = f"largest difference {row['largest_difference']}, top-1 agreement {row['top_1_agreement']:.1%}"
+        yield f"(d) {row['engine']} {row['dtype']}", f"{verdict}: {differs}; ready after {row['startup_s']} s"
+
+
+def _memory(result: dict[str, Any]) -> Iterator[Row]:
+    for row in result.get("rows", []):
+        yield f"(e) {row['engine']}, batch of {row['batch']}", f"{row['peak_mib']:,} MiB at the most"
+    if "reserved_with_engine_mib" in result:
+        yield f"(e) {result['engine']}, all sizes", f"{result['reserved_with_engine_mib']:,} MiB kept"
+    if result.get("joules_per_image") is not None:
+        yield "(e) energy", f"{result['joules_per_image']} J an image, {result['mean_watts']} W"
+    if "skipped" in result:
+        yield "(e)", f"skipped: {result['skipped']}"
+
+
+def _problems(parts: dict[str, Any]) -> Iterator[Row]:
+    for name, part in parts.items():
+        yield from ((name, problem) for problem in part.get("result", {}).get("problems", []))
+        if part["status"] != "ok":
+            yield name, part["status"] + "".join(f"\n    {line}" for line in part.get("log", []))

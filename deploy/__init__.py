@@ -1,0 +1,1 @@
+"""What brings the server to where it runs."""

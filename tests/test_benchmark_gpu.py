@@ -1,0 +1,107 @@
+"""The benchmark of GPUs, as far as it goes without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from benchmarks.gpu_parts.table import table
+from benchmarks.gpu_parts.timing import peak_tflops, share_of_peak
+
+_QUICK = ["--device", "cpu", "--quick"]
+
+
+def run(tmp_path: Path, *options: str) -> Any:
+    """Run the benchmark and return its report."""
+    file = tmp_path / "gpu.json"
+    gpu.main([*_QUICK, "--out", str(file), *options])
+    return json.loads(file.read_text())
+
+
+def test_every_part_that_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each finds what it is there for; torch.compile has a test of its own."""
+    report = run(tmp_path, "--only", "alone,pipeline,served,gate,memory")
+    assert {part["status"] for part in report["parts"].values()} == {"ok"}
+    results = {name: part["result"] for name, part in report["parts"].items()}
+    assert {row["engine"] for row in results["alone"]["rows"]} == {"transformers", "eager"}
+    assert [row["policy"] for row in results["pipeline"]["rows"]] == ["pipelined", "one at a time"]
+    assert all(row["images_per_s"] > 0 for row in results["pipeline"]["rows"])
+    assert results["served"]["images_per_s"] > 0
+    assert results["served"]["at_80_percent"]["p99_ms"] > 0
+    assert all(row["passes"] for row in results["gate"]["rows"])
+    printed = capsys.readouterr().out
+    assert all(f"({part}) " in printed for part in "abcd")
+
+
+def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its end and its last words are in the report."""
+    with pytest.raises(SystemExit, match="served"):
+        run(tmp_path, "--only", "served,memory", "--set", "engine=nonsense")
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["parts"]["served"]["status"] == "error"
+    assert any("VIT_API_ENGINE" in line for line in report["parts"]["served"]["log"])
+    assert report["parts"]["memory"]["status"] == "ok"
+    assert "VIT_API_ENGINE" in capsys.readouterr().out
+
+
+def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    """What it found until then is kept; what comes after it has no time either."""
+    with pytest.raises(SystemExit, match="not complete: compiled, memory"):
+        run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05")
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert parts["compiled"]["status"] == "stopped: out of time"
+    assert parts["memory"]["status"] == "skipped"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its words and its exit status, and leaves no result behind."""
+    with pytest.raises(SystemExit) as caught:
+        gpu.main(["--out", str(tmp_path / "gpu.json")])
+    assert caught.value.code == 2
+    assert "no CUDA device" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("Tesla T4", 65.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA GH200 480GB", None),
+    ],
+)
+def test_peaks_of_gpus(name: str, tflops: float | None) -> None:
+    """A GPU has the peak of its own kind, and an unknown one none."""
+    assert peak_tflops(name, "float16") == tflops
+    expected = None if tflops is None else pytest.approx(6000 * 35.1e9 / (tflops * 1e12), abs=1e-4)
+    assert share_of_peak(6000, name, "float16") == expected
+
+
+def test_the_table_of_a_gpus_report() -> None:
+    """Each figure stands beside its goal; what is missing is left out."""
+    row = {"engine": "cudagraph", "dtype": "bfloat16", "batch": 32, "ms": 4.0, "images_per_s": 8000.0}
+    peak = {"connections": 256, "client": "wrk", "requests_per_s": 4800.0, "p50_ms": 20.0, "p99_ms": 31.0}
+    parts = {
+        "alone": {"status": "ok", "result": {"rows": [row | {"share_of_peak": 0.28}]}},
+        "served": {"status": "ok", "result": {"peak": [peak | {"gpu_busy_share": 0.7, "cores_used": {"http": 9.5}}]}},
+        "compiled": {"status": "ok", "result": {"problems": ["no compiler"]}},
+        "memory": {"status": "error", "log": ["why"], "result": {"rows": []}},
+    }
+    text = table({"parts": parts})
+    assert "8,000 images/s (goal: 6,000), 4.000 ms, 28.0% of the peak" in text
+    assert "4,800 images/s, 0.60 of (a) (goal: 0.6)" in text
+    assert "GPU busy 70%" in text
+    assert "no compiler" in text
+    name, status, why = text.splitlines()[-2].split() + text.splitlines()[-1:]
+    assert (name, status, why) == ("memory", "error", "    why")

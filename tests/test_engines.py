@@ -1,0 +1,252 @@
+"""The ways to run a model: which one is taken, padding, and what happens where one fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.samples import make_checkpoint
+from tests.server import serve
+from vit_api import engines
+from vit_api.checkpoint import load_checkpoint
+from vit_api.compile_cache import keep_compiled_code
+from vit_api.engines import Engine, batch_sizes, common_batch_sizes, deviation, make_engine, pack
+from vit_api.lit_api import ViTAPI
+from vit_api.model import VisionModel
+
+needs_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: g++")
+
+
+def arithmetic(pixels: torch.Tensor) -> torch.Tensor:
+    """Play a network: the classes' logits are the first pixels."""
+    logits = pixels.flatten(1)[:, :12].to(torch.float32) / 64
+    return pack(*logits.softmax(dim=-1).topk(3, dim=-1))
+
+
+def inputs(images: int) -> torch.Tensor:
+    return torch.zeros((images, 2, 2, 3), dtype=torch.uint8)
+
+
+def make(wanted: str, compiled: Callable[[], engines.Network], max_batch_size: int = 8) -> Engine:
+    return make_engine(wanted, arithmetic, compiled, inputs, max_batch_size=max_batch_size, most_deviation=1e-3)
+
+
+def noise(batch: int) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 2, 2, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [
+        (32, (1, 2, 4, 8, 16, 24, 32)),
+        (1, (1,)),
+        (12, (1, 2, 4, 8, 12)),
+        (40, (1, 2, 4, 8, 16, 24, 32, 40)),
+        (256, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)),
+    ],
+)
+def test_sizes_end_with_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:
+    """Whatever the limit is, a batch that reaches it has a size; warming up stops at 32."""
+    assert batch_sizes(most) == sizes
+    assert common_batch_sizes(most) == tuple(size for size in sizes if size <= 32)
+
+
+def test_auto_is_eager_on_the_cpu_and_graphs_on_cuda() -> None:
+    """Any other setting is taken at its word."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
+    assert [engines.choose_engine("auto", device) for device in (cpu, cuda)] == ["eager", "cudagraph"]
+    assert [engines.choose_engine("compile", device) for device in (cpu, cuda)] == ["compile", "compile"]
+
+
+def test_padding_changes_nothing_and_is_not_returned() -> None:
+    """Each batch size gives the answers of the eager engine, after batches of every other size."""
+    seen: list[int] = []
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return arithmetic(pixels)
+
+    engine = make("compile", lambda: network, max_batch_size=12)
+    assert engine.name == "compile"
+    seen.clear()
+    for size in (12, 1, 11, 3, 9, 2, 5, 4):
+        pixels = noise(size)
+        torch.testing.assert_close(engine.run(pixels), arithmetic(pixels))
+    assert seen == [12, 1, 12, 4, 12, 2, 8, 4]
+
+
+def test_a_batch_beyond_the_largest_runs_eagerly() -> None:
+    """Nobody sends one, but it would be answered."""
+    pixels = noise(9)
+    torch.testing.assert_close(make("compile", lambda: arithmetic).run(pixels), arithmetic(pixels))
+
+
+def _fail() -> engines.Network:
+    raise RuntimeError("no compiler\nand a hundred lines more")
+
+
+def _scale_by_batch(pixels: torch.Tensor) -> torch.Tensor:
+    """Let images see each other, as no network of ours may."""
+    return arithmetic(pixels - pixels.float().mean(dim=0).to(torch.uint8))
+
+
+def _out_of_memory(pixels: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "compiled", "why"),
+    [
+        pytest.param("compile", _fail, "no compiler", id="it can't be made"),
+        pytest.param("compile", lambda: _out_of_memory, "out of memory", id="no memory"),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * 1.5, "answers are off", id="it is wrong"),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * torch.nan, "off by nan", id="no numbers"),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels)[:, :4], "off by nan", id="another shape"),
+        pytest.param("compile", lambda: _scale_by_batch, "answers are off", id="padding counts"),
+        pytest.param("cudagraph", _fail, "no CUDA device", id="no CUDA"),
+    ],
+)
+def test_an_engine_that_fails_or_disagrees_is_not_used(
+    wanted: str, compiled: Callable[[], engines.Network], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The eager one is, and one line says why."""
+    engine = make(wanted, compiled)
+    assert (engine.name, engine.run, engine.sizes) == ("eager", arithmetic, ())
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert why in warning.getMessage()
+    assert wanted in warning.getMessage()
+    assert "\n" not in warning.getMessage()
+
+
+def test_deviation_ignores_places_that_are_as_good() -> None:
+    """Equal classes may change places, also with one outside the top k; a wrong class counts."""
+    expected = torch.tensor([[0.5, 0.2, 0.2, 0.05, 3, 1, 7, 2]])
+    assert deviation(expected, torch.tensor([[0.5, 0.2, 0.2, 0.05, 3, 7, 1, 9]])) == 0
+    assert deviation(expected, torch.tensor([[0.5, 0.2, 0.2, 0.05, 1, 3, 7, 2]])) > 0.2
+    assert deviation(expected, torch.tensor([[0.5, 0.2, 0.2, 0.05, 3, 1, 7, 0]])) == 0
+
+
+def test_the_cache_of_compiled_code_outlives_a_restart(tmp_path: Path) -> None:
+    """It is in the user's cache directory, for the user alone, unless the environment names another."""
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    keep_compiled_code(environment)
+    folder = tmp_path / "vit-api" / "inductor"
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == str(folder)
+    assert folder.stat().st_mode & 0o077 == 0
+    named = {"XDG_CACHE_HOME": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": "/elsewhere"}
+    keep_compiled_code(named)
+    assert named["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+
+
+def test_without_a_home_torch_chooses_the_cache(tmp_path: Path) -> None:
+    """A folder that can't be made is no reason not to compile."""
+    (tmp_path / "file").touch()
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}
+    keep_compiled_code(environment)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in environment
+
+
+def predictions(model: VisionModel, images: Any) -> Any:
+    return model.collect(model.launch(model.stage(images)))
+
+
+@pytest.fixture
+def images(noise: np.random.Generator) -> Any:
+    return list(noise.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # torch's own, when its compiler is imported
+@pytest.mark.filterwarnings("default::FutureWarning")
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_torch_compile_for_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the CPU, too: it compiles, agrees with the eager engine, and keeps its code where it was told to."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    checkpoint = load_checkpoint(str(make_checkpoint(tmp_path / "model")))
+    model = VisionModel(checkpoint, "cpu", "float32", 1, max_batch_size=2)
+    shape = checkpoint.preprocessing.pixel_shape
+    images = list(np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8))
+    eager = predictions(model, images)
+    model.prepare("compile")
+    assert model.engine.name == "compile"
+    for expected, found in zip(eager, predictions(model, images), strict=True):
+        assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
+    assert any(files for _, _, files in os.walk(tmp_path / "cache"))
+
+
+def test_the_api_says_which_engine_it_has() -> None:
+    """And how long its start took."""
+    api = ViTAPI(load_checkpoint("digits"), max_batch_size=4)
+    api.setup("cpu")
+    assert api.model is not None
+    assert api.model.engine.name == "eager"
+    assert api.startup_s > 0
+
+
+def test_the_server_serves_without_the_engine_that_was_wanted() -> None:
+    """CUDA graphs on the CPU: one warning, and all works."""
+    with serve(engine="cudagraph", device="cpu", api_servers=1) as server:
+        (worker,) = server.get("/info").json()["workers"]
+        assert worker["engine"] == "eager"
+        assert server.log.read_text().count("the engine cudagraph can't be used") == 1
+
+
+def test_float32_is_exact() -> None:
+    """No TF32 behind the back of who asks for float32."""
+    VisionModel(load_checkpoint("digits"), "cpu", "float32", 1)
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
+
+
+class TestOnCuda:
+    """What needs a GPU to be seen."""
+
+    pytestmark = needs_gpu
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "auto"])
+    def test_graphs_agree_with_the_eager_engine(self, dtype: str, images: Any) -> None:
+        """For each size, padded or not, in any order."""
+        model = VisionModel(load_checkpoint("digits"), "cuda:0", dtype, None, max_batch_size=4)
+        batches = [images, images[:1], images[:2], images[1:], images]
+        eager = [predictions(model, batch) for batch in batches]
+        model.prepare("cudagraph")
+        assert model.engine.name == "cudagraph"
+        for expected, found in zip(eager, [predictions(model, batch) for batch in batches], strict=True):
+            for one, other in zip(expected, found, strict=True):
+                assert other.probabilities == pytest.approx(one.probabilities, abs=0.01)
+
+    def test_two_batches_on_the_device_at_once(self, images: Any) -> None:
+        """Each has its own answers, though they share the engine's buffers."""
+        model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
+        model.prepare("cudagraph")
+        alone = [predictions(model, [image])[0] for image in images]
+        launched = [model.launch(model.stage([image])) for image in images]
+        for expected, one in zip(alone, launched, strict=True):
+            assert model.collect(one)[0].indices == expected.indices
+
+    def test_a_capture_without_memory_leaves_the_eager_engine(
+        self, monkeypatch: pytest.MonkeyPatch, images: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It still answers afterwards."""
+        model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
+
+        def no_memory(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(engines, "_capture", no_memory)
+        model.prepare("cudagraph")
+        assert model.engine.name == "eager"
+        assert "out of memory" in caplog.text
+        assert len(predictions(model, images)) == 3

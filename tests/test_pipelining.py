@@ -1,0 +1,260 @@
+"""The loop on a device that computes while the loop goes on; the test plays the device, and says when it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.test_loop import Bench, EchoAPI
+from vit_api.errors import OutOfDeviceMemory
+from vit_api.records import Answer, Status, unpack_answers
+from vit_api.recovery import Recovery
+from vit_api.slots import SlotState
+
+
+class Ticket:
+    """A batch on the device."""
+
+    def __init__(self, name: str, values: list[int], polls: int) -> None:
+        self.name = name
+        self.values = values
+        self.polls_left = polls
+
+
+class DeviceAPI(EchoAPI):
+    """A LitAPI whose device is done with a batch when it was asked a number of times, or waited for.
+
+    Attributes:
+        polls: How often it is asked before it is done with what is launched from now on.
+        events: What happened: `+1` a first batch was launched, `-1` somebody waited for it, `=1` it was found done.
+    """
+
+    def __init__(self, polls: int = 1_000_000) -> None:
+        super().__init__()
+        self.polls = polls
+        self.events: list[str] = []
+        self.tickets: list[Ticket] = []
+        self.fails_late = False
+
+    def predict(self, x: NDArray[np.uint8], **_: Any) -> Any:
+        values = super().predict(x)
+        self.tickets.append(Ticket(str(len(self.tickets) + 1), values, self.polls))
+        self.events.append("+" + self.tickets[-1].name)
+        return self.tickets[-1]
+
+    def is_done(self, output: Any) -> bool:
+        output.polls_left -= 1
+        return output.polls_left < 0
+
+    def unbatch(self, output: Any) -> Any:
+        self.events.append(("=" if output.polls_left < 0 else "-") + output.name)
+        if self.fails_late:
+            self.fails_late = False
+            raise RuntimeError("a planted failure")
+        return super().unbatch(output.values)
+
+
+class DeviceBench(Bench):
+    """The loop's bench, with such a device."""
+
+    api: DeviceAPI
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.api = DeviceAPI(**options)
+
+    def queue_many(self, first: int, count: int) -> None:
+        for slot in range(first, first + count):
+            self.queue(slot, slot)
+
+    def step(self) -> dict[int, Answer]:
+        """Run the loop once; return the answers."""
+        self.loop.run(self.api)
+        return {answer.slot: answer for answer in unpack_answers(self.answers.read(100))}
+
+
+def statuses(answers: dict[int, Answer]) -> dict[int, Status]:
+    return {slot: answer.status for slot, answer in answers.items()}
+
+
+def test_a_lone_image_is_answered_when_it_is_done() -> None:
+    """Nobody has to come after it."""
+    bench = DeviceBench(polls=3)
+    bench.queue(0, 7)
+    assert bench.step() == {}
+    assert bench.step()[0].prediction.indices == (7,)
+    assert bench.api.events == ["+1", "=1"]
+
+
+def test_a_full_batch_goes_behind_one_that_computes() -> None:
+    """It is launched before anybody waits for the first, which is answered without waiting for it."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    assert bench.step() == {}
+    bench.queue_many(32, 32)
+    assert sorted(bench.step()) == list(range(32))
+    assert bench.api.events == ["+1", "+2", "-1"]
+    bench.api.tickets[1].polls_left = 0
+    assert {slot: a.prediction.indices for slot, a in bench.step().items()} == {s: (s,) for s in range(32, 64)}
+    assert bench.api.batches == [32, 32]
+
+
+def test_a_smaller_batch_waits_for_the_device() -> None:
+    """Unclaimed, so that another worker may have it, and others may join it."""
+    bench = DeviceBench(polls=20)
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.queue_many(32, 5)
+    assert len(bench.step()) == 32
+    assert [bench.table.state_of(slot) for slot in range(32, 37)] == [SlotState.QUEUED] * 5
+    bench.queue_many(37, 3)
+    bench.step()
+    assert len(bench.step()) == 8
+    assert bench.api.events == ["+1", "=1", "+2", "=2"]
+
+
+def test_what_others_took_is_no_batch() -> None:
+    """The images that waited are gone when the loop reads their records."""
+    bench = DeviceBench(polls=20)
+    bench.queue(0, 0)
+    bench.step()
+    bench.queue_many(1, 40)
+    for record in range(40):
+        assert bench.requests.read(1), record
+    assert bench.step() == {}
+    while not bench.step():
+        pass
+    assert bench.api.events == ["+1", "=1"]
+
+
+def test_a_failure_at_the_launch_is_of_that_batch() -> None:
+    """The one that computes is answered, then the one that failed."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.queue_many(32, 31)
+    bench.queue(63, 255)
+    answers = bench.step()
+    assert statuses(answers) == {slot: Status.OK if slot < 32 else Status.FAILED for slot in range(64)}
+
+
+def test_a_failure_at_the_end_is_of_that_batch() -> None:
+    """The one behind it is answered."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.queue_many(32, 32)
+    bench.api.fails_late = True
+    assert set(statuses(bench.step()).values()) == {Status.FAILED}
+    bench.api.tickets[1].polls_left = 0
+    assert set(statuses(bench.step()).values()) == {Status.OK}
+
+
+def test_memory_that_does_not_suffice_for_two_batches() -> None:
+    """The second is tried again, in halves, when the first is answered."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.api.most_that_fit = 16
+    bench.queue_many(32, 32)
+    answers = bench.step()
+    assert statuses(answers) == dict.fromkeys(range(64), Status.OK)
+    assert {slot: answer.prediction.indices for slot, answer in answers.items()} == {s: (s,) for s in range(64)}
+    assert bench.api.events == ["+1", "-1", "+2", "-2", "+3", "-3"]
+    assert bench.api.freed == 1
+
+
+def test_memory_that_is_short_at_the_end() -> None:
+    """The batch is tried again while the one behind it is on the device; that one keeps its own answers."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.queue_many(32, 32)
+    unbatch, calls = bench.api.unbatch, []
+
+    def short_of_memory(output: Any) -> Any:
+        calls.append(output.name)
+        if len(calls) == 1:
+            raise OutOfDeviceMemory("planted")
+        return unbatch(output)
+
+    bench.api.unbatch = short_of_memory  # type: ignore[method-assign]
+    first = bench.step()
+    bench.api.tickets[1].polls_left = 0
+    second = bench.step()
+    assert calls == ["1", "3", "4", "2"]
+    answers = first | second
+    assert {slot: answer.prediction.indices for slot, answer in answers.items()} == {s: (s,) for s in range(64)}
+
+
+def test_a_death_gives_back_all_batches_on_the_device() -> None:
+    """Each of their images is told to its owner, once."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.queue_many(32, 32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.api, "unbatch", lambda _: (_ for _ in ()).throw(SystemExit))  # as the process ends
+        with pytest.raises(SystemExit):
+            bench.step()
+    Recovery(bench.table, bench.requests, [bench.answers]).worker_died(0)
+    lost = list(unpack_answers(bench.answers.read(100)))
+    assert sorted(answer.slot for answer in lost) == list(range(64))
+    assert {answer.status for answer in lost} == {Status.LOST}
+
+
+def test_a_suspect_image_has_the_device_for_itself() -> None:
+    """It goes when the batch before it is answered, and none goes behind it."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.queue_many(32, 32)
+    bench.suspect(63)
+    bench.queue(64, 64)  # enough for a full batch, among whose records the suspect's is found
+    assert len(bench.step()) == 32
+    assert bench.api.batches == [32, 31]
+    bench.queue_many(65, 32)
+    assert len(bench.step()) == 31
+    assert bench.step() == {}
+    assert bench.api.batches == [32, 31, 1]
+    assert list(bench.step()) == [63]
+    assert bench.api.events == ["+1", "+2", "-1", "-2", "+3", "-3"]
+    assert bench.table.count_waiting() == 33
+
+
+def test_a_device_that_hangs_shows_no_progress() -> None:
+    """However often the loop looks, so that the supervisor sees it."""
+    bench = DeviceBench(polls=200)
+    bench.queue(0, 1)
+    bench.step()
+    started_at = bench.board.progress_at(0)
+    looked = []
+    is_done = bench.api.is_done
+
+    def look(output: Any) -> bool:
+        looked.append(bench.board.progress_at(0))
+        return is_done(output)
+
+    bench.api.is_done = look  # type: ignore[method-assign]
+    bench.step()
+    assert len(looked) > 100
+    assert set(looked) == {started_at}
+    assert bench.board.progress_at(0) > started_at
+
+
+def test_the_time_behind_another_batch_is_waiting() -> None:
+    """Of a batch that went behind another one, the inference begins when the other one is done."""
+    bench = DeviceBench()
+    bench.queue_many(0, 32)
+    bench.step()
+    bench.queue_many(32, 32)
+    first = bench.step()[0]
+    first_done_at = bench.loop._done_at
+    bench.api.tickets[1].polls_left = 0
+    second = bench.step()[63]
+    assert second.queue_s == pytest.approx(first_done_at - bench.table._queued_at[63], abs=1e-5)
+    assert second.inference_s == pytest.approx(bench.loop._done_at - first_done_at, abs=1e-5)
+    assert first.inference_s > 0

@@ -1,0 +1,80 @@
+"""The workflows: least rights, pinned actions, and no deployment where none is wanted. `make lint` runs actionlint."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.server import ROOT
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    workflow: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / name).read_text())
+    return workflow
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_may_read_and_no_more(path: Path) -> None:
+    """A stolen token of the workflow's would be of little use, and a tag that moves changes nothing."""
+    workflow = _read(path.name)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert not [job for job in workflow["jobs"].values() if "permissions" in job]
+    used = re.findall(r"uses: (\S+)(.*)", path.read_text())
+    assert used
+    for action, comment in used:
+        assert action.startswith("./") or re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), action
+        assert action.startswith("./") or re.fullmatch(r" # v\d+\.\d+\.\d+", comment), action
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_jobs_end_and_leave_no_credentials(path: Path) -> None:
+    """A time limit on each, and a check-out without the token in it."""
+    for job in _read(path.name)["jobs"].values():
+        assert "timeout-minutes" in job or "uses" in job
+        checkouts = [step for step in job.get("steps", []) if "actions/checkout" in step.get("uses", "")]
+        assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@pytest.mark.parametrize(
+    ("has_token", "name", "is_ready"),
+    [
+        pytest.param("true", "org/space", True, id="both"),
+        pytest.param("false", "org/space", False, id="no token"),
+        pytest.param("true", "", False, id="no Space"),
+    ],
+)
+def test_without_the_secret_or_the_variable_nothing_is_deployed(
+    tmp_path: Path, has_token: str, name: str, is_ready: bool
+) -> None:
+    """A fork has neither, and its workflow still succeeds."""
+    (step,) = _read("deploy.yml")["jobs"]["configured"]["steps"]
+    environment = {"HAS_TOKEN": has_token, "HF_SPACE": name, "GITHUB_OUTPUT": str(tmp_path / "output")}
+    (tmp_path / "output").touch()
+    subprocess.run(["bash", "-e", "-c", step["run"]], env=os.environ | environment, check=True, capture_output=True)
+    assert (tmp_path / "output").read_text() == ("ready=true\n" if is_ready else "")
+
+
+def test_only_the_step_that_deploys_sees_the_secrets() -> None:
+    """Not the tests, and not what pip installs."""
+    jobs = _read("deploy.yml")["jobs"]
+    assert jobs["space"]["needs"] == ["test", "configured"]
+    *others, last = jobs["space"]["steps"]
+    assert "secrets" in str(last)
+    assert "deploy.space" in last["run"]
+    assert "secrets" not in str(others) + str(jobs["test"])
+
+
+def test_the_versions_for_a_deployment_are_those_of_the_other_files() -> None:
+    """What was tested is what deploys."""
+    pins = [line for line in (ROOT / "requirements-deploy.txt").read_text().splitlines() if "==" in line]
+    others = "\n".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-bench.txt"))
+    assert len(pins) == 2
+    assert [pin for pin in pins if not re.search(rf"^{re.escape(pin)}$", others, re.MULTILINE)] == []
