@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -168,3 +169,14 @@ def test_the_gpu_is_added_to_the_server() -> None:
     """Names of services in the second file are those of the first."""
     added = yaml.safe_load((ROOT / "compose.gpu.yaml").read_text())["services"]
     assert set(added) == {"server"} <= set(_SERVICES)
+
+
+def test_the_page_has_what_was_measured() -> None:
+    """After another measurement, its figures have to be copied to the page."""
+    measured = json.loads((ROOT / "benchmarks" / "results" / "container.json").read_text())
+    page = (ROOT / "docs" / "container.md").read_text()
+    for name in ("base_s", "build_s", "ready_s", "healthcheck_s", "stop_s"):
+        assert f"| {measured[name]} s |" in page, name
+    packages, *_ = measured["layers_mb"]
+    sizes = f"{measured['image_mb']} MB: base {measured['base_mb']} MB, packages {packages['mb']:.0f} MB"
+    assert sizes in page
