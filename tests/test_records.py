@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -96,3 +98,12 @@ def test_pipes_reach_a_spawned_process() -> None:
     process.start()
     process.join(60)
     assert [answer.slot for answer in unpack_answers(answers.read(4))] == [7]
+
+
+def test_a_pipe_that_nobody_has_any_more_is_closed() -> None:
+    """Its descriptors are free again, so that thousands can be made and dropped."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(100):
+        RecordPipe.for_requests(1)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 from collections import deque
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -191,3 +193,15 @@ class TableMachine(RuleBasedStateMachine):
 
 TestTableMachine = TableMachine.TestCase
 TestTableMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+
+
+def test_a_table_that_nobody_has_any_more_is_freed() -> None:
+    """Its descriptors, too; but what still holds an array can go on with it."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = SlotTable(1, 4, (1, 1, 3)).pixels
+    for _ in range(100):
+        SlotTable(1, 4, (1, 1, 3))
+    gc.collect()
+    kept[:] = 7
+    assert kept.sum() == 4 * 3 * 7
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2

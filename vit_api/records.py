@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import struct
+import weakref
 from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
@@ -128,12 +129,17 @@ class RecordPipe:
     """
 
     def __init__(self, record_size: int, capacity: int) -> None:
-        self._record_size = record_size
-        self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._own(record_size, *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
         # A record that doesn't fit in the rest of a page starts a new one, so a page may carry one write alone.
         pages = -(-2 * capacity * record_size // _PAGE) + 1
         if fcntl.fcntl(self._writer, fcntl.F_GETPIPE_SZ) < pages * _PAGE:
             fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, pages * _PAGE)
+
+    def _own(self, record_size: int, reader: int, writer: int) -> None:
+        self._record_size = record_size
+        self._reader, self._writer = reader, writer
+        for descriptor in (reader, writer):
+            weakref.finalize(self, os.close, descriptor)
 
     @classmethod
     def for_requests(cls, capacity: int) -> RecordPipe:
@@ -176,6 +182,4 @@ class RecordPipe:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._record_size = state["record_size"]
-        self._reader = state["reader"].detach()
-        self._writer = state["writer"].detach()
+        self._own(state["record_size"], state["reader"].detach(), state["writer"].detach())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Mapping
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -40,6 +41,7 @@ class SharedArrays:
     def _map(self, layout: Layout, fd: int) -> None:
         self._layout = layout
         self._fd = fd
+        weakref.finalize(self, os.close, fd)  # the arrays hold the mapping, which needs it no more
         self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
         self.arrays: dict[str, NDArray[Any]] = {}
         for name, (dtype, shape, offset) in _offsets(layout).items():
