@@ -15,10 +15,11 @@ pytest.importorskip("opentelemetry.sdk", reason="needs requirements-otel.txt")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from benchmarks.harness.servers import free_port
-from tests.server import ROOT, serve, wait_until
+from tests.server import ROOT, RunningServer, serve, wait_until
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _TRACE, _PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+_UNSAMPLED, _AFTER = "1af7651916cd43dd8448eb211c80319c", "2af7651916cd43dd8448eb211c80319c"
 
 
 class Collector(ThreadingHTTPServer):
@@ -54,26 +55,32 @@ class _Handler(BaseHTTPRequestHandler):
         """Be quiet."""
 
 
-@pytest.fixture
-def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
     """Run a collector, and point what starts now at it."""
-    with Collector() as running:
+    with Collector() as running, pytest.MonkeyPatch.context() as patch:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
-        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         yield running
         running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(collector: Collector) -> Iterator[RunningServer]:
+    """Run a server that sends its traces to the collector."""
+    with serve(traces=1, api_servers=1) as running:
+        yield running
 
 
 def _attributes(span: Any) -> dict[str, Any]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
-def test_a_request_goes_on_with_its_clients_trace(collector: Collector) -> None:
+def test_a_request_goes_on_with_its_clients_trace(server: RunningServer, collector: Collector) -> None:
     """Its span is below the client's, and its stages, one after the other, are below it."""
-    with serve(traces=1, api_servers=1) as server:
-        server.predict(_SEVEN, headers={"traceparent": f"00-{_TRACE}-{_PARENT}-01"})
-        wait_until(lambda: "POST /predict" in collector.of_trace(_TRACE))
+    server.predict(_SEVEN, headers={"traceparent": f"00-{_TRACE}-{_PARENT}-01", "cache-control": "no-cache"})
+    wait_until(lambda: "POST /predict" in collector.of_trace(_TRACE))
     spans = collector.of_trace(_TRACE)
     root = spans.pop("POST /predict")
     assert root.parent_span_id.hex() == _PARENT
@@ -89,24 +96,27 @@ def test_a_request_goes_on_with_its_clients_trace(collector: Collector) -> None:
     assert collector.services == {"vit-api"}
 
 
+def test_an_unsampled_trace_stays_so(server: RunningServer, collector: Collector) -> None:
+    """The client has decided."""
+    server.predict(_SEVEN, headers={"traceparent": f"00-{_UNSAMPLED}-{_PARENT}-00"})
+    server.predict(_SEVEN, headers={"traceparent": f"00-{_AFTER}-{_PARENT}-01"})
+    wait_until(lambda: "POST /predict" in collector.of_trace(_AFTER))
+    assert not collector.of_trace(_UNSAMPLED)
+
+
 def test_every_request_has_a_trace(collector: Collector) -> None:
     """Hits without the stages that they skip, failures with their code, probes; what is left is sent at the stop."""
+    before = len(collector.spans)
     with serve(traces=1, api_servers=1) as server:
         for upload in (_SEVEN, _SEVEN, _SEVEN[:100]):
             server.predict(upload)
-    roots = [span for span in collector.spans if span.name == "POST /predict"]
+    spans = collector.spans[before:]
+    roots = [span for span in spans if span.name == "POST /predict"]
     assert len(roots) == 3
     hit = next(span for span in roots if _attributes(span).get("vit.cache") == "hit")
     assert sorted(collector.of_trace(hit.trace_id.hex())) == ["POST /predict", "cache", "parse"]
     assert [_attributes(span).get("error.type") for span in roots].count("bad_image") == 1
-    assert any(span.name == "GET" and _attributes(span)["url.path"] == "/health" for span in collector.spans)
-
-
-def test_an_unsampled_trace_stays_so(collector: Collector) -> None:
-    """The client has decided."""
-    with serve(traces=1, api_servers=1) as server:
-        server.predict(_SEVEN, headers={"traceparent": f"00-{_TRACE}-{_PARENT}-00"})
-    assert not collector.of_trace(_TRACE)
+    assert any(span.name == "GET" and _attributes(span)["url.path"] == "/health" for span in spans)
 
 
 def test_a_collector_that_is_not_there_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
