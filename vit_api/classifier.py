@@ -95,6 +95,11 @@ class Classification(NamedTuple):
     answer: Answer | None = None
     decode_s: float = 0.0
 
+    @property
+    def own_answer(self) -> Answer | None:
+        """The worker's answer if the model ran for this upload; the times of one that was joined are not its own."""
+        return self.answer if self.source is Source.MISS else None
+
 
 class _Found(NamedTuple):
     """What a flight brings; see `Classification`."""

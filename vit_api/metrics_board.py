@@ -85,22 +85,10 @@ class MetricsBoard:
     def __init__(self, processes: Sequence[str], metrics: Iterable[Metric]) -> None:
         self.processes = tuple(processes)
         sizes = {metric.name: _width(metric) * len(metric.series) for metric in metrics}
-        self._bind(
-            SharedArrays(
-                {"pid": (np.int64, (len(processes),))}
-                | {name: (np.float64, (len(processes) * size,)) for name, size in sizes.items()}
-            )
+        self._shared = SharedArrays(
+            {"pid": (np.int64, (len(processes),))}
+            | {name: (np.float64, (len(processes) * size,)) for name, size in sizes.items()}
         )
-
-    def _bind(self, shared: SharedArrays) -> None:
-        self._shared = shared
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"processes": self.processes, "shared": self._shared}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.processes = state["processes"]
-        self._bind(state["shared"])
 
     def meter(self, process: str) -> Meter:
         """Return what the calling process counts with; from now on it is the one of this name."""

@@ -48,8 +48,8 @@ def _of_one(outcome: Classification | ViTError) -> dict[str, Any]:
     if isinstance(outcome, ViTError):
         return {"error": outcome.code}
     fields: dict[str, Any] = {"cache": outcome.source.value}
-    answer = outcome.answer
-    if answer is None or outcome.source is not Source.MISS:
+    answer = outcome.own_answer
+    if answer is None:
         return fields
     return fields | {
         "decode_ms": _ms(outcome.decode_s),

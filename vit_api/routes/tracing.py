@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vit_api import __version__
-from vit_api.classifier import Classification, Source
+from vit_api.classifier import Classification
 from vit_api.errors import InternalError
 from vit_api.routes.exchange import Exchange
 
@@ -138,11 +138,11 @@ def _stages(exchange: Exchange) -> Iterator[_Stage]:
         return
     yield _Stage("cache", request.parsed_at, request.looked_up_at)
     outcome = exchange.outcomes[0] if exchange.outcomes else None
-    if not isinstance(outcome, Classification) or outcome.answer is None or outcome.source is not Source.MISS:
+    if not isinstance(outcome, Classification) or (answer := outcome.own_answer) is None:
         return
     # Counted back from the answer, since processes exchange durations: the gap before is a wait for a thread.
-    began_at = exchange.ended_at - outcome.answer.inference_s
-    queued_at = began_at - outcome.answer.queue_s
+    began_at = exchange.ended_at - answer.inference_s
+    queued_at = began_at - answer.queue_s
     yield _Stage("decode", queued_at - outcome.decode_s, queued_at)
     yield _Stage("queue", queued_at, began_at)
     yield _Stage("inference", began_at, exchange.ended_at)
