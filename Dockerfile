@@ -19,7 +19,8 @@ ARG HF_ENDPOINT
 ENV HF_HOME=/home/user/.cache/huggingface
 WORKDIR /app
 # What fetches a model for the server, alone: other changes of the code don't download it again.
-COPY vit_api/__init__.py vit_api/hub.py vit_api/space.py vit_api/weights.py vit_api/
+COPY vit_api/__init__.py vit_api/space.py vit_api/
+COPY vit_api/checkpoints/__init__.py vit_api/checkpoints/hub.py vit_api/checkpoints/weights.py vit_api/checkpoints/
 # Of one commit: a branch could be another model tomorrow.
 RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
     mkdir --parents "$HF_HOME" && \
@@ -27,7 +28,7 @@ RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
         expr "$PRELOAD_REVISION" : '[0-9a-f]\{40\}$' >/dev/null || \
             { echo "PRELOAD_REVISION: with PRELOAD_MODEL, a commit of 40 digits is needed" >&2; exit 1; }; \
         HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -c \
-            'import sys; from vit_api.hub import fetch; print(*fetch(*sys.argv[1:]))' \
+            'import sys; from vit_api.checkpoints.hub import fetch; print(*fetch(*sys.argv[1:]))' \
             "$PRELOAD_MODEL" "$PRELOAD_REVISION"; \
     fi
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.harness import machine
-from vit_api.checkpoint import Checkpoint, load_checkpoint
+from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.lit_api import ViTAPI
 from vit_api.records import Prediction
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine, process_group
-from vit_api.cache import AnswerCache
-from vit_api.cache_board import CacheBoard, CacheTally
+from vit_api.caching.cache import AnswerCache
+from vit_api.caching.cache_board import CacheBoard, CacheTally
 from vit_api.classifier import Known
 from vit_api.records import TOP_K, Prediction
 from vit_api.routes.messages import to_json

@@ -186,8 +186,8 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
 
 def _run_here(options: argparse.Namespace) -> None:
     """Be a part's process."""
-    from vit_api.compile_cache import keep_compiled_code
     from vit_api.logs import configure_logging
+    from vit_api.model.compile_cache import keep_compiled_code
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # so that contexts end, and servers with them
     configure_logging("info", "text")

@@ -35,12 +35,13 @@ def _ours() -> Callable[[], None]:
     """Return what an HTTP process does for each hit."""
     board = MetricsBoard(["http-0", "http-1", "worker-0"], metrics.COUNTED)
     observer = RequestMetrics(board.meter("http-1"))
-    request = Request({"path": "/predict", "headers": []}, _nothing, b"id", Pending(1000))
+    request = Request({"path": "/predict", "headers": []}, _nothing, b"id", Pending(1000), 0.0)
+    request.endpoint = "/predict"
     hit = Classification(Known(Prediction((1,), (1.0,))), Source.HIT)
 
     def count() -> None:
-        began_at = time.monotonic()
-        observer.observe(Exchange(request, 200, began_at, time.monotonic(), (hit,)))
+        request.arrived_at = time.monotonic()
+        observer.observe(Exchange(request, 200, time.monotonic(), (hit,)))
 
     return count
 

@@ -38,10 +38,10 @@ _STAGES = {
     "slot": ("vit_api/slots.py",),
     "pipe": ("vit_api/records.py", "InferenceClient._read_answers", "SlotLoop._answer"),
     "batch": ("VisionModel.stage", "SlotLoop._collect", "SlotLoop._claim"),
-    "forward": ("VisionModel.launch", "vit_api/engines.py", "vit_api/vit.py"),
+    "forward": ("VisionModel.launch", "vit_api/model/engines.py", "vit_api/model/vit.py"),
     "collect": ("VisionModel.collect",),
     "parse": ("uvicorn/", "vit_api/routes/uploads.py", "vit_api/routes/messages.py", "vit_api/routes/front.py"),
-    "event loop": ("concurrent/futures/", "asyncio/", "threading.py", "vit_api/cache.py", "time_limit.py"),
+    "event loop": ("concurrent/futures/", "asyncio/", "threading.py", "vit_api/caching/cache.py", "time_limit.py"),
 }
 _OTHER = "other"
 _WAITING = "_worker (concurrent/futures/thread.py"

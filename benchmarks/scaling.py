@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.harness import machine, pictures, servers, wrk
 from benchmarks.harness.checkpoints import save_vit_base
-from vit_api.checkpoint import load_checkpoint
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.cores import available_cores
 from vit_api.lit_api import ViTAPI
 

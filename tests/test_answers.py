@@ -13,7 +13,7 @@ from transformers import pipeline
 
 from tests.samples import encode, image_files, make_checkpoint, photos
 from tests.server import RunningServer, serve
-from vit_api.checkpoint import EMBEDDED
+from vit_api.checkpoints.checkpoint import EMBEDDED
 
 DIGITS = EMBEDDED["digits"]
 _MAX_DIFFERENCE = 0.02

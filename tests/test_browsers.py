@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.server import ROOT, RunningServer, serve
-from vit_api.origins import parse_origins
+from vit_api.access.origins import parse_origins
 from vit_api.routes.pages import page_headers
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()

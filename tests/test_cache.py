@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vit_api.cache import AnswerCache, SingleFlight
-from vit_api.cache_board import CacheBoard, CacheTally
+from vit_api.caching.cache import AnswerCache, SingleFlight
+from vit_api.caching.cache_board import CacheBoard, CacheTally
 from vit_api.deadline import Deadline
 from vit_api.errors import DeadlineExceeded, InferenceFailed
 

@@ -14,8 +14,8 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from tests import samples
-from vit_api import checkpoint
-from vit_api.checkpoint import CheckpointError, load_checkpoint
+from vit_api.checkpoints import checkpoint
+from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -195,11 +195,11 @@ def test_only_hub_models_have_revisions(name: str) -> None:
 def test_reading_needs_no_heavy_imports() -> None:
     """The main process is forked; it must neither pay for torch nor have threads."""
     program = (
-        "import sys, threading; from vit_api.checkpoint import load_checkpoint; load_checkpoint('digits');"
+        "import sys, threading; from vit_api.checkpoints.checkpoint import load_checkpoint; load_checkpoint('digits');"
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'PIL', 'numpy'} & set(sys.modules);"
         "assert not heavy, heavy; assert threading.active_count() == 1"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(checkpoint.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(checkpoint.__file__).parents[2])
 
 
 def test_a_checkpoint_with_many_labels_is_small_on_its_way_to_a_worker(tmp_path: Path) -> None:

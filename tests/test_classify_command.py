@@ -15,10 +15,10 @@ import pytest
 
 from tests.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
 from tests.server import ROOT, environment, wait_until
-from vit_api.client_results import Classification, ClassifyError, Prediction, Rejected
+from vit_api.classify.image_files import find_images
+from vit_api.classify.report import JsonLines, Progress, Report, Table, printable
+from vit_api.client.results import Classification, ClassifyError, Prediction, Rejected
 from vit_api.errors import OutOfDeviceMemory
-from vit_api.image_files import find_images
-from vit_api.report import JsonLines, Progress, Report, Table, printable
 
 EXAMPLES = [str(ROOT / "examples" / f"digit-{digit}.png") for digit in (3, 7)]
 
@@ -293,8 +293,8 @@ class FakeApi:
 
 def test_batches_that_do_not_fit_are_halved(tmp_path: Path) -> None:
     """As the server does; an image that does not fit alone fails alone."""
-    from vit_api.checkpoint import load_checkpoint
-    from vit_api.local import LocalClassifier
+    from vit_api.checkpoints.checkpoint import load_checkpoint
+    from vit_api.classify.local import LocalClassifier
 
     paths = [tmp_path / str(number) for number in range(5)]
     for path, content in zip(paths, ["0", "1", "2", "99", "4"], strict=True):
@@ -309,8 +309,8 @@ def test_batches_that_do_not_fit_are_halved(tmp_path: Path) -> None:
 
 def test_a_model_that_fails_is_told(tmp_path: Path) -> None:
     """Each image of the batch has the reason."""
-    from vit_api.checkpoint import load_checkpoint
-    from vit_api.local import LocalClassifier
+    from vit_api.checkpoints.checkpoint import load_checkpoint
+    from vit_api.classify.local import LocalClassifier
 
     path = tmp_path / "1"
     path.write_text("1")

@@ -35,8 +35,8 @@ from vit_api.client import (
     Unreachable,
     UnreadableInput,
 )
-from vit_api.client_base import to_failure
-from vit_api.client_inputs import read_upload
+from vit_api.client.base import to_failure
+from vit_api.client.inputs import read_upload
 
 MOMENT = {"date": "Sun, 06 Nov 1994 08:49:37 GMT", "retry_after": "Sun, 06 Nov 1994 08:50:07 GMT"}
 
@@ -455,7 +455,7 @@ def test_no_inputs(driver: Blocking, wrong: Any) -> None:
 
 def test_importing_it_needs_none_of_the_servers_packages() -> None:
     """It starts fast, and can be used where they are not installed."""
-    code = "import sys, vit_api.client; print(*sys.modules)"
+    code = "import sys, vit_api.client.blocking; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.partition(".")[0] for name in result.stdout.split()}
     assert not loaded & {"torch", "transformers", "litserve", "fastapi", "starlette", "pydantic", "numpy", "PIL"}

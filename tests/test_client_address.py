@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vit_api.client_address import ClientAddresses, parse_networks
+from vit_api.access.client_address import ClientAddresses, parse_networks
 
 _TRUSTED = parse_networks("10.0.0.0/8, 192.0.2.7,fd00::/8")
 

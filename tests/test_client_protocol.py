@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tests.scripted_server import ANSWER
 from vit_api import lit_api, records
-from vit_api.client_answers import Answer, retry_after_s, to_classification, to_error
-from vit_api.client_protocol import (
+from vit_api.client.answers import Answer, retry_after_s, to_classification, to_error
+from vit_api.client.protocol import (
     DEFAULT_TOP_K,
     MAX_ANSWER_BYTES,
     MOST_TOP_K,
@@ -25,7 +25,7 @@ from vit_api.client_protocol import (
     base_headers,
     predict_url,
 )
-from vit_api.client_results import (
+from vit_api.client.results import (
     Busy,
     Classification,
     ClassifyError,

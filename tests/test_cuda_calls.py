@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from vit_api import engines
-from vit_api.staging import CudaLink, HostLink
+from vit_api.model import engines
+from vit_api.model.staging import CudaLink, HostLink
 
 calls: list[str] = []
 

@@ -15,12 +15,12 @@ import torch
 
 from tests.samples import make_checkpoint
 from tests.server import serve
-from vit_api import engines
-from vit_api.checkpoint import load_checkpoint
-from vit_api.compile_cache import keep_compiled_code
-from vit_api.engines import Engine, batch_sizes, common_batch_sizes, deviation, make_engine, pack
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.lit_api import ViTAPI
-from vit_api.model import VisionModel
+from vit_api.model import engines
+from vit_api.model.compile_cache import keep_compiled_code
+from vit_api.model.engines import Engine, batch_sizes, common_batch_sizes, deviation, make_engine, pack
+from vit_api.model.model import VisionModel
 
 needs_gpu = [
     pytest.mark.gpu,

@@ -26,9 +26,9 @@ import pytest
 from PIL import Image
 
 from vit_api import image_limits, images
+from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.errors import ViTError
 from vit_api.images import decode
-from vit_api.preprocessing import Preprocessing
 
 MAX_SIDE = 4096
 MAX_UPLOAD_BYTES = 10 * 2**20

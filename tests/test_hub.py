@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests import samples
-from vit_api.checkpoint import CheckpointError, load_checkpoint
-from vit_api.hub import ANSWER_S
+from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
+from vit_api.checkpoints.hub import ANSWER_S
 
 NAME = "somebody/vit-tiny"
 FIRST, SECOND = "1" * 40, "2" * 40

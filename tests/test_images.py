@@ -22,9 +22,9 @@ from transformers.image_utils import load_image
 
 from tests import samples
 from vit_api import images
+from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from vit_api.errors import BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage, ViTError
 from vit_api.images import decode
-from vit_api.preprocessing import Preprocessing, read_preprocessing
 
 MAX_SIDE = 4096
 SQUARE = Preprocessing((48, 48), None, None, 2, 1 / 255, (0.5,) * 3, (0.5,) * 3)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.clients import post
 from tests.server import ROOT, RunningServer, serve
-from vit_api.api_keys import KeyRing, digest_of, parse_keys
+from vit_api.access.api_keys import KeyRing, digest_of, parse_keys
 from vit_api.routes.keys import KeyCheck, presented_key
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()

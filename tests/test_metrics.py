@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
 from vit_api import metrics
-from vit_api.checkpoint import load_checkpoint
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.collector import MetricsCollector, Sources
 from vit_api.errors import ViTError
 from vit_api.gpu_stats import GpuStats

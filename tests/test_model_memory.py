@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vit_api.batching import BatchingPolicy
-from vit_api.checkpoint import load_checkpoint
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.lit_api import ViTAPI
 from vit_api.loop import SlotLoop

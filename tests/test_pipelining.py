@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from tests.test_loop import Bench, EchoAPI
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.records import Answer, Status, unpack_answers
-from vit_api.recovery import Recovery
 from vit_api.slots import SlotState
+from vit_api.supervision.recovery import Recovery
 
 
 class Ticket:

@@ -14,6 +14,7 @@ from vit_api.records import TOP_K, Answer, Prediction, Status
 from vit_api.routes.api import create_app
 from vit_api.routes.exchange import Exchange
 from vit_api.routes.predict import PredictRoutes
+from vit_api.routes.request_classifier import RequestClassifier
 from vit_api.routes.uploads import Uploads
 
 _TWENTY = Prediction(tuple(range(TOP_K)), (0.05,) * TOP_K)
@@ -61,13 +62,14 @@ def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
     """Send one request through the application, without a server."""
     anything: Any = scripted
     limits = Uploads(max_bytes=1000, max_count=32, max_total_bytes=10_000)
-    routes = PredictRoutes(anything, anything, limits, model_name='a "model"', request_timeout_s=30, body_timeout_s=10)
+    requests = RequestClassifier(anything, request_timeout_s=30, body_timeout_s=10)
+    routes = PredictRoutes(requests, anything, limits, model_name='a "model"')
 
     async def nothing() -> None:
         pass
 
     app = create_app(
-        routes,
+        [routes],
         [],
         [scripted],
         start=nothing,
@@ -220,7 +222,7 @@ def test_observers_see_each_request_once(upload: str, status: int, outcomes: lis
     (exchange,) = scripted.exchanges
     request = exchange.request
     assert (exchange.status, request.received_bytes) == (status, len(upload))
-    assert exchange.began_at <= request.parsed_at <= request.looked_up_at <= exchange.ended_at
+    assert request.arrived_at <= request.parsed_at <= request.looked_up_at <= exchange.ended_at
     assert [o.source.value if isinstance(o, Classification) else o.code for o in exchange.outcomes] == outcomes
 
 

@@ -9,8 +9,8 @@ import transformers
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from tests import samples
-from vit_api import preprocessing
-from vit_api.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
+from vit_api.checkpoints import preprocessing
+from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
 
 VIT = {"model_type": "vit"}
 KNOWN_CLASSES = sorted(preprocessing._CLASSES)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_api.rate_limiter import Budgets, Charge, RateLimiter, Verdict
-from vit_api.rates import Rate, parse_rates
-from vit_api.shared_counts import _PLACES, _SETS, CountColumn, SharedCounts
+from vit_api.access.rate_limiter import Budgets, Charge, RateLimiter, Verdict
+from vit_api.access.rates import Rate, parse_rates
+from vit_api.access.shared_counts import _PLACES, _SETS, CountColumn, SharedCounts
 
 _MINUTE = Rate(10, 60)
 _NOW_S = 1_800_000_000.25

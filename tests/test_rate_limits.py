@@ -19,11 +19,11 @@ import pytest
 
 from tests.redis_server import RedisServer, redis_server
 from tests.server import ROOT, RunningServer, http_processes_of, paused, serve, wait_until
-from vit_api.client_address import ClientAddresses
+from vit_api.access.client_address import ClientAddresses
+from vit_api.access.rate_limiter import Budgets, RateLimiter
+from vit_api.access.rates import Rate
+from vit_api.access.redis_counts import RedisCounts
 from vit_api.errors import RateLimited
-from vit_api.rate_limiter import Budgets, RateLimiter
-from vit_api.rates import Rate
-from vit_api.redis_counts import RedisCounts
 from vit_api.routes.messages import Pending, Request, Response
 from vit_api.routes.rate_limits import RateLimits
 
@@ -159,7 +159,7 @@ def test_who_has_a_key_is_counted_by_it() -> None:
             raise AssertionError
 
         scope = {"headers": [], "client": (address, 1)}
-        request = Request(scope, receive, b"id", Pending(0))
+        request = Request(scope, receive, b"id", Pending(0), 0.0)
         request.key_digest = key_digest
         try:
             return (await limits.limited(nothing)(request)).status
@@ -268,7 +268,7 @@ def test_a_dead_redis_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
                     await limiter.take("after", 0)
                     await asyncio.sleep(0.01)
 
-    with redis_server() as mortal, caplog.at_level(logging.INFO, "vit_api.redis_counts"):
+    with redis_server() as mortal, caplog.at_level(logging.INFO, "vit_api.access.redis_counts"):
         asyncio.run(run(mortal))
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 

@@ -10,8 +10,8 @@ import pytest
 from tests.test_inference import Bench, run, until
 from vit_api.errors import InferenceFailed, WorkersGone
 from vit_api.records import Answer, Status, unpack_requests
-from vit_api.recovery import Recovery
 from vit_api.slots import Claim, SlotRange, SlotState, SlotTable
+from vit_api.supervision.recovery import Recovery
 
 
 def _recovery(bench: Bench) -> Recovery:

@@ -15,11 +15,11 @@ import pytest
 from benchmarks.harness.servers import free_port
 from tests.redis_server import RedisServer, redis_server
 from tests.server import paused
-from vit_api.cache_board import CacheBoard, CacheTally
+from vit_api.caching.cache_board import CacheBoard, CacheTally
+from vit_api.caching.redis_entry import pack_entry, unpack_entry
+from vit_api.caching.redis_tier import RedisTier
 from vit_api.errors import RedisUnavailable
 from vit_api.records import TOP_K, Prediction
-from vit_api.redis_entry import pack_entry, unpack_entry
-from vit_api.redis_tier import RedisTier
 
 _KEY = bytes(range(32))
 _TOP = Prediction((3, 1, 2), (0.5, 0.25, 0.125))

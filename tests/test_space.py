@@ -12,7 +12,8 @@ import pytest
 from huggingface_hub import SpaceHardware, metadata_load
 
 from tests.server import ROOT, serve
-from vit_api import hub, space
+from vit_api import space
+from vit_api.checkpoints import hub
 from vit_api.command_line import load_settings
 from vit_api.cores import available_cores
 from vit_api.lit_server import choose_devices

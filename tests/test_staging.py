@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vit_api.staging import DONE, Event, HostLink, Staging
+from vit_api.model.staging import DONE, Event, HostLink, Staging
 
 _SHAPE = (2, 2, 3)
 

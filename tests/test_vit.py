@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import BeitConfig, BeitForImageClassification, ViTConfig, ViTForImageClassification
 
-from vit_api.checkpoint import load_checkpoint
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.cores import available_cores
-from vit_api.model import VisionModel, choose_threads
-from vit_api.vit import FusedViT, fuse
+from vit_api.model.model import VisionModel, choose_threads
+from vit_api.model.vit import FusedViT, fuse
 
 SCALE = torch.tensor([1 / 127.5, 1 / 100, 1 / 60]).view(3, 1, 1)
 SHIFT = torch.tensor([-1.0, -0.7, 0.3]).view(3, 1, 1)

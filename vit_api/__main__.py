@@ -25,7 +25,7 @@ def main() -> int:
 
 
 def _run_command() -> int:
-    from vit_api import classify_command  # not at the top: Ctrl-C may come while this is imported
+    from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come while this is imported
 
     parser = argparse.ArgumentParser(
         prog="python -m vit_api", description="Image classification with Vision Transformers."

@@ -14,20 +14,20 @@ from collections.abc import Callable
 
 from vit_api import metrics
 from vit_api.batching import BatchingPolicy
-from vit_api.checkpoint import CheckpointError, load_checkpoint
+from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.command_line import main_settings
 from vit_api.http_process import HttpProcess
-from vit_api.listeners import Listeners
 from vit_api.lit_api import ViTAPI
 from vit_api.lit_server import ServeHttp, ViTServer, choose_devices
 from vit_api.logs import configure_logging
 from vit_api.loop import SlotLoop
-from vit_api.processes import serve_http
-from vit_api.recovery import Recovery
 from vit_api.routes.tracing import is_installed
 from vit_api.settings import Settings
 from vit_api.shared import Shared
-from vit_api.supervisor import StartProcess, Supervisor
+from vit_api.supervision.listeners import Listeners
+from vit_api.supervision.processes import serve_http
+from vit_api.supervision.recovery import Recovery
+from vit_api.supervision.supervisor import StartProcess, Supervisor
 
 logger = logging.getLogger(__name__)
 

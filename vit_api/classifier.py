@@ -13,8 +13,8 @@ import hashlib
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
-from vit_api.cache import AnswerCache, SingleFlight
-from vit_api.cache_board import CacheTally
+from vit_api.caching.cache import AnswerCache, SingleFlight
+from vit_api.caching.cache_board import CacheTally
 from vit_api.deadline import Deadline
 from vit_api.records import Answer, Prediction
 

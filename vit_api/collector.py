@@ -12,8 +12,8 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from vit_api import __version__, metrics
-from vit_api.cache_board import CacheBoard
-from vit_api.checkpoint import Checkpoint
+from vit_api.caching.cache_board import CacheBoard
+from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.gpu_stats import GpuStats, read_gpu
 from vit_api.metrics import Kind, Metric
 from vit_api.metrics_board import MetricsBoard

@@ -9,17 +9,17 @@ from fastapi import APIRouter
 from starlette.types import ASGIApp
 
 from vit_api import __version__
-from vit_api.cache import AnswerCache
-from vit_api.cache_board import CacheTally
+from vit_api.access.client_address import ClientAddresses
+from vit_api.access.rate_limiter import RateLimiter
+from vit_api.access.redis_counts import RedisCounts
+from vit_api.caching.cache import AnswerCache
+from vit_api.caching.cache_board import CacheTally
+from vit_api.caching.redis_tier import RedisTier
 from vit_api.classifier import Classifier, Known
-from vit_api.client_address import ClientAddresses
 from vit_api.collector import MetricsCollector, Sources
 from vit_api.errors import NotReady
 from vit_api.inference import InferenceClient
 from vit_api.lit_api import ViTAPI
-from vit_api.rate_limiter import RateLimiter
-from vit_api.redis_counts import RedisCounts
-from vit_api.redis_tier import RedisTier
 from vit_api.routes.access_log import AccessLog
 from vit_api.routes.api import create_app
 from vit_api.routes.cache import cache_info, cache_router
@@ -29,6 +29,7 @@ from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.rate_limits import RateLimits
+from vit_api.routes.request_classifier import RequestClassifier
 from vit_api.routes.request_metrics import RequestMetrics
 from vit_api.routes.tracing import Tracing
 from vit_api.routes.uploads import Uploads
@@ -72,7 +73,7 @@ class HttpProcess:
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
         return create_app(
-            self._predict_routes(),
+            [self._predict_routes()],
             [self._operations_router(), self._cache_router(), self._metrics_router()],
             self._observers(),
             start=self._start,
@@ -107,14 +108,12 @@ class HttpProcess:
             max_count=_MAX_IMAGES_PER_REQUEST,
             max_total_bytes=settings.max_batch_upload_bytes,
         )
-        return PredictRoutes(
+        requests = RequestClassifier(
             self._classifier,
-            self._lit_api,
-            uploads,
-            model_name=self._shared.checkpoint.name,
             request_timeout_s=settings.request_timeout_s,
             body_timeout_s=settings.body_timeout_s,
         )
+        return PredictRoutes(requests, self._lit_api, uploads, model_name=self._shared.checkpoint.name)
 
     def _observers(self) -> list[Observer]:
         observers: list[Observer] = [RequestMetrics(self._meter)]

@@ -25,9 +25,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from vit_api.checkpoints.preprocessing import Preprocessing, Size
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
 from vit_api.image_limits import UploadFile, bound_directories, check_gif, check_jpeg, check_sides
-from vit_api.preprocessing import Preprocessing, Size
 
 # Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, the JPEG with several
 # pictures that phones write.

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api import image_limits, images
-from vit_api.checkpoint import Checkpoint
-from vit_api.compile_cache import keep_compiled_code
+from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.errors import BadRequest
+from vit_api.model.compile_cache import keep_compiled_code
 from vit_api.records import Prediction
 
 if TYPE_CHECKING:
-    from vit_api.model import Launched, VisionModel
-    from vit_api.staging import Staged
+    from vit_api.model.model import Launched, VisionModel
+    from vit_api.model.staging import Staged
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         started = time.monotonic()
         if self._engine == "compile":
             keep_compiled_code()
-        from vit_api.model import VisionModel
+        from vit_api.model.model import VisionModel
 
         model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads, self.max_batch_size)
         model.prepare(self._engine)

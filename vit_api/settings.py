@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vit_api.api_keys import SHORTEST_KEY, check_key, digest_of, parse_keys
-from vit_api.client_address import Network, parse_networks
+from vit_api.access.api_keys import SHORTEST_KEY, check_key, digest_of, parse_keys
+from vit_api.access.client_address import Network, parse_networks
+from vit_api.access.origins import parse_origins
+from vit_api.access.rates import Rate, parse_rates
 from vit_api.cores import available_cores
-from vit_api.origins import parse_origins
-from vit_api.rates import Rate, parse_rates
 
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048

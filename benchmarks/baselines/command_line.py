@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vit_api.checkpoint import load_checkpoint
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.lit_api import ViTAPI
 
 

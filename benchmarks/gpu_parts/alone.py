@@ -12,9 +12,9 @@ from transformers import AutoModelForImageClassification
 
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.timing import seconds_per_call, share_of_peak
-from vit_api.checkpoint import Checkpoint, load_checkpoint
-from vit_api.engines import batch_sizes
-from vit_api.model import VisionModel
+from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from vit_api.model.engines import batch_sizes
+from vit_api.model.model import VisionModel
 
 _SECONDS = 0.4
 TRANSFORMERS = "transformers"

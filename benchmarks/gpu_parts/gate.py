@@ -13,7 +13,7 @@ from benchmarks.accuracy import CLEAR_MARGINS, Probabilities, compare, probabili
 from benchmarks.gpu_parts.alone import release
 from benchmarks.gpu_parts.part import Part
 from benchmarks.harness import pictures
-from vit_api.checkpoint import Checkpoint, load_checkpoint
+from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.lit_api import ViTAPI
 
 _PICTURES = 96

@@ -9,9 +9,9 @@ import torch
 from benchmarks.gpu_parts.alone import release
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.timing import synchronize
-from vit_api.checkpoint import load_checkpoint
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.gpu_stats import read_gpu
-from vit_api.model import VisionModel
+from vit_api.model.model import VisionModel
 
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256)
 _ENERGY_S = 5.0

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.gpu_parts.part import Part
 from vit_api.app import Application
 from vit_api.batching import BatchingPolicy
-from vit_api.checkpoint import load_checkpoint
+from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.lit_api import ViTAPI
 from vit_api.records import Request, unpack_answers
 from vit_api.settings import Settings

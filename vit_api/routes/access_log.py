@@ -35,10 +35,10 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
         "request_id": request.id.decode(),
         "status": exchange.status,
         "bytes": request.received_bytes,
-        "total_ms": _ms(exchange.ended_at - exchange.began_at),
+        "total_ms": _ms(exchange.seconds),
     }
     if request.parsed_at is not None:
-        fields["parse_ms"] = _ms(request.parsed_at - exchange.began_at)
+        fields["parse_ms"] = _ms(request.parsed_at - request.arrived_at)
     if len(exchange.outcomes) == 1:
         return fields | _of_one(exchange.outcomes[0])
     return fields | _of_several(exchange.outcomes) if exchange.outcomes else fields

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -14,69 +14,29 @@ from starlette.types import ASGIApp
 
 from vit_api import __version__
 from vit_api.errors import ViTError
-from vit_api.lit_api import DEFAULT_TOP_K
-from vit_api.records import TOP_K
 from vit_api.routes.cors import CrossOrigin
 from vit_api.routes.exchange import Observer
-from vit_api.routes.front import Front, Handler
+from vit_api.routes.front import BusyPath, Front
 from vit_api.routes.keys import KeyCheck, describe_keys
 from vit_api.routes.pages import STATIC_FOLDER, docs_router
-from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.rate_limits import RateLimits, describe_limits
 from vit_api.routes.responses import from_exception
-from vit_api.schemas import ErrorResponse, PredictResponse
 
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
 
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorResponse, "description": "The request, a parameter or the image is malformed or empty"},
-    413: {"model": ErrorResponse, "description": "The upload has too many bytes, or the image too many pixels"},
-    415: {"model": ErrorResponse, "description": "The upload is not an image of a known format"},
-    500: {"model": ErrorResponse, "description": "The server failed; its log says why"},
-    503: {"model": ErrorResponse, "description": "Overloaded or still starting; `Retry-After` says when to try again"},
-    504: {"model": ErrorResponse, "description": "No answer within the time limit"},
-}
 
-_HEADERS = {
-    "x-cache": ("string", "hit: remembered; miss: computed; coalesced: computed once for several identical uploads"),
-    "x-request-id": ("string", "The request's own id if it has a sane one, else a new one"),
-    "x-queue-time-ms": ("number", "From the queue's entry to the batch's start"),
-    "x-inference-time-ms": ("number", "How long the batch took"),
-    "x-batch-size": ("integer", "Images in the batch"),
-}
-_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {"headers": {name: {"schema": {"type": kind}, "description": what} for name, (kind, what) in _HEADERS.items()}}
-}
+class ProtocolRoutes(Protocol):
+    """A way to ask for classifications: this server's own, or one that clients of others speak."""
 
-_FILE = {"type": "string", "format": "binary", "description": "An image file"}
-_ONE_UPLOAD = {
-    "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE}}},
-    "application/octet-stream": {"schema": _FILE},
-    "image/*": {"schema": _FILE},
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "required": ["image"],
-            "properties": {"image": {"type": "string", "format": "byte", "description": "Base64, or a data: URL"}},
-        }
-    },
-}
-_MANY_UPLOADS = {
-    "multipart/form-data": {
-        "schema": {"type": "object", "required": ["files"], "properties": {"files": {"type": "array", "items": _FILE}}}
-    }
-}
+    def busy_paths(self) -> Sequence[BusyPath]:
+        """Return the paths that classify."""
 
-_TOP_K = {
-    "name": "top_k",
-    "in": "query",
-    "description": "How many classes to name",
-    "schema": {"type": "integer", "minimum": 1, "maximum": TOP_K, "default": DEFAULT_TOP_K},
-}
+    def router(self) -> APIRouter:
+        """Return routes that describe these paths, and the protocol's other ones."""
 
 
 def create_app(
-    predict: PredictRoutes,
+    protocols: Sequence[ProtocolRoutes],
     operators: Sequence[APIRouter],
     observers: Sequence[Observer],
     *,
@@ -91,7 +51,7 @@ def create_app(
     """Return the ASGI application of one HTTP process.
 
     Args:
-        predict: The handlers that classify.
+        protocols: The paths that classify.
         operators: Routes for operators.
         observers: Told of each request that has its answer.
         start: Called on the event loop before the first request.
@@ -122,19 +82,16 @@ def create_app(
         redirect_slashes=False,
     )
     app.include_router(docs_router("ViT API", "/openapi.json"))
-    app.include_router(_described())
-    for router in operators:
+    for router in (*(protocol.router() for protocol in protocols), *operators):
         app.include_router(router)
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)
-    limited = (lambda handler: handler) if limits is None else limits.limited
-    handlers: dict[tuple[str, str], Handler] = {
-        ("POST", "/predict"): limited(predict.predict),
-        ("POST", "/predict/batch"): limited(predict.predict_batch),
-    }
+    busy = [path for protocol in protocols for path in protocol.busy_paths()]
+    if limits is not None:
+        busy = [path._replace(handler=limits.limited(path.handler)) for path in busy]
     _describe_access(app, keys, limits)
     front = Front(
-        handlers,
+        busy,
         app,
         observers,
         max_pending_bytes=max_pending_bytes,
@@ -156,30 +113,3 @@ def _describe_access(app: FastAPI, keys: KeyCheck | None, limits: RateLimits | N
         return describe()
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _described() -> APIRouter:
-    """Return routes that describe the busy paths. `Front` answers their requests before they get here."""
-    router = APIRouter(tags=["classification"])
-
-    @router.post(
-        "/predict", response_model=PredictResponse, responses=_ANSWER | _FAILURES, openapi_extra=_takes(_ONE_UPLOAD)
-    )
-    async def classify_an_image() -> None:
-        """Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON."""
-
-    @router.post(
-        "/predict/batch",
-        response_model=list[PredictResponse | ErrorResponse],
-        responses=_FAILURES,
-        openapi_extra=_takes(_MANY_UPLOADS),
-    )
-    async def classify_several_images() -> None:
-        """Classify 1 to 32 images. The answer has their order; a bad image has its error in its place."""
-
-    return router
-
-
-def _takes(content: dict[str, Any]) -> dict[str, Any]:
-    """Describe what the handlers read from a request themselves, since FastAPI doesn't see it."""
-    return {"parameters": [_TOP_K], "requestBody": {"required": True, "content": content}}

@@ -16,16 +16,19 @@ class Exchange(NamedTuple):
     Attributes:
         request: The request; its body is gone.
         status: The answer's HTTP status; 499 if the client hung up first.
-        began_at: When it arrived, in seconds of the monotonic clock.
-        ended_at: When its answer was sent.
+        ended_at: When its answer was sent, in seconds of the monotonic clock.
         outcomes: What became of each image, in the request's order; or the failure of the whole request.
     """
 
     request: Request
     status: int
-    began_at: float
     ended_at: float
     outcomes: Sequence[Classification | ViTError] = ()
+
+    @property
+    def seconds(self) -> float:
+        """From the request's arrival to its answer's end."""
+        return self.ended_at - self.request.arrived_at
 
 
 class Observer(Protocol):

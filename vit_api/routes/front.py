@@ -11,7 +11,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,6 +27,23 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
 
+
+class BusyPath(NamedTuple):
+    """A path that classifies.
+
+    Attributes:
+        method: The HTTP method.
+        path: The path.
+        endpoint: What the metrics call it; one of `metrics.ENDPOINTS`.
+        handler: Answers its requests.
+    """
+
+    method: str
+    path: str
+    endpoint: str
+    handler: Handler
+
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -33,7 +51,7 @@ class Front:
     """Route a request to its handler, and answer what the handler raises.
 
     Args:
-        handlers: The busy paths, by method and path.
+        busy: The paths that are answered here.
         fallback: Answers everything else.
         observers: Told of each request that has its answer.
         max_pending_bytes: Of all requests' bodies together at the most.
@@ -43,7 +61,7 @@ class Front:
 
     def __init__(
         self,
-        handlers: Mapping[tuple[str, str], Handler],
+        busy: Sequence[BusyPath],
         fallback: ASGIApp,
         observers: Sequence[Observer],
         *,
@@ -51,7 +69,7 @@ class Front:
         is_draining: Callable[[], bool],
         admit: Callable[[Request], None] | None = None,
     ) -> None:
-        self._handlers = handlers
+        self._busy = {(path.method, path.path): path for path in busy}
         self._fallback = fallback
         self._observers = observers
         self._pending = Pending(max_pending_bytes)
@@ -66,32 +84,33 @@ class Front:
         if scope["type"] != "http":
             await self._fallback(scope, receive, send)
             return
-        arrived_at = time.monotonic()
         new_id = b"%s%08x" % (self._id_start, next(self._id_numbers))
-        request = Request(scope, receive, new_id, self._pending)
+        request = Request(scope, receive, new_id, self._pending, time.monotonic())
         own_id = request.headers.get(REQUEST_ID)
         if own_id is not None and _SANE_ID.fullmatch(own_id):
             request.id = own_id
-        handler = self._handlers.get((scope["method"], scope["path"]))
+        path = self._busy.get((scope["method"], scope["path"]))
+        if path is not None:
+            request.endpoint = path.endpoint
         try:
             if self._admit is not None:
                 self._admit(request)
-            response = None if handler is None else await handler(request)
+            response = None if path is None else await path.handler(request)
         except ClientDisconnect:
-            self._observe(Exchange(request, CLIENT_LEFT, arrived_at, time.monotonic()))
+            self._observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
             return  # nobody is there to answer
         except Exception as error:
             failure = error if isinstance(error, ViTError) else _unforeseen(request.id)
-            response = error_response(failure, request.id.decode(), time.monotonic() - arrived_at)
+            response = error_response(failure, request.id.decode(), time.monotonic() - request.arrived_at)
         finally:
             request.close()
         if response is None:
-            await self._fall_back(request, receive, send, arrived_at)
+            await self._fall_back(request, receive, send)
             return
         await response.send(send, request, is_last=self._is_draining())
-        self._observe(Exchange(request, response.status, arrived_at, time.monotonic(), response.outcomes))
+        self._observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
 
-    async def _fall_back(self, request: Request, receive: Receive, send: Send, arrived_at: float) -> None:
+    async def _fall_back(self, request: Request, receive: Receive, send: Send) -> None:
         """Have FastAPI answer."""
         status = CLIENT_LEFT
 
@@ -105,7 +124,7 @@ class Front:
 
         request.scope.setdefault("state", {})["request_id"] = request.id.decode()
         await self._fallback(request.scope, receive, send_with_id)
-        self._observe(Exchange(request, status, arrived_at, time.monotonic()))
+        self._observe(Exchange(request, status, time.monotonic()))
 
     def _observe(self, exchange: Exchange) -> None:
         for observer in self._observers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vit_api.api_keys import KeyRing
+from vit_api.access.api_keys import KeyRing
 from vit_api.errors import Unauthorized
 from vit_api.routes.messages import Request
 from vit_api.routes.pages import STATIC_FOLDER

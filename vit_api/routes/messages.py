@@ -59,11 +59,14 @@ class Request:
         receive: ASGI's way to its body.
         request_id: Its id.
         pending: What its body takes room in, until `close`.
+        arrived_at: When it came, in seconds of the monotonic clock.
 
     Attributes:
         scope: ASGI's description of it.
         id: Its id, for the answer and the log.
+        arrived_at: When it came.
         headers: By lower-case name; of a repeated one the last.
+        endpoint: What the metrics call its path; empty if it is not one that classifies.
         key_digest: Of the client's key; empty where none is asked for.
         charge: Counts further images of this request, beside the first, in the client's budget.
         answer_headers: What any answer to it is to have.
@@ -77,7 +80,9 @@ class Request:
         "_pending",
         "_receive",
         "answer_headers",
+        "arrived_at",
         "charge",
+        "endpoint",
         "headers",
         "id",
         "key_digest",
@@ -87,13 +92,15 @@ class Request:
         "scope",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, request_id: bytes, pending: Pending) -> None:
+    def __init__(self, scope: Scope, receive: Receive, request_id: bytes, pending: Pending, arrived_at: float) -> None:
         self.scope = scope
         self.id = request_id
+        self.arrived_at = arrived_at
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._is_gone = False
         self._pending = pending
+        self.endpoint = ""
         self.key_digest = b""
         self.charge: Callable[[int], Awaitable[None]] = _no_charge
         self.answer_headers: Headers = ()

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from vit_api.checkpoint import Checkpoint
+from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.schemas import CacheInfo, HealthResponse, InfoResponse, WorkerInfo
 from vit_api.slots import SlotTable
 from vit_api.workers import WorkerBoard

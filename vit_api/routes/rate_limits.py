@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vit_api.client_address import ClientAddresses
+from vit_api.access.client_address import ClientAddresses
+from vit_api.access.rate_limiter import RateLimiter, Verdict
+from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
-from vit_api.rate_limiter import RateLimiter, Verdict
-from vit_api.rates import Rate
 from vit_api.routes.front import Handler
 from vit_api.routes.messages import Request, Response
 

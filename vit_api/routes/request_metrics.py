@@ -20,22 +20,18 @@ class RequestMetrics:
             (endpoint, int(status)): meter.count(metrics.REQUESTS, endpoint, status)
             for endpoint, status in metrics.REQUESTS.series
         }
-        self._durations = {path: meter.distribution(metrics.DURATION, path) for path in metrics.ENDPOINTS}
-        self._received = {path: meter.count(metrics.RECEIVED, path) for path in metrics.ENDPOINTS}
+        self._durations = {name: meter.distribution(metrics.DURATION, name) for name in metrics.ENDPOINTS}
+        self._received = {name: meter.count(metrics.RECEIVED, name) for name in metrics.ENDPOINTS}
         self._rejected = {reason: meter.count(metrics.REJECTED, reason) for reason in metrics.REASONS}
 
     def observe(self, exchange: Exchange) -> None:
         """Count it, if it asked for a classification."""
-        path: str = exchange.request.scope["path"]
-        duration = self._durations.get(path)
-        if duration is None:
+        endpoint = exchange.request.endpoint
+        if not endpoint:
             return
-        count = self._requests.get((path, exchange.status))
-        if count is None:
-            return  # a method that the path doesn't take
-        count.add()
-        duration.observe(exchange.ended_at - exchange.began_at)
-        self._received[path].add(exchange.request.received_bytes)
+        self._requests[endpoint, exchange.status].add()
+        self._durations[endpoint].observe(exchange.seconds)
+        self._received[endpoint].add(exchange.request.received_bytes)
         for outcome in exchange.outcomes:
             if isinstance(outcome, ViTError):
                 self._rejected[outcome.code].add()

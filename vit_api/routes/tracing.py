@@ -80,7 +80,7 @@ class Tracing:
             self._parent(exchange),
             SpanKind.SERVER,
             _attributes(exchange),
-            start_time=round(exchange.began_at * _NS) + shift_ns,
+            start_time=round(exchange.request.arrived_at * _NS) + shift_ns,
         )
         if span.is_recording():
             context = set_span_in_context(span)
@@ -133,7 +133,7 @@ def _stages(exchange: Exchange) -> Iterator[_Stage]:
     request = exchange.request
     if request.parsed_at is None:
         return
-    yield _Stage("parse", exchange.began_at, request.parsed_at)
+    yield _Stage("parse", request.arrived_at, request.parsed_at)
     if request.looked_up_at is None:
         return
     yield _Stage("cache", request.parsed_at, request.looked_up_at)

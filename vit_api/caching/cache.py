@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
 
-from vit_api.cache_board import CacheTally
+from vit_api.caching.cache_board import CacheTally
 from vit_api.deadline import Deadline
 from vit_api.errors import DeadlineExceeded
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vit_api.client_results import UnreadableInput
+from vit_api.client.results import UnreadableInput
 
 _FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (("PNG", {"compress_level": 1}), ("TIFF", {}))
 """Both lossless. PNG is what the server reads fastest; TIFF has the modes that PNG lacks: CMYK, YCbCr, LAB, F."""

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from vit_api.checkpoint import Checkpoint
+from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.cores import available_cores
-from vit_api.engines import (
+from vit_api.errors import OutOfDeviceMemory
+from vit_api.model.engines import (
     Engine,
     Network,
     batch_sizes,
@@ -31,10 +32,9 @@ from vit_api.engines import (
     make_engine,
     pack,
 )
-from vit_api.errors import OutOfDeviceMemory
+from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
+from vit_api.model.vit import fuse
 from vit_api.records import TOP_K, Prediction
-from vit_api.staging import CudaLink, Event, HostLink, Staged, Staging
-from vit_api.vit import fuse
 
 logger = logging.getLogger(__name__)
 

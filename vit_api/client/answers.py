@@ -15,7 +15,7 @@ from datetime import timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from vit_api.client_results import (
+from vit_api.client.results import (
     Busy,
     Classification,
     ClassifyError,

@@ -1,8 +1,8 @@
 """Fetches a checkpoint's files from the Hugging Face hub, or finds them in its local cache.
 
-Knows nothing of what is in the files. The work is done in a process of its own (`python -m vit_api.hub`): name
-resolution can't be timed out inside a process, and the library may leave threads behind, which the main process must
-not have when it forks the HTTP processes.
+Knows nothing of what is in the files. The work is done in a process of its own, which runs this module: name resolution
+can't be timed out inside a process, and the library may leave threads behind, which the main process must not have when
+it forks the HTTP processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from vit_api import space, weights
+from vit_api import space
+from vit_api.checkpoints import weights
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def fetch(name: str, revision: str | None) -> tuple[Path, str]:
         HubError: The model can't be had. Where the hub doesn't answer, that is known within about 10 seconds; a
             download that has begun is never cut off while it gets on.
     """
-    package = str(Path(__file__).resolve().parent.parent)
+    package = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", __name__, name, revision or ""]
     caches = space.replaced_caches()

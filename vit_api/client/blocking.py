@@ -1,8 +1,4 @@
-"""A typed client of this API, blocking and asynchronous: uploads images, tries again, returns dataclasses.
-
-Needs httpx and nothing else of the server's packages; it can be used without installing those. What to send, what an
-answer means and when to try again is in `client_protocol` and `client_answers`; here is the I/O alone.
-"""
+"""The blocking client. Import it from `vit_api.client`; what to send and what comes of it is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -14,9 +10,8 @@ from types import TracebackType
 
 import httpx
 
-from vit_api.async_client import AsyncClient
-from vit_api.client_answers import Answer
-from vit_api.client_base import (
+from vit_api.client.answers import Answer
+from vit_api.client.base import (
     AHEAD,
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
@@ -26,40 +21,15 @@ from vit_api.client_base import (
     checked_concurrency,
     to_failure,
 )
-from vit_api.client_inputs import ImageInput, read_upload
-from vit_api.client_protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
-from vit_api.client_results import (
-    Busy,
+from vit_api.client.inputs import ImageInput, read_upload
+from vit_api.client.lookahead import map_ahead
+from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
+from vit_api.client.results import (
     Classification,
     ClassifyError,
     Outcome,
-    Prediction,
-    Rejected,
-    ServerFailed,
     TimedOut,
-    UnexpectedAnswer,
-    Unreachable,
-    UnreadableInput,
 )
-from vit_api.lookahead import map_ahead
-
-__all__ = [
-    "AsyncClient",
-    "Busy",
-    "Classification",
-    "ClassifyError",
-    "Client",
-    "ImageInput",
-    "Outcome",
-    "Prediction",
-    "Rejected",
-    "Retries",
-    "ServerFailed",
-    "TimedOut",
-    "UnexpectedAnswer",
-    "Unreachable",
-    "UnreadableInput",
-]
 
 
 class Client(BaseClient):

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vit_api.classify.image_files import find_images
+from vit_api.classify.report import JsonLines, Progress, Report, Table
 from vit_api.client import AsyncClient, UnreadableInput
-from vit_api.client_protocol import DEFAULT_TOP_K, MOST_TOP_K
+from vit_api.client.protocol import DEFAULT_TOP_K, MOST_TOP_K
 from vit_api.cores import available_cores
-from vit_api.image_files import find_images
-from vit_api.report import JsonLines, Progress, Report, Table
 
 KEY_VARIABLE = "VIT_API_KEY"
 
@@ -130,9 +130,9 @@ async def _by_server(client: AsyncClient, paths: list[Path], report: Report, req
 
 def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report) -> None:
     # Not at the top: with a server, torch and LitServe are not needed, and take seconds to import.
-    from vit_api.checkpoint import CheckpointError
+    from vit_api.checkpoints.checkpoint import CheckpointError
+    from vit_api.classify.local import load_local
     from vit_api.command_line import SettingsError, load_settings
-    from vit_api.local import load_local
     from vit_api.logs import configure_logging
 
     try:

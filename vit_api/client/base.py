@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from vit_api.client_protocol import Call, Retries, predict_url, upload_headers
-from vit_api.client_results import ClassifyError, TimedOut, UnexpectedAnswer, Unreachable
+from vit_api.client.protocol import Call, Retries, predict_url, upload_headers
+from vit_api.client.results import ClassifyError, TimedOut, UnexpectedAnswer, Unreachable
 
 DEFAULT_TIMEOUT_S = 40.0
 """More than the server's own limit of 30 s, so that its 504 arrives."""

@@ -18,8 +18,8 @@ from multiprocessing.process import BaseProcess
 from socket import socket
 
 from vit_api.metrics_board import Count
-from vit_api.recovery import Recovery
 from vit_api.slots import MOST_DEATHS, SlotTable
+from vit_api.supervision.recovery import Recovery
 from vit_api.workers import WorkerBoard, WorkerState
 
 logger = logging.getLogger(__name__)

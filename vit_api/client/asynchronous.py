@@ -10,8 +10,8 @@ from types import TracebackType
 
 import httpx
 
-from vit_api.client_answers import Answer
-from vit_api.client_base import (
+from vit_api.client.answers import Answer
+from vit_api.client.base import (
     AHEAD,
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
@@ -21,9 +21,9 @@ from vit_api.client_base import (
     checked_concurrency,
     to_failure,
 )
-from vit_api.client_inputs import ImageInput, read_upload
-from vit_api.client_protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
-from vit_api.client_results import Classification, ClassifyError, Outcome
+from vit_api.client.inputs import ImageInput, read_upload
+from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
+from vit_api.client.results import Classification, ClassifyError, Outcome
 
 
 class AsyncClient(BaseClient):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from vit_api.client_results import Classification, ClassifyError, Outcome
+from vit_api.client.results import Classification, ClassifyError, Outcome
 
 _LONGEST_NAME = 60
 _LABEL_WIDTH = 24

@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 
-from vit_api.rate_limiter import Charge
+from vit_api.access.rate_limiter import Charge
 
 logger = logging.getLogger(__name__)
 

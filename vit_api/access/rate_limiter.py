@@ -17,8 +17,8 @@ from hashlib import blake2b
 from typing import NamedTuple, Protocol
 from zlib import crc32
 
-from vit_api.rates import Rate
-from vit_api.shared_counts import CountColumn, SharedCounts
+from vit_api.access.rates import Rate
+from vit_api.access.shared_counts import CountColumn, SharedCounts
 
 _REMEMBERED = 4096
 

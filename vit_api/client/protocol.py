@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from vit_api import __version__
-from vit_api.client_answers import Answer, to_classification, to_error
-from vit_api.client_results import Busy, Classification, ClassifyError, TimedOut, UnexpectedAnswer, Unreachable
+from vit_api.client.answers import Answer, to_classification, to_error
+from vit_api.client.results import Busy, Classification, ClassifyError, TimedOut, UnexpectedAnswer, Unreachable
 
 DEFAULT_TOP_K = 5
 MOST_TOP_K = 20

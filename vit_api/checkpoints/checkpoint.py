@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit_api import hub, weights
-from vit_api.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
+from vit_api.checkpoints import hub, weights
+from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
 
 __all__ = ["Checkpoint", "CheckpointError", "Preprocessing", "load_checkpoint"]
 
-EMBEDDED = {"digits": Path(__file__).parent / "checkpoints" / "digits"}
+EMBEDDED = {"digits": Path(__file__).parent / "digits"}
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _CHUNK_BYTES = 2**20

@@ -1,0 +1,1 @@
+"""Who a client is, and how much it may use: keys, addresses, rates and what is used up."""
