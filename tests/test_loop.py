@@ -32,6 +32,10 @@ class EchoAPI(ls.LitAPI):
         self.batches = []
         self.most_that_fit = 32
         self.freed = 0
+        self.is_broken = False
+
+    def has_working_device(self) -> bool:
+        return not self.is_broken
 
     def free_memory(self) -> None:
         self.freed += 1
@@ -112,6 +116,17 @@ def test_an_unwanted_image_never_enters_a_batch(why: str) -> None:
     assert bench.api.batches == [1]
     assert answers[0].status == Status.SKIPPED
     assert answers[1].status == Status.OK
+
+
+def test_a_worker_whose_device_broke_ends_with_its_images() -> None:
+    """They stay the worker's, unanswered, so that the next one is given them."""
+    bench = Bench()
+    bench.api.is_broken = True
+    bench.queue(0, 255)
+    with pytest.raises(SystemExit):
+        bench.run_until(1)
+    assert bench.table.count_by_state()[SlotState.RUNNING] == 1
+    assert bench.answers.read(_SLOTS) == b""
 
 
 def test_a_failing_batch_is_answered_and_the_loop_goes_on() -> None:

@@ -124,6 +124,10 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         """Tell whether `unbatch` has nothing to wait for."""
         return output.is_done()
 
+    def has_working_device(self) -> bool:
+        """Tell, after a failure, whether the device still computes."""
+        return self._loaded_model().has_working_device()
+
     def free_memory(self) -> None:
         """Give back device memory that is kept for later, after a batch that did not fit."""
         self._loaded_model().free_memory()

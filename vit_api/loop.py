@@ -239,10 +239,10 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         """Have the device compute a batch; a failure is noted instead of the output."""
         started_at = time.monotonic()
         pixels = [self._table.pixels[claim.slot] for claim in batch]
-        staged = _attempt(lambda: lit_api.batch(pixels), len(batch))
+        staged = _attempt(lit_api, lambda: lit_api.batch(pixels), len(batch))
         staged_at = time.monotonic()
         is_staged = not isinstance(staged, Status)
-        output = _attempt(lambda: lit_api.predict(staged), len(batch)) if is_staged else staged
+        output = _attempt(lit_api, lambda: lit_api.predict(staged), len(batch)) if is_staged else staged
         return _Started(batch, started_at, staged_at, output)
 
     def _outcomes(self, lit_api: ViTAPI, started: _Started) -> list[_Outcome]:
@@ -254,7 +254,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         size = len(batch)
         if not isinstance(output, Status):
             launched = output
-            output = _attempt(lambda: _complete(lit_api.unbatch(launched), size), size)
+            output = _attempt(lit_api, lambda: _complete(lit_api.unbatch(launched), size), size)
         if not isinstance(output, Status):
             self._model_times.observe(time.monotonic() - max(staged_at, self._done_at))
             return [(Status.OK, prediction) for prediction in output]
@@ -274,10 +274,13 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             self._answers[owner].write(records)
 
 
-def _attempt(step: Callable[[], Any], size: int) -> Any:
+def _attempt(lit_api: ViTAPI, step: Callable[[], Any], size: int) -> Any:
     """Return what a step on a batch returns, or the status of its failure, which is logged.
 
     When this returns, the exception is gone, and with it the frames that hold the batch's tensors.
+
+    Raises:
+        SystemExit: The device does nothing any more, so the next worker has to run this batch.
     """
     try:
         return step()
@@ -286,6 +289,9 @@ def _attempt(step: Callable[[], Any], size: int) -> Any:
         return Status.OUT_OF_MEMORY
     except Exception:
         logger.exception("a batch of %d failed", size)
+        if not lit_api.has_working_device():
+            logger.critical("the device does not work any more; this worker ends, so that another one is started")
+            raise SystemExit(1) from None
         return Status.FAILED
 
 

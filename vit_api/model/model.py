@@ -281,6 +281,19 @@ class VisionModel:
         logits: torch.Tensor = self._model(pixel_values=inputs.to(self.dtype)).logits
         return logits
 
+    def has_working_device(self) -> bool:
+        """Tell whether the device still computes.
+
+        After an illegal access or a failed assertion on a GPU, every later call of the process fails: see "sticky"
+        errors of CUDA's runtime API.
+        """
+        try:
+            return bool(torch.ones(1, device=self.device).item() == 1)
+        except torch.OutOfMemoryError:
+            return True
+        except RuntimeError:
+            return False
+
     def free_memory(self) -> None:
         """Give the device's memory back that torch keeps for later."""
         if self.device.type == "cuda":
