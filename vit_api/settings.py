@@ -111,7 +111,12 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=64, description="Threads in each HTTP process that decode images")
     ] = 2
     cache_size: Annotated[
-        int, Field(ge=0, le=1_000_000, description="Answers that each HTTP process remembers; 0: compute every one")
+        int,
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="Answers that each HTTP process remembers, 1.2 KB each; 0: compute every one",
+        ),
     ] = 10_000
     cache_ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="Seconds that an answer is remembered")] = (
         1800.0
