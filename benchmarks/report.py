@@ -143,11 +143,15 @@ def _scaling(report: dict[str, Any]) -> str:
 
 
 def _tune(report: dict[str, Any]) -> str:
-    rows = [
-        (row["connections"], row["settings"], f"{row['requests_per_s']}/s", f"{row['p50_ms']} ms", row["ratio"])
-        for row in report["results"]
-    ]
-    return _table(("connections", "settings", "rate", "p50", "to the defaults"), rows)
+    counts = list(dict.fromkeys(row["connections"] for row in report["results"]))
+    rows: dict[tuple[str, int], list[object]] = {}
+    for row in report["results"]:
+        name = f"{row['value']}, the default" if row["is_default"] else row["value"]
+        cells = rows.setdefault((row["setting"], row["value"]), [f"`{row['setting']}`", name])
+        cells.append(
+            f"{row['ratio']:.2f}: {row['requests_per_s']:,.0f}/s, {row['p50_ms']:.1f} ms, {row['p99_ms']:.1f} ms"
+        )
+    return _table(("setting", "value", *(f"{count} connections" for count in counts)), rows.values())
 
 
 def _overload(report: dict[str, Any]) -> str:
@@ -192,6 +196,13 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+_CURVES = {
+    "max_wait_ms": "waiting time, ms",
+    "max_batch_size": "largest batch, images",
+    "api_servers": "HTTP processes",
+}
+
+
 def _plot_batching() -> None:
     results = json.loads((_RESULTS / "batching.json").read_text())["results"]
     for value, y in (("p50_ms", "p50 latency, ms"), ("mean_batch_size", "mean batch size, images")):
@@ -201,10 +212,22 @@ def _plot_batching() -> None:
         plots.lines(lines, _RESULTS / f"batching_{value}.png", x="offered requests/s", y=y)
 
 
+def _plot_tune() -> None:
+    results = json.loads((_RESULTS / "tune.json").read_text())["results"]
+    for setting, x in _CURVES.items():
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for result in results:
+            if result["setting"] == setting:
+                name = f"{result['connections']} connections"
+                lines.setdefault(name, []).append((result["value"], result["ratio"]))
+        plots.lines(lines, _RESULTS / f"tune_{setting}.png", x=x, y="requests/s, to the default's")
+
+
 def main() -> None:
     """Write the page's tables and the plots."""
     README.write_text(render(README.read_text()))
     _plot_batching()
+    _plot_tune()
 
 
 if __name__ == "__main__":
