@@ -47,6 +47,28 @@ def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
         lit_api.predict(lit_api.batch(images))
 
 
+@pytest.mark.parametrize(
+    ("failure", "works"),
+    [
+        pytest.param(None, True, id="it computes"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), True, id="it is full"),
+        pytest.param(torch.AcceleratorError("CUDA error: an illegal memory access", 700), False, id="it is broken"),
+    ],
+)
+def test_a_full_device_works_and_a_broken_one_does_not(
+    lit_api: ViTAPI, monkeypatch: pytest.MonkeyPatch, failure: Exception | None, works: bool
+) -> None:
+    """After a failed batch this decides whether the worker goes on."""
+
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        assert failure is not None
+        raise failure
+
+    if failure is not None:
+        monkeypatch.setattr(torch, "ones", fail)
+    assert lit_api.has_working_device() is works
+
+
 @pytest.mark.parametrize("most", [0, 1, 3, 31])
 def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.random.Generator) -> None:
     """Each image gets the answer that it gets alone; if not even one fits, each is told so."""
