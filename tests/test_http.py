@@ -258,6 +258,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     """The description names all paths, a file picker's field, and the errors."""
     paths = digits_server.get("/openapi.json").json()["paths"]
     assert set(paths) == {
+        "/",
         "/predict",
         "/predict/batch",
         "/health",

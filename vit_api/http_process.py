@@ -21,9 +21,10 @@ from vit_api.errors import NotReady
 from vit_api.inference import InferenceClient
 from vit_api.lit_api import ViTAPI
 from vit_api.routes.access_log import AccessLog
-from vit_api.routes.api import create_app
+from vit_api.routes.api import ProtocolRoutes, create_app
 from vit_api.routes.cache import cache_info, cache_router
 from vit_api.routes.exchange import Observer
+from vit_api.routes.hugging_face import HuggingFaceRoutes
 from vit_api.routes.keys import KeyCheck
 from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
@@ -73,7 +74,7 @@ class HttpProcess:
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
         return create_app(
-            [self._predict_routes()],
+            self._protocols(),
             [self._operations_router(), self._cache_router(), self._metrics_router()],
             self._observers(),
             start=self._start,
@@ -101,8 +102,8 @@ class HttpProcess:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 
-    def _predict_routes(self) -> PredictRoutes:
-        settings = self._settings
+    def _protocols(self) -> list[ProtocolRoutes]:
+        settings, checkpoint = self._settings, self._shared.checkpoint
         uploads = Uploads(
             max_bytes=settings.max_upload_bytes,
             max_count=_MAX_IMAGES_PER_REQUEST,
@@ -113,7 +114,10 @@ class HttpProcess:
             request_timeout_s=settings.request_timeout_s,
             body_timeout_s=settings.body_timeout_s,
         )
-        return PredictRoutes(requests, self._lit_api, uploads, model_name=self._shared.checkpoint.name)
+        return [
+            PredictRoutes(requests, self._lit_api, uploads, model_name=checkpoint.name),
+            HuggingFaceRoutes(requests, uploads, checkpoint.labels),
+        ]
 
     def _observers(self) -> list[Observer]:
         observers: list[Observer] = [RequestMetrics(self._meter)]
