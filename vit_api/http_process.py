@@ -28,7 +28,7 @@ from vit_api.routes.hugging_face import HuggingFaceRoutes
 from vit_api.routes.keys import KeyCheck
 from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
-from vit_api.routes.predict import PredictRoutes
+from vit_api.routes.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.routes.rate_limits import RateLimits
 from vit_api.routes.request_classifier import RequestClassifier
 from vit_api.routes.request_metrics import RequestMetrics
@@ -37,8 +37,6 @@ from vit_api.routes.uploads import Uploads
 from vit_api.schemas import CacheInfo
 from vit_api.shared import Shared
 from vit_api.slots import SlotRange
-
-_MAX_IMAGES_PER_REQUEST = 32
 
 
 class HttpProcess:
@@ -106,7 +104,7 @@ class HttpProcess:
         settings, checkpoint = self._settings, self._shared.checkpoint
         uploads = Uploads(
             max_bytes=settings.max_upload_bytes,
-            max_count=_MAX_IMAGES_PER_REQUEST,
+            max_count=MAX_IMAGES_PER_REQUEST,
             max_total_bytes=settings.max_batch_upload_bytes,
         )
         requests = RequestClassifier(

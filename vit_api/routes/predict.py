@@ -19,6 +19,8 @@ from vit_api.routes.responses import error_body
 from vit_api.routes.uploads import Uploads
 from vit_api.schemas import ErrorResponse, PredictResponse
 
+MAX_IMAGES_PER_REQUEST = 32
+
 _ONE_UPLOAD = {
     "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": FILE}}},
     "application/octet-stream": {"schema": FILE},
@@ -33,7 +35,13 @@ _ONE_UPLOAD = {
 }
 _MANY_UPLOADS = {
     "multipart/form-data": {
-        "schema": {"type": "object", "required": ["files"], "properties": {"files": {"type": "array", "items": FILE}}}
+        "schema": {
+            "type": "object",
+            "required": ["files"],
+            "properties": {
+                "files": {"type": "array", "items": FILE, "minItems": 1, "maxItems": MAX_IMAGES_PER_REQUEST}
+            },
+        }
     }
 }
 
