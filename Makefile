@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 
-.PHONY: run test lint types imports check fuzz bench bench-cache soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz bench bench-cache soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -27,6 +27,9 @@ check: lint types imports test
 
 fuzz: .venv/dev.stamp
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),200000) $(BIN)/python -m pytest tests/test_fuzz.py
+
+api-fuzz: .venv/dev.stamp
+	API_FUZZ_EXAMPLES=$(or $(API_FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/test_openapi.py
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)

@@ -37,7 +37,7 @@ def _ours() -> Callable[[], None]:
     observer = RequestMetrics(board.meter("http-1"))
     request = Request({"path": "/predict", "headers": []}, _nothing, b"id", Pending(1000), 0.0)
     request.endpoint = "/predict"
-    hit = Classification(Known(Prediction((1,), (1.0,))), Source.HIT)
+    hit = Classification(Known(Prediction((1,), (0.0,), 1.0)), Source.HIT)
 
     def count() -> None:
         request.arrived_at = time.monotonic()

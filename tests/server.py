@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,15 +68,35 @@ def serve(
     model: str | Path = "digits", *, program: Sequence[str] = ("server.py",), **settings: object
 ) -> Iterator[RunningServer]:
     """Run a server until the context ends; it is ready when the context begins, and must stop without a fault."""
+    command = [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in program)]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serve_by(command, folder, {"PYTHONPATH": str(ROOT)}, model=model, host="127.0.0.1", **settings) as server,
+    ):
+        yield server
+
+
+@contextlib.contextmanager
+def serve_by(
+    command: Sequence[str], where: str | Path, variables: Mapping[str, str], **settings: object
+) -> Iterator[RunningServer]:
+    """Run a server by any command, as `serve` does.
+
+    Args:
+        command: Takes the settings from the environment.
+        where: The working directory.
+        variables: Of the environment, beside the settings.
+        settings: The server's.
+    """
     port = free_port()
-    defaults = {"model": model, "host": "127.0.0.1", "port": port, "api_servers": 2, "cpu_threads": 1}
+    defaults = {"port": port, "api_servers": 2, "cpu_threads": 1}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in program)],
-                cwd=folder,
-                env=environment(**(defaults | settings)) | {"PYTHONPATH": str(ROOT)},
+                command,
+                cwd=where,
+                env=environment(**(defaults | settings)) | variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from tests.samples import encode, image_files, make_checkpoint, photos
+from tests.samples import encode, image_files, make_checkpoint, photos, sharpen
 from tests.server import RunningServer, serve
 from vit_api.checkpoints.checkpoint import EMBEDDED
 
@@ -20,16 +19,6 @@ _MAX_DIFFERENCE = 0.02
 _CLEAR_GAP = 0.01
 Held = list[tuple[bytes, str]]
 _KINDS = ["vit", "deit", "beit", "swin", "dinov2"]
-
-
-def _sharpen(folder: Path) -> Path:
-    """Make a random model's classes differ: its probabilities would else all be about the same."""
-    weights = load_file(folder / "model.safetensors")
-    for name in weights:
-        if name.endswith("classifier.weight"):
-            weights[name] *= 100
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def _uploads() -> dict[str, bytes]:
@@ -62,7 +51,7 @@ def _compare_all(server: RunningServer, folder: Path, uploads: dict[str, bytes])
 @pytest.mark.parametrize("kind", _KINDS)
 def test_answers_equal_the_pipeline(kind: str, tmp_path: Path) -> None:
     """Photos and odd formats, with each architecture's real processor settings."""
-    folder = _sharpen(make_checkpoint(tmp_path / kind, kind))
+    folder = sharpen(make_checkpoint(tmp_path / kind, kind))
     with serve(folder, exact_decode=True, dtype="float32", api_servers=1) as server:
         _compare_all(server, folder, _uploads())
 

@@ -31,7 +31,7 @@ class Model:
         await self.gate.wait()
         if upload.startswith(b"!"):
             raise BadImage("planted")
-        return Answer(0, 1, Status.OK, Prediction((upload[0],), (1.0,)), 1, 0.001, 0.002), 0.003
+        return Answer(0, 1, Status.OK, Prediction((upload[0],), (0.0,), 1.0), 1, 0.001, 0.002), 0.003
 
 
 class Shelf:
@@ -90,7 +90,7 @@ def test_a_repeated_upload_is_a_hit() -> None:
         assert (first.source, second.source) == (Source.MISS, Source.HIT)
         assert first.answer is not None
         assert second.answer is None
-        assert second.known.prediction == Prediction((ord("a"),), (1.0,))
+        assert second.known.prediction == Prediction((ord("a"),), (0.0,), 1.0)
         assert bench.model.uploads == [b"a"]
         assert bench.counts() == (1, 1, 0)
 
@@ -283,5 +283,5 @@ def test_without_a_cache_every_upload_is_computed() -> None:
 
 def test_what_is_known_is_the_whole_top_20() -> None:
     """Packed and unpacked, to the last bit of what a worker's answer carries."""
-    top = Prediction(tuple(range(100, 100 + TOP_K)), tuple(1 / 2**k for k in range(1, TOP_K + 1)))
+    top = Prediction(tuple(range(100, 100 + TOP_K)), tuple(1 / 2**k for k in range(1, TOP_K + 1)), 0.5)
     assert Known(top).prediction == top

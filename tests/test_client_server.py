@@ -1,16 +1,13 @@
-"""The client, the command line and their documentation against the real server."""
+"""The client and the command line against the real server."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -20,9 +17,6 @@ from tests.server import ROOT, RunningServer, environment, serve
 from vit_api.client import AsyncClient, Classification, Client, Rejected
 
 SEVEN = ROOT / "examples" / "digit-7.png"
-_MANUAL = (ROOT / "docs" / "client.md").read_text()
-_EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```\n\n```text\n(.*?)^```", _MANUAL, re.MULTILINE | re.DOTALL)
-_README_EXAMPLE = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -98,34 +92,6 @@ def test_many_by_both_clients(server: RunningServer, client: Client, held_out: l
     assert [result.top.label for result in again] == [result.top.label for result in results]
     right = sum(result.top.label == label for result, (_, label) in zip(results, held_out[:100], strict=True))
     assert right >= 90
-
-
-def _output(server: RunningServer, language: str, example: str) -> str:
-    """Run an example of the documentation as it is, but for the server's address."""
-    code = example.replace("http://127.0.0.1:7860", server.url)
-    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment() | {"PATH": path}, capture_output=True, text=True, timeout=120, check=True
-    )
-    return result.stdout
-
-
-def test_there_are_examples() -> None:
-    """The pattern still finds all of them."""
-    assert len(_EXAMPLES) == len(re.findall("^```(?:python|sh)$", _MANUAL, re.MULTILINE)) == 6
-
-
-@pytest.mark.parametrize(("language", "example", "expected"), _EXAMPLES)
-def test_the_manuals_examples(server: RunningServer, language: str, example: str, expected: str) -> None:
-    """Each prints what the manual says."""
-    assert _output(server, language, example) == expected
-
-
-def test_the_readmes_example(server: RunningServer) -> None:
-    """It reads the digit."""
-    (example,) = _README_EXAMPLE
-    assert _output(server, "python", example) == "7\n"
 
 
 def test_the_command_agrees_with_and_without_a_server(server: RunningServer) -> None:

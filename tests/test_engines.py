@@ -21,6 +21,7 @@ from vit_api.model import engines
 from vit_api.model.compile_cache import keep_compiled_code
 from vit_api.model.engines import Engine, batch_sizes, common_batch_sizes, deviation, make_engine, pack
 from vit_api.model.model import VisionModel
+from vit_api.records import Prediction
 
 needs_gpu = [
     pytest.mark.gpu,
@@ -32,7 +33,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 def arithmetic(pixels: torch.Tensor) -> torch.Tensor:
     """Play a network: the classes' logits are the first pixels."""
     logits = pixels.flatten(1)[:, :12].to(torch.float32) / 64
-    return pack(*logits.softmax(dim=-1).topk(3, dim=-1))
+    return pack(logits, 3)
 
 
 def inputs(images: int) -> torch.Tensor:
@@ -132,10 +133,24 @@ def test_an_engine_that_fails_or_disagrees_is_not_used(
 
 def test_deviation_ignores_places_that_are_as_good() -> None:
     """Equal classes may change places, also with one outside the top k; a wrong class counts."""
-    expected = torch.tensor([[0.5, 0.2, 0.2, 0.05, 3, 1, 7, 2]])
-    assert deviation(expected, torch.tensor([[0.5, 0.2, 0.2, 0.05, 3, 7, 1, 9]])) == 0
-    assert deviation(expected, torch.tensor([[0.5, 0.2, 0.2, 0.05, 1, 3, 7, 2]])) > 0.2
-    assert deviation(expected, torch.tensor([[0.5, 0.2, 0.2, 0.05, 3, 1, 7, 0]])) == 0
+    expected = torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 1, 7, 2, 0.5]])
+    assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 7, 1, 9, 0.5]])) == 0
+    assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 1, 3, 7, 2, 0.5]])) > 0.2
+    assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 1, 7, 0, 0.5]])) == 0
+    assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 1, 7, 2, 0.25]])) > 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_packed_has_the_models_own_logits(dtype: torch.dtype) -> None:
+    """Bit by bit, and probabilities as a softmax in float64 has them, down to those below what float32 can hold."""
+    logits = torch.tensor([[-400.0, 3.5, 21.25, -0.001], [0.0, 0.0, 0.0, 0.0]]).to(dtype)
+    (peaked, flat), indices, top_probabilities = (part.tolist() for part in engines.unpack(pack(logits, 4)))
+    assert peaked == logits.to(torch.float32)[0].sort(descending=True).values.tolist()
+    first = Prediction((2, 1, 3, 0), tuple(peaked), top_probabilities[0][0])
+    expected = logits[0].double().softmax(dim=-1).sort(descending=True).values.tolist()
+    assert [int(index) for index in indices[0]] == list(first.indices)
+    assert first.probabilities == pytest.approx(expected, rel=1e-6, abs=0)
+    assert (flat, top_probabilities[1]) == ([0.0] * 4, [0.25])
 
 
 def test_the_cache_of_compiled_code_outlives_a_restart(tmp_path: Path) -> None:

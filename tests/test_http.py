@@ -258,6 +258,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     """The description names all paths, a file picker's field, and the errors."""
     paths = digits_server.get("/openapi.json").json()["paths"]
     assert set(paths) == {
+        "/",
         "/predict",
         "/predict/batch",
         "/health",
@@ -270,7 +271,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     predict = paths["/predict"]["post"]
     file = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["file"]
     assert (file["type"], file["format"]) == ("string", "binary")
-    assert set(predict["responses"]) == {"200", "400", "413", "415", "500", "503", "504"}
+    assert set(predict["responses"]) == {"200", "400", "408", "413", "415", "500", "503", "504"}
     assert {"x-cache", "x-queue-time-ms", "x-inference-time-ms", "x-batch-size"} < set(
         predict["responses"]["200"]["headers"]
     )

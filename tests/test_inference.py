@@ -85,7 +85,7 @@ class Bench:
     def answer(self, claim: Claim, status: Status = Status.OK) -> None:
         """Answer with the pixel's value as the class."""
         value = int(self.table.pixels[claim.slot, 0, 0, 0])
-        self.answers.write([Answer(claim.slot, claim.generation, status, Prediction((value,), (1.0,))).pack()])
+        self.answers.write([Answer(claim.slot, claim.generation, status, Prediction((value,), (0.0,), 1.0)).pack()])
 
     async def until_all_free(self) -> None:
         await until(lambda: self.range.free_count == len(self.table))

@@ -55,7 +55,7 @@ class EchoAPI(ls.LitAPI):
         return True
 
     def unbatch(self, output: list[int]) -> list[Prediction]:
-        return [Prediction((value,), (1.0,)) for value in output]
+        return [Prediction((value,), (0.0,), 1.0) for value in output]
 
 
 class Bench:

@@ -17,7 +17,7 @@ from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.request_classifier import RequestClassifier
 from vit_api.routes.uploads import Uploads
 
-_TWENTY = Prediction(tuple(range(TOP_K)), (0.05,) * TOP_K)
+_TWENTY = Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05)
 
 
 class Scripted:

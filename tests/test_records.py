@@ -15,8 +15,10 @@ from vit_api.records import TOP_K, Answer, Prediction, RecordPipe, Request, Stat
 
 _U32 = st.integers(0, 2**32 - 1)
 _F32 = st.floats(0, 1e6, width=32)
-_PREDICTIONS = st.lists(st.tuples(_U32, st.floats(0, 1, width=32)), max_size=TOP_K).map(
-    lambda pairs: Prediction(tuple(i for i, _ in pairs), tuple(p for _, p in pairs))
+_PREDICTIONS = st.builds(
+    lambda pairs, top: Prediction(tuple(i for i, _ in pairs), tuple(logit for _, logit in pairs), top),
+    st.lists(st.tuples(_U32, st.floats(-1e4, 1e4, width=32)), max_size=TOP_K),
+    st.floats(0, 1, width=32),
 )
 
 
@@ -66,7 +68,7 @@ def test_a_full_pipe_raises_instead_of_blocking() -> None:
 
 def _write_many(pipe: RecordPipe, writer: int, count: int) -> None:
     for number in range(count):
-        pipe.write([Answer(writer, number, Status.OK, Prediction((writer,) * TOP_K, (0.5,) * TOP_K)).pack()])
+        pipe.write([Answer(writer, number, Status.OK, Prediction((writer,) * TOP_K, (0.5,) * TOP_K, 0.05)).pack()])
 
 
 def test_records_of_many_processes_never_mix() -> None:

@@ -22,7 +22,7 @@ from vit_api.errors import RedisUnavailable
 from vit_api.records import TOP_K, Prediction
 
 _KEY = bytes(range(32))
-_TOP = Prediction((3, 1, 2), (0.5, 0.25, 0.125))
+_TOP = Prediction((3, 1, 2), (2.0, -0.25, -120.0), 0.5)
 _LONG_S = 60.0
 
 
@@ -94,7 +94,7 @@ def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
 
     async def scenario(tier: RedisTier, board: CacheBoard) -> None:
         await until_up(board)
-        tops = {number.to_bytes(32, "big"): Prediction((number % 10,), (number / 1024,)) for number in range(1000)}
+        tops = {number.to_bytes(32, "big"): Prediction((number % 10,), (0.0,), number / 1024) for number in range(1000)}
         for key, top in tops.items():
             tier.put(key, top)
         await until(lambda: redis.client.dbsize() == 1000)
@@ -123,7 +123,13 @@ def test_clear_spares_the_others(redis: RedisServer) -> None:
 
 def _sealed(key: bytes, packed: bytes) -> bytes:
     """An entry with a right checksum around anything."""
-    return struct.pack("<4sI", b"ViT1", zlib.crc32(packed, zlib.crc32(key))) + packed
+    return struct.pack("<4sI", b"ViT2", zlib.crc32(packed, zlib.crc32(key))) + packed
+
+
+def _of_an_older_server() -> bytes:
+    """An entry as the first format had it: probabilities, and no logits."""
+    packed = struct.pack("<B20I20f", 1, 7, *[0] * 19, 1.0, *[0.0] * 19)
+    return struct.pack("<4sI", b"ViT1", zlib.crc32(packed, zlib.crc32(_KEY))) + packed
 
 
 _GOOD = pack_entry(_KEY, _TOP)
@@ -138,14 +144,17 @@ _GOOD = pack_entry(_KEY, _TOP)
         pytest.param(_GOOD[:-1], id="cut off"),
         pytest.param(_GOOD + b"\0", id="too long"),
         pytest.param(_GOOD[:50] + bytes([_GOOD[50] ^ 1]) + _GOOD[51:], id="one bit"),
-        pytest.param(b"ViT2" + _GOOD[4:], id="another version"),
+        pytest.param(b"ViT3" + _GOOD[4:], id="another version"),
+        pytest.param(_of_an_older_server(), id="of an older server"),
         pytest.param(pack_entry(bytes(32), _TOP), id="another key's"),
-        pytest.param(_sealed(_KEY, b"\xff" * 161), id="counts too many classes"),
+        pytest.param(_sealed(_KEY, b"\xff" * 165), id="counts too many classes"),
         pytest.param(_sealed(_KEY, b"short"), id="sealed, of another size"),
-        pytest.param(pack_entry(_KEY, Prediction((), ())), id="no classes"),
-        pytest.param(pack_entry(_KEY, Prediction((10,), (1.0,))), id="an unknown class"),
-        pytest.param(pack_entry(_KEY, Prediction((1,), (1.5,))), id="more than certain"),
-        pytest.param(pack_entry(_KEY, Prediction((1,), (math.nan,))), id="not a number"),
+        pytest.param(pack_entry(_KEY, Prediction((), (), 1.0)), id="no classes"),
+        pytest.param(pack_entry(_KEY, Prediction((10,), (0.0,), 1.0)), id="an unknown class"),
+        pytest.param(pack_entry(_KEY, Prediction((1,), (0.0,), 1.5)), id="more than certain"),
+        pytest.param(pack_entry(_KEY, Prediction((1,), (0.0,), math.nan)), id="not a number"),
+        pytest.param(pack_entry(_KEY, Prediction((1, 2), (0.0, 999.0), 0.5)), id="a first that is not the most likely"),
+        pytest.param(pack_entry(_KEY, Prediction((1, 2), (math.inf, 0.0), 1.0)), id="an endless logit"),
     ],
 )
 def test_what_is_foreign_or_corrupt_is_not_believed(entry: bytes) -> None:
@@ -156,10 +165,10 @@ def test_what_is_foreign_or_corrupt_is_not_believed(entry: bytes) -> None:
 
 def test_what_was_packed_is_believed() -> None:
     """Up to the top 20, with a probability that rounding lifted above one."""
-    for top in (_TOP, Prediction(tuple(range(TOP_K)), (1.0000001,) * TOP_K)):
+    for top in (_TOP, Prediction(tuple(range(TOP_K)), (7.0,) * TOP_K, 1.0000001)):
         unpacked = unpack_entry(_KEY, pack_entry(_KEY, top), classes=TOP_K)
-        assert unpacked.indices == top.indices
-        assert unpacked.probabilities == pytest.approx(top.probabilities)
+        assert unpacked[:2] == top[:2]
+        assert unpacked.top_probability == pytest.approx(top.top_probability)
 
 
 def test_a_poisoned_value_is_a_miss(redis: RedisServer) -> None:

@@ -161,7 +161,7 @@ class TableMachine(RuleBasedStateMachine):
     def finish(self, worker: int) -> None:
         for claim, image in self.running[worker]:
             assert (self.table.pixels[claim.slot] == image % 256).all(), "nobody wrote to a slot that is being read"
-            self._send(Answer(claim.slot, claim.generation, Status.OK, Prediction((image,), (1.0,))))
+            self._send(Answer(claim.slot, claim.generation, Status.OK, Prediction((image,), (0.0,), 1.0)))
         self.running[worker].clear()
 
     def _send(self, answer: Answer) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import enum
 import functools
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple, Protocol
 
 from vit_api.caching.cache import AnswerCache, SingleFlight
@@ -57,7 +57,7 @@ class Known:
 
     Attributes:
         packed: The prediction.
-        wordings: What the routes made of it, by `top_k`; the last few.
+        wordings: What the routes made of it, by what each calls the wording; the last few.
     """
 
     __slots__ = ("packed", "wordings")
@@ -66,18 +66,18 @@ class Known:
 
     def __init__(self, prediction: Prediction) -> None:
         self.packed = prediction.pack()
-        self.wordings: dict[int, bytes] = {}
+        self.wordings: dict[Hashable, bytes] = {}
 
     @property
     def prediction(self) -> Prediction:
         """The most probable classes."""
         return Prediction.unpack(self.packed)
 
-    def add_wording(self, top_k: int, wording: bytes) -> None:
-        """Keep a wording in place of the oldest, so that clients with every `top_k` can't multiply the memory."""
+    def add_wording(self, name: Hashable, wording: bytes) -> None:
+        """Keep a wording in place of the oldest, so that clients who want each one can't multiply the memory."""
         if len(self.wordings) >= self._MOST_WORDINGS:
             del self.wordings[next(iter(self.wordings))]
-        self.wordings[top_k] = wording
+        self.wordings[name] = wording
 
 
 class Classification(NamedTuple):
@@ -94,6 +94,11 @@ class Classification(NamedTuple):
     source: Source
     answer: Answer | None = None
     decode_s: float = 0.0
+
+    @property
+    def prediction(self) -> Prediction:
+        """The most probable classes; of a remembered one, unpacked at each call."""
+        return self.known.prediction if self.answer is None else self.answer.prediction
 
     @property
     def own_answer(self) -> Answer | None:

@@ -21,13 +21,14 @@ from vit_api.errors import NotReady
 from vit_api.inference import InferenceClient
 from vit_api.lit_api import ViTAPI
 from vit_api.routes.access_log import AccessLog
-from vit_api.routes.api import create_app
+from vit_api.routes.api import ProtocolRoutes, create_app
 from vit_api.routes.cache import cache_info, cache_router
 from vit_api.routes.exchange import Observer
+from vit_api.routes.hugging_face import HuggingFaceRoutes
 from vit_api.routes.keys import KeyCheck
 from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
-from vit_api.routes.predict import PredictRoutes
+from vit_api.routes.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.routes.rate_limits import RateLimits
 from vit_api.routes.request_classifier import RequestClassifier
 from vit_api.routes.request_metrics import RequestMetrics
@@ -36,8 +37,6 @@ from vit_api.routes.uploads import Uploads
 from vit_api.schemas import CacheInfo
 from vit_api.shared import Shared
 from vit_api.slots import SlotRange
-
-_MAX_IMAGES_PER_REQUEST = 32
 
 
 class HttpProcess:
@@ -73,7 +72,7 @@ class HttpProcess:
     def app(self) -> ASGIApp:
         """Return the ASGI application."""
         return create_app(
-            [self._predict_routes()],
+            self._protocols(),
             [self._operations_router(), self._cache_router(), self._metrics_router()],
             self._observers(),
             start=self._start,
@@ -101,11 +100,11 @@ class HttpProcess:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 
-    def _predict_routes(self) -> PredictRoutes:
-        settings = self._settings
+    def _protocols(self) -> list[ProtocolRoutes]:
+        settings, checkpoint = self._settings, self._shared.checkpoint
         uploads = Uploads(
             max_bytes=settings.max_upload_bytes,
-            max_count=_MAX_IMAGES_PER_REQUEST,
+            max_count=MAX_IMAGES_PER_REQUEST,
             max_total_bytes=settings.max_batch_upload_bytes,
         )
         requests = RequestClassifier(
@@ -113,7 +112,10 @@ class HttpProcess:
             request_timeout_s=settings.request_timeout_s,
             body_timeout_s=settings.body_timeout_s,
         )
-        return PredictRoutes(requests, self._lit_api, uploads, model_name=self._shared.checkpoint.name)
+        return [
+            PredictRoutes(requests, self._lit_api, uploads, model_name=checkpoint.name),
+            HuggingFaceRoutes(requests, uploads, checkpoint.labels),
+        ]
 
     def _observers(self) -> list[Observer]:
         observers: list[Observer] = [RequestMetrics(self._meter)]

@@ -156,8 +156,12 @@ def _upload_of(request: Any) -> bytes:
     raise BadRequest("send the image in the form field 'file' or as base64 in the JSON field 'image'")
 
 
-def decode_base64(text: str) -> bytes:
+def decode_base64(text: str, field: str = "image") -> bytes:
     """Decode standard base64, with a `data:` URL's prefix or without.
+
+    Args:
+        text: Base64.
+        field: Where the client put it, for one that put something else there.
 
     Raises:
         BadRequest: The text is not base64.
@@ -166,4 +170,4 @@ def decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequest("the field 'image' is not valid base64") from error
+        raise BadRequest(f"the field '{field}' is not valid base64") from error

@@ -34,7 +34,7 @@ from vit_api import metrics
 from vit_api.batching import BatchingPolicy
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.metrics_board import MetricsBoard
-from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_requests
+from vit_api.records import NO_PREDICTION, Answer, Prediction, RecordPipe, Request, Status, unpack_requests
 from vit_api.slots import Claim, SlotTable
 from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
 
@@ -51,7 +51,6 @@ _MOST_STARTED = 2
 _POLL_S = 20e-6
 """How often to look whether the device is done, while a batch may go behind it: select(2) can't wait for a device."""
 
-_NOTHING = Prediction((), ())
 
 _Outcome = tuple[Status, Prediction]
 
@@ -261,7 +260,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         if output == Status.OUT_OF_MEMORY:
             lit_api.free_memory()
         if output != Status.OUT_OF_MEMORY or size == 1:
-            return [(output, _NOTHING)] * size
+            return [(output, NO_PREDICTION)] * size
         halves = batch[: size // 2], batch[size // 2 :]
         return [outcome for half in halves for outcome in self._outcomes(lit_api, self._launch(lit_api, half))]
 

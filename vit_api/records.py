@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import math
 import os
 import select
 import struct
@@ -19,8 +20,8 @@ TOP_K = 20
 """Classes that an answer carries: as many as a client may ask for."""
 
 _REQUEST = struct.Struct("<II")
-_ANSWER = struct.Struct(f"<IIBBHff{TOP_K}I{TOP_K}f")
-_PREDICTION = struct.Struct(f"<B{TOP_K}I{TOP_K}f")
+_ANSWER = struct.Struct(f"<IIBBHfff{TOP_K}I{TOP_K}f")
+_PREDICTION = struct.Struct(f"<Bf{TOP_K}I{TOP_K}f")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -36,15 +37,34 @@ class Request(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one image, most probable first; at most `TOP_K`."""
+    """What the model says of one image's most probable classes, at most `TOP_K` of them.
+
+    All classes' logits would be needed to make a probability of one; the top one's own probability stands for the rest.
+
+    Attributes:
+        indices: The classes, most probable first.
+        logits: The model's outputs for them, float32.
+        top_probability: The first one's, by a softmax over all classes.
+    """
 
     indices: tuple[int, ...]
-    probabilities: tuple[float, ...]
+    logits: tuple[float, ...]
+    top_probability: float
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """What a softmax over all classes gives these, as exact as float32: the first one's is at least 1 / classes."""
+        if not self.logits:
+            return ()
+        top_logit, top_probability = self.logits[0], self.top_probability
+        return tuple([top_probability * math.exp(logit - top_logit) for logit in self.logits])
 
     def pack(self) -> bytes:
         """Return the prediction in as few bytes as it has in an answer's record."""
         padding = (0,) * (TOP_K - len(self.indices))
-        return _PREDICTION.pack(len(self.indices), *self.indices, *padding, *self.probabilities, *padding)
+        return _PREDICTION.pack(
+            len(self.indices), self.top_probability, *self.indices, *padding, *self.logits, *padding
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Prediction:
@@ -55,8 +75,12 @@ class Prediction(NamedTuple):
         """
         if len(data) != _PREDICTION.size or data[0] > TOP_K:
             raise ValueError("not a packed prediction")
-        count, *top = _PREDICTION.unpack(data)
-        return cls(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]))
+        count, top_probability, *top = _PREDICTION.unpack(data)
+        return cls(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]), top_probability)
+
+
+NO_PREDICTION = Prediction((), (), 0.0)
+"""Of an image that the model did not run for."""
 
 
 class Status(enum.IntEnum):
@@ -81,14 +105,14 @@ class Answer(NamedTuple):
     slot: int
     generation: int
     status: Status
-    prediction: Prediction = Prediction((), ())
+    prediction: Prediction = NO_PREDICTION
     batch_size: int = 0
     queue_s: float = 0.0
     inference_s: float = 0.0
 
     def pack(self) -> bytes:
         """Return the record's bytes; the top-k is padded with zeros to its fixed size."""
-        indices, probabilities = self.prediction
+        indices, logits, top_probability = self.prediction
         padding = (0,) * (TOP_K - len(indices))
         return _ANSWER.pack(
             self.slot,
@@ -98,9 +122,10 @@ class Answer(NamedTuple):
             self.batch_size,
             self.queue_s,
             self.inference_s,
+            top_probability,
             *indices,
             *padding,
-            *probabilities,
+            *logits,
             *padding,
         )
 
@@ -112,8 +137,8 @@ def unpack_requests(data: bytes) -> Iterator[Request]:
 
 def unpack_answers(data: bytes) -> Iterator[Answer]:
     """Yield the answers in `data`, which holds whole records."""
-    for slot, generation, status, count, batch_size, queue_s, inference_s, *top in _ANSWER.iter_unpack(data):
-        prediction = Prediction(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]))
+    for slot, generation, status, count, batch_size, queue_s, inference_s, certainty, *top in _ANSWER.iter_unpack(data):
+        prediction = Prediction(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]), certainty)
         yield Answer(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s)
 
 

@@ -25,6 +25,13 @@ class PredictResponse(_Body):
     model: str = Field(examples=["digits"])
 
 
+class LabelScore(_Body):
+    """One class as Hugging Face's API has it."""
+
+    label: str = Field(examples=["7"])
+    score: float = Field(description="What `function_to_apply` makes of the model's output", examples=[0.93])
+
+
 class ErrorResponse(_Body):
     """Why a request got no answer."""
 

@@ -5,12 +5,13 @@ Knows nothing of Redis itself.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 
 from vit_api.records import Prediction
 
-_FORMAT = b"ViT1"
+_FORMAT = b"ViT2"
 """The entries' format and its version; change it with `Prediction.pack`."""
 
 _HEAD = struct.Struct("<4sI")
@@ -39,6 +40,8 @@ def unpack_entry(key: bytes, entry: bytes, classes: int) -> Prediction:
     prediction = Prediction.unpack(packed)
     if not prediction.indices or max(prediction.indices) >= classes:
         raise ValueError("classes that the model doesn't know")
-    if not all(0 <= p <= 1 + 1e-6 for p in prediction.probabilities):  # false for NaN, too
-        raise ValueError("not probabilities")
+    top, certainty = prediction.logits[0], prediction.top_probability
+    # False for NaN, too. Rounding may lift a probability above one.
+    if not (0 <= certainty <= 1 + 1e-6 and math.isfinite(top) and all(logit <= top for logit in prediction.logits)):
+        raise ValueError("not what a model says")
     return prediction

@@ -19,21 +19,25 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 Network = Callable[[Tensor], Tensor]
 Run = Callable[[], Tensor]
+Packed = TypeVar("Packed", Tensor, NDArray[np.float32])
 
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _COMMON_SIZES = 32
 _RUNS_BEFORE_CAPTURE = 2
 """The first one loads libraries and chooses algorithms, which can't be recorded."""
-_LEAST_PROBABILITY = 1e-30
+_LEAST_LOG_PROBABILITY = -69.0
+"""What is less likely, one in 1e30, may be so by any factor."""
 
 
 class Engine(NamedTuple):
@@ -75,17 +79,29 @@ def choose_engine(engine: str, device: torch.device) -> str:
     return "cudagraph" if device.type == "cuda" else "eager"
 
 
-def pack(probabilities: Tensor, indices: Tensor) -> Tensor:
-    """Put the top k in one tensor, so that one copy brings them back: probabilities, then indices.
+def pack(logits: Tensor, top_k: int) -> Tensor:
+    """Put what a prediction has in one tensor, so that one copy brings it back; `unpack` takes it apart.
+
+    The logits and one probability give each of the top k's probability and any other function of its logit; the
+    probabilities alone would not, and those of unlikely classes are below what float32 can hold.
 
     Args:
-        probabilities: float32 [batch, k].
-        indices: Integers [batch, k], below 2**24, up to which float32 is exact.
+        logits: Of any dtype, [batch, classes]; classes below 2**24, up to which float32 is exact.
+        top_k: How many classes to keep.
 
     Returns:
-        float32 [batch, 2k].
+        float32 [batch, 2 k + 1]: the top k's logits, their indices, and the probability of the first.
     """
-    return torch.cat([probabilities, indices.to(torch.float32)], dim=1)
+    exact = logits.to(torch.float32)
+    top, indices = exact.topk(top_k, dim=-1)
+    probability = exact.softmax(dim=-1).amax(dim=-1, keepdim=True)
+    return torch.cat([top, indices.to(torch.float32), probability], dim=1)
+
+
+def unpack(packed: Packed) -> tuple[Packed, Packed, Packed]:
+    """Return what was packed: logits [batch, k], indices [batch, k] and probabilities [batch, 1]."""
+    top_k = packed.shape[1] // 2
+    return packed[:, :top_k], packed[:, top_k:-1], packed[:, -1:]
 
 
 def make_engine(
@@ -230,8 +246,8 @@ def deviation(expected: Tensor, found: Tensor) -> float:
     """
     if found.shape != expected.shape:
         return float("nan")
-    expected_logs, expected_indices = _unpack(expected)
-    logs, indices = _unpack(found)
+    expected_logs, expected_indices = _log_probabilities(expected)
+    logs, indices = _log_probabilities(found)
     least = expected_logs[:, -1:]
     is_same = indices[:, :, None] == expected_indices[:, None, :]
     expected_here = torch.where(is_same.any(dim=2), (is_same * expected_logs[:, None, :]).sum(dim=2), least)
@@ -240,10 +256,11 @@ def deviation(expected: Tensor, found: Tensor) -> float:
     return float(difference.square().mean().sqrt() / (1 + spread.square().mean().sqrt()))
 
 
-def _unpack(packed: Tensor) -> tuple[Tensor, Tensor]:
+def _log_probabilities(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logarithms of the probabilities, and the indices."""
-    probabilities, indices = packed.chunk(2, dim=1)
-    return probabilities.clamp(min=_LEAST_PROBABILITY).log(), indices.long()
+    logits, indices, probabilities = unpack(packed)
+    logs = logits - logits[:, :1] + probabilities.log()
+    return logs.clamp(min=_LEAST_LOG_PROBABILITY), indices.long()
 
 
 def _first_line(error: Exception) -> str:

@@ -31,6 +31,7 @@ from vit_api.model.engines import (
     compile_network,
     make_engine,
     pack,
+    unpack,
 )
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.model.vit import fuse
@@ -221,7 +222,7 @@ class VisionModel:
 
         def compiled() -> Network:
             logits = compile_network(self._logits, len(batch_sizes(self._max_batch_size)))
-            return lambda pixels: self._most_probable(logits(pixels))
+            return lambda pixels: pack(logits(pixels), self._top_k)
 
         self.engine = make_engine(
             choose_engine(engine, self.device),
@@ -263,17 +264,13 @@ class VisionModel:
     def collect(self, launched: Launched) -> list[Prediction]:
         """Wait for a batch, and for nothing else, and return one prediction for each of its images."""
         launched.arrival.synchronize()
-        packed = launched.packed.numpy()
-        top_k = packed.shape[1] // 2
-        probabilities, indices = packed[:, :top_k].tolist(), packed[:, top_k:].astype(np.int32).tolist()
-        return [Prediction(tuple(i), tuple(p)) for i, p in zip(indices, probabilities, strict=True)]
+        logits, indices, probabilities = unpack(launched.packed.numpy())
+        columns = zip(indices.astype(np.int32).tolist(), logits.tolist(), probabilities[:, 0].tolist(), strict=True)
+        return [Prediction(tuple(i), tuple(top), p) for i, top, p in columns]
 
     def _run_eagerly(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the packed predictions of uint8 [batch, height, width, 3] on the device."""
-        return self._most_probable(self._logits(pixels))
-
-    def _most_probable(self, logits: torch.Tensor) -> torch.Tensor:
-        return pack(*logits.to(torch.float32).softmax(dim=-1).topk(self._top_k, dim=-1))
+        return pack(self._logits(pixels), self._top_k)
 
     def _unfused(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the logits of uint8 [batch, height, width, 3] as transformers computes them, for any architecture."""

@@ -8,6 +8,7 @@ from vit_api.schemas import ErrorResponse
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request, a parameter or the image is malformed or empty"},
+    408: {"model": ErrorResponse, "description": "The body did not arrive within the time limit"},
     413: {"model": ErrorResponse, "description": "The upload has too many bytes, or the image too many pixels"},
     415: {"model": ErrorResponse, "description": "The upload is not an image of a known format"},
     500: {"model": ErrorResponse, "description": "The server failed; its log says why"},

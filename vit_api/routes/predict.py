@@ -19,6 +19,8 @@ from vit_api.routes.responses import error_body
 from vit_api.routes.uploads import Uploads
 from vit_api.schemas import ErrorResponse, PredictResponse
 
+MAX_IMAGES_PER_REQUEST = 32
+
 _ONE_UPLOAD = {
     "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": FILE}}},
     "application/octet-stream": {"schema": FILE},
@@ -33,7 +35,13 @@ _ONE_UPLOAD = {
 }
 _MANY_UPLOADS = {
     "multipart/form-data": {
-        "schema": {"type": "object", "required": ["files"], "properties": {"files": {"type": "array", "items": FILE}}}
+        "schema": {
+            "type": "object",
+            "required": ["files"],
+            "properties": {
+                "files": {"type": "array", "items": FILE, "minItems": 1, "maxItems": MAX_IMAGES_PER_REQUEST}
+            },
+        }
     }
 }
 
@@ -128,8 +136,7 @@ class PredictRoutes:
         known = result.known
         start = known.wordings.get(top_k)
         if start is None:
-            prediction = known.prediction if result.answer is None else result.answer.prediction
-            start = to_json(self._encoder.encode_response(prediction, top_k=top_k))[:-1]
+            start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
             known.add_wording(top_k, start)
         cached = b"true" if result.answer is None else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (

@@ -51,21 +51,40 @@ class Uploads:
             UploadTooLarge: There are more bytes than allowed; the rest was not read.
         """
         content_type = request.headers.get(b"content-type", b"")
-        start = content_type[:_LONGEST_TYPE].lower()
-        if start.startswith(_FORM):
-            body = await request.read_body(self._max_bytes + _ENVELOPE_BYTES)
+        if content_type[:_LONGEST_TYPE].lower().startswith(_FORM):
+            body = await self._read_enveloped(request, self._max_bytes)
             uploads = await _parse(body, self._parse_form, content_type, "file")
             if len(uploads) != 1:
                 raise BadRequest("send one upload in the form field 'file'; /predict/batch takes several")
             return self._checked(uploads[0])
-        is_json = start.startswith(_JSON)
+        upload, _ = await self.read_raw_or_json(request, _image_in_json)
+        return upload
+
+    async def read_raw_or_json(
+        self, request: Request, parse: Callable[[bytes], tuple[bytes, T]]
+    ) -> tuple[bytes, T | None]:
+        """Return the request's upload, which is the body itself or in its JSON, and what else `parse` finds there.
+
+        Args:
+            request: It may have any content type.
+            parse: Returns the upload that is in JSON, and anything else; None stands for that of a raw body.
+
+        Raises:
+            BadRequest: The JSON or the base64 is malformed, or has no upload.
+            EmptyUpload: The body or the upload has no bytes.
+            UploadTooLarge: There are more bytes than allowed; the rest was not read.
+        """
+        content_type = request.headers.get(b"content-type", b"")
+        is_json = content_type[:_LONGEST_TYPE].lower().startswith(_JSON)
         # Base64 makes 4 characters of 3 bytes.
-        most = self._max_bytes * 4 // 3 + _ENVELOPE_BYTES if is_json else self._max_bytes
-        body = await request.read_body(most)
+        body = await (
+            self._read_enveloped(request, self._max_bytes * 4 // 3) if is_json else request.read_body(self._max_bytes)
+        )
         # No image starts with a brace, and `curl -d` says that JSON is a form: the content decides.
         if body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (is_json and _is_text(body)):
-            body = await _parse(body, _upload_in_json)
-        return self._checked(body)
+            upload, rest = await _parse(body, parse)
+            return self._checked(upload), rest
+        return self._checked(body), None
 
     async def read_many(self, request: Request) -> list[bytes | ViTError]:
         """Return the uploads of a form's field `files` in order; in place of an empty or too large one, its error.
@@ -82,6 +101,13 @@ class Uploads:
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"send 1 to {self._max_count} images in the form field 'files', not {len(uploads)}")
         return [self._checked_or_error(upload) for upload in uploads]
+
+    async def _read_enveloped(self, request: Request, max_bytes: int) -> bytes:
+        """Read a body with an upload of so many bytes in it; what a client is told of is the upload's own limit."""
+        try:
+            return await request.read_body(max_bytes + _ENVELOPE_BYTES)
+        except UploadTooLarge:
+            raise UploadTooLarge(self._max_bytes) from None
 
     def _checked(self, upload: bytes) -> bytes:
         if not upload:
@@ -136,15 +162,31 @@ def _is_text(body: bytes) -> bool:
     return bool(body)
 
 
-def _upload_in_json(body: bytes) -> bytes:
+def load_object(body: bytes, example: str) -> dict[str, Any]:
+    """Return the JSON object in a body that carries an upload.
+
+    Args:
+        body: JSON.
+        example: What it should look like, for a client that sent anything else.
+
+    Raises:
+        BadRequest: It is no object, malformed, or has much more in it than an upload.
+    """
     # Base64 has none of these bytes. Nested lists without end would hold up every thread while they are parsed.
     if sum(map(body.count, (b"{", b"[", b'"'))) > _MOST_JSON_MARKS:
-        raise BadRequest('the JSON has more than an upload; send {"image": "<base64>"}')
+        raise BadRequest(f"the JSON has more than an upload; send {example}")
     try:
         document: Any = json.loads(body)
     except (ValueError, RecursionError):
         raise BadRequest("the JSON is malformed") from None
-    image = document.get("image") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        raise BadRequest(f"the JSON has no upload; send {example}")
+    return document
+
+
+def _image_in_json(body: bytes) -> tuple[bytes, None]:
+    example = '{"image": "<base64>"}'
+    image = load_object(body, example).get("image")
     if not isinstance(image, str):
-        raise BadRequest('the JSON has no upload; send {"image": "<base64>"}')
-    return decode_base64(image)
+        raise BadRequest(f"the JSON has no upload; send {example}")
+    return decode_base64(image), None

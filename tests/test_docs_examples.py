@@ -1,0 +1,191 @@
+"""The examples in README.md and docs/, as written: all but those of `_NOT_RUN` are run, against one server.
+
+The server is the one that README's first command starts. What an example is said to print, it prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.server import ROOT, RunningServer, environment, serve_by
+from vit_api.access.api_keys import parse_keys
+
+_URL = "http://127.0.0.1:7860"
+_OPERATOR_KEY = "the-operators-key"
+_START = "make run\n"
+
+_DOCKER = "builds or runs the container image; make container-test does"
+_SPACE = "needs an account of Hugging Face; tests/test_deploy_space.py and test_space_docs.py have what they start"
+_NOT_RUN = {
+    ("README.md", 'make run ARGS="--host 127.0.0.1"'): "fetches a model of 350 MB",
+    ("README.md", "docker build"): _DOCKER,
+    ("README.md", "make test"): "is this suite",
+    ("docs/container.md", "docker build"): _DOCKER,
+    ("docs/container.md", "docker run"): _DOCKER,
+    ("docs/container.md", "docker compose"): _DOCKER,
+    ("docs/gpu.md", "pip install"): "installs packages; tests/test_benchmark_gpu.py runs the benchmark",
+    ("docs/space.md", "pip install"): _SPACE,
+    ("docs/space.md", "hf "): _SPACE,
+    ("docs/space.md", "export"): _SPACE,
+    ("docs/space.md", "curl"): _SPACE,
+    ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/test_tracing.py traces a server",
+}
+"""By page and start of the example: why it is not run."""
+
+_COMMANDS = {
+    "sh": ["bash", "-e", "-o", "pipefail", "-c"],
+    "python": [sys.executable, "-c"],
+    "javascript": ["node", "--input-type=module", "--eval"],
+}
+_OUTPUTS = ("text", "json")
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_ANOTHER_HOST = re.compile(r"https?://(?!127\.0\.0\.1)|\bpip3? install\b|\bgit (?:push|clone)\b")
+_FIRST_LABEL = re.compile(r'\[\{"label":"(\d)"')
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command or a program in the documentation.
+
+    Attributes:
+        page: The file.
+        language: What it says behind the fence.
+        code: It.
+        output: What the block right after it says that it prints; None if there is none.
+    """
+
+    page: str
+    language: str
+    code: str
+    output: str | None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not run; None if it is."""
+        return next((why for (page, start), why in _NOT_RUN.items() if self._is(page, start)), None)
+
+    def _is(self, page: str, start: str) -> bool:
+        return self.page == page and self.code.startswith(start)
+
+
+def _blocks(page: Path) -> list[tuple[int, int, str, str]]:
+    """Return each block's start, end, language and text, without the indentation of a list."""
+    return [
+        (found.start(), found.end(), found[2], re.sub(f"^{found[1]}", "", found[3], flags=re.MULTILINE))
+        for found in _FENCE.finditer(page.read_text())
+    ]
+
+
+def _examples() -> Iterator[Example]:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        blocks = _blocks(page)
+        outputs = {start: text for start, _, language, text in blocks if language in _OUTPUTS}
+        for _, end, language, code in blocks:
+            if language in _COMMANDS:
+                # Right after it: an empty line is all that is between them.
+                yield Example(str(page.relative_to(ROOT)), language, code, outputs.get(end + 2))
+
+
+_ALL = list(_examples())
+_RUN = [example for example in _ALL if example.reason is None and example.code != _START]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run the server as README's first example does, but on a free port and with these packages."""
+    (start,) = [example for example in _ALL if example.code == _START]
+    packages = f"--assume-old=.venv/run.stamp -- BIN={Path(sys.executable).parent}"
+    command = ["bash", "-c", f"exec {start.code}"]
+    with serve_by(command, ROOT, {"MAKEFLAGS": packages}, operator_key=_OPERATOR_KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder that looks like the repository's to an example, which may write there."""
+    for name in ("README.md", "examples", "vit_api"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".curlrc").write_text("fail\nsilent\nshow-error\n")
+    return tmp_path
+
+
+def _output(example: Example, server: RunningServer, folder: Path) -> str:
+    """Run an example, with another address of the server."""
+    command = _COMMANDS[example.language]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"there is no {command[0]}")
+    code = example.code.replace(_URL, server.url)
+    code = code.replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
+    variables = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CURL_HOME": str(folder),
+        "PYTHONPATH": str(ROOT),
+    }
+    result = subprocess.run(
+        [*command, code],
+        cwd=folder,
+        env=environment(operator_key=_OPERATOR_KEY) | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("example", [pytest.param(x, id=f"{x.page}: {x.code.splitlines()[0]}") for x in _RUN])
+def test_an_example(example: Example, server: RunningServer, folder: Path) -> None:
+    """It succeeds and prints what is said, or else at least the digits that its images' names say."""
+    printed = _output(example, server, folder)
+    if example.output is None:
+        if example.language == "sh":
+            assert _FIRST_LABEL.findall(printed) == re.findall(r"digit-(\d)\.png", example.code)
+    elif example.output.startswith("{"):
+        shown, found = json.loads(example.output), json.loads(printed)
+        assert found.keys() == shown.keys()
+        assert [p["label"] for p in found["predictions"]] == [p["label"] for p in shown["predictions"]]
+        confidences = [p["confidence"] for p in shown["predictions"]]
+        assert [p["confidence"] for p in found["predictions"]] == pytest.approx(confidences, abs=1e-3)
+    else:
+        assert printed == example.output
+
+
+def test_a_key_of_the_manual_is_a_key(server: RunningServer, folder: Path) -> None:
+    """What docs/security.md has written to `.env` is a digest that the setting takes."""
+    (example,) = [example for example in _RUN if "VIT_API_API_KEYS" in example.code]
+    _output(example, server, folder)
+    name, _, value = (folder / ".env").read_text().strip().partition("=")
+    assert name == "VIT_API_API_KEYS"
+    assert len(parse_keys(value)) == 1
+
+
+def test_each_block_is_of_a_known_kind() -> None:
+    """So that no example escapes by its language: a new one is run, or is none."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    languages = {language for page in pages for _, _, language, _ in _blocks(page)}
+    assert languages <= {*_COMMANDS, *_OUTPUTS, ""}
+    fences = sum(len(re.findall(r"^ *```", page.read_text(), re.MULTILINE)) for page in pages)
+    assert fences == 2 * sum(len(_blocks(page)) for page in pages)
+
+
+def test_no_example_that_is_run_leaves_this_machine() -> None:
+    """What fetches or sends anything elsewhere has to be listed with its reason."""
+    assert [example.code for example in _RUN if _ANOTHER_HOST.search(example.code)] == []
+
+
+def test_what_is_not_run_is_there() -> None:
+    """No reason is left over from an example that is gone; most examples are run."""
+    used = {key for key in _NOT_RUN for example in _ALL if example._is(*key)}
+    assert used == set(_NOT_RUN)
+    assert len(_RUN) > len(_ALL) / 2

@@ -1,0 +1,289 @@
+"""`POST /` as Hugging Face's own clients use it, and as anyone may who reads that API's description."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from huggingface_hub import AsyncInferenceClient, InferenceClient, InferenceTimeoutError
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError
+from PIL import Image
+from transformers import pipeline
+
+from tests.samples import encode, make_checkpoint, photos, sharpen
+from tests.server import ROOT, RunningServer, paused, serve, worker_of
+from vit_api.checkpoints.checkpoint import EMBEDDED
+
+_FILE = ROOT / "examples" / "digit-7.png"
+_SEVEN = _FILE.read_bytes()
+_BASE64 = base64.b64encode(_SEVEN).decode()
+# Of the asynchronous client, about itself.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+_FUNCTIONS: list[Any] = ["softmax", "sigmoid", "none"]
+_KEY, _BUSY_KEY = "the-key-of-most-tests", "the-key-that-is-used-up"
+_RATE = 40
+
+
+@pytest.fixture(scope="module")
+def client(digits_server: RunningServer) -> InferenceClient:
+    """Return Hugging Face's client of the embedded model."""
+    return InferenceClient(model=digits_server.url)
+
+
+@pytest.fixture(scope="module")
+def sharp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model that has more classes than an answer, and is sure of them."""
+    return sharpen(make_checkpoint(tmp_path_factory.mktemp("models") / "sharp", "vit", classes=30))
+
+
+@pytest.fixture(scope="module")
+def strict_server(sharp_model: Path) -> Iterator[RunningServer]:
+    """Run that model exactly, for those who have a key, and not for too many or too large images."""
+    with serve(
+        sharp_model,
+        exact_decode=True,
+        dtype="float32",
+        api_keys=f"{_KEY},{_BUSY_KEY}",
+        rate_limit=f"{_RATE}/day",
+        max_upload_mb=1,
+    ) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def strict_client(strict_server: RunningServer) -> InferenceClient:
+    """Return a client with a key."""
+    return InferenceClient(model=strict_server.url, api_key=_KEY)
+
+
+@pytest.fixture(scope="module")
+def file_url() -> Iterator[str]:
+    """Serve the examples on another port, and return the address of one."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(_FILE.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/{_FILE.name}"
+        server.shutdown()
+        thread.join()
+
+
+def _pairs(elements: Any) -> list[tuple[str, float]]:
+    return [(element["label"], element["score"]) for element in elements]
+
+
+def _post(server: RunningServer, content: Any, **headers: str) -> httpx.Response:
+    body = json.dumps(content).encode() if isinstance(content, dict) else content
+    return httpx.post(server.url, content=body, headers=headers, timeout=60)
+
+
+def test_a_path_bytes_and_a_url_have_the_same_answer(client: InferenceClient, file_url: str) -> None:
+    """With parameters, in JSON, and without, as they are; five classes by default."""
+    forms: list[Any] = [str(_FILE), _FILE, _SEVEN, file_url]
+    answers = [_pairs(client.image_classification(form)) for form in forms]
+    assert all(answer == answers[0] for answer in answers)
+    assert (answers[0][0][0], len(answers[0])) == ("7", 5)
+    assert [_pairs(client.image_classification(form, top_k=5)) for form in forms] == answers
+
+
+def test_a_pillow_image_is_refused_by_the_client_itself(client: InferenceClient) -> None:
+    """Whatever the server is; docs/hugging-face.md says what to do, until a client sends it."""
+    with Image.open(_FILE) as image, pytest.raises(ValueError, match="Expected binary inputs"):
+        client.image_classification(image)
+
+
+def test_the_asynchronous_client(digits_server: RunningServer, client: InferenceClient) -> None:
+    """Twenty requests at once have the answer that one has."""
+
+    async def classify() -> list[list[tuple[str, float]]]:
+        asynchronous = AsyncInferenceClient(model=digits_server.url)
+        work = [asynchronous.image_classification(_FILE, top_k=3, function_to_apply="none") for _ in range(20)]
+        return [_pairs(answer) for answer in await asyncio.gather(*work)]
+
+    expected = _pairs(client.image_classification(_FILE, top_k=3, function_to_apply="none"))
+    assert asyncio.run(classify()) == [expected] * 20
+
+
+def test_it_agrees_with_predict(digits_server: RunningServer, client: InferenceClient) -> None:
+    """The same classes, whose probabilities `/predict` rounds."""
+    answer = _pairs(client.image_classification(_FILE, top_k=10))
+    assert [(label, round(score, 6)) for label, score in answer] == digits_server.top(_SEVEN, 10)
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(1, 1), (10, 10), (11, 10), (10**30, 10)])
+def test_more_classes_than_there_are(client: InferenceClient, top_k: int, count: int) -> None:
+    """All of them are named, as transformers does."""
+    assert len(client.image_classification(_FILE, top_k=top_k)) == count
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("function", _FUNCTIONS)
+def test_functions_equal_the_pipelines(
+    client: InferenceClient, held_out: list[tuple[bytes, str]], function: Any
+) -> None:
+    """The embedded model's scores, of each function, down to the least likely class."""
+    classify = pipeline("image-classification", model=str(EMBEDDED["digits"]), device="cpu")
+    for upload, _ in held_out[:10]:
+        with Image.open(io.BytesIO(upload)) as image:
+            expected = classify(image, top_k=10, function_to_apply=function)
+        answer = client.image_classification(upload, top_k=10, function_to_apply=function)
+        assert dict(_pairs(answer)) == pytest.approx(dict(_pairs(expected)), rel=1e-3, abs=1e-3 * (function == "none"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("function", [None, *_FUNCTIONS])
+def test_the_first_20_of_30_classes(sharp_model: Path, strict_client: InferenceClient, function: Any) -> None:
+    """They have the pipeline's scores, by default and by each function; more than 20 there never are."""
+    classify = pipeline("image-classification", model=str(sharp_model), device="cpu")
+    for image in photos().values():
+        upload = encode(image, "PNG")
+        with Image.open(io.BytesIO(upload)) as decoded:
+            expected = classify(decoded, top_k=20, function_to_apply=function)
+        answer = strict_client.image_classification(upload, top_k=30, function_to_apply=function)
+        assert dict(_pairs(answer)) == pytest.approx(dict(_pairs(expected)), rel=5e-3, abs=5e-3 * (function == "none"))
+        scores = [score for _, score in _pairs(answer)]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("content_type", ["", "image/png", "application/octet-stream", "application/json", "text/html"])
+def test_raw_bytes_of_any_type(digits_server: RunningServer, content_type: str) -> None:
+    """The content decides, not what it is called."""
+    response = _post(digits_server, _SEVEN, **({"content-type": content_type} if content_type else {}))
+    assert (response.status_code, response.json()[0]["label"]) == (200, "7")
+    assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("extra", "count"),
+    [
+        pytest.param({}, 5, id="no parameters"),
+        pytest.param({"parameters": None}, 5, id="null for parameters"),
+        pytest.param({"parameters": {}}, 5, id="empty parameters"),
+        pytest.param({"parameters": {"top_k": None, "function_to_apply": None}}, 5, id="null for each"),
+        pytest.param(
+            {"parameters": {"top_k": 2}, "options": {"wait_for_model": True}}, 2, id="an older client's options"
+        ),
+    ],
+)
+def test_json_without_saying_so(digits_server: RunningServer, extra: dict[str, Any], count: int) -> None:
+    """What is not given has its default, and JSON needs no content type."""
+    response = _post(digits_server, {"inputs": _BASE64} | extra)
+    assert (response.status_code, len(response.json())) == (200, count)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b'{"inputs": "', "malformed", id="cut off"),
+        pytest.param({"image": _BASE64}, "no upload", id="no inputs"),
+        pytest.param({"inputs": [_BASE64]}, "no upload", id="a list of inputs"),
+        pytest.param({"inputs": "#"}, "'inputs' is not valid base64", id="no base64"),
+        pytest.param({"inputs": "http://127.0.0.1/x.png"}, "fetches nothing", id="an address"),
+        pytest.param({"inputs": _BASE64, "parameters": [1]}, "must be an object", id="a list of parameters"),
+        pytest.param({"inputs": _BASE64, "parameters": {"topk": 1}}, "'topk'", id="a misspelt parameter"),
+        pytest.param({"inputs": _BASE64, "parameters": {"top_k": 0}}, "top_k", id="no class"),
+        pytest.param({"inputs": _BASE64, "parameters": {"top_k": True}}, "top_k", id="true classes"),
+        pytest.param({"inputs": _BASE64, "parameters": {"top_k": "5"}}, "top_k", id="a text for top_k"),
+        pytest.param(
+            {"inputs": _BASE64, "parameters": {"function_to_apply": "tanh"}}, "softmax", id="no such function"
+        ),
+        pytest.param({"inputs": _BASE64, "parameters": {"function_to_apply": []}}, "softmax", id="a list of functions"),
+    ],
+)
+def test_json_that_means_nothing(digits_server: RunningServer, content: Any, says: str) -> None:
+    """The client is told what is wrong with it."""
+    response = _post(digits_server, content, **{"content-type": "application/json"})
+    body = response.json()
+    assert (response.status_code, body["code"]) == (400, "bad_request")
+    assert says in body["error"]
+
+
+def test_it_shares_the_cache_with_predict(digits_server: RunningServer) -> None:
+    """One upload is computed once, whichever path asks, and each has the same headers."""
+    upload = encode(Image.new("L", (9, 9), 77), "PNG")
+    first, second = _post(digits_server, upload), digits_server.predict(upload)
+    assert first.headers["x-cache"] == "miss"
+    assert "x-inference-time-ms" in first.headers
+    # Each HTTP process remembers on its own, and any of them may have taken the second request.
+    assert second.headers["x-cache"] in ("hit", "miss")
+    assert _post(digits_server, upload, **{"cache-control": "no-cache"}).headers["x-cache"] == "miss"
+
+
+def test_requests_are_counted(digits_server: RunningServer) -> None:
+    """By their path, as those of the other paths are."""
+    line = 'inference_requests_total{endpoint="/",status="415"}'
+
+    def count() -> float:
+        return next(float(x.split()[-1]) for x in digits_server.get("/metrics").text.splitlines() if x.startswith(line))
+
+    before = count()
+    assert _post(digits_server, b"no image").status_code == 415
+    assert count() == before + 1
+
+
+def test_a_corrupt_image_as_the_client_shows_it(client: InferenceClient) -> None:
+    """A BadRequestError, with the server's words and the id to look for in its log."""
+    with pytest.raises(BadRequestError, match=r"cut off|corrupt|truncated") as raised:
+        client.image_classification(_SEVEN[:-30])
+    assert raised.value.request_id
+    assert raised.value.request_id in str(raised.value)
+
+
+def test_what_is_no_image_as_the_client_shows_it(client: InferenceClient) -> None:
+    """An HfHubHTTPError with the status and the server's words."""
+    with pytest.raises(HfHubHTTPError, match="not an image") as raised:
+        client.image_classification(b"text", top_k=1)
+    assert raised.value.response.status_code == 415
+
+
+@pytest.mark.parametrize("parameters", [{}, {"top_k": 1}])
+def test_too_large_an_upload_as_the_client_shows_it(strict_client: InferenceClient, parameters: Any) -> None:
+    """Refused while it is sent, as bytes and as base64, and the client reads why."""
+    with pytest.raises(HfHubHTTPError, match="more than the 1 MB") as raised:
+        strict_client.image_classification(bytes(2 * 2**20), **parameters)
+    assert raised.value.response.status_code == 413
+
+
+@pytest.mark.parametrize("key", [None, "a-wrong-key-of-this-test"])
+def test_no_key_as_the_client_shows_it(
+    strict_server: RunningServer, key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 401 that says how to send one."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
+    with pytest.raises(HfHubHTTPError, match="send a key as") as raised:
+        InferenceClient(model=strict_server.url, token=key).image_classification(_SEVEN)
+    assert raised.value.response.status_code == 401
+
+
+def test_a_rate_limit_as_the_client_shows_it(strict_server: RunningServer) -> None:
+    """A 429 that says how many images the server takes, once they are used up."""
+    client = InferenceClient(model=strict_server.url, api_key=_BUSY_KEY)
+    for _ in range(_RATE):
+        assert client.image_classification(_SEVEN)
+    with pytest.raises(HfHubHTTPError, match=f"takes {_RATE} images") as raised:
+        client.image_classification(_SEVEN)
+    assert raised.value.response.status_code == 429
+    assert int(raised.value.response.headers["retry-after"]) > 0
+
+
+def test_a_silent_server_as_the_clients_show_it(strict_server: RunningServer) -> None:
+    """An InferenceTimeoutError after the client's own time."""
+    upload = encode(Image.new("L", (9, 9), 99), "PNG")
+    blocking = InferenceClient(model=strict_server.url, api_key=_KEY, timeout=0.5)
+    asynchronous = AsyncInferenceClient(model=strict_server.url, api_key=_KEY, timeout=0.5)
+    with paused(worker_of(strict_server)):
+        with pytest.raises(InferenceTimeoutError):
+            blocking.image_classification(upload)
+        with pytest.raises(InferenceTimeoutError):
+            asyncio.run(asynchronous.image_classification(upload))

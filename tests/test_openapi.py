@@ -1,0 +1,79 @@
+"""The running server against its own description, by schemathesis: each operation with good, odd and bad requests.
+
+What is described later is tested without a change here. `make api-fuzz` runs it for longer, and at random.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import ROOT, RunningServer, serve
+
+_LONG_RUN = os.environ.get("API_FUZZ_EXAMPLES")
+_EXAMPLES = _LONG_RUN or "6"
+_LONGEST_S = 120 if _LONG_RUN is None else 24 * 3600
+_KEY = "the-key-that-opens-everything"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run a server that has everything that may be described, and whose limits are out of reach."""
+    with serve(operator_key=_KEY, api_keys="another-key-of-this-test", rate_limit="1000000000/day") as running:
+        yield running
+
+
+def _schemathesis(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it; the requests are the same each time, unless it is a long run."""
+    options = [
+        "--checks",
+        "all",
+        "--max-examples",
+        _EXAMPLES,
+        "--header",
+        f"Authorization: Bearer {_KEY}",
+        "--no-color",
+    ]
+    if _LONG_RUN is None:
+        options += ["--generation-deterministic", "--no-shrink"]
+    return subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "--config-file", "tests/api_fuzz.toml", "run", *options, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=_LONGEST_S,
+        check=False,
+    )
+
+
+def test_the_server_does_what_it_describes(server: RunningServer) -> None:
+    """Every operation is tested, and none surprises."""
+    described = server.get("/openapi.json").json()["paths"]
+    count = sum(len(operations) for operations in described.values())
+    result = _schemathesis(f"{server.url}/openapi.json")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"Tested: {count}\n" in result.stdout
+    assert "Warnings:" not in result.stdout, result.stdout
+
+
+@pytest.mark.skipif(_LONG_RUN is not None, reason="what a short run tells, a long one need not")
+@pytest.mark.parametrize("status", ["200", "401"])
+def test_a_description_that_is_wrong_is_found(server: RunningServer, status: str, tmp_path: Path) -> None:
+    """Without one of an operation's statuses, or with another body for it, the same run fails."""
+    description = server.get("/openapi.json").json()
+    responses = description["paths"]["/"]["post"]["responses"]
+    if status == "200":
+        responses["200"]["content"]["application/json"]["schema"] = {"type": "object"}
+    else:
+        del responses[status]
+    file = tmp_path / "openapi.json"
+    file.write_text(json.dumps(description))
+    result = _schemathesis(str(file), "--url", server.url, "--include-path", "/")
+    assert result.returncode == 1, result.stdout + result.stderr
