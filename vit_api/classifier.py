@@ -97,6 +97,11 @@ class Classification(NamedTuple):
     decode_s: float = 0.0
 
     @property
+    def prediction(self) -> Prediction:
+        """The most probable classes."""
+        return self.known.prediction if self.answer is None else self.answer.prediction
+
+    @property
     def own_answer(self) -> Answer | None:
         """The worker's answer if the model ran for this upload; the times of one that was joined are not its own."""
         return self.answer if self.source is Source.MISS else None

@@ -128,8 +128,7 @@ class PredictRoutes:
         known = result.known
         start = known.wordings.get(top_k)
         if start is None:
-            prediction = known.prediction if result.answer is None else result.answer.prediction
-            start = to_json(self._encoder.encode_response(prediction, top_k=top_k))[:-1]
+            start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
             known.add_wording(top_k, start)
         cached = b"true" if result.answer is None else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (

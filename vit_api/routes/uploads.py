@@ -54,7 +54,7 @@ class Uploads:
         start = content_type[:_LONGEST_TYPE].lower()
         if start.startswith(_FORM):
             body = await request.read_body(self._max_bytes + _ENVELOPE_BYTES)
-            uploads = await _parse(body, self._parse_form, content_type, "file")
+            uploads = await parse_body(body, self._parse_form, content_type, "file")
             if len(uploads) != 1:
                 raise BadRequest("send one upload in the form field 'file'; /predict/batch takes several")
             return self._checked(uploads[0])
@@ -64,7 +64,7 @@ class Uploads:
         body = await request.read_body(most)
         # No image starts with a brace, and `curl -d` says that JSON is a form: the content decides.
         if body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (is_json and _is_text(body)):
-            body = await _parse(body, _upload_in_json)
+            body = await parse_body(body, _upload_in_json)
         return self._checked(body)
 
     async def read_many(self, request: Request) -> list[bytes | ViTError]:
@@ -78,7 +78,7 @@ class Uploads:
         if not content_type[:_LONGEST_TYPE].lower().startswith(_FORM):
             raise BadRequest("send the images as multipart/form-data in the field 'files'")
         body = await request.read_body(self._max_total_bytes)
-        uploads = await _parse(body, self._parse_form, content_type, "files")
+        uploads = await parse_body(body, self._parse_form, content_type, "files")
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"send 1 to {self._max_count} images in the form field 'files', not {len(uploads)}")
         return [self._checked_or_error(upload) for upload in uploads]
@@ -121,7 +121,7 @@ class Uploads:
         return uploads
 
 
-async def _parse(body: bytes, parse: Callable[..., T], *arguments: Any) -> T:
+async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any) -> T:
     """Parse a body; a long one in a thread, since it takes longer than the event loop may be held up."""
     if len(body) <= _SHORT_BODY_BYTES:
         return parse(body, *arguments)
