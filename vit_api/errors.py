@@ -25,8 +25,9 @@ class ViTError(Exception):
 
     def about(self, what: str) -> ViTError:
         """Return the same failure as one of `what`. Of a new object: several requests may have got this one."""
-        same = type(self).__new__(type(self))
-        vars(same).update(vars(self), message=f"{what}: {self.message}")
+        message = f"{what}: {self.message}"
+        same = type(self).__new__(type(self), message)
+        vars(same).update(vars(self), message=message)
         return same
 
     def headers(self) -> dict[str, str]:
