@@ -340,7 +340,7 @@ def test_lies_are_refused(digits_server: RunningServer, body: bytes, headers: di
 
 def test_too_many_values_in_json(digits_server: RunningServer) -> None:
     """They would stop everything else while they are parsed; the error says what to do."""
-    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [32, 32, 32, 3], "data": [0] * 2**20}
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [32, 32, 32, 3], "data": [0] * (2**18 + 1)}
     response = httpx.post(digits_server.url + _INFER, content=to_json({"inputs": [tensor]}), timeout=60)
     assert response.status_code == 400
     assert "as binary data" in response.json()["error"]

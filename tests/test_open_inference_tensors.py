@@ -242,8 +242,9 @@ def _input(**changes: object) -> dict[str, object]:
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["eA=="]} | changes
 
 
-def test_half_a_surrogate_pair_is_no_id() -> None:
-    """It could not be sent back."""
-    body = json.dumps({"id": "\ud800", "inputs": [_input()]}).encode()
+@pytest.mark.parametrize("request_id", ["\ud800", "x" * 1001, 1, ["x"]])
+def test_what_is_no_id(request_id: object) -> None:
+    """Half a surrogate pair could not be sent back, and a long one would be."""
+    body = json.dumps({"id": request_id, "inputs": [_input()]}).encode()
     with pytest.raises(BadRequest, match="id"):
         parse_request(body, None, _MOST_VALUES)

@@ -22,8 +22,8 @@ _LONGEST_TYPE = 32
 _JSON_START = b"{"
 _LEADING_SPACE = 64
 _MOST_JSON_MARKS = 1000
-_SHORT_BODY_BYTES = 256 * 1024
-"""Up to this size a form or JSON is parsed in well under a millisecond."""
+SHORT_BODY_BYTES = 256 * 1024
+"""Up to this size a form, or JSON with an upload, is parsed in well under a millisecond."""
 
 T = TypeVar("T")
 
@@ -121,9 +121,9 @@ class Uploads:
         return uploads
 
 
-async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any) -> T:
-    """Parse a body; a long one in a thread, since it takes longer than the event loop may be held up."""
-    if len(body) <= _SHORT_BODY_BYTES:
+async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES) -> T:
+    """Parse a body; one that isn't short in a thread, since it takes longer than the event loop may be held up."""
+    if len(body) <= short_bytes:
         return parse(body, *arguments)
     return await asyncio.get_running_loop().run_in_executor(None, parse, body, *arguments)
 

@@ -22,6 +22,7 @@ _MOST_LENGTH_DIGITS = 12
 _MOST_NAME_CHARACTERS = 100
 """Of what an error may repeat."""
 
+_MOST_ID_CHARACTERS = 1000
 _MOST_DIMENSIONS = 8
 _LONGEST_DIMENSION = 2**31
 _SHARED_MEMORY = "shared_memory_region"
@@ -86,12 +87,15 @@ def parse_request(body: bytes, header_length: bytes | None, max_json_values: int
 
 def _id(document: dict[str, Any]) -> str | None:
     request_id = document.get("id")
+    if request_id is None:
+        return None
+    if not isinstance(request_id, str) or len(request_id) > _MOST_ID_CHARACTERS:
+        raise BadRequest(f"the request's id must be a string of up to {_MOST_ID_CHARACTERS} characters")
     try:
-        if request_id is None or request_id.encode():  # half a surrogate pair can't be sent back
-            return request_id
-    except (AttributeError, UnicodeEncodeError):
-        pass
-    raise BadRequest("the request's id must be a string of some characters")
+        request_id.encode()
+    except UnicodeEncodeError:
+        raise BadRequest("the request's id has half a surrogate pair, which can't be sent back") from None
+    return request_id
 
 
 def _json_length(body: bytes, header_length: bytes | None) -> int:

@@ -18,7 +18,7 @@ from vit_api.routes.open_inference.inputs import Inputs, element
 from vit_api.routes.open_inference.model_info import SERVER, ModelInfo, Statistics
 from vit_api.routes.open_inference.outputs import MODEL_VERSION, Outputs
 from vit_api.routes.request_classifier import RequestClassifier, source_headers
-from vit_api.routes.uploads import parse_body
+from vit_api.routes.uploads import SHORT_BODY_BYTES, parse_body
 from vit_api.schemas import ErrorResponse
 from vit_api.workers import WorkerBoard
 
@@ -27,6 +27,9 @@ _MODEL = "/v2/models/{model_name:path}"
 _VERSION = _MODEL + "/versions/{version}"
 _BINARY = b"application/octet-stream"
 _PLAIN = b"identity"
+_SHORT_JSON_DIGITS = 4
+_SHORT_JSON_BYTES = 10**_SHORT_JSON_DIGITS
+"""Numbers in JSON take 0.15 to 0.4 us each: what is longer is read in a thread, even if it is far from a long body."""
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "There is no such model or version"}
@@ -103,7 +106,7 @@ class OpenInferenceRoutes:
 
     async def infer(self, request: Request) -> Response:
         """Classify the images of one request; if one can't be, none is."""
-        if request.headers.get(b"content-encoding", _PLAIN) != _PLAIN:
+        if request.headers.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
             # A few bytes can be the whole of the memory once they are unpacked; images are compressed already.
             raise UnsupportedEncoding("send the body without compression, that is without Content-Encoding")
         asked, uploads = await self._requests.read(request, self._read(request))
@@ -116,7 +119,10 @@ class OpenInferenceRoutes:
 
     async def _read(self, request: Request) -> tuple[InferRequest, Sequence[Upload]]:
         body = await request.read_body(self._max_body_bytes)
-        return await parse_body(body, self._parse, request.headers.get(HEADER_LENGTH))
+        length = request.headers.get(HEADER_LENGTH)
+        is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
+        short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
+        return await parse_body(body, self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
         asked = parse_request(body, header_length, self._inputs.max_json_values)
