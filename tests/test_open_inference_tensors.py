@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from vit_api.records import TOP_K, Prediction
 from vit_api.routes.open_inference.infer_request import InferRequest, WantedOutput, parse_request
 from vit_api.routes.open_inference.inputs import Inputs
 from vit_api.routes.open_inference.outputs import Outputs
-from vit_api.routes.open_inference.tensors import Tensor, pack_bytes, unpack_bytes
+from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, pack_bytes, unpack_bytes
 
-_MOST_VALUES = 1000
+_LIMITS = JsonLimits(max_bytes=10_000, max_values=1000)
 
 
 def _preprocessing(kind: str = "vit") -> Preprocessing:
@@ -207,7 +208,7 @@ def test_any_bytes_are_read_or_refused(body: bytes, header_length: bytes | None)
 def _read_or_refuse(body: bytes, header_length: bytes | None) -> None:
     outputs = Outputs("m", ["a", "b"])
     try:
-        request = parse_request(body, header_length, _MOST_VALUES)
+        request = parse_request(body, header_length, _LIMITS)
         outputs.check(request)
         uploads = _inputs().uploads_of(request.input)
     except ViTError as error:
@@ -232,7 +233,7 @@ def test_errors_stay_short(change: Callable[[str], object], name: str) -> None:
     """Whatever of a request they repeat can be sent back."""
     body = json.dumps(change(name)).encode()
     with pytest.raises(ViTError) as raised:
-        request = parse_request(body, None, 100_000)
+        request = parse_request(body, None, JsonLimits(100_000, 100_000))
         Outputs("m", ["a", "b"]).check(request)
         _inputs().uploads_of(request.input)
     assert len(raised.value.message.encode()) < 500
@@ -242,9 +243,26 @@ def _input(**changes: object) -> dict[str, object]:
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["eA=="]} | changes
 
 
+@pytest.mark.parametrize("data", [["eA=="] * 1000, ["x" * 10_000]], ids=["values", "bytes"])
+def test_a_long_json_is_refused(data: list[str]) -> None:
+    """With what to do instead, and before it is parsed: that would stop everything else."""
+    with pytest.raises(BadRequest, match="as binary data"):
+        parse_request(json.dumps({"inputs": [_input(data=data)]}).encode(), None, _LIMITS)
+
+
+def test_any_one_image_may_be_json() -> None:
+    """Its numbers, also nested to the last, and a file as large as files may be."""
+    limits = Inputs(_preprocessing(), max_images=4, max_upload_bytes=10 * 2**20).json_limits
+    file = base64.b64encode(bytes(10 * 2**20)).decode()
+    numbers = np.full((1, 224, 224, 3), -0.0039215686274509665).tolist()
+    for data in ([file], numbers):
+        shape = [1] if data == [file] else [1, 224, 224, 3]
+        assert parse_request(json.dumps({"inputs": [_input(data=data, shape=shape)]}).encode(), None, limits)
+
+
 @pytest.mark.parametrize("request_id", ["\ud800", "x" * 1001, 1, ["x"]])
 def test_what_is_no_id(request_id: object) -> None:
     """Half a surrogate pair could not be sent back, and a long one would be."""
     body = json.dumps({"id": request_id, "inputs": [_input()]}).encode()
     with pytest.raises(BadRequest, match="id"):
-        parse_request(body, None, _MOST_VALUES)
+        parse_request(body, None, _LIMITS)

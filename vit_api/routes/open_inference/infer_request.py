@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_api.errors import BadRequest
 from vit_api.routes.open_inference.inputs import IMAGE
-from vit_api.routes.open_inference.tensors import Tensor
+from vit_api.routes.open_inference.tensors import JsonLimits, Tensor
 
 HEADER_LENGTH = b"inference-header-content-length"
 """The HTTP header that says how long the JSON is, where binary data follows it."""
@@ -60,13 +60,13 @@ class InferRequest:
     is_binary: bool
 
 
-def parse_request(body: bytes, header_length: bytes | None, max_json_values: int) -> InferRequest:
+def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) -> InferRequest:
     """Read a request's body.
 
     Args:
         body: The body.
         header_length: What the HTTP header `HEADER_LENGTH` says; None without one.
-        max_json_values: Values in the JSON at the most.
+        limits: Of the JSON.
 
     Raises:
         BadRequest: It is not as the protocol says.
@@ -75,7 +75,7 @@ def parse_request(body: bytes, header_length: bytes | None, max_json_values: int
     binary = memoryview(body)[length:]
     if header_length is not None and length == 0:
         return _raw_request(binary)
-    document = _parse_json(body[:length], max_json_values)
+    document = _parse_json(body[:length], limits)
     parameters = _parameters(document)
     tensor = _input(document, binary)
     is_binary = _flag(parameters, "binary_data_output", False)
@@ -113,9 +113,10 @@ def _raw_request(binary: memoryview) -> InferRequest:
     return InferRequest(None, Tensor(IMAGE, "BYTES", (1,), data), (), is_binary=True)
 
 
-def _parse_json(text: bytes, max_values: int) -> dict[str, Any]:
-    if sum(map(text.count, (b",", b"[", b"{"))) > max_values:
-        raise BadRequest(f"the JSON has more than {max_values} values; send the tensor as binary data")
+def _parse_json(text: bytes, limits: JsonLimits) -> dict[str, Any]:
+    if len(text) > limits.max_bytes or sum(map(text.count, (b",", b"[", b"{"))) > limits.max_values:
+        most = f"{limits.max_values} values or {limits.max_bytes / 2**20:.4g} MB"
+        raise BadRequest(f"the JSON has more than {most}; send the tensor as binary data")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):

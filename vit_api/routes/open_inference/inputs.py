@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge
 from vit_api.pixels import Pixels, Upload
-from vit_api.routes.open_inference.tensors import Tensor, TensorSpec
+from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, TensorSpec
 
 IMAGE, PIXELS, PIXEL_VALUES = "image", "pixels", "pixel_values"
 
 _CHANNELS = 3
 _LAST_LEVEL = 255
 _LEAST_JSON_VALUES = 2**18
+_MOST_NUMBER_BYTES = 24
+_ENVELOPE_BYTES = 64 * 1024
 
 
 class Inputs:
@@ -34,13 +36,15 @@ class Inputs:
         self._max_upload_bytes = max_upload_bytes
 
     @property
-    def max_json_values(self) -> int:
-        """Values and lists in a request's JSON at the most: one image's, or about a quarter of a million.
+    def json_limits(self) -> JsonLimits:
+        """What a request's JSON may have: one image's numbers or about a quarter of a million, or one file in base64.
 
         Python reads JSON without letting other threads run: 0.35 us a number, so 50 ms for one image of 224 pixels.
         """
         height, width, channels = self._preprocessing.pixel_shape
-        return max(_LEAST_JSON_VALUES, height * width * (channels + 2))
+        max_values = max(_LEAST_JSON_VALUES, height * width * (channels + 2))
+        file_bytes = self._max_upload_bytes * 4 // 3  # base64 makes 4 characters of 3 bytes
+        return JsonLimits(max(file_bytes, max_values * _MOST_NUMBER_BYTES) + _ENVELOPE_BYTES, max_values)
 
     def specs(self) -> list[TensorSpec]:
         """Return what each input looks like."""

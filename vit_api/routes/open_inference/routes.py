@@ -125,7 +125,7 @@ class OpenInferenceRoutes:
         return await parse_body(body, self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
-        asked = parse_request(body, header_length, self._inputs.max_json_values)
+        asked = parse_request(body, header_length, self._inputs.json_limits)
         self._outputs.check(asked)
         return asked, self._inputs.uploads_of(asked.input)
 

@@ -29,6 +29,19 @@ _NUMBER_TYPES: dict[str, set[type]] = {"UINT8": {int}, "FP32": {int, float}}
 
 
 @dataclass(frozen=True)
+class JsonLimits:
+    """What the JSON of a request may have; the rest is to be sent as binary data.
+
+    Attributes:
+        max_bytes: Of the JSON at the most.
+        max_values: Values and lists at the most.
+    """
+
+    max_bytes: int
+    max_values: int
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """What an input or an output looks like, for those who ask before they send.
 
