@@ -13,6 +13,7 @@ from vit_api.caching.cache_board import CacheBoard, CacheTally
 from vit_api.classifier import Classification, Classifier, Known, Source
 from vit_api.deadline import Deadline
 from vit_api.errors import BadImage, NotReady
+from vit_api.pixels import Pixels, Upload
 from vit_api.records import TOP_K, Answer, Prediction, Status
 
 _LONG_S = 60.0
@@ -24,14 +25,15 @@ class Model:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
-        self.uploads: list[bytes] = []
+        self.uploads: list[Upload] = []
 
-    async def infer(self, upload: bytes, deadline: Deadline) -> tuple[Answer, float]:
+    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[Answer, float]:
         self.uploads.append(upload)
         await self.gate.wait()
-        if upload.startswith(b"!"):
+        data = upload.data if isinstance(upload, Pixels) else upload
+        if data.startswith(b"!"):
             raise BadImage("planted")
-        return Answer(0, 1, Status.OK, Prediction((upload[0],), (0.0,), 1.0), 1, 0.001, 0.002), 0.003
+        return Answer(0, 1, Status.OK, Prediction((data[0],), (0.0,), 1.0), 1, 0.001, 0.002), 0.003
 
 
 class Shelf:
@@ -61,10 +63,10 @@ class Bench:
         cache: AnswerCache[Known] | None = AnswerCache(size, 100, tally) if size else None
         self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
 
-    async def classify(self, upload: bytes, **options: bool) -> Classification:
+    async def classify(self, upload: Upload, **options: bool) -> Classification:
         return await self.classifier.classify(upload, time.monotonic() + _LONG_S, **options)
 
-    async def sources(self, *uploads: bytes) -> list[str]:
+    async def sources(self, *uploads: Upload) -> list[str]:
         return [(await self.classify(upload)).source.value for upload in uploads]
 
     def counts(self) -> tuple[int, int, int]:
@@ -103,6 +105,20 @@ def test_any_other_byte_is_another_upload() -> None:
     async def scenario() -> None:
         bench, long = Bench(), bytes(3 * 2**20)
         assert await bench.sources(b"a", b"b", b"ab", long, long[:-1], long) == ["miss"] * 5 + ["hit"]
+
+    run(scenario)
+
+
+def test_pixels_are_not_the_file_with_the_same_bytes() -> None:
+    """Neither is answered with what is remembered of the other, short or long; else one could plant an answer."""
+
+    async def scenario() -> None:
+        for data in (b"a", bytes(3 * 2**20)):
+            bench, shelf = Bench(), Shelf()
+            assert await bench.sources(data, Pixels(data), data, Pixels(data)) == ["miss", "miss", "hit", "hit"]
+            bench = Bench(shelf=shelf)
+            assert await bench.sources(Pixels(data), data) == ["miss", "miss"]
+            assert len(shelf.known) == 2
 
     run(scenario)
 

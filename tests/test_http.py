@@ -257,8 +257,12 @@ def test_info_has_no_paths(digits_server: RunningServer) -> None:
 def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     """The description names all paths, a file picker's field, and the errors."""
     paths = digits_server.get("/openapi.json").json()["paths"]
+    model = "/v2/models/{model_name}"
+    starts = (model, f"{model}/versions/{{version}}")
     assert set(paths) == {
         "/",
+        *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/v2/repository/index"),
+        *(start + end for start in starts for end in ("", "/ready", "/config", "/stats", "/infer")),
         "/predict",
         "/predict/batch",
         "/health",

@@ -99,7 +99,10 @@ def test_a_key_opens_everything(server: RunningServer, path: str, headers: dict[
     assert response.status_code == (404 if path == "/nowhere" else 200)
 
 
-@pytest.mark.parametrize("path", ["/predict", "/predict/batch", "/info", "/metrics", "/nowhere", "/docs/../info"])
+@pytest.mark.parametrize(
+    "path",
+    ["/predict", "/predict/batch", "/v2/models/digits/infer", "/v2", "/info", "/metrics", "/nowhere", "/docs/../info"],
+)
 @pytest.mark.parametrize(
     ("headers", "challenge"),
     [
@@ -123,7 +126,10 @@ def test_without_a_key_nothing_opens(server: RunningServer, path: str, headers: 
 
 @pytest.mark.parametrize(
     "path",
-    ["/health", "/health/ready", "/health/live", "/docs", "/docs/static/swagger-ui.css", "/openapi.json"],
+    [
+        *("/health", "/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"),
+        *("/docs", "/docs/static/swagger-ui.css", "/openapi.json"),
+    ],
 )
 def test_what_is_open_to_all(server: RunningServer, path: str) -> None:
     """Probes, and the pages that a browser opens before it can send a key."""
@@ -173,7 +179,11 @@ def test_the_description_says_which_paths_need_a_key(server: RunningServer, digi
     """So that /docs has a button for it; without keys only the operator's path does."""
     schema = server.get("/openapi.json").json()
     assert {(scheme["type"]) for scheme in schema["components"]["securitySchemes"].values()} == {"http", "apiKey"}
-    assert _secured(schema) == {"/predict", "/predict/batch", "/info", "/metrics", "/cache/clear"}
+    secured = _secured(schema)
+    assert {"/v2", "/v2/models/{model_name}/infer"} < secured
+    assert not any(path.startswith("/v2/health") for path in secured)
+    others = {path for path in secured if not path.startswith("/v2")}
+    assert others == {"/predict", "/predict/batch", "/info", "/metrics", "/cache/clear"}
     assert "401" in schema["paths"]["/predict"]["post"]["responses"]
     assert _secured(digits_server.get("/openapi.json").json()) == {"/cache/clear"}
 

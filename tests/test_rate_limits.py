@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
@@ -80,6 +81,22 @@ def test_each_image_of_a_request_counts(server: RunningServer) -> None:
     assert second.json()["code"] == "rate_limited"
 
 
+def test_each_image_of_a_tensor_counts(server: RunningServer) -> None:
+    """As in any other request with several."""
+
+    def infer(images: int) -> httpx.Response:
+        data = [base64.b64encode(_SEVEN).decode()] * images
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [images], "data": data}
+        body = {"inputs": [tensor]}
+        return httpx.post(server.url + "/v2/models/digits/infer", json=body, headers=_as("192.0.2.9"), timeout=60)
+
+    first, second, third = infer(4), infer(3), infer(1)
+    assert [response.status_code for response in (first, second, third)] == [200, 429, 200]
+    assert (_remaining(first), _remaining(third)) == (2, 0)
+    assert second.json()["code"] == "rate_limited"
+    assert "retry-after" in second.headers
+
+
 def test_a_request_for_more_than_the_budget_is_told_so(server: RunningServer) -> None:
     """To wait wouldn't help."""
     response = _batch(server, 20, "192.0.2.4")
@@ -143,7 +160,8 @@ def test_the_description_says_what_is_limited(server: RunningServer, digits_serv
     """Where there are limits."""
     paths = server.get("/openapi.json").json()["paths"]
     limited = {path for path in paths for operation in paths[path].values() if "429" in operation["responses"]}
-    assert limited == {"/predict", "/predict/batch"}
+    infer = {"/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer"}
+    assert limited == {"/predict", "/predict/batch"} | infer
     assert '"429"' not in digits_server.get("/openapi.json").text
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from vit_api.caching.cache import AnswerCache, SingleFlight
 from vit_api.caching.cache_board import CacheTally
 from vit_api.deadline import Deadline
+from vit_api.pixels import Pixels, Upload
 from vit_api.records import Answer, Prediction
 
 _LONG_UPLOAD_BYTES = 2**18
@@ -27,7 +28,7 @@ _MOST_S_BETWEEN_SWEEPS = 60.0
 class Inference(Protocol):
     """What runs uploads on the model."""
 
-    async def infer(self, upload: bytes, deadline: Deadline) -> tuple[Answer, float]:
+    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[Answer, float]:
         """Return the answer for one upload, and the seconds that its decoding took."""
 
 
@@ -156,16 +157,16 @@ class Classifier:
             delay_s = min(self._cache.ttl_s, _MOST_S_BETWEEN_SWEEPS)
             self._sweeper = asyncio.get_running_loop().call_later(delay_s, self._sweep)
 
-    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+    async def classify(self, upload: Upload, deadline: float, *, is_fresh: bool = False) -> Classification:
         """Classify one upload: look it up, and compute what isn't known; see the two."""
         key, known = await self.look_up(upload, is_fresh=is_fresh)
         return known or await self.compute(key, upload, deadline, is_fresh=is_fresh)
 
-    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[bytes | None, Classification | None]:
+    async def look_up(self, upload: Upload, *, is_fresh: bool = False) -> tuple[bytes | None, Classification | None]:
         """Return the upload's key, and what this process remembers of it. Never waits for others.
 
         Args:
-            upload: An image file's bytes.
+            upload: What to classify.
             is_fresh: Find nothing: it is to be computed even if it is known.
 
         Raises:
@@ -173,20 +174,20 @@ class Classifier:
         """
         if self._cache is None:
             return None, None
-        key = self._hash(upload) if len(upload) <= _LONG_UPLOAD_BYTES else await self._hash_in_thread(upload)
+        key = await self._key_of(upload)
         if is_fresh or (known := self._cache.get(key)) is None:
             return key, None
         self._tally.add("hits")
         return key, Classification(known, Source.HIT)
 
     async def compute(
-        self, key: bytes | None, upload: bytes, deadline: float, *, is_fresh: bool = False
+        self, key: bytes | None, upload: Upload, deadline: float, *, is_fresh: bool = False
     ) -> Classification:
         """Classify an upload that this process doesn't remember, and remember it.
 
         Args:
             key: The upload's, by `look_up`.
-            upload: An image file's bytes.
+            upload: What to classify.
             deadline: When the answer must be there, in seconds of the monotonic clock.
             is_fresh: Run the model even if the shared tier knows the answer.
 
@@ -202,19 +203,24 @@ class Classifier:
         compute = self._run if is_fresh else self._find_or_run
         return await self._fly((key, is_fresh), deadline, functools.partial(compute, key, upload))
 
-    async def _hash_in_thread(self, upload: bytes) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(None, self._hash, upload)
-
-    def _hash(self, upload: bytes) -> bytes:
-        """Return SHA-256 of the identity and the upload."""
-        hasher = self._seed.copy()
-        hasher.update(upload)
-        return hasher.digest()
+    async def _key_of(self, upload: Upload) -> bytes:
+        """Return SHA-256 of the identity, of what kind of upload it is, and of its bytes."""
+        if isinstance(upload, Pixels):
+            seed, data = self._pixels_seed, upload.data
+        else:
+            seed, data = self._seed, upload
+        if len(data) <= _LONG_UPLOAD_BYTES:
+            return _hash(seed, data)
+        return await asyncio.get_running_loop().run_in_executor(None, _hash, seed, data)
 
     @functools.cached_property
     def _seed(self) -> hashlib._Hash:
-        identity = self._identity().encode()
-        return hashlib.sha256(len(identity).to_bytes(8, "little") + identity)
+        return _seed_of(self._identity())
+
+    @functools.cached_property
+    def _pixels_seed(self) -> hashlib._Hash:
+        # No file has the key of pixels with the same bytes: whoever sends them would else plant its answer.
+        return _seed_of(self._identity() + "pixels")
 
     async def _fly(
         self,
@@ -229,7 +235,7 @@ class Classifier:
         source = Source.HIT if answer is None else Source.COALESCED if joins else Source.MISS
         return Classification(known, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: bytes, deadline: Deadline) -> _Found:
+    async def _find_or_run(self, key: bytes, upload: Upload, deadline: Deadline) -> _Found:
         epoch = self._tally.board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
@@ -239,7 +245,7 @@ class Classifier:
         self._remember(key, known, epoch)
         return _Found(known)
 
-    async def _run(self, key: bytes | None, upload: bytes, deadline: Deadline) -> _Found:
+    async def _run(self, key: bytes | None, upload: Upload, deadline: Deadline) -> _Found:
         self._tally.add("misses")
         epoch = self._tally.board.epoch
         answer, decode_s = await self._inference.infer(upload, deadline)
@@ -254,3 +260,15 @@ class Classifier:
         if self._cache is not None and is_current:
             self._cache.put(key, known)
         return is_current
+
+
+def _seed_of(identity: str) -> hashlib._Hash:
+    """Return a hash that has begun with an identity; its length comes first, so that no two begin alike."""
+    data = identity.encode()
+    return hashlib.sha256(len(data).to_bytes(8, "little") + data)
+
+
+def _hash(seed: hashlib._Hash, data: bytes) -> bytes:
+    hasher = seed.copy()
+    hasher.update(data)
+    return hasher.digest()

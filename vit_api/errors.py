@@ -23,6 +23,13 @@ class ViTError(Exception):
         super().__init__(message)
         self.message = message
 
+    def about(self, what: str) -> ViTError:
+        """Return the same failure as one of `what`. Of a new object: several requests may have got this one."""
+        message = f"{what}: {self.message}"
+        same = type(self).__new__(type(self), message)
+        vars(same).update(vars(self), message=message)
+        return same
+
     def headers(self) -> dict[str, str]:
         """Return the response's headers that belong to this failure."""
         return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
@@ -119,6 +126,13 @@ class UnsupportedImage(ViTError):
 
     status = 415
     code = "unsupported_image"
+
+
+class UnsupportedEncoding(ViTError):
+    """The body is compressed, where the server takes it as it is alone."""
+
+    status = 415
+    code = "unsupported_encoding"
 
 
 class RateLimited(ViTError):

@@ -27,6 +27,10 @@ from vit_api.routes.exchange import Observer
 from vit_api.routes.hugging_face import HuggingFaceRoutes
 from vit_api.routes.keys import KeyCheck
 from vit_api.routes.metrics import metrics_router
+from vit_api.routes.open_inference.inputs import Inputs
+from vit_api.routes.open_inference.model_info import ModelInfo, Statistics
+from vit_api.routes.open_inference.outputs import Outputs
+from vit_api.routes.open_inference.routes import OpenInferenceRoutes
 from vit_api.routes.operations import operations_router
 from vit_api.routes.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.routes.rate_limits import RateLimits
@@ -67,6 +71,11 @@ class HttpProcess:
         self._redis = self._redis_tier()
         self._redis_counts = self._counts_in_redis()
         self._classifier = Classifier(self._inference, self._tally, self._identity, self._cache(), self._redis)
+        self._requests = RequestClassifier(
+            self._classifier,
+            request_timeout_s=self._settings.request_timeout_s,
+            body_timeout_s=self._settings.body_timeout_s,
+        )
         self._tracing = Tracing() if self._settings.traces else None
 
     def app(self) -> ASGIApp:
@@ -107,15 +116,40 @@ class HttpProcess:
             max_count=MAX_IMAGES_PER_REQUEST,
             max_total_bytes=settings.max_batch_upload_bytes,
         )
-        requests = RequestClassifier(
-            self._classifier,
-            request_timeout_s=settings.request_timeout_s,
-            body_timeout_s=settings.body_timeout_s,
-        )
         return [
-            PredictRoutes(requests, self._lit_api, uploads, model_name=checkpoint.name),
-            HuggingFaceRoutes(requests, uploads, checkpoint.labels),
+            PredictRoutes(self._requests, self._lit_api, uploads, model_name=checkpoint.name),
+            HuggingFaceRoutes(self._requests, uploads, checkpoint.labels),
+            self._open_inference_routes(),
         ]
+
+    def _open_inference_routes(self) -> OpenInferenceRoutes:
+        shared, settings = self._shared, self._settings
+        checkpoint = shared.checkpoint
+        inputs = Inputs(
+            checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
+        )
+        outputs = Outputs(checkpoint.name, checkpoint.labels)
+        model = ModelInfo(
+            checkpoint.name,
+            inputs.specs(),
+            outputs.specs(),
+            devices=shared.devices,
+            workers_per_device=settings.workers_per_device,
+            max_batch_size=settings.max_batch_size,
+            max_wait_ms=settings.max_wait_ms,
+            max_images=MAX_IMAGES_PER_REQUEST,
+            has_cache=bool(settings.cache_size),
+        )
+        cache = shared.cache_board if settings.cache_size else None
+        return OpenInferenceRoutes(
+            self._requests,
+            inputs,
+            outputs,
+            model,
+            statistics=Statistics(checkpoint.name, shared.counts, shared.board, cache),
+            board=shared.board,
+            max_body_bytes=settings.max_batch_upload_bytes,
+        )
 
     def _observers(self) -> list[Observer]:
         observers: list[Observer] = [RequestMetrics(self._meter)]

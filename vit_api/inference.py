@@ -29,6 +29,7 @@ from vit_api.errors import (
     WorkersGone,
 )
 from vit_api.metrics_board import Meter
+from vit_api.pixels import Upload
 from vit_api.records import Answer, RecordPipe, Request, Status, unpack_answers
 from vit_api.service_rate import ServiceRate
 from vit_api.slots import MOST_DEATHS, SlotRange
@@ -44,10 +45,10 @@ _GONE = "the model's processes died and can't be started again; the server stops
 class Decoder(Protocol):
     """What turns an upload into pixels: a LitAPI."""
 
-    def decode_request(self, request: bytes) -> NDArray[np.uint8]:
+    def decode_request(self, request: Upload) -> NDArray[np.uint8]:
         """Return uint8 [height, width, 3]."""
 
-    def is_quick(self, upload: bytes) -> bool:
+    def is_quick(self, upload: Upload) -> bool:
         """Tell whether decoding takes so little time that the event loop may do it."""
 
 
@@ -62,12 +63,12 @@ class _Job:
 
     __slots__ = ("decode_s", "upload", "waiter")
 
-    def __init__(self, upload: bytes, waiter: asyncio.Future[Answer]) -> None:
-        self.upload: bytes | None = upload
+    def __init__(self, upload: Upload, waiter: asyncio.Future[Answer]) -> None:
+        self.upload: Upload | None = upload
         self.waiter = waiter
         self.decode_s: float | None = None
 
-    def take_upload(self) -> bytes:
+    def take_upload(self) -> Upload:
         """Return the upload and forget it, since its memory is needed."""
         upload, self.upload = self.upload, None
         if upload is None:
@@ -121,13 +122,13 @@ class InferenceClient:
         self._loop.remove_reader(self._answers.fileno())
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def infer(self, upload: bytes, deadline: Deadline) -> tuple[Answer, float]:
+    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[Answer, float]:
         """Return the workers' answer for one upload, whose status is OK, and the seconds that its decoding took.
 
         Whoever waits keeps the deadline and cancels this; here it only keeps the image out of a batch after it.
 
         Args:
-            upload: An image file's bytes.
+            upload: What to classify.
             deadline: Until when the answer is wanted; may move meanwhile.
 
         Raises:

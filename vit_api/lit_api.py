@@ -22,6 +22,7 @@ from vit_api import image_limits, images
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.errors import BadRequest
 from vit_api.model.compile_cache import keep_compiled_code
+from vit_api.pixels import Pixels, Upload
 from vit_api.records import Prediction
 
 if TYPE_CHECKING:
@@ -88,15 +89,17 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         """Decode an upload.
 
         Args:
-            request: The upload's bytes or, as a stock LitServer passes it, a parsed body: a form with an upload
-                `file` or JSON with base64 in `image`.
+            request: The upload or, as a stock LitServer passes it, a parsed body: a form with an upload `file` or
+                JSON with base64 in `image`.
 
         Returns:
-            uint8 [height, width, 3], resized as the checkpoint's processor does.
+            uint8 [height, width, 3], resized as the checkpoint's processor does; pixels as they are.
 
         Raises:
             ViTError: The upload can't be used; its class says why.
         """
+        if isinstance(request, Pixels):
+            return request.as_array(self.checkpoint.preprocessing.pixel_shape)
         return images.decode(
             _upload_of(request),
             self.checkpoint.preprocessing,
@@ -104,9 +107,9 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
             exact=self._exact_decode,
         )
 
-    def is_quick(self, upload: bytes) -> bool:
+    def is_quick(self, upload: Upload) -> bool:
         """Tell whether decoding takes no longer than handing the upload to another thread does."""
-        return image_limits.is_quick(upload)
+        return isinstance(upload, Pixels) or image_limits.is_quick(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
         """Gather images into one batch and send it to the device."""

@@ -21,6 +21,7 @@ _EXPOSED = (
     "x-queue-time-ms",
     "x-inference-time-ms",
     "x-batch-size",
+    "inference-header-content-length",
     "server-timing",
     "retry-after",
     "ratelimit-limit",

@@ -17,7 +17,8 @@ METRICS_PATH = "/metrics"
 
 # Probes have no key. Neither has a browser that opens a page: it can send one with a script's requests alone, and the
 # description of the API, which that script reads, is the same for every server of this version.
-_OPEN_PATHS = frozenset({"/health", "/health/ready", "/health/live", "/docs", "/openapi.json", OPERATOR_PATH})
+_PROBED = frozenset({"/health", "/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"})
+_OPEN_PATHS = _PROBED | {"/docs", "/openapi.json", OPERATOR_PATH}
 _OPEN_FOLDER = f"{STATIC_FOLDER}/"
 
 _BEARER = b"bearer"

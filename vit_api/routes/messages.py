@@ -21,7 +21,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 T = TypeVar("T")
 
-_JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+_JSON = b"application/json"
 NO_SNIFFING: tuple[bytes, bytes] = (b"x-content-type-options", b"nosniff")
 """Has browsers take a body for what its type says, and never for a script or a page."""
 
@@ -174,23 +174,30 @@ async def _no_charge(_: int) -> None:
 
 
 class Response(NamedTuple):
-    """One HTTP response, whose body is JSON.
+    """One HTTP response.
 
     Attributes:
         status: The HTTP status.
-        body: JSON.
+        body: Mostly JSON.
         headers: Beside the body's type and length, which are always sent.
         outcomes: What became of each image, for those who watch.
+        content_type: The body's.
     """
 
     status: int
     body: bytes
     headers: Headers = ()
     outcomes: Sequence[Any] = ()
+    content_type: bytes = _JSON
 
     def all_headers(self) -> list[tuple[bytes, bytes]]:
         """Return every header to send."""
-        return [_JSON, NO_SNIFFING, (b"content-length", b"%d" % len(self.body)), *self.headers]
+        return [
+            (b"content-type", self.content_type),
+            NO_SNIFFING,
+            (b"content-length", b"%d" % len(self.body)),
+            *self.headers,
+        ]
 
     async def send(self, send: Send, request: Request, *, is_last: bool = False) -> None:
         """Send it as the answer to a request; the last one closes its connection."""

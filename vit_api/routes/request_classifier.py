@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from vit_api.classifier import Classification, Classifier, Source
 from vit_api.errors import BodyTimeout, InternalError, ViTError
+from vit_api.pixels import Upload
 from vit_api.routes.messages import Headers, Request
 from vit_api.routes.time_limit import TimeLimit
 
@@ -48,7 +49,7 @@ class RequestClassifier:
         request.parsed_at = self._clock()
         return found
 
-    async def classify(self, request: Request, upload: bytes) -> Classification:
+    async def classify(self, request: Request, upload: Upload) -> Classification:
         """Classify a request's only upload.
 
         Raises:
@@ -64,7 +65,7 @@ class RequestClassifier:
         return result
 
     async def classify_all(
-        self, request: Request, uploads: Sequence[bytes | ViTError]
+        self, request: Request, uploads: Sequence[Upload | ViTError]
     ) -> list[Classification | ViTError]:
         """Classify a request's uploads; one that fails, or already did, has its error in its place.
 
@@ -86,7 +87,7 @@ class RequestClassifier:
             raise ours[0]
         return results
 
-    async def _result_of(self, upload: bytes | ViTError, deadline: float, is_fresh: bool) -> Classification | ViTError:
+    async def _result_of(self, upload: Upload | ViTError, deadline: float, is_fresh: bool) -> Classification | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:

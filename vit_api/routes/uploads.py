@@ -22,8 +22,8 @@ _LONGEST_TYPE = 32
 _JSON_START = b"{"
 _LEADING_SPACE = 64
 _MOST_JSON_MARKS = 1000
-_SHORT_BODY_BYTES = 256 * 1024
-"""Up to this size a form or JSON is parsed in well under a millisecond."""
+SHORT_BODY_BYTES = 256 * 1024
+"""Up to this size a form, or JSON with an upload, is parsed in well under a millisecond."""
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class Uploads:
         content_type = request.headers.get(b"content-type", b"")
         if content_type[:_LONGEST_TYPE].lower().startswith(_FORM):
             body = await self._read_enveloped(request, self._max_bytes)
-            uploads = await _parse(body, self._parse_form, content_type, "file")
+            uploads = await parse_body(body, self._parse_form, content_type, "file")
             if len(uploads) != 1:
                 raise BadRequest("send one upload in the form field 'file'; /predict/batch takes several")
             return self._checked(uploads[0])
@@ -82,7 +82,7 @@ class Uploads:
         )
         # No image starts with a brace, and `curl -d` says that JSON is a form: the content decides.
         if body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (is_json and _is_text(body)):
-            upload, rest = await _parse(body, parse)
+            upload, rest = await parse_body(body, parse)
             return self._checked(upload), rest
         return self._checked(body), None
 
@@ -97,7 +97,7 @@ class Uploads:
         if not content_type[:_LONGEST_TYPE].lower().startswith(_FORM):
             raise BadRequest("send the images as multipart/form-data in the field 'files'")
         body = await request.read_body(self._max_total_bytes)
-        uploads = await _parse(body, self._parse_form, content_type, "files")
+        uploads = await parse_body(body, self._parse_form, content_type, "files")
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"send 1 to {self._max_count} images in the form field 'files', not {len(uploads)}")
         return [self._checked_or_error(upload) for upload in uploads]
@@ -147,9 +147,9 @@ class Uploads:
         return uploads
 
 
-async def _parse(body: bytes, parse: Callable[..., T], *arguments: Any) -> T:
-    """Parse a body; a long one in a thread, since it takes longer than the event loop may be held up."""
-    if len(body) <= _SHORT_BODY_BYTES:
+async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES) -> T:
+    """Parse a body; one that isn't short in a thread, since it takes longer than the event loop may be held up."""
+    if len(body) <= short_bytes:
         return parse(body, *arguments)
     return await asyncio.get_running_loop().run_in_executor(None, parse, body, *arguments)
 

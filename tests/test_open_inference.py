@@ -1,0 +1,398 @@
+"""The Open Inference Protocol v2, spoken to a real server by Triton's own client, and by httpx where that can't lie."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
+from numpy.typing import NDArray
+
+from tests.server import ROOT, RunningServer, environment, wait_until
+from vit_api import __version__, images
+from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.routes.messages import to_json
+
+_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
+_THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
+_INFER = "/v2/models/digits/infer"
+_LENGTH = "Inference-Header-Content-Length"
+_FRESH = {"Cache-Control": "no-cache"}
+_PREPROCESSING = load_checkpoint("digits").preprocessing
+
+
+@pytest.fixture
+def client(digits_server: RunningServer) -> Iterator[triton.InferenceServerClient]:
+    """Connect Triton's client to a server."""
+    with triton.InferenceServerClient(_address(digits_server)) as connected:
+        yield connected
+
+
+def _address(server: RunningServer) -> str:
+    return server.url.removeprefix("http://")
+
+
+def _pixels(upload: bytes) -> NDArray[np.uint8]:
+    """Return what the server makes of an image file."""
+    return images.decode(upload, _PREPROCESSING, max_side=4096, exact=False)
+
+
+def _normalised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return what the checkpoint's image processor makes of pixels."""
+    rescaled = pixels.astype(np.float32) * np.float32(_PREPROCESSING.scale)
+    return (rescaled - np.float32(_PREPROCESSING.mean)) / np.float32(_PREPROCESSING.std)
+
+
+def _tensor(name: str, datatype: str, data: Any, *, is_binary: bool = True) -> triton.InferInput:
+    return triton.InferInput(name, data.shape, datatype).set_data_from_numpy(data, binary_data=is_binary)
+
+
+def _files(*uploads: bytes) -> triton.InferInput:
+    return _tensor("image", "BYTES", np.array(uploads, object))
+
+
+def _top(result: triton.InferResult, image: int = 0) -> list[tuple[str, float]]:
+    labels, probabilities = result.as_numpy("labels")[image], result.as_numpy("probabilities")[image]
+    pairs = zip(labels, probabilities, strict=True)
+    return [(label.decode() if isinstance(label, bytes) else label, float(p)) for label, p in pairs]
+
+
+def _same(ours: list[tuple[str, float]]) -> Any:
+    return [(label, pytest.approx(p, abs=1e-6)) for label, p in ours]
+
+
+def test_the_server_tells_of_itself(client: triton.InferenceServerClient) -> None:
+    """Whether it lives and takes images, what it is, and which models it has."""
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.get_server_metadata() == {
+        "name": "vit-api",
+        "version": __version__,
+        "extensions": ["classification", "binary_tensor_data", "model_configuration", "statistics"],
+    }
+    index = [{"name": "digits", "version": "1", "state": "READY", "reason": ""}]
+    assert client.get_model_repository_index() == index
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "is_ready"),
+    [("digits", "", True), ("digits", "1", True), ("digits", "2", False), ("other", "", False), ("a/b", "1", False)],
+)
+def test_whether_a_model_is_ready(
+    client: triton.InferenceServerClient, name: str, version: str, is_ready: bool
+) -> None:
+    """The one that there is, with its version and without."""
+    assert client.is_model_ready(name, version) is is_ready
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+def test_the_models_metadata(client: triton.InferenceServerClient, version: str) -> None:
+    """Names, datatypes and shapes; and that probabilities are sorted."""
+    metadata = client.get_model_metadata("digits", version)
+    assert (metadata["name"], metadata["versions"]) == ("digits", ["1"])
+    shapes = {t["name"]: (t["datatype"], t["shape"]) for t in metadata["inputs"] + metadata["outputs"]}
+    assert shapes == {
+        "image": ("BYTES", [-1]),
+        "pixels": ("UINT8", [-1, 32, 32, 3]),
+        "pixel_values": ("FP32", [-1, 3, 32, 32]),
+        "probabilities": ("FP32", [-1, 10]),
+        "indices": ("INT32", [-1, 10]),
+        "labels": ("BYTES", [-1, 10]),
+    }
+    assert "sorted" in metadata["outputs"][0]["parameters"]["description"]
+
+
+def test_the_models_configuration(client: triton.InferenceServerClient) -> None:
+    """As Triton words it: batching, and tensors without the batch's dimension."""
+    config = client.get_model_config("digits")
+    assert (config["name"], config["max_batch_size"]) == ("digits", 32)
+    assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 5000}
+    assert config["input"][1] == {
+        "name": "pixels",
+        "data_type": "TYPE_UINT8",
+        "dims": [32, 32, 3],
+        "format": "FORMAT_NHWC",
+        "optional": True,
+    }
+    assert config["output"][0] == {"name": "probabilities", "data_type": "TYPE_FP32", "dims": [10]}
+
+
+def test_statistics_grow(client: triton.InferenceServerClient) -> None:
+    """By what the model ran for and what failed; none tells of what nobody measured."""
+
+    def stats(name: str = "digits") -> dict[str, Any]:
+        (found,) = client.get_inference_statistics(name)["model_stats"]
+        return found
+
+    before = stats()
+    client.infer("digits", [_files(_SEVEN, _THREE)], headers=dict(_FRESH))
+    with pytest.raises(triton.InferenceServerException):
+        client.infer("digits", [_files(b"no image")])
+
+    def grown(name: str) -> int:
+        return stats()["inference_stats"][name]["count"] - before["inference_stats"][name]["count"]
+
+    wait_until(lambda: grown("fail") == 1 and grown("success") == 1)  # requests count after their answers
+    after = stats("")
+    assert after["inference_count"] - before["inference_count"] == grown("queue") == 2
+    assert after["execution_count"] - before["execution_count"] == grown("compute_infer") > 0
+    assert after["inference_stats"]["queue"]["ns"] > before["inference_stats"]["queue"]["ns"]
+    assert "ns" not in after["inference_stats"]["success"]
+    assert "last_inference" not in after
+
+
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "JSON"])
+@pytest.mark.parametrize("channels", ["last", "first"])
+@pytest.mark.parametrize(("name", "datatype"), [("pixels", "UINT8"), ("pixel_values", "FP32")])
+def test_pixels_get_the_answer_of_their_file(
+    digits_server: RunningServer,
+    client: triton.InferenceServerClient,
+    name: str,
+    datatype: str,
+    channels: str,
+    is_binary: bool,
+) -> None:
+    """In every type, layout and form, as /predict says of the file."""
+    data: NDArray[Any] = _pixels(_SEVEN) if datatype == "UINT8" else _normalised(_pixels(_SEVEN))
+    data = np.ascontiguousarray(data[None] if channels == "last" else np.moveaxis(data[None], -1, 1))
+    tensor = _tensor(name, datatype, data, is_binary=is_binary)
+    assert _same(_top(client.infer("digits", [tensor]))) == digits_server.top(_SEVEN, 10)
+
+
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "JSON"])
+def test_files_get_their_own_answers(
+    digits_server: RunningServer, client: triton.InferenceServerClient, is_binary: bool
+) -> None:
+    """Several in one request, in their order, however the outputs are sent; the request's id comes back."""
+    names = ["labels", "probabilities", "indices"]
+    outputs = [triton.InferRequestedOutput(name, binary_data=is_binary) for name in names]
+    result = client.infer("digits", [_files(_SEVEN, _THREE)], "1", outputs=outputs, request_id="own")
+    answer = result.get_response()
+    assert (answer["id"], answer["model_name"], answer["model_version"]) == ("own", "digits", "1")
+    assert [output["name"] for output in answer["outputs"]] == names
+    for number, upload in enumerate((_SEVEN, _THREE)):
+        assert _same(_top(result, number)) == digits_server.top(upload, 10)
+        assert [str(index) for index in result.as_numpy("indices")[number]] == [
+            label for label, _ in _top(result, number)
+        ]
+
+
+def test_a_file_as_one_of_a_batch_of_strings(client: triton.InferenceServerClient) -> None:
+    """Who goes by the configuration sends a second dimension of 1."""
+    tensor = _tensor("image", "BYTES", np.array([[_SEVEN], [_THREE]], object))
+    assert client.infer("digits", [tensor]).as_numpy("labels")[:, 0].tolist() == [b"7", b"3"]
+
+
+@pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "JSON"])
+def test_a_classification(digits_server: RunningServer, client: triton.InferenceServerClient, is_binary: bool) -> None:
+    """Value, index and label of as many classes as asked for."""
+    output = triton.InferRequestedOutput("probabilities", binary_data=is_binary, class_count=2)
+    found = client.infer("digits", [_files(_SEVEN)], outputs=[output]).as_numpy("probabilities")
+    assert found.shape == (1, 2)
+    texts = [text.decode() if isinstance(text, bytes) else text for text in found[0]]
+    parts = [text.split(":") for text in texts]
+    assert _same([(label, float(value)) for value, _, label in parts]) == digits_server.top(_SEVEN, 2)
+    assert all(index == label for _, index, label in parts)
+
+
+def test_a_body_that_is_an_image(digits_server: RunningServer) -> None:
+    """As in Triton's raw binary requests; the headers say where the answer comes from."""
+    response = httpx.post(digits_server.url + _INFER, content=_SEVEN, headers={_LENGTH: "0"} | _FRESH, timeout=60)
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["x-cache"] == "miss"
+    length = int(response.headers[_LENGTH])
+    result = triton.InferResult.from_response_body(response.content, header_length=length)
+    assert _same(_top(result)) == digits_server.top(_SEVEN, 10)
+
+
+_NAN = np.full((1, 3, 32, 32), np.nan, np.float32)
+_FEW = np.zeros((1, 16, 16, 3), np.uint8)
+
+
+def _many() -> triton.InferInput:
+    return _tensor("pixels", "UINT8", np.zeros((33, 32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "status", "message"),
+    [
+        pytest.param([_tensor("other", "BYTES", np.array([b"x"], object))], 400, "no input 'other'", id="input"),
+        pytest.param([_tensor("image", "UINT8", _FEW)], 400, "BYTES, not 'UINT8'", id="datatype"),
+        pytest.param([_tensor("pixels", "INT8", _FEW.astype(np.int8))], 400, "UINT8, not 'INT8'", id="unknown type"),
+        pytest.param([_tensor("pixels", "UINT8", _FEW)], 400, "[1, 32, 32, 3] or [1, 3, 32, 32]", id="shape"),
+        pytest.param([_tensor("image", "BYTES", np.array([[b"x", b"y"]], object))], 400, "[number of", id="two a row"),
+        pytest.param([_files(_SEVEN), _files(_SEVEN)], 400, "exactly one input", id="two inputs"),
+        pytest.param([_files(_SEVEN, b"no image")], 415, "element 1 of 'image'", id="no image"),
+        pytest.param([_files(_SEVEN[:200])], 400, "corrupt", id="corrupt"),
+        pytest.param([_files(_SEVEN, b"")], 400, "element 1 of 'image': it is empty", id="empty"),
+        pytest.param([_many()], 400, "1 to 32 images", id="too many"),
+        pytest.param([_tensor("pixel_values", "FP32", _NAN)], 400, "element 0 of 'pixel_values'", id="not a number"),
+    ],
+)
+def test_bad_inputs(
+    client: triton.InferenceServerClient, inputs: list[triton.InferInput], status: int, message: str
+) -> None:
+    """The client is told what is wrong, and with which image."""
+    _fails(lambda: client.infer("digits", inputs), status, message)
+
+
+def _fails(ask: Callable[[], object], status: int, message: str) -> None:
+    with pytest.raises(triton.InferenceServerException) as raised:
+        ask()
+    assert raised.value.status() == str(status)
+    assert message in raised.value.message()
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        pytest.param("other", {}, "no output 'other'", id="unknown"),
+        pytest.param("labels", {"class_count": 2}, "only 'probabilities'", id="not to be classified"),
+        pytest.param("probabilities", {"class_count": 11}, "1 to 10 classes", id="too many classes"),
+    ],
+)
+def test_bad_outputs(client: triton.InferenceServerClient, output: str, options: dict[str, int], message: str) -> None:
+    """They are refused before the model runs."""
+    wanted = triton.InferRequestedOutput(output, **options)
+    _fails(lambda: client.infer("digits", [_files(_SEVEN)], outputs=[wanted]), 400, message)
+
+
+@pytest.mark.parametrize(("name", "version"), [("other", ""), ("other", "1"), ("a/b", ""), ("digits", "2")])
+def test_unknown_models_and_versions(client: triton.InferenceServerClient, name: str, version: str) -> None:
+    """Wherever they are asked for."""
+    message = "'1' alone" if name == "digits" else f"no model '{name}'"
+    _fails(lambda: client.infer(name, [_files(_SEVEN)], version), 404, message)
+    for ask in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
+        _fails(lambda ask=ask: ask(name, version), 404, message)  # type: ignore[misc]
+
+
+def test_compressed_requests_are_refused(client: triton.InferenceServerClient) -> None:
+    """With the reason."""
+    for algorithm in ("gzip", "deflate"):
+        infer = lambda algorithm=algorithm: client.infer(  # noqa: E731
+            "digits", [_files(_SEVEN)], request_compression_algorithm=algorithm
+        )
+        _fails(infer, 415, "without compression")
+
+
+def _body(binary: bytes, size: object, shape: object = (1,), **more: object) -> tuple[bytes, dict[str, str]]:
+    """Return a body with one binary input, and its headers."""
+    parameters = {} if size is None else {"binary_data_size": size}
+    tensor = {"name": "image", "datatype": "BYTES", "shape": shape, "parameters": parameters} | more
+    header = json.dumps({"inputs": [tensor]}).encode()
+    return header + binary, {_LENGTH: str(len(header))}
+
+
+_PACKED = struct.pack("<I", len(_SEVEN)) + _SEVEN
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        pytest.param(*_body(_PACKED[:-1], len(_PACKED)), id="cut off"),
+        pytest.param(*_body(_PACKED[:-1], len(_PACKED) - 1), id="element cut off"),
+        pytest.param(*_body(_PACKED + b"x", len(_PACKED)), id="more than it says"),
+        pytest.param(*_body(_PACKED + _PACKED, 2 * len(_PACKED)), id="more elements than the shape"),
+        pytest.param(*_body(_PACKED, len(_PACKED), (2,)), id="fewer elements than the shape"),
+        pytest.param(*_body(b"\xff\xff\xff\xffx", 5), id="a length beyond the data"),
+        pytest.param(*_body(b"\x01\x00", 2), id="half a length"),
+        pytest.param(*_body(_PACKED, -1), id="a negative size"),
+        pytest.param(*_body(_PACKED, str(len(_PACKED))), id="a size that is no number"),
+        pytest.param(*_body(_PACKED, None), id="no size"),
+        pytest.param(*_body(_PACKED, len(_PACKED), data=["x"]), id="data twice"),
+        pytest.param(*_body(_PACKED, len(_PACKED), (-1,)), id="a negative shape"),
+        pytest.param(*_body(_PACKED, len(_PACKED), 1), id="a shape that is no list"),
+        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "99999999"}, id="a header beyond the body"),
+        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "-1"}, id="a negative header"),
+        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "20"}, id="half a header"),
+        pytest.param(_body(_PACKED, len(_PACKED))[0], {}, id="no header"),
+        pytest.param(b"", {}, id="nothing"),
+        pytest.param(b"[]", {}, id="a list"),
+        pytest.param(b"[" * 100_000, {}, id="nested without end"),
+        pytest.param(b'{"inputs":[]}', {}, id="no input"),
+        pytest.param(b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1]}]}', {}, id="no data"),
+        pytest.param(
+            b'{"id":1,"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["eA=="]}]}', {}, id="id"
+        ),
+        pytest.param(
+            b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["eA=="],'
+            b'"parameters":{"shared_memory_region":"x"}}]}',
+            {},
+            id="shared memory",
+        ),
+    ],
+)
+def test_lies_are_refused(digits_server: RunningServer, body: bytes, headers: dict[str, str]) -> None:
+    """Whatever lengths, sizes and shapes say, and however malformed the JSON is, in the error's form."""
+    response = httpx.post(digits_server.url + _INFER, content=body, headers=headers, timeout=60)
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request"), response.text
+
+
+def test_too_many_values_in_json(digits_server: RunningServer) -> None:
+    """They would stop everything else while they are parsed; the error says what to do."""
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [32, 32, 32, 3], "data": [0] * (2**18 + 1)}
+    response = httpx.post(digits_server.url + _INFER, content=to_json({"inputs": [tensor]}), timeout=60)
+    assert response.status_code == 400
+    assert "as binary data" in response.json()["error"]
+
+
+def test_the_asynchronous_client(digits_server: RunningServer) -> None:
+    """It is told the same as the other one, answers and errors."""
+
+    async def run(use: Callable[[Any], Awaitable[None]]) -> None:
+        async with triton_aio.InferenceServerClient(_address(digits_server)) as client:
+            await use(client)
+
+    async def scenario(client: Any) -> None:
+        assert await client.is_server_live()
+        assert await client.is_server_ready()
+        assert await client.is_model_ready("digits", "1")
+        assert (await client.get_server_metadata())["name"] == "vit-api"
+        assert (await client.get_model_metadata("digits"))["name"] == "digits"
+        assert (await client.get_model_config("digits"))["max_batch_size"] == 32
+        assert (await client.get_inference_statistics("digits"))["model_stats"][0]["inference_count"] > 0
+        pixels = _tensor("pixels", "UINT8", np.stack([_pixels(_SEVEN), _pixels(_THREE)]))
+        result = await client.infer("digits", [pixels], request_id="own")
+        assert result.get_response()["id"] == "own"
+        for number, upload in enumerate((_SEVEN, _THREE)):
+            assert _same(_top(result, number)) == digits_server.top(upload, 10)
+        with pytest.raises(triton.InferenceServerException, match="no model 'other'"):
+            await client.infer("other", [pixels])
+        with pytest.raises(triton.InferenceServerException, match="corrupt"):
+            await client.infer("digits", [_files(_SEVEN[:200])])
+
+    asyncio.run(run(scenario))
+
+
+_MANUAL = (ROOT / "docs" / "open-inference.md").read_text()
+_EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```\n+```text\n(.*?)^```", _MANUAL, re.MULTILINE | re.DOTALL)
+
+
+def test_there_are_examples() -> None:
+    """The pattern still finds all of them."""
+    assert len(_EXAMPLES) == len(re.findall("^```(?:python|sh)$", _MANUAL, re.MULTILINE)) >= 2
+
+
+@pytest.mark.parametrize(("language", "example", "expected"), _EXAMPLES)
+def test_the_manuals_examples(digits_server: RunningServer, language: str, example: str, expected: str) -> None:
+    """They print what the page says; the last digits depend on the processor."""
+    code = example.replace("127.0.0.1:7860", _address(digits_server))
+    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True
+    )
+    assert _rounded(result.stdout) == _rounded(expected)
+
+
+def _rounded(text: str) -> str:
+    return re.sub(r"0\.\d+", lambda number: f"{float(number[0]):.2f}", text).strip()

@@ -1,0 +1,211 @@
+"""The Open Inference Protocol's paths, with a classifier that the test scripts, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+from typing import Any
+
+import httpx
+import pytest
+
+from vit_api.caching.cache_board import CacheBoard
+from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.classifier import Classification, Known, Source
+from vit_api.errors import Overloaded, ViTError
+from vit_api.metrics import COUNTED
+from vit_api.metrics_board import MetricsBoard
+from vit_api.records import Answer, Prediction, Status
+from vit_api.routes.api import create_app
+from vit_api.routes.exchange import Exchange
+from vit_api.routes.open_inference.inputs import Inputs
+from vit_api.routes.open_inference.model_info import ModelInfo, Statistics
+from vit_api.routes.open_inference.outputs import Outputs
+from vit_api.routes.open_inference.routes import OpenInferenceRoutes
+from vit_api.routes.request_classifier import RequestClassifier
+from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
+
+_NAME = "google/vit-base-patch16-224"
+_QUOTED = _NAME.replace("/", "%2F")
+_TOP = Prediction((1, 0), (math.log(3), 0.0), 0.75)
+_FULL = Overloaded("planted", 7)
+_MOST_BODY_BYTES = 1000
+
+
+class Scripted:
+    """A classifier whose upload says what becomes of it, and the application around it."""
+
+    def __init__(self, devices: tuple[str, ...] = ("cpu",), *, has_cache: bool = True) -> None:
+        self.board = WorkerBoard(1)
+        self.cache = CacheBoard(1) if has_cache else None
+        self.counts = MetricsBoard(["http-0"], COUNTED)
+        self.exchanges: list[Exchange] = []
+        self.inputs = Inputs(load_checkpoint("digits").preprocessing, max_images=4, max_upload_bytes=100)
+        self.outputs = Outputs(_NAME, ["a", "b"])
+        self.model = ModelInfo(
+            _NAME,
+            self.inputs.specs(),
+            self.outputs.specs(),
+            devices=devices,
+            workers_per_device=2,
+            max_batch_size=8,
+            max_wait_ms=2.5,
+            max_images=4,
+            has_cache=has_cache,
+        )
+
+    def routes(self) -> OpenInferenceRoutes:
+        """Make the routes, for one event loop."""
+        anything: Any = self
+        return OpenInferenceRoutes(
+            RequestClassifier(anything, request_timeout_s=30, body_timeout_s=10),
+            self.inputs,
+            self.outputs,
+            self.model,
+            statistics=Statistics(_NAME, self.counts, self.board, self.cache),
+            board=self.board,
+            max_body_bytes=_MOST_BODY_BYTES,
+        )
+
+    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+        return await self.compute(None, upload, deadline)
+
+    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, Classification | None]:
+        return None, Classification(Known(_TOP), Source.HIT) if upload == b"known" else None
+
+    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+        if upload == b"full":
+            raise _FULL
+        return Classification(Known(_TOP), Source.MISS, Answer(0, 1, Status.OK, _TOP, 1, 0.001, 0.002))
+
+    def observe(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send one request through the application."""
+
+        async def nothing() -> None:
+            pass
+
+        app = create_app(
+            [self.routes()],
+            [],
+            [self],
+            start=nothing,
+            stop=nothing,
+            max_pending_bytes=10_000,
+            is_draining=lambda: False,
+        )
+
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(send())
+
+    def infer(self, *uploads: bytes, path: str = f"/v2/models/{_NAME}/infer") -> httpx.Response:
+        """Ask for the classes of image files."""
+        data = [base64.b64encode(upload).decode() for upload in uploads]
+        tensor = {"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}
+        return self.ask("POST", path, json={"inputs": [tensor], "outputs": [{"name": "labels"}]})
+
+
+@pytest.mark.parametrize("name", [_NAME, _QUOTED])
+@pytest.mark.parametrize("version", ["", "/versions/1"])
+def test_a_models_name_may_have_slashes(name: str, version: str) -> None:
+    """Quoted or not, in every path."""
+    scripted = Scripted()
+    scripted.board.post(0, WorkerNotice(WorkerState.READY, "cpu", "CPU", "float32"))
+    start = f"/v2/models/{name}{version}"
+    for end in ("", "/ready", "/config"):
+        assert scripted.ask("GET", start + end).json()["name"] == _NAME
+    assert scripted.ask("GET", f"{start}/stats").json()["model_stats"][0]["name"] == _NAME
+    assert scripted.infer(b"x", path=f"{start}/infer").json()["outputs"][0]["data"] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/models/vit-base-patch16-224",
+        f"/v2/models/{_NAME}/versions/2/config",
+        f"/v2/models/{_NAME}/x",
+        "/v2/models/",
+    ],
+)
+def test_parts_of_the_name_are_no_model(path: str) -> None:
+    """In the error's form."""
+    response = Scripted().ask("GET", path)
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+def test_an_answer_says_where_it_comes_from() -> None:
+    """That of a lone image, as for /predict; and those who watch see each image, at the protocol's endpoint."""
+    scripted = Scripted()
+    assert scripted.infer(b"known").headers["x-cache"] == "hit"
+    assert scripted.infer(b"new").headers["x-queue-time-ms"] == "1.000"
+    assert "x-cache" not in scripted.infer(b"known", b"new").headers
+    assert [len(exchange.outcomes) for exchange in scripted.exchanges] == [1, 1, 2]
+    assert {exchange.request.endpoint for exchange in scripted.exchanges} == {"/v2/models/infer"}
+
+
+@pytest.mark.parametrize(
+    ("uploads", "start"),
+    [
+        pytest.param([b"full"], "planted", id="the only image"),
+        pytest.param([b"x", b"full"], "element 1 of 'image': planted", id="one of several"),
+        pytest.param([b"full", b"full"], "planted", id="all"),
+    ],
+)
+def test_our_failures_say_when_to_come_back(uploads: list[bytes], start: str) -> None:
+    """The whole request is a 503, since the protocol has no answer for a part of one."""
+    response = Scripted().infer(*uploads)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "7")
+    assert response.json()["error"].startswith(start)
+    assert response.json()["code"] == "overloaded"
+    assert _FULL.message == "planted"  # others may have got the same one
+
+
+def test_a_failure_is_about_something_without_a_change() -> None:
+    """Of any kind, whatever its constructor takes."""
+    for kind in ViTError.__subclasses__():
+        error = kind.__new__(kind, "m")
+        error.message = "m"
+        same = error.about("this")
+        assert (type(same), same.message, str(same), error.message) == (kind, "this: m", "this: m", "m")
+
+
+def test_a_body_has_its_limit() -> None:
+    """As with any other upload."""
+    response = Scripted().infer(*[b"x" * 100] * 4, b"x" * _MOST_BODY_BYTES)
+    assert (response.status_code, response.json()["code"]) == (413, "upload_too_large")
+
+
+def test_before_a_worker_is_ready() -> None:
+    """It lives, and says that it is not ready, and when to ask again."""
+    scripted = Scripted()
+    assert scripted.ask("GET", "/v2/health/live").status_code == 200
+    for path in ("/v2/health/ready", f"/v2/models/{_NAME}/ready"):
+        response = scripted.ask("GET", path)
+        assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (
+            503,
+            "not_ready",
+            "5",
+        )
+    (entry,) = scripted.ask("POST", "/v2/repository/index").json()
+    assert entry["state"] == "UNAVAILABLE"
+
+
+def test_the_configuration_says_where_the_model_runs() -> None:
+    """On each GPU as often as set, with what batching waits for."""
+    config = Scripted(("cuda:0", "cuda:1"), has_cache=False).ask("GET", f"/v2/models/{_NAME}/config").json()
+    assert config["instance_group"] == [{"name": _NAME, "count": 2, "kind": "KIND_GPU", "gpus": [0, 1]}]
+    assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 2500}
+    assert (config["max_batch_size"], config["response_cache"]) == (8, {"enable": False})
+
+
+def test_without_a_cache_its_counts_are_left_out() -> None:
+    """A 0 would say that there is one."""
+    for has_cache in (True, False):
+        (stats,) = Scripted(has_cache=has_cache).ask("GET", "/v2/models/stats").json()["model_stats"]
+        assert ("cache_hit" in stats["inference_stats"]) is has_cache

@@ -1,0 +1,230 @@
+"""The protocol's paths: which there are, and from a request to its answer. Knows nothing of how tensors are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+
+from vit_api.classifier import Classification
+from vit_api.errors import NotFound, NotReady, UnsupportedEncoding, ViTError
+from vit_api.pixels import Upload
+from vit_api.routes.descriptions import ANSWER, FAILURES, takes
+from vit_api.routes.front import BusyPath
+from vit_api.routes.messages import Headers, Request, Response
+from vit_api.routes.open_inference.infer_request import HEADER_LENGTH, InferRequest, parse_request
+from vit_api.routes.open_inference.inputs import Inputs, element
+from vit_api.routes.open_inference.model_info import SERVER, ModelInfo, Statistics
+from vit_api.routes.open_inference.outputs import MODEL_VERSION, Outputs
+from vit_api.routes.request_classifier import RequestClassifier, source_headers
+from vit_api.routes.uploads import SHORT_BODY_BYTES, parse_body
+from vit_api.schemas import ErrorResponse
+from vit_api.workers import WorkerBoard
+
+_ENDPOINT = "/v2/models/infer"
+_MODEL = "/v2/models/{model_name:path}"
+_VERSION = _MODEL + "/versions/{version}"
+_BINARY = b"application/octet-stream"
+_PLAIN = b"identity"
+_SHORT_JSON_DIGITS = 4
+_SHORT_JSON_BYTES = 10**_SHORT_JSON_DIGITS
+"""Numbers in JSON take 0.15 to 0.4 us each: what is longer is read in a thread, even if it is far from a long body."""
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorResponse, "description": "There is no such model or version"}
+}
+_UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "Starting or stopping"}}
+_BODY = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["inputs"],
+            "properties": {
+                "id": {"type": "string"},
+                "inputs": {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": 1},
+                "outputs": {"type": "array", "items": {"type": "object"}},
+                "parameters": {"type": "object"},
+            },
+        }
+    },
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+}
+_HEADER = {
+    "name": HEADER_LENGTH.decode().title(),
+    "in": "header",
+    "description": "How many bytes of the body are JSON, if binary data follows; 0: the body is an image file",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
+
+class OpenInferenceRoutes:
+    """The handlers of the protocol, for the one model that there is.
+
+    Args:
+        requests: Classifies what they bring.
+        inputs: Reads the images.
+        outputs: Words the answers.
+        model: Tells of the model.
+        statistics: Tells what it did.
+        board: Tells whether images are welcome.
+        max_body_bytes: Of one request at the most.
+    """
+
+    def __init__(
+        self,
+        requests: RequestClassifier,
+        inputs: Inputs,
+        outputs: Outputs,
+        model: ModelInfo,
+        *,
+        statistics: Statistics,
+        board: WorkerBoard,
+        max_body_bytes: int,
+    ) -> None:
+        self._requests = requests
+        self._inputs = inputs
+        self._outputs = outputs
+        self._model = model
+        self._statistics = statistics
+        self._board = board
+        self._max_body_bytes = max_body_bytes
+
+    def busy_paths(self) -> list[BusyPath]:
+        """Return the paths that classify: those of the model, with its version and without."""
+        path = f"/v2/models/{self._model.name}"
+        versioned = f"{path}/versions/{MODEL_VERSION}"
+        return [BusyPath("POST", f"{start}/infer", _ENDPOINT, self.infer) for start in (path, versioned)]
+
+    def router(self) -> APIRouter:
+        """Return the other paths. The longer ones come first, since a model's name may have slashes."""
+        router = APIRouter(tags=["open inference protocol"])
+        self._add_server(router)
+        self._add_infer(router)
+        self._add_model(router)
+        return router
+
+    async def infer(self, request: Request) -> Response:
+        """Classify the images of one request; if one can't be, none is."""
+        if request.headers.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
+            # A few bytes can be the whole of the memory once they are unpacked; images are compressed already.
+            raise UnsupportedEncoding("send the body without compression, that is without Content-Encoding")
+        asked, uploads = await self._requests.read(request, self._read(request))
+        results, headers = await self._classify(request, asked, uploads)
+        body, header_length = self._outputs.word(asked, [result.prediction for result in results])
+        if header_length is None:
+            return Response(200, body, headers, results)
+        headers = [*headers, (HEADER_LENGTH, b"%d" % header_length)]
+        return Response(200, body, headers, results, _BINARY)
+
+    async def _read(self, request: Request) -> tuple[InferRequest, Sequence[Upload]]:
+        body = await request.read_body(self._max_body_bytes)
+        length = request.headers.get(HEADER_LENGTH)
+        is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
+        short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
+        return await parse_body(body, self._parse, length, short_bytes=short_bytes)
+
+    def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
+        asked = parse_request(body, header_length, self._inputs.json_limits)
+        self._outputs.check(asked)
+        return asked, self._inputs.uploads_of(asked.input)
+
+    async def _classify(
+        self, request: Request, asked: InferRequest, uploads: Sequence[Upload]
+    ) -> tuple[list[Classification], Headers]:
+        """Return what the model says of each image, and the headers that tell where that of a lone one comes from."""
+        if len(uploads) == 1:
+            result = await self._requests.classify(request, uploads[0])
+            return [result], source_headers(result)
+        results: list[Classification] = []
+        for number, outcome in enumerate(await self._requests.classify_all(request, uploads)):
+            if isinstance(outcome, ViTError):
+                raise outcome.about(element(asked.input.name, number))
+            results.append(outcome)
+        return results, ()
+
+    def _add_server(self, router: APIRouter) -> None:
+        @router.get("/v2")
+        async def server_metadata() -> dict[str, Any]:
+            """Tell what speaks here, and which extensions of the protocol it knows."""
+            return SERVER
+
+        @router.get("/v2/health/live")
+        async def server_live() -> dict[str, bool]:
+            """Answer 200 as long as this process answers at all."""
+            return {"live": True}
+
+        @router.get("/v2/health/ready", responses=_UNREADY)
+        async def server_ready() -> dict[str, bool]:
+            """Tell whether images are welcome: 200 if so."""
+            self._check_ready()
+            return {"ready": True}
+
+        @router.post("/v2/repository/index")
+        async def repository_index() -> list[dict[str, str]]:
+            """List the one model."""
+            is_ready = self._board.is_ready()
+            state = "READY" if is_ready else "UNAVAILABLE"
+            return [{"name": self._model.name, "version": MODEL_VERSION, "state": state, "reason": ""}]
+
+        @router.get("/v2/models/stats")
+        async def all_statistics() -> dict[str, Any]:
+            """Tell what the one model did since the start."""
+            return self._statistics.now()
+
+    def _add_infer(self, router: APIRouter) -> None:
+        for path in (_VERSION + "/infer", _MODEL + "/infer"):
+
+            @router.post(
+                path,
+                tags=["classification"],
+                responses=ANSWER | FAILURES | _UNKNOWN,
+                openapi_extra=takes(_BODY, _HEADER),
+            )
+            async def infer(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+                """Classify 1 to 32 images, as tensors in JSON or as binary data."""
+                # `Front` answers for the model and version that there are.
+                raise self._unknown(model_name, version)
+
+    def _add_model(self, router: APIRouter) -> None:
+        for start in (_VERSION, _MODEL):
+
+            @router.get(f"{start}/ready", responses=_UNKNOWN | _UNREADY)
+            async def model_ready(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+                """Tell whether the model takes images: 200 if so."""
+                self._check(model_name, version)
+                self._check_ready()
+                return {"name": self._model.name, "ready": True}
+
+            @router.get(f"{start}/config", responses=_UNKNOWN)
+            async def model_configuration(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+                """Tell how the model is served, in the form of Triton's configuration."""
+                self._check(model_name, version)
+                return self._model.configuration()
+
+            @router.get(f"{start}/stats", responses=_UNKNOWN)
+            async def model_statistics(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+                """Tell what the model did since the start, in the form of Triton's statistics."""
+                self._check(model_name, version)
+                return self._statistics.now()
+
+        for path in (_VERSION, _MODEL):
+
+            @router.get(path, responses=_UNKNOWN)
+            async def model_metadata(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+                """Tell the model's inputs and outputs."""
+                self._check(model_name, version)
+                return self._model.metadata()
+
+    def _check(self, model_name: str, version: str) -> None:
+        if (model_name, version) != (self._model.name, MODEL_VERSION):
+            raise self._unknown(model_name, version)
+
+    def _unknown(self, model_name: str, version: str) -> NotFound:
+        if model_name == self._model.name:
+            return NotFound(f"the model {model_name!r} has the version {MODEL_VERSION!r} alone, not {version!r}")
+        return NotFound(f"there is no model {model_name!r} here, but {self._model.name!r}")
+
+    def _check_ready(self) -> None:
+        if not self._board.is_ready():
+            raise NotReady("the server starts or stops; try again soon")
