@@ -20,7 +20,7 @@ import pytest
 from tests.server import ROOT, RunningServer, environment, serve_by
 from vit_api.access.api_keys import parse_keys
 
-_URL = "http://127.0.0.1:7860"
+_ADDRESS = "127.0.0.1:7860"
 _OPERATOR_KEY = "the-operators-key"
 _START = "make run\n"
 
@@ -124,7 +124,7 @@ def _output(example: Example, server: RunningServer, folder: Path) -> str:
     command = _COMMANDS[example.language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"there is no {command[0]}")
-    code = example.code.replace(_URL, server.url)
+    code = example.code.replace(_ADDRESS, server.url.removeprefix("http://"))
     code = code.replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
     variables = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

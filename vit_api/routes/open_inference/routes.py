@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import starlette.requests
 from fastapi import APIRouter
 
 from vit_api.classifier import Classification
@@ -179,42 +180,52 @@ class OpenInferenceRoutes:
                 path,
                 tags=["classification"],
                 responses=ANSWER | FAILURES | _UNKNOWN,
-                openapi_extra=takes(_BODY, _HEADER),
+                openapi_extra=takes(_BODY, *self._parameters(path), _HEADER),
             )
-            async def infer(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+            async def infer(request: starlette.requests.Request) -> dict[str, Any]:
                 """Classify 1 to 32 images, as tensors in JSON or as binary data."""
                 # `Front` answers for the model and version that there are.
-                raise self._unknown(model_name, version)
+                raise self._unknown(**_named(request))
 
     def _add_model(self, router: APIRouter) -> None:
         for start in (_VERSION, _MODEL):
+            described = {"parameters": self._parameters(start)}
 
-            @router.get(f"{start}/ready", responses=_UNKNOWN | _UNREADY)
-            async def model_ready(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+            @router.get(f"{start}/ready", responses=_UNKNOWN | _UNREADY, openapi_extra=described)
+            async def model_ready(request: starlette.requests.Request) -> dict[str, Any]:
                 """Tell whether the model takes images: 200 if so."""
-                self._check(model_name, version)
+                self._check(**_named(request))
                 self._check_ready()
                 return {"name": self._model.name, "ready": True}
 
-            @router.get(f"{start}/config", responses=_UNKNOWN)
-            async def model_configuration(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+            @router.get(f"{start}/config", responses=_UNKNOWN, openapi_extra=described)
+            async def model_configuration(request: starlette.requests.Request) -> dict[str, Any]:
                 """Tell how the model is served, in the form of Triton's configuration."""
-                self._check(model_name, version)
+                self._check(**_named(request))
                 return self._model.configuration()
 
-            @router.get(f"{start}/stats", responses=_UNKNOWN)
-            async def model_statistics(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+            @router.get(f"{start}/stats", responses=_UNKNOWN, openapi_extra=described)
+            async def model_statistics(request: starlette.requests.Request) -> dict[str, Any]:
                 """Tell what the model did since the start, in the form of Triton's statistics."""
-                self._check(model_name, version)
+                self._check(**_named(request))
                 return self._statistics.now()
 
         for path in (_VERSION, _MODEL):
 
-            @router.get(path, responses=_UNKNOWN)
-            async def model_metadata(model_name: str, version: str = MODEL_VERSION) -> dict[str, Any]:
+            @router.get(path, responses=_UNKNOWN, openapi_extra={"parameters": self._parameters(path)})
+            async def model_metadata(request: starlette.requests.Request) -> dict[str, Any]:
                 """Tell the model's inputs and outputs."""
-                self._check(model_name, version)
+                self._check(**_named(request))
                 return self._model.metadata()
+
+    def _parameters(self, path: str) -> list[dict[str, Any]]:
+        """Describe a path's parameters: there is one model, and one version of it."""
+        values = {"model_name": self._model.name, "version": MODEL_VERSION}
+        return [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": [value]}}
+            for name, value in values.items()
+            if f"{{{name}" in path
+        ]
 
     def _check(self, model_name: str, version: str) -> None:
         if (model_name, version) != (self._model.name, MODEL_VERSION):
@@ -228,3 +239,8 @@ class OpenInferenceRoutes:
     def _check_ready(self) -> None:
         if not self._board.is_ready():
             raise NotReady("the server starts or stops; try again soon")
+
+
+def _named(request: starlette.requests.Request) -> dict[str, str]:
+    """Return the model and the version that a path names."""
+    return {"version": MODEL_VERSION} | request.path_params
