@@ -173,7 +173,7 @@ def test_the_description_says_which_paths_need_a_key(server: RunningServer, digi
     """So that /docs has a button for it; without keys only the operator's path does."""
     schema = server.get("/openapi.json").json()
     assert {(scheme["type"]) for scheme in schema["components"]["securitySchemes"].values()} == {"http", "apiKey"}
-    assert _secured(schema) == {"/predict", "/predict/batch", "/info", "/metrics", "/cache/clear"}
+    assert _secured(schema) == {"/", "/predict", "/predict/batch", "/info", "/metrics", "/cache/clear"}
     assert "401" in schema["paths"]["/predict"]["post"]["responses"]
     assert _secured(digits_server.get("/openapi.json").json()) == {"/cache/clear"}
 
