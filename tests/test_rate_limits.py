@@ -143,7 +143,7 @@ def test_the_description_says_what_is_limited(server: RunningServer, digits_serv
     """Where there are limits."""
     paths = server.get("/openapi.json").json()["paths"]
     limited = {path for path in paths for operation in paths[path].values() if "429" in operation["responses"]}
-    assert limited == {"/predict", "/predict/batch"}
+    assert limited == {"/", "/predict", "/predict/batch"}
     assert '"429"' not in digits_server.get("/openapi.json").text
 
 
