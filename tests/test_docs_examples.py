@@ -151,14 +151,19 @@ def test_an_example(example: Example, server: RunningServer, folder: Path) -> No
     if example.output is None:
         if example.language == "sh":
             assert _FIRST_LABEL.findall(printed) == re.findall(r"digit-(\d)\.png", example.code)
-    elif example.output.startswith("{"):
+    elif '"predictions"' in example.output:
         shown, found = json.loads(example.output), json.loads(printed)
         assert found.keys() == shown.keys()
         assert [p["label"] for p in found["predictions"]] == [p["label"] for p in shown["predictions"]]
         confidences = [p["confidence"] for p in shown["predictions"]]
         assert [p["confidence"] for p in found["predictions"]] == pytest.approx(confidences, abs=1e-3)
     else:
-        assert printed == example.output
+        assert _rounded(printed) == _rounded(example.output)
+
+
+def _rounded(text: str) -> str:
+    """Return a text whose probabilities have two digits: more of them depend on the processor."""
+    return re.sub(r"0\.\d+", lambda number: f"{float(number[0]):.2f}", text).strip()
 
 
 def test_a_key_of_the_manual_is_a_key(server: RunningServer, folder: Path) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import struct
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
@@ -18,7 +15,7 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 
-from tests.server import ROOT, RunningServer, environment, wait_until
+from tests.server import ROOT, RunningServer, wait_until
 from vit_api import __version__, images
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.routes.messages import to_json
@@ -372,27 +369,3 @@ def test_the_asynchronous_client(digits_server: RunningServer) -> None:
             await client.infer("digits", [_files(_SEVEN[:200])])
 
     asyncio.run(run(scenario))
-
-
-_MANUAL = (ROOT / "docs" / "open-inference.md").read_text()
-_EXAMPLES = re.findall(r"^```(python|sh)\n(.*?)^```\n+```text\n(.*?)^```", _MANUAL, re.MULTILINE | re.DOTALL)
-
-
-def test_there_are_examples() -> None:
-    """The pattern still finds all of them."""
-    assert len(_EXAMPLES) == len(re.findall("^```(?:python|sh)$", _MANUAL, re.MULTILINE)) >= 2
-
-
-@pytest.mark.parametrize(("language", "example", "expected"), _EXAMPLES)
-def test_the_manuals_examples(digits_server: RunningServer, language: str, example: str, expected: str) -> None:
-    """They print what the page says; the last digits depend on the processor."""
-    code = example.replace("127.0.0.1:7860", _address(digits_server))
-    command = [sys.executable, "-c", code] if language == "python" else ["bash", "-c", code]
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True
-    )
-    assert _rounded(result.stdout) == _rounded(expected)
-
-
-def _rounded(text: str) -> str:
-    return re.sub(r"0\.\d+", lambda number: f"{float(number[0]):.2f}", text).strip()

@@ -17,7 +17,7 @@ import pytest
 from tests.server import ROOT, RunningServer, serve
 
 _LONG_RUN = os.environ.get("API_FUZZ_EXAMPLES")
-_EXAMPLES = _LONG_RUN or "6"
+_EXAMPLES = _LONG_RUN or "15"
 _LONGEST_S = 120 if _LONG_RUN is None else 24 * 3600
 _KEY = "the-key-that-opens-everything"
 
