@@ -27,6 +27,7 @@ from vit_api.routes.exchange import Observer
 from vit_api.routes.keys import KeyCheck
 from vit_api.routes.metrics import metrics_router
 from vit_api.routes.operations import operations_router
+from vit_api.routes.page import page_router
 from vit_api.routes.predict import PredictRoutes
 from vit_api.routes.rate_limits import RateLimits
 from vit_api.routes.request_classifier import RequestClassifier
@@ -74,7 +75,7 @@ class HttpProcess:
         """Return the ASGI application."""
         return create_app(
             [self._predict_routes()],
-            [self._operations_router(), self._cache_router(), self._metrics_router()],
+            [page_router(), self._operations_router(), self._cache_router(), self._metrics_router()],
             self._observers(),
             start=self._start,
             stop=self._stop,

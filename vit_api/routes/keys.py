@@ -8,6 +8,7 @@ from typing import Any
 from vit_api.access.api_keys import KeyRing
 from vit_api.errors import Unauthorized
 from vit_api.routes.messages import Request
+from vit_api.routes.page import PAGE_FOLDER, PAGE_PATH
 from vit_api.routes.pages import STATIC_FOLDER
 
 OPERATOR_PATH = "/cache/clear"
@@ -17,8 +18,10 @@ METRICS_PATH = "/metrics"
 
 # Probes have no key. Neither has a browser that opens a page: it can send one with a script's requests alone, and the
 # description of the API, which that script reads, is the same for every server of this version.
-_OPEN_PATHS = frozenset({"/health", "/health/ready", "/health/live", "/docs", "/openapi.json", OPERATOR_PATH})
-_OPEN_FOLDER = f"{STATIC_FOLDER}/"
+_OPEN_PATHS = frozenset(
+    {"/health", "/health/ready", "/health/live", "/docs", "/openapi.json", PAGE_PATH, OPERATOR_PATH}
+)
+_OPEN_FOLDERS = (f"{STATIC_FOLDER}/", PAGE_FOLDER)
 
 _BEARER = b"bearer"
 _SCHEMES = {
@@ -72,7 +75,7 @@ class KeyCheck:
 
     def is_open(self, path: str) -> bool:
         """Tell whether a path needs none of these keys."""
-        return path in self._open or path.startswith(_OPEN_FOLDER)
+        return path in self._open or path.startswith(_OPEN_FOLDERS)
 
     def admit(self, request: Request) -> None:
         """Note whose request it is, before anything of its body is read.
