@@ -21,7 +21,6 @@ export class CallPanel {
   show(wanted) {
     this.#calls = wordCalls(wanted);
     this.#needsKey = wanted.needsKey;
-    byId("calls").hidden = false;
     this.#show();
   }
 

@@ -34,7 +34,7 @@ async function take(files) {
   latest.abort();
   latest = new AbortController();
   const { signal } = latest;
-  const request = { path: `predict?top_k=${encodeURIComponent(byId("top-k").value)}`, isFresh: byId("fresh").checked };
+  const request = wanted();
   byId("several").hidden = files.length === 1;
   try {
     await (files.length === 1 ? takeOne(files[0], request, signal) : takeSeveral(files, request, signal));
@@ -42,8 +42,16 @@ async function take(files) {
     if (!signal.aborted) throw error;
     return; // something newer was brought
   }
-  const names = files.map((file) => file.name);
-  calls.show({ url: server.url(request.path), names, needsKey: key.isKnown, isFresh: request.isFresh });
+  showCalls(request, files.map((file) => file.name));
+}
+
+/** Return what to ask for, as the visitor set it. */
+function wanted() {
+  return { path: `predict?top_k=${encodeURIComponent(byId("top-k").value)}`, isFresh: byId("fresh").checked };
+}
+
+function showCalls({ path, isFresh }, names) {
+  calls.show({ url: server.url(path), names, needsKey: key.isKnown, isFresh });
 }
 
 /** Return what became of a file: an answer, or why there is none. */
@@ -106,10 +114,11 @@ async function meetModel() {
   }
   const isDigits = info?.model === DIGITS;
   byId("drawing").hidden = !isDigits;
-  if (isDigits) listenToPad((file) => take([file]));
+  if (isDigits) listenToPad(take);
   showExamples(isDigits, take, say);
 }
 
 listen(take, say);
+showCalls(wanted(), ["image.jpg"]);
 new LivePanel(server);
 await meetModel();
