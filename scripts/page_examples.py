@@ -19,17 +19,25 @@ _JPEG_QUALITY = 80
 _PHOTOS = {
     "cat": ("chelsea", "Stefan van der Walt", "CC0, by the photographer"),
     "coffee": ("coffee", "Rachel Michetti, courtesy of Pikolo Espresso Bar", "CC0, by the photographer"),
-    "rocket": ("rocket", "SpaceX, <https://www.flickr.com/photos/spacexphotos/16511594820/>", "public domain, by SpaceX"),
+    "rocket": (
+        "rocket",
+        "SpaceX, <https://www.flickr.com/photos/spacexphotos/16511594820/>",
+        "public domain, by SpaceX",
+    ),
 }
 """By file name: scikit-image's name, whose it is, and on what terms, as the documentation of `skimage.data` says."""
 
+_DIGITS_CREDIT = (
+    "| `digit-*.png` | scikit-learn's `load_digits`, enlarged | "
+    "E. Alpaydin and C. Kaynak, <https://doi.org/10.24432/C50P49> | CC BY 4.0 |"
+)
 _CREDITS = """\
 # Credits
 
 | file | from | by | terms |
 |---|---|---|---|
 {photos}
-| `digit-*.png` | scikit-learn's `load_digits`, enlarged | E. Alpaydin and C. Kaynak, <https://doi.org/10.24432/C50P49> | CC BY 4.0 |
+{digits}
 
 The photographs are scaled down. `python -m scripts.page_examples` writes this folder.
 """
@@ -61,7 +69,7 @@ def main() -> None:
         f"| `{name}.jpg` | scikit-image's `data.{source}` | {whose} | {terms} |"
         for name, (source, whose, terms) in _PHOTOS.items()
     ]
-    (FOLDER / "CREDITS.md").write_text(_CREDITS.format(photos="\n".join(rows)), encoding="utf-8")
+    (FOLDER / "CREDITS.md").write_text(_CREDITS.format(photos="\n".join(rows), digits=_DIGITS_CREDIT), encoding="utf-8")
 
 
 if __name__ == "__main__":

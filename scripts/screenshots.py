@@ -6,39 +6,60 @@ import argparse
 import base64
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from scripts.chromium import chromium, show_as
+from scripts.chromium import chromium, draw, show_as
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 
 _COLOURS = 128
 _WAIT_S = 30.0
-# Name, colour scheme, width, height, whether it is a phone.
+_SEVEN = ((0.28, 0.2), (0.74, 0.2), (0.64, 0.42), (0.54, 0.64), (0.46, 0.84))
+
+
+class Picture(NamedTuple):
+    """What to take: the file's name and what the page sees of its screen."""
+
+    name: str
+    scheme: str
+    width: int
+    height: int
+    is_phone: bool
+
+
 _PICTURES = (
-    ("page-light", "light", 1120, 760, False),
-    ("page-dark", "dark", 1120, 760, False),
-    ("page-phone", "light", 360, 740, True),
+    Picture("page-light", "light", 1120, 760, is_phone=False),
+    Picture("page-dark", "dark", 1120, 760, is_phone=False),
+    Picture("page-phone", "light", 360, 740, is_phone=True),
 )
 
 
-def take(driver: Chrome, url: str, name: str, scheme: str, width: int, height: int, *, is_phone: bool) -> None:
-    """Classify an example, open the live figures, and save what is on the screen, or on a phone what is below that."""
-    show_as(driver, scheme, width, height, is_phone=is_phone)
+def take(driver: Chrome, url: str, picture: Picture) -> None:
+    """Classify examples and a drawing, open the live figures, and save the page; of a phone, its screen alone."""
+    show_as(driver, picture.scheme, picture.width, picture.height, is_phone=picture.is_phone)
     driver.get(url)
-    wait = WebDriverWait(driver, _WAIT_S)
-    wait.until(lambda page: page.find_elements(By.CSS_SELECTOR, "#examples button"))
-    driver.find_elements(By.CSS_SELECTOR, "#examples button")[-1].click()
-    wait.until(lambda page: page.find_elements(By.CSS_SELECTOR, "#answer .bars"))
-    driver.execute_script("document.getElementById('live').open = true; document.activeElement.blur()")
-    wait.until(lambda page: page.find_element(By.CSS_SELECTOR, "#figures dd").text != "–")
-    if is_phone:
-        driver.execute_script("document.getElementById('result').scrollIntoView()")
-    _save(driver, FOLDER / f"{name}.png", is_phone=is_phone)
+    _wait(driver, "document.querySelector('#examples button')")
+    driver.execute_script("document.getElementById('live').open = true; document.getElementById('fresh').click()")
+    for example in driver.find_elements(By.CSS_SELECTOR, "#examples button"):
+        example.click()
+        _wait(driver, "document.querySelector('#answer .bars')")
+    pad = driver.find_element(By.ID, "pad")
+    draw(driver, pad, _SEVEN)
+    _wait(driver, "document.getElementById('status').textContent.startsWith('drawing.png: ')")
+    driver.execute_script("document.activeElement.blur()")
+    _wait(driver, "[...document.querySelectorAll('#figures dd')][2].textContent.endsWith('ms')")
+    target = "result" if picture.is_phone else "input"
+    driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", target)
+    _save(driver, FOLDER / f"{picture.name}.png", is_phone=picture.is_phone)
+
+
+def _wait(driver: Chrome, condition: str) -> None:
+    WebDriverWait(driver, _WAIT_S).until(lambda page: page.execute_script(f"return Boolean({condition})"))
 
 
 def _save(driver: Chrome, path: Path, *, is_phone: bool) -> None:
@@ -54,8 +75,8 @@ def main() -> None:
     parser.add_argument("url")
     url = parser.parse_args().url
     with chromium() as driver:
-        for name, scheme, width, height, is_phone in _PICTURES:
-            take(driver, url, name, scheme, width, height, is_phone=is_phone)
+        for picture in _PICTURES:
+            take(driver, url, picture)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ PREFIX = "/some/where"
 FRAME_PATH = "/frame"
 
 _SANDBOX = "allow-downloads allow-forms allow-modals allow-popups allow-same-origin allow-scripts"
-_FRAME = f'<!doctype html><title>Frame</title><iframe sandbox="{_SANDBOX}" width="800" height="800" src="{{}}"></iframe>'
+_FRAME = (
+    f'<!doctype html><title>Frame</title><iframe sandbox="{_SANDBOX}" width="800" height="800" src="{{}}"></iframe>'
+)
 _HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
 
 

@@ -123,7 +123,16 @@ def test_without_a_key_nothing_opens(server: RunningServer, path: str, headers: 
 
 @pytest.mark.parametrize(
     "path",
-    ["/health", "/health/ready", "/health/live", "/docs", "/docs/static/swagger-ui.css", "/openapi.json"],
+    [
+        "/health",
+        "/health/ready",
+        "/health/live",
+        "/docs",
+        "/docs/static/swagger-ui.css",
+        "/openapi.json",
+        "/",
+        "/page/page.js",
+    ],
 )
 def test_what_is_open_to_all(server: RunningServer, path: str) -> None:
     """Probes, and the pages that a browser opens before it can send a key."""

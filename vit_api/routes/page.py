@@ -18,7 +18,7 @@ PAGE_FOLDER = "/page/"
 _FILES = Path(__file__).resolve().parent.parent / "static"
 _START = "index.html"
 
-# Of the files that are there, and no others: what a machine knows of types varies, and browsers run no script of another.
+# What a machine knows of types varies, and browsers run no script of another type.
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",

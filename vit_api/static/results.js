@@ -3,6 +3,7 @@
 import { bar, make } from "./elements.js";
 import { bytes, milliseconds, percent, plural } from "./words.js";
 
+const SMALL_BYTES = 2 ** 16;
 const SOURCES = {
   hit: "From the cache",
   coalesced: "Shared with an identical image under way",
@@ -79,15 +80,19 @@ function showAnswer(answer) {
 /**
  * Part the time that an answer took, as the visitor's clock saw it.
  *
- * The server says what the queue and the model took. What is left is the upload, as far as the browser knows when the
- * last byte left, and the rest: finding and decoding the image, and the answer's way.
+ * The server says what the queue and the model took, and what it took from the request's head to the answer. A small
+ * body comes with its head, so what is not the server's time is the way there and back. While a large one is under way
+ * the server's clock runs; then it counts when the browser had sent the last byte. Browsers tell that too late of a
+ * small one. The rest is finding, hashing and decoding the image.
  */
 export function timeParts(answer) {
   const reported = (name) => Number(answer.header(name) ?? 0);
   const queueMs = reported("x-queue-time-ms");
   const inferenceMs = reported("x-inference-time-ms");
+  const wayMs = answer.totalMs - answer.body.processing_time_ms;
+  const isSmall = answer.sentBytes <= SMALL_BYTES || answer.sentMs === null;
   const leftMs = Math.max(0, answer.totalMs - queueMs - inferenceMs);
-  const uploadMs = Math.min(leftMs, answer.uploadMs ?? leftMs);
+  const uploadMs = Math.min(leftMs, Math.max(0, isSmall ? wayMs : Math.max(wayMs, answer.sentMs)));
   return [
     ["Upload", uploadMs, "upload"],
     ["Queue", queueMs, "queue"],

@@ -2,14 +2,15 @@
 
 const UNAUTHORIZED = 401;
 
-/** What came back. `uploadMs` is how long the body took to leave; null if the browser doesn't know. */
+/** What came back. `sentMs` is when the body had left, as the browser has it; null if it doesn't know. */
 class Answer {
-  constructor(status, text, header, totalMs, uploadMs) {
+  constructor(status, text, header, totalMs, sentBytes = 0, sentMs = null) {
     this.status = status;
     this.text = text;
     this.header = header;
     this.totalMs = totalMs;
-    this.uploadMs = uploadMs;
+    this.sentBytes = sentBytes;
+    this.sentMs = sentMs;
     this.body = parse(text);
   }
 
@@ -49,7 +50,7 @@ export class Server {
         throw new Unreachable("The server can't be reached.");
       }
       const header = (name) => response.headers.get(name);
-      return new Answer(response.status, text, header, performance.now() - startedAt, null);
+      return new Answer(response.status, text, header, performance.now() - startedAt);
     });
   }
 
@@ -79,8 +80,8 @@ function send(url, file, headers, signal) {
     request.onload = () => {
       const header = (name) => request.getResponseHeader(name);
       const totalMs = performance.now() - startedAt;
-      const uploadMs = sentAt === null ? null : sentAt - startedAt;
-      resolve(new Answer(request.status, request.responseText, header, totalMs, uploadMs));
+      const sentMs = sentAt === null ? null : sentAt - startedAt;
+      resolve(new Answer(request.status, request.responseText, header, totalMs, file.size, sentMs));
     };
     request.onerror = () => reject(new Unreachable("The server can't be reached, or refused the upload half-way."));
     request.onabort = () => reject(signal.reason);
