@@ -223,7 +223,7 @@ def test_an_error_is_worded_as_the_api_words_it(page: Page, digits_server: Runni
     upload.write_text("this is no image")
     page.choose(upload)
     error = digits_server.predict(upload.read_bytes()).json()
-    page.wait_for(error["error"])
+    page.wait_for("text.png was not classified.")
     assert page.text("#answer .error .message") == error["error"]
     assert page.js("return document.querySelector('#answer .error').role") == "alert"
     assert "Status 415 · unsupported_image · request " in page.text("#answer .error .hint")
@@ -290,6 +290,33 @@ def test_live_figures(page: Page, digits_server: RunningServer) -> None:
     assert page.texts("#sizes li")[0].startswith("1")
 
 
+def test_figures_of_a_gpu(page: Page) -> None:
+    """Its memory, where the server tells of one; a share of hits, where there is a cache."""
+    found = page.driver.execute_async_script(
+        """const done = arguments[0];
+        Promise.all(["live", "prometheus"].map((name) => import(new URL(`page/${name}.js`, document.baseURI)))).then(
+          ([{ figuresOf }, { parse }]) => {
+            const figures = (...texts) => figuresOf(texts.map((text, at) => ({ at: 2000 * at, samples: parse(text) })));
+            const gpu = 'gpu_memory_used_bytes{device="0"} 3e9\\ngpu_memory_total_bytes{device="0"} 150754820096';
+            const counts = (hits) => `cache_hits_total ${hits}\\ncache_misses_total 5\\ncache_coalesced_total 0`;
+            done([figures(gpu, gpu)["GPU memory"], figures(gpu, gpu)["Cache hits"],
+              figures(counts(0), counts(2))["Cache hits"], figures(counts(2), counts(2))["Cache hits"]]);
+          })"""
+    )
+    assert found == ["2.8 GiB of 140 GiB", "off", "100.0 %", "–"]  # noqa: RUF001
+
+
+def test_an_answer_that_is_none(page: Page) -> None:
+    """A proxy that has people log in answers 200 with a page of its own."""
+    page.js(
+        """const open = XMLHttpRequest.prototype.open;
+        XMLHttpRequest.prototype.open = function () { open.call(this, "GET", "."); };"""
+    )
+    page.choose(_SEVEN)
+    page.wait_for("digit-7.png was not classified.")
+    assert "no answer of this server" in page.text("#answer .error")
+
+
 def test_quantiles_of_a_histogram(page: Page) -> None:
     """As `histogram_quantile` of Prometheus has them; a server that started again counts from 0."""
     found = page.driver.execute_async_script(
@@ -312,7 +339,11 @@ def test_text_is_readable_in_either_scheme(page: Page, scheme: str, tmp_path: Pa
     show_as(page.driver, scheme, 1180, 900)
     wrong = tmp_path / "wrong.png"
     wrong.write_text("no image")
-    for files, status in (([_SEVEN], "digit-7.png: 7"), ([_SEVEN, wrong], "1 with an error"), ([wrong], "wrong.png: ")):
+    for files, status in (
+        ([_SEVEN], "digit-7.png: 7"),
+        ([_SEVEN, wrong], "1 with an error"),
+        ([wrong], "wrong.png was not"),
+    ):
         page.choose(*files)
         page.wait_for(status)
         contrasts = page.js(_CONTRASTS)

@@ -74,7 +74,8 @@ function growth(moments, name) {
   return last === null ? null : last < first ? last : last - first;
 }
 
-function figuresOf(moments) {
+/** Return what the tiles show of some moments, first to last. */
+export function figuresOf(moments) {
   const figures = { "Requests/s": UNKNOWN, p50: UNKNOWN, p99: UNKNOWN, "Cache hits": UNKNOWN };
   if (moments.length === 0) return figures;
   const seconds = (moments.at(-1).at - moments[0].at) / 1000;

@@ -12,6 +12,7 @@ import { Server, Unreachable } from "./server.js";
 
 const AT_ONCE = 4;
 const DIGITS = "digits";
+const STRANGE = "What came back is no answer of this server. Is there a proxy that wants you to log in?";
 
 const key = new Key();
 const server = new Server(key);
@@ -59,7 +60,8 @@ async function classify(file, { path, isFresh }, signal) {
   const headers = { "Content-Type": "application/octet-stream" };
   if (isFresh) headers["Cache-Control"] = "no-cache";
   try {
-    return { answer: await server.post(path, file, headers, signal) };
+    const answer = await server.post(path, file, headers, signal);
+    return answer.isOk && !answer.body?.predictions ? { failure: STRANGE } : { answer };
   } catch (error) {
     if (error instanceof Unreachable) return { failure: error.message };
     throw error;

@@ -18,10 +18,9 @@ export function showOutcome(file, pictureUrl, outcome) {
   return parts;
 }
 
-/** Say in a sentence what became of it. */
+/** Say in a sentence what became of it. Of an error only that there is one: why is said where it is shown. */
 export function summarize(file, outcome) {
-  if (outcome.failure) return `${file.name}: ${outcome.failure}`;
-  if (!outcome.answer.isOk) return `${file.name}: ${outcome.answer.error}`;
+  if (!outcome.answer?.isOk) return `${file.name} was not classified.`;
   const [top] = outcome.answer.body.predictions;
   return `${file.name}: ${top.label}, ${percent(top.confidence)}`;
 }
