@@ -23,6 +23,7 @@ _SWITCHES = (
     "--no-proxy-server",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--force-color-profile=srgb",
+    "--hide-scrollbars",
 )
 
 

@@ -17,7 +17,7 @@ from scripts.chromium import chromium, draw, show_as
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 
-_COLOURS = 128
+_COLOURS = 256
 _WAIT_S = 30.0
 _SEVEN = ((0.28, 0.2), (0.74, 0.2), (0.64, 0.42), (0.54, 0.64), (0.46, 0.84))
 
