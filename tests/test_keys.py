@@ -70,8 +70,10 @@ def test_where_a_key_is(headers: dict[bytes, bytes], key: bytes) -> None:
 def test_metrics_may_be_public(is_public: bool) -> None:
     """They alone."""
     keys = KeyCheck([digest_of(_PLAIN)], has_public_metrics=is_public)
-    assert keys.is_open("/metrics") is is_public
-    assert not any(keys.is_open(path) for path in ("/info", "/metrics/", "/predict", "/docs/", "/health/", "//health"))
+    assert keys.is_open("GET", "/metrics") is is_public
+    assert not any(
+        keys.is_open("GET", path) for path in ("/info", "/metrics/", "/predict", "/docs/", "/health/", "//health")
+    )
 
 
 def test_refusals_are_counted(server: RunningServer) -> None:
@@ -128,7 +130,7 @@ def test_without_a_key_nothing_opens(server: RunningServer, path: str, headers: 
     "path",
     [
         *("/health", "/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"),
-        *("/docs", "/docs/static/swagger-ui.css", "/openapi.json"),
+        *("/docs", "/docs/static/swagger-ui.css", "/openapi.json", "/", "/page/page.js"),
     ],
 )
 def test_what_is_open_to_all(server: RunningServer, path: str) -> None:

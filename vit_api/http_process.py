@@ -32,6 +32,7 @@ from vit_api.routes.open_inference.model_info import ModelInfo, Statistics
 from vit_api.routes.open_inference.outputs import Outputs
 from vit_api.routes.open_inference.routes import OpenInferenceRoutes
 from vit_api.routes.operations import operations_router
+from vit_api.routes.page import page_router
 from vit_api.routes.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.routes.rate_limits import RateLimits
 from vit_api.routes.request_classifier import RequestClassifier
@@ -82,7 +83,7 @@ class HttpProcess:
         """Return the ASGI application."""
         return create_app(
             self._protocols(),
-            [self._operations_router(), self._cache_router(), self._metrics_router()],
+            [page_router(), self._operations_router(), self._cache_router(), self._metrics_router()],
             self._observers(),
             start=self._start,
             stop=self._stop,

@@ -8,6 +8,7 @@ from typing import Any
 from vit_api.access.api_keys import KeyRing
 from vit_api.errors import Unauthorized
 from vit_api.routes.messages import Request
+from vit_api.routes.page import PAGE_FOLDER, PAGE_PATH
 from vit_api.routes.pages import STATIC_FOLDER
 
 OPERATOR_PATH = "/cache/clear"
@@ -18,8 +19,9 @@ METRICS_PATH = "/metrics"
 # Probes have no key. Neither has a browser that opens a page: it can send one with a script's requests alone, and the
 # description of the API, which that script reads, is the same for every server of this version.
 _PROBED = frozenset({"/health", "/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"})
-_OPEN_PATHS = _PROBED | {"/docs", "/openapi.json", OPERATOR_PATH}
-_OPEN_FOLDER = f"{STATIC_FOLDER}/"
+_OPEN_PATHS = _PROBED | {"/docs", "/openapi.json", PAGE_PATH}
+_OPEN_FOLDERS = (f"{STATIC_FOLDER}/", PAGE_FOLDER)
+_READING = ("GET", "HEAD")
 
 _BEARER = b"bearer"
 _SCHEMES = {
@@ -71,9 +73,10 @@ class KeyCheck:
         self._ring = KeyRing(digests)
         self._open = _OPEN_PATHS | ({METRICS_PATH} if has_public_metrics else set())
 
-    def is_open(self, path: str) -> bool:
-        """Tell whether a path needs none of these keys."""
-        return path in self._open or path.startswith(_OPEN_FOLDER)
+    def is_open(self, method: str, path: str) -> bool:
+        """Tell whether a path needs none of these keys: what is open is so for reading alone."""
+        is_page = path in self._open or path.startswith(_OPEN_FOLDERS)
+        return path == OPERATOR_PATH or (is_page and method in _READING)
 
     def admit(self, request: Request) -> None:
         """Note whose request it is, before anything of its body is read.
@@ -81,7 +84,7 @@ class KeyCheck:
         Raises:
             Unauthorized: It has no key where it needs one, or a wrong one.
         """
-        if not self.is_open(request.scope["path"]):
+        if not self.is_open(request.scope["method"], request.scope["path"]):
             request.key_digest = check_key(self._ring, request.headers, "a key")
 
 
@@ -93,7 +96,7 @@ def describe_keys(schema: dict[str, Any], keys: KeyCheck | None) -> None:
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
     }
     for path, operations in schema["paths"].items():
-        if path == OPERATOR_PATH or (keys is not None and not keys.is_open(path)):
-            for operation in operations.values():
+        for method, operation in operations.items():
+            if path == OPERATOR_PATH or (keys is not None and not keys.is_open(method.upper(), path)):
                 operation["security"] = _EITHER
                 operation["responses"].setdefault("401", refusal)

@@ -1,0 +1,510 @@
+"""The page at `/`, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from scripts.chromium import BROWSER, DRIVER, chromium, draw, show_as
+from tests.prefix_proxy import FRAME_PATH, PREFIX, prefix_proxy
+from tests.server import ROOT, RunningServer, serve, wait_until
+
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver")
+
+_SEVEN = ROOT / "examples" / "digit-7.png"
+_THREE = ROOT / "examples" / "digit-3.png"
+_KEY = "a-key-of-this-test"
+_BROUGHT_ABOUT = ("the server responded with a status of 4", "for its sandbox attribute")
+_TAB, _ENTER, _RIGHT = "\ue004", "\ue007", "\ue014"
+
+# For each element with text of its own, the contrast with what is behind it: WCAG 2.2, "contrast ratio".
+_CONTRASTS = """
+const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const light = (colour) => {
+  const [r, g, b] = numbers(colour).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = getComputedStyle(at).backgroundColor;
+    if (numbers(colour)[3] !== 0) return colour;
+  }
+};
+return [...document.querySelectorAll('body *')].filter((element) =>
+  element.checkVisibility() && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())
+).map((element) => {
+  const [low, high] = [light(getComputedStyle(element).color), light(behind(element))].sort((a, b) => a - b);
+  return [element.textContent.trim().slice(0, 40), (high + 0.05) / (low + 0.05)];
+});
+"""
+
+
+class Page:
+    """The page in a browser, as a visitor sees it."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, url: str) -> None:
+        """Go there, and wait until the page knows the model."""
+        self.driver.get(url)
+        wait_until(lambda: self.count("#examples button") > 0)
+
+    def js(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def count(self, selector: str) -> int:
+        return int(self.js("return document.querySelectorAll(arguments[0]).length", selector))
+
+    def text(self, selector: str) -> str:
+        return str(self.js("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
+
+    def texts(self, selector: str) -> list[str]:
+        script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.textContent)"
+        return list(self.js(script, selector))
+
+    def choose(self, *paths: Path) -> None:
+        """Choose files, as the system's dialog does."""
+        self.find("#files").send_keys("\n".join(map(str, paths)))
+
+    def wait_for(self, status: str) -> None:
+        """Wait until the page says that."""
+        try:
+            wait_until(lambda: status in self.text("#status"))
+        except AssertionError:
+            pytest.fail(f"instead of {status!r} the page says {self.text('#status')!r}")
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+
+    def complaints(self) -> list[str]:
+        """Return what the console has since it was last asked, but for what tests bring about: errors, and a frame."""
+        messages = [entry["message"] for entry in self.driver.get_log("browser")]
+        return [message for message in messages if not any(part in message for part in _BROUGHT_ABOUT)]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    with chromium() as driver:
+        yield Page(driver)
+
+
+@pytest.fixture(scope="module")
+def proxy(digits_server: RunningServer) -> Iterator[str]:
+    with prefix_proxy(digits_server.url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[RunningServer]:
+    """Run a server that wants a key."""
+    with serve(api_servers=1, api_keys=_KEY) as server:
+        yield server
+
+
+@pytest.fixture
+def page(browser: Page, digits_server: RunningServer) -> Iterator[Page]:
+    """Open the page anew, on a screen of a desk; the console has nothing to complain of in the end."""
+    show_as(browser.driver, "light", 1180, 900)
+    browser.open(digits_server.url + "/")
+    yield browser
+    assert browser.complaints() == []
+
+
+def test_a_chosen_image_is_classified(page: Page) -> None:
+    """With bars that have texts, where the answer comes from, and where the time went."""
+    page.js("document.getElementById('fresh').click()")
+    page.choose(_SEVEN)
+    page.wait_for("digit-7.png: 7, 9")
+    assert page.texts("#answer .label")[0] == "7"
+    assert len(page.texts("#answer .value")) == 5
+    assert page.texts("#answer .value")[0].endswith(" %")
+    assert page.text("#answer .badge") == "Computed in a batch of 1"
+    assert page.texts("#answer .times dt") == ["Upload", "Queue", "Inference", "Rest", "Total"]
+    assert all(time.endswith("ms") for time in page.texts("#answer .times dd"))
+    assert page.js("return document.querySelector('#answer img').naturalWidth") > 0
+
+
+def test_a_repeated_image_comes_from_the_cache(page: Page) -> None:
+    """And the page says so, with as many classes as it was asked for."""
+    page.js("document.getElementById('top-k').value = 2")
+    for _ in range(2):  # two HTTP processes, each with a memory of its own
+        page.choose(_THREE)
+        page.wait_for("digit-3.png: 3")
+    wait_until(lambda: _is_hit_after_another_try(page))
+    assert page.count("#answer .bars li") == 2
+
+
+def _is_hit_after_another_try(page: Page) -> bool:
+    page.js("document.getElementById('status').textContent = ''")
+    page.choose(_THREE)
+    page.wait_for("digit-3.png: 3")
+    return page.text("#answer .badge") == "From the cache"
+
+
+def test_a_dropped_image_is_classified(page: Page) -> None:
+    """Dropped by the browser itself, as from a file manager, wherever on the page."""
+    drag = {"items": [], "files": [str(_SEVEN)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 500, "data": drag})
+        assert page.js("return document.getElementById('drop').matches('.over')") is (kind != "drop")
+    page.wait_for("digit-7.png: 7")
+
+
+def test_a_pasted_image_is_classified(page: Page) -> None:
+    """From the clipboard, without a field for it."""
+    page.js(
+        """const content = Uint8Array.from(atob(arguments[0]), (byte) => byte.charCodeAt(0));
+        const clipboardData = new DataTransfer();
+        clipboardData.items.add(new File([content], "pasted.png", { type: "image/png" }));
+        document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));""",
+        base64.b64encode(_SEVEN.read_bytes()).decode(),
+    )
+    page.wait_for("pasted.png: 7")
+
+
+@pytest.mark.parametrize(("at", "label"), list(enumerate("2357")))
+def test_an_example_is_classified(page: Page, at: int, label: str) -> None:
+    """By a click."""
+    page.driver.find_elements("css selector", "#examples button")[at].click()
+    page.wait_for(f"digit-{label}.png: {label}")
+
+
+def test_photographs_are_shown_for_other_models(page: Page) -> None:
+    """They are there, and can be taken."""
+    page.driver.execute_async_script(
+        """import(new URL("page/examples.js", document.baseURI)).then(({ showExamples }) =>
+        showExamples(false, (files) => (window.taken = files), () => {})).then(arguments[0])"""
+    )
+    images = "[...document.querySelectorAll('#examples img')]"
+    wait_until(lambda: page.js(f"return {images}.every((image) => image.complete && image.naturalWidth > 0)"))
+    page.find("#examples button").click()
+    wait_until(lambda: page.js("return window.taken?.[0].size > 0"))
+
+
+def test_a_drawn_seven_is_read(page: Page) -> None:
+    """Small and in a corner, as people draw."""
+    draw(page.driver, page.find("#pad"), [(0.1, 0.15), (0.45, 0.15), (0.25, 0.6)])
+    page.wait_for("drawing.png: 7")
+    page.find("#clear").click()
+    draw(page.driver, page.find("#pad"), [(0.5, 0.1), (0.5, 0.9)])
+    page.wait_for("drawing.png: 1")
+
+
+def test_several_images_have_a_row_each(page: Page, tmp_path: Path) -> None:
+    """With progress; one that is no image costs the others nothing, and each can be looked at."""
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("no image")
+    page.choose(_SEVEN, wrong, *[_THREE] * 10)
+    page.wait_for("11 images of 12 classified, 1 with an error")
+    assert page.count("#rows tr") == 12
+    assert page.js("return document.getElementById('progress').value") == 12
+    assert page.texts("#rows tr:first-child td")[0] == "7"
+    page.find("#rows tr:first-child button").click()
+    assert page.texts("#answer .label")[0] == "7"
+
+
+def test_an_error_is_worded_as_the_api_words_it(page: Page, digits_server: RunningServer, tmp_path: Path) -> None:
+    """With its code and the request's id."""
+    upload = tmp_path / "text.png"
+    upload.write_text("this is no image")
+    page.choose(upload)
+    error = digits_server.predict(upload.read_bytes()).json()
+    page.wait_for("text.png was not classified.")
+    assert page.text("#answer .error .message") == error["error"]
+    assert page.js("return document.querySelector('#answer .error').role") == "alert"
+    assert "Status 415 · unsupported_image · request " in page.text("#answer .error .hint")
+
+
+@pytest.mark.parametrize(
+    ("language", "program"),
+    [
+        pytest.param("curl", ["bash"], id="curl"),
+        pytest.param("python", ["python3"], id="python"),
+        pytest.param("javascript", ["node", "--input-type=module"], id="javascript"),
+    ],
+)
+@pytest.mark.parametrize("names", [["it's a $7.png"], ["a.png", "b.png"]], ids=["one", "several"])
+def test_the_calls_run(page: Page, tmp_path: Path, language: str, program: list[str], names: list[str]) -> None:
+    """As copied from the page, also for a file whose name a shell would misread."""
+    if shutil.which(program[0]) is None:
+        pytest.skip(f"needs {program[0]}")
+    for name in names:
+        shutil.copy(_SEVEN, tmp_path / name)
+    page.js("document.getElementById('fresh').click()")
+    page.choose(*(tmp_path / name for name in names))
+    page.wait_for(f"{names[0]}: 7" if len(names) == 1 else "2 images of 2")
+    page.js("document.querySelector(arguments[0]).click()", f"[value={language}]")
+    call = page.text("#call")
+    assert "no-cache" in call
+    result = subprocess.run(
+        program, input=call, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=60, check=True
+    )
+    answers = [line.replace("'", '"').replace("False", "false") for line in result.stdout.splitlines()]
+    assert [json.loads(answer)["predictions"][0]["label"] for answer in answers] == ["7"] * len(names)
+
+
+def test_a_call_is_copied(page: Page) -> None:
+    """By a button; a page needs no permission to write to the clipboard, only the test to read it."""
+    page.find("#copy").click()
+    wait_until(lambda: page.text("#copied") == "Copied.")
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+    script = "navigator.clipboard.readText().then(arguments[0], (error) => arguments[0](String(error)))"
+    assert page.driver.execute_async_script(script) == page.text("#call")
+
+
+def test_the_parts_of_the_time_are_the_total(page: Page) -> None:
+    """Whether the browser or the server knows how long the upload took."""
+    found = page.driver.execute_async_script(
+        """import(new URL("page/results.js", document.baseURI)).then(({ timeParts }) => {
+          const headers = { "x-queue-time-ms": "3", "x-inference-time-ms": "4" };
+          const header = (name) => headers[name];
+          const parts = (sentBytes, sentMs, processing_time_ms) =>
+            timeParts({ header, totalMs: 100, sentBytes, sentMs, body: { processing_time_ms } }).map(([, ms]) => ms);
+          arguments[0]([parts(1000, 99, 10), parts(1e6, 80, 95), parts(1e6, null, 95), parts(1e6, 99, 95)]);
+        })"""
+    )
+    assert found == [[90, 3, 4, 3], [80, 3, 4, 13], [5, 3, 4, 88], [93, 3, 4, 0]]
+
+
+def test_live_figures(page: Page, digits_server: RunningServer) -> None:
+    """From the metrics, while the panel is open."""
+    page.find("#live summary").click()
+    wait_until(lambda: page.texts("#figures dd")[0].endswith(".0"))  # from now on, there is something to compare with
+    assert digits_server.predict(_SEVEN.read_bytes(), headers={"cache-control": "no-cache"}).status_code == 200
+    wait_until(lambda: page.texts("#figures dd")[2].endswith("ms"))
+    assert page.texts("#figures dt")[:4] == ["Requests/s", "p50", "p99", "Cache hits"]
+    assert page.texts("#sizes li")[0].startswith("1")
+
+
+def test_figures_of_a_gpu(page: Page) -> None:
+    """Its memory, where the server tells of one; a share of hits, where there is a cache."""
+    found = page.driver.execute_async_script(
+        """const done = arguments[0];
+        Promise.all(["live", "prometheus"].map((name) => import(new URL(`page/${name}.js`, document.baseURI)))).then(
+          ([{ figuresOf }, { parse }]) => {
+            const figures = (...texts) => figuresOf(texts.map((text, at) => ({ at: 2000 * at, samples: parse(text) })));
+            const gpu = 'gpu_memory_used_bytes{device="0"} 3e9\\ngpu_memory_total_bytes{device="0"} 150754820096';
+            const counts = (hits) => `cache_hits_total ${hits}\\ncache_misses_total 5\\ncache_coalesced_total 0`;
+            done([figures(gpu, gpu)["GPU memory"], figures(gpu, gpu)["Cache hits"],
+              figures(counts(0), counts(2))["Cache hits"], figures(counts(2), counts(2))["Cache hits"]]);
+          })"""
+    )
+    assert found == ["2.8 GiB of 140 GiB", "off", "100.0 %", "–"]  # noqa: RUF001
+
+
+def test_an_answer_that_is_none(page: Page) -> None:
+    """A proxy that has people log in answers 200 with a page of its own."""
+    page.js(
+        """const open = XMLHttpRequest.prototype.open;
+        XMLHttpRequest.prototype.open = function () { open.call(this, "GET", "."); };"""
+    )
+    page.choose(_SEVEN)
+    page.wait_for("digit-7.png was not classified.")
+    assert "no answer of this server" in page.text("#answer .error")
+
+
+def test_quantiles_of_a_histogram(page: Page) -> None:
+    """As `histogram_quantile` of Prometheus has them; a server that started again counts from 0."""
+    found = page.driver.execute_async_script(
+        """const done = arguments[0];
+        import(new URL("page/prometheus.js", document.baseURI)).then((metrics) => {
+          const text = 'h_bucket{a="x\\\\"}",le="1.0"} 10.0\\nh_bucket{le="2.0"} 30\\nh_bucket{le="+Inf"} 40';
+          const all = metrics.buckets(metrics.parse("# HELP h h\\n" + text), "h");
+          done([0.25, 0.5, 0.99].map((share) => metrics.quantile(all, share))
+            .concat(metrics.quantile(metrics.difference(all, all), 0.5))
+            .concat(metrics.difference(all, [[1, 50], [2, 50], [Infinity, 50]])[0][1])
+            .concat(metrics.apart(all).map(([, count]) => count)));
+        })"""
+    )
+    assert found == [1, 1.5, 2, None, 10, 10, 20, 10]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_is_readable_in_either_scheme(page: Page, scheme: str, tmp_path: Path) -> None:
+    """Whether there is an answer or an error; AA asks for 4.5."""
+    show_as(page.driver, scheme, 1180, 900)
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("no image")
+    for files, status in (
+        ([_SEVEN], "digit-7.png: 7"),
+        ([_SEVEN, wrong], "1 with an error"),
+        ([wrong], "wrong.png was not"),
+    ):
+        page.choose(*files)
+        page.wait_for(status)
+        contrasts = page.js(_CONTRASTS)
+        assert len(contrasts) > 20
+        assert not [(text, ratio) for text, ratio in contrasts if ratio < 4.5]
+    is_dark = page.js("return getComputedStyle(document.body).backgroundColor") == "rgb(18, 20, 28)"
+    assert is_dark is (scheme == "dark")
+
+
+def test_a_narrow_phone(page: Page, tmp_path: Path) -> None:
+    """Nothing is wider than its screen, whatever is shown, and there is a button for its camera."""
+    show_as(page.driver, "light", 360, 740, is_phone=True)
+    long = tmp_path / f"{'long' * 30}.png"
+    shutil.copy(_SEVEN, long)
+    page.js("document.getElementById('live').open = true")
+    for files, status in (([long], ": 7"), ([long, _THREE], "2 images of 2")):
+        page.choose(*files)
+        page.wait_for(status)
+        assert page.js("return document.documentElement.scrollWidth") <= 360
+    assert page.js("return document.getElementById('photograph').checkVisibility()")
+    assert page.js("return document.getElementById('photo').getAttribute('capture')") == "environment"
+
+
+def test_keyboard_alone(page: Page) -> None:
+    """Everything is reached by it, and one sees where one is."""
+    seen = []
+    page.js("document.activeElement.blur()")
+    while not seen or seen[-1] != "call":
+        page.press(_TAB)
+        seen.append(
+            page.js(
+                "const at = document.activeElement; return at.id || at.name || at.firstElementChild?.id || at.title"
+            )
+        )
+        assert (
+            page.js("return getComputedStyle(document.activeElement).outlineStyle") != "none" or seen[-1] == "language"
+        )
+        assert len(seen) < 40
+    assert [name for name in seen if name] == [
+        *("pick", "top-k", "fresh"),
+        *(f"A handwritten {digit}" for digit in (2, 3, 5, 7)),
+        *("clear", "language", "copy", "call"),
+    ]
+    page.js("document.querySelector('#examples button').focus()")
+    page.press(_ENTER)
+    page.wait_for("digit-2.png: 2")
+    page.js("document.querySelector('[name=language]').focus()")
+    page.press(_RIGHT)
+    assert "urlopen" in page.text("#call")
+
+
+def test_screen_readers_have_a_name_for_everything(page: Page) -> None:
+    """As the browser computes it; what is said of a result is in a live region."""
+    tree = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    roles = {"button", "checkbox", "spinbutton", "radio", "link", "image", "img", "progressbar", "list", "region"}
+    controls = [node for node in tree if not node["ignored"] and node["role"]["value"] in roles]
+    assert len(controls) > 15
+    assert not [node for node in controls if not node.get("name", {}).get("value")]
+    assert page.js("return document.getElementById('status').role") == "status"
+    assert page.js("return document.documentElement.lang") == "en"
+
+
+def test_below_a_path(page: Page, proxy: str) -> None:
+    """Of a proxy that serves other things, too."""
+    page.open(f"{proxy}{PREFIX}/")
+    page.find("#examples button").click()
+    page.wait_for("digit-2.png: 2")
+    assert f"{proxy}{PREFIX}/predict?top_k=5" in page.text("#call")
+
+
+def test_within_a_frame(page: Page, proxy: str) -> None:
+    """Sandboxed, as a Space shows it."""
+    page.driver.get(f"{proxy}{FRAME_PATH}?{PREFIX}/")
+    page.driver.switch_to.frame(0)
+    wait_until(lambda: page.count("#examples button") > 0)
+    page.find("#examples button").click()
+    page.wait_for("digit-2.png: 2")
+    page.driver.switch_to.default_content()
+
+
+def test_other_sites_may_not_frame_it(page: Page, proxy: str, digits_server: RunningServer) -> None:
+    """Another port is another site's page."""
+    page.complaints()
+    page.driver.get(f"{proxy}{FRAME_PATH}?{digits_server.url}/")
+    assert any("frame-ancestors" in message for message in page.complaints())
+
+
+def test_nothing_comes_from_another_host(page: Page, digits_server: RunningServer) -> None:
+    """Neither with the page nor with a result."""
+    page.choose(_SEVEN)
+    page.wait_for("digit-7.png: 7")
+    urls = page.js("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    assert len(urls) > 10
+    assert {url.startswith((digits_server.url + "/", f"blob:{digits_server.url}/")) for url in urls} == {True}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param("document.body.innerHTML = '<p>x</p>'", id="HTML from a string"),
+        pytest.param(
+            "document.head.append(Object.assign(document.createElement('script'), {text: 'x=1'}))", id="script"
+        ),
+        pytest.param("document.body.setAttribute('style', 'color: red')", id="style"),
+        pytest.param("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:1/x'}))", id="image"),
+    ],
+)
+def test_the_policy_refuses(page: Page, attack: str) -> None:
+    """Whatever an injection would need."""
+    page.js(f"try {{ {attack} }} catch {{ }}")
+    seen: list[str] = []
+
+    def is_refused() -> bool:
+        seen.extend(page.complaints())
+        return any("Content Security Policy" in message or "Trusted" in message for message in seen)
+
+    wait_until(is_refused)
+
+
+def test_files_are_asked_for_again_and_not_sent_again(digits_server: RunningServer) -> None:
+    """So that a page never has scripts of two versions; what isn't there is an error like others."""
+    first = digits_server.get("/page/page.js")
+    headers = {"if-none-match": first.headers["etag"]}
+    again = httpx.get(digits_server.url + "/page/page.js", headers=headers, timeout=30)
+    assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
+    assert first.headers["cache-control"] == "no-cache"
+    assert first.headers["content-type"] == "text/javascript; charset=utf-8"
+    missing = digits_server.get("/page/../settings.py")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    assert httpx.head(digits_server.url + "/", timeout=30).status_code == 200
+
+
+def test_a_key_is_asked_for(browser: Page, locked: RunningServer) -> None:
+    """Until it is right; then it is used, and never shown."""
+    browser.driver.get(locked.url + "/")
+    wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
+    browser.press("wrong-key", _ENTER)
+    wait_until(lambda: browser.text("#key-reason").startswith("That key doesn't do"))
+    browser.press(_KEY, _ENTER)
+    wait_until(lambda: browser.text("#model").startswith("digits"))
+    browser.choose(_SEVEN)
+    browser.wait_for("digit-7.png: 7")
+    assert "X-API-Key: $VIT_API_KEY" in browser.text("#call")
+    assert _KEY not in browser.text("html")
+
+
+def test_a_key_is_kept_for_the_tab(browser: Page, locked: RunningServer) -> None:
+    """A page that is opened again doesn't ask."""
+    browser.driver.get(locked.url + "/page/icon.svg")
+    browser.js("sessionStorage.setItem('vit-api-key', arguments[0])", _KEY)
+    browser.open(locked.url + "/")
+    assert browser.text("#model").startswith("digits")
+
+
+def test_without_a_key_the_page_says_what_is_missing(browser: Page, locked: RunningServer) -> None:
+    """To those who have none: of the result, and of the figures."""
+    browser.driver.get(locked.url + "/page/icon.svg")
+    browser.js("sessionStorage.clear()")
+    browser.driver.get(locked.url + "/")
+    wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
+    browser.find("#key-cancel").click()
+    browser.wait_for("send a key")
+    browser.find("#live summary").click()
+    wait_until(lambda: "only to those who have a key" in browser.text("#live-state"))

@@ -1,0 +1,80 @@
+"""`GET /`: the page that classifies images in a browser, and its files. Knows nothing of what they show."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from vit_api.routes.pages import strict_page_headers
+
+PAGE_PATH = "/"
+PAGE_FOLDER = "/page/"
+
+_FILES = Path(__file__).resolve().parent.parent / "static"
+_START = "index.html"
+
+# What a machine knows of types varies, and browsers run no script of another type.
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript; charset=utf-8",
+    ".md": "text/plain; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file, as it is sent."""
+
+    content: bytes
+    headers: dict[str, str]
+
+    def answer(self, request: Request) -> Response:
+        """Send it, unless the browser has it; see RFC 9110, section 13.1.2."""
+        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if self.headers["etag"] in known:
+            return Response(status_code=304, headers=self.headers)
+        return Response(self.content, headers=self.headers)
+
+
+def page_router() -> APIRouter:
+    """Return the routes of the page and its files, which are read once.
+
+    Browsers ask each time whether a file is still the same, so that a page never has scripts of two versions.
+    """
+    files = {path.relative_to(_FILES).as_posix(): _read(path) for path in _FILES.rglob("*") if path.is_file()}
+    start = files.pop(_START)
+    router = APIRouter(include_in_schema=False)
+
+    @router.head(PAGE_PATH)
+    @router.get(PAGE_PATH)
+    async def page(request: Request) -> Response:
+        return start.answer(request)
+
+    @router.head(PAGE_FOLDER + "{name:path}")
+    @router.get(PAGE_FOLDER + "{name:path}")
+    async def file(name: str, request: Request) -> Response:
+        if name not in files:
+            raise HTTPException(404)
+        return files[name].answer(request)
+
+    return router
+
+
+def _read(path: Path) -> _File:
+    content = path.read_bytes()
+    headers = {
+        "content-type": _TYPES[path.suffix],
+        "cache-control": "no-cache",
+        "etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
+    }
+    # An image with scripts in it, which SVG may have, is a page too once it is opened by itself.
+    return _File(content, headers | strict_page_headers())

@@ -1,0 +1,61 @@
+// Words the call of a program that does what the page just did. Knows nothing of the page.
+
+export const KEY_VARIABLE = "VIT_API_KEY";
+
+/**
+ * Return the calls by language.
+ *
+ * `wanted` has the url, the files' names, whether a key is needed, which is taken from the environment and never shown,
+ * and whether the answer is to be computed anew.
+ */
+export function wordCalls(wanted) {
+  return { curl: curl(wanted), python: python(wanted), javascript: javascript(wanted) };
+}
+
+const quoteForShell = (text) => (/^[\w./:-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+const quote = (text) => JSON.stringify(text); // Python and JavaScript read it alike
+const quoteAll = (names) => `[${names.map(quote).join(", ")}]`;
+
+function curl({ url, names, needsKey, isFresh }) {
+  const options = [
+    needsKey && `-H "X-API-Key: $${KEY_VARIABLE}"`,
+    isFresh && '-H "Cache-Control: no-cache"',
+  ].filter(Boolean);
+  const call = (file) => ["curl -sS", ...options, `--data-binary ${file} ${quoteForShell(url)}`].join(" \\\n  ");
+  if (names.length === 1) return call(`@${quoteForShell(names[0])}`);
+  return `for name in ${names.map(quoteForShell).join(" ")}; do\n${call('"@$name"')}; echo\ndone`;
+}
+
+function python({ url, names, needsKey, isFresh }) {
+  const headers = [
+    '"Content-Type": "application/octet-stream"',
+    isFresh && '"Cache-Control": "no-cache"',
+    needsKey && `"X-API-Key": os.environ["${KEY_VARIABLE}"]`,
+  ].filter(Boolean);
+  return `import json
+${needsKey ? "import os\n" : ""}from pathlib import Path
+from urllib.request import Request, urlopen
+
+url = ${quote(url)}
+headers = {${headers.join(", ")}}
+for name in ${quoteAll(names)}:
+    request = Request(url, Path(name).read_bytes(), headers)
+    with urlopen(request) as response:
+        print(json.load(response))`;
+}
+
+function javascript({ url, names, needsKey, isFresh }) {
+  const headers = [
+    isFresh && '"Cache-Control": "no-cache"',
+    needsKey && `"X-API-Key": process.env.${KEY_VARIABLE}`,
+  ].filter(Boolean);
+  return `import { readFile } from "node:fs/promises";
+
+const url = ${quote(url)};
+const headers = {${headers.length ? ` ${headers.join(", ")} ` : ""}};
+for (const name of ${quoteAll(names)}) {
+  const body = await readFile(name);
+  const response = await fetch(url, { method: "POST", headers, body });
+  console.log(JSON.stringify(await response.json()));
+}`;
+}

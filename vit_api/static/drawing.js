@@ -1,0 +1,111 @@
+// The pad on which a digit is drawn, and the image that is made of it. Knows nothing of what becomes of that.
+
+import { byId } from "./elements.js";
+
+const PAUSE_MS = 500;
+const IMAGE_SIDE = 256;
+// As shares of the side. The scans that the model learned from fill their frame, with strokes of 1 to 2 of its 8 pixels.
+const PEN = 0.13;
+const MARGIN = 0.04;
+const ON_SCREEN_PEN = 0.07;
+
+/** Let the visitor draw, and call `take` with an image of it at each pause. */
+export function listenToPad(take) {
+  const pad = new Pad(byId("pad"), take);
+  byId("clear").addEventListener("click", () => pad.clear());
+}
+
+class Pad {
+  #canvas;
+  #take;
+  #strokes = [];
+  #pause = 0;
+  #pointer = null;
+
+  constructor(canvas, take) {
+    this.#canvas = canvas;
+    this.#take = take;
+    canvas.addEventListener("pointerdown", (event) => this.#start(event));
+    canvas.addEventListener("pointermove", (event) => this.#go(event));
+    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => this.#end(event));
+    this.#show();
+  }
+
+  clear() {
+    clearTimeout(this.#pause);
+    this.#strokes = [];
+    this.#show();
+  }
+
+  #start(event) {
+    if (this.#pointer !== null || event.button !== 0) return;
+    event.preventDefault();
+    clearTimeout(this.#pause);
+    this.#pointer = event.pointerId;
+    this.#canvas.setPointerCapture(event.pointerId);
+    this.#strokes.push([this.#place(event)]);
+    this.#show();
+  }
+
+  #go(event) {
+    if (event.pointerId !== this.#pointer) return;
+    for (const step of event.getCoalescedEvents?.() ?? [event]) this.#strokes.at(-1).push(this.#place(step));
+    this.#show();
+  }
+
+  #end(event) {
+    if (event.pointerId !== this.#pointer) return;
+    this.#pointer = null;
+    this.#pause = setTimeout(() => this.#finish(), PAUSE_MS);
+  }
+
+  #finish() {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = IMAGE_SIDE;
+    draw(canvas, fill(this.#strokes), PEN);
+    // `toBlob` waits until the browser is idle, which took a second.
+    const base64 = canvas.toDataURL("image/png").split(",")[1];
+    const content = Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0));
+    this.#take([new File([content], "drawing.png", { type: "image/png" })]);
+  }
+
+  #place(event) {
+    const box = this.#canvas.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  }
+
+  #show() {
+    draw(this.#canvas, this.#strokes, ON_SCREEN_PEN);
+  }
+}
+
+/** Scale strokes so that they fill their frame, in the middle, whatever size and place they were drawn at. */
+function fill(strokes) {
+  const points = strokes.flat();
+  const ends = [0, 1].map((axis) => {
+    const values = points.map((point) => point[axis]);
+    return [Math.min(...values), Math.max(...values)];
+  });
+  const extent = Math.max(...ends.map(([low, high]) => high - low), 0.05); // a dot stays small
+  const room = 1 - PEN - 2 * MARGIN;
+  const move = (value, [low, high]) => 0.5 + ((value - (low + high) / 2) / extent) * room;
+  return strokes.map((stroke) => stroke.map(([x, y]) => [move(x, ends[0]), move(y, ends[1])]));
+}
+
+/** Draw strokes in black ink on white paper, in either colour scheme, since that is what the model gets. */
+function draw(canvas, strokes, pen) {
+  const side = canvas.width;
+  const context = canvas.getContext("2d");
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, side, side);
+  context.strokeStyle = "#000";
+  context.lineWidth = pen * side;
+  context.lineCap = context.lineJoin = "round";
+  for (const stroke of strokes) {
+    context.beginPath();
+    const [[x, y]] = stroke;
+    context.moveTo(x * side, y * side);
+    for (const [toX, toY] of stroke) context.lineTo(toX * side, toY * side);
+    context.stroke();
+  }
+}

@@ -1,0 +1,21 @@
+// Makes elements. Text stays text: nothing here understands HTML.
+
+export const byId = (id) => document.getElementById(id);
+
+/** Return a new element with properties (or attributes, where there is no such property) and children. */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+/** Return a bar that fills a share, 0 to 1, of its place. What it shows has to be there as text, too. */
+export function bar(share, className = "") {
+  const fill = make("span", { className: `fill ${className}` });
+  fill.style.setProperty("--share", Math.min(1, Math.max(0, share)).toFixed(4));
+  return make("span", { className: "track", "aria-hidden": "true" }, fill);
+}

@@ -1,0 +1,126 @@
+// Joins the page's parts: what a visitor brings goes to the server, and what comes back is shown.
+
+import { CallPanel } from "./call_panel.js";
+import { listenToPad } from "./drawing.js";
+import { byId, make } from "./elements.js";
+import { showExamples } from "./examples.js";
+import { listen } from "./inputs.js";
+import { Key } from "./key.js";
+import { LivePanel } from "./live.js";
+import { showOutcome, showRow, summarize, summarizeAll } from "./results.js";
+import { Server, Unreachable } from "./server.js";
+
+const AT_ONCE = 4;
+const DIGITS = "digits";
+const STRANGE = "What came back is no answer of this server. Is there a proxy that wants you to log in?";
+
+const key = new Key();
+const server = new Server(key);
+const calls = new CallPanel();
+let latest = new AbortController();
+let pictureUrl = null;
+
+function say(text) {
+  byId("status").textContent = text;
+}
+
+function show(file, outcome) {
+  if (pictureUrl) URL.revokeObjectURL(pictureUrl);
+  pictureUrl = URL.createObjectURL(file);
+  byId("answer").replaceChildren(...showOutcome(file, pictureUrl, outcome));
+}
+
+/** Have files classified in place of what is under way. */
+async function take(files) {
+  latest.abort();
+  latest = new AbortController();
+  const { signal } = latest;
+  const request = wanted();
+  byId("several").hidden = files.length === 1;
+  try {
+    await (files.length === 1 ? takeOne(files[0], request, signal) : takeSeveral(files, request, signal));
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    return; // something newer was brought
+  }
+  showCalls(request, files.map((file) => file.name));
+}
+
+/** Return what to ask for, as the visitor set it. */
+function wanted() {
+  return { path: `predict?top_k=${encodeURIComponent(byId("top-k").value)}`, isFresh: byId("fresh").checked };
+}
+
+function showCalls({ path, isFresh }, names) {
+  calls.show({ url: server.url(path), names, needsKey: key.isKnown, isFresh });
+}
+
+/** Return what became of a file: an answer, or why there is none. */
+async function classify(file, { path, isFresh }, signal) {
+  const headers = { "Content-Type": "application/octet-stream" };
+  if (isFresh) headers["Cache-Control"] = "no-cache";
+  try {
+    const answer = await server.post(path, file, headers, signal);
+    return answer.isOk && !answer.body?.predictions ? { failure: STRANGE } : { answer };
+  } catch (error) {
+    if (error instanceof Unreachable) return { failure: error.message };
+    throw error;
+  } finally {
+    signal.throwIfAborted();
+  }
+}
+
+async function takeOne(file, request, signal) {
+  say(`${file.name} is on its way …`);
+  show(file, null);
+  const outcome = await classify(file, request, signal);
+  show(file, outcome);
+  say(summarize(file, outcome));
+}
+
+async function takeSeveral(files, request, signal) {
+  const outcomes = files.map(() => null);
+  const rows = files.map((file) => make("tr", {}, ...showRow(file, null)));
+  byId("rows").replaceChildren(...rows);
+  byId("answer").replaceChildren();
+  const progress = byId("progress");
+  progress.max = files.length;
+  progress.value = 0;
+  say(`${files.length} images are on their way …`);
+  const waiting = files.entries();
+  const work = async () => {
+    for (const [at, file] of waiting) {
+      outcomes[at] = await classify(file, request, signal);
+      rows[at].replaceChildren(...showRow(file, outcomes[at], () => show(file, outcomes[at])));
+      progress.value += 1;
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, work));
+  say(summarizeAll(outcomes));
+}
+
+/** Fit the page to the model; without an answer it stays as it is, and works. */
+async function meetModel() {
+  let info = null;
+  try {
+    const answer = await server.get("info");
+    if (answer.isOk) info = answer.body;
+    else say(answer.error);
+  } catch (error) {
+    if (!(error instanceof Unreachable)) throw error;
+    say(error.message);
+  }
+  if (info) {
+    const [height, width] = info.input_shape;
+    byId("model").textContent = `${info.model} · ${info.labels.toLocaleString("en")} classes · ${width} × ${height} pixels`;
+  }
+  const isDigits = info?.model === DIGITS;
+  byId("drawing").hidden = !isDigits;
+  if (isDigits) listenToPad(take);
+  showExamples(isDigits, take, say);
+}
+
+listen(take, say);
+showCalls(wanted(), ["image.jpg"]);
+new LivePanel(server);
+await meetModel();
