@@ -18,7 +18,7 @@ import pytest
 from benchmarks.harness.process_group import living
 from benchmarks.harness.servers import free_port
 from tests.samples import edit_json, make_checkpoint
-from tests.server import ROOT, environment, paused, serve, wait_until, worker_of
+from tests.server import PLAIN_HTTP, ROOT, environment, paused, serve, wait_until, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -157,7 +157,7 @@ def test_not_ready_until_the_worker_is() -> None:
         health = None
         while health is None and time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                health = httpx.get(url + "/health", timeout=30)
+                health = httpx.get(url + "/health", timeout=30, **PLAIN_HTTP)
         assert health is not None
         assert (health.status_code, health.json()["status"]) == (503, "starting")
         refused = httpx.post(url + "/predict", content=b"x", timeout=30)
@@ -196,6 +196,6 @@ def test_a_stop_as_the_first_process_of_a_container() -> None:
 
 def _status_of(url: str) -> int | None:
     try:
-        return httpx.get(url, timeout=30).status_code
+        return httpx.get(url, timeout=30, **PLAIN_HTTP).status_code
     except httpx.TransportError:
         return None
