@@ -235,7 +235,10 @@ def test_ctrl_c() -> None:
     """It ends at once, without a stack trace, with the status that shells know."""
     with scripted(handler=lambda _: Fault.SILENCE) as server:
         process = subprocess.Popen(
-            _command("--url", server.url, EXAMPLES[0]), cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=_hear_ctrl_c
+            _command("--url", server.url, EXAMPLES[0]),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            preexec_fn=_hear_ctrl_c,  # noqa: PLW1509
         )
         with process:
             try:
