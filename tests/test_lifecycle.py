@@ -18,7 +18,7 @@ import pytest
 from benchmarks.harness.process_group import living
 from benchmarks.harness.servers import free_port
 from tests.samples import edit_json, make_checkpoint
-from tests.server import PLAIN_HTTP, ROOT, environment, paused, serve, wait_until, worker_of
+from tests.server import PLAIN_HTTP, ROOT, RunningServer, environment, paused, serve, wait_until, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -59,12 +59,11 @@ def test_a_taken_port_stops_the_start() -> None:
     assert "Address already in use" in result.stderr
 
 
-def test_a_second_server_on_the_same_port_is_refused() -> None:
+def test_a_second_server_on_the_same_port_is_refused(digits_server: RunningServer) -> None:
     """Also where the first one listens with SO_REUSEPORT, as ours does."""
-    with serve() as server:
-        result = _start_and_fail(model="digits", port=server.port)
-        assert "Address already in use" in result.stderr
-        assert server.get("/health").status_code == 200
+    result = _start_and_fail(model="digits", port=digits_server.port)
+    assert "Address already in use" in result.stderr
+    assert digits_server.get("/health").status_code == 200
 
 
 def test_a_worker_that_cannot_start_stops_the_server(tmp_path: Path) -> None:
