@@ -72,7 +72,8 @@ def _post_with_bundled(subject: Subject, upload: bytes, connections: int, second
 
 
 @contextlib.contextmanager
-def _subjects(model: str, dtype: str) -> Iterator[list[Subject]]:
+def subjects(model: str, dtype: str) -> Iterator[list[Subject]]:
+    """Run the servers to be compared, all paused."""
     settings = {"cache_size": 0, "max_batch_size": _MAX_BATCH_SIZE, "max_wait_ms": _MAX_WAIT_MS, "cpu_threads": 1}
     settings["worker_stall_s"] = _STALL_S
     with contextlib.ExitStack() as stack:
@@ -127,11 +128,11 @@ def uploads() -> dict[str, bytes]:
 def run(model: str, dtype: str, rounds: int, seconds: float, connections: Sequence[int]) -> list[dict[str, Any]]:
     """Measure each upload at each number of connections."""
     results = []
-    with _subjects(model, dtype) as subjects, NoServer.running(model, dtype) as limit:
+    with subjects(model, dtype) as compared, NoServer.running(model, dtype) as limit:
         for name, upload in uploads().items():
             for count in connections:
                 result = {"upload": name, "bytes": len(upload), "connections": count}
-                results.append(result | measure(subjects, limit, upload, count, rounds=rounds, seconds=seconds))
+                results.append(result | measure(compared, limit, upload, count, rounds=rounds, seconds=seconds))
                 print(_row(results[-1]), flush=True)
     return results
 

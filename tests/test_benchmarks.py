@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from benchmarks import (
     soak,
 )
 from benchmarks.harness import client, pictures, scrape, summary, wrk
+from benchmarks.harness.no_server import NoServer
 from tests.server import ROOT, RunningServer
 
 needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
@@ -150,10 +153,22 @@ def test_late_answers_are_no_goodput() -> None:
     assert (result["requests_per_s"], result["goodput_per_s"]) == (2, 1)
 
 
+@pytest.fixture(scope="module")
+def compared() -> Iterator[tuple[list[compare.Subject], NoServer]]:
+    """Run what the comparison compares, for both clients."""
+    with compare.subjects("digits", "auto") as subjects, NoServer.running("digits", "auto") as limit:
+        yield subjects, limit
+
+
 @pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=needs_wrk, id="wrk"), pytest.param(False, id="bundled")])
-def test_compare(has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare(
+    compared: tuple[list[compare.Subject], NoServer], has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each server answers each request, and all have a ratio."""
+    subjects, limit = compared
     file = tmp_path / "compare.json"
+    monkeypatch.setattr(compare, "subjects", lambda *_: contextlib.nullcontext(subjects))
+    monkeypatch.setattr(NoServer, "running", lambda *_: contextlib.nullcontext(limit))
     monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
     monkeypatch.setattr(compare, "uploads", lambda: {"PNG": pictures.small_png()})
     compare.main(["--rounds", "1", "--seconds", "1", "--connections", "4", "--json", str(file)])

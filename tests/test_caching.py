@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from tests.server import ROOT, RunningServer, paused, serve, wait_until, worker_
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
 _KEY = "the-operators-key"
+_PASSWORD = "hidden-word"
 _WAITERS = 40
 
 
@@ -33,6 +35,40 @@ def server() -> Iterator[RunningServer]:
 def redis() -> Iterator[RedisServer]:
     """Run a Redis."""
     with redis_server() as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Two servers that share a Redis."""
+
+    first: RunningServer
+    second: RunningServer
+    redis: RedisServer
+
+
+@pytest.fixture(scope="module")
+def replicas() -> Iterator[Replicas]:
+    """Run two servers that share a Redis, each with one HTTP process that uses it already."""
+    with redis_server() as redis:
+        settings = {"redis_url": redis.url, "api_servers": 1, "operator_key": _KEY}
+        with serve(**settings) as first, serve(**settings) as second:
+            _until_connected(first, 1)
+            _until_connected(second, 1)
+            yield Replicas(first, second, redis)
+
+
+@pytest.fixture(scope="module")
+def without_redis() -> Iterator[RunningServer]:
+    """Run a server whose Redis is not there."""
+    with serve(redis_url=f"redis://:{_PASSWORD}@127.0.0.1:{free_port()}/0", operator_key=_KEY) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> Iterator[RunningServer]:
+    """Run a server with two HTTP processes."""
+    with serve(api_servers=2, operator_key=_KEY) as running:
         yield running
 
 
@@ -187,59 +223,55 @@ def test_only_the_operator_may_clear(server: RunningServer, headers: dict[str, s
 
 
 @pytest.mark.parametrize("headers", [{"x-api-key": _KEY}, {"authorization": f"bearer {_KEY}"}])
-def test_clearing_reaches_every_process(headers: dict[str, str]) -> None:
+def test_clearing_reaches_every_process(two_processes: RunningServer, headers: dict[str, str]) -> None:
     """Two HTTP processes know the image; after one answered the clear, neither does."""
-    with serve(api_servers=2, operator_key=_KEY) as server:
-        wait_until(lambda: post_all(server.port, [[_SEVEN]] * 8) and _cache(server)["entries"] == 2)
-        assert _clear(server, **headers).json() == {"entries": 2, "redis_entries": None}
-        misses = _cache(server)["misses"]
-        wait_until(lambda: post_all(server.port, [[_SEVEN]] * 8) and _cache(server)["misses"] == misses + 2)
-        assert {reply.headers["x-cache"] for [reply] in post_all(server.port, [[_SEVEN]] * 16)} == {"hit"}
+    server = two_processes
+    wait_until(lambda: post_all(server.port, [[_SEVEN]] * 8) and _cache(server)["entries"] == 2)
+    assert _clear(server, **headers).json() == {"entries": 2, "redis_entries": None}
+    misses = _cache(server)["misses"]
+    wait_until(lambda: post_all(server.port, [[_SEVEN]] * 8) and _cache(server)["misses"] == misses + 2)
+    assert {reply.headers["x-cache"] for [reply] in post_all(server.port, [[_SEVEN]] * 16)} == {"hit"}
 
 
 def _until_connected(server: RunningServer, processes: int) -> None:
     wait_until(lambda: _cache(server)["redis"]["processes_connected"] == processes)
 
 
-def test_two_replicas_share_what_they_know(redis: RedisServer) -> None:
+def test_two_replicas_share_what_they_know(replicas: Replicas) -> None:
     """What one computed the other answers without its model, and clearing clears Redis."""
-    settings = {"redis_url": redis.url, "api_servers": 1, "operator_key": _KEY}
-    with serve(**settings) as first, serve(**settings) as second:
-        _until_connected(first, 1)
-        _until_connected(second, 1)
+    first, second, redis = replicas.first, replicas.second, replicas.redis
+    hits = _cache(second)["redis"]["hits"]
 
-        def answers_for_the_other(upload: bytes) -> bool:
-            before = _images(second)
-            assert _label(_computed_once(first, upload, redis)) == "7"
-            answer = second.predict(upload)
-            assert _label(answer) == "7"
-            assert answer.json()["cached"] is (answer.headers["x-cache"] == "hit") is (_images(second) == before)
-            return _cache(second)["redis"]["hits"] == 1
+    def answers_for_the_other(upload: bytes) -> bool:
+        before = _images(second)
+        assert _label(_computed_once(first, upload, redis)) == "7"
+        answer = second.predict(upload)
+        assert _label(answer) == "7"
+        assert answer.json()["cached"] is (answer.headers["x-cache"] == "hit") is (_images(second) == before)
+        return _cache(second)["redis"]["hits"] == hits + 1
 
-        # A busy machine may keep Redis from answering in time; the next image has another chance.
-        assert any(answers_for_the_other(upload) for upload in _different(20))
-        entries = len(redis.entries())
-        assert _clear(first, **{"x-api-key": _KEY}).json()["redis_entries"] == entries
-        assert redis.entries() == {}
+    # A busy machine may keep Redis from answering in time; the next image has another chance.
+    assert any(answers_for_the_other(upload + b"shared") for upload in _different(20))
+    entries = len(redis.entries())
+    assert _clear(first, **{"x-api-key": _KEY}).json()["redis_entries"] == entries
+    assert redis.entries() == {}
 
 
-def test_a_poisoned_value_in_redis_is_computed_anew(redis: RedisServer) -> None:
+def test_a_poisoned_value_in_redis_is_computed_anew(replicas: Replicas) -> None:
     """The answer is right, the value is counted and overwritten."""
-    settings = {"redis_url": redis.url, "api_servers": 1}
-    with serve(**settings) as first, serve(**settings) as second:
-        _until_connected(first, 1)
-        _until_connected(second, 1)
+    first, second, redis = replicas.first, replicas.second, replicas.redis
+    rejected = _cache(second)["redis"]["rejected"]
 
-        def is_rejected(upload: bytes) -> bool:
-            _computed_once(first, upload, redis)
-            for name in redis.entries():
-                redis.client.set(name, b"\x80\x04poison")
-            answer = second.predict(upload)
-            assert (_label(answer), answer.headers["x-cache"]) == ("7", "miss")
-            return _cache(second)["redis"]["rejected"] == 1
+    def is_rejected(upload: bytes) -> bool:
+        _computed_once(first, upload, redis)
+        for name in redis.entries():
+            redis.client.set(name, b"\x80\x04poison")
+        answer = second.predict(upload)
+        assert (_label(answer), answer.headers["x-cache"]) == ("7", "miss")
+        return _cache(second)["redis"]["rejected"] == rejected + 1
 
-        assert any(is_rejected(upload) for upload in _different(20))
-        wait_until(lambda: b"\x80\x04poison" not in list(redis.entries().values())[-1:])
+    assert any(is_rejected(upload + b"poisoned") for upload in _different(20))
+    wait_until(lambda: b"\x80\x04poison" not in list(redis.entries().values())[-1:])
 
 
 def _computed_once(server: RunningServer, upload: bytes, redis: RedisServer) -> httpx.Response:
@@ -298,20 +330,18 @@ def test_a_redis_that_hangs_fails_no_request(redis: RedisServer) -> None:
         _until_connected(server, 1)
 
 
-def test_a_server_starts_without_its_redis() -> None:
+def test_a_server_starts_without_its_redis(without_redis: RunningServer) -> None:
     """Answers come, and /cache/clear says that Redis could not be cleared."""
-    with serve(redis_url=f"redis://127.0.0.1:{free_port()}/0", operator_key=_KEY) as server:
-        assert [server.predict(_SEVEN).status_code for _ in range(3)] == [200] * 3
-        response = _clear(server, **{"x-api-key": _KEY})
-        assert (response.status_code, response.json()["code"]) == (503, "redis_unavailable")
-        assert server.predict(_SEVEN).status_code == 200
+    assert [without_redis.predict(_SEVEN).status_code for _ in range(3)] == [200] * 3
+    response = _clear(without_redis, **{"x-api-key": _KEY})
+    assert (response.status_code, response.json()["code"]) == (503, "redis_unavailable")
+    assert without_redis.predict(_SEVEN).status_code == 200
 
 
-def test_secrets_are_not_shown() -> None:
+def test_secrets_are_not_shown(without_redis: RunningServer) -> None:
     """Neither the key nor the Redis password is in /info or in the log."""
-    with serve(redis_url=f"redis://:hidden-word@127.0.0.1:{free_port()}/0", operator_key=_KEY) as server:
-        server.predict(_SEVEN)
-        assert _clear(server, **{"x-api-key": _KEY}).status_code == 503
-        for text in (server.get("/info").text, server.log.read_text()):
-            assert "hidden-word" not in text
-            assert _KEY not in text
+    without_redis.predict(_SEVEN)
+    assert _clear(without_redis, **{"x-api-key": _KEY}).status_code == 503
+    for text in (without_redis.get("/info").text, without_redis.log.read_text()):
+        assert _PASSWORD not in text
+        assert _KEY not in text

@@ -42,6 +42,20 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
         yield server
 
 
+@pytest.fixture(scope="module")
+def patient_server() -> Iterator[RunningServer]:
+    """Let images wait for company for 10 s, and bodies come for 1 s."""
+    with serve(max_wait_ms=10_000, body_timeout_s=1, cache_size=0) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hasty_server() -> Iterator[RunningServer]:
+    """Give a request 1 s, and one at a time a place."""
+    with serve(request_timeout_s=1, queue_size=1, api_servers=1, cache_size=0) as server:
+        yield server
+
+
 def _different_images(count: int) -> list[bytes]:
     noise = np.random.default_rng(0)
     small = noise.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
@@ -87,11 +101,10 @@ def test_31_good_images_and_a_corrupt_one(busy_server: RunningServer) -> None:
         assert _top(replies[number]) == pytest.approx(alone[number], abs=_ROUNDING)
 
 
-def test_a_lone_request_does_not_wait_for_company() -> None:
+def test_a_lone_request_does_not_wait_for_company(patient_server: RunningServer) -> None:
     """With a wait of 10 s allowed, a request on an idle server is in the queue for a fraction of that."""
-    with serve(max_wait_ms=10_000, cache_size=0) as server:
-        image = _different_images(1)[0]
-        waits = [float(server.predict(image).headers["x-queue-time-ms"]) for _ in range(5)]
+    image = _different_images(1)[0]
+    waits = [float(patient_server.predict(image).headers["x-queue-time-ms"]) for _ in range(5)]
     assert sorted(waits)[2] < 1000
 
 
@@ -123,25 +136,24 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         assert server.predict(images[0]).status_code == 200
 
 
-def test_the_deadline_is_kept_while_the_worker_hangs() -> None:
+def test_the_deadline_is_kept_while_the_worker_hangs(hasty_server: RunningServer) -> None:
     """The image gets a 504 and keeps its slot until the worker lets go of it; then all is as before."""
-    image = _different_images(1)[0]
-    with serve(request_timeout_s=1, queue_size=1, api_servers=1, cache_size=0) as server:
-        assert server.predict(image).status_code == 200
-        with paused(worker_of(server)):
-            late, turned_away = server.predict(image), server.predict(image)
-        assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
-        assert (turned_away.status_code, turned_away.json()["code"]) == (503, "overloaded")
-        wait_until(lambda: server.predict(image).status_code == 200)
+    image, server = _different_images(1)[0], hasty_server
+    assert server.predict(image).status_code == 200
+    with paused(worker_of(server)):
+        late, turned_away = server.predict(image), server.predict(image)
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert (turned_away.status_code, turned_away.json()["code"]) == (503, "overloaded")
+    wait_until(lambda: server.predict(image).status_code == 200)
 
 
-@pytest.mark.parametrize("settings", [{"body_timeout_s": 1}, {"request_timeout_s": 1}])
-def test_a_body_that_stalls_gets_a_408(settings: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param("patient_server", id="body_timeout_s"), pytest.param("hasty_server", id="request_timeout_s")]
+)
+def test_a_body_that_stalls_gets_a_408(request: pytest.FixtureRequest, name: str) -> None:
     """The time counts from the request's arrival; the connection is closed, since the rest may still come."""
-    with (
-        serve(**settings, api_servers=1) as server,
-        socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection,
-    ):
+    server: RunningServer = request.getfixturevalue(name)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
         answer = b""
         while chunk := connection.recv(4096):

@@ -19,6 +19,7 @@ from benchmarks.harness.process_group import descriptors, living, resident_bytes
 from tests.clients import Reply, post_all
 from tests.samples import encode
 from tests.server import (
+    PLAIN_HTTP,
     ROOT,
     RunningServer,
     http_processes_of,
@@ -167,7 +168,7 @@ def test_a_killed_http_process_is_replaced(server: RunningServer) -> None:
 def _outcome(server: RunningServer, upload: bytes) -> int | None:
     """Return the status, or None if the connection was lost."""
     try:
-        return httpx.post(server.url + "/predict", content=upload, timeout=200).status_code
+        return httpx.post(server.url + "/predict", content=upload, timeout=200, **PLAIN_HTTP).status_code
     except httpx.TransportError:
         return None
 
@@ -260,7 +261,7 @@ def _post_until_refused(server: RunningServer, upload: bytes, keeps_alive: bool)
     """Post again and again; whatever else than an answer or a refusal comes is an error."""
     statuses = []
     limits = httpx.Limits(max_keepalive_connections=1 if keeps_alive else 0)
-    with httpx.Client(timeout=60, limits=limits) as client:
+    with httpx.Client(timeout=60, limits=limits, **PLAIN_HTTP) as client:
         while True:
             try:
                 statuses.append(client.post(server.url + "/predict", content=upload).status_code)

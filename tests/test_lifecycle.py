@@ -18,7 +18,7 @@ import pytest
 from benchmarks.harness.process_group import living
 from benchmarks.harness.servers import free_port
 from tests.samples import edit_json, make_checkpoint
-from tests.server import ROOT, environment, paused, serve, wait_until, worker_of
+from tests.server import PLAIN_HTTP, ROOT, RunningServer, environment, paused, serve, wait_until, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
@@ -59,12 +59,11 @@ def test_a_taken_port_stops_the_start() -> None:
     assert "Address already in use" in result.stderr
 
 
-def test_a_second_server_on_the_same_port_is_refused() -> None:
+def test_a_second_server_on_the_same_port_is_refused(digits_server: RunningServer) -> None:
     """Also where the first one listens with SO_REUSEPORT, as ours does."""
-    with serve() as server:
-        result = _start_and_fail(model="digits", port=server.port)
-        assert "Address already in use" in result.stderr
-        assert server.get("/health").status_code == 200
+    result = _start_and_fail(model="digits", port=digits_server.port)
+    assert "Address already in use" in result.stderr
+    assert digits_server.get("/health").status_code == 200
 
 
 def test_a_worker_that_cannot_start_stops_the_server(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_not_ready_until_the_worker_is() -> None:
         health = None
         while health is None and time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                health = httpx.get(url + "/health", timeout=30)
+                health = httpx.get(url + "/health", timeout=30, **PLAIN_HTTP)
         assert health is not None
         assert (health.status_code, health.json()["status"]) == (503, "starting")
         refused = httpx.post(url + "/predict", content=b"x", timeout=30)
@@ -196,6 +195,6 @@ def test_a_stop_as_the_first_process_of_a_container() -> None:
 
 def _status_of(url: str) -> int | None:
     try:
-        return httpx.get(url, timeout=30).status_code
+        return httpx.get(url, timeout=30, **PLAIN_HTTP).status_code
     except httpx.TransportError:
         return None

@@ -22,6 +22,7 @@ from vit_api import image_limits, images
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.errors import BadRequest
 from vit_api.model.compile_cache import keep_compiled_code
+from vit_api.model.quick_import import quick_import
 from vit_api.pixels import Pixels, Upload
 from vit_api.records import Prediction
 
@@ -77,7 +78,8 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         started = time.monotonic()
         if self._engine == "compile":
             keep_compiled_code()
-        from vit_api.model.model import VisionModel
+        with quick_import():
+            from vit_api.model.model import VisionModel
 
         model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads, self.max_batch_size)
         model.prepare(self._engine)
