@@ -319,3 +319,19 @@ def test_an_error_says_how_long_it_took(digits_server: RunningServer) -> None:
     timing = digits_server.predict(b"no image").headers["server-timing"]
     assert timing.startswith("total;dur=")
     assert 0 < float(timing.partition("=")[2]) < 30_000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "methods"),
+    [
+        pytest.param("DELETE", "/", "GET, HEAD, POST", id="the page and Hugging Face's API"),
+        pytest.param("POST", "/health", "GET, HEAD", id="a probe"),
+        pytest.param("GET", "/predict", "POST", id="a path that classifies"),
+    ],
+)
+def test_a_wrong_method_is_told_all_right_ones(
+    digits_server: RunningServer, method: str, path: str, methods: str
+) -> None:
+    """RFC 9110, section 10.2.1: `Allow` lists the methods that the resource supports."""
+    response = httpx.request(method, digits_server.url + path, timeout=30)
+    assert (response.status_code, response.headers["allow"]) == (405, methods)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
 from vit_api.routes.pages import strict_page_headers
@@ -52,15 +52,16 @@ def page_router() -> APIRouter:
     """
     files = {path.relative_to(_FILES).as_posix(): _read(path) for path in _FILES.rglob("*") if path.is_file()}
     start = files.pop(_START)
-    router = APIRouter(include_in_schema=False)
+    router = APIRouter(tags=["page"])
 
-    @router.head(PAGE_PATH)
-    @router.get(PAGE_PATH)
+    @router.head(PAGE_PATH, include_in_schema=False)
+    @router.get(PAGE_PATH, response_class=HTMLResponse, responses={304: {"description": "The browser has it"}})
     async def page(request: Request) -> Response:
+        """Show a page that classifies images in a browser."""
         return start.answer(request)
 
-    @router.head(PAGE_FOLDER + "{name:path}")
-    @router.get(PAGE_FOLDER + "{name:path}")
+    @router.head(PAGE_FOLDER + "{name:path}", include_in_schema=False)
+    @router.get(PAGE_FOLDER + "{name:path}", include_in_schema=False)
     async def file(name: str, request: Request) -> Response:
         if name not in files:
             raise HTTPException(404)

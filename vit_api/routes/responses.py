@@ -6,6 +6,7 @@ import starlette.responses
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match, Route
 
 from vit_api.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ViTError
 from vit_api.routes.messages import Response, to_json
@@ -27,12 +28,23 @@ def from_exception(request: Request, error: Exception) -> starlette.responses.Re
     """Word whatever a route of FastAPI's raised, such as an unknown path, as one of our failures."""
     ours = _worded(request, error)
     theirs = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if isinstance(ours, MethodNotAllowed):
+        theirs["Allow"] = ", ".join(_methods(request))
     return starlette.responses.Response(
         to_json(error_body(ours, request.state.request_id)),
         ours.status,
         theirs | ours.headers(),
         media_type="application/json",
     )
+
+
+def _methods(request: Request) -> list[str]:
+    """Return all methods that a path takes; starlette tells those of one route alone, and a path may have several."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def _worded(request: Request, error: Exception) -> ViTError:

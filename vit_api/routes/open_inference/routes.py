@@ -51,6 +51,12 @@ _BODY = {
     },
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
 }
+_CONTENT = {
+    "content": {
+        "application/json": {"schema": {"type": "object"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    }
+}
 _HEADER = {
     "name": HEADER_LENGTH.decode().title(),
     "in": "header",
@@ -179,7 +185,7 @@ class OpenInferenceRoutes:
             @router.post(
                 path,
                 tags=["classification"],
-                responses=ANSWER | FAILURES | _UNKNOWN,
+                responses={200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
                 openapi_extra=takes(_BODY, *self._parameters(path), _HEADER),
             )
             async def infer(request: starlette.requests.Request) -> dict[str, Any]:
