@@ -81,8 +81,10 @@ def create_app(
         static_url=STATIC_FOLDER,
         redirect_slashes=False,
     )
-    app.include_router(docs_router("ViT API", "/openapi.json"))
-    for router in (*(protocol.router() for protocol in protocols), *operators):
+    docs = docs_router("ViT API", "/openapi.json")
+    routers = (docs, *(protocol.router() for protocol in protocols), *operators)
+    app.state.routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    for router in routers:
         app.include_router(router)
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)

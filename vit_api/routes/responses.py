@@ -29,7 +29,7 @@ def from_exception(request: Request, error: Exception) -> starlette.responses.Re
     ours = _worded(request, error)
     theirs = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(ours, MethodNotAllowed):
-        theirs["Allow"] = ", ".join(_methods(request))
+        theirs["Allow"] = ", ".join(_methods(request)) or theirs.get("Allow", "")
     return starlette.responses.Response(
         to_json(error_body(ours, request.state.request_id)),
         ours.status,
@@ -41,7 +41,7 @@ def from_exception(request: Request, error: Exception) -> starlette.responses.Re
 def _methods(request: Request) -> list[str]:
     """Return all methods that a path takes; starlette tells those of one route alone, and a path may have several."""
     found: set[str] = set()
-    for route in request.app.routes:
+    for route in request.app.state.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
             found |= route.methods or set()
     return sorted(found)
