@@ -301,3 +301,11 @@ def test_what_is_known_is_the_whole_top_20() -> None:
     """Packed and unpacked, to the last bit of what a worker's answer carries."""
     top = Prediction(tuple(range(100, 100 + TOP_K)), tuple(1 / 2**k for k in range(1, TOP_K + 1)), 0.5)
     assert Known(top).prediction == top
+
+
+def test_a_long_wording_is_not_kept() -> None:
+    """What an entry of the cache takes is bounded, whatever clients ask for."""
+    known = Known(Prediction((1,), (0.0,), 1.0))
+    known.add_wording("short", b"x" * 512)
+    known.add_wording("long", b"x" * 513)
+    assert list(known.wordings) == ["short"]

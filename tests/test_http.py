@@ -335,3 +335,19 @@ def test_a_wrong_method_is_told_all_right_ones(
     """RFC 9110, section 10.2.1: `Allow` lists the methods that the resource supports."""
     response = httpx.request(method, digits_server.url + path, timeout=30)
     assert (response.status_code, response.headers["allow"]) == (405, methods)
+
+
+@pytest.mark.parametrize("path", ["/%0A", "/predict%0A", "/predict/batch%0a", "/v2/models/digits/infer%0A", "/%00"])
+def test_a_path_with_control_characters_is_none(digits_server: RunningServer, path: str) -> None:
+    """Patterns may take a line break at the end for nothing."""
+    response = httpx.post(digits_server.url + path, content=b"x", timeout=30)
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(("path", "field"), [("/predict", "image"), ("/", "inputs")])
+def test_json_is_an_upload_and_little_else(digits_server: RunningServer, path: str, field: str) -> None:
+    """Millions of numbers would hold up all threads while they are read."""
+    body = {field: "eA==", "more": [1.5] * 2000}
+    response = httpx.post(digits_server.url + path, json=body, timeout=30)
+    assert response.status_code == 400
+    assert "more than an upload" in response.json()["error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -23,7 +24,7 @@ _SLOTS = 128
 
 
 class EchoAPI(ls.LitAPI):
-    """Names the first pixel's value as the most probable class; fails on a value of 255."""
+    """Names the first pixel's value as the most probable class; 255 fails, 254 has no room, 253 overflows."""
 
     batches: list[int]
 
@@ -55,7 +56,7 @@ class EchoAPI(ls.LitAPI):
         return True
 
     def unbatch(self, output: list[int]) -> list[Prediction]:
-        return [Prediction((value,), (0.0,), 1.0) for value in output]
+        return [Prediction((value,), (math.inf if value == 253 else 0.0,), 1.0) for value in output]
 
 
 class Bench:
@@ -127,6 +128,15 @@ def test_a_worker_whose_device_broke_ends_with_its_images() -> None:
         bench.run_until(1)
     assert bench.table.count_by_state()[SlotState.RUNNING] == 1
     assert bench.answers.read(_SLOTS) == b""
+
+
+def test_an_image_whose_numbers_overflow_fails_alone() -> None:
+    """JSON has no infinity, and nobody should remember one."""
+    bench = Bench()
+    for slot, value in enumerate((7, 253, 8)):
+        bench.queue(slot, value)
+    answers = bench.run_until(3)
+    assert [answers[slot].status for slot in range(3)] == [Status.OK, Status.FAILED, Status.OK]
 
 
 def test_a_failing_batch_is_answered_and_the_loop_goes_on() -> None:

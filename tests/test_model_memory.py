@@ -69,6 +69,15 @@ def test_a_full_device_works_and_a_broken_one_does_not(
     assert lit_api.has_working_device() is works
 
 
+def test_a_model_that_overflows_is_not_served(lit_api: ViTAPI) -> None:
+    """As float16 may with some weights: its start says so, instead of every answer."""
+    assert lit_api.model is not None
+    network = lit_api.model._logits
+    lit_api.model._logits = lambda pixels: network(pixels) * torch.inf
+    with pytest.raises(RuntimeError, match="infinite numbers, or none"):
+        lit_api.model.prepare("eager")
+
+
 @pytest.mark.parametrize("most", [0, 1, 3, 31])
 def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.random.Generator) -> None:
     """Each image gets the answer that it gets alone; if not even one fits, each is told so."""

@@ -64,6 +64,7 @@ class Known:
     __slots__ = ("packed", "wordings")
 
     _MOST_WORDINGS = 2
+    _LONGEST_WORDING_BYTES = 512
 
     def __init__(self, prediction: Prediction) -> None:
         self.packed = prediction.pack()
@@ -75,7 +76,12 @@ class Known:
         return Prediction.unpack(self.packed)
 
     def add_wording(self, name: Hashable, wording: bytes) -> None:
-        """Keep a wording in place of the oldest, so that clients who want each one can't multiply the memory."""
+        """Keep a wording in place of the oldest, so that clients who want each one can't multiply the memory.
+
+        A long one, as of 20 classes with long names, is made anew each time.
+        """
+        if len(wording) > self._LONGEST_WORDING_BYTES:
+            return
         if len(self.wordings) >= self._MOST_WORDINGS:
             del self.wordings[next(iter(self.wordings))]
         self.wordings[name] = wording

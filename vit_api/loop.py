@@ -256,7 +256,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             output = _attempt(lit_api, lambda: _complete(lit_api.unbatch(launched), size), size)
         if not isinstance(output, Status):
             self._model_times.observe(time.monotonic() - max(staged_at, self._done_at))
-            return [(Status.OK, prediction) for prediction in output]
+            return [_outcome_of(prediction) for prediction in output]
         if output == Status.OUT_OF_MEMORY:
             lit_api.free_memory()
         if output != Status.OUT_OF_MEMORY or size == 1:
@@ -292,6 +292,14 @@ def _attempt(lit_api: ViTAPI, step: Callable[[], Any], size: int) -> Any:
             logger.critical("the device does not work any more; this worker ends, so that another one is started")
             raise SystemExit(1) from None
         return Status.FAILED
+
+
+def _outcome_of(prediction: Prediction) -> _Outcome:
+    """Return what an image is answered: a failure where its numbers have overflowed on the way."""
+    if prediction.is_finite:
+        return Status.OK, prediction
+    logger.error("the model gave an image infinite numbers, or none: its weights or its dtype don't suffice")
+    return Status.FAILED, NO_PREDICTION
 
 
 def _complete(predictions: list[Prediction], size: int) -> list[Prediction]:

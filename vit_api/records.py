@@ -52,6 +52,11 @@ class Prediction(NamedTuple):
     top_probability: float
 
     @property
+    def is_finite(self) -> bool:
+        """Tell whether these are numbers: neither infinite nor NaN, which JSON doesn't have."""
+        return math.isfinite(sum(self.logits, self.top_probability))
+
+    @property
     def probabilities(self) -> tuple[float, ...]:
         """What a softmax over all classes gives these, as exact as float32: the first one's is at least 1 / classes."""
         if not self.logits:

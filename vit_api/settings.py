@@ -115,7 +115,7 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=1_000_000,
-            description="Answers that each HTTP process remembers, 1.2 KB each; 0: compute every one",
+            description="Answers that each HTTP process remembers, 1.2 to 2 KB each; 0: compute every one",
         ),
     ] = 10_000
     cache_ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="Seconds that an answer is remembered")] = (

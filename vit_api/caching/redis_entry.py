@@ -5,7 +5,6 @@ Knows nothing of Redis itself.
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 
@@ -41,7 +40,7 @@ def unpack_entry(key: bytes, entry: bytes, classes: int) -> Prediction:
     if not prediction.indices or max(prediction.indices) >= classes:
         raise ValueError("classes that the model doesn't know")
     top, certainty = prediction.logits[0], prediction.top_probability
-    # False for NaN, too. Rounding may lift a probability above one.
-    if not (0 <= certainty <= 1 + 1e-6 and math.isfinite(top) and all(logit <= top for logit in prediction.logits)):
+    # Rounding may lift a probability above one.
+    if not (prediction.is_finite and 0 <= certainty <= 1 + 1e-6 and all(logit <= top for logit in prediction.logits)):
         raise ValueError("not what a model says")
     return prediction

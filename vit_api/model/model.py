@@ -235,7 +235,9 @@ class VisionModel:
         started = time.monotonic()
         sizes = self.engine.sizes or common_batch_sizes(self._max_batch_size)
         for size in sizes:
-            self.collect(self.launch(self.stage([np.zeros(self.pixel_shape, np.uint8)] * size)))
+            black = [np.zeros(self.pixel_shape, np.uint8)] * size
+            if not all(prediction.is_finite for prediction in self.collect(self.launch(self.stage(black)))):
+                raise RuntimeError(f"the model gives infinite numbers, or none, in {self.dtype}; try another dtype")
         logger.info("warmed up for batches of %s in %.1f s", list(sizes), time.monotonic() - started)
 
     @_naming_memory_errors

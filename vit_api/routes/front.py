@@ -17,7 +17,7 @@ from typing import NamedTuple
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vit_api.errors import InternalError, ViTError
+from vit_api.errors import InternalError, NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.routes.exchange import Exchange, Observer
 from vit_api.routes.messages import NO_SNIFFING, REQUEST_ID, Pending, Request, Response
@@ -95,6 +95,8 @@ class Front:
         try:
             if self._admit is not None:
                 self._admit(request)
+            if path is None and not scope["path"].isprintable():  # FastAPI would take a line break at its end for none
+                raise NotFound("there is no such path here; /docs lists what there is")
             response = None if path is None else await path.handler(request)
         except ClientDisconnect:
             self._observe(Exchange(request, CLIENT_LEFT, time.monotonic()))

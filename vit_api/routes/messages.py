@@ -208,7 +208,7 @@ class Response(NamedTuple):
         await send({"type": "http.response.body", "body": self.body})
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def to_json(body: Any) -> bytes:

@@ -40,11 +40,10 @@ def from_exception(request: Request, error: Exception) -> starlette.responses.Re
 
 def _methods(request: Request) -> list[str]:
     """Return all methods that a path takes; starlette tells those of one route alone, and a path may have several."""
-    found: set[str] = set()
-    for route in request.app.state.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
-    return sorted(found)
+    routes = [route for route in request.app.state.routes if isinstance(route, Route)]
+    matching = [route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    same = [route for route in routes if route.path in matching[:1]]  # others may match by a wildcard
+    return sorted({method for route in same for method in route.methods or ()})
 
 
 def _worded(request: Request, error: Exception) -> ViTError:

@@ -172,8 +172,8 @@ def load_object(body: bytes, example: str) -> dict[str, Any]:
     Raises:
         BadRequest: It is no object, malformed, or has much more in it than an upload.
     """
-    # Base64 has none of these bytes. Nested lists without end would hold up every thread while they are parsed.
-    if sum(map(body.count, (b"{", b"[", b'"'))) > _MOST_JSON_MARKS:
+    # Base64 has none of these bytes. Lists without end would hold up every thread while they are parsed.
+    if sum(map(body.count, (b"{", b"[", b'"', b","))) > _MOST_JSON_MARKS:
         raise BadRequest(f"the JSON has more than an upload; send {example}")
     try:
         document: Any = json.loads(body)
