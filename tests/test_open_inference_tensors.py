@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,80 @@ def test_numbers_in_json_may_be_nested(data: list[Any]) -> None:
     """Row by row, as the protocol allows."""
     for datatype in ("UINT8", "FP32"):
         assert Tensor("x", datatype, (2, 2), data).numbers().tolist() == [[1, 2], [3, 4]]
+
+
+class _NeverRead(list[Any]):
+    """A list that may be counted, but not gone through."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("it was gone through")
+
+
+class _NeverSplit(str):
+    """A string that must stay whole."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("it was taken apart")
+
+
+def _nested(depth: int, inner: Any) -> Any:
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param([["eA=="], _NeverSplit("eA==")], id="a string beside a list"),
+        pytest.param([_nested(100, "eA=="), _NeverSplit("eA==")], id="a string beside many lists"),
+        pytest.param([["eA=="], _NeverRead(["eA=="] * 2)], id="more than the shape says"),
+        pytest.param([_nested(100, "eA=="), _NeverRead(["eA=="] * 2)], id="more beside many lists"),
+        pytest.param([["eA=="], [_NeverRead(["eA=="])]], id="more levels than the shape has"),
+    ],
+)
+def test_odd_nesting_is_refused_before_it_is_unfolded(data: list[Any]) -> None:
+    """Python unfolds lists and strings without letting other threads run: a small body could hold up everything."""
+    with pytest.raises(BadRequest):
+        Tensor("image", "BYTES", (2,), data).elements()
+
+
+def test_no_more_levels_than_the_shape_has() -> None:
+    """Beside the outermost list; each takes its own time."""
+    assert Tensor("x", "UINT8", (1, 1), _nested(3, 7)).numbers().tolist() == [[7]]
+    with pytest.raises(BadRequest):
+        Tensor("x", "UINT8", (1, 1), _nested(4, 7)).numbers()
+
+
+_ODD = st.recursive(st.integers(0, 255) | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3), max_leaves=12)
+
+
+@given(st.lists(_ODD, max_size=4), st.lists(st.integers(0, 3), min_size=1, max_size=3))
+def test_any_nesting_is_unfolded_or_refused(data: list[Any], shape: list[int]) -> None:
+    """Into its numbers in their order, and never with another failure."""
+    try:
+        numbers = Tensor("x", "UINT8", tuple(shape), data).numbers()
+    except BadRequest:
+        return
+    assert numbers.shape == tuple(shape)
+    assert numbers.ravel().tolist() == list(_leaves(data))
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    if not isinstance(data, list):
+        yield data
+        return
+    for inner in data:
+        yield from _leaves(inner)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_even_nesting_is_unfolded(shape: list[int], draw: st.DataObject) -> None:
+    """Whether it is as deep as the shape or less."""
+    numbers = np.arange(math.prod(shape), dtype=np.uint8).reshape(shape)
+    first = draw.draw(st.integers(0, len(shape) - 1))
+    data = numbers.reshape(-1, *shape[len(shape) - first :]).tolist()
+    assert Tensor("x", "UINT8", tuple(shape), data).numbers().tolist() == numbers.tolist()
 
 
 @pytest.mark.parametrize("data", [["eA==", 1], ["eA==", "no base64"], ["eA=="], [["eA=="], None]])

@@ -82,8 +82,7 @@ class Tensor:
         """
         if isinstance(self.data, memoryview):
             return unpack_bytes(self.data, self._size(), self.name)
-        texts = _flat(self.data)
-        self._check_count(len(texts))
+        texts = self._flat(self.data)
         if not all(isinstance(text, str) for text in texts):
             raise BadRequest(f"the data of {self.name!r} must be strings of base64")
         return [decode_base64(text) for text in texts]
@@ -103,8 +102,7 @@ class Tensor:
         return np.frombuffer(self.data, dtype).reshape(self.shape)
 
     def _numbers_in_json(self, data: list[Any]) -> NDArray[Any]:
-        values = _flat(data)
-        self._check_count(len(values))
+        values = self._flat(data)
         wrong = BadRequest(f"the data of {self.name!r} must be numbers of the datatype {self.datatype}")
         # Asked before numpy, which would take strings and booleans for numbers.
         if not set(map(type, values)) <= _NUMBER_TYPES[self.datatype]:
@@ -119,22 +117,30 @@ class Tensor:
             raise wrong
         return numbers.astype(np.uint8)
 
+    def _flat(self, data: list[Any]) -> list[Any]:
+        """Return what nested lists have, row by row: JSON data may be nested or not.
+
+        Each level is checked and counted before it is copied, and there are no more than the shape has: Python does all
+        this without letting other threads run, so a client must not choose how much work it is.
+        """
+        for _ in self.shape:
+            if not data or not isinstance(data[0], list):
+                break
+            if not all(isinstance(row, list) for row in data):
+                raise BadRequest(f"the data of {self.name!r} is nested unevenly")
+            count = sum(map(len, data))
+            if count > self._size():
+                self._check_count(count)
+            data = list(chain.from_iterable(data))
+        self._check_count(len(data))
+        return data
+
     def _size(self) -> int:
         return math.prod(self.shape)
 
     def _check_count(self, count: int) -> None:
         if count != self._size():
             raise BadRequest(f"{self.name!r} has {count} elements; its shape {list(self.shape)} needs {self._size()}")
-
-
-def _flat(data: list[Any]) -> list[Any]:
-    """Return what nested lists have, row by row: JSON data may be nested or not."""
-    try:
-        while data and isinstance(data[0], list):
-            data = list(chain.from_iterable(data))
-    except TypeError:
-        raise BadRequest("the tensor's data is nested unevenly") from None
-    return data
 
 
 def unpack_bytes(data: memoryview, count: int, name: str) -> list[bytes]:
