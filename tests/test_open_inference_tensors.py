@@ -221,8 +221,7 @@ _TOP = Prediction((2, 0), (math.log(3), 0.0), 0.75)
 
 
 def _word(outputs: Outputs, *wanted: WantedOutput, is_binary: bool = False) -> tuple[bytes, int | None]:
-    tensor = Tensor("image", "BYTES", (1,), [])
-    return outputs.word(InferRequest(None, tensor, wanted, is_binary), [_TOP])
+    return outputs.word(InferRequest(None, "image", wanted, is_binary), [_TOP])
 
 
 def test_outputs_may_be_mixed() -> None:
@@ -283,9 +282,9 @@ def test_any_bytes_are_read_or_refused(body: bytes, header_length: bytes | None)
 def _read_or_refuse(body: bytes, header_length: bytes | None) -> None:
     outputs = Outputs("m", ["a", "b"])
     try:
-        request = parse_request(body, header_length, _LIMITS)
+        request, tensor = parse_request(body, header_length, _LIMITS)
         outputs.check(request)
-        uploads = _inputs().uploads_of(request.input)
+        uploads = _inputs().uploads_of(tensor)
     except ViTError as error:
         error.message.encode()
         assert len(error.message) < 500
@@ -308,9 +307,9 @@ def test_errors_stay_short(change: Callable[[str], object], name: str) -> None:
     """Whatever of a request they repeat can be sent back."""
     body = json.dumps(change(name)).encode()
     with pytest.raises(ViTError) as raised:
-        request = parse_request(body, None, JsonLimits(100_000, 100_000))
+        request, tensor = parse_request(body, None, JsonLimits(100_000, 100_000))
         Outputs("m", ["a", "b"]).check(request)
-        _inputs().uploads_of(request.input)
+        _inputs().uploads_of(tensor)
     assert len(raised.value.message.encode()) < 500
 
 
@@ -333,6 +332,14 @@ def test_any_one_image_may_be_json() -> None:
     for data in ([file], numbers):
         shape = [1] if data == [file] else [1, 224, 224, 3]
         assert parse_request(json.dumps({"inputs": [_input(data=data, shape=shape)]}).encode(), None, limits)
+
+
+def test_a_body_that_is_a_file_is_not_copied() -> None:
+    """It may be as large as files may be, and many may be under way."""
+    body = b"0123456789"
+    _, tensor = parse_request(body, b"0", _LIMITS)
+    (upload,) = _inputs().uploads_of(tensor)
+    assert upload is body
 
 
 @pytest.mark.parametrize("request_id", ["\ud800", "x" * 1001, 1, ["x"]])

@@ -14,7 +14,7 @@ from vit_api.pixels import Upload
 from vit_api.routes.descriptions import ANSWER, FAILURES, takes
 from vit_api.routes.front import BusyPath
 from vit_api.routes.messages import Headers, Request, Response
-from vit_api.routes.open_inference.infer_request import HEADER_LENGTH, InferRequest, parse_request
+from vit_api.routes.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
 from vit_api.routes.open_inference.inputs import Inputs, element
 from vit_api.routes.open_inference.model_info import SERVER, ModelInfo, Statistics
 from vit_api.routes.open_inference.outputs import MODEL_VERSION, Outputs
@@ -125,16 +125,16 @@ class OpenInferenceRoutes:
         return Response(200, body, headers, results, _BINARY)
 
     async def _read(self, request: Request) -> tuple[InferRequest, Sequence[Upload]]:
-        body = await request.read_body(self._max_body_bytes)
         length = request.headers.get(HEADER_LENGTH)
+        body = await request.read_body(self._inputs.max_upload_bytes if is_raw(length) else self._max_body_bytes)
         is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
         short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
         return await parse_body(body, self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
-        asked = parse_request(body, header_length, self._inputs.json_limits)
+        asked, tensor = parse_request(body, header_length, self._inputs.json_limits)
         self._outputs.check(asked)
-        return asked, self._inputs.uploads_of(asked.input)
+        return asked, self._inputs.uploads_of(tensor)
 
     async def _classify(
         self, request: Request, asked: InferRequest, uploads: Sequence[Upload]
@@ -146,7 +146,7 @@ class OpenInferenceRoutes:
         results: list[Classification] = []
         for number, outcome in enumerate(await self._requests.classify_all(request, uploads)):
             if isinstance(outcome, ViTError):
-                raise outcome.about(element(asked.input.name, number))
+                raise outcome.about(element(asked.input_name, number))
             results.append(outcome)
         return results, ()
 

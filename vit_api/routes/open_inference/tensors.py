@@ -66,13 +66,13 @@ class Tensor:
         name: Its name.
         datatype: As the protocol names it.
         shape: Its dimensions.
-        data: Binary data, or what the JSON has.
+        data: Binary data, what the JSON has, or the bytes of the only element alone, without their length.
     """
 
     name: str
     datatype: str
     shape: Shape
-    data: memoryview | list[Any]
+    data: memoryview | list[Any] | bytes
 
     def elements(self) -> list[bytes]:
         """Return the elements of a BYTES tensor. In JSON they are base64, since a JSON string can't be any bytes.
@@ -80,6 +80,8 @@ class Tensor:
         Raises:
             BadRequest: They are not as many as the shape says, or malformed.
         """
+        if isinstance(self.data, bytes):
+            return [self.data]
         if isinstance(self.data, memoryview):
             return unpack_bytes(self.data, self._size(), self.name)
         texts = self._flat(self.data)
@@ -93,7 +95,7 @@ class Tensor:
         Raises:
             BadRequest: They are not as many as the shape says, or not of the datatype.
         """
-        if not isinstance(self.data, memoryview):
+        if isinstance(self.data, list):
             return self._numbers_in_json(self.data).reshape(self.shape)
         dtype = DTYPES[self.datatype]
         expected = self._size() * dtype.itemsize
