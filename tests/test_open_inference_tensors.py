@@ -207,6 +207,13 @@ def test_bad_strings_in_json(data: list[Any]) -> None:
         Tensor("image", "BYTES", (2,), data).elements()
 
 
+def test_which_string_is_not_base64() -> None:
+    """The error says so, as with any other image that is refused."""
+    with pytest.raises(BadRequest) as raised:
+        Tensor("image", "BYTES", (2,), ["eA==", "!!"]).elements()
+    assert raised.value.message == "element 1 of 'image': it is not valid base64"
+
+
 @pytest.mark.parametrize(("second", "error"), [(b"", EmptyUpload), (b"x" * 11, UploadTooLarge)])
 def test_each_file_has_its_limit(second: bytes, error: type[ViTError]) -> None:
     """And the error says which one it is about."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge
 from vit_api.pixels import Pixels, Upload
-from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, TensorSpec
+from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, TensorSpec, element
 
 IMAGE, PIXELS, PIXEL_VALUES = "image", "pixels", "pixel_values"
 
@@ -123,8 +123,3 @@ class Inputs:
                 element(PIXEL_VALUES, number)
             )
         return levels.astype(np.uint8)
-
-
-def element(name: str, number: int) -> str:
-    """Return what to call one image of an input."""
-    return f"element {number} of {name!r}"

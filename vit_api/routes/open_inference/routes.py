@@ -15,9 +15,10 @@ from vit_api.routes.descriptions import ANSWER, FAILURES, takes
 from vit_api.routes.front import BusyPath
 from vit_api.routes.messages import Headers, Request, Response
 from vit_api.routes.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
-from vit_api.routes.open_inference.inputs import Inputs, element
+from vit_api.routes.open_inference.inputs import Inputs
 from vit_api.routes.open_inference.model_info import SERVER, ModelInfo, Statistics
 from vit_api.routes.open_inference.outputs import MODEL_VERSION, Outputs
+from vit_api.routes.open_inference.tensors import element
 from vit_api.routes.request_classifier import RequestClassifier, source_headers
 from vit_api.routes.uploads import SHORT_BODY_BYTES, parse_body
 from vit_api.schemas import ErrorResponse

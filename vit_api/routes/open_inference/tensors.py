@@ -87,7 +87,7 @@ class Tensor:
         texts = self._flat(self.data)
         if not all(isinstance(text, str) for text in texts):
             raise BadRequest(f"the data of {self.name!r} must be strings of base64")
-        return [decode_base64(text) for text in texts]
+        return [self._decoded(text, number) for number, text in enumerate(texts)]
 
     def numbers(self) -> NDArray[Any]:
         """Return the numbers of a UINT8 or FP32 tensor in its shape; those of FP32 may be float64.
@@ -119,6 +119,12 @@ class Tensor:
             raise wrong
         return numbers.astype(np.uint8)
 
+    def _decoded(self, text: str, number: int) -> bytes:
+        try:
+            return decode_base64(text)
+        except BadRequest:
+            raise BadRequest("it is not valid base64").about(element(self.name, number)) from None
+
     def _flat(self, data: list[Any]) -> list[Any]:
         """Return what nested lists have, row by row: JSON data may be nested or not.
 
@@ -143,6 +149,11 @@ class Tensor:
     def _check_count(self, count: int) -> None:
         if count != self._size():
             raise BadRequest(f"{self.name!r} has {count} elements; its shape {list(self.shape)} needs {self._size()}")
+
+
+def element(name: str, number: int) -> str:
+    """Return what to call one element of a tensor, such as one image of an input."""
+    return f"element {number} of {name!r}"
 
 
 def unpack_bytes(data: memoryview, count: int, name: str) -> list[bytes]:
