@@ -275,6 +275,16 @@ def test_before_a_worker_is_ready() -> None:
     assert entry["state"] == "UNAVAILABLE"
 
 
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_probes_may_ask_for_the_status_alone(is_ready: bool) -> None:
+    """As at /health/ready."""
+    scripted = Scripted()
+    if is_ready:
+        scripted.board.post(0, WorkerNotice(WorkerState.READY, "cpu", "CPU", "float32"))
+    assert scripted.ask("HEAD", "/v2/health/live").status_code == 200
+    assert scripted.ask("HEAD", "/v2/health/ready").status_code == (200 if is_ready else 503)
+
+
 def test_the_configuration_says_where_the_model_runs() -> None:
     """On each GPU as often as set, with what batching waits for."""
     config = Scripted(("cuda:0", "cuda:1"), has_cache=False).ask("GET", f"/v2/models/{_NAME}/config").json()

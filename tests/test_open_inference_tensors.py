@@ -287,7 +287,7 @@ def test_any_bytes_are_read_or_refused(body: bytes, header_length: bytes | None)
 
 
 def _read_or_refuse(body: bytes, header_length: bytes | None) -> None:
-    outputs = Outputs("m", ["a", "b"])
+    outputs = Outputs("m", ["a", "b", "c"])
     try:
         request, tensor = parse_request(body, header_length, _LIMITS)
         outputs.check(request)

@@ -35,7 +35,7 @@ class WantedOutput:
     Attributes:
         name: The output's.
         is_binary: Whether to send binary data.
-        classes: How many classes to name instead of the tensor itself; None: the tensor.
+        classes: How many classes to name instead of the tensor itself, if there are so many; None: the tensor.
     """
 
     name: str

@@ -157,11 +157,13 @@ class OpenInferenceRoutes:
             """Tell what speaks here, and which extensions of the protocol it knows."""
             return SERVER
 
+        @router.head("/v2/health/live", include_in_schema=False)
         @router.get("/v2/health/live")
         async def server_live() -> dict[str, bool]:
             """Answer 200 as long as this process answers at all."""
             return {"live": True}
 
+        @router.head("/v2/health/ready", include_in_schema=False)
         @router.get("/v2/health/ready", responses=_UNREADY)
         async def server_ready() -> dict[str, bool]:
             """Tell whether images are welcome: 200 if so."""
