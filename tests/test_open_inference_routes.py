@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
+import time
+import tracemalloc
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from vit_api.caching.cache_board import CacheBoard
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.classifier import Classification, Known, Source
-from vit_api.errors import Overloaded, ViTError
+from vit_api.errors import Overloaded, UploadTooLarge, ViTError
 from vit_api.metrics import COUNTED
 from vit_api.metrics_board import MetricsBoard
 from vit_api.records import Answer, Prediction, Status
 from vit_api.routes.api import create_app
 from vit_api.routes.exchange import Exchange
+from vit_api.routes.messages import Pending, Request, Response, to_json
 from vit_api.routes.open_inference.inputs import Inputs
 from vit_api.routes.open_inference.model_info import ModelInfo, Statistics
 from vit_api.routes.open_inference.outputs import Outputs
 from vit_api.routes.open_inference.routes import OpenInferenceRoutes
+from vit_api.routes.open_inference.tensors import pack_bytes
 from vit_api.routes.request_classifier import RequestClassifier
 from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
 
@@ -31,6 +36,11 @@ _QUOTED = _NAME.replace("/", "%2F")
 _TOP = Prediction((1, 0), (math.log(3), 0.0), 0.75)
 _FULL = Overloaded("planted", 7)
 _MOST_BODY_BYTES = 1000
+_MOST_UPLOAD_BYTES = 100
+
+
+def _inputs(max_upload_bytes: int) -> Inputs:
+    return Inputs(load_checkpoint("digits").preprocessing, max_images=4, max_upload_bytes=max_upload_bytes)
 
 
 class Scripted:
@@ -41,7 +51,8 @@ class Scripted:
         self.cache = CacheBoard(1) if has_cache else None
         self.counts = MetricsBoard(["http-0"], COUNTED)
         self.exchanges: list[Exchange] = []
-        self.inputs = Inputs(load_checkpoint("digits").preprocessing, max_images=4, max_upload_bytes=100)
+        self.max_body_bytes = _MOST_BODY_BYTES
+        self.inputs = _inputs(max_upload_bytes=_MOST_UPLOAD_BYTES)
         self.outputs = Outputs(_NAME, ["a", "b"])
         self.model = ModelInfo(
             _NAME,
@@ -65,7 +76,7 @@ class Scripted:
             self.model,
             statistics=Statistics(_NAME, self.counts, self.board, self.cache),
             board=self.board,
-            max_body_bytes=_MOST_BODY_BYTES,
+            max_body_bytes=self.max_body_bytes,
         )
 
     async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
@@ -181,6 +192,74 @@ def test_a_body_has_its_limit() -> None:
     assert (response.status_code, response.json()["code"]) == (413, "upload_too_large")
 
 
+def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> Response:
+    """Have the handler answer a request whose body is taken from `chunks` as it is read."""
+    scope = {"headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]}
+
+    async def receive() -> Message:
+        if not chunks:
+            await asyncio.Event().wait()  # the client stays until it has its answer
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+    async def answer() -> Response:
+        request = Request(scope, receive, b"id", Pending(scripted.max_body_bytes), time.monotonic())
+        return await scripted.routes().infer(request)
+
+    return asyncio.run(answer())
+
+
+def test_a_body_that_is_a_file_has_a_files_limit() -> None:
+    """No more of it is read, though other bodies may be longer."""
+    chunks = [b"x" * _MOST_UPLOAD_BYTES, b"x", b"never read"]
+    with pytest.raises(UploadTooLarge) as raised:
+        _infer_directly(Scripted(), chunks, inference_header_content_length="0")
+    assert raised.value.message == UploadTooLarge(_MOST_UPLOAD_BYTES).message
+    assert chunks == [b"never read"]
+
+
+class _Measured(Scripted):
+    """Classifies an image once no more memory is held than may be, and notes how much that is."""
+
+    held_bytes = 0
+    may_hold_bytes = 0
+
+    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+        give_up_at = time.monotonic() + 10  # the thread that read the body may let go of it a little later
+        while (held := tracemalloc.get_traced_memory()[0]) > self.may_hold_bytes and time.monotonic() < give_up_at:
+            await asyncio.sleep(0.01)
+        self.held_bytes = held
+        return await super().compute(key, upload, deadline)
+
+
+@pytest.mark.parametrize("form", ["file", "binary", "json"])
+def test_a_body_is_forgotten_once_its_images_are_found(form: str) -> None:
+    """They alone are held until the answer, whatever they came in."""
+    size = 2**20
+    scripted = _Measured()
+    scripted.inputs = _inputs(max_upload_bytes=size)
+    scripted.max_body_bytes = 2 * size
+    scripted.may_hold_bytes = size * 5 // 4
+    tracemalloc.start()
+    try:
+        chunks, headers = _large_request(form, size)
+        assert _infer_directly(scripted, chunks, **headers).status == 200
+    finally:
+        tracemalloc.stop()
+    assert size <= scripted.held_bytes <= scripted.may_hold_bytes
+
+
+def _large_request(form: str, size: int) -> tuple[list[bytes], dict[str, str]]:
+    """Return the body with one image of so many bytes, and its headers."""
+    if form == "file":
+        return [bytes(size)], {"inference_header_content_length": "0"}
+    tensor: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    if form == "json":
+        return [to_json({"inputs": [tensor | {"data": [base64.b64encode(bytes(size)).decode()]}]})], {}
+    packed = pack_bytes([bytes(size)])
+    header = to_json({"inputs": [tensor | {"parameters": {"binary_data_size": len(packed)}}]})
+    return [header + packed], {"inference_header_content_length": str(len(header))}
+
+
 def test_before_a_worker_is_ready() -> None:
     """It lives, and says that it is not ready, and when to ask again."""
     scripted = Scripted()
@@ -194,6 +273,16 @@ def test_before_a_worker_is_ready() -> None:
         )
     (entry,) = scripted.ask("POST", "/v2/repository/index").json()
     assert entry["state"] == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_probes_may_ask_for_the_status_alone(is_ready: bool) -> None:
+    """As at /health/ready."""
+    scripted = Scripted()
+    if is_ready:
+        scripted.board.post(0, WorkerNotice(WorkerState.READY, "cpu", "CPU", "float32"))
+    assert scripted.ask("HEAD", "/v2/health/live").status_code == 200
+    assert scripted.ask("HEAD", "/v2/health/ready").status_code == (200 if is_ready else 503)
 
 
 def test_the_configuration_says_where_the_model_runs() -> None:

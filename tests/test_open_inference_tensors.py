@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -126,11 +126,92 @@ def test_numbers_in_json_may_be_nested(data: list[Any]) -> None:
         assert Tensor("x", datatype, (2, 2), data).numbers().tolist() == [[1, 2], [3, 4]]
 
 
+class _NeverRead(list[Any]):
+    """A list that may be counted, but not gone through."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("it was gone through")
+
+
+class _NeverSplit(str):
+    """A string that must stay whole."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("it was taken apart")
+
+
+def _nested(depth: int, inner: Any) -> Any:
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param([["eA=="], _NeverSplit("eA==")], id="a string beside a list"),
+        pytest.param([_nested(100, "eA=="), _NeverSplit("eA==")], id="a string beside many lists"),
+        pytest.param([["eA=="], _NeverRead(["eA=="] * 2)], id="more than the shape says"),
+        pytest.param([_nested(100, "eA=="), _NeverRead(["eA=="] * 2)], id="more beside many lists"),
+        pytest.param([["eA=="], [_NeverRead(["eA=="])]], id="more levels than the shape has"),
+    ],
+)
+def test_odd_nesting_is_refused_before_it_is_unfolded(data: list[Any]) -> None:
+    """Python unfolds lists and strings without letting other threads run: a small body could hold up everything."""
+    with pytest.raises(BadRequest):
+        Tensor("image", "BYTES", (2,), data).elements()
+
+
+def test_no_more_levels_than_the_shape_has() -> None:
+    """Beside the outermost list; each takes its own time."""
+    assert Tensor("x", "UINT8", (1, 1), _nested(3, 7)).numbers().tolist() == [[7]]
+    with pytest.raises(BadRequest):
+        Tensor("x", "UINT8", (1, 1), _nested(4, 7)).numbers()
+
+
+_ODD = st.recursive(st.integers(0, 255) | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3), max_leaves=12)
+
+
+@given(st.lists(_ODD, max_size=4), st.lists(st.integers(0, 3), min_size=1, max_size=3))
+def test_any_nesting_is_unfolded_or_refused(data: list[Any], shape: list[int]) -> None:
+    """Into its numbers in their order, and never with another failure."""
+    try:
+        numbers = Tensor("x", "UINT8", tuple(shape), data).numbers()
+    except BadRequest:
+        return
+    assert numbers.shape == tuple(shape)
+    assert numbers.ravel().tolist() == list(_leaves(data))
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    if not isinstance(data, list):
+        yield data
+        return
+    for inner in data:
+        yield from _leaves(inner)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
+def test_even_nesting_is_unfolded(shape: list[int], draw: st.DataObject) -> None:
+    """Whether it is as deep as the shape or less."""
+    numbers = np.arange(math.prod(shape), dtype=np.uint8).reshape(shape)
+    first = draw.draw(st.integers(0, len(shape) - 1))
+    data = numbers.reshape(-1, *shape[len(shape) - first :]).tolist()
+    assert Tensor("x", "UINT8", tuple(shape), data).numbers().tolist() == numbers.tolist()
+
+
 @pytest.mark.parametrize("data", [["eA==", 1], ["eA==", "no base64"], ["eA=="], [["eA=="], None]])
 def test_bad_strings_in_json(data: list[Any]) -> None:
     """Not a string, not base64, too few, nested unevenly."""
     with pytest.raises(BadRequest):
         Tensor("image", "BYTES", (2,), data).elements()
+
+
+def test_which_string_is_not_base64() -> None:
+    """The error says so, as with any other image that is refused."""
+    with pytest.raises(BadRequest) as raised:
+        Tensor("image", "BYTES", (2,), ["eA==", "!!"]).elements()
+    assert raised.value.message == "element 1 of 'image': it is not valid base64"
 
 
 @pytest.mark.parametrize(("second", "error"), [(b"", EmptyUpload), (b"x" * 11, UploadTooLarge)])
@@ -147,8 +228,7 @@ _TOP = Prediction((2, 0), (math.log(3), 0.0), 0.75)
 
 
 def _word(outputs: Outputs, *wanted: WantedOutput, is_binary: bool = False) -> tuple[bytes, int | None]:
-    tensor = Tensor("image", "BYTES", (1,), [])
-    return outputs.word(InferRequest(None, tensor, wanted, is_binary), [_TOP])
+    return outputs.word(InferRequest(None, "image", wanted, is_binary), [_TOP])
 
 
 def test_outputs_may_be_mixed() -> None:
@@ -207,11 +287,11 @@ def test_any_bytes_are_read_or_refused(body: bytes, header_length: bytes | None)
 
 
 def _read_or_refuse(body: bytes, header_length: bytes | None) -> None:
-    outputs = Outputs("m", ["a", "b"])
+    outputs = Outputs("m", ["a", "b", "c"])
     try:
-        request = parse_request(body, header_length, _LIMITS)
+        request, tensor = parse_request(body, header_length, _LIMITS)
         outputs.check(request)
-        uploads = _inputs().uploads_of(request.input)
+        uploads = _inputs().uploads_of(tensor)
     except ViTError as error:
         error.message.encode()
         assert len(error.message) < 500
@@ -234,9 +314,9 @@ def test_errors_stay_short(change: Callable[[str], object], name: str) -> None:
     """Whatever of a request they repeat can be sent back."""
     body = json.dumps(change(name)).encode()
     with pytest.raises(ViTError) as raised:
-        request = parse_request(body, None, JsonLimits(100_000, 100_000))
+        request, tensor = parse_request(body, None, JsonLimits(100_000, 100_000))
         Outputs("m", ["a", "b"]).check(request)
-        _inputs().uploads_of(request.input)
+        _inputs().uploads_of(tensor)
     assert len(raised.value.message.encode()) < 500
 
 
@@ -259,6 +339,14 @@ def test_any_one_image_may_be_json() -> None:
     for data in ([file], numbers):
         shape = [1] if data == [file] else [1, 224, 224, 3]
         assert parse_request(json.dumps({"inputs": [_input(data=data, shape=shape)]}).encode(), None, limits)
+
+
+def test_a_body_that_is_a_file_is_not_copied() -> None:
+    """It may be as large as files may be, and many may be under way."""
+    body = b"0123456789"
+    _, tensor = parse_request(body, b"0", _LIMITS)
+    (upload,) = _inputs().uploads_of(tensor)
+    assert upload is body
 
 
 @pytest.mark.parametrize("request_id", ["\ud800", "x" * 1001, 1, ["x"]])

@@ -35,7 +35,7 @@ class WantedOutput:
     Attributes:
         name: The output's.
         is_binary: Whether to send binary data.
-        classes: How many classes to name instead of the tensor itself; None: the tensor.
+        classes: How many classes to name instead of the tensor itself, if there are so many; None: the tensor.
     """
 
     name: str
@@ -45,23 +45,32 @@ class WantedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """An inference request.
+    """An inference request, without its data, which may take much memory and is not needed until the answer.
 
     Attributes:
         id: What the answer repeats; None if there is none.
-        input: The one input.
+        input_name: The one input's.
         outputs: The outputs that it names; none: all.
         is_binary: Whether outputs that it does not name are to be binary data.
     """
 
     id: str | None
-    input: Tensor
+    input_name: str
     outputs: tuple[WantedOutput, ...]
     is_binary: bool
 
 
-def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) -> InferRequest:
-    """Read a request's body.
+def is_raw(header_length: bytes | None) -> bool:
+    """Tell whether a body has no JSON, but is one image file, as in Triton's raw binary requests.
+
+    Args:
+        header_length: What the HTTP header `HEADER_LENGTH` says; None without one.
+    """
+    return header_length is not None and header_length.isdigit() and int(header_length[:_MOST_LENGTH_DIGITS]) == 0
+
+
+def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) -> tuple[InferRequest, Tensor]:
+    """Read a request's body; return what it asks for, and its one input.
 
     Args:
         body: The body.
@@ -72,17 +81,16 @@ def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) 
         BadRequest: It is not as the protocol says.
     """
     length = _json_length(body, header_length)
-    binary = memoryview(body)[length:]
-    if header_length is not None and length == 0:
-        return _raw_request(binary)
-    document = _parse_json(body[:length], limits)
+    if is_raw(header_length):
+        return InferRequest(None, IMAGE, (), is_binary=True), Tensor(IMAGE, "BYTES", (1,), body)
+    document = _parse_json(body, length, limits)
     parameters = _parameters(document)
-    tensor = _input(document, binary)
+    tensor = _input(document, memoryview(body)[length:])
     is_binary = _flag(parameters, "binary_data_output", False)
     outputs = tuple(_wanted(output, is_binary) for output in _list(document, "outputs"))
     if len({output.name for output in outputs}) < len(outputs):
         raise BadRequest("an output is asked for twice")
-    return InferRequest(_id(document), tensor, outputs, is_binary)
+    return InferRequest(_id(document), tensor.name, outputs, is_binary), tensor
 
 
 def _id(document: dict[str, Any]) -> str | None:
@@ -106,19 +114,12 @@ def _json_length(body: bytes, header_length: bytes | None) -> int:
     return int(header_length)
 
 
-def _raw_request(binary: memoryview) -> InferRequest:
-    """Return the request that a body without JSON is: one image file, as in Triton's raw binary requests."""
-    length = len(binary).to_bytes(4, "little")
-    data = memoryview(length + bytes(binary))
-    return InferRequest(None, Tensor(IMAGE, "BYTES", (1,), data), (), is_binary=True)
-
-
-def _parse_json(text: bytes, limits: JsonLimits) -> dict[str, Any]:
-    if len(text) > limits.max_bytes or sum(map(text.count, (b",", b"[", b"{"))) > limits.max_values:
+def _parse_json(body: bytes, length: int, limits: JsonLimits) -> dict[str, Any]:
+    if length > limits.max_bytes or sum(body.count(mark, 0, length) for mark in (b",", b"[", b"{")) > limits.max_values:
         most = f"{limits.max_values} values or {limits.max_bytes / 2**20:.4g} MB"
         raise BadRequest(f"the JSON has more than {most}; send the tensor as binary data")
     try:
-        document = json.loads(text)
+        document = json.loads(body[:length])
     except (ValueError, RecursionError):
         raise BadRequest("the inference request's JSON is malformed") from None
     if not isinstance(document, dict):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge
 from vit_api.pixels import Pixels, Upload
-from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, TensorSpec
+from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, TensorSpec, element
 
 IMAGE, PIXELS, PIXEL_VALUES = "image", "pixels", "pixel_values"
 
@@ -33,7 +33,7 @@ class Inputs:
     def __init__(self, preprocessing: Preprocessing, *, max_images: int, max_upload_bytes: int) -> None:
         self._preprocessing = preprocessing
         self._max_images = max_images
-        self._max_upload_bytes = max_upload_bytes
+        self.max_upload_bytes = max_upload_bytes
 
     @property
     def json_limits(self) -> JsonLimits:
@@ -43,7 +43,7 @@ class Inputs:
         """
         height, width, channels = self._preprocessing.pixel_shape
         max_values = max(_LEAST_JSON_VALUES, height * width * (channels + 2))
-        file_bytes = self._max_upload_bytes * 4 // 3  # base64 makes 4 characters of 3 bytes
+        file_bytes = self.max_upload_bytes * 4 // 3  # base64 makes 4 characters of 3 bytes
         return JsonLimits(max(file_bytes, max_values * _MOST_NUMBER_BYTES) + _ENVELOPE_BYTES, max_values)
 
     def specs(self) -> list[TensorSpec]:
@@ -94,8 +94,8 @@ class Inputs:
         for number, file in enumerate(files):
             if not file:
                 raise EmptyUpload("it is empty; send an image file's bytes").about(element(IMAGE, number))
-            if len(file) > self._max_upload_bytes:
-                raise UploadTooLarge(self._max_upload_bytes).about(element(IMAGE, number))
+            if len(file) > self.max_upload_bytes:
+                raise UploadTooLarge(self.max_upload_bytes).about(element(IMAGE, number))
         return files
 
     def _channels_last(self, tensor: Tensor) -> NDArray[np.generic]:
@@ -123,8 +123,3 @@ class Inputs:
                 element(PIXEL_VALUES, number)
             )
         return levels.astype(np.uint8)
-
-
-def element(name: str, number: int) -> str:
-    """Return what to call one image of an input."""
-    return f"element {number} of {name!r}"

@@ -47,7 +47,7 @@ class Outputs:
         """Refuse a request for what there is not.
 
         Raises:
-            BadRequest: There is no such output, or it can't be had as a classification of so many classes.
+            BadRequest: There is no such output, or it can't be had as a classification, or not of so few classes.
         """
         names = [spec.name for spec in self.specs()]
         for output in request.outputs:
@@ -57,8 +57,8 @@ class Outputs:
                 continue
             if output.name != PROBABILITIES:
                 raise BadRequest(f"only {PROBABILITIES!r} can be had as a classification, not {output.name!r}")
-            if not 1 <= output.classes <= self.classes:
-                raise BadRequest(f"a classification has 1 to {self.classes} classes, not {output.classes}")
+            if output.classes < 1:
+                raise BadRequest(f"a classification has at least one class, not {output.classes}")
 
     def word(self, request: InferRequest, predictions: Sequence[Prediction]) -> tuple[bytes, int | None]:
         """Return the answer's body, and how long the JSON in it is if binary data follows it."""
@@ -94,7 +94,10 @@ class Outputs:
         return "BYTES", [[self._labels[index] for index in prediction.indices] for prediction in predictions]
 
     def _classification(self, prediction: Prediction, classes: int) -> list[str]:
-        """Return `value:index:label` of each class, as Triton's classification extension words it."""
+        """Return `value:index:label` of each class, as Triton's classification extension words it.
+
+        Who asks for more classes than there are gets all, as from Triton.
+        """
         top = zip(prediction.probabilities[:classes], prediction.indices[:classes], strict=True)
         return [f"{probability:f}:{index}:{self._labels[index]}" for probability, index in top]
 

@@ -14,10 +14,11 @@ from vit_api.pixels import Upload
 from vit_api.routes.descriptions import ANSWER, FAILURES, takes
 from vit_api.routes.front import BusyPath
 from vit_api.routes.messages import Headers, Request, Response
-from vit_api.routes.open_inference.infer_request import HEADER_LENGTH, InferRequest, parse_request
-from vit_api.routes.open_inference.inputs import Inputs, element
+from vit_api.routes.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
+from vit_api.routes.open_inference.inputs import Inputs
 from vit_api.routes.open_inference.model_info import SERVER, ModelInfo, Statistics
 from vit_api.routes.open_inference.outputs import MODEL_VERSION, Outputs
+from vit_api.routes.open_inference.tensors import element
 from vit_api.routes.request_classifier import RequestClassifier, source_headers
 from vit_api.routes.uploads import SHORT_BODY_BYTES, parse_body
 from vit_api.schemas import ErrorResponse
@@ -125,16 +126,16 @@ class OpenInferenceRoutes:
         return Response(200, body, headers, results, _BINARY)
 
     async def _read(self, request: Request) -> tuple[InferRequest, Sequence[Upload]]:
-        body = await request.read_body(self._max_body_bytes)
         length = request.headers.get(HEADER_LENGTH)
+        body = await request.read_body(self._inputs.max_upload_bytes if is_raw(length) else self._max_body_bytes)
         is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
         short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
         return await parse_body(body, self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
-        asked = parse_request(body, header_length, self._inputs.json_limits)
+        asked, tensor = parse_request(body, header_length, self._inputs.json_limits)
         self._outputs.check(asked)
-        return asked, self._inputs.uploads_of(asked.input)
+        return asked, self._inputs.uploads_of(tensor)
 
     async def _classify(
         self, request: Request, asked: InferRequest, uploads: Sequence[Upload]
@@ -146,7 +147,7 @@ class OpenInferenceRoutes:
         results: list[Classification] = []
         for number, outcome in enumerate(await self._requests.classify_all(request, uploads)):
             if isinstance(outcome, ViTError):
-                raise outcome.about(element(asked.input.name, number))
+                raise outcome.about(element(asked.input_name, number))
             results.append(outcome)
         return results, ()
 
@@ -156,11 +157,13 @@ class OpenInferenceRoutes:
             """Tell what speaks here, and which extensions of the protocol it knows."""
             return SERVER
 
+        @router.head("/v2/health/live", include_in_schema=False)
         @router.get("/v2/health/live")
         async def server_live() -> dict[str, bool]:
             """Answer 200 as long as this process answers at all."""
             return {"live": True}
 
+        @router.head("/v2/health/ready", include_in_schema=False)
         @router.get("/v2/health/ready", responses=_UNREADY)
         async def server_ready() -> dict[str, bool]:
             """Tell whether images are welcome: 200 if so."""

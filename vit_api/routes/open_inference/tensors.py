@@ -66,13 +66,13 @@ class Tensor:
         name: Its name.
         datatype: As the protocol names it.
         shape: Its dimensions.
-        data: Binary data, or what the JSON has.
+        data: Binary data, what the JSON has, or the bytes of the only element alone, without their length.
     """
 
     name: str
     datatype: str
     shape: Shape
-    data: memoryview | list[Any]
+    data: memoryview | list[Any] | bytes
 
     def elements(self) -> list[bytes]:
         """Return the elements of a BYTES tensor. In JSON they are base64, since a JSON string can't be any bytes.
@@ -80,13 +80,14 @@ class Tensor:
         Raises:
             BadRequest: They are not as many as the shape says, or malformed.
         """
+        if isinstance(self.data, bytes):
+            return [self.data]
         if isinstance(self.data, memoryview):
             return unpack_bytes(self.data, self._size(), self.name)
-        texts = _flat(self.data)
-        self._check_count(len(texts))
+        texts = self._flat(self.data)
         if not all(isinstance(text, str) for text in texts):
             raise BadRequest(f"the data of {self.name!r} must be strings of base64")
-        return [decode_base64(text) for text in texts]
+        return [self._decoded(text, number) for number, text in enumerate(texts)]
 
     def numbers(self) -> NDArray[Any]:
         """Return the numbers of a UINT8 or FP32 tensor in its shape; those of FP32 may be float64.
@@ -94,7 +95,7 @@ class Tensor:
         Raises:
             BadRequest: They are not as many as the shape says, or not of the datatype.
         """
-        if not isinstance(self.data, memoryview):
+        if isinstance(self.data, list):
             return self._numbers_in_json(self.data).reshape(self.shape)
         dtype = DTYPES[self.datatype]
         expected = self._size() * dtype.itemsize
@@ -103,8 +104,7 @@ class Tensor:
         return np.frombuffer(self.data, dtype).reshape(self.shape)
 
     def _numbers_in_json(self, data: list[Any]) -> NDArray[Any]:
-        values = _flat(data)
-        self._check_count(len(values))
+        values = self._flat(data)
         wrong = BadRequest(f"the data of {self.name!r} must be numbers of the datatype {self.datatype}")
         # Asked before numpy, which would take strings and booleans for numbers.
         if not set(map(type, values)) <= _NUMBER_TYPES[self.datatype]:
@@ -119,6 +119,30 @@ class Tensor:
             raise wrong
         return numbers.astype(np.uint8)
 
+    def _decoded(self, text: str, number: int) -> bytes:
+        try:
+            return decode_base64(text)
+        except BadRequest:
+            raise BadRequest("it is not valid base64").about(element(self.name, number)) from None
+
+    def _flat(self, data: list[Any]) -> list[Any]:
+        """Return what nested lists have, row by row: JSON data may be nested or not.
+
+        Each level is checked and counted before it is copied, and there are no more than the shape has: Python does all
+        this without letting other threads run, so a client must not choose how much work it is.
+        """
+        for _ in self.shape:
+            if not data or not isinstance(data[0], list):
+                break
+            if not all(isinstance(row, list) for row in data):
+                raise BadRequest(f"the data of {self.name!r} is nested unevenly")
+            count = sum(map(len, data))
+            if count > self._size():
+                self._check_count(count)
+            data = list(chain.from_iterable(data))
+        self._check_count(len(data))
+        return data
+
     def _size(self) -> int:
         return math.prod(self.shape)
 
@@ -127,14 +151,9 @@ class Tensor:
             raise BadRequest(f"{self.name!r} has {count} elements; its shape {list(self.shape)} needs {self._size()}")
 
 
-def _flat(data: list[Any]) -> list[Any]:
-    """Return what nested lists have, row by row: JSON data may be nested or not."""
-    try:
-        while data and isinstance(data[0], list):
-            data = list(chain.from_iterable(data))
-    except TypeError:
-        raise BadRequest("the tensor's data is nested unevenly") from None
-    return data
+def element(name: str, number: int) -> str:
+    """Return what to call one element of a tensor, such as one image of an input."""
+    return f"element {number} of {name!r}"
 
 
 def unpack_bytes(data: memoryview, count: int, name: str) -> list[bytes]:
