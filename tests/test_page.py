@@ -17,6 +17,7 @@ import pytest
 from scripts.chromium import BROWSER, DRIVER, chromium, draw, show_as
 from tests.prefix_proxy import FRAME_PATH, PREFIX, prefix_proxy
 from tests.server import ROOT, RunningServer, serve, wait_until
+from vit_api.routes.page import read_files
 
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver")
 
@@ -44,6 +45,47 @@ return [...document.querySelectorAll('body *')].filter((element) =>
 ).map((element) => {
   const [low, high] = [light(getComputedStyle(element).color), light(behind(element))].sort((a, b) => a - b);
   return [element.textContent.trim().slice(0, 40), (high + 0.05) / (low + 0.05)];
+});
+"""
+
+
+# For each control that shows a frame, the contrast of that with what the control is on: WCAG 2.2, 1.4.11.
+_FRAME_CONTRASTS = (
+    _CONTRASTS.partition("return [...document")[0]
+    + """
+return [...document.querySelectorAll('button, canvas, input[type=number], input[type=password]')].filter((element) =>
+  element.checkVisibility() && getComputedStyle(element).borderTopWidth !== '0px'
+).map((element) => {
+  const [low, high] = [light(getComputedStyle(element).borderTopColor), light(behind(element.parentElement))].sort(
+    (a, b) => a - b);
+  return [element.id || element.title, (high + 0.05) / (low + 0.05)];
+});
+"""
+)
+
+# Holds the examples back until `release`, which has them come (or be given up) and then waits for another answer.
+_SLOW_EXAMPLES = """
+const get = window.fetch, held = [];
+window.fetch = (url, options) => !String(url).includes("/examples/") ? get(url, options) :
+  new Promise((resolve, reject) => held.push(() => get(url, options).then(resolve, reject)));
+window.release = async () => {
+  for (const go of held) go();
+  await (await get("info", { cache: "no-store" })).text();
+};
+window.said = [];
+new MutationObserver(() => window.said.push(document.getElementById("status").textContent)).observe(
+  document.getElementById("status"), { childList: true });
+"""
+
+# Has the pen, when it is lifted from the pad, choose a file in the same moment.
+_CHOOSE_AT_PEN_UP = """
+const content = Uint8Array.from(atob(arguments[0]), (byte) => byte.charCodeAt(0));
+document.getElementById("pad").addEventListener("pointerup", () => {
+  const chosen = new DataTransfer();
+  chosen.items.add(new File([content], "chosen.png", { type: "image/png" }));
+  document.getElementById("files").files = chosen.files;
+  document.getElementById("files").dispatchEvent(new Event("change"));
+  setTimeout(() => (window.isPauseOver = true), 500);
 });
 """
 
@@ -187,7 +229,8 @@ def test_photographs_are_shown_for_other_models(page: Page) -> None:
     """They are there, and can be taken."""
     page.driver.execute_async_script(
         """import(new URL("page/examples.js", document.baseURI)).then(({ showExamples }) =>
-        showExamples(false, (files) => (window.taken = files), () => {})).then(arguments[0])"""
+        showExamples(false, () => new AbortController().signal, (files) => (window.taken = files), () => {}))
+        .then(arguments[0])"""
     )
     images = "[...document.querySelectorAll('#examples img')]"
     wait_until(lambda: page.js(f"return {images}.every((image) => image.complete && image.naturalWidth > 0)"))
@@ -333,6 +376,46 @@ def test_quantiles_of_a_histogram(page: Page) -> None:
     assert found == [1, 1.5, 2, None, 10, 10, 20, 10]
 
 
+def test_a_slow_example_replaces_nothing_newer(page: Page) -> None:
+    """What was clicked first comes last, and is not classified."""
+    page.js(_SLOW_EXAMPLES)
+    page.find("#examples button").click()
+    page.choose(_SEVEN)
+    page.wait_for("digit-7.png: 7")
+    page.driver.execute_async_script("window.release().then(arguments[0])")
+    page.choose(_THREE)
+    page.wait_for("digit-3.png: 3")
+    assert {text.split()[0] for text in page.js("return window.said")} == {"digit-7.png", "digit-7.png:"} | {
+        "digit-3.png",
+        "digit-3.png:",
+    }
+
+
+def test_a_drawing_replaces_nothing_newer(page: Page) -> None:
+    """A file that is chosen in the pause after a stroke is what is classified."""
+    page.js(_CHOOSE_AT_PEN_UP, base64.b64encode(_SEVEN.read_bytes()).decode())
+    draw(page.driver, page.find("#pad"), [(0.5, 0.1), (0.5, 0.9)])
+    wait_until(lambda: page.js("return window.isPauseOver === true"))
+    page.wait_for("chosen.png: 7")
+
+
+def test_an_example_that_is_not_served_is_not_classified(page: Page) -> None:
+    """A proxy answers with a page of its own; that is no image."""
+    page.js("window.fetch = async () => new Response('<html>', { status: 502 })")
+    page.find("#examples button").click()
+    page.wait_for("The example can't be loaded.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_controls_are_seen_in_either_scheme(page: Page, scheme: str) -> None:
+    """By their frames, also in the dialog; AA asks for 3."""
+    show_as(page.driver, scheme, 1180, 900)
+    page.js("document.getElementById('key-dialog').showModal()")
+    contrasts = page.js(_FRAME_CONTRASTS)
+    assert {"pick", "top-k", "pad", "clear", "copy", "key", "key-cancel"} <= {name for name, _ in contrasts}
+    assert not [(name, ratio) for name, ratio in contrasts if ratio < 3]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_either_scheme(page: Page, scheme: str, tmp_path: Path) -> None:
     """Whether there is an answer or an error; AA asks for 4.5."""
@@ -402,6 +485,8 @@ def test_screen_readers_have_a_name_for_everything(page: Page) -> None:
     controls = [node for node in tree if not node["ignored"] and node["role"]["value"] in roles]
     assert len(controls) > 15
     assert not [node for node in controls if not node.get("name", {}).get("value")]
+    names = {(node["role"]["value"], node["name"]["value"]) for node in controls}
+    assert ("region", "The call") in names
     assert page.js("return document.getElementById('status').role") == "status"
     assert page.js("return document.documentElement.lang") == "en"
 
@@ -412,6 +497,17 @@ def test_below_a_path(page: Page, proxy: str) -> None:
     page.find("#examples button").click()
     page.wait_for("digit-2.png: 2")
     assert f"{proxy}{PREFIX}/predict?top_k=5" in page.text("#call")
+
+
+@pytest.mark.parametrize("is_below", [True, False], ids=["below a path", "at the root"])
+def test_the_docs_try_requests_out(page: Page, proxy: str, is_below: bool) -> None:
+    """Swagger UI finds its files, the description and the paths, wherever the server is."""
+    page.driver.get((f"{proxy}{PREFIX}" if is_below else page.driver.current_url.rstrip("/")) + "/docs")
+    for selector in ('[data-path="/health"] a', ".try-out__btn", "button.execute"):
+        wait_until(lambda selector=selector: page.count(selector) == 1)  # type: ignore[misc]
+        page.js("document.querySelector(arguments[0]).click()", selector)
+    wait_until(lambda: page.text(".live-responses-table .response .response-col_status").startswith("200"))
+    assert '"status": "ok"' in page.text(".live-responses-table .response")
 
 
 def test_within_a_frame(page: Page, proxy: str) -> None:
@@ -476,6 +572,13 @@ def test_files_are_asked_for_again_and_not_sent_again(digits_server: RunningServ
     assert httpx.head(digits_server.url + "/", timeout=30).status_code == 200
 
 
+def test_the_page_has_no_stray_files(tmp_path: Path) -> None:
+    """What file managers and editors leave in the folder is neither served nor a fault."""
+    for name in ("index.html", "page.js", "page.js~", ".DS_Store", ".page.js.swp"):
+        (tmp_path / name).write_text("content")
+    assert set(read_files(tmp_path)) == {"index.html", "page.js"}
+
+
 def test_a_key_is_asked_for(browser: Page, locked: RunningServer) -> None:
     """Until it is right; then it is used, and never shown."""
     browser.driver.get(locked.url + "/")
@@ -500,11 +603,69 @@ def test_a_key_is_kept_for_the_tab(browser: Page, locked: RunningServer) -> None
 
 def test_without_a_key_the_page_says_what_is_missing(browser: Page, locked: RunningServer) -> None:
     """To those who have none: of the result, and of the figures."""
-    browser.driver.get(locked.url + "/page/icon.svg")
-    browser.js("sessionStorage.clear()")
-    browser.driver.get(locked.url + "/")
-    wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
+    _open_without_a_key(browser, locked)
     browser.find("#key-cancel").click()
     browser.wait_for("send a key")
     browser.find("#live summary").click()
     wait_until(lambda: "only to those who have a key" in browser.text("#live-state"))
+
+
+def test_a_key_that_no_header_can_carry_is_refused(browser: Page, locked: RunningServer) -> None:
+    """With the reason, and before it is kept; the next one is tried as any other."""
+    _open_without_a_key(browser, locked)
+    browser.press("schlüssel–€", _ENTER)  # noqa: RUF001
+    wait_until(lambda: "ASCII" in browser.text("#key-reason"))
+    assert browser.js("return sessionStorage.length") == 0
+    browser.js("document.getElementById('key').select()")
+    browser.press(_KEY, _ENTER)
+    wait_until(lambda: browser.text("#model").startswith("digits"))
+
+
+def test_a_kept_key_that_no_header_can_carry_is_forgotten(browser: Page, locked: RunningServer) -> None:
+    """A page that kept one before asks again."""
+    _open_without_a_key(browser, locked, kept="schlüssel–€")  # noqa: RUF001
+
+
+def test_a_key_that_was_not_tried_yet_is_not_asked_for(browser: Page, locked: RunningServer) -> None:
+    """An answer that is late refuses the key that was sent, not the one that was given meanwhile."""
+    browser.driver.get(locked.url + "/page/icon.svg")
+    browser.js("sessionStorage.setItem('vit-api-key', arguments[0])", _KEY)
+    browser.open(locked.url + "/")
+    browser.driver.execute_async_script(
+        """const [key, done] = arguments;
+        sessionStorage.clear();
+        Promise.all(["key", "server"].map((name) => import(new URL(`page/${name}.js`, document.baseURI)))).then(
+          ([{ Key }, { Server }]) => {
+            const untold = new Key();
+            untold.ask("At first");
+            new Server(untold).get("info").then((answer) => (window.late = answer.status));
+            document.getElementById("key").value = key;
+            document.getElementById("key-form").requestSubmit();
+            done();
+          });""",
+        _KEY,
+    )
+    wait_until(lambda: browser.js("return window.late ?? document.getElementById('key-dialog').open"))
+    assert browser.js("return window.late") == 200
+
+
+def test_a_key_that_is_given_late_completes_the_page(browser: Page, locked: RunningServer) -> None:
+    """With the model's name, its examples and the pad, as if it had been given at once."""
+    _open_without_a_key(browser, locked)
+    browser.find("#key-cancel").click()
+    browser.wait_for("send a key")
+    browser.choose(_SEVEN)
+    wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
+    browser.press(_KEY, _ENTER)
+    browser.wait_for("digit-7.png: 7")
+    wait_until(lambda: browser.text("#model").startswith("digits"))
+    assert browser.js("return document.getElementById('pad').checkVisibility()")
+    assert browser.js("return document.querySelector('#examples button').title") == "A handwritten 2"
+
+
+def _open_without_a_key(browser: Page, locked: RunningServer, kept: str | None = None) -> None:
+    """Open the page in a tab that keeps no key, or one that is none, and wait until it asks."""
+    browser.driver.get(locked.url + "/page/icon.svg")
+    browser.js("sessionStorage.clear(); if (arguments[0]) sessionStorage.setItem('vit-api-key', arguments[0])", kept)
+    browser.driver.get(locked.url + "/")
+    wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))

@@ -80,6 +80,7 @@ def create_app(
         redoc_url=None,
         static_url=STATIC_FOLDER,
         redirect_slashes=False,
+        servers=[{"url": ".", "description": "Where this description is"}],  # also below a proxy's path
     )
     docs = docs_router("ViT API", "/openapi.json")
     routers = (docs, *(protocol.router() for protocol in protocols), *operators)

@@ -50,7 +50,7 @@ def page_router() -> APIRouter:
 
     Browsers ask each time whether a file is still the same, so that a page never has scripts of two versions.
     """
-    files = {path.relative_to(_FILES).as_posix(): _read(path) for path in _FILES.rglob("*") if path.is_file()}
+    files = read_files(_FILES)
     start = files.pop(_START)
     router = APIRouter(tags=["page"])
 
@@ -68,6 +68,12 @@ def page_router() -> APIRouter:
         return files[name].answer(request)
 
     return router
+
+
+def read_files(folder: Path) -> dict[str, _File]:
+    """Read what the page consists of, by paths within the folder; not what editors and file managers leave there."""
+    paths = [path for path in folder.rglob("*") if path.suffix in _TYPES and path.is_file()]
+    return {path.relative_to(folder).as_posix(): _read(path) for path in paths}
 
 
 def _read(path: Path) -> _File:

@@ -72,17 +72,20 @@ def _headers(policy: dict[str, str]) -> dict[str, str]:
 def docs_router(title: str, openapi_url: str) -> APIRouter:
     """Return the route of /docs, which needs no other host: Swagger UI with what fastapi-offline brings.
 
+    The page's addresses are relative to its own, for proxies that serve it below a path that the server never sees.
+
     Args:
         title: The page's.
         openapi_url: The path of the API's description.
     """
     router = APIRouter(include_in_schema=False)
+    folder = STATIC_FOLDER.removeprefix("/")
     page = get_swagger_ui_html(
-        openapi_url=openapi_url,
+        openapi_url=openapi_url.removeprefix("/"),
         title=title,
-        swagger_js_url=f"{STATIC_FOLDER}/swagger-ui-bundle.js",
-        swagger_css_url=f"{STATIC_FOLDER}/swagger-ui.css",
-        swagger_favicon_url=f"{STATIC_FOLDER}/favicon.png",
+        swagger_js_url=f"{folder}/swagger-ui-bundle.js",
+        swagger_css_url=f"{folder}/swagger-ui.css",
+        swagger_favicon_url=f"{folder}/favicon.png",
     )
     html = bytes(page.body).decode()
     headers = page_headers(html)

@@ -9,10 +9,11 @@ const PEN = 0.13;
 const MARGIN = 0.04;
 const ON_SCREEN_PEN = 0.07;
 
-/** Let the visitor draw, and call `take` with an image of it at each pause. */
+/** Let the visitor draw, and call `take` with an image of it at each pause. Returns the pad. */
 export function listenToPad(take) {
   const pad = new Pad(byId("pad"), take);
   byId("clear").addEventListener("click", () => pad.clear());
+  return pad;
 }
 
 class Pad {
@@ -31,8 +32,13 @@ class Pad {
     this.#show();
   }
 
-  clear() {
+  /** Take nothing at the end of the present pause: something newer was brought. */
+  wait() {
     clearTimeout(this.#pause);
+  }
+
+  clear() {
+    this.wait();
     this.#strokes = [];
     this.#show();
   }
@@ -40,7 +46,7 @@ class Pad {
   #start(event) {
     if (this.#pointer !== null || event.button !== 0) return;
     event.preventDefault();
-    clearTimeout(this.#pause);
+    this.wait();
     this.#pointer = event.pointerId;
     this.#canvas.setPointerCapture(event.pointerId);
     this.#strokes.push([this.#place(event)]);

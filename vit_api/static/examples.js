@@ -9,21 +9,34 @@ const PHOTOS = [
   ["rocket.jpg", "A rocket's launch"],
 ];
 
-/** Show those that suit the model, and call `take` with one that is clicked. */
-export function showExamples(isDigits, take, refuse) {
+/**
+ * Show those that suit the model, and call `take` with one that is clicked.
+ *
+ * The click itself begins a turn, whose signal `begin` returns: a slow example never replaces what is newer.
+ */
+export function showExamples(isDigits, begin, take, refuse) {
   const items = (isDigits ? DIGITS : PHOTOS).map(([name, title]) => {
     const url = new URL(`page/examples/${name}`, document.baseURI).href;
     const image = make("img", { src: url, alt: title, width: 72, height: 72 });
     const button = make("button", { type: "button", title }, image);
     button.addEventListener("click", async () => {
-      try {
-        const content = await (await fetch(url)).blob();
-        take([new File([content], name, { type: content.type })]);
-      } catch {
-        refuse("The example can't be loaded.");
-      }
+      const signal = begin();
+      const content = await load(url, signal);
+      if (signal.aborted) return;
+      if (content) take([new File([content], name, { type: content.type })], signal);
+      else refuse("The example can't be loaded.");
     });
     return make("li", {}, button);
   });
   byId("examples").replaceChildren(...items);
+}
+
+/** Return what is there; null if there is nothing, or no answer. */
+async function load(url, signal) {
+  try {
+    const response = await fetch(url, { signal });
+    return response.ok ? await response.blob() : null;
+  } catch {
+    return null;
+  }
 }

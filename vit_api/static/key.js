@@ -3,17 +3,27 @@
 import { byId } from "./elements.js";
 
 const STORED_AS = "vit-api-key";
+const SENDABLE = /^[\x20-\x7e]*$/; // browsers refuse other characters in a header, or send them in another encoding
+const UNSENDABLE = "A key has only letters, digits and signs of ASCII: no accents, no long dashes. Copy it again.";
 
 export class Key {
   #value = "";
   #asked = null;
+  #tell;
 
-  constructor() {
+  /** Start with what this tab keeps; `tell` is called whenever the visitor gives a key. */
+  constructor(tell = () => {}) {
+    this.#tell = tell;
     try {
-      this.#value = sessionStorage.getItem(STORED_AS) ?? "";
+      const value = sessionStorage.getItem(STORED_AS) ?? "";
+      if (SENDABLE.test(value)) this.#value = value;
     } catch {
       // A frame of another site may have no storage; then the key lasts as long as the page.
     }
+  }
+
+  get value() {
+    return this.#value;
   }
 
   get isKnown() {
@@ -41,7 +51,13 @@ export class Key {
       let isGiven = false;
       listen(byId("key-form"), "submit", (event) => {
         event.preventDefault();
-        this.#keep(field.value.trim());
+        const value = field.value.trim();
+        if (!SENDABLE.test(value)) {
+          byId("key-reason").textContent = UNSENDABLE;
+          field.select();
+          return;
+        }
+        this.#keep(value);
         isGiven = true;
         dialog.close();
       });
@@ -62,5 +78,6 @@ export class Key {
     } catch {
       // As above.
     }
+    this.#tell();
   }
 }

@@ -14,10 +14,13 @@ const AT_ONCE = 4;
 const DIGITS = "digits";
 const STRANGE = "What came back is no answer of this server. Is there a proxy that wants you to log in?";
 
-const key = new Key();
+const key = new Key(() => meetModel());
 const server = new Server(key);
 const calls = new CallPanel();
 let latest = new AbortController();
+let meeting = null;
+let isMet = false;
+let pad = null;
 let pictureUrl = null;
 
 function say(text) {
@@ -30,11 +33,16 @@ function show(file, outcome) {
   byId("answer").replaceChildren(...showOutcome(file, pictureUrl, outcome));
 }
 
-/** Have files classified in place of what is under way. */
-async function take(files) {
+/** Give up what is under way. Returns the signal that tells when this gives way to something newer. */
+function begin() {
   latest.abort();
   latest = new AbortController();
-  const { signal } = latest;
+  pad?.wait();
+  return latest.signal;
+}
+
+/** Have files classified in place of what is under way. */
+async function take(files, signal = begin()) {
   const request = wanted();
   byId("several").hidden = files.length === 1;
   try {
@@ -99,8 +107,13 @@ async function takeSeveral(files, request, signal) {
   say(summarizeAll(outcomes));
 }
 
-/** Fit the page to the model; without an answer it stays as it is, and works. */
-async function meetModel() {
+/** Fit the page to the model, once; without an answer it stays as it is, and works. */
+function meetModel() {
+  if (!isMet) meeting ??= askForModel().finally(() => (meeting = null));
+  return meeting;
+}
+
+async function askForModel() {
   let info = null;
   try {
     const answer = await server.get("info");
@@ -110,14 +123,15 @@ async function meetModel() {
     if (!(error instanceof Unreachable)) throw error;
     say(error.message);
   }
-  if (info) {
+  isMet = info !== null;
+  if (isMet) {
     const [height, width] = info.input_shape;
     byId("model").textContent = `${info.model} · ${info.labels.toLocaleString("en")} classes · ${width} × ${height} pixels`;
   }
   const isDigits = info?.model === DIGITS;
   byId("drawing").hidden = !isDigits;
-  if (isDigits) listenToPad(take);
-  showExamples(isDigits, take, say);
+  if (isDigits) pad ??= listenToPad(take);
+  showExamples(isDigits, begin, take, say);
 }
 
 listen(take, say);

@@ -61,8 +61,10 @@ export class Server {
 
   async #withKey(isQuiet, ask) {
     for (;;) {
+      const sentKey = this.#key.value;
       const answer = await ask(this.#key.headers());
       if (answer.status !== UNAUTHORIZED || isQuiet) return answer;
+      if (this.#key.value !== sentKey) continue; // given meanwhile, and not tried yet
       const reason = this.#key.isKnown ? `That key doesn't do: ${answer.error}` : answer.error;
       if (!(await this.#key.ask(reason))) return answer;
     }
@@ -72,6 +74,7 @@ export class Server {
 // XMLHttpRequest tells when the body is sent, which fetch doesn't.
 function send(url, file, headers, signal) {
   return new Promise((resolve, reject) => {
+    signal.throwIfAborted();
     const request = new XMLHttpRequest();
     let sentAt = null;
     request.open("POST", url);
