@@ -31,6 +31,7 @@ from benchmarks.harness import machine, process_group, servers, wrk
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "soak.json"
 _CLIENTS = 24
+_KILL_EVERY_S = 20.0
 _SAMPLE_EVERY_S = 1.0
 _REQUEST_S = 60.0
 _MOST_GROWTH_BYTES = 48 * 2**20
@@ -122,13 +123,13 @@ class Traffic:
         return str(answer["code"] if "code" in answer else answer["predictions"][0]["label"])
 
 
-async def _kill(server: servers.Server, tally: Tally, every_s: float, end: float) -> None:
+async def _kill(server: servers.Server, tally: Tally, end: float) -> None:
     """Kill a worker, an HTTP process, a worker, and so on."""
     kinds = ("worker", "http")
     for number in range(10_000):
-        if time.monotonic() + 1.5 * every_s > end:
+        if time.monotonic() + 1.5 * _KILL_EVERY_S > end:
             return
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(_KILL_EVERY_S)
         kind = kinds[number % len(kinds)]
         victims = [pid for pid, its_kind in process_group.kinds(server.group).items() if its_kind == kind]
         if victims:
@@ -146,21 +147,21 @@ def _descriptors(server: servers.Server) -> int:
     return sum(map(process_group.descriptors, process_group.living(server.group)))
 
 
-async def _load(server: servers.Server, tally: Tally, seconds: float, kill_every_s: float) -> None:
+async def _load(server: servers.Server, tally: Tally, seconds: float) -> None:
     start = time.monotonic()
     end = start + seconds
     traffic = Traffic(int(server.url.rpartition(":")[2]), tally)
     clients = (traffic.run(seed, end) for seed in range(_CLIENTS))
-    await asyncio.gather(*clients, _kill(server, tally, kill_every_s, end), _sample(server, tally, start, end))
+    await asyncio.gather(*clients, _kill(server, tally, end), _sample(server, tally, start, end))
 
 
-def run(minutes: float, kill_every_s: float) -> tuple[dict[str, Any], list[str]]:
+def run(minutes: float) -> tuple[dict[str, Any], list[str]]:
     """Run the traffic; return the report and what is wrong with it."""
     tally = Tally()
     settings = {"api_servers": 2, "cpu_threads": 1, "cache_size": 1000, "request_timeout_s": _REQUEST_S}
     with servers.vit_api(**settings) as server:
         before = _descriptors(server)
-        asyncio.run(_load(server, tally, minutes * 60, kill_every_s))
+        asyncio.run(_load(server, tally, minutes * 60))
         info = _settled(server)
         after = _descriptors(server)
     report = {
@@ -218,10 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the soak of the command line; exit with status 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Traffic and faults for minutes.")
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--kill-every-s", type=float, default=20, help="seconds between kills (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=_RESULT, help="where the report goes")
     options = parser.parse_args(arguments)
-    report, faults = run(options.minutes, options.kill_every_s)
+    report, faults = run(options.minutes)
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps({name: value for name, value in report.items() if name != "machine"}, indent=1))
     if faults:
