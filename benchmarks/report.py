@@ -151,7 +151,7 @@ def _tune(report: dict[str, Any]) -> str:
         cells.append(
             f"{row['ratio']:.2f}: {row['requests_per_s']:,.0f}/s, {row['p50_ms']:.1f} ms, {row['p99_ms']:.1f} ms"
         )
-    return _table(("setting", "value", *(f"{count} connections" for count in counts)), rows.values())
+    return _table(("setting", "value", *map(_connections, counts)), rows.values())
 
 
 def _overload(report: dict[str, Any]) -> str:
@@ -196,6 +196,10 @@ _TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+def _connections(count: int) -> str:
+    return f"{count} connection{'' if count == 1 else 's'}"
+
+
 _CURVES = {
     "max_wait_ms": "waiting time, ms",
     "max_batch_size": "largest batch, images",
@@ -218,7 +222,7 @@ def _plot_tune() -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for result in results:
             if result["setting"] == setting:
-                name = f"{result['connections']} connections"
+                name = _connections(result["connections"])
                 lines.setdefault(name, []).append((result["value"], result["ratio"]))
         plots.lines(lines, _RESULTS / f"tune_{setting}.png", x=x, y="requests/s, to the default's")
 
