@@ -82,6 +82,12 @@ def _pairs(elements: Any) -> list[tuple[str, float]]:
     return [(element["label"], element["score"]) for element in elements]
 
 
+def _assert_same(found: list[tuple[str, float]], expected: list[tuple[str, float]]) -> None:
+    """Two processes may have computed an image, in batches of other sizes, which round in another way."""
+    assert [label for label, _ in found] == [label for label, _ in expected]
+    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-4)
+
+
 def _post(server: RunningServer, content: Any, **headers: str) -> httpx.Response:
     body = json.dumps(content).encode() if isinstance(content, dict) else content
     return httpx.post(server.url, content=body, headers=headers, timeout=60)
@@ -91,9 +97,9 @@ def test_a_path_bytes_and_a_url_have_the_same_answer(client: InferenceClient, fi
     """With parameters, in JSON, and without, as they are; five classes by default."""
     forms: list[Any] = [str(_FILE), _FILE, _SEVEN, file_url]
     answers = [_pairs(client.image_classification(form)) for form in forms]
-    assert all(answer == answers[0] for answer in answers)
     assert (answers[0][0][0], len(answers[0])) == ("7", 5)
-    assert [_pairs(client.image_classification(form, top_k=5)) for form in forms] == answers
+    for answer in [*answers, *(_pairs(client.image_classification(form, top_k=5)) for form in forms)]:
+        _assert_same(answer, answers[0])
 
 
 def test_a_pillow_image_is_refused_by_the_client_itself(client: InferenceClient) -> None:
@@ -106,12 +112,13 @@ def test_the_asynchronous_client(digits_server: RunningServer, client: Inference
     """Twenty requests at once have the answer that one has."""
 
     async def classify() -> list[list[tuple[str, float]]]:
-        asynchronous = AsyncInferenceClient(model=digits_server.url)
-        work = [asynchronous.image_classification(_FILE, top_k=3, function_to_apply="none") for _ in range(20)]
-        return [_pairs(answer) for answer in await asyncio.gather(*work)]
+        async with AsyncInferenceClient(model=digits_server.url) as asynchronous:
+            work = [asynchronous.image_classification(_FILE, top_k=3, function_to_apply="none") for _ in range(20)]
+            return [_pairs(answer) for answer in await asyncio.gather(*work)]
 
     expected = _pairs(client.image_classification(_FILE, top_k=3, function_to_apply="none"))
-    assert asyncio.run(classify()) == [expected] * 20
+    for answer in asyncio.run(classify()):
+        _assert_same(answer, expected)
 
 
 def test_it_agrees_with_predict(digits_server: RunningServer, client: InferenceClient) -> None:
@@ -281,9 +288,13 @@ def test_a_silent_server_as_the_clients_show_it(strict_server: RunningServer) ->
     """An InferenceTimeoutError after the client's own time."""
     upload = encode(Image.new("L", (9, 9), 99), "PNG")
     blocking = InferenceClient(model=strict_server.url, api_key=_KEY, timeout=0.5)
-    asynchronous = AsyncInferenceClient(model=strict_server.url, api_key=_KEY, timeout=0.5)
+
+    async def ask() -> None:
+        async with AsyncInferenceClient(model=strict_server.url, api_key=_KEY, timeout=0.5) as asynchronous:
+            await asynchronous.image_classification(upload)
+
     with paused(worker_of(strict_server)):
         with pytest.raises(InferenceTimeoutError):
             blocking.image_classification(upload)
         with pytest.raises(InferenceTimeoutError):
-            asyncio.run(asynchronous.image_classification(upload))
+            asyncio.run(ask())
