@@ -13,7 +13,7 @@ from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
 from vit_api.caching.cache import AnswerCache
-from vit_api.caching.cache_board import CacheTally
+from vit_api.caching.cache_board import CacheBoard, CacheTally
 from vit_api.caching.redis_tier import RedisTier
 from vit_api.classifier import Classifier, Known
 from vit_api.collector import MetricsCollector, Sources
@@ -141,13 +141,12 @@ class HttpProcess:
             max_images=MAX_IMAGES_PER_REQUEST,
             has_cache=bool(settings.cache_size),
         )
-        cache = shared.cache_board if settings.cache_size else None
         return OpenInferenceRoutes(
             self._requests,
             inputs,
             outputs,
             model,
-            statistics=Statistics(checkpoint.name, shared.counts, shared.board, cache),
+            statistics=Statistics(checkpoint.name, shared.counts, shared.board, self._cache_board),
             board=shared.board,
             max_body_bytes=settings.max_batch_upload_bytes,
         )
@@ -163,6 +162,11 @@ class HttpProcess:
     def _cache(self) -> AnswerCache[Known] | None:
         size = self._settings.cache_size
         return AnswerCache[Known](size, self._settings.cache_ttl_s, self._tally) if size else None
+
+    @property
+    def _cache_board(self) -> CacheBoard | None:
+        """What the caches count; None where nothing is remembered."""
+        return self._shared.cache_board if self._settings.cache_size else None
 
     def _redis_tier(self) -> RedisTier | None:
         if self._settings.redis_url is None:
@@ -213,11 +217,17 @@ class HttpProcess:
 
     def _metrics_router(self) -> APIRouter:
         shared = self._shared
-        cache = shared.cache_board if self._settings.cache_size else None
         has_redis = self._settings.redis_url is not None
         return metrics_router(
             MetricsCollector(
-                Sources(shared.checkpoint, shared.counts, shared.board, shared.table, cache, has_redis=has_redis)
+                Sources(
+                    shared.checkpoint,
+                    shared.counts,
+                    shared.board,
+                    shared.table,
+                    self._cache_board,
+                    has_redis=has_redis,
+                )
             )
         )
 

@@ -51,7 +51,6 @@ _MOST_STARTED = 2
 _POLL_S = 20e-6
 """How often to look whether the device is done, while a batch may go behind it: select(2) can't wait for a device."""
 
-
 _Outcome = tuple[Status, Prediction]
 
 

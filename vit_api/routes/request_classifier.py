@@ -79,13 +79,17 @@ class RequestClassifier:
         if len(uploads) > 1:
             await request.charge(len(uploads) - 1)  # the first was counted at the door
         deadline, is_fresh = self._deadline_of(request), _wants_fresh(request)
-        work = (self._result_of(upload, deadline, is_fresh) for upload in uploads)
-        results = await request.unless_gone(_gather(work))
+        results = await request.unless_gone(self._results_of(uploads, deadline, is_fresh))
         failures = [result for result in results if isinstance(result, ViTError)]
         ours = [failure for failure in failures if failure.status >= InternalError.status]
         if ours and len(failures) == len(results):
             raise ours[0]
         return results
+
+    async def _results_of(
+        self, uploads: Sequence[Upload | ViTError], deadline: float, is_fresh: bool
+    ) -> list[Classification | ViTError]:
+        return await asyncio.gather(*(self._result_of(upload, deadline, is_fresh) for upload in uploads))
 
     async def _result_of(self, upload: Upload | ViTError, deadline: float, is_fresh: bool) -> Classification | ViTError:
         if isinstance(upload, ViTError):
@@ -120,10 +124,6 @@ def source_headers(result: Classification) -> Headers:
         (b"x-inference-time-ms", b"%.3f" % (answer.inference_s * 1000)),
         (b"x-batch-size", b"%d" % answer.batch_size),
     )
-
-
-async def _gather(work: Any) -> list[Any]:
-    return await asyncio.gather(*work)
 
 
 def _late_body() -> BodyTimeout:

@@ -14,7 +14,6 @@ from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, TensorSpec
 
 IMAGE, PIXELS, PIXEL_VALUES = "image", "pixels", "pixel_values"
 
-_CHANNELS = 3
 _LAST_LEVEL = 255
 _LEAST_JSON_VALUES = 2**18
 _MOST_NUMBER_BYTES = 24
@@ -34,6 +33,7 @@ class Inputs:
         self._preprocessing = preprocessing
         self._max_images = max_images
         self.max_upload_bytes = max_upload_bytes
+        self._specs = {spec.name: spec for spec in self.specs()}
 
     @property
     def json_limits(self) -> JsonLimits:
@@ -72,7 +72,7 @@ class Inputs:
             EmptyUpload: An image file has no bytes.
             UploadTooLarge: An image file has too many bytes.
         """
-        spec = next((spec for spec in self.specs() if spec.name == tensor.name), None)
+        spec = self._specs.get(tensor.name)
         if spec is None:
             raise BadRequest(f"there is no input {tensor.name!r}; send one of {IMAGE!r}, {PIXELS!r}, {PIXEL_VALUES!r}")
         if tensor.datatype != spec.datatype:
@@ -101,7 +101,7 @@ class Inputs:
     def _channels_last(self, tensor: Tensor) -> NDArray[np.generic]:
         """Return the numbers as [number, height, width, 3]."""
         last = self._preprocessing.pixel_shape
-        first = (_CHANNELS, *last[:2])
+        first = (last[2], *last[:2])
         if tensor.shape[1:] not in (last, first):
             shapes = " or ".join(str([tensor.shape[0], *shape]) for shape in (last, first))
             raise BadRequest(f"the shape of {tensor.name!r} must be {shapes}, not {list(tensor.shape)}")

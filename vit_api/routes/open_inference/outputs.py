@@ -32,6 +32,7 @@ class Outputs:
         self._model_name = model_name
         self._labels = labels
         self.classes = min(TOP_K, len(labels))
+        self._names = [spec.name for spec in self.specs()]
 
     def specs(self) -> list[TensorSpec]:
         """Return what each output looks like."""
@@ -49,10 +50,9 @@ class Outputs:
         Raises:
             BadRequest: There is no such output, or it can't be had as a classification, or not of so few classes.
         """
-        names = [spec.name for spec in self.specs()]
         for output in request.outputs:
-            if output.name not in names:
-                raise BadRequest(f"there is no output {output.name!r}; there are {', '.join(map(repr, names))}")
+            if output.name not in self._names:
+                raise BadRequest(f"there is no output {output.name!r}; there are {', '.join(map(repr, self._names))}")
             if output.classes is None:
                 continue
             if output.name != PROBABILITIES:
@@ -62,7 +62,7 @@ class Outputs:
 
     def word(self, request: InferRequest, predictions: Sequence[Prediction]) -> tuple[bytes, int | None]:
         """Return the answer's body, and how long the JSON in it is if binary data follows it."""
-        wanted = request.outputs or [WantedOutput(spec.name, request.is_binary) for spec in self.specs()]
+        wanted = request.outputs or [WantedOutput(name, request.is_binary) for name in self._names]
         tensors, binary = [], []
         for output in wanted:
             datatype, rows = self._rows(output, predictions)
