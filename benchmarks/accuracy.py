@@ -24,8 +24,8 @@ from PIL import Image
 
 from benchmarks.harness import machine
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from vit_api.ipc.records import Prediction
 from vit_api.lit_api import ViTAPI
-from vit_api.records import Prediction
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "accuracy.json"
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine, process_group
-from vit_api.caching.cache import AnswerCache
-from vit_api.caching.cache_board import CacheBoard, CacheTally
-from vit_api.classifier import Known
-from vit_api.records import TOP_K, Prediction
-from vit_api.routes.messages import to_json
+from vit_api.ipc.cache_board import CacheBoard, CacheTally
+from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.classifier import CachedPrediction
+from vit_api.web.requests import to_json
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "cache_memory.json"
 _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on average
@@ -29,12 +29,12 @@ _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on avera
 
 def measure(entries: int) -> dict[str, Any]:
     """Fill a cache and return the bytes that an entry takes."""
-    cache: AnswerCache[Known] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
+    cache: AnswerCache[CachedPrediction] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
     before = process_group.resident_bytes(os.getpid())
     for number in range(entries):
-        known = Known(Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05))
+        known = CachedPrediction(Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
-        known.wordings[5] = to_json({"predictions": top})[:-1]
+        known.rendered[5] = to_json({"predictions": top})[:-1]
         cache.put(hashlib.sha256(str(number).encode()).digest(), known)
     return {
         "entries": entries,

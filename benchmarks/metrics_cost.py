@@ -20,12 +20,12 @@ from typing import Any
 
 from benchmarks.harness import machine
 from vit_api import metrics
-from vit_api.classifier import Classification, Known, Source
-from vit_api.metrics_board import MetricsBoard
-from vit_api.records import Prediction
-from vit_api.routes.exchange import Exchange
-from vit_api.routes.messages import Pending, Request
-from vit_api.routes.request_metrics import RequestMetrics
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import Prediction
+from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
+from vit_api.web.observers.exchange import Exchange
+from vit_api.web.observers.request_metrics import RequestMetrics
+from vit_api.web.requests import Pending, Request
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "metrics_cost.json"
 _LIMIT_US = 5.0
@@ -34,10 +34,10 @@ _LIMIT_US = 5.0
 def _ours() -> Callable[[], None]:
     """Return what an HTTP process does for each hit."""
     board = MetricsBoard(["http-0", "http-1", "worker-0"], metrics.COUNTED)
-    observer = RequestMetrics(board.meter("http-1"))
+    observer = RequestMetrics(board.metrics_writer("http-1"))
     request = Request({"path": "/predict", "headers": []}, _nothing, b"id", Pending(1000), 0.0)
     request.endpoint = "/predict"
-    hit = Classification(Known(Prediction((1,), (0.0,), 1.0)), Source.HIT)
+    hit = ClassifierResult(CachedPrediction(Prediction((1,), (0.0,), 1.0)), Source.HIT)
 
     def count() -> None:
         request.arrived_at = time.monotonic()

@@ -32,16 +32,16 @@ _SETTINGS = {"cpu_threads": 1, "cache_size": 0}
 # `function (file:line)`.
 _STAGES = {
     "hash": ("Classifier._hash",),
-    "decode": ("decode_request", "vit_api/images.py", "vit_api/image_limits.py", "PIL/"),
+    "decode": ("decode_request", "vit_api/decoding/images.py", "vit_api/decoding/image_limits.py", "PIL/"),
     "encode": ("encode_response", "PredictRoutes._body", "to_json", "json/"),
     "send": ("Response.send", "RequestResponseCycle.send"),
-    "slot": ("vit_api/slots.py",),
-    "pipe": ("vit_api/records.py", "InferenceClient._read_answers", "SlotLoop._answer"),
+    "slot": ("vit_api/ipc/slots.py",),
+    "pipe": ("vit_api/ipc/records.py", "InferenceClient._read_answers", "SlotLoop._answer"),
     "batch": ("VisionModel.stage", "SlotLoop._collect", "SlotLoop._claim"),
     "forward": ("VisionModel.launch", "vit_api/model/engines.py", "vit_api/model/vit.py"),
     "collect": ("VisionModel.collect",),
-    "parse": ("uvicorn/", "vit_api/routes/uploads.py", "vit_api/routes/messages.py", "vit_api/routes/front.py"),
-    "event loop": ("concurrent/futures/", "asyncio/", "threading.py", "vit_api/caching/cache.py", "time_limit.py"),
+    "parse": ("uvicorn/", "vit_api/web/uploads.py", "vit_api/web/requests.py", "vit_api/web/entry.py"),
+    "event loop": ("concurrent/futures/", "asyncio/", "threading.py", "vit_api/web/core/cache.py", "time_limit.py"),
 }
 _OTHER = "other"
 _WAITING = "_worker (concurrent/futures/thread.py"

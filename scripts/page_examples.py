@@ -9,7 +9,7 @@ from skimage import data
 
 from scripts.train_digits import load_split, scan_to_image
 
-FOLDER = Path(__file__).resolve().parent.parent / "vit_api" / "static" / "examples"
+FOLDER = Path(__file__).resolve().parent.parent / "vit_api" / "web" / "page" / "static" / "examples"
 
 _DIGITS = (2, 3, 5, 7)
 _DIGIT_SIZE = (160, 160)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from scripts.train_digits import load_split, scan_to_image
-from tests.samples import encode
-from tests.server import RunningServer, serve
+from tests.support.samples import encode
+from tests.support.server import RunningServer, serve
 
 
 @pytest.fixture(scope="session")

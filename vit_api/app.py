@@ -13,21 +13,21 @@ import sys
 from collections.abc import Callable
 
 from vit_api import metrics
-from vit_api.batching import BatchingPolicy
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.command_line import main_settings
-from vit_api.http_process import HttpProcess
 from vit_api.lit_api import ViTAPI
-from vit_api.lit_server import ServeHttp, ViTServer, choose_devices
 from vit_api.logs import configure_logging
-from vit_api.loop import SlotLoop
-from vit_api.routes.tracing import is_installed
+from vit_api.processes.lifecycle import serve_http
+from vit_api.processes.listeners import Listeners
+from vit_api.processes.lit_server import ServeHttp, ViTServer, choose_devices
+from vit_api.processes.recovery import Recovery
+from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
 from vit_api.shared import Shared
-from vit_api.supervision.listeners import Listeners
-from vit_api.supervision.processes import serve_http
-from vit_api.supervision.recovery import Recovery
-from vit_api.supervision.supervisor import StartProcess, Supervisor
+from vit_api.web.observers.tracing import is_installed
+from vit_api.web.process import HttpProcess
+from vit_api.worker.batching import BatchingPolicy
+from vit_api.worker.loop import SlotLoop
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Application:
     ) -> None:
         self.shared = shared
         self._settings = shared.settings
-        self._meter = shared.counts.meter("main")
+        self._meter = shared.counts.metrics_writer("main")
         self.lit_api = self._make_lit_api(lit_api_class, policy_class)
 
     def _make_lit_api(self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy]) -> ViTAPI:
@@ -90,7 +90,7 @@ class Application:
             board=shared.board,
             table=shared.table,
             recovery=Recovery(shared.table, shared.requests, shared.answers),
-            http_restarts=self._meter.count(metrics.HTTP_RESTARTS),
+            http_restarts=self._meter.counter(metrics.HTTP_RESTARTS),
             worker_stall_s=settings.worker_stall_s,
             drain_delay_s=settings.drain_delay_s,
             drain_timeout_s=settings.drain_timeout_s,

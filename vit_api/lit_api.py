@@ -18,13 +18,13 @@ import litserve as ls
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_api import image_limits, images
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.decoding import image_limits, images
+from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadRequest
+from vit_api.ipc.records import Prediction
 from vit_api.model.compile_cache import keep_compiled_code
 from vit_api.model.quick_import import quick_import
-from vit_api.pixels import Pixels, Upload
-from vit_api.records import Prediction
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
-from vit_api.caching.cache_board import CacheBoard
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.metrics_board import MetricsBoard
-from vit_api.records import RecordPipe
+from vit_api.ipc.cache_board import CacheBoard
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import RecordPipe
+from vit_api.ipc.slots import SlotTable
+from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.settings import Settings
-from vit_api.slots import SlotTable
-from vit_api.workers import WorkerBoard
 
 
 class Shared:

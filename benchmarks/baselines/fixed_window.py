@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vit_api.app import main
-from vit_api.batching import BatchingPolicy
+from vit_api.worker.batching import BatchingPolicy
 
 
 class FixedWindow(BatchingPolicy):

@@ -10,8 +10,8 @@ from benchmarks.gpu_parts.alone import release
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.timing import synchronize
 from vit_api.checkpoints.checkpoint import load_checkpoint
-from vit_api.gpu_stats import read_gpu
 from vit_api.model.model import VisionModel
+from vit_api.web.operations.gpu_stats import read_gpu
 
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256)
 _ENERGY_S = 5.0
@@ -43,7 +43,7 @@ def run(part: Part) -> None:
 
 
 def _measure_energy(part: Part, model: VisionModel) -> None:
-    """Run full batches for some seconds and read the GPU's own meter before and after."""
+    """Run full batches for some seconds and read the GPU's own metrics_writer before and after."""
     shape = (part.max_batch_size, *model.pixel_shape)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=model.device)
     before, start, batches = read_gpu(model.device_uuid), time.monotonic(), 0

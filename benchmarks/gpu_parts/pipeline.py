@@ -16,12 +16,12 @@ import numpy as np
 
 from benchmarks.gpu_parts.part import Part
 from vit_api.app import Application
-from vit_api.batching import BatchingPolicy
 from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.ipc.records import RequestRecord, unpack_answers
 from vit_api.lit_api import ViTAPI
-from vit_api.records import Request, unpack_answers
 from vit_api.settings import Settings
 from vit_api.shared import Shared
+from vit_api.worker.batching import BatchingPolicy
 
 _SECONDS = 8.0
 _WARM_UP_S = 1.0
@@ -33,7 +33,7 @@ _FOREVER = 1e18
 class OneAtATime(BatchingPolicy):
     """Stages a batch when the one before is done."""
 
-    def goes_behind(self, waiting: int) -> bool:
+    def should_stage(self, waiting: int) -> bool:
         """Say no."""
         return False
 
@@ -118,5 +118,5 @@ def _queue(shared: Shared, slots: Iterator[int]) -> None:
     for slot in slots:
         generation = shared.table.start_decoding(slot, _FOREVER)
         shared.table.queue(slot, time.monotonic())
-        records.append(Request(slot, generation).pack())
+        records.append(RequestRecord(slot, generation).pack())
     shared.requests.write(records)

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.gpu_parts.part import Part
 from benchmarks.harness import pictures, process_group, servers, wrk
-from vit_api.gpu_stats import read_gpu
+from vit_api.web.operations.gpu_stats import read_gpu
 
 _CONNECTIONS = (64, 128, 256)
 _PEAK_S = 8.0

@@ -28,7 +28,7 @@ from benchmarks import (
 )
 from benchmarks.harness import client, pictures, scrape, summary, wrk
 from benchmarks.harness.no_server import NoServer
-from tests.server import ROOT, RunningServer
+from tests.support.server import ROOT, RunningServer
 
 needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
 
@@ -209,7 +209,7 @@ def test_stages_of_a_profile() -> None:
     lines = [
         'thread (7): "decode_0";ViTAPI.decode_request (vit_api/lit_api.py:80);load (PIL/ImageFile.py:4) 3',
         'thread (7): "decode_0";_worker (concurrent/futures/thread.py:81) 9',
-        'thread (5): "MainThread";run_asgi (uvicorn/x.py:1);Classifier._hash (vit_api/classifier.py:9) 2',
+        'thread (5): "MainThread";run_asgi (uvicorn/x.py:1);Classifier._hash (vit_api/web/core/classifier.py:9) 2',
     ]
     assert profile.count_stages(lines) == {7: {"decode": 3}, 5: {"hash": 2}}
 

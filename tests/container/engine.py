@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from benchmarks.harness.servers import free_port
-from tests.server import ROOT
+from tests.support.server import ROOT
 
 PROGRAMS = ("mmdebstrap", "buildah", "podman", "runc")
 BASE = "localhost/vit-api-base"

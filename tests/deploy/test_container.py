@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from benchmarks.harness.servers import free_port
-from tests.server import ROOT, RunningServer
+from tests.support.server import ROOT, RunningServer
 from vit_api.settings import Settings
 
 _DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts import metrics_docs
-from tests.server import ROOT
+from tests.support.server import ROOT
 from vit_api import metrics
 from vit_api.metrics import Kind
 

@@ -14,8 +14,8 @@ import pytest
 
 from deploy.smoke import SmokeTest
 from deploy.space import Status, main
-from tests.fake_space import NAME, TOKEN, FakeSpace, Tree
-from tests.server import ROOT, RunningServer
+from tests.support.fake_space import NAME, TOKEN, FakeSpace, Tree
+from tests.support.server import ROOT, RunningServer
 
 # huggingface_hub 2.4.0 uploads large files in a way that its own HTTP client advises against.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
-from tests.samples import encode, image_files, make_checkpoint, photos, sharpen
-from tests.server import RunningServer, serve
+from tests.support.samples import encode, image_files, make_checkpoint, photos, sharpen
+from tests.support.server import RunningServer, serve
 from vit_api.checkpoints.checkpoint import EMBEDDED
 
 DIGITS = EMBEDDED["digits"]

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.server import ROOT, RunningServer, serve
+from tests.support.server import ROOT, RunningServer, serve
 from vit_api.access.origins import parse_origins
-from vit_api.routes.pages import page_headers
+from vit_api.web.page.security_headers import page_headers
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _KEY = "a-key-of-this-test"

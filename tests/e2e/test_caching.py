@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from benchmarks.harness.servers import free_port
-from tests.clients import Reply, post_all
-from tests.redis_server import RedisServer, redis_server
-from tests.samples import make_checkpoint
-from tests.server import ROOT, RunningServer, paused, serve, wait_until, worker_of
+from tests.support.clients import Reply, post_all
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.samples import make_checkpoint
+from tests.support.server import ROOT, RunningServer, paused, serve, wait_until, worker_of
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from tests.samples import encode, orientation_exif
-from tests.server import ROOT, RunningServer, environment, serve
+from tests.support.samples import encode, orientation_exif
+from tests.support.server import ROOT, RunningServer, environment, serve
 from vit_api.client import AsyncClient, Classification, Client, Rejected
 
 SEVEN = ROOT / "examples" / "digit-7.png"

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 from benchmarks.harness.process_group import cpu_seconds
-from tests.clients import Reply, post_all
-from tests.samples import edit_json, encode, make_checkpoint
-from tests.server import RunningServer, paused, serve, wait_until, worker_of
+from tests.support.clients import Reply, post_all
+from tests.support.samples import edit_json, encode, make_checkpoint
+from tests.support.server import RunningServer, paused, serve, wait_until, worker_of
 
 _CLIENTS = 128
 _ROUNDING = 0.002

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.clients import post_all
-from tests.server import ROOT, RunningServer
+from tests.support.clients import post_all
+from tests.support.server import ROOT, RunningServer
 
 _MIN_ACCURACY = 0.985
 _MAX_BYTES = 2 * 2**20

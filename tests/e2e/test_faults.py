@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.harness.process_group import descriptors, living, resident_bytes
-from tests.clients import Reply, post_all
-from tests.samples import encode
-from tests.server import (
+from tests.support.clients import Reply, post_all
+from tests.support.samples import encode
+from tests.support.server import (
     PLAIN_HTTP,
     ROOT,
     RunningServer,
@@ -211,7 +211,7 @@ def test_a_worker_that_hangs_is_replaced() -> None:
 
 def test_an_image_that_kills_its_worker_harms_no_other() -> None:
     """Its neighbours get their answers; it is tried three times, then its client gets a 500."""
-    options = {"program": ("-m", "tests.deadly_server"), "cache_size": 0, "request_timeout_s": _SLOW_RESTART_S}
+    options = {"program": ("-m", "tests.support.deadly_server"), "cache_size": 0, "request_timeout_s": _SLOW_RESTART_S}
     with serve(**options, api_servers=1) as server:
         uploads = [*_uploads(12), _DEADLY]
         replies = [reply for [reply] in post_all(server.port, [[upload] for upload in uploads])]

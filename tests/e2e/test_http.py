@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.samples import encode, photo
-from tests.server import ROOT, RunningServer, serve
+from tests.support.samples import encode, photo
+from tests.support.server import ROOT, RunningServer, serve
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _MB = 2**20

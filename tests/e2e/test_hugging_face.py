@@ -20,8 +20,8 @@ from huggingface_hub.errors import BadRequestError, HfHubHTTPError
 from PIL import Image
 from transformers import pipeline
 
-from tests.samples import encode, make_checkpoint, photos, sharpen
-from tests.server import ROOT, RunningServer, paused, serve, worker_of
+from tests.support.samples import encode, make_checkpoint, photos, sharpen
+from tests.support.server import ROOT, RunningServer, paused, serve, worker_of
 from vit_api.checkpoints.checkpoint import EMBEDDED
 
 _FILE = ROOT / "examples" / "digit-7.png"

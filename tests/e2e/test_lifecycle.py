@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks.harness.process_group import living
 from benchmarks.harness.servers import free_port
-from tests.samples import edit_json, make_checkpoint
-from tests.server import PLAIN_HTTP, ROOT, RunningServer, environment, paused, serve, wait_until, worker_of
+from tests.support.samples import edit_json, make_checkpoint
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, paused, serve, wait_until, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:

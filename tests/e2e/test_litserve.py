@@ -18,8 +18,8 @@ from litserve.loops.loops import inference_worker
 from litserve.server import LitServer
 
 from benchmarks.harness.servers import free_port
-from tests.clients import post_all
-from tests.server import ROOT, RunningServer, environment, wait_until_ready
+from tests.support.clients import post_all
+from tests.support.server import ROOT, RunningServer, environment, wait_until_ready
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_stock_server_batches_too(stock_url: str, held_out: list[tuple[bytes
 
 
 def test_litserve_is_the_version_we_know() -> None:
-    """A new version has to be looked at: `vit_api/lit_server.py` says what we take from it."""
+    """A new version has to be looked at: `vit_api/processes/lit_server.py` says what we take from it."""
     assert version("litserve") == "0.2.19"
 
 
@@ -100,7 +100,7 @@ def test_litserve_is_the_version_we_know() -> None:
     ],
 )
 def test_internals_are_where_we_expect_them(what: object, parameters: list[str]) -> None:
-    """What `vit_api/lit_server.py` and `vit_api/loop.py` override or call has the form that they expect."""
+    """LitServe's internals that `processes.lit_server` and `worker.loop` use have the expected signatures."""
     assert list(inspect.signature(what).parameters) == parameters  # type: ignore[arg-type]
 
 

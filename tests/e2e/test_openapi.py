@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, RunningServer, serve
+from tests.support.server import ROOT, RunningServer, serve
 
 _LONG_RUN = os.environ.get("API_FUZZ_EXAMPLES")
 _EXAMPLES = _LONG_RUN or "15"
@@ -43,7 +43,16 @@ def _schemathesis(*arguments: str) -> subprocess.CompletedProcess[str]:
     if _LONG_RUN is None:
         options += ["--generation-deterministic", "--no-shrink"]
     return subprocess.run(
-        [sys.executable, "-m", "schemathesis.cli", "--config-file", "tests/api_fuzz.toml", "run", *options, *arguments],
+        [
+            sys.executable,
+            "-m",
+            "schemathesis.cli",
+            "--config-file",
+            "tests/support/api_fuzz.toml",
+            "run",
+            *options,
+            *arguments,
+        ],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from scripts.chromium import BROWSER, DRIVER, chromium, draw, show_as
-from tests.prefix_proxy import FRAME_PATH, PREFIX, prefix_proxy
-from tests.server import ROOT, RunningServer, serve, wait_until
-from vit_api.routes.page import read_files
+from tests.support.prefix_proxy import FRAME_PATH, PREFIX, prefix_proxy
+from tests.support.server import ROOT, RunningServer, serve, wait_until
+from vit_api.web.page.files import read_files
 
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs Debian's packages chromium and chromium-driver")
 

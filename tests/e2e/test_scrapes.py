@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from benchmarks.harness.servers import free_port
-from tests.server import ROOT, RunningServer, http_processes_of, serve, wait_until, workers_of
+from tests.support.server import ROOT, RunningServer, http_processes_of, serve, wait_until, workers_of
 from vit_api import metrics
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()

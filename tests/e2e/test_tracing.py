@@ -15,7 +15,7 @@ pytest.importorskip("opentelemetry.sdk", reason="needs requirements-otel.txt")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from benchmarks.harness.servers import free_port
-from tests.server import ROOT, RunningServer, serve, wait_until
+from tests.support.server import ROOT, RunningServer, serve, wait_until
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _TRACE, _PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, RunningServer, environment, serve_by
+from tests.support.server import ROOT, RunningServer, environment, serve_by
 from vit_api.access.api_keys import parse_keys
 
 _ADDRESS = "127.0.0.1:7860"
@@ -25,7 +25,7 @@ _OPERATOR_KEY = "the-operators-key"
 _START = "make run\n"
 
 _DOCKER = "builds or runs the container image; make container-test does"
-_SPACE = "needs an account of Hugging Face; tests/test_deploy_space.py and test_space_docs.py have what they start"
+_SPACE = "needs an account of Hugging Face; tests/deploy/test_deploy_space.py covers what they start"
 _NOT_RUN = {
     ("README.md", 'make run ARGS="--host 127.0.0.1"'): "fetches a model of 350 MB",
     ("README.md", "docker build"): _DOCKER,
@@ -33,12 +33,12 @@ _NOT_RUN = {
     ("docs/container.md", "docker build"): _DOCKER,
     ("docs/container.md", "docker run"): _DOCKER,
     ("docs/container.md", "docker compose"): _DOCKER,
-    ("docs/gpu.md", "pip install"): "installs packages; tests/test_benchmark_gpu.py runs the benchmark",
+    ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
     ("docs/space.md", "pip install"): _SPACE,
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,
     ("docs/space.md", "curl"): _SPACE,
-    ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/test_tracing.py traces a server",
+    ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
 """By page and start of the example: why it is not run."""
 

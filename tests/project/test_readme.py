@@ -1,4 +1,4 @@
-"""The README's settings are the server's; tests/test_docs_examples.py runs its commands."""
+"""The README's settings are the server's; tests/project/test_docs_examples.py runs its commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from scripts import settings_docs
-from tests.server import ROOT
+from tests.support.server import ROOT
 from vit_api.settings import Settings
 
 _README = (ROOT / "README.md").read_text()

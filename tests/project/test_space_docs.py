@@ -10,7 +10,7 @@ from deploy.files import NEEDED
 from deploy.space import Status
 from scripts import space_costs
 from scripts.space_costs import HARDWARE, Costs, Hardware, usd_per_million
-from tests.server import ROOT
+from tests.support.server import ROOT
 from vit_api.settings import Settings
 
 _PAGE = space_costs.PAGE.read_text()

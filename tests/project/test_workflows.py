@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.server import ROOT
+from tests.support.server import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 

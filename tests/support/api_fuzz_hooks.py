@@ -8,7 +8,7 @@ import schemathesis
 from hypothesis import strategies as st
 from schemathesis.transport.serialization import Binary
 
-from tests.samples import image_files
+from tests.support.samples import image_files
 
 _IMAGES = st.sampled_from([content for _, content in sorted(image_files().items())])
 

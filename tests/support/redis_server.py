@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from benchmarks.harness.servers import free_port
-from tests.server import wait_until
+from tests.support.server import wait_until
 
 
 class RedisServer:

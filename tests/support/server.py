@@ -19,7 +19,7 @@ import httpx
 from benchmarks.harness.process_group import kinds
 from benchmarks.harness.servers import free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN_HTTP: dict[str, Any] = {"verify": False}
 """For httpx, which would read the system's certificates at each call, for 35 ms; nothing here speaks TLS."""
 START_S = 120.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.server import ROOT, RunningServer, serve, wait_until
+from tests.support.server import ROOT, RunningServer, serve, wait_until
 from vit_api.logs import JsonFormatter, TextFormatter
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
@@ -49,7 +49,7 @@ def test_json_has_the_traceback() -> None:
 def _requests(server: RunningServer) -> list[dict[str, Any]]:
     """Return the log's lines about requests, but for probes; every line of it is JSON."""
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    ours = (line for line in lines if line["logger"] == "vit_api.routes.access_log")
+    ours = (line for line in lines if line["logger"] == "vit_api.web.observers.access_log")
     return [line for line in ours if "/health" not in line["message"]]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import ROOT, environment
+from tests.support.server import ROOT, environment
 from vit_api.command_line import SettingsError, load_settings
 from vit_api.settings import Settings
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from huggingface_hub import SpaceHardware, metadata_load
 
-from tests.server import ROOT, serve
+from tests.support.server import ROOT, serve
 from vit_api import space
 from vit_api.checkpoints import hub
 from vit_api.command_line import load_settings
 from vit_api.cores import available_cores
-from vit_api.lit_server import choose_devices
+from vit_api.processes.lit_server import choose_devices
 from vit_api.settings import Settings
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -132,7 +132,7 @@ def test_a_gpu_that_is_missing_is_named(
 ) -> None:
     """A server that is slow for this reason looks healthy otherwise."""
     monkeypatch.setenv("ACCELERATOR", accelerator)
-    monkeypatch.setattr("vit_api.lit_server.check_cuda_with_nvidia_smi", lambda: gpus)
+    monkeypatch.setattr("vit_api.processes.lit_server.check_cuda_with_nvidia_smi", lambda: gpus)
     with caplog.at_level(logging.WARNING):
         assert choose_devices(device) == (["cuda:0"] if gpus else ["cpu"])
     assert ("t4-small" in caplog.text) is is_warned

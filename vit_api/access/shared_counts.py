@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vit_api.shared_memory import SharedArrays
+from vit_api.ipc.shared_memory import SharedArrays
 
 _SETS = 2048
 _PLACES = 8

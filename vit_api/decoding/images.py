@@ -26,8 +26,8 @@ from PIL import (
 )
 
 from vit_api.checkpoints.preprocessing import Preprocessing, Size
+from vit_api.decoding.image_limits import UploadFile, bound_directories, check_gif, check_jpeg, check_sides
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
-from vit_api.image_limits import UploadFile, bound_directories, check_gif, check_jpeg, check_sides
 
 # Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, the JPEG with several
 # pictures that phones write.
@@ -50,7 +50,7 @@ bound_directories()
 # A JPEG is scaled while it is decoded only to sizes at least this many times the resize target. On six photos at 4 to
 # 20 times the target, with 2 a pixel is off by 0.33 on average and by 2 at the 99th percentile, about what saving the
 # photo again at quality 85 does (0.40 and 2); with 1 it is 0.93 and 6, with 3 it is 0.21 and 1.3, but then photos of
-# less than 6 times the target aren't scaled at all. tests/test_images.py holds it to that.
+# less than 6 times the target aren't scaled at all. tests/unit/decoding/test_images.py holds it to that.
 DRAFT_MARGIN = 2
 
 # libavif decodes an AVIF of more pixels than its container says before it notices: 743 MB for the 16,384 pixels a side

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vit_api.shared_memory import SharedArrays
+from vit_api.ipc.shared_memory import SharedArrays
 
 COUNTS = (
     "entries",

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from vit_api.ipc.shared_memory import SharedArrays
 from vit_api.metrics import Kind, Metric
-from vit_api.shared_memory import SharedArrays
 
 
-class Count:
+class Counter:
     """One series of a counter, for the process that counts. Not for several threads."""
 
     __slots__ = ("_place", "_view")
@@ -32,7 +32,7 @@ class Count:
         self._view[self._place] += count
 
 
-class Distribution:
+class Histogram:
     """One series of a histogram, for the process that observes. Not for several threads.
 
     Its places are: a count for each bucket, one for what is above all, and the sum.
@@ -52,7 +52,7 @@ class Distribution:
         self._view[self._sum] += value
 
 
-class Meter:
+class MetricsWriter:
     """What one process counts with.
 
     Args:
@@ -64,14 +64,14 @@ class Meter:
         self._board = board
         self._column = column
 
-    def count(self, metric: Metric, *values: str) -> Count:
+    def counter(self, metric: Metric, *values: str) -> Counter:
         """Return the series of a counter with these labels' values."""
-        return Count(self._board.view(metric), self._board.place(metric, self._column, values))
+        return Counter(self._board.view(metric), self._board.place(metric, self._column, values))
 
-    def distribution(self, metric: Metric, *values: str) -> Distribution:
+    def histogram(self, metric: Metric, *values: str) -> Histogram:
         """Return the series of a histogram with these labels' values."""
         first = self._board.place(metric, self._column, values)
-        return Distribution(self._board.view(metric), first, metric.buckets)
+        return Histogram(self._board.view(metric), first, metric.buckets)
 
 
 class MetricsBoard:
@@ -90,11 +90,11 @@ class MetricsBoard:
             | {name: (np.float64, (len(processes) * size,)) for name, size in sizes.items()}
         )
 
-    def meter(self, process: str) -> Meter:
+    def metrics_writer(self, process: str) -> MetricsWriter:
         """Return what the calling process counts with; from now on it is the one of this name."""
         column = self.processes.index(process)
         self._shared["pid"][column] = os.getpid()
-        return Meter(self, column)
+        return MetricsWriter(self, column)
 
     def pids(self) -> dict[str, int]:
         """Return the ids of the processes that have started, by name; some may have died since."""

@@ -25,7 +25,7 @@ _PREDICTION = struct.Struct(f"<Bf{TOP_K}I{TOP_K}f")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Request(NamedTuple):
+class RequestRecord(NamedTuple):
     """An image waits in `slot`; `generation` tells this use of the slot from earlier ones."""
 
     slot: int
@@ -104,7 +104,7 @@ class Status(enum.IntEnum):
     """There will be no worker any more. Written by the main process."""
 
 
-class Answer(NamedTuple):
+class AnswerRecord(NamedTuple):
     """What a worker says of one slot."""
 
     slot: int
@@ -135,16 +135,16 @@ class Answer(NamedTuple):
         )
 
 
-def unpack_requests(data: bytes) -> Iterator[Request]:
+def unpack_requests(data: bytes) -> Iterator[RequestRecord]:
     """Yield the requests in `data`, which holds whole records."""
-    return map(Request._make, _REQUEST.iter_unpack(data))
+    return map(RequestRecord._make, _REQUEST.iter_unpack(data))
 
 
-def unpack_answers(data: bytes) -> Iterator[Answer]:
+def unpack_answers(data: bytes) -> Iterator[AnswerRecord]:
     """Yield the answers in `data`, which holds whole records."""
     for slot, generation, status, count, batch_size, queue_s, inference_s, certainty, *top in _ANSWER.iter_unpack(data):
         prediction = Prediction(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]), certainty)
-        yield Answer(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s)
+        yield AnswerRecord(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s)
 
 
 class RecordPipe:
@@ -173,13 +173,13 @@ class RecordPipe:
 
     @classmethod
     def for_requests(cls, capacity: int) -> RecordPipe:
-        """Make a pipe that carries `Request` records."""
+        """Make a pipe that carries `RequestRecord` records."""
         # Twice: the main process may write each record again, see `recovery`.
         return cls(_REQUEST.size, 2 * capacity)
 
     @classmethod
     def for_answers(cls, capacity: int) -> RecordPipe:
-        """Make a pipe that carries `Answer` records."""
+        """Make a pipe that carries `AnswerRecord` records."""
         return cls(_ANSWER.size, capacity)
 
     def fileno(self) -> int:

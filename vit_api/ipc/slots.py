@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_api.shared_memory import Layout, SharedArrays
+from vit_api.ipc.shared_memory import Layout, SharedArrays
 
 
 class SlotState(enum.IntEnum):
@@ -55,7 +55,7 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
     SlotState.ANSWERED: frozenset({SlotState.FREE, SlotState.QUEUED}),
 }
 
-MOST_DEATHS = 2
+MAX_DEATHS = 2
 """Of workers that held an image in a batch, before it is tried alone, for the last time."""
 
 _MAX_GENERATION = 2**32 - 1
@@ -98,7 +98,7 @@ class SlotTable:
         layout: Layout = {
             "states": (np.uint8, (slots,)),
             "abandoned": (np.uint8, (slots,)),
-            "alone": (np.uint8, (slots,)),
+            "isolated": (np.uint8, (slots,)),
             "generations": (np.uint32, (slots,)),
             "workers": (np.int32, (slots,)),
             "queued_at": (np.float64, (slots,)),
@@ -114,7 +114,7 @@ class SlotTable:
         self._states = shared["states"]
         self._state = shared.view("states")
         self._abandoned = shared.view("abandoned")
-        self._alone = shared.view("alone")
+        self._isolated = shared.view("isolated")
         self._generation = shared.view("generations")
         self._worker = shared.view("workers")
         self._queued_at = shared.view("queued_at")
@@ -140,12 +140,12 @@ class SlotTable:
     def count_coming(self) -> int:
         """Count the images that may join a batch: being decoded, or queued, not yet claimed and not to be alone."""
         coming = (self._states == SlotState.DECODING) | (self._states == SlotState.QUEUED)
-        coming &= self._shared["alone"] == 0
+        coming &= self._shared["isolated"] == 0
         return int(np.count_nonzero(coming))
 
     def count_waiting(self) -> int:
         """Count the images that may join a batch now: queued, not yet claimed and not to be alone."""
-        return int(np.count_nonzero((self._states == SlotState.QUEUED) & (self._shared["alone"] == 0)))
+        return int(np.count_nonzero((self._states == SlotState.QUEUED) & (self._shared["isolated"] == 0)))
 
     def count_by_state(self) -> dict[SlotState, int]:
         """Count the slots in each state."""
@@ -161,7 +161,7 @@ class SlotTable:
         """Take the free `slot` for a new image and return its new generation. For the owner."""
         self._move(slot, SlotState.DECODING)
         self._abandoned[slot] = 0
-        self._alone[slot] = 0
+        self._isolated[slot] = 0
         self._deadline[slot] = deadline
         generation: int = self._generation[slot] % _MAX_GENERATION + 1
         self._generation[slot] = generation
@@ -172,19 +172,19 @@ class SlotTable:
         self._queued_at[slot] = now
         self._move(slot, SlotState.QUEUED)
 
-    def requeue(self, slot: int, *, alone: bool) -> None:
+    def requeue(self, slot: int, *, isolated: bool) -> None:
         """Hand `slot`, whose worker died, to the workers again; its place in the queue is the old one. For the owner.
 
         Args:
             slot: The slot.
-            alone: Whether it is to be a batch of its own, since it may be what the worker died of.
+            isolated: Whether it is to be a batch of its own, since it may be what the worker died of.
         """
-        self._alone[slot] = alone
+        self._isolated[slot] = isolated
         self._move(slot, SlotState.QUEUED)
 
-    def is_alone(self, slot: int) -> bool:
+    def is_isolated(self, slot: int) -> bool:
         """Tell whether `slot` is to be a batch of its own."""
-        return bool(self._alone[slot])
+        return bool(self._isolated[slot])
 
     def extend(self, slot: int, deadline: float) -> None:
         """Let the image in `slot` be wanted until `deadline`, whatever its state. For the owner."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from vit_api.shared_memory import SharedArrays
+from vit_api.ipc.shared_memory import SharedArrays
 
 _TEXT_BYTES = 64
 _TEXTS: Final = ("device", "device_name", "dtype", "device_uuid", "engine")
@@ -34,7 +34,7 @@ _TAKES_IMAGES = frozenset({WorkerState.READY, WorkerState.RESTARTING})
 
 
 @dataclass(frozen=True)
-class WorkerNotice:
+class WorkerStatus:
     """What one worker says of itself.
 
     Attributes:
@@ -92,7 +92,7 @@ class WorkerBoard:
         self.workers = state["workers"]
         self._bind(state["shared"])
 
-    def post(self, worker: int, notice: WorkerNotice) -> None:
+    def post(self, worker: int, notice: WorkerStatus) -> None:
         """Write the notice of `worker`; the state last, so that a reader who sees it ready sees the rest."""
         for name in _TEXTS:
             self._shared[name][worker] = getattr(notice, name).encode("ascii", "replace")[:_TEXT_BYTES]
@@ -100,11 +100,11 @@ class WorkerBoard:
         self.beat(worker, time.monotonic())
         self._shared["state"][worker] = notice.state
 
-    def read(self, worker: int) -> WorkerNotice:
+    def read(self, worker: int) -> WorkerStatus:
         """Return the notice of `worker`."""
         texts = {name: bytes(self._shared[name][worker]).decode() for name in _TEXTS}
         startup_s = float(self._shared["startup_s"][worker])
-        return WorkerNotice(WorkerState(self._shared["state"][worker]), startup_s=startup_s, **texts)
+        return WorkerStatus(WorkerState(self._shared["state"][worker]), startup_s=startup_s, **texts)
 
     def beat(self, worker: int, now: float) -> None:
         """Note that `worker` makes progress at `now`, in seconds of the monotonic clock."""

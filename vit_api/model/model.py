@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.cores import available_cores
 from vit_api.errors import OutOfDeviceMemory
+from vit_api.ipc.records import TOP_K, Prediction
 from vit_api.model.engines import (
     Engine,
     Network,
@@ -35,7 +36,6 @@ from vit_api.model.engines import (
 )
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.model.vit import fuse
-from vit_api.records import TOP_K, Prediction
 
 logger = logging.getLogger(__name__)
 

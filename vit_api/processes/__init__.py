@@ -1,1 +1,1 @@
-"""The server's processes: what each does at its start and end, and who keeps them alive."""
+"""Process lifecycle: start, restart, shutdown, and recovery of a dead worker's images."""

@@ -20,9 +20,9 @@ import litserve as ls
 from litserve.connector import check_cuda_with_nvidia_smi
 
 from vit_api import space
-from vit_api.supervision.listeners import Listeners
-from vit_api.supervision.processes import STOP_SIGNALS, WorkerProcess, blocked, stop_signals
-from vit_api.supervision.supervisor import StartProcess, Supervisor
+from vit_api.processes.lifecycle import STOP_SIGNALS, WorkerProcess, blocked, stop_signals
+from vit_api.processes.listeners import Listeners
+from vit_api.processes.supervisor import StartProcess, Supervisor
 
 logger = logging.getLogger(__name__)
 

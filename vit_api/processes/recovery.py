@@ -6,8 +6,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from vit_api.records import Answer, RecordPipe, Request, Status
-from vit_api.slots import SlotTable
+from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status
+from vit_api.ipc.slots import SlotTable
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +56,12 @@ class Recovery:
         """
         while self._requests.read(_RECORDS_PER_READ):
             pass
-        self._requests.write(Request(slot, generation).pack() for slot, generation in self._table.queued())
+        self._requests.write(RequestRecord(slot, generation).pack() for slot, generation in self._table.queued())
 
     def _tell(self, slots: Iterable[tuple[int, int]], status: Status) -> None:
         by_owner: defaultdict[int, list[bytes]] = defaultdict(list)
         for slot, generation in slots:
-            by_owner[self._table.owner_of(slot)].append(Answer(slot, generation, status).pack())
+            by_owner[self._table.owner_of(slot)].append(AnswerRecord(slot, generation, status).pack())
         for owner, records in by_owner.items():
             try:
                 self._answers[owner].write(records)

@@ -17,10 +17,10 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from socket import socket
 
-from vit_api.metrics_board import Count
-from vit_api.slots import MOST_DEATHS, SlotTable
-from vit_api.supervision.recovery import Recovery
-from vit_api.workers import WorkerBoard, WorkerState
+from vit_api.ipc.metrics_board import Counter
+from vit_api.ipc.slots import MAX_DEATHS, SlotTable
+from vit_api.ipc.worker_board import WorkerBoard, WorkerState
+from vit_api.processes.recovery import Recovery
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class _Member:
 
     def forgive(self) -> None:
         """Forget the last deaths, whose cause is known and gone."""
-        for _ in range(min(MOST_DEATHS, len(self.restarts))):
+        for _ in range(min(MAX_DEATHS, len(self.restarts))):
             self.restarts.pop()
 
     def may_restart(self, *, worked: bool = True) -> bool:
@@ -105,7 +105,7 @@ class Supervisor:
         board: WorkerBoard,
         table: SlotTable,
         recovery: Recovery,
-        http_restarts: Count,
+        http_restarts: Counter,
         worker_stall_s: float,
         drain_delay_s: float,
         drain_timeout_s: float,
@@ -229,7 +229,7 @@ class Supervisor:
         if state == WorkerState.STARTING:
             raise _WorkersHopeless(f"{member.name} did not even start")
         held = self._table.held_by(number)
-        if len(held) == 1 and self._table.is_alone(held[0][0]):
+        if len(held) == 1 and self._table.is_isolated(held[0][0]):
             member.forgive()  # the image is to blame, also for the deaths before, and will not be tried again
         elif not member.may_restart(worked=state == WorkerState.READY):
             raise _WorkersHopeless(f"{member.name} died more than {_MOST_RESTARTS} times in a minute")

@@ -1,1 +1,1 @@
-"""The HTTP side: from requests to the classifier, and from its answers to responses."""
+"""The HTTP half: one process a core. Turns requests into uploads, and predictions into responses."""

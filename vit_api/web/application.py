@@ -14,13 +14,13 @@ from starlette.types import ASGIApp
 
 from vit_api import __version__
 from vit_api.errors import ViTError
-from vit_api.routes.cors import CrossOrigin
-from vit_api.routes.exchange import Observer
-from vit_api.routes.front import BusyPath, Front
-from vit_api.routes.keys import KeyCheck, describe_keys
-from vit_api.routes.pages import STATIC_FOLDER, docs_router
-from vit_api.routes.rate_limits import RateLimits, describe_limits
-from vit_api.routes.responses import from_exception
+from vit_api.web.admission.cors import CrossOrigin
+from vit_api.web.admission.keys import KeyCheck, describe_keys
+from vit_api.web.admission.rate_limits import RateLimits, describe_limits
+from vit_api.web.entry import Entry, HotRoute
+from vit_api.web.observers.exchange import Observer
+from vit_api.web.page.security_headers import STATIC_FOLDER, docs_router
+from vit_api.web.responses import from_exception
 
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
 
@@ -28,7 +28,7 @@ _DESCRIPTION = "Image classification with a Vision Transformer. Every error has 
 class ProtocolRoutes(Protocol):
     """A way to ask for classifications: this server's own, or one that clients of others speak."""
 
-    def busy_paths(self) -> Sequence[BusyPath]:
+    def hot_routes(self) -> Sequence[HotRoute]:
         """Return the paths that classify."""
 
     def router(self) -> APIRouter:
@@ -89,11 +89,11 @@ def create_app(
         app.include_router(router)
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)
-    busy = [path for protocol in protocols for path in protocol.busy_paths()]
+    busy = [path for protocol in protocols for path in protocol.hot_routes()]
     if limits is not None:
         busy = [path._replace(handler=limits.limited(path.handler)) for path in busy]
     _describe_access(app, keys, limits)
-    front = Front(
+    front = Entry(
         busy,
         app,
         observers,

@@ -19,16 +19,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit_api.errors import InternalError, NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
-from vit_api.routes.exchange import Exchange, Observer
-from vit_api.routes.messages import NO_SNIFFING, REQUEST_ID, Pending, Request, Response
-from vit_api.routes.responses import error_response
+from vit_api.web.observers.exchange import Exchange, Observer
+from vit_api.web.requests import NO_SNIFFING, REQUEST_ID, Pending, Request, Response
+from vit_api.web.responses import error_response
 
 logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class BusyPath(NamedTuple):
+class HotRoute(NamedTuple):
     """A path that classifies.
 
     Attributes:
@@ -47,7 +47,7 @@ class BusyPath(NamedTuple):
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-class Front:
+class Entry:
     """Route a request to its handler, and answer what the handler raises.
 
     Args:
@@ -61,7 +61,7 @@ class Front:
 
     def __init__(
         self,
-        busy: Sequence[BusyPath],
+        busy: Sequence[HotRoute],
         fallback: ASGIApp,
         observers: Sequence[Observer],
         *,

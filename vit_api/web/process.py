@@ -12,36 +12,36 @@ from vit_api import __version__
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
-from vit_api.caching.cache import AnswerCache
-from vit_api.caching.cache_board import CacheBoard, CacheTally
-from vit_api.caching.redis_tier import RedisTier
-from vit_api.classifier import Classifier, Known
-from vit_api.collector import MetricsCollector, Sources
 from vit_api.errors import NotReady
-from vit_api.inference import InferenceClient
+from vit_api.ipc.cache_board import CacheBoard, CacheTally
+from vit_api.ipc.slots import SlotRange
 from vit_api.lit_api import ViTAPI
-from vit_api.routes.access_log import AccessLog
-from vit_api.routes.api import ProtocolRoutes, create_app
-from vit_api.routes.cache import cache_info, cache_router
-from vit_api.routes.exchange import Observer
-from vit_api.routes.hugging_face import HuggingFaceRoutes
-from vit_api.routes.keys import KeyCheck
-from vit_api.routes.metrics import metrics_router
-from vit_api.routes.open_inference.inputs import Inputs
-from vit_api.routes.open_inference.model_info import ModelInfo, Statistics
-from vit_api.routes.open_inference.outputs import Outputs
-from vit_api.routes.open_inference.routes import OpenInferenceRoutes
-from vit_api.routes.operations import operations_router
-from vit_api.routes.page import page_router
-from vit_api.routes.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
-from vit_api.routes.rate_limits import RateLimits
-from vit_api.routes.request_classifier import RequestClassifier
-from vit_api.routes.request_metrics import RequestMetrics
-from vit_api.routes.tracing import Tracing
-from vit_api.routes.uploads import Uploads
-from vit_api.schemas import CacheInfo
 from vit_api.shared import Shared
-from vit_api.slots import SlotRange
+from vit_api.web.admission.keys import KeyCheck
+from vit_api.web.admission.rate_limits import RateLimits
+from vit_api.web.application import ProtocolRoutes, create_app
+from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.classifier import CachedPrediction, Classifier
+from vit_api.web.core.inference import InferenceClient
+from vit_api.web.core.redis_tier import RedisTier
+from vit_api.web.observers.access_log import AccessLog
+from vit_api.web.observers.exchange import Observer
+from vit_api.web.observers.request_metrics import RequestMetrics
+from vit_api.web.observers.tracing import Tracing
+from vit_api.web.openapi.schemas import CacheInfo
+from vit_api.web.operations.cache import cache_info, cache_router
+from vit_api.web.operations.collector import MetricsCollector, Sources
+from vit_api.web.operations.health import operations_router
+from vit_api.web.operations.metrics import metrics_router
+from vit_api.web.page.files import page_router
+from vit_api.web.protocols.hugging_face import HuggingFaceRoutes
+from vit_api.web.protocols.open_inference.inputs import Inputs
+from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
+from vit_api.web.protocols.open_inference.outputs import Outputs
+from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
+from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
+from vit_api.web.protocols.request_classifier import RequestClassifier
+from vit_api.web.uploads import Uploads
 
 
 class HttpProcess:
@@ -58,7 +58,7 @@ class HttpProcess:
         self._settings = shared.settings
         self._lit_api = lit_api
         self._number = number
-        self._meter = shared.counts.meter(f"http-{number}")
+        self._meter = shared.counts.metrics_writer(f"http-{number}")
         self._tally = CacheTally(shared.cache_board, number)
         self._inference = InferenceClient(
             lit_api,
@@ -66,7 +66,7 @@ class HttpProcess:
             shared.board,
             shared.requests,
             shared.answers[number],
-            meter=self._meter,
+            metrics_writer=self._meter,
             decode_threads=self._settings.decode_threads,
         )
         self._redis = self._redis_tier()
@@ -159,9 +159,9 @@ class HttpProcess:
             observers.append(self._tracing)
         return observers
 
-    def _cache(self) -> AnswerCache[Known] | None:
+    def _cache(self) -> AnswerCache[CachedPrediction] | None:
         size = self._settings.cache_size
-        return AnswerCache[Known](size, self._settings.cache_ttl_s, self._tally) if size else None
+        return AnswerCache[CachedPrediction](size, self._settings.cache_ttl_s, self._tally) if size else None
 
     @property
     def _cache_board(self) -> CacheBoard | None:

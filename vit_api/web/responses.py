@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.routing import Match, Route
 
 from vit_api.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ViTError
-from vit_api.routes.messages import Response, to_json
+from vit_api.web.requests import Response, to_json
 
 
 def error_body(error: ViTError, request_id: str) -> dict[str, str]:

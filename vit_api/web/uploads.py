@@ -11,7 +11,7 @@ from multipart import MultipartError, MultipartSegment, ParserLimitReached, Push
 
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
 from vit_api.lit_api import decode_base64
-from vit_api.routes.messages import Request
+from vit_api.web.requests import Request
 
 _ENVELOPE_BYTES = 64 * 1024
 """What a form's or JSON's own syntax may add to an upload."""

@@ -40,7 +40,7 @@ class BatchingPolicy:
             return 0.0
         return max(0.0, oldest_queued_at + self.max_wait_s - now)
 
-    def goes_behind(self, waiting: int) -> bool:
+    def should_stage(self, waiting: int) -> bool:
         """Tell whether a batch goes to a device that is busy with another one, to be computed after it.
 
         A full one does, so that it is there when the device is free. Any other waits: sent now it would be computed no

@@ -10,9 +10,9 @@ order in which they are answered: one that it computes, and one that is staged b
 answered as soon as it is done, whether or not another one comes; on the CPU `predict` returns when it is, and so there
 is never a second one.
 
-While the device is busy, images wait unclaimed, until enough for a full batch wait or the device is free (see
-`BatchingPolicy.goes_behind`): another worker may be free before this one, and an image whose client leaves meanwhile is
-still not run. An image that is to be alone has the device for itself, so that a death is its own.
+While the device is busy, images stay unclaimed until enough of them wait for a full batch or the device is free (see
+`BatchingPolicy.should_stage`): another worker may be free before this one, and an image whose client leaves meanwhile
+is not run. An isolated image has the device to itself, so that a crash is attributed to it alone.
 
 A failure belongs to the batch whose hooks raised it, and is answered in that batch's turn. So does a lack of memory: by
 then, what was before it on the device is gone, and the batch is tried again in halves.
@@ -31,12 +31,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from litserve.loops import LitLoop
 
 from vit_api import metrics
-from vit_api.batching import BatchingPolicy
 from vit_api.errors import OutOfDeviceMemory
-from vit_api.metrics_board import MetricsBoard
-from vit_api.records import NO_PREDICTION, Answer, Prediction, RecordPipe, Request, Status, unpack_requests
-from vit_api.slots import Claim, SlotTable
-from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import (
+    NO_PREDICTION,
+    AnswerRecord,
+    Prediction,
+    RecordPipe,
+    RequestRecord,
+    Status,
+    unpack_requests,
+)
+from vit_api.ipc.slots import Claim, SlotTable
+from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
+from vit_api.worker.batching import BatchingPolicy
 
 if TYPE_CHECKING:
     from vit_api.lit_api import ViTAPI
@@ -99,8 +107,8 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._answers = answers
         self._policy = policy
         self._counts = counts
-        self._alone: deque[Request] = deque()
-        self._was_alone = False
+        self._isolated: deque[RequestRecord] = deque()
+        self._was_isolated = False
         self._started: deque[_Started] = deque()
         self._done_at = 0.0
 
@@ -111,7 +119,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         if model is None:
             raise RuntimeError("LitServe did not call setup() first")
         dtype = str(model.dtype).removeprefix("torch.")
-        notice = WorkerNotice(
+        notice = WorkerStatus(
             WorkerState.READY,
             device,
             model.device_name,
@@ -126,11 +134,11 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
     def take_number(self, worker_id: int) -> None:
         """Become the worker of this number."""
         self._worker = worker_id
-        meter = self._counts.meter(f"worker-{worker_id}")
-        self._queue_waits = meter.distribution(metrics.QUEUE_WAIT)
-        self._batch_sizes = meter.distribution(metrics.BATCH_SIZE)
-        self._batch_times = meter.distribution(metrics.BATCH_DURATION)
-        self._model_times = meter.distribution(metrics.MODEL_DURATION)
+        metrics_writer = self._counts.metrics_writer(f"worker-{worker_id}")
+        self._queue_waits = metrics_writer.histogram(metrics.QUEUE_WAIT)
+        self._batch_sizes = metrics_writer.histogram(metrics.BATCH_SIZE)
+        self._batch_times = metrics_writer.histogram(metrics.BATCH_DURATION)
+        self._model_times = metrics_writer.histogram(metrics.MODEL_DURATION)
 
     def run(self, lit_api: ViTAPI, *_: Any) -> None:
         """Start one batch, waiting for it as long as it takes, or answer one that the device is done with."""
@@ -145,10 +153,10 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
 
     def _has_company(self, lit_api: ViTAPI) -> bool:
         """Wait until a batch should go behind the one on the device, or that one is done; tell which."""
-        if self._alone or self._was_alone:
+        if self._isolated or self._was_isolated:
             return False
         while not self._is_done(lit_api, self._started[0]):
-            if self._policy.goes_behind(self._table.count_waiting()):
+            if self._policy.should_stage(self._table.count_waiting()):
                 return True
             time.sleep(_POLL_S)
         return False
@@ -182,21 +190,21 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         for claim in batch:
             self._queue_waits.observe(began_at - claim.queued_at)
         self._answer(
-            Answer(claim.slot, claim.generation, status, top, len(batch), began_at - claim.queued_at, inference_s)
+            AnswerRecord(claim.slot, claim.generation, status, top, len(batch), began_at - claim.queued_at, inference_s)
             for claim, (status, top) in zip(batch, outcomes, strict=True)
         )
 
     def _collect(self) -> list[Claim]:
         """Wait for images and return the next batch: 1 to `max_batch_size` claims, oldest first."""
         batch: list[Claim] = []
-        if self._alone and not self._was_alone:  # in turns with the others: neither is to wait for ever
-            batch = self._claim_alone()
-        self._was_alone = bool(batch)
-        while not self._was_alone:
+        if self._isolated and not self._was_isolated:  # in turns with the others: neither is to wait for ever
+            batch = self._claim_isolated()
+        self._was_isolated = bool(batch)
+        while not self._was_isolated:
             batch += self._claim_waiting(self._policy.max_batch_size - len(batch))
-            if not batch and (alone := self._claim_alone()):
-                self._was_alone = True
-                return alone
+            if not batch and (isolated := self._claim_isolated()):
+                self._was_isolated = True
+                return isolated
             self._board.beat(self._worker, time.monotonic())
             wait_s = self._policy.remaining_wait_s(
                 now=time.monotonic(),
@@ -211,26 +219,26 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
 
     def _claim_waiting(self, most: int) -> list[Claim]:
         """Claim up to `most` images that wait now; answer those that nobody wants any more."""
-        requests: list[Request] = []
+        requests: list[RequestRecord] = []
         for request in unpack_requests(self._requests.read(most)):
-            (self._alone if self._table.is_alone(request.slot) else requests).append(request)
+            (self._isolated if self._table.is_isolated(request.slot) else requests).append(request)
         return self._claim(requests)
 
-    def _claim_alone(self) -> list[Claim]:
+    def _claim_isolated(self) -> list[Claim]:
         """Claim one of the images that are to be batches of their own, if there is one.
 
         They are not claimed before: what a worker holds when it dies is suspect.
         """
         claims: list[Claim] = []
-        while self._alone and not claims:
-            claims = self._claim([self._alone.popleft()])
+        while self._isolated and not claims:
+            claims = self._claim([self._isolated.popleft()])
         return claims
 
-    def _claim(self, requests: Iterable[Request]) -> list[Claim]:
+    def _claim(self, requests: Iterable[RequestRecord]) -> list[Claim]:
         now = time.monotonic()
         claims = (self._table.claim(slot, generation, self._worker, now) for slot, generation in requests)
         current = [claim for claim in claims if claim is not None]
-        self._answer(Answer(c.slot, c.generation, Status.SKIPPED) for c in current if not c.is_wanted)
+        self._answer(AnswerRecord(c.slot, c.generation, Status.SKIPPED) for c in current if not c.is_wanted)
         return [claim for claim in current if claim.is_wanted]
 
     def _launch(self, lit_api: ViTAPI, batch: list[Claim]) -> _Started:

@@ -13,7 +13,7 @@ import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from tests import samples
+from tests.support import samples
 from vit_api.checkpoints import checkpoint
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests import samples
+from tests.support import samples
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.checkpoints.hub import ANSWER_S
 

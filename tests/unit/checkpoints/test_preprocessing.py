@@ -8,7 +8,7 @@ import pytest
 import transformers
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
-from tests import samples
+from tests.support import samples
 from vit_api.checkpoints import preprocessing
 from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
-from tests.server import ROOT, environment, wait_until
+from tests.support.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
+from tests.support.server import ROOT, environment, wait_until
 from vit_api.classify.image_files import find_images
 from vit_api.classify.report import JsonLines, Progress, Report, Table, printable
 from vit_api.client.results import Classification, ClassifyError, Prediction, Rejected

@@ -17,9 +17,9 @@ import httpx
 import pytest
 
 from benchmarks.harness.servers import free_port
-from tests.samples import encode, image_files, orientation_exif, photo
-from tests.scripted_server import ANSWER, Fault, Request, ScriptedServer, error, ok, reply, scripted
-from tests.server import ROOT
+from tests.support.samples import encode, image_files, orientation_exif, photo
+from tests.support.scripted_server import ANSWER, Fault, Request, ScriptedServer, error, ok, reply, scripted
+from tests.support.server import ROOT
 from vit_api.client import (
     AsyncClient,
     Busy,

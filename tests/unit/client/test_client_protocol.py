@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.scripted_server import ANSWER
-from vit_api import lit_api, records
+from tests.support.scripted_server import ANSWER
+from vit_api import lit_api
 from vit_api.client.answers import Answer, retry_after_s, to_classification, to_error
 from vit_api.client.protocol import (
     DEFAULT_TOP_K,
@@ -35,6 +35,7 @@ from vit_api.client.results import (
     UnexpectedAnswer,
     Unreachable,
 )
+from vit_api.ipc import records
 
 NOW = 784_111_777.0  # the moment of RFC 9110's examples
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import samples
-from vit_api import image_limits
+from tests.support import samples
 from vit_api.checkpoints.preprocessing import Preprocessing
+from vit_api.decoding import image_limits
+from vit_api.decoding.images import decode
 from vit_api.errors import BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage
-from vit_api.images import decode
 
 # The same few examples in each run of the suite; other ones each time where their number is given.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))

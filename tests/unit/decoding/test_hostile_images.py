@@ -1,8 +1,8 @@
 """Files built to burn memory or CPU time: small or within the upload's limit, and decoded within stated bounds.
 
 Each is decoded in a process of its own, forked from one that has imported the decoder and nothing else, so that the
-kernel's figures of its peak memory and CPU time are those of this file. `python -m tests.test_hostile_images` is the
-process that forks.
+kernel's figures of its peak memory and CPU time are those of this file. Run as a module, this file is the process that
+forks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vit_api import image_limits, images
 from vit_api.checkpoints.preprocessing import Preprocessing
+from vit_api.decoding import image_limits, images
+from vit_api.decoding.images import decode
 from vit_api.errors import ViTError
-from vit_api.images import decode
 
 MAX_SIDE = 4096
 MAX_UPLOAD_BYTES = 10 * 2**20
@@ -267,8 +267,8 @@ class Decoder:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "upload"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.test_hostile_images"],
-            cwd=Path(__file__).parent.parent,
+            [sys.executable, "-m", "tests.unit.decoding.test_hostile_images"],
+            cwd=Path(__file__).parents[3],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -20,11 +20,11 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.image_utils import load_image
 
-from tests import samples
-from vit_api import images
+from tests.support import samples
 from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
+from vit_api.decoding import images
+from vit_api.decoding.images import decode
 from vit_api.errors import BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage, ViTError
-from vit_api.images import decode
 
 MAX_SIDE = 4096
 SQUARE = Preprocessing((48, 48), None, None, 2, 1 / 255, (0.5,) * 3, (0.5,) * 3)

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_api.records import TOP_K, Answer, Prediction, RecordPipe, Request, Status, unpack_answers, unpack_requests
+from vit_api.ipc.records import (
+    TOP_K,
+    AnswerRecord,
+    Prediction,
+    RecordPipe,
+    RequestRecord,
+    Status,
+    unpack_answers,
+    unpack_requests,
+)
 
 _U32 = st.integers(0, 2**32 - 1)
 _F32 = st.floats(0, 1e6, width=32)
@@ -22,14 +31,18 @@ _PREDICTIONS = st.builds(
 )
 
 
-@given(st.lists(st.builds(Request, _U32, _U32)))
-def test_requests_survive_packing(requests: list[Request]) -> None:
+@given(st.lists(st.builds(RequestRecord, _U32, _U32)))
+def test_requests_survive_packing(requests: list[RequestRecord]) -> None:
     """Any requests come back equal and in order."""
     assert list(unpack_requests(b"".join(request.pack() for request in requests))) == requests
 
 
-@given(st.lists(st.builds(Answer, _U32, _U32, st.sampled_from(Status), _PREDICTIONS, st.integers(0, 256), _F32, _F32)))
-def test_answers_survive_packing(answers: list[Answer]) -> None:
+@given(
+    st.lists(
+        st.builds(AnswerRecord, _U32, _U32, st.sampled_from(Status), _PREDICTIONS, st.integers(0, 256), _F32, _F32)
+    )
+)
+def test_answers_survive_packing(answers: list[AnswerRecord]) -> None:
     """Any answers, with any number of classes, come back equal and in order."""
     assert list(unpack_answers(b"".join(answer.pack() for answer in answers))) == answers
 
@@ -42,7 +55,7 @@ def test_an_empty_pipe_gives_nothing() -> None:
 def test_a_pipe_keeps_order_and_leaves_the_rest() -> None:
     """`read` takes the oldest records, as many as asked for."""
     pipe = RecordPipe.for_requests(4)
-    pipe.write([Request(slot, 1).pack() for slot in range(4)])
+    pipe.write([RequestRecord(slot, 1).pack() for slot in range(4)])
     assert [request.slot for request in unpack_requests(pipe.read(3))] == [0, 1, 2]
     assert [request.slot for request in unpack_requests(pipe.read(3))] == [3]
 
@@ -52,7 +65,7 @@ def test_the_promised_capacity_fits(batch: int) -> None:
     """A writer that keeps to the capacity never finds the pipe full, however it groups its writes."""
     capacity = 1024
     pipe = RecordPipe.for_answers(capacity)
-    record = Answer(1, 1, Status.OK).pack()
+    record = AnswerRecord(1, 1, Status.OK).pack()
     for _ in range(capacity // batch):
         pipe.write([record] * batch)
     assert len(list(unpack_answers(pipe.read(capacity)))) == capacity
@@ -63,12 +76,14 @@ def test_a_full_pipe_raises_instead_of_blocking() -> None:
     pipe = RecordPipe.for_requests(1)
     with pytest.raises(BlockingIOError):
         for _ in range(100_000):
-            pipe.write([Request(0, 0).pack()])
+            pipe.write([RequestRecord(0, 0).pack()])
 
 
 def _write_many(pipe: RecordPipe, writer: int, count: int) -> None:
     for number in range(count):
-        pipe.write([Answer(writer, number, Status.OK, Prediction((writer,) * TOP_K, (0.5,) * TOP_K, 0.05)).pack()])
+        pipe.write(
+            [AnswerRecord(writer, number, Status.OK, Prediction((writer,) * TOP_K, (0.5,) * TOP_K, 0.05)).pack()]
+        )
 
 
 def test_records_of_many_processes_never_mix() -> None:
@@ -89,13 +104,13 @@ def test_records_of_many_processes_never_mix() -> None:
 
 def _echo(requests: RecordPipe, answers: RecordPipe) -> None:
     for request in unpack_requests(requests.read(10)):
-        answers.write([Answer(request.slot, os.getpid() % 1000, Status.OK).pack()])
+        answers.write([AnswerRecord(request.slot, os.getpid() % 1000, Status.OK).pack()])
 
 
 def test_pipes_reach_a_spawned_process() -> None:
     """LitServe spawns its workers; the pipes go along."""
     requests, answers = RecordPipe.for_requests(4), RecordPipe.for_answers(4)
-    requests.write([Request(7, 1).pack()])
+    requests.write([RequestRecord(7, 1).pack()])
     process = mp.get_context("spawn").Process(target=_echo, args=(requests, answers))
     process.start()
     process.join(60)

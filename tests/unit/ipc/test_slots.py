@@ -12,8 +12,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_answers, unpack_requests
-from vit_api.slots import Claim, InvalidTransitionError, SlotRange, SlotState, SlotTable
+from vit_api.ipc.records import (
+    AnswerRecord,
+    Prediction,
+    RecordPipe,
+    RequestRecord,
+    Status,
+    unpack_answers,
+    unpack_requests,
+)
+from vit_api.ipc.slots import Claim, InvalidTransitionError, SlotRange, SlotState, SlotTable
 
 _OWNERS, _SLOTS, _WORKERS, _FAR = 2, 3, 2, 1e9
 
@@ -128,7 +136,7 @@ class TableMachine(RuleBasedStateMachine):
             return
         self.table.pixels[slot] = image % 256
         self.table.queue(slot, self.now)
-        self.requests.write([Request(slot, generation).pack()])
+        self.requests.write([RequestRecord(slot, generation).pack()])
         self.waiting[slot] = (generation, image)
         self.line.append(image)
 
@@ -155,16 +163,16 @@ class TableMachine(RuleBasedStateMachine):
                 assert (self.table.pixels[request.slot] == image % 256).all()
                 self.running[worker].append((claim, image))
             else:
-                self._send(Answer(claim.slot, claim.generation, Status.SKIPPED))
+                self._send(AnswerRecord(claim.slot, claim.generation, Status.SKIPPED))
 
     @rule(worker=st.integers(0, _WORKERS - 1))
     def finish(self, worker: int) -> None:
         for claim, image in self.running[worker]:
             assert (self.table.pixels[claim.slot] == image % 256).all(), "nobody wrote to a slot that is being read"
-            self._send(Answer(claim.slot, claim.generation, Status.OK, Prediction((image,), (0.0,), 1.0)))
+            self._send(AnswerRecord(claim.slot, claim.generation, Status.OK, Prediction((image,), (0.0,), 1.0)))
         self.running[worker].clear()
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: AnswerRecord) -> None:
         self.answers[self.table.owner_of(answer.slot)].write([answer.pack()])
 
     @rule(owner=st.integers(0, _OWNERS - 1))

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.samples import make_checkpoint
-from tests.server import serve
+from tests.support.samples import make_checkpoint
+from tests.support.server import serve
 from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.ipc.records import Prediction
 from vit_api.lit_api import ViTAPI
 from vit_api.model import engines
 from vit_api.model.compile_cache import keep_compiled_code
 from vit_api.model.engines import Engine, batch_sizes, common_batch_sizes, deviation, make_engine, pack
 from vit_api.model.model import VisionModel
-from vit_api.records import Prediction
 
 needs_gpu = [
     pytest.mark.gpu,

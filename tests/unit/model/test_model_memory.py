@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from vit_api.batching import BatchingPolicy
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.errors import OutOfDeviceMemory
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import RecordPipe, RequestRecord, Status, unpack_answers
+from vit_api.ipc.slots import SlotTable
+from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.lit_api import ViTAPI
-from vit_api.loop import SlotLoop
 from vit_api.metrics import COUNTED
-from vit_api.metrics_board import MetricsBoard
-from vit_api.records import RecordPipe, Request, Status, unpack_answers
-from vit_api.slots import SlotTable
-from vit_api.workers import WorkerBoard
+from vit_api.worker.batching import BatchingPolicy
+from vit_api.worker.loop import SlotLoop
 
 
 def let_memory_suffice_for(most: int, lit_api: ViTAPI) -> None:
@@ -94,7 +94,7 @@ def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.ra
         generation = table.start_decoding(slot, 1e18)
         table.pixels[slot] = pixels[slot]
         table.queue(slot, 0.0)
-        requests.write([Request(slot, generation).pack()])
+        requests.write([RequestRecord(slot, generation).pack()])
     loop.run(lit_api)
     got = {answer.slot: answer for answer in unpack_answers(answers.read(32))}
     assert len(got) == 32

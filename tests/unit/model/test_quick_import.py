@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.server import ROOT
+from tests.support.server import ROOT
 from vit_api.model.quick_import import quick_import
 
 

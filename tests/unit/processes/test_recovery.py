@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tests.test_inference import Bench, run, until
+from tests.unit.web.core.test_inference import Bench, run, until
 from vit_api.errors import InferenceFailed, WorkersGone
-from vit_api.records import Answer, Status, unpack_requests
-from vit_api.slots import Claim, SlotRange, SlotState, SlotTable
-from vit_api.supervision.recovery import Recovery
+from vit_api.ipc.records import AnswerRecord, Status, unpack_requests
+from vit_api.ipc.slots import Claim, SlotRange, SlotState, SlotTable
+from vit_api.processes.recovery import Recovery
 
 
 def _recovery(bench: Bench) -> Recovery:
@@ -85,16 +85,16 @@ def test_after_two_deaths_it_is_tried_alone_and_after_three_given_up() -> None:
 
     async def scenario(bench: Bench) -> None:
         task = bench.submit(b"a")
-        for is_alone in (False, False, True):
+        for is_isolated in (False, False, True):
             claim = await bench.claim()
-            assert bench.table.is_alone(claim.slot) is is_alone
+            assert bench.table.is_isolated(claim.slot) is is_isolated
             _recovery(bench).worker_died(0)
         with pytest.raises(InferenceFailed, match="died"):
             await task
         await bench.until_all_free()
         again = bench.submit(b"b")  # the slot's past is no burden on the next image
         claim = await bench.claim()
-        assert not bench.table.is_alone(claim.slot)
+        assert not bench.table.is_isolated(claim.slot)
         _recovery(bench).worker_died(0)
         bench.answer(await bench.claim())
         await again
@@ -189,10 +189,10 @@ def test_two_deaths_before_the_owner_hears_of_one() -> None:
         first, second = bench.submit(b"a"), bench.submit(b"b")
         claims = {claim.slot: claim for claim in (await bench.claim(), await bench.claim())}
         lost, answered = sorted(claims.values())
-        bench.answers.write([Answer(lost.slot, lost.generation, Status.LOST).pack()] * 2)
+        bench.answers.write([AnswerRecord(lost.slot, lost.generation, Status.LOST).pack()] * 2)
         bench.answer(answered)
         again = await bench.claim()
-        assert not bench.table.is_alone(again.slot), "one death was counted, not two"
+        assert not bench.table.is_isolated(again.slot), "one death was counted, not two"
         bench.answer(again)
         await asyncio.gather(first, second)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_api.batching import BatchingPolicy
+from vit_api.worker.batching import BatchingPolicy
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_rules(size: int, waited_s: float, coming: int, expected: float) -> None
 def test_only_a_full_batch_goes_behind_another() -> None:
     """A smaller one would be computed no sooner, and could not grow any more."""
     policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
-    assert [policy.goes_behind(waiting) for waiting in (0, 31, 32, 100)] == [False, False, True, True]
+    assert [policy.should_stage(waiting) for waiting in (0, 31, 32, 100)] == [False, False, True, True]
 
 
 @given(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vit_api.batching import BatchingPolicy
 from vit_api.errors import OutOfDeviceMemory
-from vit_api.loop import SlotLoop
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, RequestRecord, Status, unpack_answers
+from vit_api.ipc.slots import SlotState, SlotTable
+from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.metrics import BATCH_DURATION, BATCH_SIZE, COUNTED, MODEL_DURATION, QUEUE_WAIT
-from vit_api.metrics_board import MetricsBoard
-from vit_api.records import Answer, Prediction, RecordPipe, Request, Status, unpack_answers
-from vit_api.slots import SlotState, SlotTable
-from vit_api.workers import WorkerBoard
+from vit_api.worker.batching import BatchingPolicy
+from vit_api.worker.loop import SlotLoop
 
 _SLOTS = 128
 
@@ -78,16 +78,16 @@ class Bench:
         generation = self.table.start_decoding(slot, time.monotonic() + timeout_s)
         self.table.pixels[slot] = value
         self.table.queue(slot, time.monotonic())
-        self.requests.write([Request(slot, generation).pack()])
+        self.requests.write([RequestRecord(slot, generation).pack()])
 
     def suspect(self, slot: int) -> None:
         """Make a queued slot one whose worker died."""
         self.table._move(slot, SlotState.RUNNING)
-        self.table.requeue(slot, alone=True)
+        self.table.requeue(slot, isolated=True)
 
-    def run_until(self, count: int) -> dict[int, Answer]:
+    def run_until(self, count: int) -> dict[int, AnswerRecord]:
         """Run batches until so many answers are there, and return them by slot."""
-        answers: dict[int, Answer] = {}
+        answers: dict[int, AnswerRecord] = {}
         while len(answers) < count:
             self.loop.run(self.api)
             answers |= {answer.slot: answer for answer in unpack_answers(self.answers.read(_SLOTS))}

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.test_loop import Bench, EchoAPI
+from tests.unit.worker.test_loop import Bench, EchoAPI
 from vit_api.errors import OutOfDeviceMemory
-from vit_api.records import Answer, Status, unpack_answers
-from vit_api.slots import SlotState
-from vit_api.supervision.recovery import Recovery
+from vit_api.ipc.records import AnswerRecord, Status, unpack_answers
+from vit_api.ipc.slots import SlotState
+from vit_api.processes.recovery import Recovery
 
 
 class Ticket:
@@ -70,13 +70,13 @@ class DeviceBench(Bench):
         for slot in range(first, first + count):
             self.queue(slot, slot)
 
-    def step(self) -> dict[int, Answer]:
+    def step(self) -> dict[int, AnswerRecord]:
         """Run the loop once; return the answers."""
         self.loop.run(self.api)
         return {answer.slot: answer for answer in unpack_answers(self.answers.read(100))}
 
 
-def statuses(answers: dict[int, Answer]) -> dict[int, Status]:
+def statuses(answers: dict[int, AnswerRecord]) -> dict[int, Status]:
     return {slot: answer.status for slot, answer in answers.items()}
 
 

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from vit_api.errors import BadRequest
-from vit_api.routes.messages import NO_SNIFFING, REQUEST_ID, to_json
-from vit_api.routes.responses import error_body
+from vit_api.web.requests import NO_SNIFFING, REQUEST_ID, to_json
+from vit_api.web.responses import error_body
 
 _METHODS = ("GET", "HEAD", "POST")
 _EXPOSED = (

@@ -7,9 +7,9 @@ from typing import Any
 
 from vit_api.access.api_keys import KeyRing
 from vit_api.errors import Unauthorized
-from vit_api.routes.messages import Request
-from vit_api.routes.page import PAGE_FOLDER, PAGE_PATH
-from vit_api.routes.pages import STATIC_FOLDER
+from vit_api.web.page.files import PAGE_FOLDER, PAGE_PATH
+from vit_api.web.page.security_headers import STATIC_FOLDER
+from vit_api.web.requests import Request
 
 OPERATOR_PATH = "/cache/clear"
 """It looks for the operator's key itself."""

@@ -15,8 +15,8 @@ from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter, Verdict
 from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
-from vit_api.routes.front import Handler
-from vit_api.routes.messages import Request, Response
+from vit_api.web.entry import Handler
+from vit_api.web.requests import Request, Response
 
 
 class RateLimits:

@@ -1,1 +1,1 @@
-"""What is remembered of uploads: in an HTTP process, and in Redis for several servers."""
+"""From an upload to its prediction: hash, look up, join or compute. Knows nothing of HTTP."""

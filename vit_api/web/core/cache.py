@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
 
-from vit_api.caching.cache_board import CacheTally
 from vit_api.deadline import Deadline
 from vit_api.errors import DeadlineExceeded
+from vit_api.ipc.cache_board import CacheTally
 
 V = TypeVar("V")
 
@@ -92,7 +92,7 @@ class SingleFlight(Generic[V]):
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[V]] = {}
 
-    def is_under_way(self, key: Hashable) -> bool:
+    def is_in_flight(self, key: Hashable) -> bool:
         """Tell whether `key` is being computed, so that `join` would join it."""
         return key in self._flights
 

@@ -13,11 +13,11 @@ import hashlib
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple, Protocol
 
-from vit_api.caching.cache import AnswerCache, SingleFlight
-from vit_api.caching.cache_board import CacheTally
 from vit_api.deadline import Deadline
-from vit_api.pixels import Pixels, Upload
-from vit_api.records import Answer, Prediction
+from vit_api.decoding.uploads import Pixels, Upload
+from vit_api.ipc.cache_board import CacheTally
+from vit_api.ipc.records import AnswerRecord, Prediction
+from vit_api.web.core.cache import AnswerCache, SingleFlight
 
 _LONG_UPLOAD_BYTES = 2**18
 """Above this an upload is hashed in a thread: it takes 0.15 ms, and a request may bring 32 of them."""
@@ -28,7 +28,7 @@ _MOST_S_BETWEEN_SWEEPS = 60.0
 class Inference(Protocol):
     """What runs uploads on the model."""
 
-    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[Answer, float]:
+    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[AnswerRecord, float]:
         """Return the answer for one upload, and the seconds that its decoding took."""
 
 
@@ -53,41 +53,41 @@ class Source(enum.Enum):
     """The model ran for an identical upload, which was under way already."""
 
 
-class Known:
+class CachedPrediction:
     """A prediction as it is remembered: packed, since a cache may hold millions of them.
 
     Attributes:
         packed: The prediction.
-        wordings: What the routes made of it, by what each calls the wording; the last few.
+        rendered: What the routes made of it, by what each calls the wording; the last few.
     """
 
-    __slots__ = ("packed", "wordings")
+    __slots__ = ("packed", "rendered")
 
     _MOST_WORDINGS = 2
     _LONGEST_WORDING_BYTES = 512
 
     def __init__(self, prediction: Prediction) -> None:
         self.packed = prediction.pack()
-        self.wordings: dict[Hashable, bytes] = {}
+        self.rendered: dict[Hashable, bytes] = {}
 
     @property
     def prediction(self) -> Prediction:
         """The most probable classes."""
         return Prediction.unpack(self.packed)
 
-    def add_wording(self, name: Hashable, wording: bytes) -> None:
+    def add_rendered(self, name: Hashable, wording: bytes) -> None:
         """Keep a wording in place of the oldest, so that clients who want each one can't multiply the memory.
 
         A long one, as of 20 classes with long names, is made anew each time.
         """
         if len(wording) > self._LONGEST_WORDING_BYTES:
             return
-        if len(self.wordings) >= self._MOST_WORDINGS:
-            del self.wordings[next(iter(self.wordings))]
-        self.wordings[name] = wording
+        if len(self.rendered) >= self._MOST_WORDINGS:
+            del self.rendered[next(iter(self.rendered))]
+        self.rendered[name] = wording
 
 
-class Classification(NamedTuple):
+class ClassifierResult(NamedTuple):
     """What the model says of one upload.
 
     Attributes:
@@ -97,9 +97,9 @@ class Classification(NamedTuple):
         decode_s: What the decoding took, if the model ran.
     """
 
-    known: Known
+    known: CachedPrediction
     source: Source
-    answer: Answer | None = None
+    answer: AnswerRecord | None = None
     decode_s: float = 0.0
 
     @property
@@ -108,16 +108,16 @@ class Classification(NamedTuple):
         return self.known.prediction if self.answer is None else self.answer.prediction
 
     @property
-    def own_answer(self) -> Answer | None:
+    def own_answer(self) -> AnswerRecord | None:
         """The worker's answer if the model ran for this upload; the times of one that was joined are not its own."""
         return self.answer if self.source is Source.MISS else None
 
 
 class _Found(NamedTuple):
-    """What a flight brings; see `Classification`."""
+    """What a flight brings; see `ClassifierResult`."""
 
-    known: Known
-    answer: Answer | None = None
+    known: CachedPrediction
+    answer: AnswerRecord | None = None
     decode_s: float = 0.0
 
 
@@ -138,7 +138,7 @@ class Classifier:
         inference: Inference,
         tally: CacheTally,
         identity: Callable[[], str],
-        cache: AnswerCache[Known] | None = None,
+        cache: AnswerCache[CachedPrediction] | None = None,
         shared: SharedTier | None = None,
     ) -> None:
         self._inference = inference
@@ -163,12 +163,12 @@ class Classifier:
             delay_s = min(self._cache.ttl_s, _MOST_S_BETWEEN_SWEEPS)
             self._sweeper = asyncio.get_running_loop().call_later(delay_s, self._sweep)
 
-    async def classify(self, upload: Upload, deadline: float, *, is_fresh: bool = False) -> Classification:
+    async def classify(self, upload: Upload, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
         """Classify one upload: look it up, and compute what isn't known; see the two."""
         key, known = await self.look_up(upload, is_fresh=is_fresh)
         return known or await self.compute(key, upload, deadline, is_fresh=is_fresh)
 
-    async def look_up(self, upload: Upload, *, is_fresh: bool = False) -> tuple[bytes | None, Classification | None]:
+    async def look_up(self, upload: Upload, *, is_fresh: bool = False) -> tuple[bytes | None, ClassifierResult | None]:
         """Return the upload's key, and what this process remembers of it. Never waits for others.
 
         Args:
@@ -184,11 +184,11 @@ class Classifier:
         if is_fresh or (known := self._cache.get(key)) is None:
             return key, None
         self._tally.add("hits")
-        return key, Classification(known, Source.HIT)
+        return key, ClassifierResult(known, Source.HIT)
 
     async def compute(
         self, key: bytes | None, upload: Upload, deadline: float, *, is_fresh: bool = False
-    ) -> Classification:
+    ) -> ClassifierResult:
         """Classify an upload that this process doesn't remember, and remember it.
 
         Args:
@@ -205,7 +205,7 @@ class Classifier:
             return await self._fly(object(), deadline, functools.partial(self._run, None, upload))
         # Who insists on a fresh answer must not join a flight that may yet find an old one in the shared tier; the
         # other way round is fine.
-        is_fresh = is_fresh or self._flights.is_under_way((key, True))
+        is_fresh = is_fresh or self._flights.is_in_flight((key, True))
         compute = self._run if is_fresh else self._find_or_run
         return await self._fly((key, is_fresh), deadline, functools.partial(compute, key, upload))
 
@@ -233,13 +233,13 @@ class Classifier:
         key: object,
         deadline: float,
         compute: Callable[[Deadline], Coroutine[Any, Any, _Found]],
-    ) -> Classification:
-        joins = self._flights.is_under_way(key)
+    ) -> ClassifierResult:
+        joins = self._flights.is_in_flight(key)
         if joins:
             self._tally.add("coalesced")
         known, answer, decode_s = await self._flights.join(key, deadline, compute)
         source = Source.HIT if answer is None else Source.COALESCED if joins else Source.MISS
-        return Classification(known, source, answer, decode_s)
+        return ClassifierResult(known, source, answer, decode_s)
 
     async def _find_or_run(self, key: bytes, upload: Upload, deadline: Deadline) -> _Found:
         epoch = self._tally.board.epoch
@@ -247,7 +247,7 @@ class Classifier:
         if prediction is None:
             return await self._run(key, upload, deadline)
         self._tally.add("hits")
-        known = Known(prediction)
+        known = CachedPrediction(prediction)
         self._remember(key, known, epoch)
         return _Found(known)
 
@@ -255,12 +255,12 @@ class Classifier:
         self._tally.add("misses")
         epoch = self._tally.board.epoch
         answer, decode_s = await self._inference.infer(upload, deadline)
-        known = Known(answer.prediction)
+        known = CachedPrediction(answer.prediction)
         if key is not None and self._remember(key, known, epoch) and self._shared is not None:
             self._shared.put(key, answer.prediction)
         return _Found(known, answer, decode_s)
 
-    def _remember(self, key: bytes, known: Known, epoch: int) -> bool:
+    def _remember(self, key: bytes, known: CachedPrediction, epoch: int) -> bool:
         """Remember what was found or begun at `epoch`; tell whether the caches were not cleared since."""
         is_current = epoch == self._tally.board.epoch
         if self._cache is not None and is_current:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vit_api import metrics
 from vit_api.deadline import Deadline
+from vit_api.decoding.uploads import Upload
 from vit_api.errors import (
     DeadlineExceeded,
     InferenceFailed,
@@ -28,12 +29,11 @@ from vit_api.errors import (
     ViTError,
     WorkersGone,
 )
-from vit_api.metrics_board import Meter
-from vit_api.pixels import Upload
-from vit_api.records import Answer, RecordPipe, Request, Status, unpack_answers
-from vit_api.service_rate import ServiceRate
-from vit_api.slots import MOST_DEATHS, SlotRange
-from vit_api.workers import WorkerBoard
+from vit_api.ipc.metrics_board import MetricsWriter
+from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status, unpack_answers
+from vit_api.ipc.slots import MAX_DEATHS, SlotRange
+from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.web.core.service_rate import ServiceRate
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Job:
 
     __slots__ = ("decode_s", "upload", "waiter")
 
-    def __init__(self, upload: Upload, waiter: asyncio.Future[Answer]) -> None:
+    def __init__(self, upload: Upload, waiter: asyncio.Future[AnswerRecord]) -> None:
         self.upload: Upload | None = upload
         self.waiter = waiter
         self.decode_s: float | None = None
@@ -85,7 +85,7 @@ class InferenceClient:
         board: Tells whether a worker is ready.
         requests: Carries records to the workers.
         answers: Brings this process's answers.
-        meter: Counts.
+        metrics_writer: Counts.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class InferenceClient:
         requests: RecordPipe,
         answers: RecordPipe,
         *,
-        meter: Meter,
+        metrics_writer: MetricsWriter,
         decode_threads: int,
     ) -> None:
         self._decoder = decoder
@@ -106,7 +106,7 @@ class InferenceClient:
         self._requests = requests
         self._answers = answers
         self._decode_threads = decode_threads
-        self._decode_times = meter.distribution(metrics.DECODE)
+        self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
         self._rate = ServiceRate()
         self._deaths: dict[int, int] = {}  # of workers, while they had the slot's image
@@ -122,7 +122,7 @@ class InferenceClient:
         self._loop.remove_reader(self._answers.fileno())
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[Answer, float]:
+    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[AnswerRecord, float]:
         """Return the workers' answer for one upload, whose status is OK, and the seconds that its decoding took.
 
         Whoever waits keeps the deadline and cancels this; here it only keeps the image out of a batch after it.
@@ -182,7 +182,7 @@ class InferenceClient:
             decoded_at = time.monotonic()
             job.decode_s = decoded_at - began_at
             self._table.queue(slot, decoded_at)
-            self._requests.write([Request(slot, generation).pack()])
+            self._requests.write([RequestRecord(slot, generation).pack()])
         except ViTError as error:
             self._land_from_thread(slot, error)
         except Exception:
@@ -204,7 +204,7 @@ class InferenceClient:
             except Exception:  # one answer must not cost the others
                 logger.exception("slot %d is in an unforeseen state", answer.slot)
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: AnswerRecord) -> None:
         if not self._table.is_current(answer.slot, answer.generation):
             return
         is_lost = answer.status == Status.LOST
@@ -216,16 +216,16 @@ class InferenceClient:
             self._land(answer.slot, _error_of(answer) or answer)
 
     def _is_worth_another_try(self, slot: int) -> bool:
-        return slot in self._jobs and self._deaths.get(slot, 0) < MOST_DEATHS and not self._table.is_abandoned(slot)
+        return slot in self._jobs and self._deaths.get(slot, 0) < MAX_DEATHS and not self._table.is_abandoned(slot)
 
-    def _try_again(self, answer: Answer) -> None:
+    def _try_again(self, answer: AnswerRecord) -> None:
         """Queue an image again whose worker died; after the second death alone, since the image may be the reason."""
         slot = answer.slot
         deaths = self._deaths[slot] = self._deaths.get(slot, 0) + 1
-        self._table.requeue(slot, alone=deaths == MOST_DEATHS)
-        self._requests.write([Request(slot, answer.generation).pack()])
+        self._table.requeue(slot, isolated=deaths == MAX_DEATHS)
+        self._requests.write([RequestRecord(slot, answer.generation).pack()])
 
-    def _land(self, slot: int, outcome: Answer | ViTError) -> None:
+    def _land(self, slot: int, outcome: AnswerRecord | ViTError) -> None:
         """Free the slot and tell its waiter, if there is still one."""
         self._slots.release(slot)
         self._rate.add()
@@ -243,7 +243,7 @@ class InferenceClient:
             job.waiter.set_result(outcome)
 
 
-def _error_of(answer: Answer) -> ViTError | None:
+def _error_of(answer: AnswerRecord) -> ViTError | None:
     match answer.status:
         case Status.OK:
             return None

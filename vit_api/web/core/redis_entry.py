@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from vit_api.records import Prediction
+from vit_api.ipc.records import Prediction
 
 _FORMAT = b"ViT2"
 """The entries' format and its version; change it with `Prediction.pack`."""

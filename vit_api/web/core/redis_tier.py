@@ -27,10 +27,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from vit_api.caching.cache_board import CacheTally
-from vit_api.caching.redis_entry import pack_entry, unpack_entry
 from vit_api.errors import RedisUnavailable
-from vit_api.records import Prediction
+from vit_api.ipc.cache_board import CacheTally
+from vit_api.ipc.records import Prediction
+from vit_api.web.core.redis_entry import pack_entry, unpack_entry
 
 logger = logging.getLogger(__name__)
 

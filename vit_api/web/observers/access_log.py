@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from vit_api.classifier import Classification, Source
 from vit_api.errors import ViTError
-from vit_api.routes.exchange import Exchange
+from vit_api.web.core.classifier import ClassifierResult, Source
+from vit_api.web.observers.exchange import Exchange
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
     return fields | _of_several(exchange.outcomes) if exchange.outcomes else fields
 
 
-def _of_one(outcome: Classification | ViTError) -> dict[str, Any]:
+def _of_one(outcome: ClassifierResult | ViTError) -> dict[str, Any]:
     if isinstance(outcome, ViTError):
         return {"error": outcome.code}
     fields: dict[str, Any] = {"cache": outcome.source.value}
@@ -60,7 +60,7 @@ def _of_one(outcome: Classification | ViTError) -> dict[str, Any]:
 
 
 def _of_several(outcomes: Any) -> dict[str, Any]:
-    classified = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
+    classified = [outcome for outcome in outcomes if isinstance(outcome, ClassifierResult)]
     return {
         "images": len(outcomes),
         "hits": sum(outcome.source is Source.HIT for outcome in classified),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from vit_api.classifier import Classification
 from vit_api.errors import ViTError
-from vit_api.routes.messages import Request
+from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.requests import Request
 
 
 class Exchange(NamedTuple):
@@ -23,7 +23,7 @@ class Exchange(NamedTuple):
     request: Request
     status: int
     ended_at: float
-    outcomes: Sequence[Classification | ViTError] = ()
+    outcomes: Sequence[ClassifierResult | ViTError] = ()
 
     @property
     def seconds(self) -> float:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from vit_api import metrics
 from vit_api.errors import ViTError
-from vit_api.metrics_board import Meter
-from vit_api.routes.exchange import Exchange
+from vit_api.ipc.metrics_board import MetricsWriter
+from vit_api.web.observers.exchange import Exchange
 
 
 class RequestMetrics:
     """Count each request when it has its answer; 1.3 us for a cache hit.
 
     Args:
-        meter: What to count with.
+        metrics_writer: What to count with.
     """
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, metrics_writer: MetricsWriter) -> None:
         self._requests = {
-            (endpoint, int(status)): meter.count(metrics.REQUESTS, endpoint, status)
+            (endpoint, int(status)): metrics_writer.counter(metrics.REQUESTS, endpoint, status)
             for endpoint, status in metrics.REQUESTS.series
         }
-        self._durations = {name: meter.distribution(metrics.DURATION, name) for name in metrics.ENDPOINTS}
-        self._received = {name: meter.count(metrics.RECEIVED, name) for name in metrics.ENDPOINTS}
-        self._rejected = {reason: meter.count(metrics.REJECTED, reason) for reason in metrics.REASONS}
+        self._durations = {name: metrics_writer.histogram(metrics.DURATION, name) for name in metrics.ENDPOINTS}
+        self._received = {name: metrics_writer.counter(metrics.RECEIVED, name) for name in metrics.ENDPOINTS}
+        self._rejected = {reason: metrics_writer.counter(metrics.REJECTED, reason) for reason in metrics.REASONS}
 
     def observe(self, exchange: Exchange) -> None:
         """Count it, if it asked for a classification."""

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vit_api import __version__
-from vit_api.classifier import Classification
 from vit_api.errors import InternalError
-from vit_api.routes.exchange import Exchange
+from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.observers.exchange import Exchange
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -119,7 +119,7 @@ def _attributes(exchange: Exchange) -> dict[str, str | int]:
     if len(exchange.outcomes) > 1:
         return attributes | {"vit.images": len(exchange.outcomes)}
     for outcome in exchange.outcomes:
-        if not isinstance(outcome, Classification):
+        if not isinstance(outcome, ClassifierResult):
             attributes["error.type"] = outcome.code
             continue
         attributes["vit.cache"] = outcome.source.value
@@ -138,7 +138,7 @@ def _stages(exchange: Exchange) -> Iterator[_Stage]:
         return
     yield _Stage("cache", request.parsed_at, request.looked_up_at)
     outcome = exchange.outcomes[0] if exchange.outcomes else None
-    if not isinstance(outcome, Classification) or (answer := outcome.own_answer) is None:
+    if not isinstance(outcome, ClassifierResult) or (answer := outcome.own_answer) is None:
         return
     # Counted back from the answer, since processes exchange durations: the gap before is a wait for a thread.
     began_at = exchange.ended_at - answer.inference_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vit_api.schemas import ErrorResponse
+from vit_api.web.openapi.schemas import ErrorResponse
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request, a parameter or the image is malformed or empty"},

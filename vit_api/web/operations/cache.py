@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from vit_api.access.api_keys import KeyRing, digest_of
-from vit_api.caching.cache_board import CacheBoard
 from vit_api.errors import Forbidden
-from vit_api.routes.keys import check_key
-from vit_api.schemas import CacheCleared, CacheInfo, ErrorResponse, RedisInfo
+from vit_api.ipc.cache_board import CacheBoard
+from vit_api.web.admission.keys import check_key
+from vit_api.web.openapi.schemas import CacheCleared, CacheInfo, ErrorResponse, RedisInfo
 
 logger = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from vit_api import __version__, metrics
-from vit_api.caching.cache_board import CacheBoard
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.gpu_stats import GpuStats, read_gpu
+from vit_api.ipc.cache_board import CacheBoard
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.slots import SlotTable
+from vit_api.ipc.worker_board import WorkerBoard, WorkerState
 from vit_api.metrics import Kind, Metric
-from vit_api.metrics_board import MetricsBoard
-from vit_api.slots import SlotTable
-from vit_api.workers import WorkerBoard, WorkerState
+from vit_api.web.operations.gpu_stats import GpuStats, read_gpu
 
 _CACHE = {
     metrics.CACHE_HITS: "hits",

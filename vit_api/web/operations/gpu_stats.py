@@ -38,7 +38,7 @@ def read_gpu(device: str) -> GpuStats | None:
     """Return what a GPU does now, or None where there is no NVML or no such GPU. Takes up to some milliseconds.
 
     Args:
-        device: Its UUID, as in `WorkerNotice.device_uuid`, or as torch names it, `cuda:0`. With that, on a machine with
+        device: Its UUID, as in `WorkerStatus.device_uuid`, or as torch names it, `cuda:0`. With that, on a machine with
             several kinds of GPUs, None is returned too if CUDA's order of the GPUs can't be told from outside CUDA.
     """
     nvml = _nvml()

@@ -10,9 +10,9 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.schemas import CacheInfo, HealthResponse, InfoResponse, WorkerInfo
-from vit_api.slots import SlotTable
-from vit_api.workers import WorkerBoard
+from vit_api.ipc.slots import SlotTable
+from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.web.openapi.schemas import CacheInfo, HealthResponse, InfoResponse, WorkerInfo
 
 _PACKAGES = ("litserve", "torch", "transformers", "pillow", "numpy", "fastapi", "uvicorn", "redis")
 _UNAVAILABLE = 503

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
-from vit_api.routes.pages import strict_page_headers
+from vit_api.web.page.security_headers import strict_page_headers
 
 PAGE_PATH = "/"
 PAGE_FOLDER = "/page/"
 
-_FILES = Path(__file__).resolve().parent.parent / "static"
+_FILES = Path(__file__).resolve().parent / "static"
 _START = "index.html"
 
 # What a machine knows of types varies, and browsers run no script of another type.

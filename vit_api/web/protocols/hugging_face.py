@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter
 
-from vit_api.classifier import Classification
 from vit_api.errors import BadRequest
+from vit_api.ipc.records import TOP_K, Prediction
 from vit_api.lit_api import DEFAULT_TOP_K, decode_base64
-from vit_api.records import TOP_K, Prediction
-from vit_api.routes.descriptions import ANSWER, FAILURES, FILE, takes
-from vit_api.routes.front import BusyPath
-from vit_api.routes.messages import Request, Response, to_json
-from vit_api.routes.request_classifier import RequestClassifier, source_headers
-from vit_api.routes.uploads import Uploads, load_object
-from vit_api.schemas import LabelScore
+from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.entry import HotRoute
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, takes
+from vit_api.web.openapi.schemas import LabelScore
+from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
+from vit_api.web.requests import Request, Response, to_json
+from vit_api.web.uploads import Uploads, load_object
 
 
 def _sigmoids(prediction: Prediction) -> list[float]:
@@ -99,12 +99,12 @@ class HuggingFaceRoutes:
         self._uploads = uploads
         self._labels = labels
 
-    def busy_paths(self) -> list[BusyPath]:
+    def hot_routes(self) -> list[HotRoute]:
         """Return the path that classifies."""
-        return [BusyPath("POST", "/", "/", self.classify)]
+        return [HotRoute("POST", "/", "/", self.classify)]
 
     def router(self) -> APIRouter:
-        """Return a route that describes the path. `Front` answers its requests before they get here."""
+        """Return a route that describes the path. `Entry` answers its requests before they get here."""
         router = APIRouter(tags=["classification"])
 
         @router.post("/", response_model=list[LabelScore], responses=ANSWER | FAILURES, openapi_extra=takes(_CONTENT))
@@ -120,12 +120,12 @@ class HuggingFaceRoutes:
         result = await self._requests.classify(request, upload)
         return Response(200, self._body(result, parameters or _Parameters()), source_headers(result), (result,))
 
-    def _body(self, result: Classification, parameters: _Parameters) -> bytes:
+    def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:
         """Return the answer's JSON, which is worded once."""
-        body = result.known.wordings.get(parameters)
+        body = result.known.rendered.get(parameters)
         if body is None:
             body = self._worded(result.prediction, parameters)
-            result.known.add_wording(parameters, body)
+            result.known.add_rendered(parameters, body)
         return body
 
     def _worded(self, prediction: Prediction, parameters: _Parameters) -> bytes:

@@ -7,17 +7,17 @@ from urllib.parse import parse_qsl
 
 from fastapi import APIRouter
 
-from vit_api.classifier import Classification
 from vit_api.errors import BadRequest, ViTError
+from vit_api.ipc.records import TOP_K, Prediction
 from vit_api.lit_api import DEFAULT_TOP_K
-from vit_api.records import TOP_K, Prediction
-from vit_api.routes.descriptions import ANSWER, FAILURES, FILE, takes
-from vit_api.routes.front import BusyPath
-from vit_api.routes.messages import Request, Response, to_json
-from vit_api.routes.request_classifier import RequestClassifier, source_headers
-from vit_api.routes.responses import error_body
-from vit_api.routes.uploads import Uploads
-from vit_api.schemas import ErrorResponse, PredictResponse
+from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.entry import HotRoute
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, takes
+from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
+from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
+from vit_api.web.requests import Request, Response, to_json
+from vit_api.web.responses import error_body
+from vit_api.web.uploads import Uploads
 
 MAX_IMAGES_PER_REQUEST = 32
 
@@ -79,15 +79,15 @@ class PredictRoutes:
         self._uploads = uploads
         self._end = b',"model":' + to_json(model_name) + b"}"
 
-    def busy_paths(self) -> list[BusyPath]:
+    def hot_routes(self) -> list[HotRoute]:
         """Return the paths that classify."""
         return [
-            BusyPath("POST", "/predict", "/predict", self.predict),
-            BusyPath("POST", "/predict/batch", "/predict/batch", self.predict_batch),
+            HotRoute("POST", "/predict", "/predict", self.predict),
+            HotRoute("POST", "/predict/batch", "/predict/batch", self.predict_batch),
         ]
 
     def router(self) -> APIRouter:
-        """Return routes that describe the paths. `Front` answers their requests before they get here."""
+        """Return routes that describe the paths. `Entry` answers their requests before they get here."""
         router = APIRouter(tags=["classification"])
 
         @router.post(
@@ -131,13 +131,13 @@ class PredictRoutes:
         ]
         return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=results)
 
-    def _body(self, request: Request, result: Classification, top_k: int) -> bytes:
+    def _body(self, request: Request, result: ClassifierResult, top_k: int) -> bytes:
         """Return the answer's JSON: the prediction, which is worded once, and what is this request's own."""
         known = result.known
-        start = known.wordings.get(top_k)
+        start = known.rendered.get(top_k)
         if start is None:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
-            known.add_wording(top_k, start)
+            known.add_rendered(top_k, start)
         cached = b"true" if result.answer is None else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (
             start,

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from vit_api.classifier import Classification, Classifier, Source
+from vit_api.decoding.uploads import Upload
 from vit_api.errors import BodyTimeout, InternalError, ViTError
-from vit_api.pixels import Upload
-from vit_api.routes.messages import Headers, Request
-from vit_api.routes.time_limit import TimeLimit
+from vit_api.web.core.classifier import Classifier, ClassifierResult, Source
+from vit_api.web.requests import Headers, Request
+from vit_api.web.time_limit import TimeLimit
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class RequestClassifier:
         request.parsed_at = self._clock()
         return found
 
-    async def classify(self, request: Request, upload: Upload) -> Classification:
+    async def classify(self, request: Request, upload: Upload) -> ClassifierResult:
         """Classify a request's only upload.
 
         Raises:
@@ -66,7 +66,7 @@ class RequestClassifier:
 
     async def classify_all(
         self, request: Request, uploads: Sequence[Upload | ViTError]
-    ) -> list[Classification | ViTError]:
+    ) -> list[ClassifierResult | ViTError]:
         """Classify a request's uploads; one that fails, or already did, has its error in its place.
 
         The images join the same batches as everyone's. Those beside the first are counted in the client's budget.
@@ -88,10 +88,12 @@ class RequestClassifier:
 
     async def _results_of(
         self, uploads: Sequence[Upload | ViTError], deadline: float, is_fresh: bool
-    ) -> list[Classification | ViTError]:
+    ) -> list[ClassifierResult | ViTError]:
         return await asyncio.gather(*(self._result_of(upload, deadline, is_fresh) for upload in uploads))
 
-    async def _result_of(self, upload: Upload | ViTError, deadline: float, is_fresh: bool) -> Classification | ViTError:
+    async def _result_of(
+        self, upload: Upload | ViTError, deadline: float, is_fresh: bool
+    ) -> ClassifierResult | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
@@ -110,7 +112,7 @@ class RequestClassifier:
 _HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
 
 
-def source_headers(result: Classification) -> Headers:
+def source_headers(result: ClassifierResult) -> Headers:
     """Return the headers that tell where an answer comes from, and what the model's run took if it was its own."""
     answer = result.answer
     if answer is None:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.clients import post
-from tests.server import ROOT, RunningServer, serve
+from tests.support.clients import post
+from tests.support.server import ROOT, RunningServer, serve
 from vit_api.access.api_keys import KeyRing, digest_of, parse_keys
-from vit_api.routes.keys import KeyCheck, presented_key
+from vit_api.web.admission.keys import KeyCheck, presented_key
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _PLAIN = "a-plain-key"

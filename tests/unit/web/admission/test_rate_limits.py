@@ -18,15 +18,15 @@ import anyio
 import httpx
 import pytest
 
-from tests.redis_server import RedisServer, redis_server
-from tests.server import ROOT, RunningServer, http_processes_of, paused, serve, wait_until
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.server import ROOT, RunningServer, http_processes_of, paused, serve, wait_until
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import Budgets, RateLimiter
 from vit_api.access.rates import Rate
 from vit_api.access.redis_counts import RedisCounts
 from vit_api.errors import RateLimited
-from vit_api.routes.messages import Pending, Request, Response
-from vit_api.routes.rate_limits import RateLimits
+from vit_api.web.admission.rate_limits import RateLimits
+from vit_api.web.requests import Pending, Request, Response
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _SIX = 6

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vit_api.caching.cache import AnswerCache, SingleFlight
-from vit_api.caching.cache_board import CacheBoard, CacheTally
 from vit_api.deadline import Deadline
 from vit_api.errors import DeadlineExceeded, InferenceFailed
+from vit_api.ipc.cache_board import CacheBoard, CacheTally
+from vit_api.web.core.cache import AnswerCache, SingleFlight
 
 _LONG_S = 60.0
 
@@ -134,10 +134,10 @@ def test_one_computation_for_all() -> None:
     """The first starts it, the others join it, and each gets its value."""
 
     async def scenario(flights: SingleFlight[str], work: Work) -> None:
-        assert not flights.is_under_way("k")
+        assert not flights.is_in_flight("k")
         waiters = [join(flights, work) for _ in range(50)]
         await asyncio.sleep(0)
-        assert flights.is_under_way("k")
+        assert flights.is_in_flight("k")
         work.outcome.set_result("done")
         assert await asyncio.gather(*waiters) == ["done"] * 50
         assert work.started == 1

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vit_api.caching.cache import AnswerCache
-from vit_api.caching.cache_board import CacheBoard, CacheTally
-from vit_api.classifier import Classification, Classifier, Known, Source
 from vit_api.deadline import Deadline
+from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadImage, NotReady
-from vit_api.pixels import Pixels, Upload
-from vit_api.records import TOP_K, Answer, Prediction, Status
+from vit_api.ipc.cache_board import CacheBoard, CacheTally
+from vit_api.ipc.records import TOP_K, AnswerRecord, Prediction, Status
+from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.classifier import CachedPrediction, Classifier, ClassifierResult, Source
 
 _LONG_S = 60.0
 
@@ -27,13 +27,13 @@ class Model:
         self.gate.set()
         self.uploads: list[Upload] = []
 
-    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[Answer, float]:
+    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[AnswerRecord, float]:
         self.uploads.append(upload)
         await self.gate.wait()
         data = upload.data if isinstance(upload, Pixels) else upload
         if data.startswith(b"!"):
             raise BadImage("planted")
-        return Answer(0, 1, Status.OK, Prediction((data[0],), (0.0,), 1.0), 1, 0.001, 0.002), 0.003
+        return AnswerRecord(0, 1, Status.OK, Prediction((data[0],), (0.0,), 1.0), 1, 0.001, 0.002), 0.003
 
 
 class Shelf:
@@ -60,10 +60,10 @@ class Bench:
         self.model = Model()
         self.board = CacheBoard(1)
         tally = CacheTally(self.board, 0)
-        cache: AnswerCache[Known] | None = AnswerCache(size, 100, tally) if size else None
+        cache: AnswerCache[CachedPrediction] | None = AnswerCache(size, 100, tally) if size else None
         self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
 
-    async def classify(self, upload: Upload, **options: bool) -> Classification:
+    async def classify(self, upload: Upload, **options: bool) -> ClassifierResult:
         return await self.classifier.classify(upload, time.monotonic() + _LONG_S, **options)
 
     async def sources(self, *uploads: Upload) -> list[str]:
@@ -300,12 +300,12 @@ def test_without_a_cache_every_upload_is_computed() -> None:
 def test_what_is_known_is_the_whole_top_20() -> None:
     """Packed and unpacked, to the last bit of what a worker's answer carries."""
     top = Prediction(tuple(range(100, 100 + TOP_K)), tuple(1 / 2**k for k in range(1, TOP_K + 1)), 0.5)
-    assert Known(top).prediction == top
+    assert CachedPrediction(top).prediction == top
 
 
 def test_a_long_wording_is_not_kept() -> None:
     """What an entry of the cache takes is bounded, whatever clients ask for."""
-    known = Known(Prediction((1,), (0.0,), 1.0))
-    known.add_wording("short", b"x" * 512)
-    known.add_wording("long", b"x" * 513)
-    assert list(known.wordings) == ["short"]
+    known = CachedPrediction(Prediction((1,), (0.0,), 1.0))
+    known.add_rendered("short", b"x" * 512)
+    known.add_rendered("long", b"x" * 513)
+    assert list(known.rendered) == ["short"]

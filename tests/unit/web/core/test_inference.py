@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from vit_api.deadline import Deadline
 from vit_api.errors import BadImage, DeadlineExceeded, InferenceFailed, NotReady, Overloaded
-from vit_api.inference import InferenceClient
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, Status, unpack_requests
+from vit_api.ipc.slots import Claim, SlotRange, SlotState, SlotTable
+from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import DECODE
-from vit_api.metrics_board import MetricsBoard
-from vit_api.records import Answer, Prediction, RecordPipe, Status, unpack_requests
-from vit_api.slots import Claim, SlotRange, SlotState, SlotTable
-from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
+from vit_api.web.core.inference import InferenceClient
 
-_READY = WorkerNotice(WorkerState.READY, "cpu", "CPU", "float32")
+_READY = WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32")
 _LONG_S = 60.0
 
 
@@ -50,7 +50,7 @@ class Bench:
             self.board,
             self.requests,
             self.answers,
-            meter=self.counts.meter("http-0"),
+            metrics_writer=self.counts.metrics_writer("http-0"),
             decode_threads=1,
         )
 
@@ -67,7 +67,7 @@ class Bench:
     def submit(self, upload: bytes, deadline: Deadline | None = None) -> asyncio.Task[Any]:
         return asyncio.ensure_future(self._infer(upload, deadline or Deadline(time.monotonic() + _LONG_S)))
 
-    async def _infer(self, upload: bytes, deadline: Deadline) -> Answer:
+    async def _infer(self, upload: bytes, deadline: Deadline) -> AnswerRecord:
         answer, decode_s = await self.client.infer(upload, deadline)
         assert decode_s > 0
         return answer
@@ -85,7 +85,9 @@ class Bench:
     def answer(self, claim: Claim, status: Status = Status.OK) -> None:
         """Answer with the pixel's value as the class."""
         value = int(self.table.pixels[claim.slot, 0, 0, 0])
-        self.answers.write([Answer(claim.slot, claim.generation, status, Prediction((value,), (0.0,), 1.0)).pack()])
+        self.answers.write(
+            [AnswerRecord(claim.slot, claim.generation, status, Prediction((value,), (0.0,), 1.0)).pack()]
+        )
 
     async def until_all_free(self) -> None:
         await until(lambda: self.range.free_count == len(self.table))

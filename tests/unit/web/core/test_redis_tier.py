@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from benchmarks.harness.servers import free_port
-from tests.redis_server import RedisServer, redis_server
-from tests.server import paused
-from vit_api.caching.cache_board import CacheBoard, CacheTally
-from vit_api.caching.redis_entry import pack_entry, unpack_entry
-from vit_api.caching.redis_tier import RedisTier
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.server import paused
 from vit_api.errors import RedisUnavailable
-from vit_api.records import TOP_K, Prediction
+from vit_api.ipc.cache_board import CacheBoard, CacheTally
+from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.web.core.redis_entry import pack_entry, unpack_entry
+from vit_api.web.core.redis_tier import RedisTier
 
 _KEY = bytes(range(32))
 _TOP = Prediction((3, 1, 2), (2.0, -0.25, -120.0), 0.5)

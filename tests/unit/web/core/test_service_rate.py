@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vit_api.service_rate import ServiceRate
+from vit_api.web.core.service_rate import ServiceRate
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vit_api import gpu_stats
-from vit_api.gpu_stats import GpuStats, read_gpu
+from vit_api.web.operations import gpu_stats
+from vit_api.web.operations.gpu_stats import GpuStats, read_gpu
 
 
 class NvmlError(Exception):

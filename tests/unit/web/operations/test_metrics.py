@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import load_checkpoint
-from vit_api.collector import MetricsCollector, Sources
 from vit_api.errors import ViTError
-from vit_api.gpu_stats import GpuStats
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.slots import SlotTable
+from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import Kind, Metric
-from vit_api.metrics_board import MetricsBoard
-from vit_api.slots import SlotTable
-from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
+from vit_api.web.operations.collector import MetricsCollector, Sources
+from vit_api.web.operations.gpu_stats import GpuStats
 
 _COUNTER = Metric("sheep_total", Kind.COUNTER, "Sheep", ("colour", "size"), (("black", "white"), ("1", "2")))
 _HISTOGRAM = Metric("wait_seconds", Kind.HISTOGRAM, "Waits", ("who",), (("a", "b"),), (0.5, 1.0, 2.0))
@@ -33,10 +33,10 @@ def board() -> MetricsBoard:
 def test_series_add_up_over_processes(board: MetricsBoard) -> None:
     """Each process has its own column, each series its own place."""
     for process, times in (("one", 3), ("two", 4)):
-        meter = board.meter(process)
+        metrics_writer = board.metrics_writer(process)
         for number, values in enumerate(_COUNTER.series):
             for _ in range(times):
-                meter.count(_COUNTER, *values).add(number)
+                metrics_writer.counter(_COUNTER, *values).add(number)
     assert board.totals(_COUNTER) == {values: [7.0 * number] for number, values in enumerate(_COUNTER.series)}
 
 
@@ -45,7 +45,7 @@ def test_a_histogram_counts_as_prometheus_does(waits: list[float]) -> None:
     """Into the same buckets as prometheus_client's own: a value that is a bucket's end belongs to it."""
     board = MetricsBoard(["one"], [_HISTOGRAM])
     theirs = Histogram("wait_seconds", "", buckets=_HISTOGRAM.buckets, registry=CollectorRegistry())
-    ours = board.meter("one").distribution(_HISTOGRAM, "b")
+    ours = board.metrics_writer("one").histogram(_HISTOGRAM, "b")
     for wait_s in waits:
         ours.observe(wait_s)
         theirs.observe(wait_s)
@@ -58,7 +58,7 @@ def test_a_histogram_counts_as_prometheus_does(waits: list[float]) -> None:
 
 
 def _count_one(board: MetricsBoard) -> None:
-    board.meter("two").count(_COUNTER, "black", "1").add()
+    board.metrics_writer("two").count(_COUNTER, "black", "1").add()
 
 
 def test_a_successor_goes_on_with_the_column(board: MetricsBoard) -> None:
@@ -95,7 +95,7 @@ def _collect(read_gpu: Callable[[str], GpuStats | None], *devices: str) -> dict[
     workers = WorkerBoard(len(devices))
     for number, device in enumerate(devices):
         uuid = f"GPU-{device}" if device.startswith("cuda") else ""
-        workers.post(number, WorkerNotice(WorkerState.READY, device, "a chip", "float16", device_uuid=uuid))
+        workers.post(number, WorkerStatus(WorkerState.READY, device, "a chip", "float16", device_uuid=uuid))
     counts = MetricsBoard(["http-0"], metrics.COUNTED)
     sources = Sources(load_checkpoint("digits", None), counts, workers, SlotTable(1, 1, (1, 1, 3)), None, False)
     families = MetricsCollector(sources, read_gpu).collect()

@@ -13,23 +13,23 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from vit_api.caching.cache_board import CacheBoard
 from vit_api.checkpoints.checkpoint import load_checkpoint
-from vit_api.classifier import Classification, Known, Source
 from vit_api.errors import Overloaded, UploadTooLarge, ViTError
+from vit_api.ipc.cache_board import CacheBoard
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import AnswerRecord, Prediction, Status
+from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import COUNTED
-from vit_api.metrics_board import MetricsBoard
-from vit_api.records import Answer, Prediction, Status
-from vit_api.routes.api import create_app
-from vit_api.routes.exchange import Exchange
-from vit_api.routes.messages import Pending, Request, Response, to_json
-from vit_api.routes.open_inference.inputs import Inputs
-from vit_api.routes.open_inference.model_info import ModelInfo, Statistics
-from vit_api.routes.open_inference.outputs import Outputs
-from vit_api.routes.open_inference.routes import OpenInferenceRoutes
-from vit_api.routes.open_inference.tensors import pack_bytes
-from vit_api.routes.request_classifier import RequestClassifier
-from vit_api.workers import WorkerBoard, WorkerNotice, WorkerState
+from vit_api.web.application import create_app
+from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
+from vit_api.web.observers.exchange import Exchange
+from vit_api.web.protocols.open_inference.inputs import Inputs
+from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
+from vit_api.web.protocols.open_inference.outputs import Outputs
+from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
+from vit_api.web.protocols.open_inference.tensors import pack_bytes
+from vit_api.web.protocols.request_classifier import RequestClassifier
+from vit_api.web.requests import Pending, Request, Response, to_json
 
 _NAME = "google/vit-base-patch16-224"
 _QUOTED = _NAME.replace("/", "%2F")
@@ -79,16 +79,18 @@ class Scripted:
             max_body_bytes=self.max_body_bytes,
         )
 
-    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
         return await self.compute(None, upload, deadline)
 
-    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, Classification | None]:
-        return None, Classification(Known(_TOP), Source.HIT) if upload == b"known" else None
+    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, ClassifierResult | None]:
+        return None, ClassifierResult(CachedPrediction(_TOP), Source.HIT) if upload == b"known" else None
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
         if upload == b"full":
             raise _FULL
-        return Classification(Known(_TOP), Source.MISS, Answer(0, 1, Status.OK, _TOP, 1, 0.001, 0.002))
+        return ClassifierResult(
+            CachedPrediction(_TOP), Source.MISS, AnswerRecord(0, 1, Status.OK, _TOP, 1, 0.001, 0.002)
+        )
 
     def observe(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
@@ -127,7 +129,7 @@ class Scripted:
 def test_a_models_name_may_have_slashes(name: str, version: str) -> None:
     """Quoted or not, in every path."""
     scripted = Scripted()
-    scripted.board.post(0, WorkerNotice(WorkerState.READY, "cpu", "CPU", "float32"))
+    scripted.board.post(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
     start = f"/v2/models/{name}{version}"
     for end in ("", "/ready", "/config"):
         assert scripted.ask("GET", start + end).json()["name"] == _NAME
@@ -223,7 +225,7 @@ class _Measured(Scripted):
     held_bytes = 0
     may_hold_bytes = 0
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
         give_up_at = time.monotonic() + 10  # the thread that read the body may let go of it a little later
         while (held := tracemalloc.get_traced_memory()[0]) > self.may_hold_bytes and time.monotonic() < give_up_at:
             await asyncio.sleep(0.01)
@@ -280,7 +282,7 @@ def test_probes_may_ask_for_the_status_alone(is_ready: bool) -> None:
     """As at /health/ready."""
     scripted = Scripted()
     if is_ready:
-        scripted.board.post(0, WorkerNotice(WorkerState.READY, "cpu", "CPU", "float32"))
+        scripted.board.post(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
     assert scripted.ask("HEAD", "/v2/health/live").status_code == 200
     assert scripted.ask("HEAD", "/v2/health/ready").status_code == (200 if is_ready else 503)
 

@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.samples import PROCESSORS, small
+from tests.support.samples import PROCESSORS, small
 from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
+from vit_api.decoding.uploads import Pixels
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
-from vit_api.pixels import Pixels
-from vit_api.records import TOP_K, Prediction
-from vit_api.routes.open_inference.infer_request import InferRequest, WantedOutput, parse_request
-from vit_api.routes.open_inference.inputs import Inputs
-from vit_api.routes.open_inference.outputs import Outputs
-from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, pack_bytes, unpack_bytes
+from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.web.protocols.open_inference.infer_request import InferRequest, WantedOutput, parse_request
+from vit_api.web.protocols.open_inference.inputs import Inputs
+from vit_api.web.protocols.open_inference.outputs import Outputs
+from vit_api.web.protocols.open_inference.tensors import JsonLimits, Tensor, pack_bytes, unpack_bytes
 
 _LIMITS = JsonLimits(max_bytes=10_000, max_values=1000)
 

@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from vit_api.classifier import Classification, Known, Source
 from vit_api.errors import BadImage, Overloaded
-from vit_api.records import TOP_K, Answer, Prediction, Status
-from vit_api.routes.api import create_app
-from vit_api.routes.exchange import Exchange
-from vit_api.routes.predict import PredictRoutes
-from vit_api.routes.request_classifier import RequestClassifier
-from vit_api.routes.uploads import Uploads
+from vit_api.ipc.records import TOP_K, AnswerRecord, Prediction, Status
+from vit_api.web.application import create_app
+from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
+from vit_api.web.observers.exchange import Exchange
+from vit_api.web.protocols.predict import PredictRoutes
+from vit_api.web.protocols.request_classifier import RequestClassifier
+from vit_api.web.uploads import Uploads
 
 _TWENTY = Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05)
 
@@ -24,31 +24,31 @@ class Scripted:
     """A classifier whose upload says what becomes of it; also the encoder."""
 
     def __init__(self) -> None:
-        self.known = Known(_TWENTY)
+        self.known = CachedPrediction(_TWENTY)
         self.max_pending_bytes = 10_000
         self.is_draining = False
         self.asked: list[bool] = []
         self.worded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
         self.asked.append(is_fresh)
         return await self.compute(None, upload, deadline)
 
-    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, Classification | None]:
+    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, ClassifierResult | None]:
         self.asked.append(is_fresh)
-        return None, Classification(self.known, Source.HIT) if upload == b"known" else None
+        return None, ClassifierResult(self.known, Source.HIT) if upload == b"known" else None
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> Classification:
+    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
             raise BadImage("planted")
         if upload == b"computed":
-            return Classification(self.known, Source.MISS, Answer(0, 1, Status.OK, _TWENTY, 7, 0.25, 0.5))
+            return ClassifierResult(self.known, Source.MISS, AnswerRecord(0, 1, Status.OK, _TWENTY, 7, 0.25, 0.5))
         if upload == b"shared":
-            return Classification(self.known, Source.COALESCED, Answer(0, 1, Status.OK, _TWENTY, 7, 0.25, 0.5))
-        return Classification(self.known, Source.HIT)
+            return ClassifierResult(self.known, Source.COALESCED, AnswerRecord(0, 1, Status.OK, _TWENTY, 7, 0.25, 0.5))
+        return ClassifierResult(self.known, Source.HIT)
 
     def observe(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
@@ -110,7 +110,7 @@ def test_one_entry_answers_every_top_k() -> None:
         body = post(scripted, f"/predict?top_k={top_k}", content=b"known").json()
         assert [item["label"] for item in body["predictions"]] == [str(index) for index in range(top_k)]
         assert (body["cached"], body["model"]) == (True, 'a "model"')
-    assert scripted.worded == [1, 20, 3, 1], "the last two wordings are kept"
+    assert scripted.worded == [1, 20, 3, 1], "the last two rendered are kept"
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_observers_see_each_request_once(upload: str, status: int, outcomes: lis
     request = exchange.request
     assert (exchange.status, request.received_bytes) == (status, len(upload))
     assert request.arrived_at <= request.parsed_at <= request.looked_up_at <= exchange.ended_at
-    assert [o.source.value if isinstance(o, Classification) else o.code for o in exchange.outcomes] == outcomes
+    assert [o.source.value if isinstance(o, ClassifierResult) else o.code for o in exchange.outcomes] == outcomes
 
 
 def test_observers_see_every_image_of_a_batch() -> None:
@@ -232,7 +232,7 @@ def test_observers_see_every_image_of_a_batch() -> None:
     post(scripted, "/predict/batch", files=[("files", upload) for upload in (b"known", b"bad", b"computed")])
     (exchange,) = scripted.exchanges
     assert exchange.status == 200
-    assert [type(outcome) for outcome in exchange.outcomes] == [Classification, BadImage, Classification]
+    assert [type(outcome) for outcome in exchange.outcomes] == [ClassifierResult, BadImage, ClassifierResult]
 
 
 def test_observers_see_what_fastapi_answers() -> None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_api.errors import BadRequest
-from vit_api.routes.open_inference.inputs import IMAGE
-from vit_api.routes.open_inference.tensors import JsonLimits, Tensor
+from vit_api.web.protocols.open_inference.inputs import IMAGE
+from vit_api.web.protocols.open_inference.tensors import JsonLimits, Tensor
 
 HEADER_LENGTH = b"inference-header-content-length"
 """The HTTP header that says how long the JSON is, where binary data follows it."""

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.preprocessing import Preprocessing
+from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge
-from vit_api.pixels import Pixels, Upload
-from vit_api.routes.open_inference.tensors import JsonLimits, Tensor, TensorSpec, element
+from vit_api.web.protocols.open_inference.tensors import JsonLimits, Tensor, TensorSpec, element
 
 IMAGE, PIXELS, PIXEL_VALUES = "image", "pixels", "pixel_values"
 

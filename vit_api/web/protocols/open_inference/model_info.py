@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_api import __version__, metrics
-from vit_api.caching.cache_board import CacheBoard
+from vit_api.ipc.cache_board import CacheBoard
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.metrics import Metric
-from vit_api.metrics_board import MetricsBoard
-from vit_api.routes.open_inference.outputs import MODEL_VERSION
-from vit_api.routes.open_inference.tensors import TensorSpec
-from vit_api.workers import WorkerBoard
+from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION
+from vit_api.web.protocols.open_inference.tensors import TensorSpec
 
 SERVER: dict[str, Any] = {
     "name": "vit-api",

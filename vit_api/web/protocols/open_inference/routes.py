@@ -8,21 +8,21 @@ from typing import Any
 import starlette.requests
 from fastapi import APIRouter
 
-from vit_api.classifier import Classification
+from vit_api.decoding.uploads import Upload
 from vit_api.errors import NotFound, NotReady, UnsupportedEncoding, ViTError
-from vit_api.pixels import Upload
-from vit_api.routes.descriptions import ANSWER, FAILURES, takes
-from vit_api.routes.front import BusyPath
-from vit_api.routes.messages import Headers, Request, Response
-from vit_api.routes.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
-from vit_api.routes.open_inference.inputs import Inputs
-from vit_api.routes.open_inference.model_info import SERVER, ModelInfo, Statistics
-from vit_api.routes.open_inference.outputs import MODEL_VERSION, Outputs
-from vit_api.routes.open_inference.tensors import element
-from vit_api.routes.request_classifier import RequestClassifier, source_headers
-from vit_api.routes.uploads import SHORT_BODY_BYTES, parse_body
-from vit_api.schemas import ErrorResponse
-from vit_api.workers import WorkerBoard
+from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.entry import HotRoute
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, takes
+from vit_api.web.openapi.schemas import ErrorResponse
+from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
+from vit_api.web.protocols.open_inference.inputs import Inputs
+from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo, Statistics
+from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION, Outputs
+from vit_api.web.protocols.open_inference.tensors import element
+from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
+from vit_api.web.requests import Headers, Request, Response
+from vit_api.web.uploads import SHORT_BODY_BYTES, parse_body
 
 _ENDPOINT = "/v2/models/infer"
 _MODEL = "/v2/models/{model_name:path}"
@@ -98,11 +98,11 @@ class OpenInferenceRoutes:
         self._board = board
         self._max_body_bytes = max_body_bytes
 
-    def busy_paths(self) -> list[BusyPath]:
+    def hot_routes(self) -> list[HotRoute]:
         """Return the paths that classify: those of the model, with its version and without."""
         path = f"/v2/models/{self._model.name}"
         versioned = f"{path}/versions/{MODEL_VERSION}"
-        return [BusyPath("POST", f"{start}/infer", _ENDPOINT, self.infer) for start in (path, versioned)]
+        return [HotRoute("POST", f"{start}/infer", _ENDPOINT, self.infer) for start in (path, versioned)]
 
     def router(self) -> APIRouter:
         """Return the other paths. The longer ones come first, since a model's name may have slashes."""
@@ -139,12 +139,12 @@ class OpenInferenceRoutes:
 
     async def _classify(
         self, request: Request, asked: InferRequest, uploads: Sequence[Upload]
-    ) -> tuple[list[Classification], Headers]:
+    ) -> tuple[list[ClassifierResult], Headers]:
         """Return what the model says of each image, and the headers that tell where that of a lone one comes from."""
         if len(uploads) == 1:
             result = await self._requests.classify(request, uploads[0])
             return [result], source_headers(result)
-        results: list[Classification] = []
+        results: list[ClassifierResult] = []
         for number, outcome in enumerate(await self._requests.classify_all(request, uploads)):
             if isinstance(outcome, ViTError):
                 raise outcome.about(element(asked.input_name, number))
@@ -193,7 +193,7 @@ class OpenInferenceRoutes:
             )
             async def infer(request: starlette.requests.Request) -> dict[str, Any]:
                 """Classify 1 to 32 images, as tensors in JSON or as binary data."""
-                # `Front` answers for the model and version that there are.
+                # `Entry` answers for the model and version that there are.
                 raise self._unknown(**_named(request))
 
     def _add_model(self, router: APIRouter) -> None:

@@ -1,0 +1,1 @@
+"""Where the HTTP half and the worker half meet: shared memory and pipes."""

@@ -1,0 +1,1 @@
+"""What is recorded about each answered request: access log, metrics, traces."""

@@ -1,0 +1,1 @@
+"""Routes for operators: health, information, cache and metrics."""
