@@ -58,7 +58,7 @@ def test_a_histogram_counts_as_prometheus_does(waits: list[float]) -> None:
 
 
 def _count_one(board: MetricsBoard) -> None:
-    board.metrics_writer("two").count(_COUNTER, "black", "1").add()
+    board.metrics_writer("two").counter(_COUNTER, "black", "1").add()
 
 
 def test_a_successor_goes_on_with_the_column(board: MetricsBoard) -> None:
