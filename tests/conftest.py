@@ -30,6 +30,12 @@ def held_out() -> list[tuple[bytes, str]]:
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """Run coroutine tests on asyncio alone, as the server does."""
+    return "asyncio"
+
+
+@pytest.fixture
 def noise() -> np.random.Generator:
     """Return a seeded random generator."""
     return np.random.default_rng(0)

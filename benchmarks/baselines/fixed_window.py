@@ -9,10 +9,10 @@ from vit_api.worker.batching import BatchingPolicy
 class FixedWindow(BatchingPolicy):
     """Waits out the window, though nobody may be on the way."""
 
-    def remaining_wait_s(self, *, now: float, size: int, oldest_queued_at: float, coming: int) -> float:
+    def remaining_wait_s(self, *, now: float, size: int, oldest_queued_at: float, incoming: int) -> float:
         """Return how long a batch may still wait, as if somebody were on the way all the time."""
-        del coming
-        return super().remaining_wait_s(now=now, size=size, oldest_queued_at=oldest_queued_at, coming=1)
+        del incoming
+        return super().remaining_wait_s(now=now, size=size, oldest_queued_at=oldest_queued_at, incoming=1)
 
 
 if __name__ == "__main__":
