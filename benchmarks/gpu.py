@@ -188,13 +188,12 @@ def _run_here(options: argparse.Namespace) -> None:
     """Be a part's process."""
     from vit_api.logs import configure_logging
     from vit_api.model.compile_cache import keep_compiled_code
-    from vit_api.model.quick_import import quick_import
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # so that contexts end, and servers with them
     configure_logging("info", "text")
     keep_compiled_code()
-    with quick_import():
-        import vit_api.model.model  # noqa: F401 - every part needs it
+    import vit_api.model.model  # noqa: F401 - every part needs it
+
     settings = dict(setting.split("=", 1) for setting in options.set)
     # Some of the time is the process's own start; a part looks at its time before each measurement.
     seconds = 0.9 * options.seconds

@@ -99,7 +99,7 @@ class Traffic:
                 self._tally.outcomes[f"{kind}: interrupted"] += 1
                 await asyncio.sleep(0.05)
                 continue
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 got = "no answer"
             self._tally.outcomes[f"{kind}: {'right' if got in (expected, None) else 'wrong'}"] += 1
             if got not in (expected, None):

@@ -24,7 +24,6 @@ from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import Prediction
 from vit_api.model.compile_cache import keep_compiled_code
-from vit_api.model.quick_import import quick_import
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel
@@ -78,8 +77,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         started = time.monotonic()
         if self._engine == "compile":
             keep_compiled_code()
-        with quick_import():
-            from vit_api.model.model import VisionModel
+        from vit_api.model.model import VisionModel
 
         model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads, self.max_batch_size)
         model.prepare(self._engine)

@@ -155,7 +155,7 @@ class _Client:
             async with self._session.post(self._plan.url, data=body, headers=self._headers) as response:
                 content = await response.read()
                 status, headers = response.status, response.headers
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return self._done(intended_s, sent_s, "timeout")
         except (aiohttp.ClientError, OSError) as error:
             return self._done(intended_s, sent_s, type(error).__name__)

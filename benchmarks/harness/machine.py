@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def describe() -> dict[str, Any]:
         "has_uncommitted_changes": bool(
             _git("status", "--porcelain", "--", "vit_api", "benchmarks/*.py", "benchmarks/*/*.py")
         ),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},

@@ -40,6 +40,7 @@ class Preprocessing:
         scale: What each pixel value is multiplied by; 1.0 where the processor doesn't rescale.
         mean: Subtracted from each channel after the scaling; zeros where the processor doesn't normalise.
         std: Each channel is divided by this; ones where the processor doesn't normalise.
+        has_white_background: Whether a picture's transparent colour becomes white.
     """
 
     size: Size | None
@@ -49,6 +50,7 @@ class Preprocessing:
     scale: float
     mean: Channels
     std: Channels
+    has_white_background: bool = False
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -70,9 +72,10 @@ class _Defaults:
     crop_size: int | None = None
     do_center_crop: bool = False
     default_to_square: bool = True
+    do_convert_rgb: bool = False
 
 
-# The class attributes in transformers 5.20, models/*/image_processing_pil_*.py; a test compares them. Every class here
+# The class attributes in transformers 5.24, models/*/image_processing_pil_*.py; a test compares them. Every class here
 # runs the plain `PilBackend._preprocess`: resize, centre crop, rescale, normalise, and nothing else.
 _CLASSES = {
     "ViTImageProcessor": _Defaults(size=224, resample=_BILINEAR),
@@ -85,6 +88,7 @@ _CLASSES = {
         mean=_CLIP_MEAN,
         std=_CLIP_STD,
         default_to_square=False,
+        do_convert_rgb=True,
     ),
     "CLIPImageProcessor": _Defaults(
         size={"shortest_edge": 224},
@@ -93,8 +97,9 @@ _CLASSES = {
         mean=_CLIP_MEAN,
         std=_CLIP_STD,
         default_to_square=False,
+        do_convert_rgb=True,
     ),
-    "SiglipImageProcessor": _Defaults(size={"height": 224, "width": 224}, default_to_square=False),
+    "SiglipImageProcessor": _Defaults(size={"height": 224, "width": 224}, default_to_square=False, do_convert_rgb=True),
     "PvtImageProcessor": _Defaults(size=224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
 }
 
@@ -169,6 +174,7 @@ def read_preprocessing(processor: Mapping[str, Any], model: Mapping[str, Any]) -
         scale=_scale(processor),
         mean=mean,
         std=std,
+        has_white_background=_flag(processor, "do_convert_rgb", defaults.do_convert_rgb),
     )
 
 

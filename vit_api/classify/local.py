@@ -24,6 +24,7 @@ from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI
 from vit_api.processes.lit_server import choose_devices
 from vit_api.settings import Settings
+from vit_api.worker import outcomes
 
 _AHEAD = 2
 """Batches that are decoded or being decoded at once."""
@@ -82,20 +83,12 @@ class LocalClassifier:
                 yield self._classification(result, top_k, image.seconds, inference_s, len(images))
 
     def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
-        """Run the model; where the device's memory does not suffice, on halves, down to single images."""
-        api = self._lit_api
+        """Run the model as a worker does; no other process can take over if the device breaks."""
         try:
-            return [*api.unbatch(api.predict(api.batch(images)))]
-        except OutOfDeviceMemory as error:
-            failure, is_too_large = _as_client_sees(error), len(images) > 1
-        except Exception as error:
-            failure, is_too_large = _as_client_sees(InferenceFailed(f"the model failed: {error}")), False
-        if not is_too_large:
-            return [failure] * len(images)
-        # Out here the exception is gone, and with it the frames that hold the batch's tensors.
-        api.free_memory()
-        half = len(images) // 2
-        return self._infer(images[:half]) + self._infer(images[half:])
+            results = outcomes.finish(self._lit_api, outcomes.start(self._lit_api, images))
+        except outcomes.BrokenDevice as error:
+            return [_as_client_sees(InferenceFailed(str(error)))] * len(images)
+        return [_error_of(result) if isinstance(result, outcomes.Failure) else result for result in results]
 
     def _classification(
         self, result: records.Prediction, top_k: int, decode_s: float, inference_s: float, batch_size: int
@@ -136,6 +129,11 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
     )
     lit_api.setup(device)
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
+
+
+def _error_of(failure: outcomes.Failure) -> ClassifyError:
+    kind = OutOfDeviceMemory if failure.status == records.Status.OUT_OF_MEMORY else InferenceFailed
+    return _as_client_sees(kind(failure.reason))
 
 
 def _as_client_sees(error: ViTError) -> ClassifyError:

@@ -83,7 +83,7 @@ class JsonLines:
         else:
             fields = {name: getattr(outcome, name) for name in ("code", "status", "request_id")}
             fields = {"error": outcome.message, **fields}
-        return Shown(out=[json.dumps({"file": str(path), **fields})])
+        return Shown(out=[json.dumps({"file": str(path), **fields}, allow_nan=False)])
 
 
 class Table:

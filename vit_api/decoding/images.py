@@ -75,7 +75,8 @@ _SILENCE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact: bool) -> npt.NDArray[np.uint8]:
     """Decode an upload, make it upright RGB, resize it and crop its centre.
 
-    Of an animation or a multi-page file the first image counts. Alpha is dropped, not blended, as transformers does.
+    Of an animation or a multi-page file the first image counts. Alpha is dropped, not blended, as transformers does;
+    see `_rgb` for a single transparent colour.
     Safe to call from several threads.
 
     Args:
@@ -152,7 +153,7 @@ def _check_size(image: Image.Image, max_side: int) -> None:
 def _decode_fully(image: Image.Image, preprocessing: Preprocessing, max_side: int) -> Image.Image:
     """Decode every pixel; turn, convert and resize in the order of transformers' pipeline, down to the last bit."""
     image.load()
-    rgb = _rgb(_turn(image, _orientation(image)))
+    rgb = _rgb(_turn(image, _orientation(image)), preprocessing)
     target = _resized_size(rgb.size, preprocessing)
     if preprocessing.crop is not None and max(target) > max_side:
         return _resize_centre(rgb, target, preprocessing)
@@ -173,7 +174,7 @@ def _decode_reduced(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     drafted = image.draft(None, (target[0] * DRAFT_MARGIN, target[1] * DRAFT_MARGIN))
     if drafted is None or image.size == header_size:
         return None
-    resized = _rgb(image).resize(target, preprocessing.resample, box=drafted[1])
+    resized = _rgb(image, preprocessing).resize(target, preprocessing.resample, box=drafted[1])
     return _crop(_turn(resized, orientation), preprocessing.crop)
 
 
@@ -190,13 +191,20 @@ def _turn(image: Image.Image, orientation: object) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB as transformers does: alpha is dropped, 16 bits are clipped or scaled as PIL likes."""
-    if image.mode == "RGB":
-        return image
+def _rgb(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Convert to RGB as transformers does: alpha is dropped; 16 bits are clipped or scaled as PIL does.
+
+    The pipeline's own conversion drops alpha, but keeps the one transparent colour of a GIF or PNG beside the RGB
+    pixels. A processor that converts once more (`do_convert_rgb`) then replaces that colour by white.
+    """
     image.load()
-    image.info.pop("transparency", None)  # only makes PIL compute a transparent colour that nobody asks for
-    return image.convert("RGB")
+    if not preprocessing.has_white_background:
+        image.info.pop("transparency", None)  # else PIL would compute the transparent colour, which nothing uses
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if rgb.info.get("transparency") is None:
+        return rgb
+    white = Image.new("RGBA", rgb.size, "white")
+    return Image.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")
 
 
 def _resized_size(size: Size, preprocessing: Preprocessing) -> Size:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
@@ -88,7 +88,7 @@ def test_no_retry_after() -> None:
 def test_a_moment_counts_from_the_answers_own_date(wait_s: int, skew_s: int) -> None:
     """However wrong this machine's clock is."""
     sent = int(NOW) + skew_s
-    dates = [format_datetime(datetime.fromtimestamp(t, timezone.utc), usegmt=True) for t in (sent + wait_s, sent)]
+    dates = [format_datetime(datetime.fromtimestamp(t, UTC), usegmt=True) for t in (sent + wait_s, sent)]
     assert retry_after_s({"retry-after": dates[0], "date": dates[1]}, NOW) == wait_s
 
 
