@@ -9,9 +9,9 @@ first is finished. A batch that exceeds the device's memory is run again in halv
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from vit_api.model.model import Launched
 
 logger = logging.getLogger(__name__)
+
+POLL_S = 100e-6
+"""Interval at which a batch on the device is polled. A device can't be waited for together with a pipe, and a shorter
+sleep takes as long: Linux adds 50 us of timer slack."""
 
 T = TypeVar("T")
 
@@ -82,15 +86,20 @@ def start(lit_api: ViTAPI, images: Sequence[NDArray[np.uint8]]) -> Started:
     """
     size = len(images)
     staged = _attempt(lit_api, lambda: lit_api.batch(images), size)
-    staged_at = monotonic()
+    staged_at = time.monotonic()
     if isinstance(staged, Failure):
         return Started(images, staged_at, staged)
     return Started(images, staged_at, _attempt(lit_api, lambda: lit_api.predict(staged), size))
 
 
 def is_done(lit_api: ViTAPI, started: Started) -> bool:
-    """Return whether `finish` has nothing to wait for."""
-    return isinstance(started.output, Failure) or lit_api.is_done(started.output)
+    """Return whether `finish` has nothing to wait for. If asking fails, it has: it raises the same error."""
+    if isinstance(started.output, Failure):
+        return True
+    try:
+        return lit_api.is_done(started.output)
+    except Exception:  # a CUDA error of the batch surfaces in whichever call comes next
+        return True
 
 
 def finish(lit_api: ViTAPI, started: Started, on_complete: Callable[[Started], None] | None = None) -> list[Outcome]:
@@ -105,6 +114,8 @@ def finish(lit_api: ViTAPI, started: Started, on_complete: Callable[[Started], N
         BrokenDevice: The device no longer computes.
     """
     size = len(started.images)
+    while not is_done(lit_api, started):
+        time.sleep(POLL_S)
     predictions = _collect(lit_api, started)
     if not isinstance(predictions, Failure):
         if on_complete is not None:

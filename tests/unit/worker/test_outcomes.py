@@ -88,6 +88,7 @@ def test_several_batches_can_be_started_before_one_is_finished() -> None:
     first, second = start(api, _images(1)), start(api, _images(2))
     assert api.calls == [("batch", 1), ("predict", 1)] * 2
     assert not is_done(api, first)
+    api.is_ready = True
     assert finish(api, first) == [Prediction((1,), (0.0,), 1.0)]
     assert finish(api, second) == [Prediction((2,), (0.0,), 1.0)]
 
