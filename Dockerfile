@@ -1,7 +1,7 @@
 # The container image of the server; docs/container.md explains how to build and run it.
 #
-# The base image provides Python and torch. requirements.txt pins the same torch, so it is not downloaded again. CUDA 12.6
-# needs driver 525 or newer and supports GPUs up to Hopper; for newer GPUs use the cuda13.0 image of the same torch.
+# The base image provides Python and torch. requirements.txt pins the same torch, so it is not downloaded again.
+# CUDA 12.6 needs driver 525 or newer and supports GPUs up to Hopper; for newer GPUs use the cuda13.0 image of this torch.
 ARG BASE_IMAGE=pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime@sha256:6acf597eeb8e376a96580dde4952f37cc017fef732bb40bfc73f28f25e3f64b4
 
 FROM ${BASE_IMAGE} AS packages
@@ -26,7 +26,7 @@ RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \
     mkdir --parents "$HF_HOME" && \
     if [ -n "$PRELOAD_MODEL" ]; then \
         expr "$PRELOAD_REVISION" : '[0-9a-f]\{40\}$' >/dev/null || \
-            { echo "PRELOAD_MODEL needs PRELOAD_REVISION: set it to a commit id of 40 hexadecimal digits." >&2; exit 1; }; \
+            { echo "PRELOAD_MODEL needs PRELOAD_REVISION: set it to a commit id (40 hex digits)." >&2; exit 1; }; \
         HF_TOKEN_PATH=/run/secrets/hf_token /opt/venv/bin/python -c \
             'import sys; from vit_api.checkpoints.hub import fetch; print(*fetch(*sys.argv[1:]))' \
             "$PRELOAD_MODEL" "$PRELOAD_REVISION"; \
