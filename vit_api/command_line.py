@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr, ValidationError
@@ -25,7 +26,7 @@ def load_settings(arguments: list[str]) -> Settings:
         SettingsError: A value is not allowed or an argument is unknown. It names the variable and what it may be.
     """
     parser = argparse.ArgumentParser(
-        prog="server.py",
+        prog="server.py" if Path(sys.argv[0]).name == "server.py" else "vit-api serve",
         description="A dynamic-batching image-classification server for Vision Transformers.",
         epilog=f"Each option is also {ENV_PREFIX}<NAME> in the environment and in the file .env.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_without_the_secret_or_the_variable_nothing_is_deployed(
     (tmp_path / "output").touch()
     subprocess.run(["bash", "-e", "-c", step["run"]], env=os.environ | environment, check=True, capture_output=True)
     assert (tmp_path / "output").read_text() == ("ready=true\n" if is_ready else "")
+
+
+def test_each_supported_python_is_tested() -> None:
+    """From the oldest that the package accepts to the newest that it names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [text.rpartition(" ")[2] for text in project["classifiers"] if "Python :: 3." in text]
+    assert _read("ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python-version"] == named
+    assert project["requires-python"] == f">={named[0]}"
 
 
 def test_only_the_step_that_deploys_sees_the_secrets() -> None:
