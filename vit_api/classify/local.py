@@ -19,10 +19,10 @@ from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.results import Classification, ClassifyError, Outcome, Prediction, Rejected, ServerFailed
+from vit_api.devices import choose_devices
 from vit_api.errors import InferenceFailed, InternalError, OutOfDeviceMemory, ViTError
 from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI
-from vit_api.processes.lit_server import choose_devices
 from vit_api.settings import Settings
 
 _AHEAD = 2
