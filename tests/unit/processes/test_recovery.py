@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.unit.web.core.test_inference import Bench, run, until
+from tests.support.inference_bench import Bench, run
+from tests.support.waiting import until
 from vit_api.errors import InferenceFailed, WorkersGone
 from vit_api.ipc.records import AnswerRecord, Status, unpack_requests
 from vit_api.ipc.slots import Claim, SlotRange, SlotState, SlotTable

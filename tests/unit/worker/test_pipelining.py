@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.unit.worker.test_loop import Bench, EchoAPI
+from tests.support.loop_bench import Bench, EchoAPI
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc.records import AnswerRecord, Status, unpack_answers
 from vit_api.ipc.slots import SlotState
