@@ -15,11 +15,12 @@ from collections.abc import Callable
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.command_line import main_settings
+from vit_api.devices import choose_devices
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
 from vit_api.processes.lifecycle import serve_http
 from vit_api.processes.listeners import Listeners
-from vit_api.processes.lit_server import ServeHttp, ViTServer, choose_devices
+from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings

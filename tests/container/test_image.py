@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tests.container.engine import BASE, Container, Engine, serve
+from tests.support.fake_hub import FIRST, NAME, FakeHub, hub_server
 from tests.support.samples import make_checkpoint
 from tests.support.server import ROOT, wait_until
-from tests.unit.checkpoints.test_hub import FIRST, NAME, FakeHub, hub_server
 
 pytestmark = pytest.mark.container
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,6 @@ from vit_api import space
 from vit_api.checkpoints import hub
 from vit_api.command_line import load_settings
 from vit_api.cores import available_cores
-from vit_api.processes.lit_server import choose_devices
 from vit_api.settings import Settings
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
@@ -111,40 +109,13 @@ def test_a_cache_that_cannot_be_written_moves_to_the_home_directory(
     assert str(default) in caplog.text
 
 
-@pytest.mark.usefixtures("in_a_space")
-@pytest.mark.parametrize(
-    ("accelerator", "device", "gpus", "is_warned"),
-    [
-        pytest.param("t4-small", "auto", 0, True, id="paid for, not found"),
-        pytest.param("t4-small", "auto", 1, False, id="found"),
-        pytest.param("t4-small", "cpu", 0, False, id="not wanted"),
-        pytest.param("none", "auto", 0, False, id="not paid for"),
-        pytest.param("", "auto", 0, False, id="not said"),
-    ],
-)
-def test_a_gpu_that_is_missing_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    accelerator: str,
-    device: str,
-    gpus: int,
-    is_warned: bool,
-) -> None:
-    """A server that is slow for this reason looks healthy otherwise."""
-    monkeypatch.setenv("ACCELERATOR", accelerator)
-    monkeypatch.setattr("vit_api.processes.lit_server.check_cuda_with_nvidia_smi", lambda: gpus)
-    with caplog.at_level(logging.WARNING):
-        assert choose_devices(device) == (["cuda:0"] if gpus else ["cpu"])
-    assert ("t4-small" in caplog.text) is is_warned
-
-
 def test_a_server_in_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """It starts, says what it misses, and has a process for each core that the Space has."""
     for name, value in {"SPACE_ID": "org/name", "CPU_CORES": "1", "ACCELERATOR": "t4-small"}.items():
         monkeypatch.setenv(name, value)
     with serve(api_servers="") as server:  # empty: the default
         assert server.get("/info").json()["settings"]["api_servers"] == 1
-        assert "this Space's hardware is t4-small, but" in server.log.read_text()
+        assert "This Space's hardware is t4-small, but" in server.log.read_text()
 
 
 def _front_matter() -> dict[str, Any]:

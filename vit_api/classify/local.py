@@ -1,6 +1,6 @@
-"""Classifies image files in this process, as the server would: its LitAPI and its settings, without HTTP.
+"""Classifies image files in this process, with the server's LitAPI and settings but without HTTP.
 
-Decoding runs in threads while the device runs the batch before. Knows nothing of who wants the results.
+Threads decode the next images while the device runs a batch. Knows nothing of how the results are printed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
-from vit_api.client.results import Classification, ClassifyError, Outcome, Prediction, Rejected, ServerFailed
+from vit_api.client.results import Classification, ClassifyError, Outcome, Rejected, ScoredLabel, ServerFailed
+from vit_api.devices import choose_devices
 from vit_api.errors import InferenceFailed, InternalError, OutOfDeviceMemory, ViTError
 from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI
-from vit_api.processes.lit_server import choose_devices
 from vit_api.settings import Settings
 from vit_api.worker import outcomes
 
 _AHEAD = 2
-"""Batches that are decoded or being decoded at once."""
+"""Batches that are held decoded, or are being decoded."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class LocalClassifier:
     """A model in this process.
 
     Args:
-        lit_api: What to run; set up.
-        max_batch_size: Images that the device gets at once at the most.
-        threads: Images that are decoded at once.
+        lit_api: The LitAPI; its `setup` has run.
+        max_batch_size: Maximum batch size.
+        threads: Number of decoding threads.
     """
 
     def __init__(self, lit_api: ViTAPI, *, max_batch_size: int, threads: int) -> None:
@@ -51,7 +51,7 @@ class LocalClassifier:
         self._threads = threads
 
     def classify_many(self, paths: Iterable[Path], top_k: int) -> Generator[Outcome, None, None]:
-        """Classify image files and yield what becomes of each, in their order, batch by batch."""
+        """Classify image files and yield an outcome for each, in order, batch by batch."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
             decoded = map_ahead(pool, self._decode, paths, _AHEAD * self._max_batch_size)
@@ -67,7 +67,7 @@ class LocalClassifier:
         except ClassifyError as error:
             return error
         except ViTError as error:
-            return _as_client_sees(error)
+            return _to_classify_error(error)
         return _Decoded(pixels, time.monotonic() - started)
 
     def _classify_batch(self, batch: Sequence[_Decoded | ClassifyError], top_k: int) -> Iterator[Outcome]:
@@ -87,15 +87,15 @@ class LocalClassifier:
         try:
             results = outcomes.finish(self._lit_api, outcomes.start(self._lit_api, images))
         except outcomes.BrokenDevice as error:
-            return [_as_client_sees(InferenceFailed(str(error)))] * len(images)
+            return [_to_classify_error(InferenceFailed(str(error)))] * len(images)
         return [_error_of(result) if isinstance(result, outcomes.Failure) else result for result in results]
 
     def _classification(
         self, result: records.Prediction, top_k: int, decode_s: float, inference_s: float, batch_size: int
     ) -> Classification:
-        worded = self._lit_api.encode_response(result, top_k=top_k)["predictions"]
+        encoded = self._lit_api.encode_response(result, top_k=top_k)["predictions"]
         return Classification(
-            predictions=tuple(Prediction(**prediction) for prediction in worded),
+            predictions=tuple(ScoredLabel(**prediction) for prediction in encoded),
             cached=False,
             processing_time_ms=round((decode_s + inference_s) * 1000, 3),
             model=self._lit_api.checkpoint.name,
@@ -105,15 +105,15 @@ class LocalClassifier:
 
 
 def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier:
-    """Load the settings' model on the first of their devices.
+    """Load the configured model on the first of the configured devices.
 
     Args:
-        settings: The server's; those of the model, its device and its images matter here.
-        threads: Images that are decoded at once.
-        images: How many there are; larger batches need not be prepared for.
+        settings: The server's settings; those of the model, the device and the images are used.
+        threads: Number of decoding threads.
+        images: The number of images: the model is not prepared for larger batches.
 
     Raises:
-        CheckpointError: There is no such model, or none that can be run.
+        CheckpointError: The model can't be found or can't be served.
         ValueError: There is no such device.
     """
     device = choose_devices(settings.device)[0]
@@ -125,7 +125,7 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
         max_image_side=settings.max_image_side,
         exact_decode=settings.exact_decode,
         cpu_threads=settings.cpu_threads,
-        max_batch_size=max(2, max_batch_size),  # LitServe warns of hooks for batches where they are of 1
+        max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
     )
     lit_api.setup(device)
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
@@ -133,9 +133,9 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
 
 def _error_of(failure: outcomes.Failure) -> ClassifyError:
     kind = OutOfDeviceMemory if failure.status == records.Status.OUT_OF_MEMORY else InferenceFailed
-    return _as_client_sees(kind(failure.reason))
+    return _to_classify_error(kind(failure.reason))
 
 
-def _as_client_sees(error: ViTError) -> ClassifyError:
+def _to_classify_error(error: ViTError) -> ClassifyError:
     kind = ServerFailed if error.status >= InternalError.status else Rejected
     return kind(error.message, code=error.code)

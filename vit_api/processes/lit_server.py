@@ -7,7 +7,6 @@ leaves orphans behind). Knows nothing of images or models.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing as mp
 import os
 import signal
@@ -17,38 +16,13 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 import litserve as ls
-from litserve.connector import check_cuda_with_nvidia_smi
 
-from vit_api import space
 from vit_api.processes.lifecycle import STOP_SIGNALS, WorkerProcess, blocked, stop_signals
 from vit_api.processes.listeners import Listeners
 from vit_api.processes.supervisor import StartProcess, Supervisor
 
-logger = logging.getLogger(__name__)
-
 ServeHttp = Callable[[int, socket.socket], None]
 Supervise = Callable[[StartProcess, StartProcess], Supervisor]
-
-
-def choose_devices(device: str) -> list[str]:
-    """Return the devices that the setting `device` means, as torch names them.
-
-    `auto` means all GPUs that the driver lists, or the CPU. LitServe's own `auto` looks whether torch was imported,
-    which it never is in this process.
-    """
-    numbers = [int(number) for number in device.partition(":")[2].split(",") if number]
-    if device.startswith("cuda:"):
-        return [f"cuda:{number}" for number in numbers]
-    gpus = 0 if device == "cpu" else check_cuda_with_nvidia_smi()
-    if device == "cuda" and not gpus:
-        raise ValueError("VIT_API_DEVICE=cuda, but nvidia-smi lists no GPU; use auto or cpu")
-    if device == "auto" and not gpus and (accelerator := space.accelerator()):
-        logger.warning(
-            "this Space's hardware is %s, but nvidia-smi lists no GPU: the model runs on the CPU, many times slower. "
-            "Restart the Space; if that does not help, see whether its image has CUDA",
-            accelerator,
-        )
-    return [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
 
 
 class ViTServer(ls.LitServer):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
 from vit_api.errors import NotReady
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
-from vit_api.ipc.slots import SlotRange
+from vit_api.ipc.slots import OwnerSlots
 from vit_api.lit_api import ViTAPI
 from vit_api.shared import Shared
 from vit_api.web.admission.keys import KeyCheck
@@ -58,12 +58,12 @@ class HttpProcess:
         self._settings = shared.settings
         self._lit_api = lit_api
         self._number = number
-        self._meter = shared.counts.metrics_writer(f"http-{number}")
+        self._meter = shared.metrics_board.metrics_writer(f"http-{number}")
         self._tally = CacheTally(shared.cache_board, number)
         self._inference = InferenceClient(
             lit_api,
-            SlotRange(shared.table, number),
-            shared.board,
+            OwnerSlots(shared.table, number),
+            shared.worker_board,
             shared.requests,
             shared.answers[number],
             metrics_writer=self._meter,
@@ -88,7 +88,7 @@ class HttpProcess:
             start=self._start,
             stop=self._stop,
             max_pending_bytes=self._settings.max_pending_bytes,
-            is_draining=self._shared.board.is_draining,
+            is_draining=self._shared.worker_board.is_draining,
             keys=self._key_check(),
             limits=self._rate_limits(),
             cors_origins=self._settings.allowed_origins,
@@ -146,8 +146,8 @@ class HttpProcess:
             inputs,
             outputs,
             model,
-            statistics=Statistics(checkpoint.name, shared.counts, shared.board, self._cache_board),
-            board=shared.board,
+            statistics=Statistics(checkpoint.name, shared.metrics_board, shared.worker_board, self._cache_board),
+            board=shared.worker_board,
             max_body_bytes=settings.max_batch_upload_bytes,
         )
 
@@ -181,7 +181,7 @@ class HttpProcess:
 
     def _identity(self) -> str:
         """Return what else than the upload determines an answer."""
-        dtypes = self._shared.board.dtypes()
+        dtypes = self._shared.worker_board.dtypes()
         if not dtypes:
             raise NotReady("the model is still loading; try again soon")
         decoding = "exact" if self._settings.exact_decode else "draft"
@@ -212,7 +212,7 @@ class HttpProcess:
             return cache_info(shared.cache_board, has_redis=has_redis) if settings.cache_size else None
 
         return operations_router(
-            shared.checkpoint, shared.board, shared.table, shared.devices, settings=shown, cache_info=cache
+            shared.checkpoint, shared.worker_board, shared.table, shared.devices, settings=shown, cache_info=cache
         )
 
     def _metrics_router(self) -> APIRouter:
@@ -222,8 +222,8 @@ class HttpProcess:
             MetricsCollector(
                 Sources(
                     shared.checkpoint,
-                    shared.counts,
-                    shared.board,
+                    shared.metrics_board,
+                    shared.worker_board,
                     shared.table,
                     self._cache_board,
                     has_redis=has_redis,

@@ -18,7 +18,7 @@ from tests.support.scripted_server import ANSWER, Fault, Request, error, ok, rep
 from tests.support.server import ROOT, environment, wait_until
 from vit_api.classify.image_files import find_images
 from vit_api.classify.report import JsonLines, Progress, Report, Table, printable
-from vit_api.client.results import Classification, ClassifyError, Outcome, Prediction, Rejected
+from vit_api.client.results import Classification, ClassifyError, Outcome, Rejected, ScoredLabel
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc import records
 from vit_api.worker.outcomes import NOT_FINITE
@@ -86,7 +86,7 @@ def test_a_folder_without_images_fails(tmp_path: Path) -> None:
     assert failures == [tmp_path]
 
 
-RESULT = Classification((Prediction("7", 0.9), Prediction("1", 0.1)), cached=False, processing_time_ms=1.0, model="m")
+RESULT = Classification((ScoredLabel("7", 0.9), ScoredLabel("1", 0.1)), cached=False, processing_time_ms=1.0, model="m")
 
 
 class Terminal(io.StringIO):
@@ -134,7 +134,7 @@ def test_the_table() -> None:
     heading, row = (line.split() for line in out.splitlines())
     assert heading == ["FILE", "LABEL", "CONF", "NEXT"]
     assert row == ["good.png", "7", "90.0%", "1", "10.0%"]
-    assert err == "bad.png: it is\ufffd[2J corrupt (bad_image)\n1 of 2 images failed\n"
+    assert err == "bad.png: it is\ufffd[2J corrupt (bad_image)\n1 of 2 images failed.\n"
 
 
 def test_json_lines() -> None:
@@ -146,7 +146,7 @@ def test_json_lines() -> None:
         **{"file": "bad.png", "error": "it is\x1b[2J corrupt"},
         **{"code": "bad_image", "status": 400, "request_id": "id-1"},
     }
-    assert err == "1 of 2 images failed\n"
+    assert err == "1 of 2 images failed.\n"
 
 
 def test_what_can_be_printed() -> None:
@@ -196,8 +196,8 @@ def test_in_process() -> None:
     assert [row[0] for row in rows] == ["LABEL", "3", "7"]
     assert result.stderr.splitlines()[0].startswith("README.md: ")
     assert result.stderr.splitlines()[1:] == [
-        "missing.png: can't be read: No such file or directory (unreadable_input)",
-        "2 of 4 images failed",
+        "missing.png: The file can't be read: No such file or directory. (unreadable_input)",
+        "2 of 4 images failed.",
     ]
     assert result.returncode == 1
 
@@ -216,7 +216,7 @@ def test_a_refusal_of_the_server() -> None:
     """It is one line of the API's own words."""
     with scripted(error(401, "unauthorized")) as server:
         result = _run("--url", server.url, EXAMPLES[0])
-    assert result.stderr.splitlines() == [f"{EXAMPLES[0]}: what is wrong (unauthorized)", "1 of 1 images failed"]
+    assert result.stderr.splitlines() == [f"{EXAMPLES[0]}: what is wrong (unauthorized)", "1 of 1 images failed."]
     assert result.returncode == 1
 
 
@@ -372,6 +372,6 @@ def test_a_result_that_is_not_finite_is_a_failure(tmp_path: Path, api: FakeApi) 
 
 def test_json_lines_refuse_numbers_that_json_lacks() -> None:
     """A line that no parser takes would be worse than an error."""
-    result = Classification((Prediction("7", math.nan),), cached=False, processing_time_ms=1.0, model="m")
+    result = Classification((ScoredLabel("7", math.nan),), cached=False, processing_time_ms=1.0, model="m")
     with pytest.raises(ValueError, match="not JSON compliant"):
         JsonLines().show(Path("image.png"), result)

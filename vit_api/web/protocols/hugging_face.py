@@ -122,10 +122,10 @@ class HuggingFaceRoutes:
 
     def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:
         """Return the answer's JSON, which is worded once."""
-        body = result.known.rendered.get(parameters)
+        body = result.cached.rendered.get(parameters)
         if body is None:
             body = self._worded(result.prediction, parameters)
-            result.known.add_rendered(parameters, body)
+            result.cached.add_rendered(parameters, body)
         return body
 
     def _worded(self, prediction: Prediction, parameters: _Parameters) -> bytes:

@@ -133,7 +133,7 @@ class PredictRoutes:
 
     def _body(self, request: Request, result: ClassifierResult, top_k: int) -> bytes:
         """Return the answer's JSON: the prediction, which is worded once, and what is this request's own."""
-        known = result.known
+        known = result.cached
         start = known.rendered.get(top_k)
         if start is None:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]

@@ -57,10 +57,10 @@ class RequestClassifier:
             ViTError: Whatever kept it from being classified.
         """
         is_fresh = _wants_fresh(request)
-        key, result = await self._classifier.look_up(upload, is_fresh=is_fresh)
+        key, result = await self._classifier.look_up(upload, bypass_cache=is_fresh)
         request.looked_up_at = self._clock()
         if result is None:
-            work = self._classifier.compute(key, upload, self._deadline_of(request), is_fresh=is_fresh)
+            work = self._classifier.compute(key, upload, self._deadline_of(request), bypass_cache=is_fresh)
             result = await request.unless_gone(work)
         return result
 
@@ -97,7 +97,8 @@ class RequestClassifier:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await self._classifier.classify(upload, deadline, is_fresh=is_fresh)
+            key, result = await self._classifier.look_up(upload, bypass_cache=is_fresh)
+            return result or await self._classifier.compute(key, upload, deadline, bypass_cache=is_fresh)
         except ViTError as error:
             return error
 

@@ -79,13 +79,12 @@ class Scripted:
             max_body_bytes=self.max_body_bytes,
         )
 
-    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
-        return await self.compute(None, upload, deadline)
-
-    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, ClassifierResult | None]:
+    async def look_up(self, upload: bytes, *, bypass_cache: bool = False) -> tuple[None, ClassifierResult | None]:
         return None, ClassifierResult(CachedPrediction(_TOP), Source.HIT) if upload == b"known" else None
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
+    async def compute(
+        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
+    ) -> ClassifierResult:
         if upload == b"full":
             raise _FULL
         return ClassifierResult(
@@ -129,7 +128,7 @@ class Scripted:
 def test_a_models_name_may_have_slashes(name: str, version: str) -> None:
     """Quoted or not, in every path."""
     scripted = Scripted()
-    scripted.board.post(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
+    scripted.board.publish(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
     start = f"/v2/models/{name}{version}"
     for end in ("", "/ready", "/config"):
         assert scripted.ask("GET", start + end).json()["name"] == _NAME
@@ -225,7 +224,9 @@ class _Measured(Scripted):
     held_bytes = 0
     may_hold_bytes = 0
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
+    async def compute(
+        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
+    ) -> ClassifierResult:
         give_up_at = time.monotonic() + 10  # the thread that read the body may let go of it a little later
         while (held := tracemalloc.get_traced_memory()[0]) > self.may_hold_bytes and time.monotonic() < give_up_at:
             await asyncio.sleep(0.01)
@@ -282,7 +283,7 @@ def test_probes_may_ask_for_the_status_alone(is_ready: bool) -> None:
     """As at /health/ready."""
     scripted = Scripted()
     if is_ready:
-        scripted.board.post(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
+        scripted.board.publish(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
     assert scripted.ask("HEAD", "/v2/health/live").status_code == 200
     assert scripted.ask("HEAD", "/v2/health/ready").status_code == (200 if is_ready else 503)
 

@@ -31,15 +31,13 @@ class Scripted:
         self.worded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
-        self.asked.append(is_fresh)
-        return await self.compute(None, upload, deadline)
-
-    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, ClassifierResult | None]:
-        self.asked.append(is_fresh)
+    async def look_up(self, upload: bytes, *, bypass_cache: bool = False) -> tuple[None, ClassifierResult | None]:
+        self.asked.append(bypass_cache)
         return None, ClassifierResult(self.known, Source.HIT) if upload == b"known" else None
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
+    async def compute(
+        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
+    ) -> ClassifierResult:
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
