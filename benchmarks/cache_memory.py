@@ -21,7 +21,7 @@ from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.records import TOP_K, Prediction
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import CachedPrediction
-from vit_api.web.requests import to_json
+from vit_api.web.responses import to_json
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "cache_memory.json"
 _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on average

@@ -25,7 +25,7 @@ from vit_api.ipc.records import Prediction
 from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.observers.request_metrics import RequestMetrics
-from vit_api.web.requests import Pending, Request
+from vit_api.web.requests import PendingBytes, Request
 
 _RESULT = machine.ROOT / "benchmarks" / "results" / "metrics_cost.json"
 _LIMIT_US = 5.0
@@ -35,12 +35,12 @@ def _ours() -> Callable[[], None]:
     """Return what an HTTP process does for each hit."""
     board = MetricsBoard(["http-0", "http-1", "worker-0"], metrics.COUNTED)
     observer = RequestMetrics(board.metrics_writer("http-1"))
-    request = Request({"path": "/predict", "headers": []}, _nothing, b"id", Pending(1000), 0.0)
-    request.endpoint = "/predict"
+    scope = {"method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    request = Request(scope, _nothing, b"id", PendingBytes(1000), arrived_at=0.0, endpoint="/predict")
     hit = ClassifierResult(CachedPrediction(Prediction((1,), (0.0,), 1.0)), Source.HIT)
 
     def count() -> None:
-        request.arrived_at = time.monotonic()
+        request.timeline.arrived_at = time.monotonic()
         observer.observe(Exchange(request, 200, time.monotonic(), (hit,)))
 
     return count

@@ -26,7 +26,7 @@ from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
 from vit_api.shared import Shared
 from vit_api.web.observers.tracing import is_installed
-from vit_api.web.process import HttpProcess
+from vit_api.web.process import build_application
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
@@ -106,7 +106,7 @@ class Application:
 
     def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
-            app = HttpProcess(self.shared, self.lit_api, number).app()
+            app = build_application(self.shared, self.lit_api, number)
             serve_http(app, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
 
         return serve

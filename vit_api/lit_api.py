@@ -1,14 +1,12 @@
-"""The LitAPI: what a ViT request goes through, as LitServe's five hooks.
+"""The LitAPI: the stages of a ViT request, as LitServe's five hooks.
 
-Runs in our data path, decode and encode in an HTTP process and batch, predict and unbatch in a worker, and unchanged
-in a plain `ls.LitServer`. Knows nothing of slots, pipes or the cache. torch is imported by `setup` alone, since HTTP
-processes never run it.
+In our data path, decode and encode run in an HTTP process, and batch, predict and unbatch in a worker; in a plain
+`ls.LitServer`, the same class runs unchanged. Only `setup` imports torch, since HTTP processes never call it. Knows
+nothing of slots, pipes or the cache.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -20,10 +18,9 @@ from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.decoding import image_limits, images
-from vit_api.decoding.uploads import Pixels, Upload
+from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import Prediction
-from vit_api.model.compile_cache import keep_compiled_code
+from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel
@@ -31,17 +28,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TOP_K = 5
-
 
 class ViTAPI(ls.LitAPI):  # type: ignore[misc]
     """Classify images with a Hugging Face checkpoint.
 
     Args:
         checkpoint: The model to serve.
-        dtype: What to compute in; see `model.choose_dtype`.
-        engine: How the model runs; see `engines`.
-        max_image_side: Pixels of an image's longer side at the most.
+        dtype: The dtype to compute in; see `model.choose_dtype`.
+        engine: How to run the model; see `model.engines`.
+        max_image_side: Maximum width and height of an image, in pixels.
         exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.choose_threads`.
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
@@ -73,10 +68,12 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self.startup_s = 0.0
 
     def setup(self, device: str) -> None:
-        """Load the model on `device`, make its engine, and run every batch size that will come often."""
+        """Load the model on `device`, prepare its engine, and warm up the common batch sizes."""
         started = time.monotonic()
         if self._engine == "compile":
-            keep_compiled_code()
+            from vit_api.model.compile_cache import keep_compiled_code
+
+            keep_compiled_code()  # before torch is imported
         from vit_api.model.model import VisionModel
 
         model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads, self.max_batch_size)
@@ -84,7 +81,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self.model, self.startup_s = model, time.monotonic() - started
         logger.info("%s is ready after %.1f s, engine %s", device, self.startup_s, model.engine.name)
 
-    # No annotation on `request`: LitServe would take it for the type of a body that FastAPI has to parse.
+    # No annotation on `request`: LitServe would have FastAPI parse the body as that type.
     def decode_request(self, request, **_: Any) -> NDArray[np.uint8]:  # type: ignore[no-untyped-def]
         """Decode an upload.
 
@@ -96,7 +93,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
             uint8 [height, width, 3], resized as the checkpoint's processor does; pixels as they are.
 
         Raises:
-            ViTError: The upload can't be used; its class says why.
+            ViTError: The upload can't be decoded; its class says why.
         """
         if isinstance(request, Pixels):
             return request.as_array(self.checkpoint.preprocessing.pixel_shape)
@@ -108,7 +105,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         )
 
     def is_quick(self, upload: Upload) -> bool:
-        """Tell whether decoding takes no longer than handing the upload to another thread does."""
+        """Return whether decoding takes no longer than passing the upload to another thread."""
         return isinstance(upload, Pixels) or image_limits.is_quick(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
@@ -116,34 +113,34 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         return self._loaded_model().stage(inputs)
 
     def predict(self, x: Staged) -> Launched:
-        """Launch the model on a staged batch, and the copy of its answers; on a GPU, don't wait for either."""
+        """Launch the model on a staged batch and the copy of its results; on a GPU, wait for neither."""
         return self._loaded_model().launch(x)
 
     def unbatch(self, output: Launched) -> list[Prediction]:
-        """Wait for a launched batch, and for nothing else, and split it by image."""
+        """Wait for a launched batch, and split its results by image."""
         return self._loaded_model().collect(output)
 
     def is_done(self, output: Launched) -> bool:
-        """Tell whether `unbatch` has nothing to wait for."""
+        """Return whether `unbatch` has nothing to wait for."""
         return output.is_done()
 
     def has_working_device(self) -> bool:
-        """Tell, after a failure, whether the device still computes."""
+        """Return whether the device still computes, after a failure."""
         return self._loaded_model().has_working_device()
 
     def free_memory(self) -> None:
-        """Give back device memory that is kept for later, after a batch that did not fit."""
+        """Free cached device memory, after a batch that did not fit."""
         self._loaded_model().free_memory()
 
     def encode_response(self, output: Prediction, *, top_k: int = DEFAULT_TOP_K) -> dict[str, Any]:
-        """Name the `top_k` most probable classes, most probable first."""
+        """Return the labels and probabilities of the `top_k` most probable classes, most probable first."""
         labels = self.checkpoint.labels
         top = zip(output.indices[:top_k], output.probabilities[:top_k], strict=True)
         return {"predictions": [{"label": labels[index], "confidence": round(p, 6)} for index, p in top]}
 
     def _loaded_model(self) -> VisionModel:
         if self.model is None:
-            raise RuntimeError("setup() has not run in this process")
+            raise RuntimeError("setup() was not called in this process.")
         return self.model
 
 
@@ -156,21 +153,4 @@ def _upload_of(request: Any) -> bytes:
         return content
     if isinstance(request, Mapping) and isinstance(request.get("image"), str):
         return decode_base64(request["image"])
-    raise BadRequest("send the image in the form field 'file' or as base64 in the JSON field 'image'")
-
-
-def decode_base64(text: str, field: str = "image") -> bytes:
-    """Decode standard base64, with a `data:` URL's prefix or without.
-
-    Args:
-        text: Base64.
-        field: Where the client put it, for one that put something else there.
-
-    Raises:
-        BadRequest: The text is not base64.
-    """
-    payload = text.partition(",")[2] if text.startswith("data:") else text
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"the field '{field}' is not valid base64") from error
+    raise BadRequest("Send the image in the form field 'file', or as base64 in the JSON field 'image'.")

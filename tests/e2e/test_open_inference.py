@@ -19,7 +19,7 @@ from tests.support.server import ROOT, RunningServer, wait_until
 from vit_api import __version__
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.decoding import images
-from vit_api.web.requests import to_json
+from vit_api.web.responses import to_json
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()

@@ -1,19 +1,23 @@
-"""Pixels that a client made itself, in place of an image file. Knows nothing of where they come from or go."""
+"""What clients upload: image files, their base64, or pixels. Knows nothing of how they are sent."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_api.errors import BadRequest
+
 
 @dataclass(frozen=True)
 class Pixels:
-    """One image as the model takes it, so that nothing is left to decode.
+    """One decoded image, in the size that the model takes.
 
     Attributes:
-        data: uint8 RGB, row by row, in the model's own size.
+        data: uint8 RGB, row by row.
     """
 
     data: bytes
@@ -24,4 +28,21 @@ class Pixels:
 
 
 Upload = bytes | Pixels
-"""What a client wants classified: an image file's bytes, or pixels."""
+"""An image to classify: the bytes of a file, or pixels."""
+
+
+def decode_base64(text: str, field: str = "image") -> bytes:
+    """Decode standard base64, with or without the prefix of a `data:` URL.
+
+    Args:
+        text: Base64.
+        field: The name of the field that has it, for the error.
+
+    Raises:
+        BadRequest: The text is not base64.
+    """
+    payload = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest(f"The field '{field}' is not valid base64.") from error

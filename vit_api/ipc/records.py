@@ -17,7 +17,10 @@ from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
 TOP_K = 20
-"""Classes that an answer carries: as many as a client may ask for."""
+"""Number of classes in an answer: the maximum that a client may request."""
+
+DEFAULT_TOP_K = 5
+"""Number of classes in a response unless the client requests another."""
 
 _REQUEST = struct.Struct("<II")
 _ANSWER = struct.Struct(f"<IIBBHfff{TOP_K}I{TOP_K}f")

@@ -11,8 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from vit_api.errors import BadRequest
-from vit_api.web.requests import NO_SNIFFING, REQUEST_ID, to_json
-from vit_api.web.responses import error_body
+from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, error_body, to_json
 
 _METHODS = ("GET", "HEAD", "POST")
 _EXPOSED = (

@@ -84,8 +84,8 @@ class KeyCheck:
         Raises:
             Unauthorized: It has no key where it needs one, or a wrong one.
         """
-        if not self.is_open(request.scope["method"], request.scope["path"]):
-            request.key_digest = check_key(self._ring, request.headers, "a key")
+        if not self.is_open(request.method, request.path):
+            request.admission.key_digest = check_key(self._ring, request.headers, "a key")
 
 
 def describe_keys(schema: dict[str, Any], keys: KeyCheck | None) -> None:

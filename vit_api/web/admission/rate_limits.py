@@ -6,6 +6,7 @@ drafts put all into one, which few clients read yet. They are on every answer of
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter, Verdict
 from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
-from vit_api.web.entry import Handler
-from vit_api.web.requests import Request, Response
+from vit_api.web.requests import Request
+from vit_api.web.responses import Response
+from vit_api.web.routes import HotRoute
 
 
 class RateLimits:
@@ -33,20 +35,20 @@ class RateLimits:
         self._addresses = addresses
         self._policy = ", ".join(f"{rate.amount};w={rate.window_s}" for rate in rates).encode()
 
-    def limited(self, handler: Handler) -> Handler:
-        """Return a handler that is asked only while the client may.
+    def limited(self, route: HotRoute) -> HotRoute:
+        """Return a route whose handler is called only while its client is within its limits.
 
         One image is counted before the body is read, so that a refused upload costs nothing; what else turns out to
-        be in it, `Request.charge` counts before the model sees it.
+        be in it, `Admission.charge` counts before the model sees it.
         """
 
         async def limited_handler(request: Request) -> Response:
-            client = request.key_digest.hex() or self._addresses.of(request.scope)
-            request.charge = functools.partial(self._charge, request, client)
+            client = request.admission.key_digest.hex() or self._addresses.of(request.scope)
+            request.admission.charge = functools.partial(self._charge, request, client)
             await self._charge(request, client, 1)
-            return await handler(request)
+            return await route.handler(request)
 
-        return limited_handler
+        return dataclasses.replace(route, handler=limited_handler)
 
     async def _charge(self, request: Request, client: str, images: int) -> None:
         """Count images for a client.
@@ -56,7 +58,7 @@ class RateLimits:
         """
         verdict = await self._limiter.take(client, images)
         reset_s = max(1, math.ceil(verdict.reset_s))
-        request.answer_headers = (
+        request.admission.headers = (
             (b"ratelimit-limit", b"%d" % verdict.rate.amount),
             (b"ratelimit-remaining", b"%d" % verdict.remaining),
             (b"ratelimit-reset", b"%d" % reset_s),

@@ -37,8 +37,8 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
         "bytes": request.received_bytes,
         "total_ms": _ms(exchange.seconds),
     }
-    if request.parsed_at is not None:
-        fields["parse_ms"] = _ms(request.parsed_at - request.arrived_at)
+    if request.timeline.parsed_at is not None:
+        fields["parse_ms"] = _ms(request.timeline.parsed_at - request.timeline.arrived_at)
     if len(exchange.outcomes) == 1:
         return fields | _of_one(exchange.outcomes[0])
     return fields | _of_several(exchange.outcomes) if exchange.outcomes else fields

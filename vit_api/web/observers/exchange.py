@@ -28,7 +28,7 @@ class Exchange(NamedTuple):
     @property
     def seconds(self) -> float:
         """From the request's arrival to its answer's end."""
-        return self.ended_at - self.request.arrived_at
+        return self.ended_at - self.request.timeline.arrived_at
 
 
 class Observer(Protocol):

@@ -80,7 +80,7 @@ class Tracing:
             self._parent(exchange),
             SpanKind.SERVER,
             _attributes(exchange),
-            start_time=round(exchange.request.arrived_at * _NS) + shift_ns,
+            start_time=round(exchange.request.timeline.arrived_at * _NS) + shift_ns,
         )
         if span.is_recording():
             context = set_span_in_context(span)
@@ -131,12 +131,12 @@ def _attributes(exchange: Exchange) -> dict[str, str | int]:
 def _stages(exchange: Exchange) -> Iterator[_Stage]:
     """Yield the stages of a request; those of a batch's images are not told apart."""
     request = exchange.request
-    if request.parsed_at is None:
+    if request.timeline.parsed_at is None:
         return
-    yield _Stage("parse", request.arrived_at, request.parsed_at)
-    if request.looked_up_at is None:
+    yield _Stage("parse", request.timeline.arrived_at, request.timeline.parsed_at)
+    if request.timeline.looked_up_at is None:
         return
-    yield _Stage("cache", request.parsed_at, request.looked_up_at)
+    yield _Stage("cache", request.timeline.parsed_at, request.timeline.looked_up_at)
     outcome = exchange.outcomes[0] if exchange.outcomes else None
     if not isinstance(outcome, ClassifierResult) or (answer := outcome.own_answer) is None:
         return

@@ -28,8 +28,3 @@ ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 FILE = {"type": "string", "format": "binary", "description": "An image file"}
-
-
-def takes(content: dict[str, Any], *parameters: dict[str, Any]) -> dict[str, Any]:
-    """Describe what a handler reads from a request itself, since FastAPI doesn't see it."""
-    return {"parameters": list(parameters), "requestBody": {"required": True, "content": content}}

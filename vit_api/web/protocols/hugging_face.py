@@ -9,17 +9,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fastapi import APIRouter
-
+from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import TOP_K, Prediction
-from vit_api.lit_api import DEFAULT_TOP_K, decode_base64
+from vit_api.ipc.records import DEFAULT_TOP_K, TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
-from vit_api.web.entry import HotRoute
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, takes
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
-from vit_api.web.requests import Request, Response, to_json
+from vit_api.web.requests import Request
+from vit_api.web.responses import Response, to_json
+from vit_api.web.routes import HotRoute, Operation
 from vit_api.web.uploads import Uploads, load_object
 
 
@@ -99,19 +98,17 @@ class HuggingFaceRoutes:
         self._uploads = uploads
         self._labels = labels
 
-    def hot_routes(self) -> list[HotRoute]:
-        """Return the path that classifies."""
-        return [HotRoute("POST", "/", "/", self.classify)]
-
-    def router(self) -> APIRouter:
-        """Return a route that describes the path. `Entry` answers its requests before they get here."""
-        router = APIRouter(tags=["classification"])
-
-        @router.post("/", response_model=list[LabelScore], responses=ANSWER | FAILURES, openapi_extra=takes(_CONTENT))
-        async def classify_as_hugging_face_does() -> None:
-            """Classify one image as Hugging Face's inference API does: the raw bytes, or base64 with parameters."""
-
-        return router
+    def routes(self) -> list[HotRoute]:
+        """Return the route."""
+        operation = Operation(
+            "/",
+            "classify_as_hugging_face_does",
+            "Classify one image as Hugging Face's inference API does: the raw bytes, or base64 with parameters.",
+            _CONTENT,
+            responses=ANSWER | FAILURES,
+            response_model=list[LabelScore],
+        )
+        return [HotRoute("POST", "/", "/", self.classify, operation)]
 
     async def classify(self, request: Request) -> Response:
         """Classify one image."""

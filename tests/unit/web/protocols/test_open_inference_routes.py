@@ -29,7 +29,8 @@ from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
 from vit_api.web.protocols.open_inference.tensors import pack_bytes
 from vit_api.web.protocols.request_classifier import RequestClassifier
-from vit_api.web.requests import Pending, Request, Response, to_json
+from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.responses import Response, to_json
 
 _NAME = "google/vit-base-patch16-224"
 _QUOTED = _NAME.replace("/", "%2F")
@@ -101,8 +102,7 @@ class Scripted:
             pass
 
         app = create_app(
-            [self.routes()],
-            [],
+            self.routes().routes(),
             [self],
             start=nothing,
             stop=nothing,
@@ -195,7 +195,8 @@ def test_a_body_has_its_limit() -> None:
 
 def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> Response:
     """Have the handler answer a request whose body is taken from `chunks` as it is read."""
-    scope = {"headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]}
+    sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"method": "POST", "path": "/v2", "query_string": b"", "headers": sent}
 
     async def receive() -> Message:
         if not chunks:
@@ -203,7 +204,7 @@ def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> 
         return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
     async def answer() -> Response:
-        request = Request(scope, receive, b"id", Pending(scripted.max_body_bytes), time.monotonic())
+        request = Request(scope, receive, b"id", PendingBytes(scripted.max_body_bytes), arrived_at=time.monotonic())
         return await scripted.routes().infer(request)
 
     return asyncio.run(answer())

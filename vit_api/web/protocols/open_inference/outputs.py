@@ -14,7 +14,7 @@ from vit_api.errors import BadRequest
 from vit_api.ipc.records import TOP_K, Prediction
 from vit_api.web.protocols.open_inference.infer_request import InferRequest, WantedOutput
 from vit_api.web.protocols.open_inference.tensors import DTYPES, TensorSpec, pack_bytes
-from vit_api.web.requests import to_json
+from vit_api.web.responses import to_json
 
 PROBABILITIES, INDICES, LABELS = "probabilities", "indices", "labels"
 MODEL_VERSION = "1"

@@ -7,13 +7,13 @@ from typing import Any
 
 import starlette.requests
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import NotFound, NotReady, UnsupportedEncoding, ViTError
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.web.core.classifier import ClassifierResult
-from vit_api.web.entry import HotRoute
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, takes
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
 from vit_api.web.protocols.open_inference.inputs import Inputs
@@ -21,7 +21,9 @@ from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo, S
 from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION, Outputs
 from vit_api.web.protocols.open_inference.tensors import element
 from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
-from vit_api.web.requests import Headers, Request, Response
+from vit_api.web.requests import Headers, Request
+from vit_api.web.responses import Response
+from vit_api.web.routes import CLASSIFICATION, HotRoute, Operation, Route
 from vit_api.web.uploads import SHORT_BODY_BYTES, parse_body
 
 _ENDPOINT = "/v2/models/infer"
@@ -98,19 +100,31 @@ class OpenInferenceRoutes:
         self._board = board
         self._max_body_bytes = max_body_bytes
 
-    def hot_routes(self) -> list[HotRoute]:
-        """Return the paths that classify: those of the model, with its version and without."""
-        path = f"/v2/models/{self._model.name}"
-        versioned = f"{path}/versions/{MODEL_VERSION}"
-        return [HotRoute("POST", f"{start}/infer", _ENDPOINT, self.infer) for start in (path, versioned)]
+    def routes(self) -> list[Route]:
+        """Return all routes. The longer paths come first, since a model's name may have slashes."""
+        server, unknown, model = (APIRouter(tags=["open inference protocol"]) for _ in range(3))
+        self._add_server(server)
+        self._add_unknown(unknown)
+        self._add_model(model)
+        return [*_api_routes(server), *self._infer_routes(), *_api_routes(unknown), *_api_routes(model)]
 
-    def router(self) -> APIRouter:
-        """Return the other paths. The longer ones come first, since a model's name may have slashes."""
-        router = APIRouter(tags=["open inference protocol"])
-        self._add_server(router)
-        self._add_infer(router)
-        self._add_model(router)
-        return router
+    def _infer_routes(self) -> list[HotRoute]:
+        """Return the routes that classify: with the model's version and without."""
+        served = f"/v2/models/{self._model.name}"
+        routes = []
+        for path, template in ((f"{served}/versions/{MODEL_VERSION}", _VERSION), (served, _MODEL)):
+            operation = Operation(
+                f"{template}/infer",
+                "infer",
+                "Classify 1 to 32 images, as tensors in JSON or as binary data.",
+                _BODY,
+                [*self._parameters(template), _HEADER],
+                {200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
+                dict[str, Any],
+                ("open inference protocol", CLASSIFICATION),
+            )
+            routes.append(HotRoute("POST", f"{path}/infer", _ENDPOINT, self.infer, operation))
+        return routes
 
     async def infer(self, request: Request) -> Response:
         """Classify the images of one request; if one can't be, none is."""
@@ -182,18 +196,12 @@ class OpenInferenceRoutes:
             """Tell what the one model did since the start."""
             return self._statistics.now()
 
-    def _add_infer(self, router: APIRouter) -> None:
+    def _add_unknown(self, router: APIRouter) -> None:
         for path in (_VERSION + "/infer", _MODEL + "/infer"):
 
-            @router.post(
-                path,
-                tags=["classification"],
-                responses={200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
-                openapi_extra=takes(_BODY, *self._parameters(path), _HEADER),
-            )
-            async def infer(request: starlette.requests.Request) -> dict[str, Any]:
-                """Classify 1 to 32 images, as tensors in JSON or as binary data."""
-                # `Entry` answers for the model and version that there are.
+            @router.post(path, include_in_schema=False)
+            async def infer(request: starlette.requests.Request) -> None:
+                """Refuse models and versions other than the one that `_infer_routes` serves."""
                 raise self._unknown(**_named(request))
 
     def _add_model(self, router: APIRouter) -> None:
@@ -253,3 +261,7 @@ class OpenInferenceRoutes:
 def _named(request: starlette.requests.Request) -> dict[str, str]:
     """Return the model and the version that a path names."""
     return {"version": MODEL_VERSION} | request.path_params
+
+
+def _api_routes(router: APIRouter) -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]
