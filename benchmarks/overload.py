@@ -9,7 +9,6 @@ of one, so that it is the limit and not the client, which shares the cores.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -21,10 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, servers
+from benchmarks.harness import command_line, machine, results, servers, tables
 from benchmarks.harness.checkpoints import save_small_vit
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "overload.json"
 _QUEUE = 128
 _TIMES = 3.0
 _KEEP_S = 2.0
@@ -156,16 +154,31 @@ def _percentiles(values_ms: Sequence[float]) -> dict[str, float]:
     return {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2)}
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result."""
+    result = report["result"]
+    own, refused, accepted = (result[name] for name in ("refused_server_ms", "refused_ms", "accepted_ms"))
+    rows = [
+        ("capacity, closed loop", f"{result['capacity_per_s']:,}/s"),
+        ("offered, open loop", f"{result['offered_per_s']:,}/s"),
+        ("goodput, share of the capacity", result["goodput_share_of_capacity"]),
+        ("refused, by the server's clock: p50, p99", f"{own['p50']} ms, {own['p99']} ms"),
+        ("refused, at the client: p50, p99", f"{refused['p50']} ms, {refused['p99']} ms"),
+        ("accepted: p50, p99", f"{accepted['p50']} ms, {accepted['p99']} ms"),
+        ("a full queue takes", f"{result['full_queue_ms']} ms"),
+        ("memory before, after", f"{result['memory_mb']['before']} MiB, {result['memory_mb']['after']} MiB"),
+    ]
+    return tables.markdown(("at three times the capacity", ""), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description="Three times the capacity.")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=8, help="of each loop in each round")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
+    parser = command_line.parser("overload", __doc__)
+    command_line.add_turns(parser, rounds=9, seconds=8)
+    options = command_line.parse(parser, arguments)
     result = measure(options.rounds, options.seconds)
     print(json.dumps(result, indent=1))
-    options.json.write_text(json.dumps({"machine": machine.describe(), "result": result}, indent=1) + "\n")
+    results.write(options.out, {"result": result})
 
 
 if __name__ == "__main__":

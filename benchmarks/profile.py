@@ -9,8 +9,6 @@ capability SYS_PTRACE.
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, pictures, process_group, servers, wrk
+from benchmarks.harness import command_line, pictures, process_group, results, servers, tables, wrk
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "profile.json"
 _SAMPLES_PER_S = 200
 _WARM_UP_S = 2.0
 _CONNECTIONS = 128
@@ -127,7 +124,7 @@ def sample(
     return found
 
 
-def _table(name: str, result: dict[str, Any]) -> str:
+def _summary(name: str, result: dict[str, Any]) -> str:
     lines = [f"{name}, {result['requests_per_s']:,} requests/s:"]
     for kind, stages in result["cpu_us_per_request"].items():
         shown = ", ".join(f"{stage} {us:.0f}" for stage, us in stages.items())
@@ -135,21 +132,28 @@ def _table(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per upload and kind of process."""
+    rows = []
+    for upload, result in report["results"].items():
+        for kind, stages in result["cpu_us_per_request"].items():
+            shown = ", ".join(f"{stage} {us:.0f}" for stage, us in stages.items() if us >= 1)
+            rows.append((upload, kind, f"{sum(stages.values()):.0f} us", shown))
+    return tables.markdown(("upload", "process", "CPU per request", "by stage, in microseconds"), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the profile of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=(__doc__ or "").split("\n")[0])
+    parser = command_line.parser("profile", __doc__)
     parser.add_argument("--seconds", type=float, default=8, help="of each sampling")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    if not wrk.is_installed():
-        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
+    options = command_line.parse(parser, arguments)
+    wrk.require()
     uploads = {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
-    results = {}
+    profiles = {}
     for name, upload in uploads.items():
-        results[name] = profile(upload, options.seconds)
-        print(_table(name, results[name]), flush=True)
-    report = {"machine": machine.describe(), "connections": _CONNECTIONS, "results": results}
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+        profiles[name] = profile(upload, options.seconds)
+        print(_summary(name, profiles[name]), flush=True)
+    results.write(options.out, {"connections": _CONNECTIONS, "results": profiles})
 
 
 if __name__ == "__main__":
