@@ -73,8 +73,8 @@ def run(rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Measure every case and return the result."""
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(servers.vit_api(api_servers=1))
-        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app"))
-        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app"))
+        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app", "/"))
+        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app", "/openapi.json"))
         measured = []
         for case in cases():
             result = measure(case, ours, bare if case.name.startswith("raw") else fastapi, rounds, seconds)
