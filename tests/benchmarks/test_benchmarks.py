@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,9 +138,24 @@ def test_stages_of_a_profile() -> None:
     lines = [
         'thread (7): "decode_0";ViTAPI.decode_request (vit_api/lit_api.py:80);load (PIL/ImageFile.py:4) 3',
         'thread (7): "decode_0";_worker (concurrent/futures/thread.py:81) 9',
-        'thread (5): "MainThread";run_asgi (uvicorn/x.py:1);Classifier._hash (vit_api/web/core/classifier.py:9) 2',
+        'thread (5): "MainThread";run_asgi (uvicorn/x.py:1);_hash (vit_api/web/core/classifier.py:9) 2',
     ]
     assert profile.count_stages(lines) == {7: {"decode": 3}, 5: {"hash": 2}}
+
+
+@pytest.mark.parametrize("frame", [frame for frames in profile.STAGES.values() for frame in frames])
+def test_a_stages_functions_exist(frame: str) -> None:
+    """A function or module that was renamed would count for another stage."""
+    function, _, place = frame.rpartition(" (") if " (" in frame else ("", "", frame)
+    if place.startswith("vit_api/"):
+        source = (ROOT / place).read_text()
+        assert not function or re.search(rf"def {function}\b", source)
+    elif not place.startswith(profile.OTHERS_CODE):
+        *classes, function = place.split(".")
+        sources = [file.read_text() for file in (ROOT / "vit_api").rglob("*.py")]
+        indent = "    " * len(classes)
+        patterns = [rf"^class {name}\b" for name in classes] + [rf"^{indent} *(async )?def {function}\b"]
+        assert any(all(re.search(pattern, source, re.MULTILINE) for pattern in patterns) for source in sources)
 
 
 @needs_wrk
