@@ -10,9 +10,7 @@ float32; what both cost together is shown. The exit status is 1 if an option fai
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,12 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.harness import machine
+from benchmarks.harness import command_line, results, tables
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.ipc.records import Prediction
 from vit_api.lit_api import ViTAPI
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "accuracy.json"
 _DTYPES = ("float32", "bfloat16", "float16")
 _SIDE = 512
 _BATCH_SIZE = 32
@@ -114,24 +111,35 @@ def _row(result: dict[str, Any]) -> str:
     )
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per option."""
+    head = ("engine", "dtype", "decoding", "top-1 agreement", "where clear", "largest difference", "mean", "verdict")
+    rows = []
+    for result in report["results"]:
+        verdict = ("passes" if result["passes"] else "fails") if result["is_judged"] else "not judged"
+        agreement = (f"{result[name]:.2%}" for name in ("top_1_agreement", "top_1_agreement_where_clear"))
+        differences = (result["largest_difference"], f"{result['mean_difference']:.6f}")
+        rows.append((result["engine"], result["dtype"], result["decode"], *agreement, *differences, verdict))
+    return tables.markdown(head, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the gate of the command line; exit with status 1 if an option fails."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n")[0])
+    parser = command_line.parser("accuracy", __doc__)
     parser.add_argument("--model", default="digits", help="checkpoint to run (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of pictures (default: digits)")
     parser.add_argument("--most", type=int, default=400, help="pictures at the most")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
+    options = command_line.parse(parser, arguments)
     if options.images:
         uploads = [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
     else:
         uploads = list(digit_jpegs())
     uploads = uploads[: options.most]
-    results = run(options.model, uploads)
+    compared = run(options.model, uploads)
     what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MOST_DIFFERENCE}
-    options.json.write_text(json.dumps({"machine": machine.describe()} | what | {"results": results}, indent=1) + "\n")
-    if not all(result["passes"] for result in results if result["is_judged"]):
-        sys.exit("an option fails the gate")
+    results.write(options.out, what | {"results": compared})
+    if not all(result["passes"] for result in compared if result["is_judged"]):
+        sys.exit("An option fails the gate: see above.")
 
 
 if __name__ == "__main__":

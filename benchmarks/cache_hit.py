@@ -9,20 +9,15 @@ changes from second to second, so the two are measured in turns, and only the ra
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, pictures, servers, wrk
+from benchmarks.harness import command_line, pictures, results, servers, tables, wrk
 
 _CONNECTIONS = 32
-_RESULT = machine.ROOT / "benchmarks" / "results" / "cache_hit.json"
 
 
 @dataclass(frozen=True)
@@ -74,18 +69,18 @@ def _load(server: servers.Server, case: Case, seconds: float) -> tuple[float, fl
     return load.rate, (server.cpu_seconds() - before) / load.requests
 
 
-def run(rounds: int, seconds: float) -> dict[str, Any]:
+def run(rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Measure every case and return the result."""
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(servers.vit_api(api_servers=1))
-        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app"))
-        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app"))
-        results = []
+        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app", "/"))
+        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app", "/openapi.json"))
+        measured = []
         for case in cases():
             result = measure(case, ours, bare if case.name.startswith("raw") else fastapi, rounds, seconds)
-            results.append(result)
+            measured.append(result)
             print(_row(result), flush=True)
-    return {"machine": machine.describe(), "rounds": rounds, "seconds": seconds, "results": results}
+    return measured
 
 
 def _row(result: dict[str, Any]) -> str:
@@ -97,17 +92,26 @@ def _row(result: dict[str, Any]) -> str:
     )
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per case."""
+    head = ("upload", "hits/s", "reference/s", "CPU per request", "reference", "ratio, median of neighbours", "goal")
+    rows = []
+    for result in report["results"]:
+        rates, costs = result["requests_per_s"], result["cpu_us_per_request"]
+        cpu = [f"{costs[name]:.0f} us" for name in ("ours", "reference")]
+        what = f"{result['case']}, {result['bytes']:,} bytes"
+        rows.append((what, f"{rates['ours']:,}", f"{rates['reference']:,}", *cpu, result["ratio"], result["goal"]))
+    return tables.markdown(head, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_hit", description="The speed of cache hits.")
-    parser.add_argument("--rounds", type=int, default=31, help="turns of each server in each case")
-    parser.add_argument("--seconds", type=float, default=1, help="of each turn")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    if not wrk.is_installed():
-        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
-    result = run(options.rounds, options.seconds)
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    parser = command_line.parser("cache_hit", __doc__)
+    command_line.add_turns(parser, rounds=31, seconds=1)
+    options = command_line.parse(parser, arguments)
+    wrk.require()
+    measured = run(options.rounds, options.seconds)
+    results.write(options.out, {"rounds": options.rounds, "seconds": options.seconds, "results": measured})
 
 
 if __name__ == "__main__":

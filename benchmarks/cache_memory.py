@@ -8,22 +8,18 @@ ImageNet's size. Counts the process's resident memory before and after.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, process_group
+from benchmarks.harness import command_line, process_group, results, tables
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.records import TOP_K, Prediction
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import CachedPrediction
 from vit_api.web.responses import to_json
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "cache_memory.json"
 _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on average
 
 
@@ -42,15 +38,22 @@ def measure(entries: int) -> dict[str, Any]:
     }
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result."""
+    result = report["result"]
+    return tables.markdown(
+        ("entries", "bytes per entry"), [(f"{result['entries']:,}", f"{result['bytes_per_entry']:,}")]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_memory", description="Memory per entry.")
+    parser = command_line.parser("cache_memory", __doc__)
     parser.add_argument("--entries", type=int, default=100_000)
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
+    options = command_line.parse(parser, arguments)
     result = measure(options.entries)
     print(f"{result['bytes_per_entry']:,} bytes an entry, of {result['entries']:,}")
-    options.json.write_text(json.dumps({"machine": machine.describe(), "result": result}, indent=1) + "\n")
+    results.write(options.out, {"result": result})
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ installed, else the bundled one.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import client, client_processes, machine, pictures, servers, summary, wrk
+from benchmarks.harness import client, client_processes, command_line, pictures, results, servers, summary, tables, wrk
 from benchmarks.harness.no_server import NoServer
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "compare.json"
 _OURS, _STOCK, _UNBATCHED, _LIMIT = "this server", "stock LitServe", "FastAPI, no batching", "no server"
 _CONNECTIONS = (1, 32, 128)
 _WARM_UP_S = 1.0
@@ -143,27 +140,39 @@ def _row(result: dict[str, Any]) -> str:
     return f"{result['upload']}, {result['connections']}: {rates}, {_LIMIT} {result['limit_per_s']:,}/s; {ratios}"
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per upload and number of connections."""
+    names = list(report["results"][0]["servers"])
+    ratio_names = ("of the limit", "over LitServe", "p50 / FastAPI's", "p99 / p50")
+    rows = []
+    for result in report["results"]:
+        ratios = result["ratios"]
+        cells = (result["servers"][name] for name in names)
+        shown = [f"{cell['requests_per_s']:,.0f}/s, {cell['p50_ms']:.1f} ms" for cell in cells]
+        chosen = (ratios[f"rate / {_LIMIT}"], ratios[f"rate / {_STOCK}"], ratios[f"p50 / {_UNBATCHED}"])
+        row = (result["upload"], result["connections"], *shown, f"{result['limit_per_s']:,}/s")
+        rows.append((*row, *(f"{value:.2f}" for value in (*chosen, ratios["p99 / p50"]))))
+    return tables.markdown(("upload", "connections", *names, _LIMIT, *ratio_names), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
+    parser = command_line.parser("compare", __doc__)
     parser.add_argument("--model", default="digits", help="checkpoint that all serve (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="of all (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each server in each case")
-    parser.add_argument("--seconds", type=float, default=2, help="of each turn")
+    command_line.add_turns(parser, rounds=9, seconds=2)
     parser.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    results = run(options.model, options.dtype, options.rounds, options.seconds, options.connections)
+    options = command_line.parse(parser, arguments)
+    measured = run(options.model, options.dtype, options.rounds, options.seconds, options.connections)
     report = {
-        "machine": machine.describe(),
         "client": "wrk -t1" if wrk.is_installed() else "bundled",
         "model": Path(options.model).name,
         "dtype": options.dtype,
         "rounds": options.rounds,
         "seconds": options.seconds,
-        "results": results,
+        "results": measured,
     }
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    results.write(options.out, report)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,14 @@ processes, a memory-mapped file for each. In one process, in turns; medians.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine
+from benchmarks.harness import command_line, results, tables
 from vit_api import metrics
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import Prediction
@@ -27,7 +24,6 @@ from vit_api.web.observers.exchange import Exchange
 from vit_api.web.observers.request_metrics import RequestMetrics
 from vit_api.web.requests import PendingBytes, Request
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "metrics_cost.json"
 _LIMIT_US = 5.0
 
 
@@ -81,18 +77,24 @@ def measure(rounds: int, counts: int) -> dict[str, float]:
     return {name: round(statistics.median(costs), 2) for name, costs in costs_us.items()}
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result."""
+    names = {"ours": "this server, shared memory", "prometheus_client": "prometheus_client, memory-mapped files"}
+    rows = [(names[name], f"{cost_us:.1f} us") for name, cost_us in report["us_per_hit"].items()]
+    return tables.markdown(("metrics kept by", "CPU per cache hit"), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics_cost", description="What metrics cost a hit.")
+    parser = command_line.parser("metrics_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--counts", type=int, default=50_000, help="hits in each round")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
+    options = command_line.parse(parser, arguments)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         result = measure(options.rounds, options.counts)
     print(f"metrics of a hit: {result['ours']} us (limit {_LIMIT_US:g}); {result['prometheus_client']} us with files")
-    options.json.write_text(json.dumps({"machine": machine.describe(), "us_per_hit": result}, indent=1) + "\n")
+    results.write(options.out, {"us_per_hit": result})
 
 
 if __name__ == "__main__":

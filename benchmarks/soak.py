@@ -9,7 +9,6 @@ sends the request again, once. At the end all slots are free, and neither memory
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,14 +21,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.harness import machine, process_group, servers, wrk
+from benchmarks.harness import command_line, machine, process_group, results, servers, tables, wrk
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "soak.json"
 _CLIENTS = 24
 _KILL_EVERY_S = 20.0
 _SAMPLE_EVERY_S = 1.0
@@ -165,7 +162,6 @@ def run(minutes: float) -> tuple[dict[str, Any], list[str]]:
         info = _settled(server)
         after = _descriptors(server)
     report = {
-        "machine": machine.describe(),
         "minutes": minutes,
         "requests": sum(tally.outcomes.values()),
         "outcomes": dict(sorted(tally.outcomes.items())),
@@ -215,15 +211,30 @@ def _faults(report: dict[str, Any]) -> list[str]:
     return faults
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result."""
+    memory, descriptors = report["memory_mb"], report["descriptors"]
+    interrupted = sum(count for outcome, count in report["outcomes"].items() if outcome.endswith("interrupted"))
+    rows = [
+        ("minutes", report["minutes"]),
+        ("requests, each attempt counted", f"{report['requests']:,}"),
+        ("kills", ", ".join(f"{count} {kind}" for kind, count in report["kills"].items())),
+        ("connections broken by a kill, request sent again", interrupted),
+        ("requests without their right answer", len(report["lost"])),
+        ("memory in the first and last third", f"{memory['first']} MiB, {memory['last']} MiB"),
+        ("descriptors before, after", f"{descriptors['before']}, {descriptors['after']}"),
+    ]
+    return tables.markdown(("soak", ""), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the soak of the command line; exit with status 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Traffic and faults for minutes.")
+    parser = command_line.parser("soak", __doc__)
     parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the report goes")
-    options = parser.parse_args(arguments)
+    options = command_line.parse(parser, arguments)
     report, faults = run(options.minutes)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in report.items() if name != "machine"}, indent=1))
+    results.write(options.out, report)
+    print(json.dumps(report, indent=1))
     if faults:
         sys.exit("\n".join(faults))
 

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_parts.cuda_order import uuid_of
 from benchmarks.gpu_parts.part import Part
 from benchmarks.harness import pictures, process_group, servers, wrk
 from vit_api.web.operations.gpu_stats import read_gpu
@@ -152,11 +153,15 @@ def _cpu_seconds(server: servers.Server) -> dict[str, float]:
 def _gpu_samples(device: str) -> Iterator[list[float]]:
     """Collect the GPU's utilisation as long as the context lasts; none where there is no NVML."""
     samples: list[float] = []
+    uuid = uuid_of(device)
+    if uuid is None:
+        yield samples
+        return
     is_over = threading.Event()
 
     def collect() -> None:
         while not is_over.wait(_SAMPLE_S):
-            stats = read_gpu(device)
+            stats = read_gpu(uuid)
             if stats is not None and stats.utilization_ratio is not None:
                 samples.append(stats.utilization_ratio)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,14 @@ class Load:
 
 
 def is_installed() -> bool:
-    """Tell whether there is a wrk to run."""
+    """Return whether there is a wrk to run."""
     return shutil.which("wrk") is not None
+
+
+def require() -> None:
+    """Exit with status 1 unless wrk is installed."""
+    if not is_installed():
+        sys.exit("wrk is not installed: on Debian, run `apt-get install wrk`.")
 
 
 def as_form(upload: bytes) -> bytes:
