@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vit_api.access.api_keys import SHORTEST_KEY, check_key, digest_of, parse_keys
+from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_keys
 from vit_api.access.client_address import Network, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
@@ -126,7 +126,7 @@ class Settings(BaseSettings):
         Field(description="Redis that remembers for several processes and servers: redis://, rediss:// or unix://"),
     ] = None
     operator_key: Annotated[
-        SecretStr | None, Field(min_length=SHORTEST_KEY, description="Key for POST /cache/clear; none: nobody may")
+        SecretStr | None, Field(min_length=MIN_KEY_LENGTH, description="Key for POST /cache/clear; none: nobody may")
     ] = None
     api_keys: Annotated[
         SecretStr | None,

@@ -1,4 +1,4 @@
-"""Whom a request comes from: the peer, or what trusted proxies say."""
+"""The client address of a request: the peer's, or the one that trusted proxies report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TRUSTED = parse_networks("10.0.0.0/8, 192.0.2.7,fd00::/8")
     ],
 )
 def test_the_client(peer: str | None, forwarded: list[str], client: str) -> None:
-    """The nearest address that is no trusted proxy's."""
+    """The nearest address that does not belong to a trusted proxy is the client's."""
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     scope = {"client": None if peer is None else (peer, 1234), "headers": headers}
     assert ClientAddresses(_TRUSTED).of(scope) == client
@@ -46,7 +46,7 @@ def test_nobody_is_trusted_by_default() -> None:
 
 
 def test_addresses_of_one_network_are_one_client() -> None:
-    """Else who has a network of IPv6 has 2**64 budgets."""
+    """Otherwise the owner of an IPv6 network would have 2**64 budgets."""
     ours = [f"2001:db8:0:1::{number:x}" for number in (1, 2, 0xFFFF)]
     clients = {ClientAddresses().of({"client": (host, 1), "headers": []}) for host in [*ours, "2001:db8:0:2::1"]}
     assert clients == {"2001:db8:0:1::/64", "2001:db8:0:2::/64"}
