@@ -88,19 +88,27 @@ REQUESTS = _counter(
     status=STATUSES,
 )
 DURATION = _histogram(
-    "inference_duration_seconds", "Time from the arrival of a request to its response, cache hits included", endpoint=ENDPOINTS
+    "inference_duration_seconds",
+    "Time from the arrival of a request to its response, cache hits included",
+    endpoint=ENDPOINTS,
 )
 RECEIVED = _counter("inference_received_bytes_total", "Size of request bodies", endpoint=ENDPOINTS)
 REJECTED = _counter(
-    "inference_rejected_total", "Requests, or images of a request with several, that failed, by error code", reason=REASONS
+    "inference_rejected_total",
+    "Requests, or images of a request with several, that failed, by error code",
+    reason=REASONS,
 )
 DECODE = _histogram("inference_decode_seconds", "Time to decode an image, without the wait for a thread")
 
 # Recorded by the workers.
-QUEUE_WAIT = _histogram("inference_queue_wait_seconds", "Time an image spends in the queue before its batch is dispatched")
+QUEUE_WAIT = _histogram(
+    "inference_queue_wait_seconds", "Time an image spends in the queue before its batch is dispatched"
+)
 BATCH_SIZE = _histogram("inference_batch_size", "Images per batch", SIZES)
 BATCH_DURATION = _histogram("inference_batch_duration_seconds", "Time to process a batch, from staging to its answers")
-MODEL_DURATION = _histogram("inference_model_duration_seconds", "Time of the model's forward pass for a batch, without staging")
+MODEL_DURATION = _histogram(
+    "inference_model_duration_seconds", "Time of the model's forward pass for a batch, without staging"
+)
 
 # Recorded by the main process.
 HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that died and were replaced")
@@ -148,9 +156,13 @@ CACHE_ENTRIES = _gauge("cache_entries", "Cache entries")
 REDIS_UP = _gauge("cache_redis_connections", "HTTP processes that have a working connection to Redis")
 REDIS_HITS = _read_counter("cache_redis_hits_total", "Redis look-ups that found an entry")
 REDIS_MISSES = _read_counter("cache_redis_misses_total", "Redis look-ups that found none")
-REDIS_REJECTED = _read_counter("cache_redis_rejected_total", "Redis entries that were corrupt, invalid or in another format")
+REDIS_REJECTED = _read_counter(
+    "cache_redis_rejected_total", "Redis entries that were corrupt, invalid or in another format"
+)
 REDIS_FAILURES = _read_counter("cache_redis_failures_total", "Redis commands that failed or timed out")
-REDIS_SKIPPED = _read_counter("cache_redis_skipped_total", "Redis look-ups and writes skipped because Redis was slow, down or full")
+REDIS_SKIPPED = _read_counter(
+    "cache_redis_skipped_total", "Redis look-ups and writes skipped because Redis was slow, down or full"
+)
 
 CPU = _read_counter("process_cpu_seconds_total", "User and system CPU time", "process")
 MEMORY = _gauge("process_resident_memory_bytes", "Resident memory size", "process")
@@ -161,7 +173,9 @@ MAX_FILES = _gauge("process_max_fds", "Maximum number of open file descriptors",
 
 GPU_MEMORY_USED = _gauge("gpu_memory_used_bytes", "GPU memory in use, by all programs", "device")
 GPU_MEMORY = _gauge("gpu_memory_total_bytes", "Total GPU memory", "device")
-GPU_UTILISATION = _gauge("gpu_utilization_ratio", "Fraction of the driver's last sample period in which the GPU was busy", "device")
+GPU_UTILISATION = _gauge(
+    "gpu_utilization_ratio", "Fraction of the driver's last sample period in which the GPU was busy", "device"
+)
 GPU_POWER = _gauge("gpu_power_watts", "Power drawn by the GPU", "device")
 GPU_ENERGY = _read_counter("gpu_energy_joules_total", "Energy used by the GPU since its driver was loaded", "device")
 
