@@ -28,8 +28,6 @@ _DOCKER = "builds or runs the container image; make container-test does"
 _SPACE = "needs an account of Hugging Face; tests/deploy/test_deploy_space.py covers what they start"
 _NOT_RUN = {
     ("README.md", 'make run ARGS="--host 127.0.0.1"'): "fetches a model of 350 MB",
-    ("README.md", "docker build"): _DOCKER,
-    ("README.md", "make test"): "is this suite",
     ("docs/container.md", "docker build"): _DOCKER,
     ("docs/container.md", "docker run"): _DOCKER,
     ("docs/container.md", "docker compose"): _DOCKER,
