@@ -107,7 +107,9 @@ def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact:
     except ViTError:
         raise
     except TooComplex as error:
-        raise BadImage(f"The {format_name} image is too complex: {error}. Save it again, as PNG for example.") from error
+        raise BadImage(
+            f"The {format_name} image is too complex: {error}. Save it again, as PNG for example."
+        ) from error
     except Exception as error:
         # PIL raises whatever its parsers run into: OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         raise BadImage(
