@@ -1,4 +1,4 @@
-"""What the server writes to its log."""
+"""The log: its formats, its lines about requests, and what must not be in it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _record(message: str, **extra: Any) -> logging.LogRecord:
 
 
 def test_text_has_the_fields_at_its_end() -> None:
-    """As key=value."""
+    """They come after the message, as key=value."""
     line = TextFormatter().format(_record("GET / 200", fields={"bytes": 3, "cache": "hit"}))
     assert re.search(r"INFO \d+ x: GET / 200 bytes=3 cache=hit$", line)
 
 
 def test_json_is_one_line_whatever_is_in_it() -> None:
-    """Line breaks, quotes and what JSON has no word for."""
+    """Line breaks, quotes and values that JSON can't represent."""
     message = 'one\ntwo "three"'
     line = JsonFormatter().format(_record(message, fields={"what": object}))
     assert "\n" not in line
@@ -37,7 +37,7 @@ def test_json_is_one_line_whatever_is_in_it() -> None:
 
 
 def test_json_has_the_traceback() -> None:
-    """In a member of its own."""
+    """A traceback is a member of its own."""
     try:
         raise ValueError("planted")
     except ValueError as error:
@@ -79,7 +79,7 @@ def test_each_request_has_a_line() -> None:
 
 
 def test_lines_about_requests_as_text() -> None:
-    """They come if they are asked for, whatever the level."""
+    """They are logged if the setting is on, whatever the level."""
     with serve(access_log=1, log_level="error", api_servers=1) as server:
         server.predict(_SEVEN)
         server.predict(_SEVEN, "/nowhere")
@@ -89,7 +89,7 @@ def test_lines_about_requests_as_text() -> None:
 
 
 def test_no_lines_about_requests(digits_server: RunningServer) -> None:
-    """They do not come by default."""
+    """They are not logged by default."""
     digits_server.predict(_SEVEN)
     digits_server.predict(_SEVEN, "/nowhere")
     text = digits_server.log.read_text()
