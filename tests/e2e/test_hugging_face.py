@@ -195,12 +195,20 @@ def test_json_without_saying_so(digits_server: RunningServer, extra: dict[str, A
         pytest.param({"image": _BASE64}, "no upload", id="no inputs"),
         pytest.param({"inputs": [_BASE64]}, "no upload", id="a list of inputs"),
         pytest.param({"inputs": "#"}, "'inputs' is not valid base64", id="no base64"),
-        pytest.param({"inputs": "http://127.0.0.1/x.png"}, "fetches nothing", id="an address"),
+        pytest.param({"inputs": "http://127.0.0.1/x.png"}, "doesn't download images", id="an address"),
         pytest.param({"inputs": _BASE64, "parameters": [1]}, "must be an object", id="a list of parameters"),
         pytest.param({"inputs": _BASE64, "parameters": {"topk": 1}}, "'topk'", id="a misspelt parameter"),
-        pytest.param({"inputs": _BASE64, "parameters": {"top_k": 0}}, "top_k", id="no class"),
-        pytest.param({"inputs": _BASE64, "parameters": {"top_k": True}}, "top_k", id="true classes"),
-        pytest.param({"inputs": _BASE64, "parameters": {"top_k": "5"}}, "top_k", id="a text for top_k"),
+        pytest.param(
+            {"inputs": _BASE64, "parameters": {"top_k": 0}}, "'top_k' must be a positive integer.", id="no class"
+        ),
+        pytest.param(
+            {"inputs": _BASE64, "parameters": {"top_k": True}}, "'top_k' must be a positive integer.", id="true classes"
+        ),
+        pytest.param(
+            {"inputs": _BASE64, "parameters": {"top_k": "5"}},
+            "'top_k' must be a positive integer.",
+            id="a text for top_k",
+        ),
         pytest.param(
             {"inputs": _BASE64, "parameters": {"function_to_apply": "tanh"}}, "softmax", id="no such function"
         ),

@@ -165,7 +165,7 @@ def test_an_answer_says_where_it_comes_from() -> None:
     ("uploads", "start"),
     [
         pytest.param([b"full"], "planted", id="the only image"),
-        pytest.param([b"x", b"full"], "element 1 of 'image': planted", id="one of several"),
+        pytest.param([b"x", b"full"], "Element 1 of 'image': planted", id="one of several"),
         pytest.param([b"full", b"full"], "planted", id="all"),
     ],
 )
