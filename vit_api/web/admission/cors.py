@@ -54,7 +54,7 @@ class CrossOrigin(CORSMiddleware):
         answer = super().preflight_response(request_headers)
         request_id = uuid.uuid4().hex
         if answer.status_code == BadRequest.status:
-            error = BadRequest("The cross-origin request is not allowed: its origin or its method is not permitted.")
+            error = BadRequest("The origin or method is not allowed. Send the request from an allowed origin.")
             headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
             body = to_json(error_body(error, request_id))
             answer = Response(body, error.status, headers, media_type="application/json")

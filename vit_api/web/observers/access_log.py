@@ -19,7 +19,7 @@ class AccessLog:
     """
 
     def __init__(self) -> None:
-        logger.setLevel(logging.INFO)  # the access log is a setting of its own, independent of the minimum level
+        logger.setLevel(logging.INFO)  # it has its own setting, independent of the minimum log level
 
     def observe(self, exchange: Exchange) -> None:
         """Log the request."""

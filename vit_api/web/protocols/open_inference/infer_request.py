@@ -24,7 +24,7 @@ _MAX_NAME_CHARACTERS = 100
 
 _MAX_ID_CHARACTERS = 1000
 _MAX_DIMENSIONS = 8
-_MAX_DIMENSION = 2**31
+_MAX_DIMENSION_LENGTH = 2**31
 _SHARED_MEMORY = "shared_memory_region"
 
 
@@ -179,7 +179,7 @@ def _text(tensor: Any, key: str) -> str:
 
 
 def _is_dimension(length: Any) -> bool:
-    return type(length) is int and 0 <= length <= _MAX_DIMENSION
+    return type(length) is int and 0 <= length <= _MAX_DIMENSION_LENGTH
 
 
 def _parameters(of: dict[str, Any]) -> dict[str, Any]:
