@@ -605,7 +605,7 @@ def test_without_a_key_the_page_says_what_is_missing(browser: Page, locked: Runn
     """To those who have none: of the result, and of the figures."""
     _open_without_a_key(browser, locked)
     browser.find("#key-cancel").click()
-    browser.wait_for("send a key")
+    browser.wait_for("No API key was sent")
     browser.find("#live summary").click()
     wait_until(lambda: "only to those who have a key" in browser.text("#live-state"))
 
@@ -653,7 +653,7 @@ def test_a_key_that_is_given_late_completes_the_page(browser: Page, locked: Runn
     """With the model's name, its examples and the pad, as if it had been given at once."""
     _open_without_a_key(browser, locked)
     browser.find("#key-cancel").click()
-    browser.wait_for("send a key")
+    browser.wait_for("No API key was sent")
     browser.choose(_SEVEN)
     wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
     browser.press(_KEY, _ENTER)

@@ -187,7 +187,7 @@ def _open_inference(shared: Shared, requests: RequestClassifier) -> OpenInferenc
         outputs,
         model,
         statistics=Statistics(checkpoint.name, shared.metrics_board, shared.worker_board, cache_board),
-        board=shared.worker_board,
+        worker_board=shared.worker_board,
         max_body_bytes=settings.max_batch_upload_bytes,
     )
 

@@ -1,6 +1,6 @@
-"""`POST /` as Hugging Face's clients ask for image classification; see docs/hugging-face.md.
+"""`POST /`, compatible with Hugging Face's image classification API; see docs/hugging-face.md.
 
-Owns that API's words: `inputs`, `parameters`, `label`, `score`. Knows nothing of how an image is classified.
+Owns that API's field names: `inputs`, `parameters`, `label`, `score`. Knows nothing of how an image is classified.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _sigmoids(prediction: Prediction) -> list[float]:
 
 
 def _sigmoid(logit: float) -> float:
-    """Return 1 / (1 + exp(-logit)), without the overflow that this has far below 0."""
+    """Return 1 / (1 + exp(-logit)), without overflow for large negative logits."""
     small = math.exp(-abs(logit))
     return 1 / (1 + small) if logit >= 0 else small / (1 + small)
 
@@ -38,7 +38,7 @@ _SCORES: Mapping[str, Callable[[Prediction], Sequence[float]]] = {
     "sigmoid": _sigmoids,
     "none": lambda prediction: prediction.logits,
 }
-"""What becomes of logits, by the API's name of it; each keeps their order."""
+"""How scores are computed, by the name of `function_to_apply`; each function preserves the order of the classes."""
 
 _EXAMPLE = '{"inputs": "<base64>", "parameters": {"top_k": 5}}'
 _CONTENT = {
@@ -56,11 +56,11 @@ _CONTENT = {
                         "top_k": {
                             "type": ["integer", "null"],
                             "minimum": 1,
-                            "description": f"How many classes to name, {DEFAULT_TOP_K} by default and {TOP_K} at most",
+                            "description": f"Number of classes to return; default {DEFAULT_TOP_K}, maximum {TOP_K}",
                         },
                         "function_to_apply": {
                             "enum": [*_SCORES, None],
-                            "description": f"What makes scores of the model's outputs; {_SOFTMAX} by default",
+                            "description": f"Function that converts the model's logits to scores; default {_SOFTMAX}",
                         },
                     },
                     "additionalProperties": False,
@@ -72,12 +72,12 @@ _CONTENT = {
 
 
 class _Parameters(NamedTuple):
-    """What a client wants to know.
+    """The parameters of a request.
 
     Attributes:
-        top_k: How many classes; more than there are means all.
-        function_to_apply: What makes the scores, one of `_SCORES`. transformers' default for a model
-            that gives an image one label, as all do that this server takes, is the softmax.
+        top_k: Maximum number of classes to return.
+        function_to_apply: Function that computes the scores, a key of `_SCORES`. The default is that of
+            transformers for single-label models, the only ones that this server runs.
     """
 
     top_k: int = DEFAULT_TOP_K
@@ -85,12 +85,12 @@ class _Parameters(NamedTuple):
 
 
 class HuggingFaceRoutes:
-    """The handler of the path that Hugging Face's clients post to.
+    """The route that Hugging Face's clients post to.
 
     Args:
-        requests: Classifies what they bring.
-        uploads: Finds the images in requests.
-        labels: The classes' names, by index.
+        requests: Classifies the uploads of requests.
+        uploads: Reads the uploads of requests.
+        labels: The class names, by index.
     """
 
     def __init__(self, requests: RequestClassifier, uploads: Uploads, labels: Sequence[str]) -> None:
@@ -118,14 +118,14 @@ class HuggingFaceRoutes:
         return Response(200, self._body(result, parameters or _Parameters()), source_headers(result), (result,))
 
     def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:
-        """Return the answer's JSON, which is worded once."""
+        """Return the response's JSON, which is serialised once for each cached prediction and parameters."""
         body = result.cached.rendered.get(parameters)
         if body is None:
-            body = self._worded(result.prediction, parameters)
+            body = self._encode(result.prediction, parameters)
             result.cached.add_rendered(parameters, body)
         return body
 
-    def _worded(self, prediction: Prediction, parameters: _Parameters) -> bytes:
+    def _encode(self, prediction: Prediction, parameters: _Parameters) -> bytes:
         scores = _SCORES[parameters.function_to_apply](prediction)
         top = list(zip(prediction.indices, scores, strict=True))[: parameters.top_k]
         return to_json([{"label": self._labels[index], "score": score} for index, score in top])
@@ -134,37 +134,37 @@ class HuggingFaceRoutes:
 def _inputs_in_json(body: bytes) -> tuple[bytes, _Parameters]:
     """Return the upload and the parameters in a JSON body.
 
-    What else is beside the two, such as the `options` of older clients, doesn't matter.
+    Other fields are ignored, such as the `options` of older clients.
 
     Raises:
-        BadRequest: It has no upload, or parameters that mean nothing here.
+        BadRequest: The body has no upload, or invalid parameters.
     """
     document = load_object(body, _EXAMPLE)
     inputs = document.get("inputs")
     if not isinstance(inputs, str):
-        raise BadRequest(f"the JSON has no upload; send {_EXAMPLE}")
+        raise BadRequest(f"The JSON has no upload. Send {_EXAMPLE}.")
     if inputs.startswith(("http://", "https://")):
-        raise BadRequest("this server fetches nothing; send the image itself as base64 in 'inputs'")
+        raise BadRequest("'inputs' is a URL, and this server doesn't download images. Send the image itself as base64.")
     return decode_base64(inputs, "inputs"), _parameters_of(document.get("parameters"))
 
 
 def _parameters_of(given: Any) -> _Parameters:
-    """Return the parameters that a client sent; a null is as good as none, as it is in Hugging Face's own clients.
+    """Return the parameters that a client sent; null means the default, as in Hugging Face's own clients.
 
     Raises:
-        BadRequest: One is unknown, so that a misspelt one is not taken for its default, or has no sense.
+        BadRequest: A parameter is invalid or unknown. Ignoring a misspelt one would silently apply its default.
     """
     if given is None:
         given = {}
     if not isinstance(given, dict):
-        raise BadRequest("'parameters' must be an object, such as {\"top_k\": 5}")
+        raise BadRequest("'parameters' must be an object, such as {\"top_k\": 5}.")
     unknown = sorted(given.keys() - set(_Parameters._fields))
     if unknown:
-        raise BadRequest(f"unknown parameter {unknown[0][:64]!r}; there are {' and '.join(_Parameters._fields)}")
+        raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {' and '.join(_Parameters._fields)}.")
     top_k = DEFAULT_TOP_K if given.get("top_k") is None else given["top_k"]
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise BadRequest("top_k must be a whole number from 1 on")
+        raise BadRequest("'top_k' must be a positive integer.")
     function = _SOFTMAX if given.get("function_to_apply") is None else given["function_to_apply"]
     if not isinstance(function, str) or function not in _SCORES:
-        raise BadRequest(f"function_to_apply must be one of {', '.join(_SCORES)}")
+        raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")
     return _Parameters(min(top_k, TOP_K), function)

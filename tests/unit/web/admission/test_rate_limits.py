@@ -103,7 +103,7 @@ def test_a_request_for_more_than_the_budget_is_told_so(server: RunningServer) ->
     """To wait wouldn't help."""
     response = _batch(server, 20, "192.0.2.4")
     assert response.status_code == 429
-    assert "fewer in one request" in response.json()["error"]
+    assert "Send fewer images in one request." in response.json()["error"]
 
 
 def test_failures_count(server: RunningServer) -> None:

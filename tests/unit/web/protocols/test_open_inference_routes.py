@@ -76,7 +76,7 @@ class Scripted:
             self.outputs,
             self.model,
             statistics=Statistics(_NAME, self.counts, self.board, self.cache),
-            board=self.board,
+            worker_board=self.board,
             max_body_bytes=self.max_body_bytes,
         )
 
@@ -165,7 +165,7 @@ def test_an_answer_says_where_it_comes_from() -> None:
     ("uploads", "start"),
     [
         pytest.param([b"full"], "planted", id="the only image"),
-        pytest.param([b"x", b"full"], "element 1 of 'image': planted", id="one of several"),
+        pytest.param([b"x", b"full"], "Element 1 of 'image': planted", id="one of several"),
         pytest.param([b"full", b"full"], "planted", id="all"),
     ],
 )
