@@ -1,7 +1,7 @@
-"""(b) The pipeline without HTTP: pixels in slots, answers out, with a worker as the server has it.
+"""(b) The pipeline without HTTP: from pixels in slots to answers, with a worker as in the server.
 
-This process plays the HTTP half: it keeps slots queued, whose pixels stay as they are, and reads answers. The worker
-measures the model alone before it serves, so that both are of one process and moment.
+This process plays the HTTP half: it keeps slots queued, whose pixels do not change, and reads answers. The worker
+measures the model only before it serves, so that both figures are of the same process and moment.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _FOREVER = 1e18
 
 
 class OneAtATime(BatchingPolicy):
-    """Stages a batch when the one before is done."""
+    """Stages a batch when the previous one is done."""
 
     def should_stage(self, waiting: int) -> bool:
-        """Say no."""
+        """Return False."""
         return False
 
 
@@ -61,7 +61,7 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     theirs.close()
     try:
         if not ours.poll(_START_S):
-            raise RuntimeError("the worker did not start in time")
+            raise RuntimeError("The worker did not start in time.")
         alone_per_s: float = ours.recv()
         images_per_s, mean_batch = _feed(shared, waiting, part.lasting(_WARM_UP_S), part.lasting(_SECONDS))
     finally:
@@ -73,7 +73,7 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
 
 
 def _work(api: ViTAPI, device: str, seconds: float, parent: Connection) -> None:
-    """Be a worker: set up, say how fast the model is alone, and serve until killed."""
+    """Run a worker: set up, send the rate of the model only, and serve until killed."""
     import torch
 
     from benchmarks.gpu_parts.timing import seconds_per_call
@@ -88,7 +88,7 @@ def _work(api: ViTAPI, device: str, seconds: float, parent: Connection) -> None:
 
 
 def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tuple[float, float]:
-    """Keep slots queued; return images/s and the mean batch size after the warm-up."""
+    """Keep slots queued; return images/s and the mean batch size after a warm-up."""
     _queue(shared, iter(range(waiting)))
     _answer(shared, warm_up_s)
     before, start = shared.board.counts_of(0), time.monotonic()
@@ -99,12 +99,12 @@ def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tup
 
 
 def _answer(shared: Shared, seconds: float) -> int:
-    """Queue each slot again when its answer is there, for so long; return how many were answered."""
+    """Queue each answered slot again for some seconds; return the number of answers."""
     answers, images = shared.answers[0], 0
     end = time.monotonic() + seconds
     while time.monotonic() < end or not images:
         if not select.select([answers], [], [], _START_S)[0]:
-            raise RuntimeError("the worker answers no more")
+            raise RuntimeError("The worker stopped answering.")
         slots = [answer.slot for answer in unpack_answers(answers.read(_ANSWERS_PER_READ))]
         for slot in slots:
             shared.table.release(slot)

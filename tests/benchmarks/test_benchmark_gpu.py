@@ -51,7 +51,7 @@ def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     """What it found until then is kept; what comes after it has no time either."""
-    with pytest.raises(SystemExit, match="not complete: compiled, memory"):
+    with pytest.raises(SystemExit, match="did not complete: compiled, memory"):
         run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05")
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert parts["compiled"]["status"] == "stopped: out of time"
@@ -64,7 +64,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as caught:
         gpu.main(["--out", str(tmp_path / "gpu.json")])
     assert caught.value.code == 2
-    assert "no CUDA device" in capsys.readouterr().out
+    assert "There is no CUDA device" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
