@@ -47,7 +47,7 @@ def _shares(plan: Plan, processes: int) -> Iterator[Plan]:
 
 
 def _set_counters(counters: Any) -> None:
-    global _counters  # noqa: PLW0603 - the one way into a pool's processes
+    global _counters  # noqa: PLW0603 - the only way into a pool's processes
     _counters = counters
 
 

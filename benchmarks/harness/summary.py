@@ -58,8 +58,8 @@ def warnings(summary: dict[str, Any]) -> list[str]:
         )
     if client["sent_late_p99_ms"] > _LATE_MS:
         found.append(
-            f"1% of the requests were sent {client['sent_late_p99_ms']:g} ms late or more: part of the latency, measured "
-            "from when they were due, is the client's."
+            f"1% of the requests were sent {client['sent_late_p99_ms']:g} ms late or more: part of the "
+            "latency, measured from when they were due, is the client's."
         )
     return found
 
