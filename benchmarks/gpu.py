@@ -27,7 +27,7 @@ from benchmarks.harness import machine, results
 _NO_CUDA = 2
 _GRACE_S = 40.0
 """How long a part that is stopped may take to stop its server."""
-_LOG_LINES = 30
+_LOG_LINES = 60
 
 
 class _Planned(NamedTuple):
