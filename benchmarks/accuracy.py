@@ -29,9 +29,9 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _SIDE = 512
 _BATCH_SIZE = 32
 
-MOST_DIFFERENCE = 0.02
+MAX_DIFFERENCE = 0.02
 """Maximum difference of a probability."""
-CLEAR_MARGINS = {"exact": 0.01, "draft": 2 * MOST_DIFFERENCE}
+CLEAR_MARGINS = {"exact": 0.01, "draft": 2 * MAX_DIFFERENCE}
 """By decode mode: where the reference's top two classes differ by more, the top class must be the same.
 
 Where pixels differ, two probabilities that are each off by 0.02 can swap up to 0.04.
@@ -84,7 +84,7 @@ def compare(reference: Probabilities, others: Probabilities, clear_margin: float
         "top_1_agreement_where_clear": round(clear_agreement, 4),
         "largest_difference": round(float(differences.max()), 5),
         "mean_difference": round(float(differences.mean()), 6),
-        "passes": bool(agrees[is_clear].all() and differences.max() <= MOST_DIFFERENCE),
+        "passes": bool(agrees[is_clear].all() and differences.max() <= MAX_DIFFERENCE),
     }
 
 
@@ -130,15 +130,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line.parser("accuracy", __doc__)
     parser.add_argument("--model", default="digits", help="checkpoint to run (default: %(default)s)")
     parser.add_argument("--images", type=Path, help="folder of images (default: digits)")
-    parser.add_argument("--most", type=int, default=400, help="maximum number of images (default: %(default)s)")
+    parser.add_argument("--max-images", type=int, default=400, help="maximum number of images (default: %(default)s)")
     options = command_line.parse(parser, arguments)
     if options.images:
         uploads = [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
     else:
         uploads = list(digit_jpegs())
-    uploads = uploads[: options.most]
+    uploads = uploads[: options.max_images]
     compared = run(options.model, uploads)
-    what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MOST_DIFFERENCE}
+    what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MAX_DIFFERENCE}
     results.write(options.out, what | {"results": compared})
     if not all(result["passes"] for result in compared if result["is_judged"]):
         sys.exit("An option fails the gate: see above.")
