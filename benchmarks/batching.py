@@ -1,12 +1,12 @@
-"""How the batching policy behaves: batch sizes and latencies over the offered load.
+"""How the batching policy behaves: batch sizes and latency by offered load.
 
     python -m benchmarks.batching
 
-Requests come at random times (an open loop with Poisson arrivals), so that the load is the same for all, to
+An open loop with Poisson arrivals sends the same load to
 
-- this server, which lets a batch go as soon as nobody else is on the way, and after 5 ms at the latest,
+- this server, which dispatches a batch as soon as no other image is on its way, and after at most 5 ms,
 - the same with a fixed window of 5 ms, as most servers have it, and
-- the same without waiting: a batch is what is there when the device is idle.
+- the same without waiting: a batch is whatever is queued when the device is idle.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _policies() -> Iterator[dict[str, servers.Server]]:
 
 
 def run(rates: Sequence[float], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Load the three in turns at each rate; return what became of it."""
+    """Load the three in turns at each rate; return one result per rate and policy."""
     results = []
     with _policies() as policies:
         for rate in rates:
@@ -70,7 +70,7 @@ def _result(shifts: Sequence[client.Shift], rate: float) -> dict[str, Any]:
     replies = [reply for shift in shifts for reply in shift.replies]
     failed = sum(reply.outcome != "ok" for reply in replies)
     if failed:
-        raise RuntimeError(f"{failed} of {len(replies)} requests failed at {rate:g}/s")
+        raise RuntimeError(f"{failed} of {len(replies)} requests failed at {rate:g}/s.")
     latencies = [summary.percentiles([(r.done_s - r.intended_s) * 1000 for r in shift.replies]) for shift in shifts]
     images = Counter(reply.batch_size for reply in replies)
     batches = {size: images[size] / size for size in sorted(images)}

@@ -1,10 +1,10 @@
-"""How fast a repeated image is answered, beside the least that Python servers can do.
+"""Throughput of cache hits, against minimal Python servers.
 
     python -m benchmarks.cache_hit
 
-One HTTP process each, wrk with one thread and 32 connections. For raw bodies the reference is a bare ASGI application
+One HTTP process per server; wrk with one thread and 32 connections. The reference for raw bodies is a bare ASGI app
 that reads, hashes, looks up and answers; for forms, a FastAPI endpoint that hashes the upload. The machine's speed
-changes from second to second, so the two are measured in turns, and only the ratio of neighbours counts.
+changes from second to second, so the two take turns, and only the ratio of neighbours counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CONNECTIONS = 32
 
 @dataclass(frozen=True)
 class Case:
-    """One upload sent in one way, and the ratio to the reference that the server is to reach."""
+    """An upload, how it is sent, and the ratio to the reference that is the goal."""
 
     name: str
     body: bytes
@@ -31,7 +31,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Return what is measured: a 700-byte PNG and a 65 KB JPEG, raw and as a form."""
+    """Return a 700-byte PNG and a 65 KB JPEG, each raw and as a form."""
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     return [
         Case("raw PNG", png, wrk.RAW, 0.6),
@@ -42,7 +42,7 @@ def cases() -> list[Case]:
 
 
 def measure(case: Case, ours: servers.Server, reference: servers.Server, rounds: int, seconds: float) -> dict[str, Any]:
-    """Load the two in turns and return rates, processor time for each request, and the ratio of the rates."""
+    """Load the two in turns; return rates, CPU time per request, and the ratio of the rates."""
     runs: dict[str, list[tuple[float, float]]] = {"ours": [], "reference": []}
     for number in range(rounds):
         pair = [("ours", ours), ("reference", reference)]
@@ -70,7 +70,7 @@ def _load(server: servers.Server, case: Case, seconds: float) -> tuple[float, fl
 
 
 def run(rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Measure every case and return the result."""
+    """Measure every case; return one result per case."""
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(servers.vit_api(api_servers=1))
         bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app", "/"))

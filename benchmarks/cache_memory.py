@@ -1,9 +1,9 @@
-"""What one remembered answer costs in memory.
+"""Memory per cached answer.
 
     python -m benchmarks.cache_memory
 
-Fills a cache as an HTTP process does: SHA-256 keys, the packed top 20, and the words of one answer with 5 classes of
-ImageNet's size. Counts the process's resident memory before and after.
+Fills a cache as an HTTP process does: SHA-256 keys, the packed top 20, and one serialised response with 5 labels as
+long as ImageNet's. Compares the process's resident memory before and after.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on avera
 
 
 def measure(entries: int) -> dict[str, Any]:
-    """Fill a cache and return the bytes that an entry takes."""
+    """Fill a cache; return the bytes per entry."""
     cache: AnswerCache[CachedPrediction] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
     before = process_group.resident_bytes(os.getpid())
     for number in range(entries):
-        known = CachedPrediction(Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05))
+        cached = CachedPrediction(Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
-        known.rendered[5] = to_json({"predictions": top})[:-1]
-        cache.put(hashlib.sha256(str(number).encode()).digest(), known)
+        cached.rendered[5] = to_json({"predictions": top})[:-1]
+        cache.put(hashlib.sha256(str(number).encode()).digest(), cached)
     return {
         "entries": entries,
         "bytes_per_entry": round((process_group.resident_bytes(os.getpid()) - before) / entries),
@@ -49,10 +49,10 @@ def table(report: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
     parser = command_line.parser("cache_memory", __doc__)
-    parser.add_argument("--entries", type=int, default=100_000)
+    parser.add_argument("--entries", type=int, default=100_000, help="answers to cache (default: %(default)s)")
     options = command_line.parse(parser, arguments)
     result = measure(options.entries)
-    print(f"{result['bytes_per_entry']:,} bytes an entry, of {result['entries']:,}")
+    print(f"{result['bytes_per_entry']:,} bytes per entry, for {result['entries']:,}")
     results.write(options.out, {"result": result})
 
 

@@ -1,11 +1,10 @@
-"""This server beside others with the same LitAPI and checkpoint, all on this machine and in one run.
+"""This server against others with the same LitAPI and checkpoint, on one machine and in one run.
 
     python -m benchmarks.compare
 
-The others: LitServe as it comes, a FastAPI endpoint without batching, and no server at all, which is the limit: a
-process for each core that only decodes and runs full batches. The machine's speed changes from second to second, so
-all take turns, and only the ratio of neighbours counts. No answer is remembered. wrk is the client where it is
-installed, else the bundled one.
+The others are stock LitServe, a FastAPI endpoint without batching, and no server at all: one process per core that only
+decodes and runs full batches, which is the upper limit. The machine's speed changes from second to second, so all take
+turns, and only the ratio of neighbours counts. Caches are off. The client is wrk if installed, else the bundled one.
 """
 
 from __future__ import annotations
@@ -24,21 +23,25 @@ _OURS, _STOCK, _UNBATCHED, _LIMIT = "this server", "stock LitServe", "FastAPI, n
 _CONNECTIONS = (1, 32, 128)
 _WARM_UP_S = 1.0
 _STALL_S = 3600
-"""Longer than any pause, in which a worker shows no progress."""
+"""Longer than any pause, during which a worker makes no progress."""
 _MAX_BATCH_SIZE = 32
 _MAX_WAIT_MS = 5
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A server to be measured, and how it takes uploads."""
+    """A server under comparison, and how it takes uploads."""
 
     name: str
     server: servers.Server
     is_form: bool = False
 
     def load(self, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-        """Load it, while all others are paused, and fail if a single request failed."""
+        """Load it while all others are paused.
+
+        Raises:
+            RuntimeError: A request failed.
+        """
         post = _post_with_wrk if wrk.is_installed() else _post_with_bundled
         with self.server.turn():
             post(self, upload, connections, _WARM_UP_S)
@@ -70,7 +73,7 @@ def _post_with_bundled(subject: Subject, upload: bytes, connections: int, second
 
 @contextlib.contextmanager
 def subjects(model: str, dtype: str) -> Iterator[list[Subject]]:
-    """Run the servers to be compared, all paused."""
+    """Run the servers under comparison, all paused."""
     settings = {"cache_size": 0, "max_batch_size": _MAX_BATCH_SIZE, "max_wait_ms": _MAX_WAIT_MS, "cpu_threads": 1}
     settings["worker_stall_s"] = _STALL_S
     with contextlib.ExitStack() as stack:
@@ -118,7 +121,7 @@ def _ratios(loads: dict[str, list[wrk.Load]], limits: Sequence[float]) -> dict[s
 
 
 def uploads() -> dict[str, bytes]:
-    """Return what is sent."""
+    """Return the uploads by name."""
     return {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
 
 
@@ -156,10 +159,10 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison of the command line."""
+    """Run the benchmark of the command line."""
     parser = command_line.parser("compare", __doc__)
-    parser.add_argument("--model", default="digits", help="checkpoint that all serve (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="of all (default: %(default)s)")
+    parser.add_argument("--model", default="digits", help="checkpoint of all (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="dtype of all (default: %(default)s)")
     command_line.add_turns(parser, rounds=9, seconds=2)
     parser.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
     options = command_line.parse(parser, arguments)

@@ -1,9 +1,9 @@
-"""What a cache hit pays for its metrics.
+"""CPU time of the metrics of a cache hit.
 
     python -m benchmarks.metrics_cost
 
-Counts the same hit as an HTTP process does, and the same four counts with prometheus_client's own way for several
-processes, a memory-mapped file for each. In one process, in turns; medians.
+Counts a hit as an HTTP process does, against four counts in prometheus_client's multiprocess mode, which keeps a
+memory-mapped file for each process. Both run in one process and take turns; medians.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LIMIT_US = 5.0
 
 
 def _ours() -> Callable[[], None]:
-    """Return what an HTTP process does for each hit."""
+    """Return the function that an HTTP process calls for each hit."""
     board = MetricsBoard(["http-0", "http-1", "worker-0"], metrics.COUNTED)
     observer = RequestMetrics(board.metrics_writer("http-1"))
     scope = {"method": "POST", "path": "/predict", "query_string": b"", "headers": []}
@@ -47,7 +47,7 @@ async def _nothing() -> dict[str, Any]:
 
 
 def _theirs() -> Callable[[], None]:
-    """Return the same counts by prometheus_client, which chooses its storage by the environment as it is imported."""
+    """Return the same counts in prometheus_client, which reads its storage from the environment when imported."""
     from prometheus_client import Counter, Histogram
 
     requests = Counter("requests", "", ["endpoint", "status"]).labels("/predict", "200")
@@ -65,7 +65,7 @@ def _theirs() -> Callable[[], None]:
 
 
 def measure(rounds: int, counts: int) -> dict[str, float]:
-    """Return microseconds for one hit, by who counts."""
+    """Return microseconds per hit, by implementation."""
     ways = {"ours": _ours(), "prometheus_client": _theirs()}
     costs_us: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -88,12 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
     parser = command_line.parser("metrics_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--counts", type=int, default=50_000, help="hits in each round")
+    parser.add_argument("--counts", type=int, default=50_000, help="hits per round (default: %(default)s)")
     options = command_line.parse(parser, arguments)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         result = measure(options.rounds, options.counts)
-    print(f"metrics of a hit: {result['ours']} us (limit {_LIMIT_US:g}); {result['prometheus_client']} us with files")
+    print(f"{result['ours']} us per hit (limit: {_LIMIT_US:g}), {result['prometheus_client']} us in prometheus_client")
     results.write(options.out, {"us_per_hit": result})
 
 

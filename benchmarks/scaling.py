@@ -1,10 +1,10 @@
-"""What grows: the pictures, the model, the number of connections.
+"""How the server scales with the size of images and models and with the number of connections.
 
     python -m benchmarks.scaling
 
-- A camera's JPEG, 4032 x 3024 pixels, with the decoding that scales on the way and with `VIT_API_EXACT_DECODE=1`.
-- ViT-B/16, with random weights, on the CPU: what is served, beside what the model does alone at its best batch size.
-- 512 connections beside 32: processor time of a request, and memory.
+- A camera's JPEG of 4032 x 3024 pixels: scaled decoding against `VIT_API_EXACT_DECODE=1`.
+- ViT-B/16 with random weights on the CPU: served, against the model only at its best batch size.
+- 512 connections against 32: CPU time per request, and memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _post(server: servers.Server, upload: bytes, connections: int, seconds: floa
 
 @contextlib.contextmanager
 def _paused(settings: Sequence[dict[str, Any]]) -> Iterator[list[servers.Server]]:
-    """Run a server for each, all paused."""
+    """Run one server per group of settings, all paused."""
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(servers.vit_api(**each, worker_stall_s=_STALL_S)) for each in settings]
         for server in running:
@@ -48,7 +48,7 @@ def _paused(settings: Sequence[dict[str, Any]]) -> Iterator[list[servers.Server]
 
 
 def camera(rounds: int, seconds: float) -> dict[str, Any]:
-    """Compare scaling on the way with exact decoding, for a picture full of detail and a smooth one."""
+    """Compare scaled with exact decoding, for a detailed and a smooth image."""
     return {name: _camera(pictures.camera_jpeg(grain), rounds, seconds) for name, grain in _GRAINS.items()}
 
 
@@ -66,7 +66,7 @@ def _camera(upload: bytes, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def connections(rounds: int, seconds: float) -> dict[str, Any]:
-    """Compare a request's processor time at many connections with that at few, in turns."""
+    """Compare the CPU time per request with many connections and with few, in turns."""
     upload = pictures.small_png()
     costs: dict[int, list[float]] = {_FEW: [], _MANY: []}
     memory = []
@@ -87,7 +87,7 @@ def connections(rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def vit_base(rounds: int, seconds: float) -> dict[str, Any]:
-    """Compare what is served of a ViT-B/16 with the model alone, in turns, and the dtypes of the model alone."""
+    """Compare ViT-B/16 served and the model only, in turns, and the dtypes of the model only."""
     upload = pictures.noisy_jpeg(65_000)
     served, alone = [], []
     with tempfile.TemporaryDirectory() as name:

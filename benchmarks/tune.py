@@ -1,8 +1,8 @@
-"""How the settings that matter for speed bear on this machine: a curve for each, the others at their defaults.
+"""How the settings that affect speed do so on this machine: one curve per setting, with the others at their defaults.
 
     python -m benchmarks.tune --model digits
 
-The values of one setting take turns, and the ratio to the default's turn counts. The defaults come from this.
+The values of a setting take turns, and the ratio to the default's turn counts. The defaults were chosen with this.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CURVES = {
 
 
 def curves() -> dict[str, tuple[int, ...]]:
-    """Return the values to try of each setting, the default's first."""
+    """Return the values to try of each setting, the default first."""
     cores = available_cores()
     tried = {
         "api_servers": (cores, max(1, cores // 2), 2 * cores),
@@ -41,14 +41,14 @@ def curves() -> dict[str, tuple[int, ...]]:
 
 
 class Plan(NamedTuple):
-    """What each value of a setting is loaded with.
+    """The load for each value of a setting.
 
     Attributes:
         model: The checkpoint to serve.
-        upload: What is posted.
+        upload: What is sent.
         connections: Numbers of connections to try.
         rounds: Turns of each value.
-        seconds: Of each turn.
+        seconds: Length of a turn.
     """
 
     model: str
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
 
 def measure(plan: Plan, setting: str, values: Sequence[int]) -> list[dict[str, Any]]:
-    """Load a server with each value in turns; return each one's rate, p50, p99 and ratio to the first, as medians."""
+    """Load one server per value in turns; return medians of rate, p50, p99 and ratio to the first value."""
     with contextlib.ExitStack() as stack:
         running = {
             value: stack.enter_context(servers.vit_api(model=plan.model, **_COMMON, **{setting: value}))
@@ -128,7 +128,7 @@ def plot(report: dict[str, Any], folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the measurement of the command line."""
+    """Run the benchmark of the command line."""
     parser = command_line.parser("tune", __doc__)
     parser.add_argument("--model", default="digits", help="checkpoint to serve (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=list(curves()), default=list(curves()), help="which to try")

@@ -52,7 +52,7 @@ def test_load_counts_errors(digits_server: RunningServer, tmp_path: Path, capsys
     images, file = tmp_path / "images", tmp_path / "load.json"
     images.mkdir()
     (images / "text").write_text("not an image")
-    with pytest.raises(SystemExit, match="no request was answered"):
+    with pytest.raises(SystemExit, match="No request was answered"):
         load.main([digits_server.url, "--images", str(images), "--rate", "30", "--seconds", "1", "--json", str(file)])
     assert list(read(file)["runs"][0]["errors"]) == ["unsupported_image"]
     assert "unsupported_image" in capsys.readouterr().out
@@ -60,7 +60,7 @@ def test_load_counts_errors(digits_server: RunningServer, tmp_path: Path, capsys
 
 def test_load_of_no_server() -> None:
     """An address where nobody listens is said at once."""
-    with pytest.raises(SystemExit, match="can't be reached"):
+    with pytest.raises(SystemExit, match="cannot be reached"):
         load.main(["http://127.0.0.1:9"])
 
 

@@ -95,6 +95,16 @@ def test_a_changed_tree_is_refused_before_measuring(monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [pytest.param("gpu", "--out", id="gpu"), pytest.param("load", "--json", id="load")]
+)
+def test_other_benchmarks_do_not_write_there_either(monkeypatch: pytest.MonkeyPatch, name: str, option: str) -> None:
+    """By default they write elsewhere or nowhere, and may measure any tree."""
+    monkeypatch.setattr(machine, "uncommitted", lambda: ["server.py"])
+    with pytest.raises(SystemExit, match="uncommitted changes"):
+        importlib.import_module(f"benchmarks.{name}").main([option, str(results.file_of(name))])
+
+
 def _fail(*_: Any, **__: Any) -> None:
     raise AssertionError("measured")
 
