@@ -25,21 +25,21 @@ _PHOTOS = {
         "public domain, by SpaceX",
     ),
 }
-"""By file name: scikit-image's name, whose it is, and on what terms, as the documentation of `skimage.data` says."""
+"""By file name: the name in scikit-image, the author and the licence, from the documentation of `skimage.data`."""
 
 _DIGITS_CREDIT = (
     "| `digit-*.png` | scikit-learn's `load_digits`, enlarged | "
     "E. Alpaydin and C. Kaynak, <https://doi.org/10.24432/C50P49> | CC BY 4.0 |"
 )
 _CREDITS = """\
-# Credits
+# Image credits
 
-| file | from | by | terms |
+| file | source | author | licence |
 |---|---|---|---|
 {photos}
 {digits}
 
-The photographs are scaled down. `python -m scripts.page_examples` writes this folder.
+The photographs were scaled down. `python -m scripts.page_examples` generates this folder.
 """
 
 

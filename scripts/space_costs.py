@@ -1,7 +1,7 @@
-"""Write the tables of docs/space.md, what each hardware costs and can do: `python -m scripts.space_costs`.
+"""Write the tables of docs/space.md, the cost and throughput of each hardware: `python -m scripts.space_costs`.
 
-Prices and rates of GPUs are published ones, with their sources below; what a processor does was measured by us and is
-read from benchmarks/results/.
+Prices and the throughput of GPUs are published ones, with their sources below; the throughput of CPUs was measured, and
+is read from benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Hardware:
 
     @property
     def http_processes(self) -> int:
-        """Those that suit it: one for each core, but one, which is left to the worker that feeds the GPU."""
+        """The number that suits it: one per core, but with a GPU one core is left to the worker."""
         return self.cores - 1 if self.gpu else self.cores
 
 
@@ -106,7 +106,7 @@ def measured() -> Costs:
 
 
 def usd_per_million(usd_per_hour: float, images_per_s: float) -> float:
-    """Return what a million images cost on a machine that is busy all the time."""
+    """Return the cost of a million images on a machine that is always busy."""
     return usd_per_hour / 3600 / images_per_s * 1e6
 
 
@@ -115,14 +115,14 @@ def tables(costs: Costs) -> str:
     sizes = "\n".join(map(_size_row, HARDWARE))
     prices = "\n".join(_price_row(hardware, costs) for hardware in HARDWARE)
     return f"""\
-| hardware | cores | memory | GPU | $ an hour | `VIT_API_API_SERVERS` |
+| hardware | cores | memory | GPU | $ per hour | `VIT_API_API_SERVERS` |
 |---|---|---|---|---|---|
 {sizes}
 
-A 65 KB JPEG has 500 x 375 pixels and takes {costs.jpeg_s * 1e3:.2f} ms of a core, a photo 4032 x 3024 pixels in 2.4 MB
-and {costs.photo_s * 1e3:.0f} ms. Images a second:
+A 65 KB JPEG of 500 x 375 pixels takes {costs.jpeg_s * 1e3:.2f} ms of one core; a photo of 4032 x 3024 pixels (2.4 MB)
+takes {costs.photo_s * 1e3:.0f} ms. Images per second:
 
-| hardware | model alone | 65 KB JPEGs decoded | photos decoded | $ a million 65 KB JPEGs | $ a million photos |
+| hardware | model alone | 65 KB JPEGs decoded | photos decoded | $ per million 65 KB JPEGs | $ per million photos |
 |---|---|---|---|---|---|
 {prices}
 """
@@ -153,7 +153,7 @@ def _result(name: str) -> Any:
 
 
 def with_tables(page: str) -> str:
-    """Return the page with the tables as they should be."""
+    """Return the page with up-to-date tables."""
     return _SECTION.sub(lambda match: match[1] + tables(measured()) + match[2], page)
 
 

@@ -175,7 +175,7 @@ def test_a_chosen_image_is_classified(page: Page) -> None:
     assert len(page.texts("#answer .value")) == 5
     assert page.texts("#answer .value")[0].endswith(" %")
     assert page.text("#answer .badge") == "Computed in a batch of 1"
-    assert page.texts("#answer .times dt") == ["Upload", "Queue", "Inference", "Rest", "Total"]
+    assert page.texts("#answer .times dt") == ["Network", "Queue", "Inference", "Other", "Total"]
     assert all(time.endswith("ms") for time in page.texts("#answer .times dd"))
     assert page.js("return document.querySelector('#answer img').naturalWidth") > 0
 
@@ -194,7 +194,7 @@ def _is_hit_after_another_try(page: Page) -> bool:
     page.js("document.getElementById('status').textContent = ''")
     page.choose(_THREE)
     page.wait_for("digit-3.png: 3")
-    return page.text("#answer .badge") == "From the cache"
+    return page.text("#answer .badge") == "From cache"
 
 
 def test_a_dropped_image_is_classified(page: Page) -> None:
@@ -252,7 +252,7 @@ def test_several_images_have_a_row_each(page: Page, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.png"
     wrong.write_text("no image")
     page.choose(_SEVEN, wrong, *[_THREE] * 10)
-    page.wait_for("11 images of 12 classified, 1 with an error")
+    page.wait_for("11 images of 12 classified, 1 failed")
     assert page.count("#rows tr") == 12
     assert page.js("return document.getElementById('progress').value") == 12
     assert page.texts("#rows tr:first-child td")[0] == "7"
@@ -357,7 +357,7 @@ def test_an_answer_that_is_none(page: Page) -> None:
     )
     page.choose(_SEVEN)
     page.wait_for("digit-7.png was not classified.")
-    assert "no answer of this server" in page.text("#answer .error")
+    assert "did not come from this server" in page.text("#answer .error")
 
 
 def test_quantiles_of_a_histogram(page: Page) -> None:
@@ -403,7 +403,7 @@ def test_an_example_that_is_not_served_is_not_classified(page: Page) -> None:
     """A proxy answers with a page of its own; that is no image."""
     page.js("window.fetch = async () => new Response('<html>', { status: 502 })")
     page.find("#examples button").click()
-    page.wait_for("The example can't be loaded.")
+    page.wait_for("The example could not be loaded.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -424,7 +424,7 @@ def test_text_is_readable_in_either_scheme(page: Page, scheme: str, tmp_path: Pa
     wrong.write_text("no image")
     for files, status in (
         ([_SEVEN], "digit-7.png: 7"),
-        ([_SEVEN, wrong], "1 with an error"),
+        ([_SEVEN, wrong], "1 failed"),
         ([wrong], "wrong.png was not"),
     ):
         page.choose(*files)
@@ -486,7 +486,7 @@ def test_screen_readers_have_a_name_for_everything(page: Page) -> None:
     assert len(controls) > 15
     assert not [node for node in controls if not node.get("name", {}).get("value")]
     names = {(node["role"]["value"], node["name"]["value"]) for node in controls}
-    assert ("region", "The call") in names
+    assert ("region", "Code") in names
     assert page.js("return document.getElementById('status').role") == "status"
     assert page.js("return document.documentElement.lang") == "en"
 
@@ -584,7 +584,7 @@ def test_a_key_is_asked_for(browser: Page, locked: RunningServer) -> None:
     browser.driver.get(locked.url + "/")
     wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
     browser.press("wrong-key", _ENTER)
-    wait_until(lambda: browser.text("#key-reason").startswith("That key doesn't do"))
+    wait_until(lambda: browser.text("#key-reason") == "Invalid API key.")
     browser.press(_KEY, _ENTER)
     wait_until(lambda: browser.text("#model").startswith("digits"))
     browser.choose(_SEVEN)
@@ -605,9 +605,9 @@ def test_without_a_key_the_page_says_what_is_missing(browser: Page, locked: Runn
     """To those who have none: of the result, and of the figures."""
     _open_without_a_key(browser, locked)
     browser.find("#key-cancel").click()
-    browser.wait_for("send a key")
+    browser.wait_for("An API key is required.")
     browser.find("#live summary").click()
-    wait_until(lambda: "only to those who have a key" in browser.text("#live-state"))
+    wait_until(lambda: browser.text("#live-state") == "Metrics require an API key.")
 
 
 def test_a_key_that_no_header_can_carry_is_refused(browser: Page, locked: RunningServer) -> None:
@@ -653,7 +653,7 @@ def test_a_key_that_is_given_late_completes_the_page(browser: Page, locked: Runn
     """With the model's name, its examples and the pad, as if it had been given at once."""
     _open_without_a_key(browser, locked)
     browser.find("#key-cancel").click()
-    browser.wait_for("send a key")
+    browser.wait_for("An API key is required.")
     browser.choose(_SEVEN)
     wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
     browser.press(_KEY, _ENTER)
