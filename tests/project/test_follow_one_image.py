@@ -27,7 +27,7 @@ def _functions(path: str) -> set[str]:
 
 
 def test_there_are_at_most_ten_steps() -> None:
-    """And they lead through at most ten files."""
+    """They lead through at most ten files."""
     assert 5 <= len(_STEPS) <= 10
     assert len({path for step in _STEPS for path, _ in _FUNCTION.findall(step)}) <= 10
 

@@ -1,4 +1,4 @@
-"""Links between the repository's pages lead somewhere."""
+"""Links between the repository's pages work."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    """To a file that is there, and to a heading that it has."""
+def test_links_work(page: Path) -> None:
+    """The file exists, and has the heading."""
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     broken = []
     for path, anchor in _LINK.findall(text):
@@ -33,5 +33,5 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_every_page_is_reached_from_the_readme(page: Path) -> None:
-    """Nobody finds a page that nothing links to."""
+    """A page without a link is not found."""
     assert f"(docs/{page.name})" in (ROOT / "README.md").read_text()
