@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from benchmarks.harness.servers import free_port
-from tests.support.samples import encode, image_files, orientation_exif, photo
+from tests.support.samples import image_files
 from tests.support.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
 from tests.support.server import ROOT
 from tests.support.waiting import until
@@ -38,7 +38,6 @@ from vit_api.client import (
     UnreadableInput,
 )
 from vit_api.client.base import to_failure
-from vit_api.client.inputs import read_upload
 
 pytestmark = pytest.mark.anyio
 
@@ -424,39 +423,6 @@ async def test_no_concurrency(driver: Driver, concurrency: int) -> None:
     """At least one request has to be under way."""
     with pytest.raises(ValueError, match="concurrency"):
         await driver.classify_many("http://host", [], concurrency=concurrency)
-
-
-def _inputs(path: Path) -> Iterator[Any]:
-    content = path.read_bytes()
-    yield from (path, str(path), content, bytearray(content), memoryview(content), io.BytesIO(content))
-
-
-def test_inputs(tmp_path: Path) -> None:
-    """All forms of a file give its bytes."""
-    path = tmp_path / "image.png"
-    path.write_bytes(b"content")
-    assert {read_upload(image) for image in _inputs(path)} == {b"content"}
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16"])
-def test_pillow_images(mode: str) -> None:
-    """Those of each mode are encoded without loss, as something that can be decoded."""
-    from PIL import Image
-
-    image = Image.new(mode, (8, 6), 1 if mode in "1LIPF" or mode == "I;16" else None)
-    with Image.open(io.BytesIO(read_upload(image))) as decoded:
-        assert (decoded.size, decoded.mode) == (image.size, mode)
-        assert decoded.tobytes() == image.tobytes()
-
-
-def test_a_pillow_image_keeps_how_it_must_be_turned() -> None:
-    """The pixels of a phone's picture lie on their side, and EXIF says so."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encode(photo(), "JPEG", exif=orientation_exif(6)))) as image:
-        upload = read_upload(image)
-    with Image.open(io.BytesIO(upload)) as decoded:
-        assert decoded.getexif()[0x0112] == 6
 
 
 def _closed_file() -> io.BytesIO:
