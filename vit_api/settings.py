@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_keys
-from vit_api.access.client_address import Network, parse_networks
+from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
 from vit_api.cores import available_cores
@@ -288,7 +288,7 @@ class Settings(BaseSettings):
         return () if self.cors_origins is None else parse_origins(self.cors_origins)
 
     @property
-    def trusted_networks(self) -> tuple[Network, ...]:
+    def trusted_networks(self) -> tuple[IPNetwork, ...]:
         """Networks of the proxies whose `X-Forwarded-For` is trusted."""
         return () if self.trusted_proxies is None else parse_networks(self.trusted_proxies)
 

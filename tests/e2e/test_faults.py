@@ -107,7 +107,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def test_a_worker_killed_under_load_costs_no_request(server: RunningServer) -> None:
-    """Twice, in the middle of its work; every client gets its answer from the next worker."""
+    """It is killed twice in the middle of its work; every client gets its answer from the next worker."""
     before = _restarts(server)
     with Load(server, 3000) as load:
         for share in (0.2, 0.6):
@@ -251,7 +251,7 @@ def test_a_worker_that_keeps_dying_stops_the_server() -> None:
     "keeps_alive", [pytest.param(False, id="a connection a request"), pytest.param(True, id="kept alive")]
 )
 def test_a_stop_under_load_loses_nothing(keeps_alive: bool) -> None:
-    """Not ready at once, still serving for the delay, then the port closes; each answer is whole and right."""
+    """It is not ready at once, still serves for the delay, then the port closes; every answer is complete and right."""
     with serve(cache_size=0, drain_delay_s=2) as server, ThreadPoolExecutor(_CLIENTS) as pool:
         clients = [pool.submit(_post_until_refused, server, upload, keeps_alive) for upload in _uploads(_CLIENTS)]
         wait_until(lambda: _images(server) > 100)
@@ -337,8 +337,8 @@ _IDLE_DESCRIPTORS = 60
 """More than an HTTP process has open without connections."""
 
 
-def test_idle_and_trickling_connections_do_not_delay_others() -> None:
-    """Of 500 connections some say nothing, some send a byte now and then; the others are answered, those get a 408."""
+def test_idle_and_trickling_connections_hold_up_nobody() -> None:
+    """Of 500 connections some are silent and some send part of a body; others are answered, the latter get a 408."""
     with serve(api_servers=1, body_timeout_s=3) as server, contextlib.ExitStack() as stack:
         connections = [
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(500)

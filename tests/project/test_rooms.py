@@ -1,4 +1,4 @@
-"""The tests' rooms: they mirror the package's, and none reaches into another's module."""
+"""The rooms of the package and of the tests: the tests mirror the package, and one name is one thing."""
 
 from __future__ import annotations
 
@@ -38,3 +38,13 @@ def test_each_folder_of_unit_tests_has_its_room() -> None:
     rooms = {module.parent.relative_to(unit) for module in unit.rglob("test_*.py")}
     assert len(rooms) > 1
     assert not [room for room in rooms if not (ROOT / "vit_api" / room / "__init__.py").is_file()]
+
+
+def test_one_name_is_one_class() -> None:
+    """No two modules of the package define classes of the same name."""
+    modules_by_class: dict[str, list[str]] = {}
+    for module in (ROOT / "vit_api").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_bytes())):
+            if isinstance(node, ast.ClassDef):
+                modules_by_class.setdefault(node.name, []).append(str(module.relative_to(ROOT)))
+    assert {name: modules for name, modules in modules_by_class.items() if len(modules) > 1} == {}

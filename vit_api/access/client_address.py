@@ -10,8 +10,8 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _FORWARDED_FOR = b"x-forwarded-for"
 _CACHED_ADDRESSES = 4096
@@ -19,7 +19,7 @@ _MAX_ENTRY_LENGTH = 80
 _UNKNOWN = "unknown"
 
 
-def parse_networks(text: str) -> tuple[Network, ...]:
+def parse_networks(text: str) -> tuple[IPNetwork, ...]:
     """Parse comma-separated addresses and networks (CIDR).
 
     Raises:
@@ -38,7 +38,7 @@ class ClientAddresses:
         trusted: Proxies whose `X-Forwarded-For` is trusted.
     """
 
-    def __init__(self, trusted: Sequence[Network] = ()) -> None:
+    def __init__(self, trusted: Sequence[IPNetwork] = ()) -> None:
         self._trusted = trusted
 
     def of(self, scope: Mapping[str, Any]) -> str:
@@ -68,7 +68,7 @@ class ClientAddresses:
                 break
         return host
 
-    def _is_trusted(self, address: Address | None) -> bool:
+    def _is_trusted(self, address: IPAddress | None) -> bool:
         return address is not None and any(address in network for network in self._trusted)
 
 
@@ -82,13 +82,13 @@ def _group(host: str) -> str:
     return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
 
 
-def _parse(text: str) -> Address | None:
+def _parse(text: str) -> IPAddress | None:
     """Return the address of an entry, which may have a port; None if it is malformed."""
     return _parse_short(text.strip()) if len(text) <= _MAX_ENTRY_LENGTH else None
 
 
 @functools.lru_cache(_CACHED_ADDRESSES)
-def _parse_short(text: str) -> Address | None:
+def _parse_short(text: str) -> IPAddress | None:
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -190,7 +190,7 @@ def test_an_unknown_model() -> None:
 
 
 def test_in_process() -> None:
-    """The embedded model reads the examples; what can't be read is told and costs the others nothing."""
+    """The embedded model reads the examples; unreadable files are reported and do not affect the others."""
     result = _run("--model", "digits", "--top-k", "1", EXAMPLES[0], "README.md", "missing.png", EXAMPLES[1])
     rows = [line.split()[1:] for line in result.stdout.splitlines()]
     assert [row[0] for row in rows] == ["LABEL", "3", "7"]
@@ -213,7 +213,7 @@ def test_by_a_server() -> None:
 
 
 def test_a_refusal_of_the_server() -> None:
-    """It is one line of the API's own words."""
+    """It is one line, with the API's own message."""
     with scripted(error(401, "unauthorized")) as server:
         result = _run("--url", server.url, EXAMPLES[0])
     assert result.stderr.splitlines() == [f"{EXAMPLES[0]}: what is wrong (unauthorized)", "1 of 1 images failed."]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from benchmarks.harness.servers import free_port
-from tests.support.samples import encode, image_files, orientation_exif, photo
+from tests.support.samples import image_files
 from tests.support.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
 from tests.support.server import ROOT
 from tests.support.waiting import until
@@ -38,7 +38,6 @@ from vit_api.client import (
     UnreadableInput,
 )
 from vit_api.client.base import to_failure
-from vit_api.client.inputs import read_upload
 
 pytestmark = pytest.mark.anyio
 
@@ -132,7 +131,7 @@ def driver(request: pytest.FixtureRequest) -> Driver:
 
 
 async def test_a_result(driver: Driver) -> None:
-    """All that the server says is in it."""
+    """The result has all that the server says."""
     headers = {"x_cache": "miss", "x_queue_time_ms": "0.5", "x_inference_time_ms": "1.25", "x_batch_size": "3"}
     with scripted(ok(x_request_id="id-1", **headers)) as server:
         result = await driver.classify(server.url)
@@ -151,7 +150,7 @@ async def test_a_result(driver: Driver) -> None:
 
 
 async def test_a_request(driver: Driver) -> None:
-    """The bytes as they are, the options as this API has them, the key as RFC 6750 sends it."""
+    """The bytes are sent as they are, with this API's options, and the key as RFC 6750 sends it."""
     with scripted(ok()) as server:
         await driver.classify(server.url + "/models/a/", b"bytes", top_k=3, fresh=True, client={"api_key": "k-1"})
         (request,) = server.requests
@@ -162,7 +161,7 @@ async def test_a_request(driver: Driver) -> None:
 
 
 async def test_a_plain_request(driver: Driver) -> None:
-    """No key and no wish for a fresh answer: no such headers."""
+    """Without a key or `fresh`, their headers are not sent."""
     with scripted(ok()) as server:
         await driver.classify(server.url)
         (request,) = server.requests
@@ -182,7 +181,7 @@ async def test_a_plain_request(driver: Driver) -> None:
 async def test_a_busy_server_is_asked_again(
     driver: Driver, status: int, headers: dict[str, str], least_s: float
 ) -> None:
-    """Not before it wants, and soon after; the same bytes are sent again."""
+    """The client waits as long as it asks for, and little longer, and sends the same bytes again."""
     with scripted(error(status, "overloaded", **headers), ok()) as server:
         assert (await driver.classify(server.url, io.BytesIO(b"from a file"))).top.label == "7"
         assert [request.body for request in server.requests] == [b"from a file"] * 2
@@ -201,7 +200,7 @@ async def test_a_busy_server_is_asked_so_often(driver: Driver) -> None:
 
 
 async def test_a_wait_beyond_the_time_limit_is_not_begun(driver: Driver) -> None:
-    """Who is to come back in an hour hears so at once."""
+    """A client that is asked to come back in an hour fails at once."""
     with scripted(error(503, "overloaded", retry_after="3600")) as server, pytest.raises(Busy) as raised:
         await driver.classify(server.url)
     assert raised.value.retry_after_s == 3600
@@ -235,7 +234,7 @@ async def test_a_connection_that_is_reset(driver: Driver) -> None:
     assert len(driver.waits) == 2
 
 
-async def test_nobody_listens(driver: Driver) -> None:
+async def test_a_port_without_a_server(driver: Driver) -> None:
     """The error names no status, and the network's own is its cause."""
     with pytest.raises(Unreachable) as raised:
         await driver.classify(f"http://127.0.0.1:{free_port()}", client={"retries": Retries(tries=3)})
@@ -245,10 +244,10 @@ async def test_nobody_listens(driver: Driver) -> None:
 
 
 async def test_a_server_that_is_silent(driver: Driver) -> None:
-    """The time limit ends it, and no other try is made: it may be at work on it."""
+    """The time limit ends it, without a retry: the server may still be working on it."""
     with scripted(Fault.SILENCE) as server:
         with pytest.raises(TimedOut):
-            await driver.classify(server.url, client={"timeout_s": 0.05})
+            await driver.classify(server.url, client={"timeout_s": 0.5})
         assert len(server.requests) == 1
 
 
@@ -275,14 +274,14 @@ async def test_a_body_that_comes_too_slowly(driver: Driver) -> None:
 async def test_answers_that_are_not_of_this_api(
     driver: Driver, answer: bytes, kind: type[ClassifyError], code: str
 ) -> None:
-    """They become errors of the same tree."""
+    """They become errors with the same base class."""
     with scripted(answer) as server, pytest.raises(kind) as raised:
         await driver.classify(server.url)
     assert raised.value.code == code
 
 
 async def test_no_http(driver: Driver) -> None:
-    """A port with something else behind it."""
+    """Another protocol's server on the port is unreachable."""
     with scripted(handler=lambda _: b"SSH-2.0-OpenSSH_9.9\r\n\r\n") as server, pytest.raises(Unreachable):
         await driver.classify(server.url, client={"retries": Retries(tries=2)})
 
@@ -335,7 +334,7 @@ def _labelled(request: Request) -> bytes:
 
 
 async def test_many_come_in_order(driver: Driver) -> None:
-    """Also where the first is answered last."""
+    """The results are in the order of the images, even if the first is answered last."""
     second_is_done = threading.Event()
 
     def handler(request: Request) -> bytes:
@@ -351,7 +350,7 @@ async def test_many_come_in_order(driver: Driver) -> None:
 
 
 async def test_many_at_once(driver: Driver) -> None:
-    """As many as allowed, and no more: each waits for the other two of its three."""
+    """There are as many requests as allowed, and no more: each waits for the other two of its three."""
     barrier = threading.Barrier(3)
 
     def handler(_: Request) -> bytes:
@@ -364,7 +363,7 @@ async def test_many_at_once(driver: Driver) -> None:
 
 
 async def test_one_of_many_fails(driver: Driver, tmp_path: Path) -> None:
-    """Its error is in its place, whether the server or the file is to blame, and the others have their results."""
+    """Its error takes its place, whether of the server or of the file, and the others have their results."""
     replies = _by_upload(bad=error(400, "bad_image"))
     images = [b"good", b"bad", tmp_path / "missing.png", b"good"]
     with scripted(handler=replies) as server:
@@ -373,7 +372,7 @@ async def test_one_of_many_fails(driver: Driver, tmp_path: Path) -> None:
 
 
 async def test_many_are_read_as_they_are_needed(driver: Driver) -> None:
-    """There may be any number of them: no more than twice the concurrency are taken ahead."""
+    """However many there are, no more than twice the concurrency are taken ahead."""
     taken = itertools.count()
     images = (b"%d" % next(taken) for _ in itertools.count())
     with scripted(handler=_labelled) as server:
@@ -382,8 +381,8 @@ async def test_many_are_read_as_they_are_needed(driver: Driver) -> None:
     assert next(taken) <= 5 + 2 * 2
 
 
-def test_who_stops_early_waits_for_no_further_tries() -> None:
-    """A busy server is not asked again for images that nobody wants any more."""
+def test_a_caller_that_stops_early_waits_for_no_retries() -> None:
+    """A busy server is not asked again for images that are abandoned."""
     is_asked = threading.Event()
     is_closed = threading.Event()
 
@@ -421,42 +420,9 @@ async def test_cancelling_ends_the_requests_in_flight() -> None:
 
 @pytest.mark.parametrize("concurrency", [0, -1])
 async def test_no_concurrency(driver: Driver, concurrency: int) -> None:
-    """At least one request has to be under way."""
+    """At least one request must be in flight."""
     with pytest.raises(ValueError, match="concurrency"):
         await driver.classify_many("http://host", [], concurrency=concurrency)
-
-
-def _inputs(path: Path) -> Iterator[Any]:
-    content = path.read_bytes()
-    yield from (path, str(path), content, bytearray(content), memoryview(content), io.BytesIO(content))
-
-
-def test_inputs(tmp_path: Path) -> None:
-    """All forms of a file give its bytes."""
-    path = tmp_path / "image.png"
-    path.write_bytes(b"content")
-    assert {read_upload(image) for image in _inputs(path)} == {b"content"}
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16"])
-def test_pillow_images(mode: str) -> None:
-    """Those of each mode are encoded without loss, as something that can be decoded."""
-    from PIL import Image
-
-    image = Image.new(mode, (8, 6), 1 if mode in "1LIPF" or mode == "I;16" else None)
-    with Image.open(io.BytesIO(read_upload(image))) as decoded:
-        assert (decoded.size, decoded.mode) == (image.size, mode)
-        assert decoded.tobytes() == image.tobytes()
-
-
-def test_a_pillow_image_keeps_how_it_must_be_turned() -> None:
-    """The pixels of a phone's picture lie on their side, and EXIF says so."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(encode(photo(), "JPEG", exif=orientation_exif(6)))) as image:
-        upload = read_upload(image)
-    with Image.open(io.BytesIO(upload)) as decoded:
-        assert decoded.getexif()[0x0112] == 6
 
 
 def _closed_file() -> io.BytesIO:
@@ -482,7 +448,7 @@ def _truncated_image() -> Any:
     ],
 )
 async def test_unreadable_inputs(driver: Driver, make: Callable[[], Any]) -> None:
-    """They are errors of the tree, and nothing is sent."""
+    """They are `UnreadableInput`, and nothing is sent."""
     with scripted() as server, pytest.raises(UnreadableInput):
         await driver.classify(server.url, make())
 
@@ -491,8 +457,8 @@ async def test_unreadable_inputs(driver: Driver, make: Callable[[], Any]) -> Non
     "wrong",
     [pytest.param(7, id="number"), pytest.param(None, id="nothing"), pytest.param(io.StringIO("text"), id="text file")],
 )
-async def test_no_inputs(driver: Driver, wrong: Any) -> None:
-    """A caller's mistake is no error of the tree."""
+async def test_unsupported_types(driver: Driver, wrong: Any) -> None:
+    """A caller's mistake is a TypeError, not a `ClassifyError`."""
     with scripted() as server, pytest.raises(TypeError):
         await driver.classify(server.url, wrong)
 

@@ -1,4 +1,4 @@
-"""What an answer means to the client and when it tries again, without a network and with a fake clock."""
+"""What a response means to the client and when it retries, without a network and with a fake clock."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_retry_after(value: str, expected: float | None) -> None:
 
 
 def test_no_retry_after() -> None:
-    """A server need not say."""
+    """A response need not have the header."""
     assert retry_after_s({}, NOW) is None
 
 
@@ -102,7 +102,7 @@ def test_a_moment_counts_from_the_answers_own_date(wait_s: int, skew_s: int) -> 
     ],
 )
 def test_classes_of_errors(status: int, kind: type[ClassifyError]) -> None:
-    """The status decides on the class; the body on the words."""
+    """The status decides the class, and the body the message."""
     body = json.dumps({"error": "what is wrong", "code": "a_code", "request_id": "id-1"}).encode()
     error = to_error(HttpAnswer(status, {"x-request-id": "id-2"}, body), NOW)
     assert type(error) is kind
@@ -168,7 +168,7 @@ _HEADERS = st.dictionaries(
     body=st.binary() | _JSON.map(lambda value: json.dumps(value).encode()),
 )
 def test_any_answer_is_understood_or_refused(status: int, headers: dict[str, str], body: bytes) -> None:
-    """Nothing that a server may say raises anything but a `ClassifyError`."""
+    """Whatever a server sends, nothing but a `ClassifyError` is raised."""
     outcome = _outcome(Call(Retries(), 1.0, clock=lambda: 0.0), HttpAnswer(status, headers, body))
     if isinstance(outcome, float):
         assert status in (429, 503)
