@@ -44,7 +44,7 @@ from vit_api.ipc.slots import Claim, SlotTable, WorkerSlots
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.worker import outcomes
 from vit_api.worker.batching import BatchingPolicy
-from vit_api.worker.outcomes import BrokenDevice, Outcome
+from vit_api.worker.outcomes import BrokenDevice, RunOutcome
 
 if TYPE_CHECKING:
     from vit_api.lit_api import ViTAPI
@@ -261,7 +261,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             self._answers[owner].write(records)
 
 
-def _answer_of(claim: Claim, outcome: Outcome, batch_size: int, began_at: float, done_at: float) -> AnswerRecord:
+def _answer_of(claim: Claim, outcome: RunOutcome, batch_size: int, began_at: float, done_at: float) -> AnswerRecord:
     times = batch_size, began_at - claim.queued_at, done_at - began_at
     if isinstance(outcome, Prediction):
         return AnswerRecord(claim.slot, claim.generation, Status.OK, outcome, *times)

@@ -46,7 +46,7 @@ class Failure:
     reason: str
 
 
-Outcome = Prediction | Failure
+RunOutcome = Prediction | Failure
 """What the model run yields for one image."""
 
 OUT_OF_MEMORY = Failure(Status.OUT_OF_MEMORY, "The device does not have enough free memory for this image.")
@@ -102,7 +102,7 @@ def is_done(lit_api: ViTAPI, started: Started) -> bool:
         return True
 
 
-def finish(lit_api: ViTAPI, started: Started, on_complete: Callable[[Started], None] | None = None) -> list[Outcome]:
+def finish(lit_api: ViTAPI, started: Started, on_complete: Callable[[Started], None] | None = None) -> list[RunOutcome]:
     """Wait for a batch and return the outcome of each image, in their order.
 
     Args:
@@ -164,7 +164,7 @@ def _attempt(lit_api: ViTAPI, step: Callable[[], T], size: int) -> T | Failure:
         return Failure(Status.FAILED, f"The model failed: {type(error).__name__}: {_first_line(error)}")
 
 
-def _check_finite(prediction: Prediction) -> Outcome:
+def _check_finite(prediction: Prediction) -> RunOutcome:
     """Return the prediction, or a failure if it has an infinity or a NaN, which JSON can't carry."""
     if prediction.is_finite:
         return prediction

@@ -374,4 +374,4 @@ def test_json_lines_refuse_numbers_that_json_lacks() -> None:
     """A line that no parser takes would be worse than an error."""
     result = Classification((ScoredLabel("7", math.nan),), cached=False, processing_time_ms=1.0, model="m")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        JsonLines().show(Path("image.png"), result)
+        JsonLines().format(Path("image.png"), result)
