@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.harness import machine, process_group
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
-from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import CachedPrediction
 from vit_api.web.requests import to_json
@@ -32,7 +32,7 @@ def measure(entries: int) -> dict[str, Any]:
     cache: AnswerCache[CachedPrediction] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
     before = process_group.resident_bytes(os.getpid())
     for number in range(entries):
-        known = CachedPrediction(Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05))
+        known = CachedPrediction(Prediction(tuple(range(MAX_TOP_K)), (0.5,) * MAX_TOP_K, 0.05))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
         known.rendered[5] = to_json({"predictions": top})[:-1]
         cache.put(hashlib.sha256(str(number).encode()).digest(), known)

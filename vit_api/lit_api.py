@@ -1,14 +1,12 @@
-"""The LitAPI: what a ViT request goes through, as LitServe's five hooks.
+"""The LitAPI: the steps from an upload to a response, as LitServe's five hooks.
 
-Runs in our data path, decode and encode in an HTTP process and batch, predict and unbatch in a worker, and unchanged
-in a plain `ls.LitServer`. Knows nothing of slots, pipes or the cache. torch is imported by `setup` alone, since HTTP
-processes never run it.
+In this server `decode_request` and `encode_response` run in an HTTP process, and `batch`, `predict` and `unbatch` in a
+worker; a plain `ls.LitServer` runs the same class unchanged. Knows nothing of slots, pipes or the cache. Only `setup`
+imports torch, because HTTP processes never call it.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -20,11 +18,9 @@ from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.decoding import image_limits, images
-from vit_api.decoding.uploads import Pixels, Upload
+from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import Prediction
-from vit_api.model.compile_cache import keep_compiled_code
-from vit_api.model.quick_import import quick_import
+from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel
@@ -32,20 +28,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TOP_K = 5
-
 
 class ViTAPI(ls.LitAPI):  # type: ignore[misc]
     """Classify images with a Hugging Face checkpoint.
 
     Args:
         checkpoint: The model to serve.
-        dtype: What to compute in; see `model.choose_dtype`.
-        engine: How the model runs; see `engines`.
-        max_image_side: Pixels of an image's longer side at the most.
-        exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
+        dtype: The precision to compute in; see `model.choose_dtype`.
+        engine: How the model is executed; see `engines`.
+        max_image_side: Maximum length of an image's longer side, in pixels.
+        exact_decode: Decode every pixel of a large JPEG instead of scaling it down during decoding.
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.choose_threads`.
-        lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
+        lit_api_options: LitServe's own options, such as `max_batch_size`, `batch_timeout` (seconds) and `loop`.
 
     Attributes:
         model: None until `setup`.
@@ -74,7 +68,10 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self.startup_s = 0.0
 
     def setup(self, device: str) -> None:
-        """Load the model on `device`, make its engine, and run every batch size that will come often."""
+        """Load the model on `device`, prepare its engine, and warm up the common batch sizes."""
+        from vit_api.model.compile_cache import keep_compiled_code
+        from vit_api.model.quick_import import quick_import
+
         started = time.monotonic()
         if self._engine == "compile":
             keep_compiled_code()
@@ -86,19 +83,20 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self.model, self.startup_s = model, time.monotonic() - started
         logger.info("%s is ready after %.1f s, engine %s", device, self.startup_s, model.engine.name)
 
-    # No annotation on `request`: LitServe would take it for the type of a body that FastAPI has to parse.
+    # `request` has no annotation: LitServe would make FastAPI parse the body as that type.
     def decode_request(self, request, **_: Any) -> NDArray[np.uint8]:  # type: ignore[no-untyped-def]
         """Decode an upload.
 
         Args:
-            request: The upload or, as a stock LitServer passes it, a parsed body: a form with an upload `file` or
-                JSON with base64 in `image`.
+            request: The upload or, in a stock LitServer, the parsed body: a form with an upload `file`, or JSON with
+                base64 in `image`.
 
         Returns:
-            uint8 [height, width, 3], resized as the checkpoint's processor does; pixels as they are.
+            uint8 [height, width, 3]: an image file resized as by the checkpoint's image processor, or the client's
+            pixels unchanged.
 
         Raises:
-            ViTError: The upload can't be used; its class says why.
+            ViTError: The upload can't be used; the subclass says why.
         """
         if isinstance(request, Pixels):
             return request.as_array(self.checkpoint.preprocessing.pixel_shape)
@@ -110,47 +108,47 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         )
 
     def is_quick(self, upload: Upload) -> bool:
-        """Tell whether decoding takes no longer than handing the upload to another thread does."""
+        """Return whether decoding takes no longer than handing the upload to another thread."""
         return isinstance(upload, Pixels) or image_limits.is_quick(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
-        """Gather images into one batch and send it to the device."""
+        """Gather images into one batch and copy it to the device."""
         return self._loaded_model().stage(inputs)
 
     def predict(self, x: Staged) -> Launched:
-        """Launch the model on a staged batch, and the copy of its answers; on a GPU, don't wait for either."""
+        """Launch the model on a staged batch and the copy of its results; on a GPU, without waiting for either."""
         return self._loaded_model().launch(x)
 
     def unbatch(self, output: Launched) -> list[Prediction]:
-        """Wait for a launched batch, and for nothing else, and split it by image."""
+        """Wait for this launched batch only, and return one prediction per image."""
         return self._loaded_model().collect(output)
 
     def is_done(self, output: Launched) -> bool:
-        """Tell whether `unbatch` has nothing to wait for."""
+        """Return whether `unbatch` would return without waiting."""
         return output.is_done()
 
     def has_working_device(self) -> bool:
-        """Tell, after a failure, whether the device still computes."""
+        """Return whether the device still computes, after a failure."""
         return self._loaded_model().has_working_device()
 
     def free_memory(self) -> None:
-        """Give back device memory that is kept for later, after a batch that did not fit."""
+        """Release cached device memory, after a batch that did not fit."""
         self._loaded_model().free_memory()
 
     def encode_response(self, output: Prediction, *, top_k: int = DEFAULT_TOP_K) -> dict[str, Any]:
-        """Name the `top_k` most probable classes, most probable first."""
+        """Return the labels and probabilities of the `top_k` most probable classes, most probable first."""
         labels = self.checkpoint.labels
         top = zip(output.indices[:top_k], output.probabilities[:top_k], strict=True)
         return {"predictions": [{"label": labels[index], "confidence": round(p, 6)} for index, p in top]}
 
     def _loaded_model(self) -> VisionModel:
         if self.model is None:
-            raise RuntimeError("setup() has not run in this process")
+            raise RuntimeError("The model is not loaded: call setup() first.")
         return self.model
 
 
 def _upload_of(request: Any) -> bytes:
-    """Return the upload's bytes, whichever way the request brings them."""
+    """Return the upload's bytes, however the request carries them."""
     if isinstance(request, bytes):
         return request
     if isinstance(request, Mapping) and "file" in request:
@@ -158,21 +156,6 @@ def _upload_of(request: Any) -> bytes:
         return content
     if isinstance(request, Mapping) and isinstance(request.get("image"), str):
         return decode_base64(request["image"])
-    raise BadRequest("send the image in the form field 'file' or as base64 in the JSON field 'image'")
-
-
-def decode_base64(text: str, field: str = "image") -> bytes:
-    """Decode standard base64, with a `data:` URL's prefix or without.
-
-    Args:
-        text: Base64.
-        field: Where the client put it, for one that put something else there.
-
-    Raises:
-        BadRequest: The text is not base64.
-    """
-    payload = text.partition(",")[2] if text.startswith("data:") else text
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"the field '{field}' is not valid base64") from error
+    raise BadRequest(
+        "The request has no image: send it in the form field 'file', or as base64 in the JSON field 'image'."
+    )

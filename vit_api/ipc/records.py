@@ -16,12 +16,15 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-TOP_K = 20
-"""Classes that an answer carries: as many as a client may ask for."""
+MAX_TOP_K = 20
+"""Classes in an answer record, and the most that a client may ask for."""
+
+DEFAULT_TOP_K = 5
+"""Classes in a response to a client that doesn't say how many it wants."""
 
 _REQUEST = struct.Struct("<II")
-_ANSWER = struct.Struct(f"<IIBBHfff{TOP_K}I{TOP_K}f")
-_PREDICTION = struct.Struct(f"<Bf{TOP_K}I{TOP_K}f")
+_ANSWER = struct.Struct(f"<IIBBHfff{MAX_TOP_K}I{MAX_TOP_K}f")
+_PREDICTION = struct.Struct(f"<Bf{MAX_TOP_K}I{MAX_TOP_K}f")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -37,7 +40,7 @@ class RequestRecord(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the model says of one image's most probable classes, at most `TOP_K` of them.
+    """What the model says of one image's most probable classes, at most `MAX_TOP_K` of them.
 
     All classes' logits would be needed to make a probability of one; the top one's own probability stands for the rest.
 
@@ -66,7 +69,7 @@ class Prediction(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the prediction in as few bytes as it has in an answer's record."""
-        padding = (0,) * (TOP_K - len(self.indices))
+        padding = (0,) * (MAX_TOP_K - len(self.indices))
         return _PREDICTION.pack(
             len(self.indices), self.top_probability, *self.indices, *padding, *self.logits, *padding
         )
@@ -78,10 +81,10 @@ class Prediction(NamedTuple):
         Raises:
             ValueError: The data has another size or counts more classes than it can hold.
         """
-        if len(data) != _PREDICTION.size or data[0] > TOP_K:
+        if len(data) != _PREDICTION.size or data[0] > MAX_TOP_K:
             raise ValueError("not a packed prediction")
         count, top_probability, *top = _PREDICTION.unpack(data)
-        return cls(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]), top_probability)
+        return cls(tuple(top[:count]), tuple(top[MAX_TOP_K : MAX_TOP_K + count]), top_probability)
 
 
 NO_PREDICTION = Prediction((), (), 0.0)
@@ -118,7 +121,7 @@ class AnswerRecord(NamedTuple):
     def pack(self) -> bytes:
         """Return the record's bytes; the top-k is padded with zeros to its fixed size."""
         indices, logits, top_probability = self.prediction
-        padding = (0,) * (TOP_K - len(indices))
+        padding = (0,) * (MAX_TOP_K - len(indices))
         return _ANSWER.pack(
             self.slot,
             self.generation,
@@ -143,7 +146,7 @@ def unpack_requests(data: bytes) -> Iterator[RequestRecord]:
 def unpack_answers(data: bytes) -> Iterator[AnswerRecord]:
     """Yield the answers in `data`, which holds whole records."""
     for slot, generation, status, count, batch_size, queue_s, inference_s, certainty, *top in _ANSWER.iter_unpack(data):
-        prediction = Prediction(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]), certainty)
+        prediction = Prediction(tuple(top[:count]), tuple(top[MAX_TOP_K : MAX_TOP_K + count]), certainty)
         yield AnswerRecord(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s)
 
 

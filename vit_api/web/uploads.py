@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
 
+from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
-from vit_api.lit_api import decode_base64
 from vit_api.web.requests import Request
 
 _ENVELOPE_BYTES = 64 * 1024

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.scripted_server import ANSWER
-from vit_api import lit_api
 from vit_api.client.answers import Answer, retry_after_s, to_classification, to_error
 from vit_api.client.protocol import (
     DEFAULT_TOP_K,
@@ -52,7 +51,7 @@ class FakeTime:
 
 def test_it_knows_the_servers_limits() -> None:
     """The client imports nothing of the server's, so it has their values itself."""
-    assert (DEFAULT_TOP_K, MOST_TOP_K) == (lit_api.DEFAULT_TOP_K, records.TOP_K)
+    assert (DEFAULT_TOP_K, MOST_TOP_K) == (records.DEFAULT_TOP_K, records.MAX_TOP_K)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter
 
+from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import TOP_K, Prediction
-from vit_api.lit_api import DEFAULT_TOP_K, decode_base64
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
 from vit_api.web.entry import HotRoute
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, takes
@@ -57,7 +57,7 @@ _CONTENT = {
                         "top_k": {
                             "type": ["integer", "null"],
                             "minimum": 1,
-                            "description": f"How many classes to name, {DEFAULT_TOP_K} by default and {TOP_K} at most",
+                            "description": f"Number of classes to return; default {DEFAULT_TOP_K}, maximum {MAX_TOP_K}",
                         },
                         "function_to_apply": {
                             "enum": [*_SCORES, None],
@@ -170,4 +170,4 @@ def _parameters_of(given: Any) -> _Parameters:
     function = _SOFTMAX if given.get("function_to_apply") is None else given["function_to_apply"]
     if not isinstance(function, str) or function not in _SCORES:
         raise BadRequest(f"function_to_apply must be one of {', '.join(_SCORES)}")
-    return _Parameters(min(top_k, TOP_K), function)
+    return _Parameters(min(top_k, MAX_TOP_K), function)

@@ -8,8 +8,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter
 
 from vit_api.errors import BadRequest, ViTError
-from vit_api.ipc.records import TOP_K, Prediction
-from vit_api.lit_api import DEFAULT_TOP_K
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
 from vit_api.web.entry import HotRoute
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, takes
@@ -49,11 +48,11 @@ _TOP_K = {
     "name": "top_k",
     "in": "query",
     "description": "How many classes to name",
-    "schema": {"type": "integer", "minimum": 1, "maximum": TOP_K, "default": DEFAULT_TOP_K},
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": DEFAULT_TOP_K},
 }
 
-_TOP_KS = {str(k): k for k in range(1, TOP_K + 1)}
-_PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, TOP_K + 1)}
+_TOP_KS = {str(k): k for k in range(1, MAX_TOP_K + 1)}
+_PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, MAX_TOP_K + 1)}
 
 
 class Encoder(Protocol):
@@ -159,5 +158,5 @@ def _top_k_of(request: Request) -> int:
         values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
         top_k = _TOP_KS.get(values.get("top_k", str(DEFAULT_TOP_K)))
     if top_k is None:
-        raise BadRequest(f"top_k must be a whole number from 1 to {TOP_K}")
+        raise BadRequest(f"top_k must be a whole number from 1 to {MAX_TOP_K}")
     return top_k

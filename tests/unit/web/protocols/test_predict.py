@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from vit_api.errors import BadImage, Overloaded
-from vit_api.ipc.records import TOP_K, AnswerRecord, Prediction, Status
+from vit_api.ipc.records import MAX_TOP_K, AnswerRecord, Prediction, Status
 from vit_api.web.application import create_app
 from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
@@ -17,7 +17,7 @@ from vit_api.web.protocols.predict import PredictRoutes
 from vit_api.web.protocols.request_classifier import RequestClassifier
 from vit_api.web.uploads import Uploads
 
-_TWENTY = Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05)
+_TWENTY = Prediction(tuple(range(MAX_TOP_K)), (0.5,) * MAX_TOP_K, 0.05)
 
 
 class Scripted:

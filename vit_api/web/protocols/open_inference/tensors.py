@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest
-from vit_api.lit_api import decode_base64
 
 Shape = tuple[int, ...]
 
