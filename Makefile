@@ -1,9 +1,9 @@
-# `make run` serves the embedded model; `make test` runs the whole suite. Both make .venv first.
+# `make run` serves the embedded model, `make test` runs the whole test suite. Both create .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 
-.PHONY: run test lint types imports check fuzz api-fuzz bench bench-cache soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel bench bench-cache soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -34,7 +34,11 @@ api-fuzz: .venv/dev.stamp
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)
 
-# Builds the Dockerfile and runs it, as root: needs Debian's packages mmdebstrap, buildah, podman and runc.
+# Builds the package that `pip install` takes, in dist/.
+wheel: .venv/dev.stamp
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Builds and runs the container image. Needs root and Debian's packages mmdebstrap, buildah, podman and runc.
 container-test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
 
@@ -53,7 +57,7 @@ bench-cache: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.cache_memory
 
 clean:
-	rm -rf .venv
+	rm -rf .venv dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

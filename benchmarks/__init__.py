@@ -1,1 +1,1 @@
-"""Load tests that ship with the server; each is a module to run from the repository's root."""
+"""Benchmarks and a load test; each is a module to run from the repository's root."""

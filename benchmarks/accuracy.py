@@ -1,18 +1,16 @@
-"""What each option costs in accuracy, against float32 and exact decoding: the gate that each has to pass.
+"""The accuracy gate: how far each dtype and decode mode is from float32 and exact decoding.
 
     python -m benchmarks.accuracy
     python -m benchmarks.accuracy --model google/vit-base-patch16-224 --images photos/
 
-Without --images, the pictures are the scans of digits that the embedded model never saw, as large JPEGs, so that the
-fast decoding has something to do. Each dtype and engine is judged with exact decoding, and the fast decoding in
-float32; what both cost together is shown. The exit status is 1 if an option fails.
+Without --images, the images are the scans of digits that the embedded model was not trained on, as large JPEGs, so that
+scaled decoding applies. Each dtype is judged with exact decoding, and scaled decoding in float32; both together are
+shown only. The exit status is 1 if an option fails.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,21 +20,22 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from benchmarks.harness import machine
+from benchmarks.harness import command_line, results, tables
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.ipc.records import Prediction
 from vit_api.lit_api import ViTAPI
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "accuracy.json"
 _DTYPES = ("float32", "bfloat16", "float16")
 _SIDE = 512
 _BATCH_SIZE = 32
 
-MOST_DIFFERENCE = 0.02
-"""No probability may be off by more."""
-CLEAR_MARGINS = {"exact": 0.01, "draft": 2 * MOST_DIFFERENCE}
-"""Where the reference's two most probable classes differ by more, the first must stay the first. Two that may each be
-off by 0.02 can change places up to 0.04."""
+MAX_DIFFERENCE = 0.02
+"""Maximum difference of a probability."""
+CLEAR_MARGINS = {"exact": 0.01, "draft": 2 * MAX_DIFFERENCE}
+"""By decode mode: where the reference's top two classes differ by more, the top class must be the same.
+
+Where pixels differ, two probabilities that are each off by 0.02 can swap up to 0.04.
+"""
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -53,14 +52,14 @@ def digit_jpegs() -> Iterator[bytes]:
 
 
 def probabilities(checkpoint: Checkpoint, uploads: Sequence[bytes], dtype: str, *, is_exact: bool) -> Probabilities:
-    """Return float64 [uploads, classes]; 0 for a class that isn't among an answer's most probable ones."""
+    """Return float64 [uploads, classes]; 0 for a class that is not in a prediction's top k."""
     api = ViTAPI(checkpoint, dtype=dtype, exact_decode=is_exact, max_batch_size=_BATCH_SIZE)
     api.setup("cpu")
     return probabilities_of(api, uploads)
 
 
 def probabilities_of(api: ViTAPI, uploads: Sequence[bytes]) -> Probabilities:
-    """Return the same for a LitAPI that is set up."""
+    """Return `probabilities` for a LitAPI that is set up."""
     found: list[Prediction] = []
     for start in range(0, len(uploads), api.max_batch_size):
         batch = api.batch([api.decode_request(upload) for upload in uploads[start : start + api.max_batch_size]])
@@ -72,12 +71,12 @@ def probabilities_of(api: ViTAPI, uploads: Sequence[bytes]) -> Probabilities:
 
 
 def compare(reference: Probabilities, others: Probabilities, clear_margin: float) -> dict[str, Any]:
-    """Return how far others are from the reference, and whether that would pass the gate."""
+    """Return how far others are from the reference, and whether they pass the gate."""
     top_two = np.sort(reference, axis=1)[:, -2:]
     is_clear = top_two[:, 1] - top_two[:, 0] > clear_margin
     agrees = reference.argmax(axis=1) == others.argmax(axis=1)
     clear_agreement = float(agrees[is_clear].mean()) if is_clear.any() else 1.0
-    # Only the most probable classes are known of either; others are 0 in one and small in the other.
+    # Only the top k are known; a class that is in one top k only is 0 in the other.
     known = (reference > 0) & (others > 0)
     differences = np.abs(reference - others)[known]
     return {
@@ -85,7 +84,7 @@ def compare(reference: Probabilities, others: Probabilities, clear_margin: float
         "top_1_agreement_where_clear": round(clear_agreement, 4),
         "largest_difference": round(float(differences.max()), 5),
         "mean_difference": round(float(differences.mean()), 6),
-        "passes": bool(agrees[is_clear].all() and differences.max() <= MOST_DIFFERENCE),
+        "passes": bool(agrees[is_clear].all() and differences.max() <= MAX_DIFFERENCE),
     }
 
 
@@ -108,30 +107,41 @@ def _row(result: dict[str, Any]) -> str:
     verdict = "passes" if result["passes"] else "FAILS"
     return (
         f"{result['dtype']:8} {result['decode']:5} top-1 agreement {result['top_1_agreement']:.2%} "
-        f"({result['top_1_agreement_where_clear']:.2%} where clear), difference at most "
+        f"({result['top_1_agreement_where_clear']:.2%} where clear), maximum difference "
         f"{result['largest_difference']:.5f}, mean {result['mean_difference']:.6f}: "
         f"{verdict if result['is_judged'] else 'not judged'}"
     )
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per option."""
+    head = ("engine", "dtype", "decoding", "top-1 agreement", "where clear", "largest difference", "mean", "verdict")
+    rows = []
+    for result in report["results"]:
+        verdict = ("passes" if result["passes"] else "fails") if result["is_judged"] else "not judged"
+        agreement = (f"{result[name]:.2%}" for name in ("top_1_agreement", "top_1_agreement_where_clear"))
+        differences = (result["largest_difference"], f"{result['mean_difference']:.6f}")
+        rows.append((result["engine"], result["dtype"], result["decode"], *agreement, *differences, verdict))
+    return tables.markdown(head, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the gate of the command line; exit with status 1 if an option fails."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=(__doc__ or "").split("\n")[0])
+    """Run the gate; exit with status 1 if an option fails."""
+    parser = command_line.parser("accuracy", __doc__)
     parser.add_argument("--model", default="digits", help="checkpoint to run (default: %(default)s)")
-    parser.add_argument("--images", type=Path, help="folder of pictures (default: digits)")
-    parser.add_argument("--most", type=int, default=400, help="pictures at the most")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--images", type=Path, help="folder of images (default: digits)")
+    parser.add_argument("--max-images", type=int, default=400, help="maximum number of images (default: %(default)s)")
+    options = command_line.parse(parser, arguments)
     if options.images:
         uploads = [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
     else:
         uploads = list(digit_jpegs())
-    uploads = uploads[: options.most]
-    results = run(options.model, uploads)
-    what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MOST_DIFFERENCE}
-    options.json.write_text(json.dumps({"machine": machine.describe()} | what | {"results": results}, indent=1) + "\n")
-    if not all(result["passes"] for result in results if result["is_judged"]):
-        sys.exit("an option fails the gate")
+    uploads = uploads[: options.max_images]
+    compared = run(options.model, uploads)
+    what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MAX_DIFFERENCE}
+    results.write(options.out, what | {"results": compared})
+    if not all(result["passes"] for result in compared if result["is_judged"]):
+        sys.exit("An option fails the gate: see above.")
 
 
 if __name__ == "__main__":

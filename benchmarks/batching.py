@@ -1,28 +1,35 @@
-"""How the batching policy behaves: batch sizes and latencies over the offered load.
+"""How the batching policy behaves: batch sizes and latency by offered load.
 
     python -m benchmarks.batching
 
-Requests come at random times (an open loop with Poisson arrivals), so that the load is the same for all, to
+An open loop with Poisson arrivals sends the same load to
 
-- this server, which lets a batch go as soon as nobody else is on the way, and after 5 ms at the latest,
+- this server, which dispatches a batch as soon as no other image is on its way, and after at most 5 ms,
 - the same with a fixed window of 5 ms, as most servers have it, and
-- the same without waiting: a batch is what is there when the device is idle.
+- the same without waiting: a batch is whatever is queued when the device is idle.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import client, client_processes, machine, pictures, servers, summary
+from benchmarks.harness import (
+    client,
+    client_processes,
+    command_line,
+    pictures,
+    plots,
+    results,
+    servers,
+    summary,
+    tables,
+)
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "batching.json"
 _RATES = (50, 200, 400, 800, 1200)
 _WINDOW_MS = 5
 _COMMON = {"cache_size": 0, "cpu_threads": 1}
@@ -40,7 +47,7 @@ def _policies() -> Iterator[dict[str, servers.Server]]:
 
 
 def run(rates: Sequence[float], rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Load the three in turns at each rate; return what became of it."""
+    """Load the three in turns at each rate; return one result per rate and policy."""
     results = []
     with _policies() as policies:
         for rate in rates:
@@ -63,7 +70,7 @@ def _result(shifts: Sequence[client.Shift], rate: float) -> dict[str, Any]:
     replies = [reply for shift in shifts for reply in shift.replies]
     failed = sum(reply.outcome != "ok" for reply in replies)
     if failed:
-        raise RuntimeError(f"{failed} of {len(replies)} requests failed at {rate:g}/s")
+        raise RuntimeError(f"{failed} of {len(replies)} requests failed at {rate:g}/s.")
     latencies = [summary.percentiles([(r.done_s - r.intended_s) * 1000 for r in shift.replies]) for shift in shifts]
     images = Counter(reply.batch_size for reply in replies)
     batches = {size: images[size] / size for size in sorted(images)}
@@ -83,17 +90,43 @@ def _row(result: dict[str, Any]) -> str:
     )
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per rate and policy."""
+    head = ("requests/s", "policy", "p50", "p99", "mean batch", "batches by size")
+    rows = []
+    for result in report["results"]:
+        sizes = _histogram({int(size): count for size, count in result["batches"].items()})
+        latency = (f"{result['p50_ms']:.1f} ms", f"{result['p99_ms']:.1f} ms")
+        rows.append((f"{result['rate']:g}", result["policy"], *latency, result["mean_batch_size"], sizes))
+    return tables.markdown(head, rows)
+
+
+def _histogram(batches: dict[int, int]) -> str:
+    """Return the share of batches in each range of sizes that has any."""
+    total = sum(batches.values())
+    ranges = ((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 32))
+    shares = {bounds: sum(n for size, n in batches.items() if bounds[0] <= size <= bounds[1]) for bounds in ranges}
+    name = {(low, high): str(low) if low == high else f"{low}-{high}" for low, high in ranges}
+    return ", ".join(f"{name[bounds]}: {share / total:.0%}" for bounds, share in shares.items() if share)
+
+
+def plot(report: dict[str, Any], folder: Path) -> None:
+    """Draw p50 and mean batch size over the offered load, one line per policy."""
+    for value, y in (("p50_ms", "p50 latency, ms"), ("mean_batch_size", "mean batch size, images")):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for result in report["results"]:
+            lines.setdefault(result["policy"], []).append((result["rate"], result[value]))
+        plots.lines(lines, folder / f"batching_{value}.png", x="offered requests/s", y=y)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.batching", description=(__doc__ or "").split("\n")[0])
+    parser = command_line.parser("batching", __doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=_RATES, help="offered requests/s")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each policy at each rate")
-    parser.add_argument("--seconds", type=float, default=4, help="of each turn")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    results = run(options.rates, options.rounds, options.seconds)
-    report = {"machine": machine.describe(), "window_ms": _WINDOW_MS, "model": "digits", "results": results}
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    command_line.add_turns(parser, rounds=5, seconds=4)
+    options = command_line.parse(parser, arguments)
+    measured = run(options.rates, options.rounds, options.seconds)
+    results.write(options.out, {"window_ms": _WINDOW_MS, "model": "digits", "results": measured})
 
 
 if __name__ == "__main__":

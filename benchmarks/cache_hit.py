@@ -1,33 +1,28 @@
-"""How fast a repeated image is answered, beside the least that Python servers can do.
+"""Throughput of cache hits, against minimal Python servers.
 
     python -m benchmarks.cache_hit
 
-One HTTP process each, wrk with one thread and 32 connections. For raw bodies the reference is a bare ASGI application
+One HTTP process per server; wrk with one thread and 32 connections. The reference for raw bodies is a bare ASGI app
 that reads, hashes, looks up and answers; for forms, a FastAPI endpoint that hashes the upload. The machine's speed
-changes from second to second, so the two are measured in turns, and only the ratio of neighbours counts.
+changes from second to second, so the two take turns, and only the ratio of neighbours counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, pictures, servers, wrk
+from benchmarks.harness import command_line, pictures, results, servers, tables, wrk
 
 _CONNECTIONS = 32
-_RESULT = machine.ROOT / "benchmarks" / "results" / "cache_hit.json"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One upload sent in one way, and the ratio to the reference that the server is to reach."""
+    """An upload, how it is sent, and the ratio to the reference that is the goal."""
 
     name: str
     body: bytes
@@ -36,7 +31,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Return what is measured: a 700-byte PNG and a 65 KB JPEG, raw and as a form."""
+    """Return a 700-byte PNG and a 65 KB JPEG, each raw and as a form."""
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     return [
         Case("raw PNG", png, wrk.RAW, 0.6),
@@ -47,7 +42,7 @@ def cases() -> list[Case]:
 
 
 def measure(case: Case, ours: servers.Server, reference: servers.Server, rounds: int, seconds: float) -> dict[str, Any]:
-    """Load the two in turns and return rates, processor time for each request, and the ratio of the rates."""
+    """Load the two in turns; return rates, CPU time per request, and the ratio of the rates."""
     runs: dict[str, list[tuple[float, float]]] = {"ours": [], "reference": []}
     for number in range(rounds):
         pair = [("ours", ours), ("reference", reference)]
@@ -74,18 +69,18 @@ def _load(server: servers.Server, case: Case, seconds: float) -> tuple[float, fl
     return load.rate, (server.cpu_seconds() - before) / load.requests
 
 
-def run(rounds: int, seconds: float) -> dict[str, Any]:
-    """Measure every case and return the result."""
+def run(rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Measure every case; return one result per case."""
     with contextlib.ExitStack() as stack:
         ours = stack.enter_context(servers.vit_api(api_servers=1))
-        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app"))
-        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app"))
-        results = []
+        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app", "/"))
+        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app", "/openapi.json"))
+        measured = []
         for case in cases():
             result = measure(case, ours, bare if case.name.startswith("raw") else fastapi, rounds, seconds)
-            results.append(result)
+            measured.append(result)
             print(_row(result), flush=True)
-    return {"machine": machine.describe(), "rounds": rounds, "seconds": seconds, "results": results}
+    return measured
 
 
 def _row(result: dict[str, Any]) -> str:
@@ -97,17 +92,26 @@ def _row(result: dict[str, Any]) -> str:
     )
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per case."""
+    head = ("upload", "hits/s", "reference/s", "CPU per request", "reference", "ratio, median of neighbours", "goal")
+    rows = []
+    for result in report["results"]:
+        rates, costs = result["requests_per_s"], result["cpu_us_per_request"]
+        cpu = [f"{costs[name]:.0f} us" for name in ("ours", "reference")]
+        what = f"{result['case']}, {result['bytes']:,} bytes"
+        rows.append((what, f"{rates['ours']:,}", f"{rates['reference']:,}", *cpu, result["ratio"], result["goal"]))
+    return tables.markdown(head, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cache_hit", description="The speed of cache hits.")
-    parser.add_argument("--rounds", type=int, default=31, help="turns of each server in each case")
-    parser.add_argument("--seconds", type=float, default=1, help="of each turn")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    if not wrk.is_installed():
-        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
-    result = run(options.rounds, options.seconds)
-    options.json.write_text(json.dumps(result, indent=1) + "\n")
+    parser = command_line.parser("cache_hit", __doc__)
+    command_line.add_turns(parser, rounds=31, seconds=1)
+    options = command_line.parse(parser, arguments)
+    wrk.require()
+    measured = run(options.rounds, options.seconds)
+    results.write(options.out, {"rounds": options.rounds, "seconds": options.seconds, "results": measured})
 
 
 if __name__ == "__main__":

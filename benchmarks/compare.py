@@ -1,47 +1,47 @@
-"""This server beside others with the same LitAPI and checkpoint, all on this machine and in one run.
+"""This server against others with the same LitAPI and checkpoint, on one machine and in one run.
 
     python -m benchmarks.compare
 
-The others: LitServe as it comes, a FastAPI endpoint without batching, and no server at all, which is the limit: a
-process for each core that only decodes and runs full batches. The machine's speed changes from second to second, so
-all take turns, and only the ratio of neighbours counts. No answer is remembered. wrk is the client where it is
-installed, else the bundled one.
+The others are stock LitServe, a FastAPI endpoint without batching, and no server at all: one process per core that only
+decodes and runs full batches, which is the upper limit. The machine's speed changes from second to second, so all take
+turns, and only the ratio of neighbours counts. Caches are off. The client is wrk if installed, else the bundled one.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import client, client_processes, machine, pictures, servers, summary, wrk
+from benchmarks.harness import client, client_processes, command_line, pictures, results, servers, summary, tables, wrk
 from benchmarks.harness.no_server import NoServer
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "compare.json"
 _OURS, _STOCK, _UNBATCHED, _LIMIT = "this server", "stock LitServe", "FastAPI, no batching", "no server"
 _CONNECTIONS = (1, 32, 128)
 _WARM_UP_S = 1.0
 _STALL_S = 3600
-"""Longer than any pause, in which a worker shows no progress."""
+"""Longer than any pause, during which a worker makes no progress."""
 _MAX_BATCH_SIZE = 32
 _MAX_WAIT_MS = 5
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A server to be measured, and how it takes uploads."""
+    """A server under comparison, and how it takes uploads."""
 
     name: str
     server: servers.Server
     is_form: bool = False
 
     def load(self, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-        """Load it, while all others are paused, and fail if a single request failed."""
+        """Load it while all others are paused.
+
+        Raises:
+            RuntimeError: A request failed.
+        """
         post = _post_with_wrk if wrk.is_installed() else _post_with_bundled
         with self.server.turn():
             post(self, upload, connections, _WARM_UP_S)
@@ -73,7 +73,7 @@ def _post_with_bundled(subject: Subject, upload: bytes, connections: int, second
 
 @contextlib.contextmanager
 def subjects(model: str, dtype: str) -> Iterator[list[Subject]]:
-    """Run the servers to be compared, all paused."""
+    """Run the servers under comparison, all paused."""
     settings = {"cache_size": 0, "max_batch_size": _MAX_BATCH_SIZE, "max_wait_ms": _MAX_WAIT_MS, "cpu_threads": 1}
     settings["worker_stall_s"] = _STALL_S
     with contextlib.ExitStack() as stack:
@@ -121,7 +121,7 @@ def _ratios(loads: dict[str, list[wrk.Load]], limits: Sequence[float]) -> dict[s
 
 
 def uploads() -> dict[str, bytes]:
-    """Return what is sent."""
+    """Return the uploads by name."""
     return {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
 
 
@@ -143,27 +143,39 @@ def _row(result: dict[str, Any]) -> str:
     return f"{result['upload']}, {result['connections']}: {rates}, {_LIMIT} {result['limit_per_s']:,}/s; {ratios}"
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per upload and number of connections."""
+    names = list(report["results"][0]["servers"])
+    ratio_names = ("of the limit", "over LitServe", "p50 / FastAPI's", "p99 / p50")
+    rows = []
+    for result in report["results"]:
+        ratios = result["ratios"]
+        cells = (result["servers"][name] for name in names)
+        shown = [f"{cell['requests_per_s']:,.0f}/s, {cell['p50_ms']:.1f} ms" for cell in cells]
+        chosen = (ratios[f"rate / {_LIMIT}"], ratios[f"rate / {_STOCK}"], ratios[f"p50 / {_UNBATCHED}"])
+        row = (result["upload"], result["connections"], *shown, f"{result['limit_per_s']:,}/s")
+        rows.append((*row, *(f"{value:.2f}" for value in (*chosen, ratios["p99 / p50"]))))
+    return tables.markdown(("upload", "connections", *names, _LIMIT, *ratio_names), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="digits", help="checkpoint that all serve (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="of all (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each server in each case")
-    parser.add_argument("--seconds", type=float, default=2, help="of each turn")
+    """Run the benchmark of the command line."""
+    parser = command_line.parser("compare", __doc__)
+    parser.add_argument("--model", default="digits", help="checkpoint of all (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="dtype of all (default: %(default)s)")
+    command_line.add_turns(parser, rounds=9, seconds=2)
     parser.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    results = run(options.model, options.dtype, options.rounds, options.seconds, options.connections)
+    options = command_line.parse(parser, arguments)
+    measured = run(options.model, options.dtype, options.rounds, options.seconds, options.connections)
     report = {
-        "machine": machine.describe(),
         "client": "wrk -t1" if wrk.is_installed() else "bundled",
         "model": Path(options.model).name,
         "dtype": options.dtype,
         "rounds": options.rounds,
         "seconds": options.seconds,
-        "results": results,
+        "results": measured,
     }
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    results.write(options.out, report)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a GPU makes of all this: the model alone, the pipeline, the whole server, accuracy, memory and energy.
+"""What a GPU achieves: the model only, the pipeline, the whole server, accuracy, memory and energy.
 
     python -m benchmarks.gpu --out gpu.json
 
-Takes up to 8 minutes on a GPU that nobody else uses, with a seeded ViT-B/16 and without a network. Each part runs in a
-process of its own and within its time; one that fails is noted in the result, which is written again after each part.
-`--device cpu --quick` runs what can run without a GPU on a tiny model, to see that it works; its figures mean nothing.
+Takes up to 8 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in a
+process of its own with a time limit. A part that fails is noted in the result, which is written again after each part.
+`--device cpu --quick` checks with a tiny model what can run without a GPU; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any, NamedTuple
 
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.table import table
-from benchmarks.harness import machine
+from benchmarks.harness import machine, results
 
 _NO_CUDA = 2
 _GRACE_S = 40.0
-"""What a part that is stopped gets to stop its server."""
-_LOG_LINES = 30
+"""How long a part that is stopped may take to stop its server."""
+_LOG_LINES = 60
 
 
 class _Planned(NamedTuple):
-    """A part, what it answers, and which share of the time left it gets at the most."""
+    """A part, and its maximum share of the remaining time."""
 
     run: Callable[[Part], None]
     share: float
@@ -74,7 +74,7 @@ def _memory(part: Part) -> None:
     memory.run(part)
 
 
-# In this order; torch.compile last, since it alone may take longer than all others.
+# In this order. torch.compile comes last, since it may take longer than all others together.
 _PARTS = {
     "alone": _Planned(_alone, 0.3),
     "pipeline": _Planned(_pipeline, 0.3),
@@ -86,32 +86,35 @@ _PARTS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts of the command line; exit with status 2 where there is no GPU, 1 if a part failed."""
+    """Run the parts of the command line; exit with status 2 without a GPU, 1 if a part failed."""
     options = _parser().parse_args(arguments)
     if options.part:
         _run_here(options)
         return
+    reason = None if options.quick else results.refusal(options.out)
+    if reason:
+        sys.exit(reason)
     device = _device(options.device)
     if device is None:
-        print("skipped: there is no CUDA device; `--device cpu --quick` runs what can run without one")
+        print("There is no CUDA device: `--device cpu --quick` runs what can run without one.")
         sys.exit(_NO_CUDA)
     with tempfile.TemporaryDirectory() as folder:
         report = _run(options, device, Path(folder))
     print(table(report))
     failed = [name for name, part in report["parts"].items() if part["status"] != "ok"]
     if failed:
-        sys.exit(f"not complete: {', '.join(failed)}")
+        sys.exit(f"These parts did not complete: {', '.join(failed)}.")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--out", type=Path, default=Path("gpu.json"), help="where the result goes (default: %(default)s)")
-    add("--device", default="cuda:0", help="as torch names it (default: %(default)s)")
-    add("--quick", action="store_true", help="a tiny model and short measurements, which mean nothing")
-    add("--minutes", type=float, default=7.0, help="for all parts together (default: %(default)s)")
+    add("--out", type=Path, default=Path("gpu.json"), help="result file (default: %(default)s)")
+    add("--device", default="cuda:0", help="device in torch's notation (default: %(default)s)")
+    add("--quick", action="store_true", help="a tiny model and short measurements that mean nothing")
+    add("--minutes", type=float, default=7.0, help="time limit of all parts together (default: %(default)s)")
     add("--only", default=",".join(_PARTS), help="parts, separated by commas (default: %(default)s)")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server, as api_servers=8")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a server setting, such as api_servers=8")
     add("--part", choices=_PARTS, help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
     add("--seconds", type=float, help=argparse.SUPPRESS)
@@ -119,14 +122,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _device(wanted: str) -> str | None:
-    """Return the device, or None if it is a CUDA device that isn't there."""
+    """Return the device, or None if it is a CUDA device and CUDA is not available."""
     import torch
 
     return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else None
 
 
 def _run(options: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
-    """Run all parts, one after the other; return the report, which is written after each."""
+    """Run all parts one after the other; return the report, which is written after each."""
     from benchmarks.harness import checkpoints
 
     deadline = time.monotonic() + options.minutes * 60
@@ -148,9 +151,9 @@ def _run(options: argparse.Namespace, device: str, folder: Path) -> dict[str, An
 
 
 def _run_part(options: argparse.Namespace, name: str, device: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """Run a part in a process of its own; return what it found, and how it ended."""
+    """Run a part in a process of its own; return its findings and how it ended."""
     if seconds < 1:
-        return {"status": "skipped", "why": "no time was left", "result": {}}
+        return {"status": "skipped", "why": "no time left", "result": {}}
     file, log = folder / f"{name}.json", folder / f"{name}.log"
     command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--device", device, "--out", str(file)]
     command += ["--folder", str(folder / "checkpoint"), "--seconds", str(seconds)]
@@ -167,12 +170,12 @@ def _run_part(options: argparse.Namespace, name: str, device: str, folder: Path,
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait for a part, and stop it if it takes too long; return how it ended."""
+    """Wait for a part, and stop it at its time limit; return how it ended."""
     try:
         return "ok" if process.wait(seconds) == 0 else "error"
     except subprocess.TimeoutExpired:
         process.terminate()
-    except BaseException:  # such as Ctrl-C: its server must not stay behind
+    except BaseException:  # such as Ctrl-C: its server must not outlive it
         process.terminate()
         process.wait(_GRACE_S)
         raise
@@ -185,18 +188,17 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
 
 
 def _run_here(options: argparse.Namespace) -> None:
-    """Be a part's process."""
+    """Run a part in this process."""
     from vit_api.logs import configure_logging
     from vit_api.model.compile_cache import keep_compiled_code
-    from vit_api.model.quick_import import quick_import
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # so that contexts end, and servers with them
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("out of time"))  # contexts end, and with them their servers
     configure_logging("info", "text")
     keep_compiled_code()
-    with quick_import():
-        import vit_api.model.model  # noqa: F401 - every part needs it
+    import vit_api.model.model  # noqa: F401 - every part needs it
+
     settings = dict(setting.split("=", 1) for setting in options.set)
-    # Some of the time is the process's own start; a part looks at its time before each measurement.
+    # The process's start takes some of the time. A part checks its time before each measurement.
     seconds = 0.9 * options.seconds
     part = Part(options.folder, options.device, options.quick, seconds, options.out, settings)
     _PARTS[options.part].run(part)

@@ -1,10 +1,10 @@
-"""A load test against any server that answers `POST /predict`.
+"""A load test for any server with `POST /predict`.
 
     python -m benchmarks.load http://127.0.0.1:7860 --concurrency 1,8,32,128
     python -m benchmarks.load http://127.0.0.1:7860 --rate 100,200,400
 
-With --concurrency the loop is closed: each connection sends its next request once the last is answered. With --rate it
-is open: requests go at their own times, and latency counts from those times, so that no stall is hidden.
+--concurrency is a closed loop: each connection sends its next request once the previous one is answered. --rate is an
+open loop: requests are sent on a schedule and latency is measured from the scheduled time, so that no stall is hidden.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.harness import client, client_processes, machine, pictures, plots, scrape, summary
+from benchmarks.harness import client, client_processes, machine, pictures, plots, results, scrape, summary
 
 _GENERATED = 64
-_MOST_FILES = 1000
+_MAX_FILES = 1000
 _FILE_WIDTH = 120
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the load test of the command line; exit with status 1 if nothing was answered."""
+    """Run the load test of the command line; exit with status 1 if no request was answered."""
     options = _parser().parse_args(arguments)
+    if options.json and (reason := results.refusal(options.json)):
+        sys.exit(reason)
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     uploads = tuple(_files(options.images) if options.images else pictures.photos(_GENERATED, options.seed))
     if not uploads:
-        sys.exit(f"error: no files in {options.images}")
+        sys.exit(f"{options.images} has no files: give a folder with images.")
     _check_server(options.url)
     runs = []
     for load in options.rate or options.concurrency:
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plot:
         plots.latency_over_throughput(runs, options.plot)
     if not any(run["goodput_per_s"] for run in runs):
-        sys.exit("error: no request was answered")
+        sys.exit("No request was answered: see the errors above.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,35 +62,35 @@ def _parser() -> argparse.ArgumentParser:
     add("url", nargs="?", default="http://127.0.0.1:7860", help="the server's address (default: %(default)s)")
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--concurrency", type=_numbers, default="1,8,32,128", help="connections of a closed loop")
-    load.add_argument("--rate", type=_numbers, help="requests/s of an open loop, of all processes together")
-    add("--arrivals", choices=("poisson", "constant"), default="poisson", help="of an open loop")
-    add("--seconds", type=float, default=10, help="of each load, after its warm-up")
-    add("--warm-up", type=float, default=2, help="seconds of each load that don't count")
-    add("--images", type=Path, help="a folder with files to send (default: generated photos of 500 x 375)")
+    load.add_argument("--rate", type=_numbers, help="requests/s of an open loop, for all processes together")
+    add("--arrivals", choices=("poisson", "constant"), default="poisson", help="arrivals of an open loop")
+    add("--seconds", type=float, default=10, help="length of each load after its warm-up")
+    add("--warm-up", type=float, default=2, help="seconds of each load before its measurement")
+    add("--images", type=Path, help="folder of images to send (default: generated photos of 500 x 375)")
     share = parser.add_mutually_exclusive_group()
-    share.add_argument("--unique", action="store_true", help="send no upload twice (the default)")
+    share.add_argument("--unique", action="store_true", help="send every upload once (the default)")
     share.add_argument("--repeat-share", type=float, default=0.0, help="share of requests that repeat an upload")
     add("--form", action="store_true", help="send multipart forms (default: raw bodies)")
-    add("--header", action="append", default=[], help='to send along: "Name: value"')
-    add("--timeout", type=float, default=60, help="seconds that a request may take")
-    add("--goodput-ms", type=float, help="count only answers within so many milliseconds as goodput")
+    add("--header", action="append", default=[], help='additional header, as "Name: value"')
+    add("--timeout", type=float, default=60, help="seconds before a request fails")
+    add("--goodput-ms", type=float, help="maximum latency of goodput in milliseconds")
     add("--processes", type=int, default=1, help="client processes that share each load")
-    add("--seed", type=int, default=0, help="of pictures and arrivals")
-    add("--json", type=Path, help="write all figures here")
-    add("--plot", type=Path, help="draw latency over throughput into this PNG")
+    add("--seed", type=int, default=0, help="seed of images and arrivals")
+    add("--json", type=Path, help="write all figures to this file")
+    add("--plot", type=Path, help="plot latency over throughput to this PNG")
     return parser
 
 
 def _numbers(text: str) -> list[float]:
     numbers = [float(part) for part in text.split(",")]
     if any(number <= 0 for number in numbers):
-        raise argparse.ArgumentTypeError("must be numbers above 0, with commas in between")
+        raise argparse.ArgumentTypeError("must be positive numbers separated by commas")
     return numbers
 
 
 def _files(folder: Path) -> Iterator[bytes]:
     """Yield the contents of a folder's files."""
-    for path in sorted(path for path in folder.rglob("*") if path.is_file())[:_MOST_FILES]:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file())[:_MAX_FILES]:
         yield path.read_bytes()
 
 
@@ -96,7 +98,7 @@ def _check_server(url: str) -> None:
     try:
         httpx.get(url, timeout=10)
     except httpx.HTTPError as error:
-        sys.exit(f"error: {url} can't be reached: {error}")
+        sys.exit(f"The server at {url} cannot be reached ({error}): start it, or give another URL.")
 
 
 def _plan(options: argparse.Namespace, uploads: tuple[bytes, ...], load: float) -> client.Plan:
@@ -127,7 +129,7 @@ def _measure(plan: client.Plan, options: argparse.Namespace, load: float, consol
 
 @contextlib.contextmanager
 def _progress(plan: client.Plan, console: Console) -> Iterator[Callable[[int], None]]:
-    """Show a bar, which is told how many replies there are."""
+    """Show a progress bar; yield the function that updates its number of replies."""
     load = f"{plan.concurrency} connections" if plan.concurrency else f"{plan.rate:g}/s"
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
     total_s = plan.warm_up_s + plan.seconds
@@ -152,7 +154,7 @@ def _table(runs: Sequence[dict[str, Any]]) -> Table:
         column.no_wrap, column.justify = True, "right"
     table.add_column("errors")
     has_metrics = any(run["metrics"] for run in runs)
-    source = "means by /metrics" if has_metrics else "p50 by the answers' headers"
+    source = "means from /metrics" if has_metrics else "p50 from response headers"
     table.caption = f"latencies in ms; queue and inference: {source}; batch: mean size"
     for run in runs:
         latency = run["latency_ms"]
@@ -166,12 +168,12 @@ def _table(runs: Sequence[dict[str, Any]]) -> Table:
 
 
 def _medians(server: dict[str, Any]) -> dict[str, Any]:
-    """Return what the headers say in one number each."""
+    """Return the headers' figures as one number each."""
     return {name: figure.get("p50") if isinstance(figure, dict) else figure for name, figure in server.items()}
 
 
 def _shown(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options for the report; headers may hold a key."""
+    """Return the options for the report, without headers, which may hold a key."""
     hidden = ("json", "plot", "header", "rate" if not options.rate else "concurrency")
     return {name: _plain(value) for name, value in vars(options).items() if name not in hidden}
 

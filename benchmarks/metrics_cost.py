@@ -1,46 +1,42 @@
-"""What a cache hit pays for its metrics.
+"""CPU time of the metrics of a cache hit.
 
     python -m benchmarks.metrics_cost
 
-Counts the same hit as an HTTP process does, and the same four counts with prometheus_client's own way for several
-processes, a memory-mapped file for each. In one process, in turns; medians.
+Counts a hit as an HTTP process does, against four counts in prometheus_client's multiprocess mode, which keeps a
+memory-mapped file for each process. Both run in one process and take turns; medians.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine
+from benchmarks.harness import command_line, results, tables
 from vit_api import metrics
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import Prediction
 from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.observers.request_metrics import RequestMetrics
-from vit_api.web.requests import Pending, Request
+from vit_api.web.requests import PendingBytes, Request
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "metrics_cost.json"
 _LIMIT_US = 5.0
 
 
 def _ours() -> Callable[[], None]:
-    """Return what an HTTP process does for each hit."""
+    """Return the function that an HTTP process calls for each hit."""
     board = MetricsBoard(["http-0", "http-1", "worker-0"], metrics.COUNTED)
     observer = RequestMetrics(board.metrics_writer("http-1"))
-    request = Request({"path": "/predict", "headers": []}, _nothing, b"id", Pending(1000), 0.0)
-    request.endpoint = "/predict"
+    scope = {"method": "POST", "path": "/predict", "query_string": b"", "headers": []}
+    request = Request(scope, _nothing, b"id", PendingBytes(1000), arrived_at=0.0, endpoint="/predict")
     hit = ClassifierResult(CachedPrediction(Prediction((1,), (0.0,), 1.0)), Source.HIT)
 
     def count() -> None:
-        request.arrived_at = time.monotonic()
+        request.timeline.arrived_at = time.monotonic()
         observer.observe(Exchange(request, 200, time.monotonic(), (hit,)))
 
     return count
@@ -51,7 +47,7 @@ async def _nothing() -> dict[str, Any]:
 
 
 def _theirs() -> Callable[[], None]:
-    """Return the same counts by prometheus_client, which chooses its storage by the environment as it is imported."""
+    """Return the same counts in prometheus_client, which reads its storage from the environment when imported."""
     from prometheus_client import Counter, Histogram
 
     requests = Counter("requests", "", ["endpoint", "status"]).labels("/predict", "200")
@@ -69,7 +65,7 @@ def _theirs() -> Callable[[], None]:
 
 
 def measure(rounds: int, counts: int) -> dict[str, float]:
-    """Return microseconds for one hit, by who counts."""
+    """Return microseconds per hit, by implementation."""
     ways = {"ours": _ours(), "prometheus_client": _theirs()}
     costs_us: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -81,18 +77,24 @@ def measure(rounds: int, counts: int) -> dict[str, float]:
     return {name: round(statistics.median(costs), 2) for name, costs in costs_us.items()}
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result."""
+    names = {"ours": "this server, shared memory", "prometheus_client": "prometheus_client, memory-mapped files"}
+    rows = [(names[name], f"{cost_us:.1f} us") for name, cost_us in report["us_per_hit"].items()]
+    return tables.markdown(("metrics kept by", "CPU per cache hit"), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics_cost", description="What metrics cost a hit.")
+    parser = command_line.parser("metrics_cost", __doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--counts", type=int, default=50_000, help="hits in each round")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--counts", type=int, default=50_000, help="hits per round (default: %(default)s)")
+    options = command_line.parse(parser, arguments)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         result = measure(options.rounds, options.counts)
-    print(f"metrics of a hit: {result['ours']} us (limit {_LIMIT_US:g}); {result['prometheus_client']} us with files")
-    options.json.write_text(json.dumps({"machine": machine.describe(), "us_per_hit": result}, indent=1) + "\n")
+    print(f"{result['ours']} us per hit (limit: {_LIMIT_US:g}), {result['prometheus_client']} us in prometheus_client")
+    results.write(options.out, {"us_per_hit": result})
 
 
 if __name__ == "__main__":

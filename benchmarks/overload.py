@@ -1,45 +1,47 @@
-"""What becomes of the server at three times the load that it can bear.
+"""How the server behaves at three times its capacity.
 
     python -m benchmarks.overload
 
-First a closed loop finds the capacity, then an open loop sends three times as much: each request at its own time,
-whatever became of the others, so that a slow server gets no rest. The model takes some 10 ms an image and runs batches
-of one, so that it is the limit and not the client, which shares the cores.
+First a closed loop finds the capacity. Then an open loop sends three times as much: each request when it is due,
+whether or not earlier ones are answered, so that a slow server gets no rest. The model takes about 10 ms per image and
+runs batches of one. It is therefore the bottleneck, and not the client, which shares the cores.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, servers
+from benchmarks.harness import command_line, machine, results, servers, tables
 from benchmarks.harness.checkpoints import save_small_vit
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "overload.json"
 _QUEUE = 128
 _TIMES = 3.0
-_KEEP_S = 2.0
+_CONNECTIONS = 32
+_WARM_UP_S = 1.0
+_KEEP_ALIVE_S = 2.0
+_OK, _REFUSED = 200, 503
 _SETTINGS = {"api_servers": 1, "cpu_threads": 1, "max_batch_size": 1, "cache_size": 0, "queue_size": _QUEUE}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer.
+    """One response.
 
     Attributes:
         status: Its status.
-        has_retry_after: Whether it says when to come back.
-        seconds: From when the request was meant to go.
-        done_at: When it was there, in seconds of the monotonic clock.
+        has_retry_after: Whether it says when to try again.
+        seconds: From when the request was due.
+        done_at: When it was complete, in seconds of the monotonic clock.
         server_ms: The server's own time for it, if it says so.
     """
 
@@ -51,14 +53,17 @@ class Reply:
 
 
 class Client:
-    """Posts one body on kept connections, as many at once as it takes."""
+    """Posts one body on persistent connections, as many as it takes.
+
+    The bundled client would do, but takes more CPU time per request, and a refusal takes hardly any on the server.
+    """
 
     def __init__(self, port: int, body: bytes) -> None:
         self._port = port
         self._request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def post(self, intended_at: float) -> Reply:
+    async def post(self, due_at: float) -> Reply:
         """Send a request and return its reply."""
         reader, writer = await self._connection()
         writer.write(self._request)
@@ -68,13 +73,13 @@ class Client:
         self._idle.append((now, reader, writer))
         timing = head.partition(b"server-timing: total;dur=")[2].split(b"\r\n")[0]
         server_ms = float(timing) if timing else None
-        return Reply(int(head.split()[1]), b"retry-after:" in head, now - intended_at, now, server_ms)
+        return Reply(int(head.split()[1]), b"retry-after:" in head, now - due_at, now, server_ms)
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the connection that was used last, or a new one: servers close those that idle for long."""
+        """Return the most recently used connection, or a new one: servers close those that are idle for long."""
         if self._idle:
             used_at, reader, writer = self._idle.pop()
-            if time.monotonic() - used_at < _KEEP_S:
+            if time.monotonic() - used_at < _KEEP_ALIVE_S:
                 return reader, writer
             writer.close()
         return await asyncio.open_connection("127.0.0.1", self._port)
@@ -85,7 +90,7 @@ class Client:
             writer.close()
 
     async def closed_loop(self, connections: int, seconds: float) -> list[Reply]:
-        """Post on so many connections, on each as soon as the former is answered."""
+        """Post on this many connections, on each as soon as the previous request is answered."""
         end = time.monotonic() + seconds
 
         async def loop() -> list[Reply]:
@@ -99,14 +104,14 @@ class Client:
         return [reply for replies in by_loop for reply in replies]
 
     async def open_loop(self, per_s: float, seconds: float) -> list[Reply]:
-        """Post so many requests a second, each at its own time."""
+        """Post at a constant rate, whether or not earlier requests are answered."""
         start = time.monotonic()
         tasks = []
         for number in range(int(per_s * seconds)):
-            intended_at = start + number / per_s
-            if (delay_s := intended_at - time.monotonic()) > 0:
+            due_at = start + number / per_s
+            if (delay_s := due_at - time.monotonic()) > 0:
                 await asyncio.sleep(delay_s)
-            tasks.append(asyncio.create_task(self.post(intended_at)))
+            tasks.append(asyncio.create_task(self.post(due_at)))
         replies = await asyncio.gather(*tasks)
         self.close()
         return list(replies)
@@ -115,37 +120,42 @@ class Client:
 def measure(rounds: int, seconds: float) -> dict[str, Any]:
     """Return capacity, goodput and latencies. The two loops take turns, since the machine's speed changes."""
     upload = (machine.ROOT / "examples" / "digit-7.png").read_bytes()
-    capacities, shares, replies = [], [], []
+    capacities, shares = [], []
+    replies: list[Reply] = []
     with tempfile.TemporaryDirectory() as model, contextlib.ExitStack() as stack:
         save_small_vit(Path(model))
         server = stack.enter_context(servers.vit_api(model=model, **_SETTINGS))
         port = int(server.url.rpartition(":")[2])
-        asyncio.run(Client(port, upload).closed_loop(32, 1))
+        asyncio.run(Client(port, upload).closed_loop(_CONNECTIONS, _WARM_UP_S))
         before = server.resident_bytes() // 2**20
         for _ in range(rounds):
-            capacity = len(asyncio.run(Client(port, upload).closed_loop(32, seconds))) / seconds
+            capacity = len(asyncio.run(Client(port, upload).closed_loop(_CONNECTIONS, seconds))) / seconds
             end = time.monotonic() + seconds
             offered = asyncio.run(Client(port, upload).open_loop(_TIMES * capacity, seconds))
             capacities.append(capacity)
-            shares.append(sum(r.status == 200 and r.done_at <= end for r in offered) / seconds / capacity)
+            shares.append(sum(r.status == _OK and r.done_at <= end for r in offered) / seconds / capacity)
             replies += offered
         after = server.resident_bytes() // 2**20
+    result = {"rounds": rounds, "seconds": seconds} | _summary(replies, capacities, shares, seconds)
+    return result | {"memory_mb": {"before": before, "after": after}}
+
+
+def _summary(
+    replies: Sequence[Reply], capacities: Sequence[float], shares: Sequence[float], seconds: float
+) -> dict[str, Any]:
     capacity = statistics.median(capacities)
-    refused = [reply for reply in replies if reply.status == 503]
+    refused = [reply for reply in replies if reply.status == _REFUSED]
     return {
-        "rounds": rounds,
-        "seconds": seconds,
         "capacity_per_s": round(capacity),
-        "offered_per_s": round(len(replies) / seconds / rounds),
+        "offered_per_s": round(len(replies) / seconds / len(capacities)),
         "goodput_share_of_capacity": round(statistics.median(shares), 3),
         "goodput_shares": [round(share, 3) for share in shares],
-        "statuses": {str(status): sum(r.status == status for r in replies) for status in {r.status for r in replies}},
+        "statuses": {str(status): count for status, count in sorted(Counter(r.status for r in replies).items())},
         "all_refusals_say_when": all(reply.has_retry_after for reply in refused),
         "refused_ms": _percentiles([reply.seconds * 1000 for reply in refused]),
         "refused_server_ms": _percentiles([reply.server_ms for reply in refused if reply.server_ms is not None]),
-        "accepted_ms": _percentiles([reply.seconds * 1000 for reply in replies if reply.status == 200]),
+        "accepted_ms": _percentiles([reply.seconds * 1000 for reply in replies if reply.status == _OK]),
         "full_queue_ms": round(_QUEUE / capacity * 1000),
-        "memory_mb": {"before": before, "after": after},
     }
 
 
@@ -156,16 +166,31 @@ def _percentiles(values_ms: Sequence[float]) -> dict[str, float]:
     return {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2)}
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result."""
+    result = report["result"]
+    own, refused, accepted = (result[name] for name in ("refused_server_ms", "refused_ms", "accepted_ms"))
+    rows = [
+        ("capacity, closed loop", f"{result['capacity_per_s']:,}/s"),
+        ("offered, open loop", f"{result['offered_per_s']:,}/s"),
+        ("goodput, share of the capacity", result["goodput_share_of_capacity"]),
+        ("refused, by the server's clock: p50, p99", f"{own['p50']} ms, {own['p99']} ms"),
+        ("refused, at the client: p50, p99", f"{refused['p50']} ms, {refused['p99']} ms"),
+        ("accepted: p50, p99", f"{accepted['p50']} ms, {accepted['p99']} ms"),
+        ("a full queue takes", f"{result['full_queue_ms']} ms"),
+        ("memory before, after", f"{result['memory_mb']['before']} MiB, {result['memory_mb']['after']} MiB"),
+    ]
+    return tables.markdown(("at three times the capacity", ""), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description="Three times the capacity.")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=8, help="of each loop in each round")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
+    parser = command_line.parser("overload", __doc__)
+    command_line.add_turns(parser, rounds=9, seconds=8)
+    options = command_line.parse(parser, arguments)
     result = measure(options.rounds, options.seconds)
     print(json.dumps(result, indent=1))
-    options.json.write_text(json.dumps({"machine": machine.describe(), "result": result}, indent=1) + "\n")
+    results.write(options.out, {"result": result})
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
-"""Where a request's processor time goes: microseconds by stage, for each kind of process.
+"""Where a request's CPU time goes: microseconds by stage, for each kind of process.
 
     python -m benchmarks.profile
 
-py-spy samples the running server under load, from outside, and a table of the functions that make up a stage says what
-each sample was about. It may watch its own children where the system lets it (ptrace); in a container that takes the
-capability SYS_PTRACE.
+py-spy samples the running server under load, and a table maps functions to stages. py-spy must be allowed to trace
+child processes (ptrace); containers need the capability SYS_PTRACE.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,18 +17,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, pictures, process_group, servers, wrk
+from benchmarks.harness import command_line, pictures, process_group, results, servers, tables, wrk
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "profile.json"
 _SAMPLES_PER_S = 200
 _WARM_UP_S = 2.0
 _CONNECTIONS = 128
 _SETTINGS = {"cpu_threads": 1, "cache_size": 0}
 
-# By stage, what its frames have in their names; the innermost frame that has one decides. Names are py-spy's:
-# `function (file:line)`.
-_STAGES = {
-    "hash": ("Classifier._hash",),
+# By stage: parts of its frames' names, which py-spy writes as `function (file:line)`. The innermost frame that has one
+# decides.
+STAGES = {
+    "hash": ("_hash (vit_api/web/core/classifier.py",),
     "decode": ("decode_request", "vit_api/decoding/images.py", "vit_api/decoding/image_limits.py", "PIL/"),
     "encode": ("encode_response", "PredictRoutes._body", "to_json", "json/"),
     "send": ("Response.send", "RequestResponseCycle.send"),
@@ -41,17 +37,25 @@ _STAGES = {
     "forward": ("VisionModel.launch", "vit_api/model/engines.py", "vit_api/model/vit.py"),
     "collect": ("VisionModel.collect",),
     "parse": ("uvicorn/", "vit_api/web/uploads.py", "vit_api/web/requests.py", "vit_api/web/entry.py"),
-    "event loop": ("concurrent/futures/", "asyncio/", "threading.py", "vit_api/web/core/cache.py", "time_limit.py"),
+    "event loop": (
+        "concurrent/futures/",
+        "asyncio/",
+        "threading.py",
+        "vit_api/web/core/cache.py",
+        "vit_api/web/time_limit.py",
+    ),
 }
+OTHERS_CODE = ("PIL/", "json/", "uvicorn/", "RequestResponseCycle.", "concurrent/futures/", "asyncio/", "threading.py")
+"""Frames of other packages and of the standard library."""
 _OTHER = "other"
 _WAITING = "_worker (concurrent/futures/thread.py"
-"""Where a decoding thread waits for work, or for a core to go on: that takes no time of its own."""
+"""Where a decoding thread waits for work or for a core, which takes no CPU time."""
 
 
 def stage_of(frames: Sequence[str]) -> str:
-    """Return the stage that a stack belongs to; frames go from the outermost to the innermost."""
+    """Return the stage of a stack, whose frames are ordered from the outermost to the innermost."""
     for frame in reversed(frames):
-        for stage, parts in _STAGES.items():
+        for stage, parts in STAGES.items():
             if any(part in frame for part in parts):
                 return stage
     return _OTHER
@@ -69,11 +73,11 @@ def count_stages(lines: Iterable[str]) -> dict[int, Counter[str]]:
 
 
 def profile(upload: bytes, seconds: float) -> dict[str, Any]:
-    """Load the server and sample its processes; return microseconds of processor time a request, by kind and stage."""
+    """Load the server and sample its processes; return the CPU time per request in microseconds, by kind and stage."""
     with servers.vit_api(**_SETTINGS) as server, tempfile.TemporaryDirectory() as folder:
         _post(server, upload, _WARM_UP_S)
         pids = {pid: kind for pid, kind in process_group.kinds(server.group).items() if kind in ("http", "worker")}
-        # The sampler stops a process for each sample, so what is used is measured apart.
+        # py-spy stops a process for each sample, so CPU time is measured before it runs.
         before = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
         load = _post(server, upload, seconds)
         after = {pid: process_group.cpu_seconds_by_thread(pid) for pid in pids}
@@ -101,7 +105,11 @@ def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
 def sample(
     server: servers.Server, upload: bytes, pids: Iterable[int], seconds: float, folder: Path
 ) -> dict[int, dict[int, Counter[str]]]:
-    """Sample each process under load, one after the other."""
+    """Sample each process under load, one after the other.
+
+    Raises:
+        RuntimeError: py-spy failed.
+    """
     found = {}
     for pid in pids:
         load = threading.Thread(target=_post, args=(server, upload, seconds + _WARM_UP_S))
@@ -127,7 +135,7 @@ def sample(
     return found
 
 
-def _table(name: str, result: dict[str, Any]) -> str:
+def _summary(name: str, result: dict[str, Any]) -> str:
     lines = [f"{name}, {result['requests_per_s']:,} requests/s:"]
     for kind, stages in result["cpu_us_per_request"].items():
         shown = ", ".join(f"{stage} {us:.0f}" for stage, us in stages.items())
@@ -135,21 +143,28 @@ def _table(name: str, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per upload and kind of process."""
+    rows = []
+    for upload, result in report["results"].items():
+        for kind, stages in result["cpu_us_per_request"].items():
+            shown = ", ".join(f"{stage} {us:.0f}" for stage, us in stages.items() if us >= 1)
+            rows.append((upload, kind, f"{sum(stages.values()):.0f} us", shown))
+    return tables.markdown(("upload", "process", "CPU per request", "by stage, in microseconds"), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the profile of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=8, help="of each sampling")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    if not wrk.is_installed():
-        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
+    """Run the benchmark of the command line."""
+    parser = command_line.parser("profile", __doc__)
+    parser.add_argument("--seconds", type=float, default=8, help="length of each sampling (default: %(default)s)")
+    options = command_line.parse(parser, arguments)
+    wrk.require()
     uploads = {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
-    results = {}
+    profiles = {}
     for name, upload in uploads.items():
-        results[name] = profile(upload, options.seconds)
-        print(_table(name, results[name]), flush=True)
-    report = {"machine": machine.describe(), "connections": _CONNECTIONS, "results": results}
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+        profiles[name] = profile(upload, options.seconds)
+        print(_summary(name, profiles[name]), flush=True)
+    results.write(options.out, {"connections": _CONNECTIONS, "results": profiles})
 
 
 if __name__ == "__main__":

@@ -1,32 +1,29 @@
-"""What grows: the pictures, the model, the number of connections.
+"""How the server scales with the size of images and models and with the number of connections.
 
     python -m benchmarks.scaling
 
-- A camera's JPEG, 4032 x 3024 pixels, with the decoding that scales on the way and with `VIT_API_EXACT_DECODE=1`.
-- ViT-B/16, with random weights, on the CPU: what is served, beside what the model does alone at its best batch size.
-- 512 connections beside 32: processor time of a request, and memory.
+- A camera's JPEG of 4032 x 3024 pixels: scaled decoding against `VIT_API_EXACT_DECODE=1`.
+- ViT-B/16 with random weights on the CPU: served, against the model only at its best batch size.
+- 512 connections against 32: CPU time per request, and memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, pictures, servers, wrk
+from benchmarks.harness import command_line, pictures, results, servers, tables, wrk
 from benchmarks.harness.checkpoints import save_vit_base
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.cores import available_cores
 from vit_api.lit_api import ViTAPI
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "scaling.json"
 _FEW, _MANY = 32, 512
 _STALL_S = 3600
 _GRAINS = {"detailed": 12, "smooth": 63}
@@ -42,7 +39,7 @@ def _post(server: servers.Server, upload: bytes, connections: int, seconds: floa
 
 @contextlib.contextmanager
 def _paused(settings: Sequence[dict[str, Any]]) -> Iterator[list[servers.Server]]:
-    """Run a server for each, all paused."""
+    """Run one server per group of settings, all paused."""
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(servers.vit_api(**each, worker_stall_s=_STALL_S)) for each in settings]
         for server in running:
@@ -51,7 +48,7 @@ def _paused(settings: Sequence[dict[str, Any]]) -> Iterator[list[servers.Server]
 
 
 def camera(rounds: int, seconds: float) -> dict[str, Any]:
-    """Compare scaling on the way with exact decoding, for a picture full of detail and a smooth one."""
+    """Compare scaled with exact decoding, for a detailed and a smooth image."""
     return {name: _camera(pictures.camera_jpeg(grain), rounds, seconds) for name, grain in _GRAINS.items()}
 
 
@@ -69,7 +66,7 @@ def _camera(upload: bytes, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def connections(rounds: int, seconds: float) -> dict[str, Any]:
-    """Compare a request's processor time at many connections with that at few, in turns."""
+    """Compare the CPU time per request with many connections and with few, in turns."""
     upload = pictures.small_png()
     costs: dict[int, list[float]] = {_FEW: [], _MANY: []}
     memory = []
@@ -90,7 +87,7 @@ def connections(rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def vit_base(rounds: int, seconds: float) -> dict[str, Any]:
-    """Compare what is served of a ViT-B/16 with the model alone, in turns, and the dtypes of the model alone."""
+    """Compare ViT-B/16 served and the model only, in turns, and the dtypes of the model only."""
     upload = pictures.noisy_jpeg(65_000)
     served, alone = [], []
     with tempfile.TemporaryDirectory() as name:
@@ -134,26 +131,57 @@ def _images_per_s(api: ViTAPI, pixels: Any, size: int, seconds: float) -> float:
     return images / elapsed_s
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per comparison."""
+    results = report["results"]
+    rows = [
+        *_camera_rows(results["camera"]),
+        *_connection_rows(results["connections"]),
+        *_vit_rows(results["vit_base"]),
+    ]
+    return tables.markdown(("what", "first", "second", "ratio"), rows)
+
+
+def _camera_rows(result: dict[str, Any]) -> Iterator[tables.Row]:
+    for name, camera in result.items():
+        rates = camera["requests_per_s"]
+        what = f"4032 x 3024 JPEG, {name}, {camera['bytes'] / 1e6:.1f} MB: scaled while decoded / exact"
+        yield what, f"{rates['draft']}/s", f"{rates['exact']}/s", camera["ratio"]
+
+
+def _connection_rows(result: dict[str, Any]) -> Iterator[tables.Row]:
+    costs, memory = result["cpu_us_per_request"], result["memory_mb"]
+    few, many = costs
+    yield f"CPU per request: {many} / {few} connections", f"{costs[many]} us", f"{costs[few]} us", result["ratio"]
+    grown = round(memory["last"] / memory["first"], 3)
+    yield "resident memory: after the last / the first round", f"{memory['last']} MiB", f"{memory['first']} MiB", grown
+
+
+def _vit_rows(result: dict[str, Any]) -> Iterator[tables.Row]:
+    what = f"ViT-B/16, {result['dtype']}, batches of {result['best_batch_size']}: served / model only"
+    yield what, f"{result['served_per_s']}/s", "in turns", result["served_over_alone"]
+    best = [f"{max(result['alone_per_s'][name].values())}/s" for name in ("auto", "float32")]
+    what = f"ViT-B/16, model only: {result['dtype']} / float32, each at its best batch size"
+    yield what, *best, result["auto_over_float32"]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
-    parser.add_argument("--seconds", type=float, default=3, help="of each turn; eight times as long for ViT-B/16")
+    parser = command_line.parser("scaling", __doc__)
+    command_line.add_turns(parser, rounds=5, seconds=3, note="; eight times as long for ViT-B/16")
     parser.add_argument("--only", choices=("camera", "connections", "vit_base"))
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    if not wrk.is_installed():
-        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
-    results: dict[str, Any] = {}
+    options = command_line.parse(parser, arguments)
+    wrk.require()
+    measured: dict[str, Any] = {}
     for name, measure, seconds in (
         ("camera", camera, options.seconds),
         ("connections", connections, options.seconds),
         ("vit_base", vit_base, 8 * options.seconds),
     ):
         if options.only in (None, name):
-            results[name] = measure(options.rounds, seconds)
-            print(name, json.dumps(results[name]), flush=True)
-    options.json.write_text(json.dumps({"machine": machine.describe(), "results": results}, indent=1) + "\n")
+            measured[name] = measure(options.rounds, seconds)
+            print(name, json.dumps(measured[name]), flush=True)
+    results.write(options.out, {"results": measured})
 
 
 if __name__ == "__main__":

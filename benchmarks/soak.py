@@ -1,15 +1,14 @@
-"""Mixed traffic and faults for minutes: nothing may be lost, and nothing may grow.
+"""Minutes of mixed traffic and faults: no request may be lost, and no resource may grow.
 
     python -m benchmarks.soak --minutes 5
 
-Clients post repeated and new images, raw and as forms, corrupt ones, and hang up in the middle; every 20 s a worker or
-an HTTP process is killed. Every request must get its one right answer; a client whose HTTP process was killed under it
-sends the request again, once. At the end all slots are free, and neither memory nor descriptors have grown.
+Clients send repeated and new images, raw and as forms, corrupt images, and disconnect early. Every 20 s a worker or an
+HTTP process is killed. Every request must get its right answer; a client whose connection broke with a killed HTTP
+process sends its request once again. At the end all slots are free, and neither memory nor descriptors have grown.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -22,23 +21,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.harness import machine, process_group, servers, wrk
+from benchmarks.harness import command_line, machine, process_group, results, servers, tables, wrk
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "soak.json"
 _CLIENTS = 24
 _KILL_EVERY_S = 20.0
 _SAMPLE_EVERY_S = 1.0
 _REQUEST_S = 60.0
-_MOST_GROWTH_BYTES = 48 * 2**20
-_MOST_GROWTH_SHARE = 1.10
+_MAX_GROWTH_BYTES = 48 * 2**20
+_MAX_GROWTH_SHARE = 1.10
 _WARM_UP_SHARE = 0.3
-_MOST_NEW_DESCRIPTORS = 16
-"""An HTTP process that took the place of a killed one has inherited some of the main process, about seven, once."""
+_MAX_NEW_DESCRIPTORS = 16
+"""An HTTP process that replaces a killed one inherits about seven of the main process's, once."""
 
 
 @dataclass
@@ -46,10 +43,10 @@ class Tally:
     """What happened.
 
     Attributes:
-        outcomes: Requests by what became of them.
-        lost: Requests without their right answer, described.
-        kills: Processes that were killed, by kind.
-        memory: Resident bytes of all processes, and when, in seconds from the start.
+        outcomes: Attempts by kind of request and outcome.
+        lost: Descriptions of requests without their right answer.
+        kills: Killed processes by kind.
+        memory: Seconds from the start, and the resident bytes of all processes.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -59,11 +56,11 @@ class Tally:
 
 
 class Traffic:
-    """One client after the other's requests, of a seeded kind.
+    """The requests of all clients, of seeded kinds.
 
     Args:
         port: The server's.
-        tally: Told what happens.
+        tally: Records what happens.
     """
 
     def __init__(self, port: int, tally: Tally) -> None:
@@ -80,7 +77,7 @@ class Traffic:
             kind = dice.choices(("hit", "miss", "form", "bad", "hang up"), (4, 4, 2, 1, 1))[0]
             label, picture = dice.choice(self._pictures)
             self._number += 1
-            # What comes after a PNG's end doesn't show, and makes it another upload.
+            # Bytes after a PNG's end are ignored by decoders, and make the upload unique.
             upload = picture + (b"again" if kind == "hit" else self._number.to_bytes(8, "big"))
             if kind == "bad":
                 upload = picture[: len(picture) // 2] + self._number.to_bytes(8, "big")
@@ -99,7 +96,7 @@ class Traffic:
                 self._tally.outcomes[f"{kind}: interrupted"] += 1
                 await asyncio.sleep(0.05)
                 continue
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 got = "no answer"
             self._tally.outcomes[f"{kind}: {'right' if got in (expected, None) else 'wrong'}"] += 1
             if got not in (expected, None):
@@ -108,7 +105,7 @@ class Traffic:
         self._tally.lost.append(f"{kind}: interrupted twice")
 
     async def _exchange(self, request: bytes, *, hangs_up: bool) -> str | None:
-        """Return the label or the error's code; None for a client that hung up."""
+        """Return the label or the error's code; None for a client that disconnected."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             writer.write(request)
@@ -124,7 +121,7 @@ class Traffic:
 
 
 async def _kill(server: servers.Server, tally: Tally, end: float) -> None:
-    """Kill a worker, an HTTP process, a worker, and so on."""
+    """Kill workers and HTTP processes alternately."""
     kinds = ("worker", "http")
     for number in range(10_000):
         if time.monotonic() + 1.5 * _KILL_EVERY_S > end:
@@ -156,7 +153,7 @@ async def _load(server: servers.Server, tally: Tally, seconds: float) -> None:
 
 
 def run(minutes: float) -> tuple[dict[str, Any], list[str]]:
-    """Run the traffic; return the report and what is wrong with it."""
+    """Run the traffic; return the report and its faults."""
     tally = Tally()
     settings = {"api_servers": 2, "cpu_threads": 1, "cache_size": 1000, "request_timeout_s": _REQUEST_S}
     with servers.vit_api(**settings) as server:
@@ -165,7 +162,6 @@ def run(minutes: float) -> tuple[dict[str, Any], list[str]]:
         info = _settled(server)
         after = _descriptors(server)
     report = {
-        "machine": machine.describe(),
         "minutes": minutes,
         "requests": sum(tally.outcomes.values()),
         "outcomes": dict(sorted(tally.outcomes.items())),
@@ -180,7 +176,7 @@ def run(minutes: float) -> tuple[dict[str, Any], list[str]]:
 
 
 def _settled(server: servers.Server) -> dict[str, Any]:
-    """Return what /info says once nothing is under way any more."""
+    """Return /info once no request is in flight, or after a minute."""
     end = time.monotonic() + 60
     while True:
         with contextlib.suppress(httpx.TransportError):
@@ -193,7 +189,7 @@ def _settled(server: servers.Server) -> dict[str, Any]:
 
 
 def _memory(samples: Sequence[tuple[float, int]], seconds: float) -> dict[str, float]:
-    """Return the median after the warm-up, in the first and in the last third of the rest; restarts are outliers."""
+    """Return the median MiB of the first and the last third after the warm-up; restarts are outliers."""
     rest = [(at, size) for at, size in samples if at > _WARM_UP_SHARE * seconds]
     third = max(1, len(rest) // 3)
     first, last = (statistics.median(size for _, size in part) for part in (rest[:third], rest[-third:]))
@@ -206,24 +202,39 @@ def _faults(report: dict[str, Any]) -> list[str]:
     if busy:
         faults.append(f"slots are not free: {busy}")
     first, last = report["memory_mb"]["first"], report["memory_mb"]["last"]
-    if last > first * _MOST_GROWTH_SHARE and (last - first) * 2**20 > _MOST_GROWTH_BYTES:
-        faults.append(f"memory grew from {first} to {last} MB")
-    if report["descriptors"]["after"] > report["descriptors"]["before"] + _MOST_NEW_DESCRIPTORS:
+    if last > first * _MAX_GROWTH_SHARE and (last - first) * 2**20 > _MAX_GROWTH_BYTES:
+        faults.append(f"memory grew from {first} to {last} MiB")
+    if report["descriptors"]["after"] > report["descriptors"]["before"] + _MAX_NEW_DESCRIPTORS:
         faults.append(f"descriptors grew: {report['descriptors']}")
     if report["restarts"] != report["kills"].get("worker", 0):
         faults.append(f"{report['restarts']} restarts for {report['kills']} kills")
     return faults
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result."""
+    memory, descriptors = report["memory_mb"], report["descriptors"]
+    interrupted = sum(count for outcome, count in report["outcomes"].items() if outcome.endswith("interrupted"))
+    rows = [
+        ("minutes", report["minutes"]),
+        ("requests, each attempt counted", f"{report['requests']:,}"),
+        ("kills", ", ".join(f"{count} {kind}" for kind, count in report["kills"].items())),
+        ("connections broken by a kill, request sent again", interrupted),
+        ("requests without their right answer", len(report["lost"])),
+        ("memory in the first and last third", f"{memory['first']} MiB, {memory['last']} MiB"),
+        ("descriptors before, after", f"{descriptors['before']}, {descriptors['after']}"),
+    ]
+    return tables.markdown(("soak", ""), rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the soak of the command line; exit with status 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description="Traffic and faults for minutes.")
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the report goes")
-    options = parser.parse_args(arguments)
+    """Run the soak of the command line; exit with status 1 if there are faults."""
+    parser = command_line.parser("soak", __doc__)
+    parser.add_argument("--minutes", type=float, default=5, help="duration (default: %(default)s)")
+    options = command_line.parse(parser, arguments)
     report, faults = run(options.minutes)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in report.items() if name != "machine"}, indent=1))
+    results.write(options.out, report)
+    print(json.dumps(report, indent=1))
     if faults:
         sys.exit("\n".join(faults))
 

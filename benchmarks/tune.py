@@ -1,31 +1,34 @@
-"""How the settings that matter for speed bear on this machine: a curve for each, the others at their defaults.
+"""How the settings that affect speed do so on this machine: one curve per setting, with the others at their defaults.
 
     python -m benchmarks.tune --model digits
 
-The values of one setting take turns, and the ratio to the default's turn counts. The defaults come from this.
+The values of a setting take turns, and the ratio to the default's turn counts. The defaults were chosen with this.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.harness import machine, pictures, servers, wrk
+from benchmarks.harness import command_line, pictures, plots, results, servers, tables, wrk
 from vit_api.cores import available_cores
 
-_RESULT = machine.ROOT / "benchmarks" / "results" / "tune.json"
 _WARM_UP_S = 0.7
 _COMMON = {"cache_size": 0, "worker_stall_s": 3600}
+_CURVES = {
+    "max_wait_ms": "maximum wait, ms",
+    "max_batch_size": "maximum batch size, images",
+    "api_servers": "HTTP processes",
+}
+"""What is plotted, and the axis' label."""
 
 
 def curves() -> dict[str, tuple[int, ...]]:
-    """Return the values to try of each setting, the default's first."""
+    """Return the values to try of each setting, the default first."""
     cores = available_cores()
     tried = {
         "api_servers": (cores, max(1, cores // 2), 2 * cores),
@@ -38,14 +41,14 @@ def curves() -> dict[str, tuple[int, ...]]:
 
 
 class Plan(NamedTuple):
-    """What each value of a setting is loaded with.
+    """The load for each value of a setting.
 
     Attributes:
         model: The checkpoint to serve.
-        upload: What is posted.
+        upload: What is sent.
         connections: Numbers of connections to try.
         rounds: Turns of each value.
-        seconds: Of each turn.
+        seconds: Length of a turn.
     """
 
     model: str
@@ -56,7 +59,7 @@ class Plan(NamedTuple):
 
 
 def measure(plan: Plan, setting: str, values: Sequence[int]) -> list[dict[str, Any]]:
-    """Load a server with each value in turns; return each one's rate, p50, p99 and ratio to the first, as medians."""
+    """Load one server per value in turns; return medians of rate, p50, p99 and ratio to the first value."""
     with contextlib.ExitStack() as stack:
         running = {
             value: stack.enter_context(servers.vit_api(model=plan.model, **_COMMON, **{setting: value}))
@@ -64,16 +67,16 @@ def measure(plan: Plan, setting: str, values: Sequence[int]) -> list[dict[str, A
         }
         for server in running.values():
             server.pause()
-        results = []
+        measured = []
         for connections in plan.connections:
             loads: dict[int, list[wrk.Load]] = {value: [] for value in running}
             for number in range(plan.rounds):
                 for value, server in list(running.items())[:: 1 if number % 2 else -1]:
                     loads[value].append(_load(server, plan.upload, connections, plan.seconds))
-            results += [
+            measured += [
                 _summary(setting, value, connections, loads[value], loads[values[0]]) for value in sorted(values)
             ]
-    return results
+    return measured
 
 
 def _summary(
@@ -100,29 +103,49 @@ def _load(server: servers.Server, upload: bytes, connections: int, seconds: floa
     return load
 
 
+def table(report: dict[str, Any]) -> str:
+    """Return the table of a result: one line per setting and value, one column per number of connections."""
+    counts = list(dict.fromkeys(row["connections"] for row in report["results"]))
+    rows: dict[tuple[str, int], list[object]] = {}
+    for row in report["results"]:
+        name = f"{row['value']}, the default" if row["is_default"] else row["value"]
+        cells = rows.setdefault((row["setting"], row["value"]), [f"`{row['setting']}`", name])
+        cells.append(
+            f"{row['ratio']:.2f}: {row['requests_per_s']:,.0f}/s, {row['p50_ms']:.1f} ms, {row['p99_ms']:.1f} ms"
+        )
+    return tables.markdown(("setting", "value", *map(tables.connections, counts)), rows.values())
+
+
+def plot(report: dict[str, Any], folder: Path) -> None:
+    """Draw the requests/s over the values of a setting, one plot per setting and one line per number of connections."""
+    for setting, x in _CURVES.items():
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for result in report["results"]:
+            if result["setting"] == setting:
+                name = tables.connections(result["connections"])
+                lines.setdefault(name, []).append((result["value"], result["ratio"]))
+        plots.lines(lines, folder / f"tune_{setting}.png", x=x, y="requests/s relative to the default")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the measurement of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=(__doc__ or "").split("\n")[0])
+    """Run the benchmark of the command line."""
+    parser = command_line.parser("tune", __doc__)
     parser.add_argument("--model", default="digits", help="checkpoint to serve (default: %(default)s)")
     parser.add_argument("--settings", nargs="+", choices=list(curves()), default=list(curves()), help="which to try")
     parser.add_argument("--connections", type=int, nargs="+", default=(1, 32, 128))
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each value")
-    parser.add_argument("--seconds", type=float, default=1.2, help="of each turn")
-    parser.add_argument("--json", type=Path, default=_RESULT, help="where the result goes")
-    options = parser.parse_args(arguments)
-    if not wrk.is_installed():
-        sys.exit("wrk is not installed; on Debian: apt-get install wrk")
+    command_line.add_turns(parser, rounds=5, seconds=1.2)
+    options = command_line.parse(parser, arguments)
+    wrk.require()
     upload = pictures.noisy_jpeg(65_000)
     plan = Plan(options.model, upload, options.connections, options.rounds, options.seconds)
-    results = []
+    measured = []
     for setting in options.settings:
         for result in measure(plan, setting, curves()[setting]):
-            results.append(result)
+            measured.append(result)
             print(json.dumps(result), flush=True)
     what = {"model": Path(options.model).name, "upload": "65 KB JPEG, 500 x 375"}
     turns = {"rounds": options.rounds, "seconds": options.seconds}
-    report = {"machine": machine.describe()} | what | turns | {"results": results}
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    results.write(options.out, what | turns | {"results": measured})
 
 
 if __name__ == "__main__":

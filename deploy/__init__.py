@@ -1,1 +1,1 @@
-"""What brings the server to where it runs."""
+"""Deployment: to a Hugging Face Space, in a container, with Prometheus and Grafana."""

@@ -1,4 +1,4 @@
-"""Which files of this repository the image is built from. Knows nothing of where they go."""
+"""Lists the files of this repository that the image is built from. Must not know where they are pushed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NEEDED = (
     "server.py",
     "vit_api",
 )
-"""What the builder gets by `.dockerignore`, what tells it how to build, and the page with the Space's settings."""
+"""What `.dockerignore` lets through, the files that control the build, and README.md with the Space's settings."""
 
 
 class FilesError(Exception):
-    """The working tree can't be deployed; the message says why and what to do."""
+    """The working tree can't be deployed; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class LocalFile:
 
     Attributes:
         name: Its path in the repository, with slashes.
-        path: Where it is.
+        path: Its path on disk.
     """
 
     name: str
     path: Path
 
     def is_same(self, blob_id: str, sha256: str | None) -> bool:
-        """Say whether a file of the hub has this content.
+        """Return whether a file on the hub has this content.
 
         Args:
-            blob_id: That file's id in git.
-            sha256: Its content's SHA-256 if it is in large-file storage, where the id in git is of a pointer.
+            blob_id: The git blob id of the file on the hub.
+            sha256: Its SHA-256 if it is in large-file storage, where the blob id is that of a pointer.
         """
         content = self.path.read_bytes()
         if sha256 is not None:
@@ -49,25 +49,25 @@ class LocalFile:
 
 
 def image_files(root: Path) -> list[LocalFile]:
-    """List the files that the image needs: those that git tracks, as the working tree has them.
+    """Return the files that the image needs: those that git tracks, with the content of the working tree.
 
     Raises:
-        FilesError: One is missing, or there are files among them that git doesn't know: a new module that was
-            forgotten, or something private. Or this is no git repository.
+        FilesError: A file is missing, `root` is not a git repository, or git does not track a file in these folders:
+            a forgotten new module, or something private.
     """
     if missing := [name for name in NEEDED if not (root / name).exists()]:
-        raise FilesError(f"the image needs {', '.join(missing)}, which {root} does not have")
-    if strangers := _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *NEEDED).split("\0")[:-1]:
-        raise FilesError(f"git does not know {', '.join(strangers)}: add them, or delete them")
+        raise FilesError(f"The image needs files that are missing in {root}: {', '.join(missing)}.")
+    if untracked := _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *NEEDED).split("\0")[:-1]:
+        raise FilesError(f"There are files that git does not track: add or delete {', '.join(untracked)}.")
     names = _git(root, "ls-files", "-z", "--", *NEEDED).split("\0")[:-1]
     return [LocalFile(name, root / name) for name in sorted(set(names)) if (root / name).is_file()]
 
 
 def describe_commit(root: Path) -> str:
-    """Name the commit that is checked out, and say if the files that the image needs differ from it.
+    """Return the id of the commit that is checked out, with a note if the image's files differ from it.
 
     Raises:
-        FilesError: This is no git repository, or it has no commit.
+        FilesError: `root` is not a git repository, or has no commit.
     """
     commit = _git(root, "rev-parse", "--short=12", "HEAD").strip()
     is_changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *NEEDED)
@@ -78,6 +78,6 @@ def _git(root: Path, *arguments: str) -> str:
     try:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
     except FileNotFoundError:
-        raise FilesError("git is not installed") from None
+        raise FilesError("git is not installed.") from None
     except subprocess.CalledProcessError as error:
-        raise FilesError(f"git {arguments[0]} fails: {error.stderr.strip()}") from None
+        raise FilesError(f"git {arguments[0]} failed: {error.stderr.strip()}") from None

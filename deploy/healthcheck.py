@@ -1,6 +1,6 @@
-"""Exit with 0 if the server in this container is ready. Knows nothing of the server but its port.
+"""Exits with status 0 if the server in this container is ready. Must not import the server.
 
-The standard library alone, and of it little: this runs every few seconds.
+Imports little, and only from the standard library, since it runs every few seconds.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _TIMEOUT_S = 4.0
 
 
 def main() -> int:
-    """Ask the server's health and return the exit status."""
+    """Request /health/ready and return the exit status."""
     port = int(os.environ.get("VIT_API_PORT") or 7860)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/health/ready")
         status = connection.getresponse().status
     except OSError as error:
-        print(f"no answer on port {port}: {error}")
+        print(f"No response on port {port}: {error}")
         return 1
-    print(f"status {status}")
+    print(f"/health/ready responded with status {status}.")
     return 0 if status == http.client.OK else 1
 
 

@@ -1,6 +1,6 @@
-"""A Space on the Hugging Face hub: its files, its revisions and what it runs. Knows nothing of when to deploy.
+"""A Space on the Hugging Face hub: its files, its revisions and what it runs. Must not decide when to deploy.
 
-With `huggingface_hub` 2.4.0. Every call that fails raises `HubError`; no message has the token in it.
+Uses `huggingface_hub` 2.4. Every failed call raises `HubError`; no message contains the token.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from huggingface_hub import (
 from deploy.files import LocalFile
 
 ANSWER_S = 60.0
-"""The library sets no time limit of its own, and would wait for ever for a hub that went silent."""
+"""Timeout of a request. The library sets none, and would wait forever for a hub that stopped responding."""
 
 _KEPT = {".gitattributes"}
-"""Made by the hub: says which files go to large-file storage."""
+"""Created by the hub; it lists which files are in large-file storage."""
 
 
 class HubError(Exception):
-    """The hub refuses something, or doesn't answer; the message says what.
+    """The hub rejected a call or did not respond.
 
     Attributes:
-        is_passing: The same call may succeed later.
+        is_transient: Whether the same call may succeed later.
     """
 
-    def __init__(self, message: str, *, is_passing: bool) -> None:
+    def __init__(self, message: str, *, is_transient: bool) -> None:
         super().__init__(message)
-        self.is_passing = is_passing
+        self.is_transient = is_transient
 
 
 class UncertainCommitError(HubError):
-    """The hub didn't answer, so that nobody knows whether the commit was made."""
+    """The hub did not respond, so the commit may or may not exist."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a Space does.
+    """What a Space is doing.
 
     Attributes:
-        stage: As the hub names it: BUILDING, RUNNING, BUILD_ERROR ...
-        revision: The commit that it runs; None if the hub doesn't say.
+        stage: The name that the hub uses: BUILDING, RUNNING, BUILD_ERROR ...
+        revision: The commit that it runs; None if the hub does not report one.
     """
 
     stage: str
@@ -60,12 +60,12 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Description:
-    """What the hub knows of a Space.
+    """What the hub knows about a Space.
 
     Attributes:
         head: The newest commit of its main branch.
-        url: Where it answers; None before it ran for the first time.
-        is_private: Requests to it need a token of the hub.
+        url: Its address; None before its first run.
+        is_private: Whether requests to it need a hub token.
     """
 
     head: str
@@ -78,8 +78,8 @@ class HubSpace:
 
     Args:
         name: `organisation/name`.
-        token: A token of the hub that may write to the Space.
-        endpoint: The hub's address; None: the public one.
+        token: A hub token with write access to the Space.
+        endpoint: The hub's address; the public hub by default.
     """
 
     def __init__(self, name: str, token: str, endpoint: str | None = None) -> None:
@@ -88,22 +88,22 @@ class HubSpace:
         self.page = f"{endpoint or constants.ENDPOINT}/spaces/{name}"
 
     def describe(self) -> Description:
-        """Return what the hub knows of the Space.
+        """Return what the hub knows about the Space.
 
         Raises:
-            HubError: There is no such Space, or the hub doesn't answer.
+            HubError: There is no such Space, or the hub did not respond.
         """
         with _explaining():
             info = self._api.space_info(self.name, timeout=ANSWER_S)
         if info.sha is None:
-            raise HubError("the Space has no commit yet", is_passing=False)
+            raise HubError("The Space has no commit yet: push one first.", is_transient=False)
         return Description(info.sha, info.host, bool(info.private))
 
     def runtime(self) -> Runtime:
-        """Return what the Space does now.
+        """Return what the Space is doing now.
 
         Raises:
-            HubError: The hub doesn't say.
+            HubError: The hub rejected the call or did not respond.
         """
         with _explaining():
             get_session().timeout = ANSWER_S
@@ -111,44 +111,44 @@ class HubSpace:
         return Runtime(str(getattr(runtime.stage, "value", runtime.stage)), runtime.raw.get("sha"))
 
     def push(self, files: Sequence[LocalFile], parent: str, message: str) -> str:
-        """Make these files, and no others, the Space's, in one commit.
+        """Replace all files of the Space by these, in one commit.
 
         Args:
-            files: What the Space shall have.
-            parent: The commit that the main branch must still be at.
+            files: The files that the Space is to have.
+            parent: The commit that must still be the head of the main branch.
             message: The commit's title.
 
         Returns:
-            The new commit; the parent if it has these files already.
+            The new commit, or the parent if it has these files already.
 
         Raises:
-            HubError: The hub refuses, or somebody else has pushed since.
-            UncertainCommitError: The hub didn't answer.
+            HubError: The hub rejected the commit, or the branch has moved since.
+            UncertainCommitError: The hub did not respond.
         """
         present = self._files(parent)
         changed = [file for file in files if not _is_same(file, present.get(file.name))]
-        superfluous = present.keys() - {file.name for file in files} - _KEPT
+        obsolete = present.keys() - {file.name for file in files} - _KEPT
         operations: list[CommitOperation] = [CommitOperationAdd(file.name, file.path) for file in changed]
-        operations += [CommitOperationDelete(name) for name in sorted(superfluous)]
+        operations += [CommitOperationDelete(name) for name in sorted(obsolete)]
         return self._commit(operations, parent, message)
 
     def restore(self, revision: str, parent: str, message: str) -> str:
-        """Make the files of an earlier revision the Space's again, in a new commit: history stays as it was.
+        """Restore the files of an earlier revision in a new commit; history is kept.
 
-        A branch of the hub can't be moved back by its API. The hub's own copies are used, so that the result doesn't
-        depend on what is checked out here.
+        The hub's API can't move a branch back. The files are copied on the hub, so the result does not depend on the
+        working tree.
 
         Args:
-            revision: The commit whose files are wanted.
-            parent: The commit that the main branch must still be at.
+            revision: The commit whose files are restored.
+            parent: The commit that must still be the head of the main branch.
             message: The commit's title.
 
         Returns:
-            The new commit; the parent if the two have the same files.
+            The new commit, or the parent if both have the same files.
 
         Raises:
-            HubError: The hub refuses, or somebody else has pushed since.
-            UncertainCommitError: The hub didn't answer.
+            HubError: The hub rejected the commit, or the branch has moved since.
+            UncertainCommitError: The hub did not respond.
         """
         wanted, present = self._files(revision), self._files(parent)
         operations: list[CommitOperation] = [
@@ -173,9 +173,9 @@ class HubSpace:
                     self.name, operations, commit_message=message, repo_type="space", parent_commit=parent
                 ).oid
         except HubError as error:
-            if error.is_passing:
+            if error.is_transient:
                 raise UncertainCommitError(
-                    f"the commit may have been made, or not: {error}", is_passing=True
+                    f"The commit may or may not have been created. {error}", is_transient=True
                 ) from error
             raise
 
@@ -188,10 +188,10 @@ def _is_same(file: LocalFile, present: RepoFile | None) -> bool:
 
 @contextlib.contextmanager
 def _explaining() -> Iterator[None]:
-    """Turn whatever the library raises into our own error."""
+    """Turn any exception of the library into a `HubError`."""
     try:
         yield
-    except Exception as error:  # the library's own, those of its HTTP client, and ValueError for a bad README
+    except Exception as error:  # its own, its HTTP client's, and ValueError for a bad README
         raise _explain(error) from error
 
 
@@ -199,13 +199,15 @@ def _explain(error: Exception) -> HubError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = str(getattr(error, "server_message", None) or error).strip()
     if status in (401, 403, 404):
-        hint = "check the Space's name, and that HF_TOKEN is valid and may write to it"
-        return HubError(f"the hub answers {status}: {hint} ({said.splitlines()[0]})", is_passing=False)
+        hint = "check the Space's name, and that HF_TOKEN is valid and has write access"
+        return HubError(f"The hub responded with status {status}: {hint} ({said.splitlines()[0]}).", is_transient=False)
     if status == 412:
-        return HubError("somebody else has pushed to the Space in the meantime", is_passing=False)
+        return HubError("The Space has a newer commit than expected: another client pushed to it.", is_transient=False)
     if status is None:
-        is_passing = isinstance(error, OSError) or "httpx" in type(error).__module__
-        # Of what is behind it only the kind: an upload's address may have a signature in it.
+        is_transient = isinstance(error, OSError) or "httpx" in type(error).__module__
+        # Only the type of the cause: its text may contain an upload's signed URL.
         kind = type(error.__cause__ or error).__name__
-        return HubError(f"{said} ({kind})", is_passing=is_passing)
-    return HubError(f"the hub answers {status} ({said.splitlines()[0]})", is_passing=status >= 500 or status == 429)
+        return HubError(f"{said} ({kind}).", is_transient=is_transient)
+    return HubError(
+        f"The hub responded with status {status} ({said.splitlines()[0]}).", is_transient=status >= 500 or status == 429
+    )

@@ -1,4 +1,4 @@
-"""Waits until a Space runs a revision. Knows nothing of how the revision got there, or of what comes after."""
+"""Waits until a Space runs a revision. Must not push anything, or test what runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ FAILED = {"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "NO_APP_FILE", "PAUSED
 
 
 class NotRunning(Exception):
-    """The Space doesn't run the revision; the message says why, and where to look."""
+    """The Space does not run the revision; the message says why, and where its log is."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for what.
+    """Time limits, in seconds.
 
     Attributes:
-        timeout_s: For the build and the start together.
-        poll_s: Between two questions.
-        stale_s: For so long, an error may still be the one of the revision before.
+        timeout_s: For build and start together.
+        poll_s: Between two requests.
+        stale_s: How long a reported error may still be that of the previous revision.
     """
 
     timeout_s: float = 3600.0
@@ -33,14 +33,14 @@ class Patience:
 
 @dataclass(frozen=True)
 class Watch:
-    """Follows a Space.
+    """Follows a Space while it builds and starts a revision.
 
     Attributes:
         space: The Space.
-        patience: How long.
-        log: Gets a line for each change of stage.
-        clock: Seconds that never go back.
-        sleep: Waits so many seconds.
+        patience: The time limits.
+        log: Called with a line for each change of stage.
+        clock: A monotonic clock, in seconds.
+        sleep: Sleeps for a number of seconds.
     """
 
     space: HubSpace
@@ -52,21 +52,21 @@ class Watch:
     def until_running(self, revision: str) -> None:
         """Return as soon as the Space runs this revision.
 
-        `RUNNING` alone does not say so: until the build begins, it is the revision before that runs.
+        The stage `RUNNING` is not enough: until the build starts, it is that of the previous revision.
 
         Raises:
             NotRunning: The build or the start failed, or took too long.
-            HubError: The hub refuses to tell.
+            HubError: The hub rejected a request.
         """
         started = self.clock()
         has_begun = False
-        said = "nothing"
+        reported = "nothing"
         while True:
             passed_s = self.clock() - started
             now, runtime = self._ask()
-            if now != said:
+            if now != reported:
                 self.log(f"{passed_s:5.0f} s: {now}")
-                said = now
+                reported = now
             if runtime is not None:
                 if runtime.stage == "RUNNING" and runtime.revision == revision:
                     return
@@ -74,17 +74,21 @@ class Watch:
                 is_ours = has_begun or runtime.revision == revision or passed_s >= self.patience.stale_s
                 if runtime.stage in FAILED and is_ours:
                     which = "build" if runtime.stage == "BUILD_ERROR" else "container"
-                    raise NotRunning(f"the Space ended in {runtime.stage}; its log: {self.space.page}?logs={which}")
+                    raise NotRunning(
+                        f"The Space ended in {runtime.stage}: see its log, {self.space.page}?logs={which}."
+                    )
             if passed_s >= self.patience.timeout_s:
-                raise NotRunning(f"the Space does not run it after {self.patience.timeout_s:g} s, but is at: {said}")
+                raise NotRunning(
+                    f"The Space does not run the revision after {self.patience.timeout_s:g} s: {reported}."
+                )
             self.sleep(self.patience.poll_s)
 
     def _ask(self) -> tuple[str, Runtime | None]:
-        """Return the stage in words, and what the hub said; a hub that is gone for a while is no failure."""
+        """Return the stage as text, and the hub's report; None for a failure of the hub that may pass."""
         try:
             runtime = self.space.runtime()
         except HubError as error:
-            if not error.is_passing:
+            if not error.is_transient:
                 raise
-            return f"the hub can't be asked: {error}", None
+            return f"the hub is unavailable: {error}", None
         return f"{runtime.stage}, revision {(runtime.revision or 'unknown')[:12]}", runtime

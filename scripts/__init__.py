@@ -1,1 +1,1 @@
-"""Programs for those who work on the server."""
+"""Development scripts; each is a module to run from the repository's root."""

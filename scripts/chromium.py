@@ -1,4 +1,4 @@
-"""A headless Chromium, by WebDriver, that reaches nothing but this machine. Knows nothing of what it shows."""
+"""Runs a headless Chromium by WebDriver, without access to other machines. Knows nothing of what it shows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DRIVER = shutil.which("chromedriver")
 
 _SWITCHES = (
     "--headless=new",
-    "--no-sandbox",  # root, which CI is, gets none
-    "--disable-dev-shm-usage",  # containers have little of it
+    "--no-sandbox",  # Chromium has no sandbox as root, as which CI runs
+    "--disable-dev-shm-usage",  # it is small in containers
     "--disable-gpu",
     "--disable-background-networking",
     "--disable-component-update",
@@ -29,13 +29,13 @@ _SWITCHES = (
 
 @contextlib.contextmanager
 def chromium(width: int = 1180, height: int = 900) -> Iterator[Chrome]:
-    """Run a browser until the context ends. Its console's messages can be asked for.
+    """Run a browser until the context ends; it keeps its console's messages.
 
     Raises:
-        FileNotFoundError: There is no Chromium, or no driver for it.
+        FileNotFoundError: Chromium or its driver is not installed.
     """
     if BROWSER is None or DRIVER is None:
-        raise FileNotFoundError("install Debian's packages chromium and chromium-driver")
+        raise FileNotFoundError("Chromium is not installed: install Debian's packages chromium and chromium-driver.")
     options = ChromeOptions()
     options.binary_location = BROWSER
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -49,7 +49,7 @@ def chromium(width: int = 1180, height: int = 900) -> Iterator[Chrome]:
 
 
 def show_as(driver: Chrome, scheme: str, width: int, height: int, *, scale: float = 1, is_phone: bool = False) -> None:
-    """Have pages see a colour scheme, `light` or `dark`, and a screen of that size in CSS pixels."""
+    """Emulate a colour scheme, `light` or `dark`, and a screen size in CSS pixels."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     screen = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": is_phone}
@@ -58,13 +58,13 @@ def show_as(driver: Chrome, scheme: str, width: int, height: int, *, scale: floa
 
 
 def draw(driver: Chrome, element: WebElement, points: Sequence[tuple[float, float]]) -> None:
-    """Draw one stroke with the mouse, through points whose coordinates are shares of an element's size."""
+    """Draw one stroke with the mouse through points, in coordinates relative to an element's size."""
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
     width, height = element.size["width"], element.size["height"]
-    # WebDriver counts from the element's middle.
-    places = [(round((x - 0.5) * width), round((y - 0.5) * height)) for x, y in points]
+    # WebDriver's offsets start at the element's centre.
+    offsets = [(round((x - 0.5) * width), round((y - 0.5) * height)) for x, y in points]
     actions = ActionChains(driver, duration=30)
-    actions.move_to_element_with_offset(element, *places[0]).click_and_hold()
-    for place in places[1:]:
-        actions.move_to_element_with_offset(element, *place)
+    actions.move_to_element_with_offset(element, *offsets[0]).click_and_hold()
+    for offset in offsets[1:]:
+        actions.move_to_element_with_offset(element, *offset)
     actions.release().perform()

@@ -25,7 +25,7 @@ _PHOTOS = {
         "public domain, by SpaceX",
     ),
 }
-"""By file name: scikit-image's name, whose it is, and on what terms, as the documentation of `skimage.data` says."""
+"""By file name: scikit-image's name, the author and the licence, as documented in `skimage.data`."""
 
 _DIGITS_CREDIT = (
     "| `digit-*.png` | scikit-learn's `load_digits`, enlarged | "
@@ -52,7 +52,7 @@ def write_photos() -> None:
 
 
 def write_digits() -> None:
-    """Write the first scan of some digits that training never saw."""
+    """Write the first held-out scan of some digits."""
     split = load_split()
     for digit in _DIGITS:
         scan = split.held_out_scans[split.held_out_labels == digit][0]

@@ -1,4 +1,4 @@
-"""Take the pictures of the page in docs/: `python -m scripts.screenshots URL`, of a server with the digits model."""
+"""Take the screenshots in docs/ of a server with the digits model: `python -m scripts.screenshots URL`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SEVEN = ((0.28, 0.2), (0.74, 0.2), (0.64, 0.42), (0.54, 0.64), (0.46, 0.84))
 
 
 class Picture(NamedTuple):
-    """What to take: the file's name and what the page sees of its screen."""
+    """A screenshot: the file's name and the emulated screen."""
 
     name: str
     scheme: str
@@ -40,7 +40,7 @@ _PICTURES = (
 
 
 def take(driver: Chrome, url: str, picture: Picture) -> None:
-    """Classify examples and a drawing, open the live figures, and save the page; of a phone, its screen alone."""
+    """Classify examples and a drawing, open the live metrics, and save the page, or for a phone only its screen."""
     show_as(driver, picture.scheme, picture.width, picture.height, is_phone=picture.is_phone)
     driver.get(url)
     _wait(driver, "document.querySelector('#examples button')")
@@ -70,7 +70,7 @@ def _save(driver: Chrome, path: Path, *, is_phone: bool) -> None:
 
 
 def main() -> None:
-    """Take all pictures."""
+    """Take all screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     url = parser.parse_args().url

@@ -1,10 +1,10 @@
-"""Write the README's table of settings from their definitions: `python -m scripts.settings_docs`."""
+"""Write the tables of settings, in README.md and docs/settings.md: `python -m scripts.settings_docs`."""
 
 from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,48 @@ from pydantic.fields import FieldInfo
 
 from vit_api.settings import ENV_PREFIX, Settings
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+_ROOT = Path(__file__).resolve().parent.parent
+README = _ROOT / "README.md"
+PAGE = _ROOT / "docs" / "settings.md"
+
+COMMON = (
+    "model",
+    "host",
+    "port",
+    "device",
+    "max_batch_size",
+    "max_wait_ms",
+    "queue_size",
+    "cache_size",
+    "redis_url",
+    "api_keys",
+)
+"""The settings that most deployments change: the README has these, docs/settings.md has all."""
 
 _START, _END = "<!-- settings -->\n", "<!-- end -->"
-_COMPUTED = {"api_servers": "one a core"}
+_COMPUTED = {"api_servers": "one per core"}
 
 
-def table() -> str:
-    """Return the table in Markdown."""
-    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
-    return "\n".join(["| setting | default | allowed | |", "|---|---|---|---|", *rows]) + "\n"
+def table(names: Sequence[str]) -> str:
+    """Return the table of these settings in Markdown."""
+    rows = [_row(name, Settings.model_fields[name]) for name in names]
+    return "\n".join(["| setting | default | allowed | meaning |", "|---|---|---|---|", *rows]) + "\n"
 
 
-def with_table(page: str) -> str:
-    """Return a page with the table between its marks."""
-    start, end = page.index(_START) + len(_START), page.index(_END, page.index(_START))
-    return page[:start] + table() + page[end:]
+def with_table(text: str, names: Sequence[str]) -> str:
+    """Return a page's text with the table between its markers."""
+    start, end = text.index(_START) + len(_START), text.index(_END, text.index(_START))
+    return text[:start] + table(names) + text[end:]
+
+
+def updated() -> dict[Path, str]:
+    """Return the text that each page should have."""
+    tables = {README: COMMON, PAGE: tuple(Settings.model_fields)}
+    return {path: with_table(path.read_text(), names) for path, names in tables.items()}
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    meaning = re.sub(r"([<*])", r"\\\1", field.description or "")  # else Markdown takes them for its own
+    meaning = re.sub(r"([<*])", r"\\\1", field.description or "")  # Markdown would interpret them
     return f"| `{ENV_PREFIX}{name.upper()}` | {_default_of(name, field)} | {_allowed(field)} | {meaning} |"
 
 
@@ -43,11 +65,11 @@ def _default_of(name: str, field: FieldInfo) -> str:
         return "none"
     if isinstance(default, bool):
         return "on" if default else "off"
-    return f"`{default}`" if isinstance(default, str) else _number(default).replace(",", "")  # to be copied
+    return f"`{default}`" if isinstance(default, str) else _number(default).replace(",", "")  # so that it can be pasted
 
 
 def _allowed(field: FieldInfo) -> str:
-    """Return the choices or the limits."""
+    """Return the choices or the range."""
     if choices := list(_choices(field.annotation)):
         return ", ".join(f"`{choice}`" for choice in choices)
     limits = {name: value for part in field.metadata for name, value in _limits(part)}
@@ -70,4 +92,5 @@ def _limits(part: Any) -> Iterable[tuple[str, float]]:
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    for path, text in updated().items():
+        path.write_text(text)

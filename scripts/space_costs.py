@@ -1,7 +1,7 @@
-"""Write the tables of docs/space.md, what each hardware costs and can do: `python -m scripts.space_costs`.
+"""Write the tables of docs/space.md, with the price and throughput of each hardware: `python -m scripts.space_costs`.
 
-Prices and rates of GPUs are published ones, with their sources below; what a processor does was measured by us and is
-read from benchmarks/results/.
+Prices and GPU rates are published ones, with their sources below. CPU figures were measured and are read from
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _A100_PER_S = _BATCH / 10.04e-3
 
 @dataclass(frozen=True)
 class Hardware:
-    """What can be rented for a Space.
+    """Hardware that a Space can rent.
 
     Attributes:
-        name: As the hub names it.
-        cores: Virtual ones.
-        memory_gb: The machine's.
-        gpu: None if it has none.
+        name: The hub's name.
+        cores: Virtual cores.
+        memory_gb: The machine's memory.
+        gpu: The GPU's name, if any.
         usd_per_hour: The listed price.
-        model_per_s: Images that the GPU classifies in a second, by publication; None if we know of none.
+        model_per_s: Published images/s of the model on the GPU, if known.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Hardware:
 
     @property
     def http_processes(self) -> int:
-        """Those that suit it: one for each core, but one, which is left to the worker that feeds the GPU."""
+        """Recommended HTTP processes: one per core, less one for the worker on machines with a GPU."""
         return self.cores - 1 if self.gpu else self.cores
 
 
@@ -66,12 +66,12 @@ HARDWARE = (
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor time that was measured, in seconds of one core for an image.
+    """Measured CPU time per image, in seconds of one core.
 
     Attributes:
-        jpeg_s: The HTTP side's for a 65 KB JPEG of 500 x 375 pixels.
-        photo_s: Everything's for a detailed JPEG of 4032 x 3024 pixels.
-        model_s: ViT-B/16's own, on a processor.
+        jpeg_s: Of the HTTP process, for a 65 KB JPEG of 500 x 375 pixels.
+        photo_s: Of the whole server, for a detailed JPEG of 4032 x 3024 pixels.
+        model_s: Of ViT-B/16 on a CPU.
     """
 
     jpeg_s: float
@@ -79,15 +79,15 @@ class Costs:
     model_s: float
 
     def rates(self, hardware: Hardware, decode_s: float) -> tuple[float | None, float]:
-        """Return how many images in a second the model can classify, and how many can be decoded."""
+        """Return the images/s that the model can classify, if known, and that can be decoded."""
         if hardware.gpu:
             return hardware.model_per_s, hardware.http_processes / decode_s
         return hardware.cores / self.model_s, hardware.cores / decode_s
 
     def limit(self, hardware: Hardware, decode_s: float) -> float | None:
-        """Return how many images in a second go through both; None if the model's rate is not known.
+        """Return the images/s of model and decoding together, or None if the model's rate is unknown.
 
-        On a GPU's machine the two work side by side, on a processor they take turns.
+        With a GPU both run at the same time; on a CPU they share the cores.
         """
         model, decode = self.rates(hardware, decode_s)
         if model is None:
@@ -96,7 +96,7 @@ class Costs:
 
 
 def measured() -> Costs:
-    """Read what was measured."""
+    """Return the measured costs."""
     profile, scaling = _result("profile"), _result("scaling")
     jpeg_us = sum(profile["results"]["65 KB JPEG"]["cpu_us_per_request"]["http"].values())
     cores = scaling["machine"]["cores"]
@@ -106,7 +106,7 @@ def measured() -> Costs:
 
 
 def usd_per_million(usd_per_hour: float, images_per_s: float) -> float:
-    """Return what a million images cost on a machine that is busy all the time."""
+    """Return the price of a million images on a fully used machine."""
     return usd_per_hour / 3600 / images_per_s * 1e6
 
 
@@ -153,7 +153,7 @@ def _result(name: str) -> Any:
 
 
 def with_tables(page: str) -> str:
-    """Return the page with the tables as they should be."""
+    """Return the page with its tables replaced."""
     return _SECTION.sub(lambda match: match[1] + tables(measured()) + match[2], page)
 
 

@@ -1,4 +1,4 @@
-"""Trains the small digits Vision Transformer that the server ships, and writes its folder and the example images."""
+"""Train the small Vision Transformer for digits that the server ships; write its folder and the example images."""
 
 import argparse
 import copy
@@ -43,7 +43,7 @@ Labels = npt.NDArray[np.int64]
 
 
 class Split(NamedTuple):
-    """The scans (n, 8, 8) with values 0..16 and their digits, parted into a training and a held-out set."""
+    """The scans (n, 8, 8) with values 0..16 and their digits, split into a training and a held-out set."""
 
     train_scans: Scans
     held_out_scans: Scans
@@ -52,7 +52,7 @@ class Split(NamedTuple):
 
 
 def load_split() -> Split:
-    """Loads scikit-learn's digits and holds out the same stratified fifth on every call."""
+    """Return scikit-learn's digits, with the same stratified fifth held out on every call."""
     digits = load_digits()
     return Split(
         *train_test_split(digits.images, digits.target, test_size=0.2, stratify=digits.target, random_state=SEED)
@@ -60,24 +60,24 @@ def load_split() -> Split:
 
 
 def scan_to_image(scan: Scans) -> Image.Image:
-    """Draws one scan as an upload shows it: dark ink on white paper, one image pixel per scan value."""
+    """Return a scan as an image: dark ink on white paper, one pixel per scan value."""
     return Image.fromarray((255 - np.round(scan * 255 / 16)).astype(np.uint8), mode="L")
 
 
 def image_to_pixels(image: Image.Image) -> Tensor:
-    """Turns an image into the model's input (3, 32, 32) exactly as the server does."""
+    """Return an image as the model's input (3, 32, 32), exactly as the server does."""
     resized = image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
     array = np.asarray(resized, dtype=np.float32) / np.float32(255)
     return torch.from_numpy((array - np.float32(0.5)) / np.float32(0.5)).permute(2, 0, 1).contiguous()
 
 
 def scans_to_pixels(scans: Scans) -> Tensor:
-    """Takes a stack of scans down the server's pixel path, giving (n, 3, 32, 32)."""
+    """Return a stack of scans as the model's input (n, 3, 32, 32)."""
     return torch.stack([image_to_pixels(scan_to_image(scan)) for scan in scans])
 
 
 def build_model() -> Any:
-    """Builds the untrained classifier."""
+    """Return the untrained classifier."""
     names = {index: str(index) for index in range(10)}
     config = ViTConfig(
         image_size=IMAGE_SIZE,
@@ -95,17 +95,17 @@ def build_model() -> Any:
 
 
 def uniform(count: int, low: float, high: float) -> Tensor:
-    """Draws one value per image, shaped to spread over (n, 1, height, width)."""
+    """Return one random value per image, shaped to broadcast over (n, 1, height, width)."""
     return torch.empty(count, 1, 1, 1).uniform_(low, high)
 
 
 def chance(count: int, share: float) -> Tensor:
-    """Picks each image with the given probability, as a mask that spreads over (n, 1, height, width)."""
+    """Return a mask that has each image with the given probability, shaped to broadcast over (n, 1, height, width)."""
     return torch.rand(count, 1, 1, 1) < share
 
 
 def warp(ink: Tensor) -> Tensor:
-    """Shifts, turns, scales and shears each image; what comes in from outside is bare paper."""
+    """Shift, rotate, scale and shear each image; the area outside it is blank paper."""
     count = len(ink)
     angle, shear = uniform(count, -0.22, 0.22), uniform(count, -0.2, 0.2)
     # The grid maps output to input, so a factor above one shrinks the digit: users leave margins, the scans do not.
@@ -121,7 +121,7 @@ def warp(ink: Tensor) -> Tensor:
 
 
 def restroke(ink: Tensor) -> Tensor:
-    """Makes some images look drawn at a higher resolution: crisp edges, thinner or thicker strokes, or blur."""
+    """Make some images look drawn at a higher resolution: crisp edges, thinner or thicker strokes, or blur."""
     count = len(ink)
     # A steep curve turns the soft scan into a crisp stroke, and its threshold decides how thick that stroke is.
     crisp = torch.sigmoid((ink - uniform(count, 0.25, 0.65)) * uniform(count, 8, 24))
@@ -133,7 +133,7 @@ def restroke(ink: Tensor) -> Tensor:
 
 
 def colour(ink: Tensor) -> Tensor:
-    """Paints ink (n, 1, h, w) with random pens on random papers, some light on dark, as pixels from -1 to 1."""
+    """Paint ink (n, 1, h, w) with random pens on random papers, some light on dark, as pixels from -1 to 1."""
     count = len(ink)
     vivid = chance(count, 0.5)
     paper = torch.where(vivid, 1 - 0.4 * torch.rand(count, 3, 1, 1) * uniform(count, 0, 1), 1.0)
@@ -146,7 +146,7 @@ def colour(ink: Tensor) -> Tensor:
 
 
 def augment(pixels: Tensor, share: float = 1.0) -> Tensor:
-    """Varies the given share of a batch of training images at random."""
+    """Vary the given share of a batch of training images at random."""
     ink = (1 - pixels[:, :1]) / 2
     # Hard 8x8 blocks are how an enlarged pixel drawing arrives.
     blocks = F.interpolate(F.avg_pool2d(ink, IMAGE_SIZE // 8), scale_factor=IMAGE_SIZE // 8)
@@ -155,7 +155,7 @@ def augment(pixels: Tensor, share: float = 1.0) -> Tensor:
 
 
 def train(pixels: Tensor, labels: Tensor, epochs: int) -> Any:
-    """Trains for a fixed number of epochs and returns the model with its averaged weights."""
+    """Train for a fixed number of epochs; return the model with its averaged weights."""
     torch.manual_seed(SEED)
     model = build_model().train()
     average = AveragedModel(model, avg_fn=lambda old, new, _: torch.lerp(old, new, 1 - EMA_DECAY))
@@ -181,13 +181,13 @@ def train(pixels: Tensor, labels: Tensor, epochs: int) -> Any:
 
 @torch.inference_mode()
 def probabilities(model: Any, pixels: Tensor) -> Tensor:
-    """Classifies images in the model's own number type and returns the class probabilities in float32."""
+    """Classify images in the model's dtype; return the class probabilities in float32."""
     logits: Tensor = model(pixel_values=pixels.to(model.dtype)).logits
     return logits.float().softmax(dim=-1)
 
 
 def measure(model: Any, split: Split) -> list[tuple[str, int]]:
-    """Counts the held-out scans that are answered rightly, as pairs of what was tried and how many were right."""
+    """Return the number of correctly classified held-out scans, by the name of the condition."""
     dark, light = scans_to_pixels(split.held_out_scans), scans_to_pixels(16 - split.held_out_scans)
     half = copy.deepcopy(model).to(torch.bfloat16)
     light_name = "light ink on dark paper"
@@ -198,7 +198,7 @@ def measure(model: Any, split: Split) -> list[tuple[str, int]]:
 
 
 def write_examples(model: Any, split: Split, folder: Path) -> None:
-    """Writes, per example digit, the held-out scan that the model is surest of, enlarged for human eyes."""
+    """Write the most confidently classified held-out scan of each example digit, enlarged."""
     folder.mkdir(parents=True, exist_ok=True)
     for digit in EXAMPLE_DIGITS:
         scans = split.held_out_scans[split.held_out_labels == digit]
@@ -209,9 +209,9 @@ def write_examples(model: Any, split: Split, folder: Path) -> None:
 
 
 def write_checkpoint(model: Any, card: str, folder: Path) -> None:
-    """Writes the folder that the server loads: configuration, weights, preprocessing and model card."""
+    """Write the folder that the server loads: configuration, weights, preprocessing and model card."""
     model.save_pretrained(folder)
-    # The weights are saved for the owner alone, but a server may run as another user.
+    # The weights are saved readable by their owner only, but the server may run as another user.
     (folder / "model.safetensors").chmod(0o644)
     preprocessor = {
         "image_processor_type": "ViTImageProcessor",
@@ -270,7 +270,7 @@ RGB, resized to 32x32 (bilinear) and normalised with mean 0.5 and standard devia
 
 
 def fill_card(results: list[tuple[str, int]], split: Split, parameters: int, epochs: int) -> str:
-    """Writes the model card from what this run measured."""
+    """Return the model card with the figures of this run."""
     trained, held_out = len(split.train_labels), len(split.held_out_labels)
     return CARD.format(
         parameters=parameters,
@@ -283,20 +283,20 @@ def fill_card(results: list[tuple[str, int]], split: Split, parameters: int, epo
 
 
 def main() -> None:
-    """Trains the model, measures it and writes the checkpoint folder and the examples."""
+    """Train and measure the model; write the checkpoint folder and the examples."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "vit_api" / "checkpoints" / "digits")
     parser.add_argument("--examples", type=Path, default=ROOT / "examples")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
-    # One thread always adds up in the same order, so a run can be repeated; a model this small gains little from more.
+    # One thread always sums in the same order, so a run is reproducible; so small a model gains little from more.
     torch.set_num_threads(1)
     split = load_split()
     started = time.perf_counter()
     model = train(scans_to_pixels(split.train_scans), torch.from_numpy(split.train_labels), options.epochs)
     print(f"trained {model.num_parameters():,} parameters in {time.perf_counter() - started:.0f} s")
     results = measure(model, split)
-    print("\n".join(f"{name}: {right} of {len(split.held_out_labels)} held-out scans right" for name, right in results))
+    print("\n".join(f"{name}: {right} of {len(split.held_out_labels)} held-out correct" for name, right in results))
     write_checkpoint(model, fill_card(results, split, model.num_parameters(), options.epochs), options.checkpoint)
     write_examples(model, split, options.examples)
 

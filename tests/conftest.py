@@ -12,6 +12,12 @@ from tests.support.samples import encode
 from tests.support.server import RunningServer, serve
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run coroutine tests on asyncio alone, as the server does."""
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def digits_server() -> Iterator[RunningServer]:
     """Run the embedded model with the default settings."""

@@ -1,41 +1,72 @@
-"""The command line: `python -m vit_api classify` and `python -m vit_api serve`; `--help` explains them."""
+"""The command `vit-api`, also `python -m vit_api`: `classify` and `serve`; `--help` explains them."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import sys
+from collections.abc import Callable
 
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report a program that Ctrl-C ended."""
+_NOT_INSTALLED = 1
 
 
 def main() -> int:
     """Run the command that this process's arguments name and return its exit status."""
     if sys.argv[1:2] == ["serve"]:
-        # Not at the top: `classify` by a server needs none of this.
-        from vit_api.app import main as serve
-
         del sys.argv[1]  # what follows are the server's settings, which it reads itself
-        serve()
-        return 0
+        return serve()
     try:
-        return _run_command()
+        return _unless_missing(_run_command)
     except KeyboardInterrupt:
         return _INTERRUPTED
 
 
-def _run_command() -> int:
-    from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come while this is imported
+def serve() -> int:
+    """Run the server with the settings of this process's arguments and return the exit status."""
+    return _unless_missing(_serve)
 
-    parser = argparse.ArgumentParser(
-        prog="python -m vit_api", description="Image classification with Vision Transformers."
-    )
+
+def _serve() -> int:
+    from vit_api.app import main as run_server  # not at the top: `classify --url` needs none of the server's packages
+
+    run_server()
+    return 0
+
+
+def _run_command() -> int:
+    from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come during this import
+
+    parser = argparse.ArgumentParser(prog="vit-api", description="Image classification with Vision Transformers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     classify_command.add_parser(commands)
     commands.add_parser("serve", help="run the server, as server.py does; `serve --help` lists its settings")
     arguments = parser.parse_args()
     status: int = arguments.run(arguments)
     return status
+
+
+def _unless_missing(command: Callable[[], int]) -> int:
+    """Run a command; if it needs a package that is not installed, say in one line how to install it."""
+    try:
+        return command()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "vit_api"):
+            raise
+        print(f"error: The package {package} is not installed. {_how_to_install(package)}", file=sys.stderr)
+        return _NOT_INSTALLED
+
+
+def _how_to_install(package: str) -> str:
+    extra = "client" if package == "httpx" else "server"
+    try:
+        importlib.metadata.distribution("vit-api")
+    except importlib.metadata.PackageNotFoundError:
+        # A checkout. No name for pip here: without an installed vit-api it would look for one in its index.
+        return "In a checkout, `make run` installs what the server needs in .venv: use .venv/bin/python."
+    return f"Install what this command needs: pip install 'vit-api[{extra}]'"
 
 
 if __name__ == "__main__":

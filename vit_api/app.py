@@ -1,6 +1,6 @@
-"""The composition root: the parts of the main process and of the workers are made and joined here.
+"""The composition of the main process and of the workers; `shared` has what all processes share.
 
-`shared` has what all processes have in common, `http_process` the parts of an HTTP process.
+The composition of an HTTP process is in `web.process`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from collections.abc import Callable
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.command_line import main_settings
+from vit_api.devices import choose_devices
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
 from vit_api.processes.lifecycle import serve_http
 from vit_api.processes.listeners import Listeners
-from vit_api.processes.lit_server import ServeHttp, ViTServer, choose_devices
+from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
 from vit_api.shared import Shared
 from vit_api.web.observers.tracing import is_installed
-from vit_api.web.process import HttpProcess
+from vit_api.web.process import build_application
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
@@ -36,9 +37,9 @@ class Application:
     """A server.
 
     Args:
-        shared: What its processes have in common.
-        lit_api_class: What runs the model.
-        policy_class: What says when a batch goes.
+        shared: What its processes share.
+        lit_api_class: Runs the model.
+        policy_class: Decides when a batch is dispatched.
 
     Attributes:
         lit_api: The LitAPI, with its loop.
@@ -52,7 +53,7 @@ class Application:
     ) -> None:
         self.shared = shared
         self._settings = shared.settings
-        self._meter = shared.counts.metrics_writer("main")
+        self._metrics_writer = shared.metrics_board.metrics_writer("main")
         self.lit_api = self._make_lit_api(lit_api_class, policy_class)
 
     def _make_lit_api(self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy]) -> ViTAPI:
@@ -67,11 +68,18 @@ class Application:
             cpu_threads=settings.cpu_threads,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
-            loop=SlotLoop(shared.table, shared.board, shared.requests, shared.answers, policy, counts=shared.counts),
+            loop=SlotLoop(
+                shared.table,
+                shared.worker_board,
+                shared.requests,
+                shared.answers,
+                policy,
+                metrics_board=shared.metrics_board,
+            ),
         )
 
     def server(self) -> ViTServer:
-        """Return the LitServe server that runs all this."""
+        """Return the LitServe server that runs the processes."""
         return ViTServer(
             self.lit_api,
             devices=self.shared.devices,
@@ -81,16 +89,16 @@ class Application:
         )
 
     def supervisor(self, start_http: StartProcess, start_worker: StartProcess) -> Supervisor:
-        """Return what keeps the processes alive."""
+        """Return the supervisor, which keeps the processes alive."""
         shared, settings = self.shared, self._settings
         return Supervisor(
             start_http,
             settings.api_servers,
             start_worker,
-            board=shared.board,
+            worker_board=shared.worker_board,
             table=shared.table,
             recovery=Recovery(shared.table, shared.requests, shared.answers),
-            http_restarts=self._meter.counter(metrics.HTTP_RESTARTS),
+            http_restarts=self._metrics_writer.counter(metrics.HTTP_RESTARTS),
             worker_stall_s=settings.worker_stall_s,
             drain_delay_s=settings.drain_delay_s,
             drain_timeout_s=settings.drain_timeout_s,
@@ -98,7 +106,7 @@ class Application:
 
     def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
-            app = HttpProcess(self.shared, self.lit_api, number).app()
+            app = build_application(self.shared, self.lit_api, number)
             serve_http(app, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
 
         return serve
@@ -109,11 +117,11 @@ def _logging(settings: Settings) -> Callable[[], None]:
 
 
 def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy) -> None:
-    """Run the server with this process's settings; exit when it stops."""
+    """Run the server with this process's settings; exit when it has stopped."""
     settings = main_settings()
     _logging(settings)()
     if settings.traces and not is_installed():
-        sys.exit("error: VIT_API_TRACES needs more packages: pip install -r requirements-otel.txt")
+        sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     try:
         devices = choose_devices(settings.device)
         checkpoint = load_checkpoint(settings.model, settings.revision)
@@ -121,14 +129,14 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: can't listen on {settings.host}:{settings.port}: {error.strerror}")
+        sys.exit(f"error: Can't listen on {settings.host}:{settings.port}: {error.strerror}.")
     try:
         application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class)
     except OSError as error:
-        sys.exit(f"error: the system refuses a queue of this size ({error.strerror}); lower VIT_API_QUEUE_SIZE")
+        sys.exit(f"error: The system refuses a queue of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE.")
     logger.info(
         "serving %s on http://%s:%d with %d HTTP processes and %d workers on %s",
         *(checkpoint.name, settings.host, settings.port, settings.api_servers),
-        *(application.shared.board.workers, ", ".join(devices)),
+        *(application.shared.worker_board.workers, ", ".join(devices)),
     )
     sys.exit(application.server().run(listeners, application.supervisor))

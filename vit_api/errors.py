@@ -1,6 +1,6 @@
-"""Every failure a client can see: its HTTP status, its stable code and its wording.
+"""Every failure that a client can see: its HTTP status and its stable code.
 
-Nothing here knows how a failure reaches the client; `routes` alone turns these into responses.
+Knows nothing of how a failure reaches the client; `web.responses` alone turns it into a response.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 class ViTError(Exception):
     """A failure with a status and a code that clients may rely on.
 
+    Args:
+        message: What is wrong with which input, and what to do: sentences with a capital and a full stop.
+
     Attributes:
         status: The HTTP status.
         code: A stable, machine-readable name; clients may switch on it.
-        retry_after_s: Seconds after which another try makes sense, or None.
+        retry_after_s: Seconds after which to retry; None if a retry is pointless.
     """
 
     status = 500
@@ -24,40 +27,40 @@ class ViTError(Exception):
         self.message = message
 
     def about(self, what: str) -> ViTError:
-        """Return the same failure as one of `what`. Of a new object: several requests may have got this one."""
+        """Return a copy that says which input failed; not this object, which several requests may share."""
         message = f"{what}: {self.message}"
         same = type(self).__new__(type(self), message)
         vars(same).update(vars(self), message=message)
         return same
 
     def headers(self) -> dict[str, str]:
-        """Return the response's headers that belong to this failure."""
+        """Return the response headers of this failure."""
         return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
 
 class BadRequest(ViTError):
-    """The request can't be understood: multipart, JSON, base64 or a parameter is malformed."""
+    """The request is malformed: its multipart, JSON, base64 or a parameter."""
 
     status = 400
     code = "bad_request"
 
 
 class BadImage(ViTError):
-    """The upload looks like an image of a known format but can't be decoded: corrupt or truncated."""
+    """The upload has a supported format but can't be decoded: corrupt or truncated."""
 
     status = 400
     code = "bad_image"
 
 
 class EmptyUpload(ViTError):
-    """There is no image in the request, or it has no bytes."""
+    """The request has no image, or an empty one."""
 
     status = 400
     code = "empty_upload"
 
 
 class Unauthorized(ViTError):
-    """The request has no key or a wrong one."""
+    """The request has no key, or an invalid one."""
 
     status = 401
     code = "unauthorized"
@@ -67,31 +70,31 @@ class Unauthorized(ViTError):
         self._is_wrong = is_wrong
 
     def headers(self) -> dict[str, str]:
-        """Name the scheme, and whether a key was there but wrong; see RFC 6750, section 3."""
+        """Name the scheme, and whether the key was invalid; see RFC 6750, section 3."""
         challenge = 'Bearer realm="vit-api"'
         return {"www-authenticate": f'{challenge}, error="invalid_token"' if self._is_wrong else challenge}
 
 
 class Forbidden(ViTError):
-    """Nobody may do this here."""
+    """The server does not allow this to any client."""
 
     status = 403
     code = "forbidden"
 
 
 class BodyTimeout(ViTError):
-    """The request's body did not arrive in time."""
+    """The request body did not arrive in time."""
 
     status = 408
     code = "body_timeout"
 
     def headers(self) -> dict[str, str]:
-        """Close the connection, as RFC 9110, section 15.5.9, suggests: the rest of the body may still come."""
+        """Close the connection, as RFC 9110, section 15.5.9, suggests: the rest of the body may still arrive."""
         return {"connection": "close"}
 
 
 class NotFound(ViTError):
-    """No such path."""
+    """There is no such path or model."""
 
     status = 404
     code = "not_found"
@@ -105,38 +108,38 @@ class MethodNotAllowed(ViTError):
 
 
 class UploadTooLarge(ViTError):
-    """The body has more bytes than the server takes."""
+    """The body exceeds the maximum size."""
 
     status = 413
     code = "upload_too_large"
 
     def __init__(self, max_bytes: int) -> None:
-        super().__init__(f"the upload has more than the {max_bytes / 2**20:.4g} MB that this server takes")
+        super().__init__(f"The upload exceeds the maximum of {max_bytes / 2**20:.4g} MiB. Send a smaller image.")
 
 
 class ImageTooLarge(ViTError):
-    """The image's header announces more pixels than the server decodes."""
+    """The image has more pixels than the maximum, by its header."""
 
     status = 413
     code = "image_too_large"
 
 
 class UnsupportedImage(ViTError):
-    """The upload is not an image of a format that the server reads."""
+    """The upload is not an image of a supported format."""
 
     status = 415
     code = "unsupported_image"
 
 
 class UnsupportedEncoding(ViTError):
-    """The body is compressed, where the server takes it as it is alone."""
+    """The body has a content encoding that is not supported."""
 
     status = 415
     code = "unsupported_encoding"
 
 
 class RateLimited(ViTError):
-    """The client has used up what it may use in some time."""
+    """The client has exceeded its rate limit."""
 
     status = 429
     code = "rate_limited"
@@ -147,7 +150,7 @@ class RateLimited(ViTError):
 
 
 class InternalError(ViTError):
-    """A bug of ours; the log has the details."""
+    """A bug in the server; its log has the details."""
 
 
 class InferenceFailed(ViTError):
@@ -158,7 +161,7 @@ class InferenceFailed(ViTError):
 
 
 class OutOfDeviceMemory(ViTError):
-    """The device has no memory left for the model's run."""
+    """The device has not enough free memory to run the model."""
 
     status = 503
     code = "out_of_memory"
@@ -166,7 +169,7 @@ class OutOfDeviceMemory(ViTError):
 
 
 class WorkersGone(ViTError):
-    """The workers died and can't be started again; the server stops."""
+    """The workers crashed and can't be restarted; the server is shutting down."""
 
     status = 503
     code = "workers_gone"
@@ -174,7 +177,7 @@ class WorkersGone(ViTError):
 
 
 class Overloaded(ViTError):
-    """Every slot is taken, or the memory for uploads: the queue is full."""
+    """The queue is full, or the memory for uploads is used up."""
 
     status = 503
     code = "overloaded"
@@ -185,7 +188,7 @@ class Overloaded(ViTError):
 
 
 class NotReady(ViTError):
-    """No worker can take images yet."""
+    """No worker is ready yet."""
 
     status = 503
     code = "not_ready"
@@ -193,7 +196,7 @@ class NotReady(ViTError):
 
 
 class RedisUnavailable(ViTError):
-    """Redis can't be reached or refuses, where nothing can be done without it."""
+    """Redis can't be reached or refuses, and is required for this."""
 
     status = 503
     code = "redis_unavailable"
@@ -201,7 +204,7 @@ class RedisUnavailable(ViTError):
 
 
 class DeadlineExceeded(ViTError):
-    """The answer did not come within the request's time limit."""
+    """The request was not answered within its time limit."""
 
     status = 504
     code = "deadline_exceeded"

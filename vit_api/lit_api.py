@@ -1,8 +1,8 @@
-"""The LitAPI: the steps from an upload to a response, as LitServe's five hooks.
+"""The LitAPI: the stages of a ViT request, as LitServe's five hooks.
 
-In this server `decode_request` and `encode_response` run in an HTTP process, and `batch`, `predict` and `unbatch` in a
-worker; a plain `ls.LitServer` runs the same class unchanged. Knows nothing of slots, pipes or the cache. Only `setup`
-imports torch, because HTTP processes never call it.
+In our data path, decode and encode run in an HTTP process, and batch, predict and unbatch in a worker; in a plain
+`ls.LitServer`, the same class runs unchanged. Only `setup` imports torch, since HTTP processes never call it. Knows
+nothing of slots, pipes or the cache.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
 
     Args:
         checkpoint: The model to serve.
-        dtype: The precision to compute in; see `model.choose_dtype`.
-        engine: How the model is executed; see `engines`.
-        max_image_side: Maximum length of an image's longer side, in pixels.
-        exact_decode: Decode every pixel of a large JPEG instead of scaling it down during decoding.
+        dtype: The dtype to compute in; see `model.choose_dtype`.
+        engine: How to run the model; see `model.engines`.
+        max_image_side: Maximum width and height of an image, in pixels.
+        exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.choose_threads`.
         lit_api_options: LitServe's own options, such as `max_batch_size`, `batch_timeout` (seconds) and `loop`.
 
@@ -69,21 +69,19 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         """Load the model on `device`, prepare its engine, and warm up the common batch sizes."""
-        from vit_api.model.compile_cache import keep_compiled_code
-        from vit_api.model.quick_import import quick_import
-
         started = time.monotonic()
         if self._engine == "compile":
-            keep_compiled_code()
-        with quick_import():
-            from vit_api.model.model import VisionModel
+            from vit_api.model.compile_cache import keep_compiled_code
+
+            keep_compiled_code()  # before torch is imported
+        from vit_api.model.model import VisionModel
 
         model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads, self.max_batch_size)
         model.prepare(self._engine)
         self.model, self.startup_s = model, time.monotonic() - started
         logger.info("%s is ready after %.1f s, engine %s", device, self.startup_s, model.engine.name)
 
-    # `request` has no annotation: LitServe would make FastAPI parse the body as that type.
+    # No annotation on `request`: LitServe would have FastAPI parse the body as that type.
     def decode_request(self, request, **_: Any) -> NDArray[np.uint8]:  # type: ignore[no-untyped-def]
         """Decode an upload.
 
@@ -96,7 +94,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
             pixels unchanged.
 
         Raises:
-            ViTError: The upload can't be used; the subclass says why.
+            ViTError: The upload can't be decoded; its class says why.
         """
         if isinstance(request, Pixels):
             return request.as_array(self.checkpoint.preprocessing.pixel_shape)
@@ -108,7 +106,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         )
 
     def is_quick(self, upload: Upload) -> bool:
-        """Return whether decoding takes no longer than handing the upload to another thread."""
+        """Return whether decoding takes no longer than passing the upload to another thread."""
         return isinstance(upload, Pixels) or image_limits.is_quick(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
@@ -116,15 +114,15 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         return self._loaded_model().stage(inputs)
 
     def predict(self, x: Staged) -> Launched:
-        """Launch the model on a staged batch and the copy of its results; on a GPU, without waiting for either."""
+        """Launch the model on a staged batch and the copy of its results; on a GPU, wait for neither."""
         return self._loaded_model().launch(x)
 
     def unbatch(self, output: Launched) -> list[Prediction]:
-        """Wait for this launched batch only, and return one prediction per image."""
+        """Wait for a launched batch, and split its results by image."""
         return self._loaded_model().collect(output)
 
     def is_done(self, output: Launched) -> bool:
-        """Return whether `unbatch` would return without waiting."""
+        """Return whether `unbatch` has nothing to wait for."""
         return output.is_done()
 
     def has_working_device(self) -> bool:
@@ -132,7 +130,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         return self._loaded_model().has_working_device()
 
     def free_memory(self) -> None:
-        """Release cached device memory, after a batch that did not fit."""
+        """Free cached device memory, after a batch that did not fit."""
         self._loaded_model().free_memory()
 
     def encode_response(self, output: Prediction, *, top_k: int = DEFAULT_TOP_K) -> dict[str, Any]:
@@ -143,7 +141,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
 
     def _loaded_model(self) -> VisionModel:
         if self.model is None:
-            raise RuntimeError("The model is not loaded: call setup() first.")
+            raise RuntimeError("setup() was not called in this process.")
         return self.model
 
 
@@ -156,6 +154,4 @@ def _upload_of(request: Any) -> bytes:
         return content
     if isinstance(request, Mapping) and isinstance(request.get("image"), str):
         return decode_base64(request["image"])
-    raise BadRequest(
-        "The request has no image: send it in the form field 'file', or as base64 in the JSON field 'image'."
-    )
+    raise BadRequest("Send the image in the form field 'file', or as base64 in the JSON field 'image'.")

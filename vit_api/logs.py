@@ -1,6 +1,6 @@
-"""How the server's processes log: text or JSON, a line for each record. Knows nothing of what is logged.
+"""Configures logging for the server's processes: text or JSON, one line per record. Knows nothing of what is logged.
 
-A record may carry `fields`, a mapping, in its `extra`: text has them as `key=value` at the line's end, JSON as members.
+A record may have `fields`, a mapping, in its `extra`: text has them as `key=value` after the message, JSON as members.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
@@ -22,23 +22,23 @@ def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people."""
+    """Formats records as text, for people."""
 
     def __init__(self) -> None:
         super().__init__(_FORMAT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Put the fields behind the message, before a traceback."""
+        """Append the fields to the message, before a traceback."""
         fields = "".join(f" {name}={value}" for name, value in _fields_of(record).items())
         return super().formatMessage(record) + fields
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, for machines; nothing in it can break the line."""
+    """Formats records as JSON objects, one per line; line breaks in a record are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
-        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        moment = datetime.fromtimestamp(record.created, UTC)
         line = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
@@ -53,7 +53,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, log_format: LogFormat) -> None:
-    """Send the records of all loggers, also LitServe's and uvicorn's, to standard error in one format."""
+    """Send the records of all loggers, including LitServe's and uvicorn's, to standard error in one format."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,6 +1,6 @@
-"""Every metric: its name, its unit, its labels and what it means. Knows nothing of who counts or who asks.
+"""Every metric: its name, unit, labels and meaning. Must not know who records or exposes it.
 
-Names and units follow Prometheus' conventions: seconds and bytes, counters end in `_total`.
+Names and units follow Prometheus' conventions: seconds and bytes, and counters end in `_total`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from vit_api.errors import ViTError
 
 TIMES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper ends of the buckets of times, in seconds: from a hit in the cache to the default time limit."""
+"""Upper bounds of the buckets for durations, in seconds: from a cache hit to the default request timeout."""
 
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0)
-"""Upper ends of the buckets of batch sizes, in images."""
+"""Upper bounds of the buckets for batch sizes, in images."""
 
 ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer")
 
 CLIENT_LEFT = 499
-"""What a request counts as whose client hung up before the answer; nginx's number, not HTTP's."""
+"""Status recorded for a request whose client disconnected before the response; nginx's number, not HTTP's."""
 
 
 def _failures() -> list[type[ViTError]]:
-    """Return every kind of failure."""
+    """Return every class of error."""
     kinds, found = [ViTError], []
     while kinds:
         kind = kinds.pop()
@@ -38,7 +38,7 @@ REASONS = tuple(sorted({kind.code for kind in _failures()}))
 
 
 class Kind(enum.Enum):
-    """How a metric behaves; Prometheus' words."""
+    """The type of a metric, as in Prometheus."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -50,13 +50,13 @@ class Metric:
     """One metric.
 
     Attributes:
-        name: As Prometheus sees it; of a histogram without `_bucket`, `_sum` and `_count`.
-        kind: How it behaves.
-        help: What it means.
+        name: The name in Prometheus; for a histogram, without `_bucket`, `_sum` and `_count`.
+        kind: Its type.
+        help: Its meaning, a phrase without a full stop.
         labels: The names of its labels.
-        values: What each label may be, where that is known before the start; else nobody counts it here, and it is
-            read from elsewhere at each scrape.
-        buckets: Of a histogram: the upper ends, without infinity.
+        values: The possible values of each label if they are known at startup. Otherwise the metric has no cells in
+            shared memory, and is read from its source at each scrape.
+        buckets: For a histogram: the upper bounds of its buckets, without infinity.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Metric:
 
     @property
     def series(self) -> list[tuple[str, ...]]:
-        """Every combination of the labels' values."""
+        """Every combination of label values."""
         return list(itertools.product(*self.values))
 
 
@@ -80,30 +80,38 @@ def _histogram(name: str, meaning: str, buckets: tuple[float, ...] = TIMES_S, **
     return Metric(name, Kind.HISTOGRAM, meaning, tuple(values), tuple(values.values()), buckets)
 
 
-# Counted by the HTTP processes.
+# Recorded by the HTTP processes.
 REQUESTS = _counter(
     "inference_requests_total",
-    "Requests for a classification, by their answer's HTTP status; 499: the client hung up first",
+    "Classification requests, by HTTP status; 499: the client disconnected before the response",
     endpoint=ENDPOINTS,
     status=STATUSES,
 )
 DURATION = _histogram(
-    "inference_duration_seconds", "From a request's first byte to its answer, hits included", endpoint=ENDPOINTS
+    "inference_duration_seconds",
+    "Time from the arrival of a request to its response, cache hits included",
+    endpoint=ENDPOINTS,
 )
-RECEIVED = _counter("inference_received_bytes_total", "Bytes of request bodies", endpoint=ENDPOINTS)
+RECEIVED = _counter("inference_received_bytes_total", "Size of request bodies", endpoint=ENDPOINTS)
 REJECTED = _counter(
-    "inference_rejected_total", "Requests, or images of a batch, that got an error, by its code", reason=REASONS
+    "inference_rejected_total",
+    "Requests, or images of a request with several, that failed, by error code",
+    reason=REASONS,
 )
-DECODE = _histogram("inference_decode_seconds", "One image's decoding, without waiting for a thread")
+DECODE = _histogram("inference_decode_seconds", "Time to decode an image, without the wait for a thread")
 
-# Counted by the workers.
-QUEUE_WAIT = _histogram("inference_queue_wait_seconds", "One image's wait from its entry into the queue to its batch")
-BATCH_SIZE = _histogram("inference_batch_size", "Images in a batch", SIZES)
-BATCH_DURATION = _histogram("inference_batch_duration_seconds", "One batch, from its gathering to its answers")
-MODEL_DURATION = _histogram("inference_model_duration_seconds", "The model's run for one batch, without the staging")
+# Recorded by the workers.
+QUEUE_WAIT = _histogram(
+    "inference_queue_wait_seconds", "Time an image spends in the queue before its batch is dispatched"
+)
+BATCH_SIZE = _histogram("inference_batch_size", "Images per batch", SIZES)
+BATCH_DURATION = _histogram("inference_batch_duration_seconds", "Time to process a batch, from staging to its answers")
+MODEL_DURATION = _histogram(
+    "inference_model_duration_seconds", "Time of the model's forward pass for a batch, without staging"
+)
 
-# Counted by the main process.
-HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that died and were started again")
+# Recorded by the main process.
+HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that died and were replaced")
 
 COUNTED = (
     REQUESTS,
@@ -117,7 +125,7 @@ COUNTED = (
     MODEL_DURATION,
     HTTP_RESTARTS,
 )
-"""What has a place of its own in shared memory; the rest is read at each scrape from where it is known."""
+"""Metrics with cells in shared memory; all others are read from their source at each scrape."""
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Metric:
@@ -128,44 +136,50 @@ def _read_counter(name: str, meaning: str, *labels: str) -> Metric:
     return Metric(name, Kind.COUNTER, meaning, labels)
 
 
-SLOTS = _gauge("inference_slots", "Places for images, by what becomes of the image; all but free are taken", "state")
-WORKERS = _gauge("inference_workers", "Workers, by what they do", "state")
-READY = _gauge("inference_ready", "1 if images are welcome, as /health/ready says")
-STARTUP = _gauge("inference_worker_startup_seconds", "What the worker's last start took until it was ready", "worker")
-WORKER_RESTARTS = _read_counter("inference_worker_restarts_total", "How often a worker died and was replaced", "worker")
-IMAGES = _read_counter("inference_images_total", "Images that the model ran for", "worker")
+SLOTS = _gauge("inference_slots", "Queue slots by state", "state")
+WORKERS = _gauge("inference_workers", "Workers by state", "state")
+READY = _gauge("inference_ready", "1 if the server accepts requests, as /health/ready reports")
+STARTUP = _gauge("inference_worker_startup_seconds", "Time the worker's last start took until it was ready", "worker")
+WORKER_RESTARTS = _read_counter("inference_worker_restarts_total", "Times a worker died and was replaced", "worker")
+IMAGES = _read_counter("inference_images_total", "Images processed by the model", "worker")
 MODEL_INFO = _gauge(
     "inference_model_info",
-    "1; the labels say what runs",
+    "Always 1; the labels describe the model and where it runs",
     *("model", "revision", "worker", "device", "device_name", "dtype", "engine"),
 )
-VERSION_INFO = _gauge("inference_version_info", "1; the labels say which version of the server runs", "version")
+VERSION_INFO = _gauge("inference_version_info", "Always 1; the label is the version of the server", "version")
 
-CACHE_HITS = _read_counter("cache_hits_total", "Images answered from the cache, Redis included")
-CACHE_MISSES = _read_counter("cache_misses_total", "Images that were neither remembered nor under way")
-CACHE_COALESCED = _read_counter("cache_coalesced_total", "Images that waited for an identical one under way")
-CACHE_ENTRIES = _gauge("cache_entries", "Answers that are remembered now")
-REDIS_UP = _gauge("cache_redis_connections", "HTTP processes for which Redis is up")
-REDIS_HITS = _read_counter("cache_redis_hits_total", "Look-ups that Redis answered")
-REDIS_MISSES = _read_counter("cache_redis_misses_total", "Look-ups that Redis knew nothing of")
-REDIS_REJECTED = _read_counter("cache_redis_rejected_total", "Entries in Redis of another format, damaged or senseless")
-REDIS_FAILURES = _read_counter("cache_redis_failures_total", "Redis commands that failed or took too long")
-REDIS_SKIPPED = _read_counter("cache_redis_skipped_total", "Look-ups and writes given up, as Redis was slow or down")
+CACHE_HITS = _read_counter("cache_hits_total", "Images served from the cache, Redis included")
+CACHE_MISSES = _read_counter("cache_misses_total", "Images that were neither cached nor in flight")
+CACHE_COALESCED = _read_counter("cache_coalesced_total", "Images that waited for an identical one in flight")
+CACHE_ENTRIES = _gauge("cache_entries", "Cache entries")
+REDIS_UP = _gauge("cache_redis_connections", "HTTP processes that have a working connection to Redis")
+REDIS_HITS = _read_counter("cache_redis_hits_total", "Redis look-ups that found an entry")
+REDIS_MISSES = _read_counter("cache_redis_misses_total", "Redis look-ups that found none")
+REDIS_REJECTED = _read_counter(
+    "cache_redis_rejected_total", "Redis entries that were corrupt, invalid or in another format"
+)
+REDIS_FAILURES = _read_counter("cache_redis_failures_total", "Redis commands that failed or timed out")
+REDIS_SKIPPED = _read_counter(
+    "cache_redis_skipped_total", "Redis look-ups and writes skipped because Redis was slow, down or full"
+)
 
-CPU = _read_counter("process_cpu_seconds_total", "User and system time", "process")
-MEMORY = _gauge("process_resident_memory_bytes", "Resident memory", "process")
-VIRTUAL = _gauge("process_virtual_memory_bytes", "Virtual memory", "process")
-STARTED = _gauge("process_start_time_seconds", "When it started, in seconds since 1970", "process")
+CPU = _read_counter("process_cpu_seconds_total", "User and system CPU time", "process")
+MEMORY = _gauge("process_resident_memory_bytes", "Resident memory size", "process")
+VIRTUAL = _gauge("process_virtual_memory_bytes", "Virtual memory size", "process")
+STARTED = _gauge("process_start_time_seconds", "Start time, in seconds since the Unix epoch", "process")
 OPEN_FILES = _gauge("process_open_fds", "Open file descriptors", "process")
-MOST_FILES = _gauge("process_max_fds", "How many file descriptors may be open", "process")
+MAX_FILES = _gauge("process_max_fds", "Maximum number of open file descriptors", "process")
 
-GPU_MEMORY_USED = _gauge("gpu_memory_used_bytes", "Memory of the GPU in use, by whomever", "device")
-GPU_MEMORY = _gauge("gpu_memory_total_bytes", "Memory of the GPU", "device")
-GPU_UTILISATION = _gauge("gpu_utilization_ratio", "Share of the last moments in which the GPU computed", "device")
-GPU_POWER = _gauge("gpu_power_watts", "Power that the GPU takes", "device")
-GPU_ENERGY = _read_counter("gpu_energy_joules_total", "Energy that the GPU took since its driver was loaded", "device")
+GPU_MEMORY_USED = _gauge("gpu_memory_used_bytes", "GPU memory in use, by all programs", "device")
+GPU_MEMORY = _gauge("gpu_memory_total_bytes", "Total GPU memory", "device")
+GPU_UTILISATION = _gauge(
+    "gpu_utilization_ratio", "Fraction of the driver's last sample period in which the GPU was busy", "device"
+)
+GPU_POWER = _gauge("gpu_power_watts", "Power drawn by the GPU", "device")
+GPU_ENERGY = _read_counter("gpu_energy_joules_total", "Energy used by the GPU since its driver was loaded", "device")
 
-PROCESS = (CPU, MEMORY, VIRTUAL, STARTED, OPEN_FILES, MOST_FILES)
+PROCESS = (CPU, MEMORY, VIRTUAL, STARTED, OPEN_FILES, MAX_FILES)
 GPU = (GPU_MEMORY_USED, GPU_MEMORY, GPU_UTILISATION, GPU_POWER, GPU_ENERGY)
 CACHE = (CACHE_HITS, CACHE_MISSES, CACHE_COALESCED, CACHE_ENTRIES)
 REDIS = (REDIS_UP, REDIS_HITS, REDIS_MISSES, REDIS_REJECTED, REDIS_FAILURES, REDIS_SKIPPED)

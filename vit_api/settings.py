@@ -1,4 +1,4 @@
-"""Every knob of the server: name, default, limits and what it does. Knows nothing of how a knob is used."""
+"""Every setting of the server: its name, default, limits and meaning. Must not know how a setting is used."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vit_api.access.api_keys import SHORTEST_KEY, check_key, digest_of, parse_keys
-from vit_api.access.client_address import Network, parse_networks
+from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_keys
+from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
 from vit_api.cores import available_cores
 
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
-"""What one answer pipe carries within the 1 MiB that Linux grants a pipe of an unprivileged user."""
+"""Answers that fit into one pipe of 1 MiB, the largest that Linux grants an unprivileged user."""
 
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
 _PARSERS: dict[str, Callable[[str], object]] = {
@@ -26,11 +26,11 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "cors_origins": parse_origins,
 }
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-DEVICE_MEANING = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
+DEVICE_CHOICES = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
 
 class Settings(BaseSettings):
-    """The server's settings, from the command line, `VIT_API_*` in the environment, and `.env`, in this order."""
+    """The server's settings. The command line wins over `VIT_API_*` in the environment, and that over `.env`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -47,117 +47,149 @@ class Settings(BaseSettings):
     )
 
     model: Annotated[
-        str, Field(min_length=1, description="Hub id, local directory in Hugging Face format, or `digits` (embedded)")
+        str, Field(min_length=1, description="Hub id, local directory in Hugging Face format, or `digits` (built in)")
     ] = "google/vit-base-patch16-224"
-    revision: Annotated[str | None, Field(description="Branch, tag or commit of a hub model; a commit pins it")] = None
+    revision: Annotated[
+        str | None, Field(description="Branch, tag or commit of a hub model; use a commit to pin it")
+    ] = None
     host: Annotated[
-        str, Field(min_length=1, description="Address to listen on; 127.0.0.1: this machine alone; ::: all of IPv6")
+        str,
+        Field(
+            min_length=1,
+            description="Address to listen on: `127.0.0.1` for local access only, `::` for all IPv6 interfaces",
+        ),
     ] = "0.0.0.0"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on")] = 7860
     api_servers: Annotated[
-        int, Field(ge=1, le=128, default_factory=available_cores, description="HTTP processes; default: one a core")
+        int,
+        Field(
+            ge=1, le=128, default_factory=available_cores, description="Number of HTTP processes; default: one per core"
+        ),
     ]
-    workers_per_device: Annotated[int, Field(ge=1, le=16, description="Inference workers on each device")] = 1
+    workers_per_device: Annotated[int, Field(ge=1, le=16, description="Inference workers per device")] = 1
     device: Annotated[
-        str, Field(pattern=_DEVICE_PATTERN, description=f"Where the model runs: {DEVICE_MEANING}; auto: GPUs if any")
+        str,
+        Field(
+            pattern=_DEVICE_PATTERN, description=f"Device of the model: {DEVICE_CHOICES}; auto: all GPUs, or the CPU"
+        ),
     ] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="What the model computes in; auto: the fastest that the hardware has instructions for"),
+        Field(description="Precision of the model; auto: the fastest that the hardware supports natively"),
     ] = "auto"
     engine: Annotated[
         Literal["auto", "eager", "compile", "cudagraph"],
-        Field(description="How the model runs; auto: recorded CUDA graphs on a GPU, eagerly on the CPU"),
+        Field(description="How the model is executed; auto: CUDA graphs on a GPU, eager on the CPU"),
     ] = "auto"
-    max_batch_size: Annotated[int, Field(ge=1, le=256, description="Images in a batch at the most")] = 32
+    max_batch_size: Annotated[int, Field(ge=1, le=256, description="Maximum batch size, in images")] = 32
     max_wait_ms: Annotated[
-        float, Field(ge=0, le=10_000, description="How long an image waits for company at the most, in milliseconds")
+        float,
+        Field(ge=0, le=10_000, description="Maximum time that an image waits for its batch to fill, in milliseconds"),
     ] = 5.0
     queue_size: Annotated[
         int,
-        Field(ge=1, le=32_768, description="Images that the server holds at once; more get 503 until one is answered"),
+        Field(ge=1, le=32_768, description="Maximum number of images in the server; further ones get a 503"),
     ] = 1024
     request_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="Seconds from a request's arrival to a 504")
+        float, Field(gt=0, le=3600, description="Time limit of a request, in seconds; past it the response is a 504")
     ] = 30.0
     body_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="Seconds from a request's arrival that its body may take, or 408")
+        float,
+        Field(
+            gt=0,
+            le=3600,
+            description="Time limit for receiving a request body, in seconds; past it the response is a 408",
+        ),
     ] = 10.0
     worker_stall_s: Annotated[
-        float, Field(gt=0, le=86_400, description="Seconds without progress after which a worker is killed")
+        float,
+        Field(gt=0, le=86_400, description="Seconds without a heartbeat after which a worker is killed and replaced"),
     ] = 60.0
     drain_delay_s: Annotated[
-        float, Field(ge=0, le=3600, description="Seconds from a stop's signal, and `not ready`, to the port's closing")
+        float,
+        Field(ge=0, le=3600, description="Seconds from SIGTERM, when readiness turns 503, until the port is closed"),
     ] = 0.0
     drain_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="Seconds that requests under way get when the server stops")
+        float, Field(gt=0, le=3600, description="Seconds that requests in flight get to finish during shutdown")
     ] = 30.0
-    max_upload_mb: Annotated[
-        float, Field(gt=0, le=1024, description="Megabytes (2**20 bytes) of one upload at the most")
-    ] = 10.0
+    max_upload_mb: Annotated[float, Field(gt=0, le=1024, description="Maximum size of one upload, in MiB")] = 10.0
     max_batch_upload_mb: Annotated[
-        float, Field(gt=0, le=4096, description="Megabytes of one request with several uploads at the most")
+        float, Field(gt=0, le=4096, description="Maximum size of one request with several uploads, in MiB")
     ] = 100.0
     max_pending_mb: Annotated[
-        float, Field(gt=0, le=1_048_576, description="Megabytes of uploads that an HTTP process holds at once, or 503")
+        float,
+        Field(
+            gt=0,
+            le=1_048_576,
+            description="Maximum memory for uploads in each HTTP process, in MiB; beyond it requests get a 503",
+        ),
     ] = 512.0
     max_image_side: Annotated[
-        int, Field(ge=16, le=65_535, description="Pixels of an image's width and height at the most")
+        int, Field(ge=16, le=65_535, description="Maximum width and height of an image, in pixels")
     ] = 4096
     exact_decode: Annotated[
-        bool, Field(description="Decode every pixel of a large JPEG instead of scaling it while it is decoded")
+        bool, Field(description="Decode large JPEGs at full size instead of letting the JPEG decoder scale them down")
     ] = False
-    decode_threads: Annotated[
-        int, Field(ge=1, le=64, description="Threads in each HTTP process that decode images")
-    ] = 2
+    decode_threads: Annotated[int, Field(ge=1, le=64, description="Image-decoding threads in each HTTP process")] = 2
     cache_size: Annotated[
         int,
         Field(
             ge=0,
             le=1_000_000,
-            description="Answers that each HTTP process remembers, 1.2 to 2 KB each; 0: compute every one",
+            description="Cache entries of each HTTP process, 1.2 to 2 KB each; 0 turns the cache off",
         ),
     ] = 10_000
-    cache_ttl_s: Annotated[float, Field(gt=0, le=31_536_000, description="Seconds that an answer is remembered")] = (
-        1800.0
-    )
+    cache_ttl_s: Annotated[
+        float, Field(gt=0, le=31_536_000, description="Lifetime of a cache entry (TTL), in seconds")
+    ] = 1800.0
     redis_url: Annotated[
         SecretStr | None,
-        Field(description="Redis that remembers for several processes and servers: redis://, rediss:// or unix://"),
+        Field(description="Redis to share the cache and the rate limits through: redis://, rediss:// or unix://"),
     ] = None
     operator_key: Annotated[
-        SecretStr | None, Field(min_length=SHORTEST_KEY, description="Key for POST /cache/clear; none: nobody may")
+        SecretStr | None,
+        Field(
+            min_length=MIN_KEY_LENGTH,
+            description="Key that authorises POST /cache/clear; without it, the endpoint is disabled",
+        ),
     ] = None
     api_keys: Annotated[
         SecretStr | None,
-        Field(description="Keys that clients need, with commas; each plain or as sha256:<digest>; none: all may"),
+        Field(
+            description="API keys, comma-separated, each plain or as sha256:<digest>; without them, no key is required"
+        ),
     ] = None
-    metrics_public: Annotated[bool, Field(description="Show /metrics also to those who have no key")] = False
+    metrics_public: Annotated[bool, Field(description="Serve /metrics without a key, even when API keys are set")] = (
+        False
+    )
     rate_limit: Annotated[
         str | None,
-        Field(description="Images that a client may send, as 600/minute or 10/second;5000/hour; none: no limit"),
+        Field(description="Images allowed per client, such as 600/minute or 10/second;5000/hour; default: no limit"),
     ] = None
     trusted_proxies: Annotated[
         str | None,
-        Field(description="Addresses or networks, with commas, of proxies whose X-Forwarded-For is believed"),
+        Field(description="Addresses or networks, comma-separated, of proxies whose X-Forwarded-For is trusted"),
     ] = None
     cors_origins: Annotated[
         str | None,
-        Field(description="Origins whose pages may use this server, with commas, or * for all; none: its own alone"),
+        Field(description="Origins whose pages may call the API, comma-separated, or *; default: same origin only"),
     ] = None
     cpu_threads: Annotated[
         int | None,
-        Field(ge=1, le=256, description="Threads of one operation on the CPU; default: one a core; 1 for small models"),
+        Field(
+            ge=1, le=256, description="Threads per operation on the CPU; default: one per core, or 1 for small models"
+        ),
     ] = None
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], Field(description="Least severe messages to log")
+        Literal["debug", "info", "warning", "error", "critical"], Field(description="Minimum log level")
     ] = "info"
     log_format: Annotated[
-        Literal["text", "json"], Field(description="A line of text for each message, or a JSON object")
+        Literal["text", "json"], Field(description="Format of log lines: plain text, or one JSON object per line")
     ] = "text"
-    access_log: Annotated[bool, Field(description="Log a line for each request")] = False
+    access_log: Annotated[bool, Field(description="Log one line per request")] = False
     traces: Annotated[
-        bool, Field(description="Send OpenTelemetry traces, as OTEL_* in the environment say; see docs/tracing.md")
+        bool,
+        Field(description="Export OpenTelemetry traces, configured by the usual OTEL_* variables; see docs/tracing.md"),
     ] = False
 
     @field_validator("log_level", "log_format", "dtype", "engine", "device", mode="before")
@@ -196,49 +228,55 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_redis(self) -> Settings:
         if self.redis_url is not None and self.cache_size == 0:
-            raise ValueError(f"{ENV_PREFIX}REDIS_URL: needs a cache, but {ENV_PREFIX}CACHE_SIZE is 0")
+            raise ValueError(
+                f"{ENV_PREFIX}REDIS_URL: Redis is a tier of the cache, but {ENV_PREFIX}CACHE_SIZE is 0. "
+                "Turn the cache on, or leave this setting out."
+            )
         return self
 
     @model_validator(mode="after")
     def _check_pending(self) -> Settings:
-        most = max(self.max_upload_mb, self.max_batch_upload_mb)
-        if self.max_pending_mb < most:
-            raise ValueError(f"{ENV_PREFIX}MAX_PENDING_MB: at least {most:g}, so that one request has room")
+        largest = max(self.max_upload_mb, self.max_batch_upload_mb)
+        if self.max_pending_mb < largest:
+            raise ValueError(
+                f"{ENV_PREFIX}MAX_PENDING_MB: Input should be at least {largest:g}, the size of the largest request. "
+                f"Got {self.max_pending_mb:g}."
+            )
         return self
 
     @model_validator(mode="after")
     def _check_slots(self) -> Settings:
         if self.slots_per_process > MAX_SLOTS_PER_PROCESS:
-            most = MAX_SLOTS_PER_PROCESS * self.api_servers
+            maximum = MAX_SLOTS_PER_PROCESS * self.api_servers
             raise ValueError(
-                f"{ENV_PREFIX}QUEUE_SIZE: at most {MAX_SLOTS_PER_PROCESS} images for each HTTP process "
-                f"({most} for {ENV_PREFIX}API_SERVERS={self.api_servers}), got {self.queue_size}"
+                f"{ENV_PREFIX}QUEUE_SIZE: Input should be at most {MAX_SLOTS_PER_PROCESS} per HTTP process, "
+                f"which is {maximum} for {ENV_PREFIX}API_SERVERS={self.api_servers}. Got {self.queue_size}."
             )
         return self
 
     @property
     def slots_per_process(self) -> int:
-        """Images that one HTTP process holds at once: its share of the queue, rounded up."""
+        """Slots of one HTTP process: its share of the queue, rounded up."""
         return -(-self.queue_size // self.api_servers)
 
     @property
     def max_upload_bytes(self) -> int:
-        """Bytes of one upload at the most."""
+        """Maximum size of one upload, in bytes."""
         return int(self.max_upload_mb * 2**20)
 
     @property
     def max_batch_upload_bytes(self) -> int:
-        """Bytes of one request with several uploads at the most."""
+        """Maximum size of one request with several uploads, in bytes."""
         return int(self.max_batch_upload_mb * 2**20)
 
     @property
     def max_pending_bytes(self) -> int:
-        """Bytes of uploads that an HTTP process holds at once."""
+        """Maximum memory for uploads in each HTTP process, in bytes."""
         return int(self.max_pending_mb * 2**20)
 
     @property
     def key_digests(self) -> tuple[bytes, ...]:
-        """Digests of the keys that clients may present; the operator's opens everything, too."""
+        """Digests of the keys that are accepted, the operator key included; empty if no key is required."""
         if self.api_keys is None:
             return ()
         operator = () if self.operator_key is None else (digest_of(self.operator_key.get_secret_value()),)
@@ -246,27 +284,27 @@ class Settings(BaseSettings):
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:
-        """Origins whose pages may use the server."""
+        """Origins allowed to call the API from a browser."""
         return () if self.cors_origins is None else parse_origins(self.cors_origins)
 
     @property
-    def trusted_networks(self) -> tuple[Network, ...]:
-        """Proxies whose `X-Forwarded-For` is believed."""
+    def trusted_networks(self) -> tuple[IPNetwork, ...]:
+        """Networks of the proxies whose `X-Forwarded-For` is trusted."""
         return () if self.trusted_proxies is None else parse_networks(self.trusted_proxies)
 
     @property
     def rates(self) -> tuple[Rate, ...]:
-        """What each client may use."""
+        """The rate limits that apply to each client."""
         return () if self.rate_limit is None else parse_rates(self.rate_limit)
 
     @property
     def max_wait_s(self) -> float:
-        """Seconds that an image waits for company at the most."""
+        """Maximum time that an image waits for its batch to fill, in seconds."""
         return self.max_wait_ms / 1000
 
 
 def _check_redis_url(url: str) -> None:
-    """Refuse what is no address of a Redis, without repeating any of it: it may have a password."""
+    """Raise ValueError for anything but a Redis URL. The message never quotes it: it may contain a password."""
     try:
         parts = urlsplit(url)
         is_address = bool(parts.path) if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
@@ -276,6 +314,6 @@ def _check_redis_url(url: str) -> None:
         is_address = False
     if not is_address or not url.startswith(_REDIS_SCHEMES) or parts.query or parts.fragment:
         raise ValueError(
-            f"Input should be {'host:port/database, '.join(_REDIS_SCHEMES)}path, without options; "
-            "special characters in a password have to be percent-encoded"
+            f"Input should be {'host:port/database, '.join(_REDIS_SCHEMES)}path, without options. "
+            "Percent-encode special characters in a password."
         )

@@ -1,4 +1,4 @@
-"""What all processes of one server have in common: shared memory, pipes, the checkpoint. Made before they start."""
+"""What all processes of one server share: shared memory, pipes, the checkpoint. Created before the first fork."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Shared:
     Args:
         settings: The server's settings.
         checkpoint: The model to serve.
-        devices: Where it runs.
+        devices: The devices that it runs on, as torch names them.
 
     Attributes:
-        table: The images on their way.
-        requests: Carries their records to the workers.
-        answers: Carry the workers' answers to the HTTP process of each number.
-        board: What the workers say of themselves.
-        cache_board: What the caches count, and when they are to forget.
-        budgets: What clients have used up; None if they may use what they like.
-        counts: What is counted for the metrics.
-        checkpoint_identity: Tells checkpoints apart that servers share a Redis for; empty without one.
+        table: The slots of the images in flight.
+        requests: Carries request records to the workers.
+        answers: Carry answers to the HTTP processes, by number.
+        worker_board: The status of the workers.
+        cache_board: The counts of the caches, and the epoch by which they are cleared.
+        budgets: What each client has used; None without rate limits.
+        metrics_board: The values of the metrics.
+        checkpoint_identity: Distinguishes the checkpoints of servers that share a Redis; empty without Redis.
     """
 
     def __init__(self, settings: Settings, checkpoint: Checkpoint, devices: list[str]) -> None:
@@ -40,9 +40,10 @@ class Shared:
         self.table = SlotTable(processes, slots, checkpoint.preprocessing.pixel_shape)
         self.requests = RecordPipe.for_requests(len(self.table))
         self.answers = [RecordPipe.for_answers(slots) for _ in range(processes)]
-        self.board = WorkerBoard(len(devices) * settings.workers_per_device)
+        self.worker_board = WorkerBoard(len(devices) * settings.workers_per_device)
         self.cache_board = CacheBoard(processes)
         self.budgets = Budgets(settings.rates, processes) if settings.rates else None
-        names = ["main", *map("http-{}".format, range(processes)), *map("worker-{}".format, range(self.board.workers))]
-        self.counts = MetricsBoard(names, metrics.COUNTED)
+        names = ["main", *(f"http-{number}" for number in range(processes))]
+        names += [f"worker-{number}" for number in range(self.worker_board.workers)]
+        self.metrics_board = MetricsBoard(names, metrics.COUNTED)
         self.checkpoint_identity = checkpoint.identity() if settings.redis_url is not None else ""

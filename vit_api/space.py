@@ -1,4 +1,4 @@
-"""What a Hugging Face Space tells the container in it. Knows nothing of what the server makes of it.
+"""Reads the environment that a Hugging Face Space provides to its container. Knows nothing of what it is used for.
 
 A Space sets `SPACE_ID`; without it, nothing here has an effect.
 """
@@ -9,13 +9,13 @@ import os
 from pathlib import Path
 
 _CACHES = {"HF_HOME": "", "HF_HUB_CACHE": "hub"}
-"""Variables that say where the hub's files are kept, and the place of each in the default directory."""
+"""Variables for the directories of the hub's files, with each one's subdirectory of the default directory."""
 
 
 def cpu_cores() -> float | None:
-    """Return how many cores the Space's hardware has; None if that is not known.
+    """Return the number of cores of the Space's hardware; None if unknown.
 
-    A container sees all cores of the machine that it shares with other Spaces.
+    The container itself sees all cores of the machine, which it shares with other Spaces.
     """
     try:
         cores = float(_variable("CPU_CORES"))
@@ -25,31 +25,31 @@ def cpu_cores() -> float | None:
 
 
 def accelerator() -> str | None:
-    """Return the name of the Space's accelerator, such as `t4-small`; None if it has none."""
+    """Return the name of the Space's accelerator, such as `t4-small`; None if there is none."""
     name = _variable("ACCELERATOR")
     return None if name.lower() in ("", "none") else name
 
 
 def replaced_caches() -> dict[str, str]:
-    """Return new values for the variables that name a cache which can't be written.
+    """Return new values, in the home directory, for the variables that name a cache directory that is not writable.
 
-    They lead to the home directory. The usual case is `HF_HOME=/data/...` in a Space without persistent storage.
+    The usual case is `HF_HOME=/data/...` in a Space without persistent storage.
     """
     default = Path.home() / ".cache" / "huggingface"
     return {
         name: str(default / folder)
         for name, folder in _CACHES.items()
-        if (path := _variable(name)) and not _can_be_written(Path(path))
+        if (path := _variable(name)) and not _is_writable(Path(path))
     }
 
 
 def _variable(name: str) -> str:
-    """Return what a variable is in a Space; empty if it isn't set, or this is no Space."""
+    """Return a variable's value; empty if it is not set, or outside a Space."""
     return os.environ.get(name, "").strip() if os.environ.get("SPACE_ID") else ""
 
 
-def _can_be_written(directory: Path) -> bool:
-    """Say whether a directory, or the nearest one above that exists, is open to this process."""
+def _is_writable(directory: Path) -> bool:
+    """Return whether this process can write to a directory or, if it does not exist, to its nearest existing parent."""
     absolute = directory.expanduser().absolute()
     nearest = next(path for path in (absolute, *absolute.parents) if os.access(path, os.F_OK))
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)

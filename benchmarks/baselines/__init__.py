@@ -1,1 +1,1 @@
-"""What the server is measured against."""
+"""What the server is compared with."""

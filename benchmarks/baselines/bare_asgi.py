@@ -1,4 +1,4 @@
-"""The least that a Python server can do for a cache hit: read the body, hash it, look it up, answer."""
+"""The minimum for a cache hit in Python: read the body, hash it, look it up, answer."""
 
 from __future__ import annotations
 

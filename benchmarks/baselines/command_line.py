@@ -1,4 +1,4 @@
-"""What the baselines with our LitAPI have in common: their arguments, and the LitAPI."""
+"""The arguments and the LitAPI of the baselines that use our LitAPI."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def arguments(*, needs_port: bool = True) -> argparse.Namespace:
 
 
 def lit_api(options: argparse.Namespace, **lit_api_options: Any) -> ViTAPI:
-    """Return the LitAPI that the server under test uses, too."""
+    """Return the LitAPI that our server uses, too."""
     checkpoint = load_checkpoint(options.model)
     return ViTAPI(checkpoint, dtype=options.dtype, cpu_threads=options.cpu_threads, **lit_api_options)

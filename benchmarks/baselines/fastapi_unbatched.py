@@ -1,6 +1,6 @@
-"""The same LitAPI behind a FastAPI endpoint as most people write it: each request runs the model by itself.
+"""The same LitAPI behind an ordinary FastAPI endpoint, without batching.
 
-The endpoint works on the event loop: on few cores that is faster than FastAPI's threads, which wait for each other.
+The endpoint runs on the event loop: on few cores that is faster than FastAPI's threads, which compete for the GIL.
 Arguments: port, model.
 """
 

@@ -1,4 +1,4 @@
-"""How a form's upload is read with FastAPI, and nothing else: the file is hashed."""
+"""The minimum for a form in FastAPI: read the upload and hash it."""
 
 from __future__ import annotations
 

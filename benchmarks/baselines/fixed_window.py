@@ -1,4 +1,4 @@
-"""This server with the batching policy of most others: a batch goes when it is full or its window is over."""
+"""This server with a common batching policy: a batch is dispatched when it is full or its window is over."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from vit_api.worker.batching import BatchingPolicy
 
 
 class FixedWindow(BatchingPolicy):
-    """Waits out the window, though nobody may be on the way."""
+    """Always waits for the end of the window."""
 
-    def remaining_wait_s(self, *, now: float, size: int, oldest_queued_at: float, coming: int) -> float:
-        """Return how long a batch may still wait, as if somebody were on the way all the time."""
-        del coming
-        return super().remaining_wait_s(now=now, size=size, oldest_queued_at=oldest_queued_at, coming=1)
+    def remaining_wait_s(self, *, now: float, size: int, oldest_queued_at: float, incoming: int) -> float:
+        """Return how long a batch may still wait, as if another image were always on its way."""
+        del incoming
+        return super().remaining_wait_s(now=now, size=size, oldest_queued_at=oldest_queued_at, incoming=1)
 
 
 if __name__ == "__main__":
-    # The worker is another process, to which the policy's class must have an importable name.
+    # The worker is another process, which must be able to import the policy's class.
     from benchmarks.baselines.fixed_window import FixedWindow as Importable
 
     main(policy_class=Importable)

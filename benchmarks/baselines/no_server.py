@@ -1,7 +1,7 @@
-"""No server at all: decode uploads and run them in full batches, as the limit of what any server can do here.
+"""No server: decode uploads and run them in full batches, as the upper limit of any server on this machine.
 
-A process for each core. For each line `SECONDS BYTES` on standard input, and the bytes after it, the images of so many
-seconds are printed. Argument: model.
+One process per core. Reads lines `SECONDS BYTES` from standard input, each followed by an upload of that many bytes,
+and prints the images/s of that many seconds. Argument: model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BATCH_SIZE = 32
 
 
 def images_per_s(api: ViTAPI, upload: bytes, seconds: float) -> float:
-    """Return how many images were decoded, run and worded each second."""
+    """Return how many images were decoded, classified and encoded per second."""
     images = 0
     start = time.monotonic()
     while (elapsed_s := time.monotonic() - start) < seconds:

@@ -1,6 +1,6 @@
 """The same LitAPI in a plain LitServer, with LitServe's own loop, batching and processes.
 
-Raw bodies it can't read; it takes forms. Arguments: port, model.
+It takes forms, since LitServe does not read raw bodies. Arguments: port, model.
 """
 
 from __future__ import annotations
@@ -16,5 +16,5 @@ if __name__ == "__main__":
     options = arguments()
     api = lit_api(options, max_batch_size=_MAX_BATCH_SIZE, batch_timeout=_MAX_WAIT_S)
     server = ls.LitServer(api, accelerator="cpu")
-    # Else it logs a traceback for each client that leaves.
+    # A lower level logs a traceback for each client that disconnects.
     server.run(host="127.0.0.1", port=options.port, generate_client_file=False, log_level="critical")

@@ -1,4 +1,4 @@
-"""(a) The model alone: images/s by engine, dtype and batch size, beside transformers as people use it."""
+"""(a) The model only: images/s by engine, dtype and batch size, against plain transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(part: Part) -> None:
 
 
 def run_compiled(part: Part) -> None:
-    """Measure the compiled engine in the dtype of `auto`. Its start may take minutes."""
+    """Measure the compiled engine in the dtype of `auto`. Compilation may take minutes."""
     measure_engines(part, load_checkpoint(str(part.folder)), "auto", ("compile",))
 
 
@@ -45,7 +45,7 @@ def _dtypes(part: Part, checkpoint: Checkpoint) -> list[str]:
 
 @torch.inference_mode()
 def measure_engines(part: Part, checkpoint: Checkpoint, dtype: str, engines: Sequence[str]) -> None:
-    """Measure engines, from uint8 pixels on the device to the most probable classes there."""
+    """Measure engines from uint8 pixels on the device to the top k on the device."""
     model = VisionModel(checkpoint, part.device, dtype, None, part.max_batch_size)
     for engine in engines:
         started = time.monotonic()
@@ -53,7 +53,7 @@ def measure_engines(part: Part, checkpoint: Checkpoint, dtype: str, engines: Seq
         ready = {"engine": engine, "dtype": _name(model.dtype), "seconds": round(time.monotonic() - started, 2)}
         part.found("made", [ready])
         if model.engine.name != engine:
-            part.found("problems", [f"the engine {engine} can't be used in {_name(model.dtype)}; see the warnings"])
+            part.found("problems", [f"The engine {engine} cannot be used in {_name(model.dtype)}: see the warnings."])
             continue
         for size in batch_sizes(part.max_batch_size):
             shape = (size, *checkpoint.preprocessing.pixel_shape)
@@ -64,7 +64,7 @@ def measure_engines(part: Part, checkpoint: Checkpoint, dtype: str, engines: Seq
 
 @torch.inference_mode()
 def measure_transformers(part: Part, checkpoint: Checkpoint, dtype: str) -> None:
-    """Measure transformers' model as people use it: SDPA, inference mode, from normalised pixels on the device."""
+    """Measure transformers' model as commonly used: SDPA, inference mode, from normalised pixels on the device."""
     device = torch.device(part.device)
     network: Any = AutoModelForImageClassification.from_pretrained(
         checkpoint.path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
@@ -78,7 +78,7 @@ def measure_transformers(part: Part, checkpoint: Checkpoint, dtype: str) -> None
 
 
 def release(device: torch.device) -> None:
-    """Give back what nobody holds any more, for the next measurement."""
+    """Free unused memory for the next measurement."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

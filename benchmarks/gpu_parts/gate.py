@@ -1,4 +1,4 @@
-"""(d) The accuracy gate, for each dtype and engine: against transformers in float32, on the same pixels."""
+"""(d) The accuracy gate for each dtype and engine, against transformers in float32 on the same pixels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def judge(part: Part, dtypes: Sequence[str], engines: Sequence[str]) -> None:
 
 @torch.inference_mode()
 def _reference(checkpoint: Checkpoint, uploads: Sequence[bytes], device: str) -> Probabilities:
-    """Return float64 [uploads, classes] as transformers computes them in float32."""
+    """Return float64 [uploads, classes], computed by transformers in float32."""
     torch.backends.cudnn.allow_tf32 = False
     network: Any = AutoModelForImageClassification.from_pretrained(checkpoint.path, dtype=torch.float32)
     network.to(device).eval()

@@ -1,4 +1,4 @@
-"""(e) Peak memory by batch size, and joules an image."""
+"""(e) Peak memory by batch size, and energy per image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MIB = 2**20
 
 @torch.inference_mode()
 def run(part: Part) -> None:
-    """Measure the eager engine by batch size, what CUDA graphs keep, and the energy at the largest batch."""
+    """Measure peak memory by batch size, the memory that the best engine keeps, and energy at the largest batch."""
     if not part.is_cuda:
-        part.found("skipped", "the CPU has no memory and no energy of its own")
+        part.found("skipped", "memory and energy are measured on GPUs only")
         return
     checkpoint = load_checkpoint(str(part.folder))
     model = VisionModel(checkpoint, part.device, "auto", None, part.max_batch_size)
@@ -43,7 +43,7 @@ def run(part: Part) -> None:
 
 
 def _measure_energy(part: Part, model: VisionModel) -> None:
-    """Run full batches for some seconds and read the GPU's own metrics_writer before and after."""
+    """Run full batches for some seconds and read the GPU's energy counter before and after."""
     shape = (part.max_batch_size, *model.pixel_shape)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=model.device)
     before, start, batches = read_gpu(model.device_uuid), time.monotonic(), 0

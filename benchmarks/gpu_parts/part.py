@@ -1,4 +1,4 @@
-"""What a part is given, and how it hands on what it finds. Imports no torch: not every part needs it."""
+"""What a part of the GPU benchmark gets, and how it reports its findings. Imports no torch: not every part needs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_BATCH_SIZE = 32
 FLOP_PER_IMAGE = 35.1e9
-"""Of ViT-B/16 for 224 x 224 pixels, a multiplication and an addition counted as two."""
+"""Of ViT-B/16 at 224 x 224 pixels; a multiplication and an addition count as two."""
 
 
 @dataclass
@@ -20,11 +20,11 @@ class Part:
     Attributes:
         folder: The checkpoint.
         device: Where to run it.
-        is_quick: Whether to see that it works is all that is asked for.
+        is_quick: Whether only to check that it works.
         seconds: How long it may take; it is stopped some time later.
-        file: Where its result goes, again with each finding, so that what it found before a failure counts.
-        settings: Of the server, as strings.
-        result: What it found so far; fits into JSON.
+        file: Its result, written again with each finding, so that a failure loses nothing.
+        settings: The server's, as strings.
+        result: The findings so far, which fit into JSON.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Part:
 
     @property
     def max_batch_size(self) -> int:
-        """Images in a batch at the most."""
+        """Maximum batch size."""
         return 4 if self.is_quick else MAX_BATCH_SIZE
 
     def lasting(self, seconds: float) -> float:
@@ -51,11 +51,11 @@ class Part:
         return min(seconds, 0.05) if self.is_quick else seconds
 
     def has_time(self, seconds: float = 0.0) -> bool:
-        """Tell whether there is time for something that takes so long."""
+        """Return whether there is time for something that takes this long."""
         return time.monotonic() + seconds < self.started_at + self.seconds
 
     def found(self, name: str, value: Any) -> None:
-        """Note a finding; several of one name make a list if they are rows (dictionaries in a list)."""
+        """Record a finding; lists of the same name are joined."""
         if isinstance(value, list):
             value = [*self.result.get(name, []), *value]
         self.result[name] = value

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import select
 import time
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -18,6 +17,7 @@ from benchmarks.gpu_parts.part import Part
 from vit_api.app import Application
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.ipc.records import RequestRecord, unpack_answers
+from vit_api.ipc.slots import OwnerSlots
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
 from vit_api.shared import Shared
@@ -27,7 +27,6 @@ _SECONDS = 8.0
 _WARM_UP_S = 1.0
 _START_S = 120.0
 _ANSWERS_PER_READ = 1024
-_FOREVER = 1e18
 
 
 class OneAtATime(BatchingPolicy):
@@ -89,34 +88,36 @@ def _work(api: ViTAPI, device: str, seconds: float, parent: Connection) -> None:
 
 def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tuple[float, float]:
     """Keep slots queued; return images/s and the mean batch size after the warm-up."""
-    _queue(shared, iter(range(waiting)))
-    _answer(shared, warm_up_s)
-    before, start = shared.board.counts_of(0), time.monotonic()
-    images = _answer(shared, seconds)
+    slots = OwnerSlots(shared.table, 0)
+    _queue(shared, slots, waiting)
+    _answer(shared, slots, warm_up_s)
+    before, start = shared.worker_board.counts_of(0), time.monotonic()
+    images = _answer(shared, slots, seconds)
     elapsed_s = time.monotonic() - start
-    batches, counted = (now - then for now, then in zip(shared.board.counts_of(0), before, strict=True))
+    batches, counted = (now - then for now, then in zip(shared.worker_board.counts_of(0), before, strict=True))
     return images / elapsed_s, counted / max(1, batches)
 
 
-def _answer(shared: Shared, seconds: float) -> int:
+def _answer(shared: Shared, slots: OwnerSlots, seconds: float) -> int:
     """Queue each slot again when its answer is there, for so long; return how many were answered."""
     answers, images = shared.answers[0], 0
     end = time.monotonic() + seconds
     while time.monotonic() < end or not images:
         if not select.select([answers], [], [], _START_S)[0]:
             raise RuntimeError("the worker answers no more")
-        slots = [answer.slot for answer in unpack_answers(answers.read(_ANSWERS_PER_READ))]
-        for slot in slots:
-            shared.table.release(slot)
-        _queue(shared, iter(slots))
-        images += len(slots)
+        answered = [answer.slot for answer in unpack_answers(answers.read(_ANSWERS_PER_READ))]
+        for slot in answered:
+            slots.release(slot)
+        _queue(shared, slots, len(answered))
+        images += len(answered)
     return images
 
 
-def _queue(shared: Shared, slots: Iterator[int]) -> None:
+def _queue(shared: Shared, slots: OwnerSlots, images: int) -> None:
     records = []
-    for slot in slots:
-        generation = shared.table.start_decoding(slot, _FOREVER)
-        shared.table.queue(slot, time.monotonic())
-        records.append(RequestRecord(slot, generation).pack())
+    for _ in range(images):
+        taken = slots.take()
+        assert taken is not None
+        slots.queue(taken[0], time.monotonic())
+        records.append(RequestRecord(*taken).pack())
     shared.requests.write(records)

@@ -1,7 +1,7 @@
 """(c) The whole server under load, with 500 x 375 JPEGs from clients on the same machine.
 
-A closed loop finds the peak, with wrk where it is installed and else with the bundled client; an open loop at 80% of
-the peak gives the latencies. Without wrk and without aiohttp there is nobody to load the server, and this is skipped.
+A closed loop finds the peak, with wrk if installed and else with the bundled client. An open loop at 80% of the peak
+measures latency. Without wrk and aiohttp there is no client, and the part is skipped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu_parts.cuda_order import uuid_of
 from benchmarks.gpu_parts.part import Part
 from benchmarks.harness import pictures, process_group, servers, wrk
 from vit_api.web.operations.gpu_stats import read_gpu
@@ -54,7 +55,7 @@ def run(part: Part) -> None:
 
 
 def _find_peak(part: Part, server: servers.Server, *, has_client: bool) -> float:
-    """Return the best rate of closed loops; note for each what processes and the GPU did."""
+    """Return the best rate of the closed loops; record the CPU and GPU usage of each."""
     best = 0.0
     for connections in _CONNECTIONS[: 1 if part.is_quick else None]:
         if best and not part.has_time(_PEAK_S + _LATENCY_S):
@@ -75,7 +76,7 @@ def _find_peak(part: Part, server: servers.Server, *, has_client: bool) -> float
 
 
 def _load_with_wrk(part: Part, server: servers.Server, connections: int) -> dict[str, Any]:
-    """Post one picture again and again; the cache is off."""
+    """Send one image repeatedly; the cache is off."""
     upload = next(pictures.photos(1))
     url, seconds = server.url + "/predict", max(1.0, part.lasting(_PEAK_S))
     wrk.post(url, upload, wrk.RAW, connections=connections, seconds=max(1.0, part.lasting(_WARM_UP_S)))
@@ -86,7 +87,7 @@ def _load_with_wrk(part: Part, server: servers.Server, connections: int) -> dict
 
 
 def _load(part: Part, server: servers.Server, *, connections: int | None = None, rate: float = 0.0) -> dict[str, Any]:
-    """Load with the bundled client: in a closed loop, or in an open one at a rate."""
+    """Load with the bundled client, in a closed loop or in an open loop at a rate."""
     from benchmarks.harness import client, client_processes, summary
 
     plan = client.Plan(
@@ -115,7 +116,7 @@ def _measure_latency(part: Part, server: servers.Server, rate: float) -> None:
 
 
 def _find_stages(part: Part, server: servers.Server) -> None:
-    """Note how the processor time of an HTTP process and of the worker splits up, where py-spy may look at them."""
+    """Record the CPU time by stage of an HTTP process and of the worker, if py-spy may trace them."""
     from benchmarks.profile import sample
 
     if not wrk.is_installed() or not (Path(sys.executable).parent / "py-spy").exists():
@@ -141,7 +142,7 @@ def _find_stages(part: Part, server: servers.Server) -> None:
 
 
 def _cpu_seconds(server: servers.Server) -> dict[str, float]:
-    """Return the processor time that the server's processes used so far, by kind."""
+    """Return the CPU time that the server's processes have used, by kind."""
     used: defaultdict[str, float] = defaultdict(float)
     for pid, kind in process_group.kinds(server.group).items():
         used[kind] += sum(process_group.cpu_seconds_by_thread(pid).values())
@@ -150,13 +151,17 @@ def _cpu_seconds(server: servers.Server) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _gpu_samples(device: str) -> Iterator[list[float]]:
-    """Collect the GPU's utilisation as long as the context lasts; none where there is no NVML."""
+    """Collect the GPU's utilisation until the context ends; nothing without NVML."""
     samples: list[float] = []
+    uuid = uuid_of(device)
+    if uuid is None:
+        yield samples
+        return
     is_over = threading.Event()
 
     def collect() -> None:
         while not is_over.wait(_SAMPLE_S):
-            stats = read_gpu(device)
+            stats = read_gpu(uuid)
             if stats is not None and stats.utilization_ratio is not None:
                 samples.append(stats.utilization_ratio)
 

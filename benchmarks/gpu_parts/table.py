@@ -1,4 +1,4 @@
-"""Words a report of `benchmarks.gpu` as one table. Pure: figures in, text out."""
+"""Makes one table of a result of `benchmarks.gpu`. Pure: figures in, text out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def best_alone(results: dict[str, Any]) -> float | None:
-    """Return the images/s of the engine that `auto` takes, in the dtype that `auto` takes, at the largest batch."""
+    """Return the images/s of the engine and dtype of `auto` at the largest batch, or None if it was not measured."""
     rows = [row for row in results.get("alone", {}).get("rows", []) if row["engine"] != "transformers"]
     mine = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
     return mine[-1]["images_per_s"] if mine else None
@@ -54,7 +54,7 @@ def _alone(result: dict[str, Any], name: str) -> Iterator[Row]:
 
 def _pipeline(result: dict[str, Any]) -> Iterator[Row]:
     for row in result.get("rows", []):
-        share = f"{row['share_of_alone']:.3f} of the model alone (goal: {_GOALS['pipeline']})"
+        share = f"{row['share_of_alone']:.3f} of the model only (goal: {_GOALS['pipeline']})"
         yield (
             f"(b) {row['policy']}",
             f"{row['images_per_s']:,.0f} images/s, batches of {row['mean_batch']:.1f}, {share}",
@@ -91,11 +91,11 @@ def _gate(rows: list[dict[str, Any]]) -> Iterator[Row]:
 
 def _memory(result: dict[str, Any]) -> Iterator[Row]:
     for row in result.get("rows", []):
-        yield f"(e) {row['engine']}, batch of {row['batch']}", f"{row['peak_mib']:,} MiB at the most"
+        yield f"(e) {row['engine']}, batch of {row['batch']}", f"{row['peak_mib']:,} MiB at peak"
     if "reserved_with_engine_mib" in result:
         yield f"(e) {result['engine']}, all sizes", f"{result['reserved_with_engine_mib']:,} MiB kept"
     if result.get("joules_per_image") is not None:
-        yield "(e) energy", f"{result['joules_per_image']} J an image, {result['mean_watts']} W"
+        yield "(e) energy", f"{result['joules_per_image']} J per image, {result['mean_watts']} W"
     if "skipped" in result:
         yield "(e)", f"skipped: {result['skipped']}"
 

@@ -1,4 +1,4 @@
-"""Times work on a device. The one place that knows the peaks of GPUs."""
+"""Times work on a device. The only module that knows the peak performance of GPUs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PEAK_TFLOPS = {
     "L4": {"float16": 121.0, "bfloat16": 121.0, "float32": 30.3},
     "T4": {"float16": 65.0, "float32": 8.1},
 }
-"""Of matrix products without sparsity, by NVIDIA's data sheets; float32 without TF32. The first that fits counts."""
+"""Dense matrix products according to NVIDIA's data sheets, float32 without TF32. The first match counts."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -33,9 +33,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return how long a call takes when one follows the other without waiting, over about so many seconds.
+    """Return the seconds per call of back-to-back calls, measured over about `seconds`.
 
-    What Python takes to launch counts where it is longer than what the device computes.
+    Includes Python's launch overhead where that takes longer than the device.
     """
     for _ in range(_CALLS_BETWEEN_LOOKS):
         call()
@@ -50,7 +50,7 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: 
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:
-    """Return the peak of a GPU's matrix products, or None if it isn't in the table."""
+    """Return a GPU's peak for matrix products, or None if it is not in the table."""
     words = set(re.split(r"[\s-]", device_name))  # "NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe"
     for name, peaks in _PEAK_TFLOPS.items():
         if words.issuperset(name.split()):
@@ -59,6 +59,6 @@ def peak_tflops(device_name: str, dtype: str) -> float | None:
 
 
 def share_of_peak(images_per_s: float, device_name: str, dtype: str) -> float | None:
-    """Return which share of the GPU's peak a ViT-B/16 makes use of."""
+    """Return the share of the GPU's peak that a ViT-B/16 reaches, or None if the peak is unknown."""
     peak = peak_tflops(device_name, dtype)
     return None if peak is None else round(images_per_s * FLOP_PER_IMAGE / (peak * 1e12), 4)

@@ -1,4 +1,4 @@
-"""Checkpoints for benchmarks: models of a real size, with random weights from a seed, since no hub may be reachable."""
+"""Makes checkpoints of realistic size with seeded random weights, since no hub may be reachable."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SHARPENING = 8
 
 
 def save_vit_base(folder: Path) -> None:
-    """Save a ViT-B/16 for 224 x 224 pixels and 1,000 classes, as google/vit-base-patch16-224 is, to a folder."""
+    """Save a ViT-B/16 for 224 x 224 pixels and 1,000 classes, like google/vit-base-patch16-224."""
     _save(ViTConfig(num_labels=1000), folder)
 
 
 def save_small_vit(folder: Path) -> None:
-    """Save a ViT for 224 x 224 pixels that takes some 10 ms an image on one core, to a folder."""
+    """Save a ViT for 224 x 224 pixels that takes about 10 ms per image on one core."""
     config = ViTConfig(
         hidden_size=192, num_attention_heads=3, num_hidden_layers=4, intermediate_size=768, num_labels=1000
     )
@@ -36,7 +36,7 @@ def save_small_vit(folder: Path) -> None:
 
 
 def save_tiny_vit(folder: Path) -> None:
-    """Save a ViT for 32 x 32 pixels that takes about a millisecond an image on one core, to a folder."""
+    """Save a ViT for 32 x 32 pixels that takes about 1 ms per image on one core."""
     config = ViTConfig(
         image_size=32,
         patch_size=8,
@@ -52,7 +52,8 @@ def save_tiny_vit(folder: Path) -> None:
 def _save(config: ViTConfig, folder: Path) -> None:
     torch.manual_seed(0)
     model = ViTForImageClassification(config)
-    # Random weights make all classes about as probable; so sharpened, the first has some tenths, and a wrong one shows.
+    # Random weights make all classes about equally probable. Sharpening gives the top class a clear lead, so that a
+    # wrong one shows.
     with torch.no_grad():
         model.classifier.weight *= _SHARPENING
     model.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """The bundled load client: one process's share of a load, in a closed or an open loop.
 
-Latency counts from the moment at which a request was meant to go: in an open loop that is its place in the schedule,
-whether or not the client or the server was ready for it, so that a stall shows in all requests that it delayed.
+Latency is measured from the moment a request was due. In an open loop that is its place in the schedule, whether or not
+the client or the server was ready for it, so that a stall shows in every request that it delayed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from benchmarks.harness import wrk
 
 _OK = 200
 _FREE_BOX = b"\0\0\0\x18free"
-"""What makes an upload unique follows its end, as an empty box of 24 bytes: no image format's reader minds that."""
-_REMEMBERED = 64
-"""How many uploads a repeated one is drawn from."""
+"""Starts what makes an upload unique: a box of 24 bytes after its end, which no image format's reader minds."""
+_REPEATED_FROM = 64
+"""How many of the last uploads a repeated one is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Plan:
         url: Where to post.
         pictures: What to post.
         concurrency: Connections of a closed loop; None means an open loop.
-        rate: Requests each second of an open loop.
-        is_poisson: Whether an open loop's arrivals are random, or evenly spaced.
-        warm_up_s: Seconds of load that don't count, before those that do.
-        seconds: Seconds of load that count.
+        rate: Requests/s of an open loop.
+        is_poisson: Whether an open loop's arrivals are random or evenly spaced.
+        warm_up_s: Seconds of load before the measurement.
+        seconds: Seconds of load that are measured.
         repeat_share: Share of requests that send an earlier upload again; the others are unique.
-        is_form: Whether the upload is in a form's field `file`, or the raw body.
-        headers: To send along.
+        is_form: Whether the upload is a form's field `file` or the raw body.
+        headers: Additional headers.
         timeout_s: For one request.
-        seed: Of all that is random.
+        seed: Of everything random.
     """
 
     url: str
@@ -61,15 +61,15 @@ class Plan:
 
 
 class Reply(NamedTuple):
-    """What became of one request.
+    """The result of one request.
 
     Attributes:
-        intended_s: When it was meant to go, in seconds from the end of the warm-up.
-        sent_s: When it went.
-        done_s: When its answer was there.
+        intended_s: When it was due, in seconds from the end of the warm-up.
+        sent_s: When it was sent.
+        done_s: When its response was complete.
         outcome: `ok`, the error's code, or how the connection failed.
-        cache: The answer's `x-cache`.
-        batch_size: Images in its batch; 0 if no batch ran for it.
+        cache: The response's `x-cache`.
+        batch_size: Images in its batch; 0 if it was in none.
         queue_ms: Its wait in the server's queue.
         inference_ms: How long its batch ran.
     """
@@ -85,7 +85,7 @@ class Reply(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """What one client process did: its replies, and its processor time as a share of the time that counts."""
+    """What one client process did: its replies, and its CPU time as a share of the measured time."""
 
     replies: list[Reply]
     cpu_share: float
@@ -94,7 +94,7 @@ class Shift(NamedTuple):
 def work(plan: Plan, progress: Callable[[], None] = lambda: None) -> Shift:
     """Run one process's share of a load; `progress` is called after each request."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # an open loop needs a connection for all that waits
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # an open loop needs one connection per waiting request
     return asyncio.run(_Client(plan, progress).run())
 
 
@@ -107,7 +107,7 @@ class _Client:
         self._headers = dict(plan.headers) | {"content-type": wrk.FORM if plan.is_form else wrk.RAW}
 
     async def run(self) -> Shift:
-        """Load the server; return what counts."""
+        """Load the server; return what was measured."""
         plan = self._plan
         timeout = aiohttp.ClientTimeout(total=plan.timeout_s)
         connector = aiohttp.TCPConnector(limit=plan.concurrency or 0)
@@ -124,14 +124,14 @@ class _Client:
         return (time.process_time() - before[0]) / (time.monotonic() - before[1])
 
     async def _closed_loop(self) -> list[Reply]:
-        async def one_after_the_other() -> list[Reply]:
+        async def one_connection() -> list[Reply]:
             replies = []
             while (now_s := time.monotonic() - self._start) < self._plan.seconds:
                 replies.append(await self._post(now_s))
             return replies
 
         assert self._plan.concurrency is not None
-        by_connection = await asyncio.gather(*(one_after_the_other() for _ in range(self._plan.concurrency)))
+        by_connection = await asyncio.gather(*(one_connection() for _ in range(self._plan.concurrency)))
         return [reply for replies in by_connection for reply in replies]
 
     async def _open_loop(self) -> list[Reply]:
@@ -142,7 +142,7 @@ class _Client:
             if delay_s > 0:
                 await asyncio.sleep(delay_s)
             tasks.append(asyncio.create_task(self._post(intended_s)))
-            # Arrivals that don't know of each other: the gaps of a Poisson process are exponentially distributed.
+            # Arrivals are independent: the gaps of a Poisson process are exponentially distributed.
             intended_s += self._dice.expovariate(plan.rate) if plan.is_poisson else 1 / plan.rate
         return await asyncio.gather(*tasks)
 
@@ -155,7 +155,7 @@ class _Client:
             async with self._session.post(self._plan.url, data=body, headers=self._headers) as response:
                 content = await response.read()
                 status, headers = response.status, response.headers
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return self._done(intended_s, sent_s, "timeout")
         except (aiohttp.ClientError, OSError) as error:
             return self._done(intended_s, sent_s, type(error).__name__)
@@ -176,17 +176,17 @@ class _Client:
         )
 
     def _upload(self) -> bytes:
-        """Return an upload that was never sent, or one of the last that were."""
+        """Return a unique upload, or one of the last that were sent."""
         if self._sent and self._dice.random() < self._plan.repeat_share:
             return self._dice.choice(self._sent)
         upload = self._dice.choice(self._plan.pictures) + _FREE_BOX + os.urandom(16)
         if self._plan.repeat_share:
-            self._sent = [*self._sent[1 - _REMEMBERED :], upload]
+            self._sent = [*self._sent[1 - _REPEATED_FROM :], upload]
         return upload
 
 
 def _code(status: int, content: bytes) -> str:
-    """Name a failure by the code in its body, or else by its status."""
+    """Return the code in an error's body, or else its status."""
     try:
         return str(json.loads(content)["code"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Shares a load among client processes. Knows nothing of what they send."""
+"""Spreads a load over client processes. Knows nothing of what they send."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _counters: Any = None
 
 
 def run(plan: Plan, processes: int = 1, show: Callable[[int], None] = lambda _: None) -> list[Shift]:
-    """Load a server with client processes; return what they did.
+    """Load a server with client processes; return what each did.
 
     Args:
-        plan: What all of them do together.
-        processes: How many share it; at most one for each connection.
-        show: Told from time to time how many replies there are.
+        plan: The whole load.
+        processes: How many share it; at most one per connection.
+        show: Called regularly with the number of replies so far.
     """
     plans = list(_shares(plan, processes))
     context = multiprocessing.get_context("spawn")
@@ -47,7 +47,7 @@ def _shares(plan: Plan, processes: int) -> Iterator[Plan]:
 
 
 def _set_counters(counters: Any) -> None:
-    global _counters  # noqa: PLW0603 - the one way into a pool's processes
+    global _counters  # noqa: PLW0603 - the only way into a pool's processes
     _counters = counters
 
 

@@ -1,11 +1,11 @@
-"""What a result must name to mean anything: commit, hardware and versions."""
+"""Describes what a result was measured on: commit, hardware and versions."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,44 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 _PACKAGES = ("litserve", "torch", "fastapi", "uvicorn", "uvloop", "httptools", "cachetools", "multipart", "redis")
+_CAPTIONED = ("python", "torch", "litserve", "uvicorn")
+_WRITTEN = ("benchmarks/results", "benchmarks/README.md")
+"""What benchmarks and their report write: one result must not keep the next from being written."""
 
 
 def describe() -> dict[str, Any]:
     """Return the commit, the date, the processor, the cores and the versions."""
     return {
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "has_uncommitted_changes": bool(
-            _git("status", "--porcelain", "--", "vit_api", "benchmarks/*.py", "benchmarks/*/*.py")
-        ),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": (_git("rev-parse", "--short", "HEAD") or "").strip(),
+        "has_uncommitted_changes": bool(uncommitted()),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
 
 
-def _git(*arguments: str) -> str:
+def caption(described: dict[str, Any]) -> str:
+    """Return the line that stands below a table: which commit was measured, when and on what."""
+    versions = ", ".join(f"{name} {described['versions'][name]}" for name in _CAPTIONED)
+    hardware = f"{described['processor']}, {described['cores']} cores"
+    commit = described["commit"] + " with uncommitted changes" * described["has_uncommitted_changes"]
+    return f"Commit {commit}, {described['date']}, {hardware}, {versions}."
+
+
+def uncommitted(root: Path = ROOT) -> list[str] | None:
+    """Return the changed and untracked files, except for results; None if git cannot say."""
+    excluded = [f":(exclude){path}" for path in _WRITTEN]
+    status = _git("status", "--porcelain", "--untracked-files=all", "--", ".", *excluded, root=root)
+    return None if status is None else [line[3:] for line in status.splitlines()]
+
+
+def _git(*arguments: str, root: Path = ROOT) -> str | None:
     try:
-        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout.strip()
+        return None
+    return result.stdout
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The limit of what any server can do on this machine: a process for each core, without HTTP; see the baseline."""
+"""The upper limit of any server on this machine: one process per core, without HTTP. See the baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STOP_S = 30.0
 
 
 class NoServer:
-    """Processes that decode and run full batches, on command.
+    """Processes that decode and run full batches on command.
 
     Args:
         processes: With `benchmarks.baselines.no_server` running in each.
@@ -27,7 +27,7 @@ class NoServer:
     @classmethod
     @contextlib.contextmanager
     def running(cls, model: str, dtype: str) -> Iterator[NoServer]:
-        """Start a process for each core, as long as the context lasts."""
+        """Run one process per core until the context ends."""
         command = [sys.executable, "-m", "benchmarks.baselines.no_server", model, "--dtype", dtype]
         with contextlib.ExitStack() as stack:
             processes = []
@@ -40,7 +40,7 @@ class NoServer:
             yield cls(processes)
 
     def images_per_s(self, upload: bytes, seconds: float) -> float:
-        """Return what all processes together do for so many seconds."""
+        """Return the images/s of all processes together, measured over some seconds."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(b"%f %d\n%b" % (seconds, len(upload), upload))
@@ -52,9 +52,9 @@ def _line(stream: IO[bytes] | None) -> bytes:
     assert stream is not None
     line = stream.readline()
     if not line:
-        raise RuntimeError("a process of the baseline without a server ended")
+        raise RuntimeError("A process of the baseline without a server ended.")
     return line
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.communicate(timeout=_STOP_S)  # closes its input, at which it ends
+    process.communicate(timeout=_STOP_S)  # closes its input, which makes it end

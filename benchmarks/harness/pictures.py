@@ -1,4 +1,4 @@
-"""The uploads that benchmarks send: made from seeds, so that they are the same everywhere."""
+"""Makes the images that benchmarks send, from seeds, so that they are the same everywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 PHOTO_SIZE = (500, 375)
 CAMERA_SIZE = (4032, 3024)
 _GRAIN = 5
-"""Pixels from one random colour to the next; in between they are blended."""
+"""Pixels between random colours, which are blended."""
 
 
 def small_png() -> bytes:
@@ -23,19 +23,19 @@ def small_png() -> bytes:
 
 
 def noisy_jpeg(size: int) -> bytes:
-    """Return a 500 x 375 JPEG of about `size` bytes: soft noise, at the quality that comes closest."""
+    """Return a 500 x 375 JPEG of soft noise, at the quality that comes closest to `size` bytes."""
     picture = _soft_noise(PHOTO_SIZE, seed=0)
     candidates = [_as_jpeg(picture, quality) for quality in range(30, 100)]
     return min(candidates, key=lambda content: abs(len(content) - size))
 
 
 def camera_jpeg(grain: int = 12) -> bytes:
-    """Return a 4032 x 3024 JPEG as a phone's camera makes it: 2.4 MB of fine detail, or less with a coarser grain."""
+    """Return a 4032 x 3024 JPEG like a phone camera's: 2.4 MB of fine detail, or less with a coarser grain."""
     return _as_jpeg(_soft_noise(CAMERA_SIZE, seed=0, grain=grain), 85)
 
 
 def photos(count: int, seed: int = 0) -> Iterator[bytes]:
-    """Yield `count` different 500 x 375 JPEGs of some 65 KB."""
+    """Yield `count` different 500 x 375 JPEGs of about 65 KB."""
     for number in range(count):
         yield _as_jpeg(_soft_noise(PHOTO_SIZE, seed=seed + number), 88)
 

@@ -1,4 +1,4 @@
-"""Draws results as PNGs. Knows nothing of how they were measured."""
+"""Plots results as PNGs. Knows nothing of how they were measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DPI = 110
 
 
 def latency_over_throughput(runs: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw p50 and p99 over goodput, a point for each load."""
+    """Plot p50 and p99 over goodput, one point per load."""
     answered = [run for run in runs if run["latency_ms"]]
     if not answered:
         return
@@ -42,7 +42,7 @@ def latency_over_throughput(runs: Sequence[dict[str, Any]], file: Path) -> None:
 def lines(
     series: Mapping[str, Sequence[tuple[float, float]]], file: Path, *, x: str, y: str, is_log: bool = False
 ) -> None:
-    """Draw named lines through points."""
+    """Plot named lines."""
     figure, axes = plt.subplots(figsize=_SIZE_IN)
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)

@@ -1,4 +1,4 @@
-"""What the system says of a server's processes, which make up one process group."""
+"""Reads from the system what a server's processes use. They make up one process group."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def kinds(group: int) -> dict[int, str]:
 
 
 def cpu_seconds(group: int) -> float:
-    """Return the processor time that all living processes of a group have used."""
+    """Return the CPU time that the living processes of a group have used."""
     return sum(_cpu_seconds(Path(f"/proc/{pid}/stat")) for pid in living(group))
 
 
 def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
-    """Return the processor time that each living thread of a process has used, by the thread's id."""
+    """Return the CPU time that each living thread of a process has used, by thread id."""
     return {int(task.name): _cpu_seconds(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
 def _cpu_seconds(stat: Path) -> float:
-    """Return the processor time in a process's or thread's `stat`; none if it is gone."""
+    """Return the CPU time in a process's or thread's `stat`, or 0 if it is gone."""
     try:
         fields = _fields(stat)
     except OSError:
@@ -54,7 +54,7 @@ def _cpu_seconds(stat: Path) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the memory that a process has in use; none if it is gone."""
+    """Return the resident memory of a process, or 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -62,12 +62,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def descriptors(pid: int) -> int:
-    """Return how many descriptors a process has open."""
+    """Return the number of a process's open descriptors."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def _fields(stat: Path) -> list[str]:
-    """Return the fields after the process's name, which may have blanks; see proc(5)."""
+    """Return the fields after the process's name, which may contain spaces; see proc(5)."""
     return stat.read_text().rpartition(")")[2].split()
 
 

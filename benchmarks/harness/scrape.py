@@ -1,4 +1,4 @@
-"""What a server's own metrics say of a load: what `/metrics` counts before it and after it."""
+"""Reads a server's metrics before and after a load, and returns what changed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _BATCHES = "inference_batch_size"
 
 
 def read(url: str, headers: Mapping[str, str]) -> Totals | None:
-    """Return each sample's sum over its labels; None if the server has no such metrics, or needs another key.
+    """Return each sample's sum over its labels, or None if the server has no such metrics or needs another key.
 
     Args:
         url: The server's address.
-        headers: To send along, such as a key.
+        headers: Additional headers, such as an API key.
     """
     try:
         response = httpx.get(url.rstrip("/") + "/metrics", headers=dict(headers), timeout=10)
@@ -39,7 +39,7 @@ def read(url: str, headers: Mapping[str, str]) -> Totals | None:
 
 
 def means(before: Totals | None, after: Totals | None) -> dict[str, float]:
-    """Return the mean time of each stage, in ms, and the mean batch size, of what ran in between."""
+    """Return the mean milliseconds of each stage and the mean batch size between two scrapes."""
     if before is None or after is None:
         return {}
     found = {name: _mean(before, after, metric, 1000) for name, metric in _STAGES.items()}

@@ -1,4 +1,7 @@
-"""Starts the servers to be measured, each in a process of its own on a free port, and stops them."""
+"""Starts servers on free ports, each in a process group of its own, and stops them; for benchmarks and tests alike.
+
+Knows nothing of what they are sent.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 
 from benchmarks.harness import process_group
 from benchmarks.harness.machine import ROOT
 
+PLAIN_HTTP: dict[str, Any] = {"verify": False}
+"""For httpx, which would read the system's certificates at each call; nothing here speaks TLS."""
+
 _START_S = 120.0
-_STOP_S = 30.0
-_MOST_XDIST_WORKERS = 8
+_STOP_S = 60.0
+_POLL_S = 0.02
+_MAX_XDIST_WORKERS = 8
 _SETTLE_S = 10.0
 _SETTLE_STEP_S = 0.2
 _IDLE_SHARE = 0.4
-"""Of a core: some servers poll their queues when they have nothing to do."""
+"""Of a core: some servers poll their queues while idle."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +49,11 @@ class Server:
     group: int
 
     def cpu_seconds(self) -> float:
-        """Return the processor time that its processes used so far."""
+        """Return the CPU time that its processes have used."""
         return process_group.cpu_seconds(self.group)
 
     def settle(self) -> None:
-        """Wait until it has finished what clients left behind."""
+        """Wait until it has finished the requests that clients left behind, or for some seconds."""
         deadline = time.monotonic() + _SETTLE_S
         before = self.cpu_seconds()
         while time.monotonic() < deadline:
@@ -55,7 +64,7 @@ class Server:
             before = now
 
     def pause(self) -> None:
-        """Stop all its processes until `resume`, so that it costs nothing meanwhile."""
+        """Stop all its processes until `resume`, so that it takes no CPU time."""
         os.killpg(self.group, signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -64,19 +73,19 @@ class Server:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Resume it as long as the context lasts, and until it has finished what clients left behind."""
+        """Resume it until the context ends and the requests left behind are finished."""
         self.resume()
         yield
         self.settle()
         self.pause()
 
     def resident_bytes(self) -> int:
-        """Return the memory that its processes have in use."""
+        """Return the resident memory of its processes."""
         return sum(map(process_group.resident_bytes, process_group.living(self.group)))
 
 
 def vit_api(**settings: object) -> AbstractContextManager[Server]:
-    """Run our server with the embedded model."""
+    """Run our server, by default with the embedded model."""
     return variant((str(ROOT / "server.py"),), settings)
 
 
@@ -84,19 +93,17 @@ def vit_api(**settings: object) -> AbstractContextManager[Server]:
 def variant(program: Sequence[str], settings: Mapping[str, object]) -> Iterator[Server]:
     """Run a program that serves as ours does and takes our settings; `program` is what Python runs."""
     port = free_port()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
     values = {"model": "digits", "host": "127.0.0.1", "port": port, "log_level": "warning", **settings}
-    environment = inherited | {f"VIT_API_{name.upper()}": str(value) for name, value in values.items()}
-    with _running([*program], port, "/health", environment) as server:
+    with _python(program, port, "/health", environment_with(**values)) as server:
         yield server
 
 
 @contextlib.contextmanager
-def uvicorn(app: str, ready_path: str = "/") -> Iterator[Server]:
+def uvicorn(app: str, ready_path: str) -> Iterator[Server]:
     """Run an ASGI application in one process, as fast as uvicorn can."""
     port = free_port()
-    options = ["--host", "127.0.0.1", "--port", str(port), "--no-access-log", "--log-level", "warning"]
-    with _running(["-m", "uvicorn", app, *options], port, ready_path, dict(os.environ)) as server:
+    options = ("--host", "127.0.0.1", "--port", str(port), "--no-access-log", "--log-level", "warning")
+    with _python(("-m", "uvicorn", app, *options), port, ready_path) as server:
         yield server
 
 
@@ -107,46 +114,105 @@ def baseline(name: str, ready_path: str, model: str, **options: object) -> Itera
     arguments = ["-m", f"benchmarks.baselines.{name}", str(port), model]
     for option, value in options.items():
         arguments += [f"--{option.replace('_', '-')}", str(value)]
-    with _running(arguments, port, ready_path, dict(os.environ)) as server:
+    with _python(arguments, port, ready_path) as server:
         yield server
 
 
 @contextlib.contextmanager
-def _running(arguments: list[str], port: int, ready_path: str, environment: dict[str, str]) -> Iterator[Server]:
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, start_new_session=True)
-    server = Server(f"http://127.0.0.1:{port}", process.pid)
+def _python(
+    arguments: Sequence[str], port: int, ready_path: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    url = f"http://127.0.0.1:{port}"
+    with running([sys.executable, *arguments], url + ready_path, environment=environment) as process:
+        yield Server(url, process.pid)
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    ready_url: str,
+    *,
+    cwd: str | Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    log: Path | None = None,
+    stop_s: float = _STOP_S,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a process group of its own, from its readiness until the context ends.
+
+    Args:
+        command: What to run.
+        ready_url: Answers 200 as soon as the server is ready.
+        cwd: The working directory.
+        environment: All variables (default: this process's).
+        log: Where its output goes (default: to this process's).
+        stop_s: How long it may take to stop.
+
+    Raises:
+        RuntimeError: It ended early, or did not become ready in time.
+        subprocess.TimeoutExpired: It did not stop in time; its processes were killed.
+    """
+    with contextlib.ExitStack() as stack:
+        output = None if log is None else stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
     try:
-        _wait_until_ready(process, server.url + ready_path)
-        yield server
+        wait_until_ready(process, ready_url, log)
+        yield process
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            server.resume()
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        stop(process, stop_s)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> None:
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path | None = None) -> None:
+    """Poll a URL until it answers 200.
+
+    Raises:
+        RuntimeError: The process ended, or did not become ready in time; the message has its log.
+    """
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"the server for {url} ended with status {process.returncode}")
+            raise RuntimeError(f"The server for {url} ended with status {process.returncode}.{_shown(log)}")
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url, timeout=10).status_code < 500:
+            if httpx.get(url, timeout=10, **PLAIN_HTTP).status_code == httpx.codes.OK:
                 return
-        time.sleep(0.05)
-    raise RuntimeError(f"the server for {url} did not start within {_START_S:g} s")
+        time.sleep(_POLL_S)
+    raise RuntimeError(f"The server for {url} was not ready within {_START_S:g} s.{_shown(log)}")
+
+
+def _shown(log: Path | None) -> str:
+    return "" if log is None else f" Its log:\n{log.read_text(errors='replace')}"
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float = _STOP_S) -> None:
+    """Stop a server as an operator would, and kill what is left of its process group.
+
+    Raises:
+        subprocess.TimeoutExpired: It did not stop in time; its processes were killed.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGCONT)  # a paused one would not see the next signal
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(timeout_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def environment_with(**settings: object) -> dict[str, str]:
+    """Return this process's environment without settings of our server, and with these."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
+    return inherited | {f"VIT_API_{name.upper()}": str(value) for name, value in settings.items()}
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on, and that no other worker of pytest-xdist is given meanwhile."""
+    """Return a port that nothing listens on, and that no other worker of pytest-xdist is given meanwhile."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        if port // 2 % _MOST_XDIST_WORKERS == worker % _MOST_XDIST_WORKERS:  # Linux gives odd ones, or even ones
+        if port // 2 % _MAX_XDIST_WORKERS == worker % _MAX_XDIST_WORKERS:  # Linux gives odd ones, or even ones
             return port

@@ -1,4 +1,4 @@
-"""What a load test's replies add up to. Pure: replies in, figures out."""
+"""Summarises the replies of a load test. Pure: replies in, figures out."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from benchmarks.harness.client import Reply, Shift
 
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 BUSY_CLIENT = 0.8
-"""From this share of a core on, a client process is likely to be what limits the load."""
+"""Share of a core from which on a client process is likely to be the bottleneck."""
 _LATE_MS = 5.0
 
 
 def summarise(shifts: Sequence[Shift], seconds: float, goodput_ms: float | None = None) -> dict[str, Any]:
-    """Return rates, latencies, errors and what the server said of itself.
+    """Return rates, latencies, errors and the server's own figures.
 
     Args:
         shifts: What each client process did.
-        seconds: How long the load took that counts.
-        goodput_ms: An answer later than this is no good; None: each answer is.
+        seconds: Length of the measurement.
+        goodput_ms: Maximum latency of goodput; None means no limit.
 
     Returns:
-        Figures that fit into JSON. `requests_per_s` counts all that got a reply in time, whatever it was;
-        `goodput_per_s` those that got their answer.
+        Figures that fit into JSON. `requests_per_s` counts all replies within the measurement, `goodput_per_s` only
+        the successful ones within `goodput_ms`.
     """
     replies = [reply for shift in shifts for reply in shift.replies]
     good = [reply for reply in replies if reply.outcome == "ok"]
@@ -48,24 +48,24 @@ def summarise(shifts: Sequence[Shift], seconds: float, goodput_ms: float | None 
 
 
 def warnings(summary: dict[str, Any]) -> list[str]:
-    """Say where the figures are the client's rather than the server's."""
+    """Return a warning for each sign that the client was the bottleneck."""
     client = summary["client"]
     found = []
     if client["busiest_cpu_share"] >= BUSY_CLIENT:
         found.append(
-            f"a client process used {client['busiest_cpu_share']:.0%} of a core: the client may be the limit; "
-            "try more --processes, or another machine for it"
+            f"a client process used {client['busiest_cpu_share']:.0%} of a core and may be the "
+            "bottleneck: use more --processes, or another machine for the client."
         )
     if client["sent_late_p99_ms"] > _LATE_MS:
         found.append(
-            f"1% of the requests went {client['sent_late_p99_ms']:g} ms late or more; latency counts from when they "
-            "were meant to go, so part of it is the client's"
+            f"1% of the requests were sent {client['sent_late_p99_ms']:g} ms late or more: part of the "
+            "latency, measured from when they were due, is the client's."
         )
     return found
 
 
 def percentiles(values_ms: Sequence[float]) -> dict[str, float]:
-    """Return p50, p90, p99 and p99.9 by the nearest rank; nothing of nothing."""
+    """Return p50, p90, p99 and p99.9 by nearest rank; empty without values."""
     ordered = sorted(values_ms)
     if not ordered:
         return {}
@@ -82,9 +82,9 @@ def _within(replies: Sequence[Reply], seconds: float) -> int:
 
 
 def _server(run: Sequence[Reply]) -> dict[str, Any]:
-    """Return what the server said of the requests that a batch ran for.
+    """Return the server's figures of the requests that ran in a batch.
 
-    Each image says how large its batch was, so that the batches are the sum of 1 / size.
+    Each reply has the size of its batch, so the number of batches is the sum of 1 / size.
     """
     if not run:
         return {}

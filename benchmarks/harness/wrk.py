@@ -1,10 +1,11 @@
-"""Runs wrk, which costs so little that it can share two cores with the server that it loads."""
+"""Runs wrk, whose overhead is low enough to share two cores with the server under load."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk counted; latencies are in milliseconds, over all requests."""
+    """What wrk measured; latencies are over all requests."""
 
     requests: int
     seconds: float
@@ -27,18 +28,24 @@ class Load:
 
     @property
     def rate(self) -> float:
-        """Requests each second."""
+        """Requests/s."""
         return self.requests / self.seconds
 
     def check(self, name: str) -> None:
-        """Raise a RuntimeError, which names what was loaded, unless there were requests and none failed."""
+        """Raise a RuntimeError with this name unless there were requests and none failed."""
         if self.failures or not self.requests:
-            raise RuntimeError(f"{name}: {self.failures} of {self.requests} requests failed")
+            raise RuntimeError(f"{name}: {self.failures} of {self.requests} requests failed.")
 
 
 def is_installed() -> bool:
-    """Tell whether there is a wrk to run."""
+    """Return whether there is a wrk to run."""
     return shutil.which("wrk") is not None
+
+
+def require() -> None:
+    """Exit with status 1 unless wrk is installed."""
+    if not is_installed():
+        sys.exit("wrk is not installed: on Debian, run `apt-get install wrk`.")
 
 
 def as_form(upload: bytes) -> bytes:
@@ -50,7 +57,7 @@ def as_form(upload: bytes) -> bytes:
 
 
 def post(url: str, body: bytes, content_type: str, *, connections: int, seconds: float) -> Load:
-    """Post one body again and again, with one thread.
+    """Send one body repeatedly, with one thread.
 
     Raises:
         RuntimeError: wrk failed.

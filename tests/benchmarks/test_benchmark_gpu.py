@@ -39,7 +39,7 @@ def test_every_part_that_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its end and its last words are in the report."""
+    """Its end and its last log lines are in the report."""
     with pytest.raises(SystemExit, match="served"):
         run(tmp_path, "--only", "served,memory", "--set", "engine=nonsense")
     report = json.loads((tmp_path / "gpu.json").read_text())
@@ -51,7 +51,7 @@ def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     """What it found until then is kept; what comes after it has no time either."""
-    with pytest.raises(SystemExit, match="not complete: compiled, memory"):
+    with pytest.raises(SystemExit, match="did not complete: compiled, memory"):
         run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05")
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert parts["compiled"]["status"] == "stopped: out of time"
@@ -60,11 +60,11 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By its words and its exit status, and leaves no result behind."""
+    """With a message and its exit status; it writes no result."""
     with pytest.raises(SystemExit) as caught:
         gpu.main(["--out", str(tmp_path / "gpu.json")])
     assert caught.value.code == 2
-    assert "no CUDA device" in capsys.readouterr().out
+    assert "There is no CUDA device" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

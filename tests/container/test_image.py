@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from tests.container.engine import BASE, Container, Engine, serve
+from tests.support.fake_hub import FIRST, NAME, FakeHub, hub_server
 from tests.support.samples import make_checkpoint
 from tests.support.server import ROOT, wait_until
-from tests.unit.checkpoints.test_hub import FIRST, NAME, FakeHub, hub_server
 
 pytestmark = pytest.mark.container
 
@@ -157,7 +157,7 @@ def _check_what_was_fetched(hub: FakeHub) -> None:
 
 def test_a_preloaded_model_must_be_pinned(engine: Engine, image: str) -> None:
     """A branch could be another model at the next build."""
-    with pytest.raises(AssertionError, match="PRELOAD_REVISION: with PRELOAD_MODEL, a commit"):
+    with pytest.raises(AssertionError, match="PRELOAD_MODEL needs PRELOAD_REVISION"):
         engine.build("localhost/vit-api-unpinned", PRELOAD_MODEL=NAME, PRELOAD_REVISION="main")
 
 

@@ -1,4 +1,4 @@
-"""The container's files, without building anything: `make container-test` does that."""
+"""The files for the container image, without building it; `make container-test` builds it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SERVICES: dict[str, dict[str, Any]] = _COMPOSE["services"]
 
 
 def _copied() -> list[str]:
-    """Return what the Dockerfile copies from the repository."""
+    """Return the paths that the Dockerfile copies from the repository."""
     lines = re.findall(r"^COPY (?!--from)(.+)$", _DOCKERFILE, re.MULTILINE)
     return [source for line in lines for source in line.split()[:-1]]
 
 
 def _allowed() -> list[str]:
-    """Return what .dockerignore lets in: it forbids everything first."""
+    """Return the paths that .dockerignore lets through; its first line excludes everything."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     assert [line for line in lines[1:] if not line.startswith("!")] == ["**/__pycache__"]
@@ -46,7 +46,7 @@ def test_hadolint_agrees() -> None:
 
 
 def test_the_builder_gets_what_is_copied_and_no_more() -> None:
-    """A new folder of the repository doesn't get into the image by itself."""
+    """A new folder of the repository does not get into the image automatically."""
     whole = {source for source in _copied() if not source.startswith("vit_api/")}
     assert whole == set(_allowed())
     for source in _copied():
@@ -54,12 +54,22 @@ def test_the_builder_gets_what_is_copied_and_no_more() -> None:
 
 
 def test_what_the_server_imports_is_copied() -> None:
-    """Modules of our own; those of others are in requirements.txt."""
+    """The repository's own modules; third-party packages are in requirements.txt."""
     ours = {path.stem if path.is_file() else path.name for path in ROOT.iterdir() if path.name[0] not in "._"}
     files = [ROOT / "server.py", *(ROOT / "vit_api").rglob("*.py")]
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     imported = {name for file in files for name in pattern.findall(file.read_text())}
     assert imported & ours <= {Path(source).stem for source in _copied()}
+
+
+def test_the_modules_that_fetch_a_model_are_complete(tmp_path: Path) -> None:
+    """The image downloads a model before the rest of the code is copied."""
+    for source in (source for source in _copied() if source.startswith("vit_api/")):
+        (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / source, tmp_path / source)
+    program = "import vit_api.checkpoints.hub as hub; print(hub.__file__)"
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(result.stdout.strip()).is_relative_to(tmp_path)
 
 
 def test_the_base_has_the_torch_that_is_required() -> None:
@@ -71,7 +81,7 @@ def test_the_base_has_the_torch_that_is_required() -> None:
 
 
 def test_signals_reach_the_server() -> None:
-    """A shell between would keep them. And the port and the user are what the documentation says."""
+    """A shell in between would not pass them on. The port and the user are the documented ones."""
     assert 'ENTRYPOINT ["python", "/app/server.py"]' in _DOCKERFILE
     assert f"EXPOSE {Settings.model_fields['port'].default}" in _DOCKERFILE
     assert _DOCKERFILE.rindex("USER 1000:1000") > _DOCKERFILE.rindex("RUN ")
@@ -84,26 +94,26 @@ def _check_health(port: object) -> int:
 
 
 def test_the_health_check(digits_server: RunningServer) -> None:
-    """0 with a server that is ready, 1 without."""
+    """The exit status is 0 for a server that is ready, and 1 if there is none."""
     assert _check_health(digits_server.port) == 0
     assert _check_health(free_port()) == 1
 
 
 def _mounts() -> list[tuple[str, str, str]]:
-    """Return service, source and target of everything that compose.yaml mounts."""
+    """Return service, source and target of each mount in compose.yaml."""
     volumes = [(name, volume) for name, service in _SERVICES.items() for volume in service.get("volumes", [])]
     return [(name, *volume.split(":")[:2]) for name, volume in volumes]
 
 
 @pytest.mark.parametrize(("service", "source", "target"), _mounts())
 def test_what_compose_mounts_exists(service: str, source: str, target: str) -> None:
-    """A file that is missing would be made as an empty folder."""
+    """Docker would create an empty folder for a missing file."""
     assert target.startswith("/"), service
     assert (ROOT / source).exists() if source.startswith("./") else source in _COMPOSE["volumes"]
 
 
 def test_the_settings_that_are_named_exist() -> None:
-    """In compose.yaml, the Dockerfile and the page about both."""
+    """Those in compose.yaml, the Dockerfile and their documentation."""
     for name in ("compose.yaml", "Dockerfile", "deploy/healthcheck.py", "docs/container.md"):
         named = set(re.findall(r"VIT_API_([A-Z_]+)", (ROOT / name).read_text()))
         assert named <= {setting.upper() for setting in Settings.model_fields}, name
@@ -120,7 +130,7 @@ def test_a_service_is_pinned_healthy_and_without_rights(name: str) -> None:
 
 
 def test_the_server_is_checked_as_its_image_says() -> None:
-    """Compose repeats the image's check for runtimes that know none in an image."""
+    """Compose repeats the image's check, because some runtimes ignore the image's."""
     check = _SERVICES["server"]["healthcheck"]
     options = f"--interval={check['interval']} --timeout={check['timeout']} --start-period={check['start_period']}"
     assert f"HEALTHCHECK {options} --retries={check['retries']} CMD" in _DOCKERFILE
@@ -129,7 +139,7 @@ def test_the_server_is_checked_as_its_image_says() -> None:
 
 
 def test_compose_has_no_secret() -> None:
-    """What is secret comes from the environment of the person who starts it."""
+    """Secrets come from the environment of the user who starts it."""
     environment = {k: v for service in _SERVICES.values() for k, v in service.get("environment", {}).items()}
     secret = {name: value for name, value in environment.items() if re.search("KEY|TOKEN|PASSWORD", name)}
     assert secret
@@ -137,7 +147,7 @@ def test_compose_has_no_secret() -> None:
 
 
 def test_prometheus_finds_the_server() -> None:
-    """By its name and port, with the same alerts as anywhere."""
+    """By name and port, with the usual alerts."""
     config = yaml.safe_load((ROOT / "deploy/prometheus/compose.yml").read_text())
     (job,) = config["scrape_configs"]
     (host, port) = job["static_configs"][0]["targets"][0].split(":")
@@ -148,14 +158,14 @@ def test_prometheus_finds_the_server() -> None:
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's package prometheus")
 def test_promtool_agrees() -> None:
-    """The configuration is valid, and its rules lie beside it."""
+    """The configuration is valid, and its rule files exist."""
     command = ["promtool", "check", "config", "deploy/prometheus/compose.yml"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_grafana_shows_the_dashboard() -> None:
-    """From where compose.yaml mounts it, with the Prometheus of compose.yaml."""
+    """It loads the mounted dashboard and queries the Prometheus of compose.yaml."""
     targets = {target for service, _, target in _mounts() if service == "grafana"}
     (provider,) = yaml.safe_load(_DASHBOARDS.read_text())["providers"]
     home = _SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
@@ -166,13 +176,13 @@ def test_grafana_shows_the_dashboard() -> None:
 
 
 def test_the_gpu_is_added_to_the_server() -> None:
-    """Names of services in the second file are those of the first."""
+    """The second file extends a service of the first."""
     added = yaml.safe_load((ROOT / "compose.gpu.yaml").read_text())["services"]
     assert set(added) == {"server"} <= set(_SERVICES)
 
 
-def test_the_page_has_what_was_measured() -> None:
-    """After another measurement, its figures have to be copied to the page."""
+def test_the_documentation_has_the_measured_figures() -> None:
+    """After each measurement, copy its figures to docs/container.md."""
     measured = json.loads((ROOT / "benchmarks" / "results" / "container.json").read_text())
     page = (ROOT / "docs" / "container.md").read_text()
     for name in ("base_s", "build_s", "ready_s", "healthcheck_s", "stop_s"):

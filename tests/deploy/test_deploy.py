@@ -1,4 +1,4 @@
-"""What is there for operators names only what exists, and says what the code says."""
+"""Dashboard, alerts and metrics documentation agree with the code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LABELS = {metric.name: {*metric.labels, "instance", "le"} for metric in metrics
 
 
 def _selectors(text: str) -> list[tuple[str, set[str]]]:
-    """Return each metric that is named, with the labels by which it is selected."""
+    """Return each metric that is named, with the labels that select it."""
     pattern = r"\b((?:inference|cache|process|gpu)_\w+)(?:\{([^}]*)\})?"
     return [(name, set(re.findall(r"(\w+)\s*=", labels))) for name, labels in re.findall(pattern, text)]
 
@@ -38,7 +38,7 @@ def _expressions() -> list[str]:
 
 
 def test_the_dashboard_uses_metrics_that_exist() -> None:
-    """By the labels that they have; and it shows each stage."""
+    """It selects them by labels that they have, and shows each stage."""
     named = [selector for expression in _expressions() for selector in _selectors(expression)]
     assert {name for name, _ in named} <= _SAMPLES
     for name, labels in named:
@@ -48,7 +48,7 @@ def test_the_dashboard_uses_metrics_that_exist() -> None:
 
 
 def test_the_dashboards_variables_exist() -> None:
-    """A panel that asks for another variable would stay empty."""
+    """A panel with an unknown variable would stay empty."""
     dashboard = json.loads(_DASHBOARD.read_text())
     variables = {variable["name"] for variable in dashboard["templating"]["list"]} | {"__rate_interval"}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard["panels"])))
@@ -58,7 +58,7 @@ def test_the_dashboards_variables_exist() -> None:
 
 @pytest.mark.parametrize("name", ["alerts.yml", "alerts_test.yml"])
 def test_the_alerts_use_metrics_that_exist(name: str) -> None:
-    """Promtool would test rules about metrics that nobody has, too."""
+    """Promtool does not notice rules about metrics that do not exist."""
     named = _selectors((_PROMETHEUS / name).read_text())
     assert {metric for metric, _ in named} <= _SAMPLES
     for metric, labels in named:
@@ -66,7 +66,7 @@ def test_the_alerts_use_metrics_that_exist(name: str) -> None:
 
 
 def test_every_alert_is_tested_both_ways() -> None:
-    """That it comes, and that a healthy server doesn't raise it."""
+    """It fires when it should, and not for a healthy server."""
     alerts = re.findall(r"- alert: (\w+)", (_PROMETHEUS / "alerts.yml").read_text())
     tests = (_PROMETHEUS / "alerts_test.yml").read_text()
     for alert in alerts:
@@ -85,7 +85,7 @@ def test_promtool_agrees() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_page_is_made_of_the_code() -> None:
-    """After a change of the metrics: `python -m scripts.metrics_docs`."""
+def test_the_metrics_documentation_is_generated_from_the_code() -> None:
+    """After a change of the metrics, run `python -m scripts.metrics_docs`."""
     assert metrics_docs.PAGE.read_text() == metrics_docs.page()
     assert Path(metrics_docs.PAGE).is_relative_to(ROOT)

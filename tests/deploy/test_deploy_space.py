@@ -1,4 +1,4 @@
-"""Deploying to a Space: what is pushed, what counts as failed, and the way back; against a hub that is made here."""
+"""Deploying to a Space: what is pushed, what counts as a failure, and the rollback; against a fake hub."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Deploy = Callable[..., tuple[Status, str]]
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSpace]:
-    """A hub whose Space was just made: two files, and nothing runs."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # its server can't be made here
+    """A hub whose Space is new: it has two files, and nothing runs."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # the fake hub has no Xet server
     server = FakeSpace()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -40,7 +40,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSpace]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A working tree with all that an image needs, and much that it does not."""
+    """A working tree with all files that the image needs, and many that it does not."""
     for name, content in {
         ".dockerignore": "*\n",
         "Dockerfile": "FROM scratch\n",
@@ -73,7 +73,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.fixture
 def deploy(hub: FakeSpace, tree: Path, capfd: pytest.CaptureFixture[str]) -> Deploy:
-    """Deploy the tree; return how it ended, and what was printed, which never is a secret."""
+    """Deploy the tree; return the outcome and the output, which never contains a secret."""
 
     def run(*options: str, **environment: str) -> tuple[Status, str]:
         arguments = ["--repo", NAME, "--root", str(tree), "--poll-s", "0.01", "--ready-timeout-s", "0.1", *options]
@@ -87,21 +87,21 @@ def deploy(hub: FakeSpace, tree: Path, capfd: pytest.CaptureFixture[str]) -> Dep
 
 
 def earlier() -> Tree:
-    """Files that ran before, with some that are no longer there."""
+    """The files of a previous revision, some of which the tree no longer has."""
     files = {"Dockerfile": b"FROM scratch\n", "README.md": b"# Old\n", "server.py": b"old = True\n"}
     files |= {".gitattributes": b"*.safetensors filter=lfs\n", "vit_api/gone.py": b"old", WEIGHTS: b"old weights"}
     return files
 
 
 def fails_when_new(path: str, running: Tree) -> tuple[int, object]:
-    """Answer as an application that only works with the files that ran before."""
+    """Respond as an application that works only with the files of the previous revision."""
     if path == "/predict" and running.get("server.py") != b"old = True\n":
         return 500, {"error": "no", "code": "inference_failed"}
     return 200, {"predictions": [{"label": "7", "confidence": 0.9}]}
 
 
 def test_a_first_deployment(hub: FakeSpace, deploy: Deploy) -> None:
-    """Exactly what the image needs is there afterwards, in one commit, and what the hub made itself."""
+    """One commit; afterwards the Space has exactly the image's files and what the hub created itself."""
     status, printed = deploy()
     assert status is Status.DEPLOYED, printed
     wanted = {".dockerignore", "Dockerfile", "README.md", "deploy/healthcheck.py", "requirements.txt", "server.py"}
@@ -113,7 +113,7 @@ def test_a_first_deployment(hub: FakeSpace, deploy: Deploy) -> None:
 
 
 def test_a_later_deployment_replaces_and_deletes(hub: FakeSpace, deploy: Deploy) -> None:
-    """Files that are gone here go there, too; what is the same isn't sent again."""
+    """Files that the tree no longer has are deleted; unchanged ones are not sent again."""
     hub.run(earlier())
     assert deploy()[0] is Status.DEPLOYED
     assert "vit_api/gone.py" not in hub.files
@@ -122,24 +122,24 @@ def test_a_later_deployment_replaces_and_deletes(hub: FakeSpace, deploy: Deploy)
 
 
 def test_nothing_changed(hub: FakeSpace, deploy: Deploy) -> None:
-    """No commit, but what runs is tested."""
+    """There is no commit, but the smoke test still runs."""
     deploy()
     hub.requests.clear()
     hub.seen_by_application.clear()
     status, printed = deploy()
     assert (status, len(hub.commits)) == (Status.DEPLOYED, 2)
-    assert "nothing changed" in printed
+    assert "already has these files" in printed
     assert not [request for request in hub.requests if request.startswith(("POST", "PUT"))]
     assert hub.seen_by_application
 
 
 @pytest.mark.parametrize("end", ["BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR"])
-def test_a_failed_build_or_start_is_taken_back(hub: FakeSpace, deploy: Deploy, end: str) -> None:
-    """The files that ran before are there again, all of them, and run; history is kept."""
+def test_a_failed_build_or_start_is_rolled_back(hub: FakeSpace, deploy: Deploy, end: str) -> None:
+    """All files of the previous revision are restored and run; history is kept."""
     good = hub.run(earlier())
     hub.stages.append(["BUILDING", end])
     status, printed = deploy()
-    assert status is Status.TAKEN_BACK
+    assert status is Status.ROLLED_BACK
     assert f"ended in {end}" in printed
     assert "?logs=" in printed
     assert hub.files == hub.commits[good]
@@ -147,57 +147,59 @@ def test_a_failed_build_or_start_is_taken_back(hub: FakeSpace, deploy: Deploy, e
     assert len(hub.commits) == 4
 
 
-def test_a_failed_smoke_test_is_taken_back(hub: FakeSpace, deploy: Deploy) -> None:
-    """It runs, and does not classify."""
+def test_a_failed_smoke_test_is_rolled_back(hub: FakeSpace, deploy: Deploy) -> None:
+    """The revision runs, but does not classify."""
     good = hub.run(earlier())
     hub.application = fails_when_new
     status, printed = deploy()
-    assert status is Status.TAKEN_BACK
-    assert "/predict answers 500 (inference_failed)" in printed
+    assert status is Status.ROLLED_BACK
+    assert "/predict responds with status 500 (inference_failed)" in printed
     assert hub.files == hub.commits[good]
 
 
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
-        pytest.param({"/health/ready": (503, {})}, "/health/ready answers 503", id="never ready"),
+        pytest.param({"/health/ready": (503, {})}, "/health/ready responds with status 503", id="never ready"),
         pytest.param({"/predict": (401, {"code": "unauthorized"})}, "SPACE_API_KEY", id="no key"),
         pytest.param({"/predict": (200, "<html>")}, "not with one label", id="another page"),
         pytest.param({"/predict": (200, {"predictions": []})}, "not with one label", id="no label"),
         pytest.param(
-            {"/predict": (200, {"predictions": [{"label": "7", "confidence": 7}]})}, "not with one label", id="no share"
+            {"/predict": (200, {"predictions": [{"label": "7", "confidence": 7}]})},
+            "not with one label",
+            id="not a probability",
         ),
-        pytest.param({"/health/ready": (302, {})}, "answers 302", id="a redirect"),
+        pytest.param({"/health/ready": (302, {})}, "responds with status 302", id="a redirect"),
     ],
 )
-def test_what_the_smoke_test_refuses(
+def test_what_fails_the_smoke_test(
     hub: FakeSpace, deploy: Deploy, answers: dict[str, tuple[int, object]], reason: str
 ) -> None:
-    """Anything but a class and its probability."""
+    """Any response but one class and its probability."""
     hub.application = lambda path, _: answers.get(path, (200, {}))
     status, printed = deploy()
     assert status is Status.BROKEN
     assert reason in printed
 
 
-def test_a_server_that_gets_ready_late(hub: FakeSpace, deploy: Deploy) -> None:
-    """The model still loads when the port answers."""
+def test_a_server_that_is_ready_late(hub: FakeSpace, deploy: Deploy) -> None:
+    """The model may still be loading when the port opens."""
     answers = deque([(502, {}), (503, {})])
     hub.application = lambda path, tree: answers.popleft() if answers else fails_when_new(path, earlier())
     assert deploy("--ready-timeout-s", "30")[0] is Status.DEPLOYED
 
 
 def test_a_failure_without_a_predecessor(hub: FakeSpace, deploy: Deploy) -> None:
-    """A person has to look; what was pushed stays for that."""
+    """There is nothing to roll back to; the failed revision stays, so that it can be examined."""
     hub.stages.append(["BUILDING", "BUILD_ERROR"])
     status, printed = deploy()
     assert status is Status.BROKEN
-    assert "no other revision that ran before" in printed
+    assert "no earlier working revision" in printed
     assert len(hub.commits) == 2
 
 
-def test_the_way_back_fails_as_well(hub: FakeSpace, deploy: Deploy) -> None:
-    """What ran before does not build any more."""
+def test_a_rollback_that_fails_as_well(hub: FakeSpace, deploy: Deploy) -> None:
+    """The previous revision does not build any more."""
     hub.run(earlier())
     hub.stages += [["BUILDING", "RUNTIME_ERROR"], ["BUILDING", "BUILD_ERROR"]]
     status, printed = deploy()
@@ -205,10 +207,8 @@ def test_the_way_back_fails_as_well(hub: FakeSpace, deploy: Deploy) -> None:
     assert "failed, too" in printed
 
 
-def test_an_error_that_nobody_foresaw_is_taken_back(
-    hub: FakeSpace, deploy: Deploy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever keeps us from knowing that the new revision is well."""
+def test_an_unexpected_error_is_rolled_back(hub: FakeSpace, deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a result of the smoke test, the new revision counts as failed."""
     good = hub.run(earlier())
     failures = [ZeroDivisionError(KEY)]
     test = SmokeTest.run
@@ -220,13 +220,13 @@ def test_an_error_that_nobody_foresaw_is_taken_back(
 
     monkeypatch.setattr(SmokeTest, "run", fail_once)
     status, printed = deploy()
-    assert status is Status.TAKEN_BACK
-    assert "unexpected ZeroDivisionError" in printed
+    assert status is Status.ROLLED_BACK
+    assert "Unexpected error: ZeroDivisionError" in printed
     assert hub.files == hub.commits[good]
 
 
-def test_somebody_else_pushes_in_the_meantime(hub: FakeSpace, deploy: Deploy) -> None:
-    """Their commit is not overwritten by the way back."""
+def test_another_client_pushes_in_the_meantime(hub: FakeSpace, deploy: Deploy) -> None:
+    """The rollback does not overwrite its commit."""
     hub.run(earlier())
 
     def push_and_fail(*_: object) -> tuple[int, object]:
@@ -236,28 +236,28 @@ def test_somebody_else_pushes_in_the_meantime(hub: FakeSpace, deploy: Deploy) ->
     hub.application = push_and_fail
     status, printed = deploy()
     assert status is Status.BROKEN
-    assert "somebody else has pushed" in printed
+    assert "another client pushed" in printed
     assert hub.files == {"server.py": b"theirs"}
 
 
 def test_a_build_that_never_ends(hub: FakeSpace, deploy: Deploy) -> None:
-    """The deadline ends the wait, and the way back begins."""
+    """The time limit ends the wait, and the deployment is rolled back."""
     good = hub.run(earlier())
     hub.stages.append(["BUILDING"])
     status, printed = deploy("--timeout-s", "0.1")
-    assert status is Status.TAKEN_BACK
-    assert "after 0.1 s, but is at: BUILDING" in printed
+    assert status is Status.ROLLED_BACK
+    assert "after 0.1 s: BUILDING" in printed
     assert hub.files == hub.commits[good]
 
 
-def test_each_stage_is_told_once(hub: FakeSpace, deploy: Deploy) -> None:
-    """Not at each question."""
+def test_each_stage_is_logged_once(hub: FakeSpace, deploy: Deploy) -> None:
+    """Not at each request."""
     hub.stages.append(["BUILDING"] * 5 + ["RUNNING"])
     assert deploy()[1].count("BUILDING") == 1
 
 
-def test_a_hub_that_fails_for_a_while_is_asked_again(hub: FakeSpace, deploy: Deploy) -> None:
-    """An error while waiting isn't the Space's."""
+def test_transient_failures_of_the_hub_are_retried(hub: FakeSpace, deploy: Deploy) -> None:
+    """A failure of the hub during the wait is not one of the Space."""
     hub.run(earlier())
     runtime = f"/api/spaces/{NAME}/runtime"
 
@@ -268,15 +268,15 @@ def test_a_hub_that_fails_for_a_while_is_asked_again(hub: FakeSpace, deploy: Dep
     hub.push = fail  # type: ignore[method-assign]
     status, printed = deploy()
     assert status is Status.DEPLOYED
-    assert "the hub answers 502" in printed
+    assert "The hub responded with status 502" in printed
 
 
-def test_a_commit_that_nobody_knows_of(hub: FakeSpace, deploy: Deploy) -> None:
-    """The connection broke: no claim that nothing was changed."""
+def test_a_commit_without_a_response(hub: FakeSpace, deploy: Deploy) -> None:
+    """The connection broke: the output must not claim that nothing was changed."""
     hub.failures[f"/api/spaces/{NAME}/commit/main"] = deque([0])
     status, printed = deploy()
     assert status is Status.BROKEN
-    assert "may have been made, or not" in printed
+    assert "may or may not have been created" in printed
 
 
 @pytest.mark.parametrize(
@@ -284,23 +284,27 @@ def test_a_commit_that_nobody_knows_of(hub: FakeSpace, deploy: Deploy) -> None:
     [
         pytest.param((), {"HF_TOKEN": ""}, "HF_TOKEN is not set", id="no token"),
         pytest.param((), {"HF_TOKEN": "hf_wrong"}, "HF_TOKEN is valid", id="bad token"),
-        pytest.param(("--repo", "org/other"), {}, "the hub answers 404: check the Space's name", id="no such Space"),
-        pytest.param(("--root", "/dev"), {}, "the image needs .dockerignore", id="not our tree"),
+        pytest.param(
+            ("--repo", "org/other"), {}, "The hub responded with status 404: check the Space's name", id="no such Space"
+        ),
+        pytest.param(
+            ("--root", "/dev"), {}, "The image needs files that are missing in /dev: .dockerignore", id="not our tree"
+        ),
         pytest.param(("--image", "/nowhere.png"), {}, "/nowhere.png", id="no image"),
     ],
 )
-def test_nothing_is_begun(
+def test_what_can_be_checked_first_changes_nothing(
     hub: FakeSpace, deploy: Deploy, options: tuple[str, ...], environment: dict[str, str], reason: str
 ) -> None:
-    """What can be known before is said before."""
+    """Mistakes that can be found early are reported before the Space is changed."""
     status, printed = deploy(*options, **environment)
     assert status is Status.UNCHANGED
     assert reason in printed
     assert len(hub.commits) == 1
 
 
-def test_a_paused_space_is_left_alone(hub: FakeSpace, deploy: Deploy) -> None:
-    """Its owner paused it, perhaps for its price."""
+def test_a_paused_space_is_not_changed(hub: FakeSpace, deploy: Deploy) -> None:
+    """Its owner paused it, perhaps because of its cost."""
     hub.run(earlier())
     hub.stage = "PAUSED"
     status, printed = deploy()
@@ -309,16 +313,16 @@ def test_a_paused_space_is_left_alone(hub: FakeSpace, deploy: Deploy) -> None:
     assert len(hub.commits) == 2
 
 
-def test_a_file_that_git_does_not_know_is_not_pushed(hub: FakeSpace, deploy: Deploy, tree: Path) -> None:
-    """A forgotten module, or something private."""
+def test_an_untracked_file_is_not_pushed(hub: FakeSpace, deploy: Deploy, tree: Path) -> None:
+    """It is a forgotten module, or something private."""
     (tree / "vit_api" / "notes.txt").write_text("private")
     status, printed = deploy()
     assert status is Status.UNCHANGED
-    assert "git does not know vit_api/notes.txt" in printed
+    assert "git does not track: add or delete vit_api/notes.txt" in printed
 
 
-def test_the_commit_says_what_was_deployed(hub: FakeSpace, deploy: Deploy, tree: Path) -> None:
-    """The revision here, and whether the tree was exactly that."""
+def test_the_commits_title_names_what_was_deployed(hub: FakeSpace, deploy: Deploy, tree: Path) -> None:
+    """The commit of the working tree, and whether the tree differs from it."""
     deploy()
     (tree / "server.py").write_text("newer = True\n")
     deploy()
@@ -327,27 +331,27 @@ def test_the_commit_says_what_was_deployed(hub: FakeSpace, deploy: Deploy, tree:
 
 
 def test_a_public_space_never_sees_the_token(hub: FakeSpace, deploy: Deploy) -> None:
-    """But its own key."""
+    """It gets only its own API key."""
     deploy()
     assert all("Authorization" not in headers for headers in hub.seen_by_application)
     assert {headers["X-API-Key"] for headers in hub.seen_by_application} == {KEY}
 
 
 def test_a_private_space_needs_the_token(hub: FakeSpace, deploy: Deploy) -> None:
-    """The hub's proxy asks for it."""
+    """The hub's proxy requires it."""
     hub.is_private = True
     deploy()
     assert {headers["Authorization"] for headers in hub.seen_by_application} == {f"Bearer {TOKEN}"}
 
 
 def test_the_real_server_passes_the_smoke_test(hub: FakeSpace, deploy: Deploy, digits_server: RunningServer) -> None:
-    """What the fake application answers is what the real one does."""
+    """The fake application responds as the real one does."""
     hub.url = digits_server.url
     assert deploy("--ready-timeout-s", "30")[0] is Status.DEPLOYED
 
 
 def test_the_command(hub: FakeSpace, tree: Path) -> None:
-    """The exit status is the outcome's."""
+    """The exit status is that of the outcome."""
     hub.run(earlier())
     hub.stages.append(["BUILDING", "BUILD_ERROR"])
     settings = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
@@ -360,5 +364,5 @@ def test_the_command(hub: FakeSpace, tree: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert result.returncode == Status.TAKEN_BACK, result.stderr
+    assert result.returncode == Status.ROLLED_BACK, result.stderr
     assert TOKEN not in result.stdout + result.stderr

@@ -1,4 +1,4 @@
-"""When a Space counts as running, and when as failed: by a clock of our own, without a hub."""
+"""When a Space counts as running, and when as failed; with a fake clock and without a hub."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from deploy.hub_space import HubError, HubSpace, Runtime
 from deploy.watch import NotRunning, Patience, Watch
 
 
-class _Told(HubSpace):
-    """A Space that says what it is told to."""
+class _ScriptedSpace(HubSpace):
+    """A Space that reports the given runtimes, one after the other; the last one repeats."""
 
-    def __init__(self, *told: Runtime) -> None:
+    def __init__(self, *reports: Runtime) -> None:
         super().__init__("org/space", "hf_token")
-        self.told = deque(told)
+        self.reports = deque(reports)
 
     def runtime(self) -> Runtime:
-        return self.told[0] if len(self.told) == 1 else self.told.popleft()
+        return self.reports[0] if len(self.reports) == 1 else self.reports.popleft()
 
 
 class _Clock:
@@ -32,39 +32,39 @@ class _Clock:
         self.now += seconds
 
 
-def _watch(*told: Runtime) -> tuple[Watch, _Clock]:
+def _watch(*reports: Runtime) -> tuple[Watch, _Clock]:
     clock = _Clock()
-    return Watch(_Told(*told), Patience(), lambda _: None, clock, clock.sleep), clock
+    return Watch(_ScriptedSpace(*reports), Patience(), lambda _: None, clock, clock.sleep), clock
 
 
 def test_running_means_running_this_revision() -> None:
-    """Until the build begins, the hub tells of the revision before."""
+    """Until the build starts, the hub reports the previous revision."""
     old, new = Runtime("RUNNING", "old"), Runtime("RUNNING", "new")
     watch, clock = _watch(old, old, new)
     watch.until_running("new")
     assert clock.now == 2 * Patience.poll_s
 
 
-def test_an_old_error_is_not_this_revisions() -> None:
-    """The revision before had failed, too; its stage is told until the build begins."""
+def test_an_error_of_the_previous_revision_is_ignored() -> None:
+    """The hub reports its stage until the build starts."""
     watch, _ = _watch(Runtime("BUILD_ERROR", "old"), Runtime("BUILDING", "old"), Runtime("RUNNING", "new"))
     watch.until_running("new")
 
 
-def test_an_error_that_stays_is_believed() -> None:
-    """Where the build was over between two questions."""
+def test_an_error_that_stays_is_a_failure() -> None:
+    """The build may have ended between two requests."""
     watch, clock = _watch(Runtime("BUILD_ERROR", None))
     with pytest.raises(NotRunning, match=r"BUILD_ERROR.*logs=build"):
         watch.until_running("new")
     assert clock.now == Patience.stale_s
 
 
-def test_a_refusal_ends_the_wait() -> None:
-    """The token was taken away: asking again would not help."""
+def test_a_rejected_request_ends_the_wait() -> None:
+    """The token was revoked: another request would not help."""
     watch, clock = _watch(Runtime("BUILDING", None))
 
     def refuse() -> Runtime:
-        raise HubError("the hub answers 403", is_passing=False)
+        raise HubError("The hub responded with status 403.", is_transient=False)
 
     watch.space.runtime = refuse  # type: ignore[method-assign]
     with pytest.raises(HubError, match="403"):

@@ -26,7 +26,7 @@ def _uploads() -> dict[str, bytes]:
 
 
 def _assert_agree(ours: list[tuple[str, float]], reference: list[dict[str, Any]], name: str) -> None:
-    """Hold two answers against each other as the design's promise words it."""
+    """Check that two answers agree: the same labels, close probabilities, and no clear difference in rank."""
     theirs = {item["label"]: item["score"] for item in reference}
     assert dict(ours).keys() == theirs.keys()
     for label, probability in ours:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.support.samples import encode, orientation_exif
 from tests.support.server import ROOT, RunningServer, environment, serve
-from vit_api.client import AsyncClient, Classification, Client, Rejected
+from vit_api.client import AsyncClient, Classification, Client, Outcome, Rejected
 
 SEVEN = ROOT / "examples" / "digit-7.png"
 
@@ -34,7 +34,7 @@ def client(server: RunningServer) -> Iterator[Client]:
 
 
 def test_all_inputs_have_the_same_answer(client: Client) -> None:
-    """A path, bytes, a file and a Pillow image of the same digit."""
+    """A path, bytes, a file and a Pillow image of the same digit are classified alike."""
     content = SEVEN.read_bytes()
     with SEVEN.open("rb") as file, Image.open(SEVEN) as image:
         results = [client.classify(form, top_k=3) for form in (SEVEN, content, file, image)]
@@ -64,7 +64,7 @@ def test_fresh_and_cached(client: Client) -> None:
 
 
 def test_an_error_has_the_servers_words(client: Client) -> None:
-    """Its code, its status, and an id to look for in its log."""
+    """It has its code, its status, and an id to look for in its log."""
     with pytest.raises(Rejected, match="not an image") as raised:
         client.classify(b"text")
     assert (raised.value.code, raised.value.status) == ("unsupported_image", 415)
@@ -78,24 +78,41 @@ def test_too_large_an_upload(client: Client) -> None:
     assert raised.value.code == "upload_too_large"
 
 
-def test_many_by_both_clients(server: RunningServer, client: Client, held_out: list[tuple[bytes, str]]) -> None:
-    """They agree, and hardly any digit is misread."""
-    uploads = [upload for upload, _ in held_out[:100]]
-
-    async def classify() -> list[object]:
-        async with AsyncClient(server.url) as asynchronous:
-            return [outcome async for outcome in asynchronous.classify_many(uploads, concurrency=32)]
-
-    outcomes = list(client.classify_many(uploads, concurrency=32))
+def _right(outcomes: list[Outcome], held_out: list[tuple[bytes, str]]) -> int:
+    """Count the digits that were read right."""
     results = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
-    again = [outcome for outcome in asyncio.run(classify()) if isinstance(outcome, Classification)]
-    assert [result.top.label for result in again] == [result.top.label for result in results]
-    right = sum(result.top.label == label for result, (_, label) in zip(results, held_out[:100], strict=True))
-    assert right >= 90
+    return sum(result.top.label == label for result, (_, label) in zip(results, held_out, strict=True))
+
+
+def test_many_images_with_the_sync_client(client: Client, held_out: list[tuple[bytes, str]]) -> None:
+    """Hardly any digit is misread."""
+    outcomes = list(client.classify_many([upload for upload, _ in held_out[:100]], concurrency=32))
+    assert _right(outcomes, held_out[:100]) >= 90
+
+
+@pytest.mark.anyio
+async def test_many_images_with_the_async_client(server: RunningServer, held_out: list[tuple[bytes, str]]) -> None:
+    """Hardly any digit is misread."""
+    async with AsyncClient(server.url) as client:
+        uploads = [upload for upload, _ in held_out[:100]]
+        outcomes = [outcome async for outcome in client.classify_many(uploads, concurrency=32)]
+    assert _right(outcomes, held_out[:100]) >= 90
+
+
+@pytest.mark.anyio
+async def test_both_clients_agree(server: RunningServer, client: Client, held_out: list[tuple[bytes, str]]) -> None:
+    """They get the same labels, in the order of the images."""
+    uploads = [upload for upload, _ in held_out[:20]]
+    sync = await asyncio.to_thread(lambda: list(client.classify_many(uploads)))
+    async with AsyncClient(server.url) as async_client:
+        outcomes = [outcome async for outcome in async_client.classify_many(uploads)]
+    labels = [[o.top.label for o in found if isinstance(o, Classification)] for found in (sync, outcomes)]
+    assert labels[0] == labels[1]
+    assert len(labels[0]) == len(uploads)
 
 
 def test_the_command_agrees_with_and_without_a_server(server: RunningServer) -> None:
-    """The same labels and probabilities for the same files."""
+    """It prints the same labels and probabilities for the same files."""
     found = []
     for where in (["--url", server.url], ["--model", "digits"]):
         result = subprocess.run(

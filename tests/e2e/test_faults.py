@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.harness.process_group import descriptors, living, resident_bytes
-from tests.support.clients import Reply, post_all
+from tests.support.clients import Reply, post_all, refuses_connections
 from tests.support.samples import encode
 from tests.support.server import (
     PLAIN_HTTP,
@@ -39,7 +38,7 @@ _SLOW_RESTART_S = 300
 
 
 def _uploads(count: int) -> list[bytes]:
-    """Uploads that differ: sevens, and a three for every third."""
+    """Return uploads that differ: sevens, and a three for every third."""
     return [(_THREE if number % 3 == 0 else _SEVEN) + number.to_bytes(4, "big") for number in range(count)]
 
 
@@ -86,7 +85,7 @@ def _restarts(server: RunningServer) -> int:
 
 
 def _worker(server: RunningServer) -> int:
-    """Wait for the one worker, which may be on its way, and return its process id."""
+    """Wait for the one worker, which may be starting, and return its process id."""
     found: list[int] = []
 
     def is_there() -> bool:
@@ -108,7 +107,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def test_a_worker_killed_under_load_costs_no_request(server: RunningServer) -> None:
-    """Twice, in the middle of its work; every client gets its answer from the next worker."""
+    """It is killed twice in the middle of its work; every client gets its answer from the next worker."""
     before = _restarts(server)
     with Load(server, 3000) as load:
         for share in (0.2, 0.6):
@@ -190,16 +189,19 @@ def test_of_two_workers_one_is_killed_under_load() -> None:
 def test_an_http_process_that_keeps_dying_stops_the_server() -> None:
     """The requests of the others are finished first; the exit status says that something is wrong."""
     with serve(cache_size=0, api_servers=2) as server:
-        while server.process.poll() is None:
+
+        def has_ended_after_a_kill() -> bool:
             for pid in http_processes_of(server)[-1:]:
                 os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+            return server.process.poll() is not None
+
+        wait_until(has_ended_after_a_kill, 120)
         assert server.process.returncode == 1
         assert "more than 5 times" in server.log.read_text()
 
 
 def test_a_worker_that_hangs_is_replaced() -> None:
-    """It is stopped with a request under way, killed after the set time, and the request answered by the next."""
+    """It is stopped with a request in flight, killed after the set time, and the request answered by the next."""
     with serve(cache_size=0, worker_stall_s=1, request_timeout_s=_SLOW_RESTART_S) as server:
         hung = _worker(server)
         os.kill(hung, signal.SIGSTOP)
@@ -231,19 +233,25 @@ def test_a_worker_that_keeps_dying_stops_the_server() -> None:
         requests = [pool.submit(_outcome, server, upload) for upload in _uploads(8)]
         wait_until(lambda: _waiting(server) >= 8)
         dead: set[int] = set()
-        while server.process.poll() is None:
+
+        def has_ended_after_kills() -> bool:
             for pid in set(workers_of(server)) - dead:
                 os.kill(pid, signal.SIGKILL)
                 dead.add(pid)
+            return server.process.poll() is not None
+
+        wait_until(has_ended_after_kills, 240)
         assert [request.result(60) for request in requests] == [503] * 8
         assert server.process.returncode == 1
         assert len(dead) == 6
         assert "more than 5 times" in server.log.read_text()
 
 
-@pytest.mark.parametrize("keeps_alive", [False, True])
+@pytest.mark.parametrize(
+    "keeps_alive", [pytest.param(False, id="a connection a request"), pytest.param(True, id="kept alive")]
+)
 def test_a_stop_under_load_loses_nothing(keeps_alive: bool) -> None:
-    """Not ready at once, still serving for the delay, then the port closes; each answer is whole and right."""
+    """It is not ready at once, still serves for the delay, then the port closes; every answer is complete and right."""
     with serve(cache_size=0, drain_delay_s=2) as server, ThreadPoolExecutor(_CLIENTS) as pool:
         clients = [pool.submit(_post_until_refused, server, upload, keeps_alive) for upload in _uploads(_CLIENTS)]
         wait_until(lambda: _images(server) > 100)
@@ -258,7 +266,7 @@ def test_a_stop_under_load_loses_nothing(keeps_alive: bool) -> None:
 
 
 def _post_until_refused(server: RunningServer, upload: bytes, keeps_alive: bool) -> list[int]:
-    """Post again and again; whatever else than an answer or a refusal comes is an error."""
+    """Post again and again until the connection is refused; anything but a response or a refusal is an error."""
     statuses = []
     limits = httpx.Limits(max_keepalive_connections=1 if keeps_alive else 0)
     with httpx.Client(timeout=60, limits=limits, **PLAIN_HTTP) as client:
@@ -270,25 +278,17 @@ def _post_until_refused(server: RunningServer, upload: bytes, keeps_alive: bool)
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    """Though a request is under way that would take long."""
+    """It does so even if a request is in flight that would take long."""
     with serve(cache_size=0, drain_timeout_s=3600, request_timeout_s=3600) as server, ThreadPoolExecutor(1) as pool:
         with paused(_worker(server)):
             request = pool.submit(_outcome, server, _SEVEN)
             wait_until(lambda: _waiting(server) >= 1)
             server.process.send_signal(signal.SIGTERM)
-            wait_until(lambda: _refuses(server))
+            wait_until(lambda: refuses_connections(server.port))
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(60) == 0
             wait_until(lambda: living(server.process.pid) == [])
         assert request.result(60) is None
-
-
-def _refuses(server: RunningServer) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", server.port), timeout=30).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def _hang_up(server: RunningServer, upload: bytes, after: Callable[[], None]) -> None:
@@ -306,7 +306,7 @@ def test_an_image_whose_client_hung_up_is_not_run() -> None:
         with paused(worker):
             _hang_up(server, _SEVEN, after=lambda: wait_until(lambda: _misses(server) == 1))
             wait_until(lambda: _sockets(server, remote=False, state=_CLOSE_WAIT) == 0)
-            assert server.get("/health/live").status_code == 200  # the server has heard of it, and done what it does
+            assert server.get("/health/live").status_code == 200  # the server has noticed, and reacted
         wait_until(lambda: server.predict(_THREE).status_code == 200)
         assert _images(server) == 1
 
@@ -316,7 +316,7 @@ def _misses(server: RunningServer) -> int:
 
 
 def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
-    """No slot, no descriptor and no memory of theirs stays."""
+    """No slot, descriptor or memory of theirs is left."""
     with serve(api_servers=1, queue_size=32) as server:
         (http,) = http_processes_of(server)
 
@@ -334,11 +334,11 @@ def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
 
 
 _IDLE_DESCRIPTORS = 60
-"""What an HTTP process has open without connections, and some room."""
+"""More than an HTTP process has open without connections."""
 
 
 def test_idle_and_trickling_connections_hold_up_nobody() -> None:
-    """Of 500 connections some say nothing, some send a byte now and then; the others are answered, those get a 408."""
+    """Of 500 connections some are silent and some send part of a body; others are answered, the latter get a 408."""
     with serve(api_servers=1, body_timeout_s=3) as server, contextlib.ExitStack() as stack:
         connections = [
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(500)

@@ -195,12 +195,20 @@ def test_json_without_saying_so(digits_server: RunningServer, extra: dict[str, A
         pytest.param({"image": _BASE64}, "no upload", id="no inputs"),
         pytest.param({"inputs": [_BASE64]}, "no upload", id="a list of inputs"),
         pytest.param({"inputs": "#"}, "'inputs' is not valid base64", id="no base64"),
-        pytest.param({"inputs": "http://127.0.0.1/x.png"}, "fetches nothing", id="an address"),
+        pytest.param({"inputs": "http://127.0.0.1/x.png"}, "doesn't download images", id="an address"),
         pytest.param({"inputs": _BASE64, "parameters": [1]}, "must be an object", id="a list of parameters"),
         pytest.param({"inputs": _BASE64, "parameters": {"topk": 1}}, "'topk'", id="a misspelt parameter"),
-        pytest.param({"inputs": _BASE64, "parameters": {"top_k": 0}}, "top_k", id="no class"),
-        pytest.param({"inputs": _BASE64, "parameters": {"top_k": True}}, "top_k", id="true classes"),
-        pytest.param({"inputs": _BASE64, "parameters": {"top_k": "5"}}, "top_k", id="a text for top_k"),
+        pytest.param(
+            {"inputs": _BASE64, "parameters": {"top_k": 0}}, "'top_k' must be a positive integer.", id="no class"
+        ),
+        pytest.param(
+            {"inputs": _BASE64, "parameters": {"top_k": True}}, "'top_k' must be a positive integer.", id="true classes"
+        ),
+        pytest.param(
+            {"inputs": _BASE64, "parameters": {"top_k": "5"}},
+            "'top_k' must be a positive integer.",
+            id="a text for top_k",
+        ),
         pytest.param(
             {"inputs": _BASE64, "parameters": {"function_to_apply": "tanh"}}, "softmax", id="no such function"
         ),
@@ -221,7 +229,7 @@ def test_it_shares_the_cache_with_predict(digits_server: RunningServer) -> None:
     first, second = _post(digits_server, upload), digits_server.predict(upload)
     assert first.headers["x-cache"] == "miss"
     assert "x-inference-time-ms" in first.headers
-    # Each HTTP process remembers on its own, and any of them may have taken the second request.
+    # Each HTTP process has a cache of its own, and any of them may have taken the second request.
     assert second.headers["x-cache"] in ("hit", "miss")
     assert _post(digits_server, upload, **{"cache-control": "no-cache"}).headers["x-cache"] == "miss"
 
@@ -256,19 +264,25 @@ def test_what_is_no_image_as_the_client_shows_it(client: InferenceClient) -> Non
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 1}])
 def test_too_large_an_upload_as_the_client_shows_it(strict_client: InferenceClient, parameters: Any) -> None:
     """Refused while it is sent, as bytes and as base64, and the client reads why."""
-    with pytest.raises(HfHubHTTPError, match="more than the 1 MB") as raised:
+    with pytest.raises(HfHubHTTPError, match="exceeds the maximum of 1 MiB") as raised:
         strict_client.image_classification(bytes(2 * 2**20), **parameters)
     assert raised.value.response.status_code == 413
 
 
-@pytest.mark.parametrize("key", [None, "a-wrong-key-of-this-test"])
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        pytest.param(None, "No API key was sent: send it as", id="no key"),
+        pytest.param("a-wrong-key-of-this-test", r"Invalid API key\.", id="an invalid key"),
+    ],
+)
 def test_no_key_as_the_client_shows_it(
-    strict_server: RunningServer, key: str | None, monkeypatch: pytest.MonkeyPatch
+    strict_server: RunningServer, key: str | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 401 that says how to send one."""
+    """A 401 that says how to send one, or that the one sent is invalid."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
-    with pytest.raises(HfHubHTTPError, match="send a key as") as raised:
+    with pytest.raises(HfHubHTTPError, match=says) as raised:
         InferenceClient(model=strict_server.url, token=key).image_classification(_SEVEN)
     assert raised.value.response.status_code == 401
 
@@ -278,7 +292,7 @@ def test_a_rate_limit_as_the_client_shows_it(strict_server: RunningServer) -> No
     client = InferenceClient(model=strict_server.url, api_key=_BUSY_KEY)
     for _ in range(_RATE):
         assert client.image_classification(_SEVEN)
-    with pytest.raises(HfHubHTTPError, match=f"takes {_RATE} images") as raised:
+    with pytest.raises(HfHubHTTPError, match=f"limit of {_RATE} images") as raised:
         client.image_classification(_SEVEN)
     assert raised.value.response.status_code == 429
     assert int(raised.value.response.headers["retry-after"]) > 0

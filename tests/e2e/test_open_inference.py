@@ -19,7 +19,7 @@ from tests.support.server import ROOT, RunningServer, wait_until
 from vit_api import __version__
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.decoding import images
-from vit_api.web.requests import to_json
+from vit_api.web.responses import to_json
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
@@ -236,11 +236,11 @@ def _many() -> triton.InferInput:
         pytest.param([_tensor("pixels", "UINT8", _FEW)], 400, "[1, 32, 32, 3] or [1, 3, 32, 32]", id="shape"),
         pytest.param([_tensor("image", "BYTES", np.array([[b"x", b"y"]], object))], 400, "[number of", id="two a row"),
         pytest.param([_files(_SEVEN), _files(_SEVEN)], 400, "exactly one input", id="two inputs"),
-        pytest.param([_files(_SEVEN, b"no image")], 415, "element 1 of 'image'", id="no image"),
+        pytest.param([_files(_SEVEN, b"no image")], 415, "Element 1 of 'image'", id="no image"),
         pytest.param([_files(_SEVEN[:200])], 400, "corrupt", id="corrupt"),
-        pytest.param([_files(_SEVEN, b"")], 400, "element 1 of 'image': it is empty", id="empty"),
-        pytest.param([_many()], 400, "1 to 32 images", id="too many"),
-        pytest.param([_tensor("pixel_values", "FP32", _NAN)], 400, "element 0 of 'pixel_values'", id="not a number"),
+        pytest.param([_files(_SEVEN, b"")], 400, "Element 1 of 'image': The image is empty.", id="empty"),
+        pytest.param([_many()], 400, "'pixels' must be 1 to 32", id="too many"),
+        pytest.param([_tensor("pixel_values", "FP32", _NAN)], 400, "Element 0 of 'pixel_values'", id="not a number"),
     ],
 )
 def test_bad_inputs(
@@ -261,8 +261,8 @@ def _fails(ask: Callable[[], object], status: int, message: str) -> None:
     ("output", "options", "message"),
     [
         pytest.param("other", {}, "no output 'other'", id="unknown"),
-        pytest.param("labels", {"class_count": 2}, "only 'probabilities'", id="not to be classified"),
-        pytest.param("probabilities", {"class_count": -1}, "at least one class", id="too few classes"),
+        pytest.param("labels", {"class_count": 2}, "Only 'probabilities'", id="not to be classified"),
+        pytest.param("probabilities", {"class_count": -1}, "must be a positive integer, not -1", id="too few classes"),
     ],
 )
 def test_bad_outputs(client: triton.InferenceServerClient, output: str, options: dict[str, int], message: str) -> None:
@@ -274,7 +274,7 @@ def test_bad_outputs(client: triton.InferenceServerClient, output: str, options:
 @pytest.mark.parametrize(("name", "version"), [("other", ""), ("other", "1"), ("a/b", ""), ("digits", "2")])
 def test_unknown_models_and_versions(client: triton.InferenceServerClient, name: str, version: str) -> None:
     """Wherever they are asked for."""
-    message = "'1' alone" if name == "digits" else f"no model '{name}'"
+    message = "only version is '1'." if name == "digits" else f"no model '{name}'"
     _fails(lambda: client.infer(name, [_files(_SEVEN)], version), 404, message)
     for ask in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
         _fails(lambda ask=ask: ask(name, version), 404, message)  # type: ignore[misc]
@@ -286,7 +286,7 @@ def test_compressed_requests_are_refused(client: triton.InferenceServerClient) -
         infer = lambda algorithm=algorithm: client.infer(  # noqa: E731
             "digits", [_files(_SEVEN)], request_compression_algorithm=algorithm
         )
-        _fails(infer, 415, "without compression")
+        _fails(infer, 415, "Send the body uncompressed")
 
 
 def _body(binary: bytes, size: object, shape: object = (1,), **more: object) -> tuple[bytes, dict[str, str]]:
@@ -370,7 +370,7 @@ def test_the_asynchronous_client(digits_server: RunningServer) -> None:
         assert result.get_response()["id"] == "own"
         for number, upload in enumerate((_SEVEN, _THREE)):
             assert _same(_top(result, number)) == digits_server.top(upload, 10)
-        with pytest.raises(triton.InferenceServerException, match="no model 'other'"):
+        with pytest.raises(triton.InferenceServerException, match="There is no model 'other'"):
             await client.infer("other", [pixels])
         with pytest.raises(triton.InferenceServerException, match="corrupt"):
             await client.infer("digits", [_files(_SEVEN[:200])])

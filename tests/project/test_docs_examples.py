@@ -1,6 +1,6 @@
-"""The examples in README.md and docs/, as written: all but those of `_NOT_RUN` are run, against one server.
+"""The examples in README.md and docs/ run as written, except those of `_NOT_RUN`, and print what they should.
 
-The server is the one that README's first command starts. What an example is said to print, it prints.
+They share one server, which the first command of the README starts.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ _OPERATOR_KEY = "the-operators-key"
 _START = "make run\n"
 
 _DOCKER = "builds or runs the container image; make container-test does"
-_SPACE = "needs an account of Hugging Face; tests/deploy/test_deploy_space.py covers what they start"
+_SPACE = "needs a Hugging Face account; tests/deploy/test_deploy_space.py tests the deployment"
 _NOT_RUN = {
-    ("README.md", 'make run ARGS="--host 127.0.0.1"'): "fetches a model of 350 MB",
-    ("README.md", "docker build"): _DOCKER,
-    ("README.md", "make test"): "is this suite",
+    ("README.md", 'make run ARGS="--host 127.0.0.1"'): "downloads a model of 350 MB",
     ("docs/container.md", "docker build"): _DOCKER,
     ("docs/container.md", "docker run"): _DOCKER,
     ("docs/container.md", "docker compose"): _DOCKER,
@@ -40,7 +38,7 @@ _NOT_RUN = {
     ("docs/space.md", "curl"): _SPACE,
     ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
-"""By page and start of the example: why it is not run."""
+"""By page and beginning of the example: the reason why it is not run."""
 
 _COMMANDS = {
     "sh": ["bash", "-e", "-o", "pipefail", "-c"],
@@ -59,9 +57,9 @@ class Example:
 
     Attributes:
         page: The file.
-        language: What it says behind the fence.
-        code: It.
-        output: What the block right after it says that it prints; None if there is none.
+        language: The language of its fence.
+        code: The code.
+        output: The content of the block right after it, which is what it should print; None if there is none.
     """
 
     page: str
@@ -71,7 +69,7 @@ class Example:
 
     @property
     def reason(self) -> str | None:
-        """Why it is not run; None if it is."""
+        """The reason why it is not run; None if it is."""
         return next((why for (page, start), why in _NOT_RUN.items() if self._is(page, start)), None)
 
     def _is(self, page: str, start: str) -> bool:
@@ -92,7 +90,7 @@ def _examples() -> Iterator[Example]:
         outputs = {start: text for start, _, language, text in blocks if language in _OUTPUTS}
         for _, end, language, code in blocks:
             if language in _COMMANDS:
-                # Right after it: an empty line is all that is between them.
+                # Right after it: only an empty line is between them.
                 yield Example(str(page.relative_to(ROOT)), language, code, outputs.get(end + 2))
 
 
@@ -102,7 +100,7 @@ _RUN = [example for example in _ALL if example.reason is None and example.code !
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run the server as README's first example does, but on a free port and with these packages."""
+    """Run the server as the README's first example does, but on a free port and with the installed packages."""
     (start,) = [example for example in _ALL if example.code == _START]
     packages = f"--assume-old=.venv/run.stamp -- BIN={Path(sys.executable).parent}"
     command = ["bash", "-c", f"exec {start.code}"]
@@ -112,7 +110,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a folder that looks like the repository's to an example, which may write there."""
+    """Return a writable folder that looks like the repository to an example."""
     for name in ("README.md", "examples", "vit_api"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".curlrc").write_text("fail\nsilent\nshow-error\n")
@@ -120,10 +118,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _output(example: Example, server: RunningServer, folder: Path) -> str:
-    """Run an example, with another address of the server."""
+    """Run an example with the address of the test's server, and return its output."""
     command = _COMMANDS[example.language]
     if shutil.which(command[0]) is None:
-        pytest.skip(f"there is no {command[0]}")
+        pytest.skip(f"needs {command[0]}")
     code = example.code.replace(_ADDRESS, server.url.removeprefix("http://"))
     code = code.replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
     variables = {
@@ -146,7 +144,7 @@ def _output(example: Example, server: RunningServer, folder: Path) -> str:
 
 @pytest.mark.parametrize("example", [pytest.param(x, id=f"{x.page}: {x.code.splitlines()[0]}") for x in _RUN])
 def test_an_example(example: Example, server: RunningServer, folder: Path) -> None:
-    """It succeeds and prints what is said, or else at least the digits that its images' names say."""
+    """It succeeds and prints the output shown, or else at least the digits in the names of its images."""
     printed = _output(example, server, folder)
     if example.output is None:
         if example.language == "sh":
@@ -162,12 +160,12 @@ def test_an_example(example: Example, server: RunningServer, folder: Path) -> No
 
 
 def _rounded(text: str) -> str:
-    """Return a text whose probabilities have two digits: more of them depend on the processor."""
+    """Round probabilities to two digits; further digits depend on the CPU."""
     return re.sub(r"0\.\d+", lambda number: f"{float(number[0]):.2f}", text).strip()
 
 
-def test_a_key_of_the_manual_is_a_key(server: RunningServer, folder: Path) -> None:
-    """What docs/security.md has written to `.env` is a digest that the setting takes."""
+def test_the_documented_key_is_valid(server: RunningServer, folder: Path) -> None:
+    """What the example in docs/security.md writes to `.env` is accepted by the setting."""
     (example,) = [example for example in _RUN if "VIT_API_API_KEYS" in example.code]
     _output(example, server, folder)
     name, _, value = (folder / ".env").read_text().strip().partition("=")
@@ -176,7 +174,7 @@ def test_a_key_of_the_manual_is_a_key(server: RunningServer, folder: Path) -> No
 
 
 def test_each_block_is_of_a_known_kind() -> None:
-    """So that no example escapes by its language: a new one is run, or is none."""
+    """No example goes unnoticed because of its language: each block is run, or is an output."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     languages = {language for page in pages for _, _, language, _ in _blocks(page)}
     assert languages <= {*_COMMANDS, *_OUTPUTS, ""}
@@ -185,12 +183,12 @@ def test_each_block_is_of_a_known_kind() -> None:
 
 
 def test_no_example_that_is_run_leaves_this_machine() -> None:
-    """What fetches or sends anything elsewhere has to be listed with its reason."""
+    """Examples that connect to other hosts must be listed with a reason."""
     assert [example.code for example in _RUN if _ANOTHER_HOST.search(example.code)] == []
 
 
-def test_what_is_not_run_is_there() -> None:
-    """No reason is left over from an example that is gone; most examples are run."""
+def test_examples_that_are_not_run_exist() -> None:
+    """No reason is left over from an example that was removed, and most examples are run."""
     used = {key for key in _NOT_RUN for example in _ALL if example._is(*key)}
     assert used == set(_NOT_RUN)
     assert len(_RUN) > len(_ALL) / 2

@@ -1,4 +1,4 @@
-"""docs/space.md says what the code does and what the results say."""
+"""docs/space.md agrees with the code and the results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vit_api.settings import Settings
 _PAGE = space_costs.PAGE.read_text()
 
 
-def test_the_tables_are_made_of_the_results() -> None:
+def test_the_tables_are_up_to_date() -> None:
     """After a change of prices or results: `python -m scripts.space_costs`."""
     assert space_costs.with_tables(_PAGE) == _PAGE
     assert all(f"| `{hardware.name}` |" in _PAGE for hardware in HARDWARE)
 
 
 def test_the_cost_of_a_million_images() -> None:
-    """A T4 at 0.40 $ an hour classifies 2,013,282 images in it, at the published rate."""
+    """A T4 at $0.40 per hour classifies 2,013,282 images in that time, at the published throughput."""
     (t4,) = (hardware for hardware in HARDWARE if hardware.name == "t4-small")
     assert t4.model_per_s == pytest.approx(559.2, abs=0.1)
     assert usd_per_million(0.40, 32 / 57.22e-3) == pytest.approx(0.1987, abs=1e-4)
@@ -39,11 +39,11 @@ def test_the_cost_of_a_million_images() -> None:
     ],
 )
 def test_the_slower_of_model_and_decoding_counts(hardware: Hardware, decode_s: float, expected: float | None) -> None:
-    """One core of a GPU's machine is the worker's."""
+    """With a GPU, one core is left to the worker."""
     assert Costs(jpeg_s=0, photo_s=0, model_s=0.4).limit(hardware, decode_s) == expected
 
 
-def test_the_page_names_what_exists() -> None:
+def test_names_on_the_page_exist() -> None:
     """Settings, files, exit statuses, and the commit that is preloaded."""
     fields = {f"VIT_API_{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(r"VIT_API_[A-Z_]+", _PAGE)) <= fields
@@ -55,7 +55,7 @@ def test_the_page_names_what_exists() -> None:
 
 @pytest.mark.skipif(not (ROOT / "Dockerfile").exists(), reason="needs the Dockerfile")
 def test_the_image_is_built_from_what_is_pushed() -> None:
-    """A file that the build wants and the Space does not have would only be missed there."""
+    """A file that the build needs but that is not pushed would only be noticed in the Space."""
     dockerfile = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     for line in re.findall(r"^(?:COPY|ADD)\s+(.+)$", dockerfile, re.MULTILINE):
         if "--from=" not in line:

@@ -1,10 +1,11 @@
-"""The workflows: least rights, pinned actions, and no deployment where none is wanted. `make lint` runs actionlint."""
+"""The workflows: least privilege, pinned actions, and deployment only where configured. `make lint` runs actionlint."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ def _read(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_may_read_and_no_more(path: Path) -> None:
-    """A stolen token of the workflow's would be of little use, and a tag that moves changes nothing."""
+def test_workflows_only_have_read_access(path: Path) -> None:
+    """A stolen token is of little use, and a moved tag of an action changes nothing."""
     workflow = _read(path.name)
     assert workflow["permissions"] == {"contents": "read"}
     assert not [job for job in workflow["jobs"].values() if "permissions" in job]
@@ -36,7 +37,7 @@ def test_a_workflow_may_read_and_no_more(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_jobs_end_and_leave_no_credentials(path: Path) -> None:
-    """A time limit on each, and a check-out without the token in it."""
+    """Each job has a timeout, and checkouts don't keep the token."""
     for job in _read(path.name)["jobs"].values():
         assert "timeout-minutes" in job or "uses" in job
         checkouts = [step for step in job.get("steps", []) if "actions/checkout" in step.get("uses", "")]
@@ -62,8 +63,16 @@ def test_without_the_secret_or_the_variable_nothing_is_deployed(
     assert (tmp_path / "output").read_text() == ("ready=true\n" if is_ready else "")
 
 
+def test_each_supported_python_is_tested() -> None:
+    """From the oldest that the package accepts to the newest that it names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [text.rpartition(" ")[2] for text in project["classifiers"] if "Python :: 3." in text]
+    assert _read("ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python-version"] == named
+    assert project["requires-python"] == f">={named[0]}"
+
+
 def test_only_the_step_that_deploys_sees_the_secrets() -> None:
-    """Not the tests, and not what pip installs."""
+    """Neither the tests nor the packages that pip installs."""
     jobs = _read("deploy.yml")["jobs"]
     assert jobs["space"]["needs"] == ["test", "configured"]
     *others, last = jobs["space"]["steps"]
@@ -73,7 +82,7 @@ def test_only_the_step_that_deploys_sees_the_secrets() -> None:
 
 
 def test_the_versions_for_a_deployment_are_those_of_the_other_files() -> None:
-    """What was tested is what deploys."""
+    """The tested versions are deployed."""
     pins = [line for line in (ROOT / "requirements-deploy.txt").read_text().splitlines() if "==" in line]
     others = "\n".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-bench.txt"))
     assert len(pins) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path:
     return Reply(int(status_line.split()[1]), headers, json.loads(content))
 
 
-async def _client(port: int, path: str, bodies: list[bytes], barrier: asyncio.Event) -> list[Reply]:
+async def _client(port: int, path: str, bodies: list[bytes], barrier: asyncio.Barrier) -> list[Reply]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         await barrier.wait()
@@ -37,14 +38,21 @@ async def _client(port: int, path: str, bodies: list[bytes], barrier: asyncio.Ev
         await writer.wait_closed()
 
 
+def refuses_connections(port: int) -> bool:
+    """Return whether nothing listens on a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=30).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def post_all(port: int, bodies_by_client: list[list[bytes]], path: str = "/predict") -> list[list[Reply]]:
     """Run one client for each list of bodies, all at once; each sends its bodies one after the other."""
 
     async def run() -> list[list[Reply]]:
-        barrier = asyncio.Event()
+        barrier = asyncio.Barrier(len(bodies_by_client))  # no request before every client is connected
         tasks = [asyncio.create_task(_client(port, path, bodies, barrier)) for bodies in bodies_by_client]
-        await asyncio.sleep(0)
-        barrier.set()
         return list(await asyncio.gather(*tasks))
 
     return asyncio.run(asyncio.wait_for(run(), 120))

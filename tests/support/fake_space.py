@@ -1,4 +1,4 @@
-"""A hub with one Space, on the loopback interface, that speaks what `huggingface_hub` asks of the real one."""
+"""A fake hub with one Space, on the loopback interface; it has the endpoints that `huggingface_hub` uses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class FakeSpace(ThreadingHTTPServer):
     """The hub's API under `/api` and the application under `/app`.
 
     Attributes:
-        commits: Revisions and their files, oldest first; titles has their titles.
-        stages: What becomes of the next pushes: the stages that the hub tells one after the other.
-        application: What the application answers to a path, given the files that run: status and body.
-        failures: Statuses that the next requests to a path get instead; 0 hangs up.
+        commits: Revisions and their files, oldest first; `titles` has their titles.
+        stages: The stages that the hub reports after each of the next pushes, in order.
+        application: Returns the application's response to a path, status and body, given the files that run.
+        failures: Statuses of the next responses for a path; 0 closes the connection.
         requests: Method and path of all requests to the hub.
     """
 

@@ -62,7 +62,7 @@ class RedisServer:
             self._process = None
 
     def entries(self) -> dict[bytes, bytes]:
-        """Return all that it remembers."""
+        """Return all of its keys and values."""
         names: list[bytes] = list(self.client.scan_iter())
         return {name: self.client.get(name) for name in names}
 

@@ -54,7 +54,7 @@ def ok(**headers: str) -> bytes:
 
 
 def error(status: int, code: str, **headers: str) -> bytes:
-    """An answer as this API words errors."""
+    """Return an error response in this API's form."""
     return reply(status, {"error": "what is wrong", "code": code, "request_id": "id-1"}, **headers)
 
 
@@ -70,7 +70,7 @@ class ScriptedServer:
     Attributes:
         url: Its address.
         requests: What arrived.
-        most_at_once: How many requests were under way at the same time at the most.
+        most_at_once: The maximum number of requests in flight at the same time.
         connections: How many were made.
     """
 

@@ -16,14 +16,13 @@ from typing import Any
 
 import httpx
 
+from benchmarks.harness import servers
 from benchmarks.harness.process_group import kinds
 from benchmarks.harness.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN_HTTP: dict[str, Any] = {"verify": False}
-"""For httpx, which would read the system's certificates at each call, for 35 ms; nothing here speaks TLS."""
-START_S = 120.0
-STOP_S = 60.0
+PLAIN_HTTP = servers.PLAIN_HTTP
+environment = servers.environment_with
 
 
 @dataclass
@@ -60,12 +59,6 @@ class RunningServer:
         return [(item["label"], item["confidence"]) for item in response.json()["predictions"]]
 
 
-def environment(**settings: object) -> dict[str, str]:
-    """Return this environment without settings of its own, and with these."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
-    return inherited | {f"VIT_API_{name.upper()}": str(value) for name, value in settings.items()}
-
-
 @contextlib.contextmanager
 def serve(
     model: str | Path = "digits", *, program: Sequence[str] = ("server.py",), **settings: object
@@ -92,36 +85,18 @@ def serve_by(
         settings: The server's.
     """
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     defaults = {"port": port, "api_servers": 2, "cpu_threads": 1}
+    variables = {**environment(**(defaults | settings)), **variables}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=where,
-                env=environment(**(defaults | settings)) | variables,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        server = RunningServer(f"http://127.0.0.1:{port}", process, log)
-        try:
-            wait_until_ready(server)
-            yield server
-        finally:
-            stop(server)
+        with servers.running(command, url + "/health", cwd=where, environment=variables, log=log) as process:
+            yield RunningServer(url, process, log)
 
 
 def wait_until_ready(server: RunningServer) -> None:
     """Poll the server's health until it is ready."""
-
-    def is_ready() -> bool:
-        assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()}"
-        with contextlib.suppress(httpx.TransportError):
-            return server.get("/health").status_code == 200
-        return False
-
-    wait_until(is_ready, START_S)
+    servers.wait_until_ready(server.process, server.url + "/health", server.log)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
@@ -130,17 +105,6 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
         time.sleep(0.02)
-
-
-def stop(server: RunningServer) -> None:
-    """Stop the server as an operator would; kill what is left of its process group."""
-    if server.process.poll() is None:
-        server.process.send_signal(signal.SIGTERM)
-    try:
-        server.process.wait(STOP_S)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.process.pid, signal.SIGKILL)
 
 
 def worker_of(server: RunningServer) -> int:

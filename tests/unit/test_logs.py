@@ -1,4 +1,4 @@
-"""What the server writes to its log."""
+"""The formats of the log."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ import logging
 import re
 from typing import Any
 
-import httpx
-
-from tests.support.server import ROOT, RunningServer, serve, wait_until
 from vit_api.logs import JsonFormatter, TextFormatter
-
-_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
-_SECRET = "this-must-not-be-logged"
 
 
 def _record(message: str, **extra: Any) -> logging.LogRecord:
@@ -21,13 +15,13 @@ def _record(message: str, **extra: Any) -> logging.LogRecord:
 
 
 def test_text_has_the_fields_at_its_end() -> None:
-    """As key=value."""
+    """They come after the message, as key=value."""
     line = TextFormatter().format(_record("GET / 200", fields={"bytes": 3, "cache": "hit"}))
     assert re.search(r"INFO \d+ x: GET / 200 bytes=3 cache=hit$", line)
 
 
 def test_json_is_one_line_whatever_is_in_it() -> None:
-    """Line breaks, quotes and what JSON has no word for."""
+    """Line breaks, quotes and values that JSON can't represent."""
     message = 'one\ntwo "three"'
     line = JsonFormatter().format(_record(message, fields={"what": object}))
     assert "\n" not in line
@@ -37,62 +31,10 @@ def test_json_is_one_line_whatever_is_in_it() -> None:
 
 
 def test_json_has_the_traceback() -> None:
-    """In a member of its own."""
+    """A traceback is a member of its own."""
     try:
         raise ValueError("planted")
     except ValueError as error:
         record = _record("failed")
         record.exc_info = (ValueError, error, error.__traceback__)
     assert "ValueError: planted" in json.loads(JsonFormatter().format(record))["exception"]
-
-
-def _requests(server: RunningServer) -> list[dict[str, Any]]:
-    """Return the log's lines about requests, but for probes; every line of it is JSON."""
-    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    ours = (line for line in lines if line["logger"] == "vit_api.web.observers.access_log")
-    return [line for line in ours if "/health" not in line["message"]]
-
-
-def test_each_request_has_a_line() -> None:
-    """With its stages; and all others' lines, LitServe's and uvicorn's among them, have the same format."""
-    with serve(access_log=1, log_format="json", log_level="debug", api_servers=1) as server:
-        server.predict(_SEVEN, headers={"x-request-id": "first"})
-        server.predict(_SEVEN, headers={"x-request-id": "second", "authorization": f"Bearer {_SECRET}"})
-        server.predict(_SEVEN[:100], headers={"x-request-id": "third", "x-api-key": _SECRET})
-        files = [("files", _SEVEN), ("files", b"no image")]
-        httpx.post(server.url + "/predict/batch", files=files, headers={"x-request-id": "fourth"}, timeout=60)
-        httpx.get(server.url + f"/a%0ab?key={_SECRET}", headers={"x-request-id": "fifth"}, timeout=60)
-        wait_until(lambda: len(_requests(server)) == 5)
-        first, second, third, fourth, fifth = _requests(server)
-        text = server.log.read_text()
-    assert (first["request_id"], first["message"], first["bytes"]) == ("first", "POST /predict 200", len(_SEVEN))
-    assert (first["cache"], first["batch_size"]) == ("miss", 1)
-    stages_ms = [first[f"{stage}_ms"] for stage in ("parse", "decode", "queue", "inference")]
-    assert all(stage_ms > 0 for stage_ms in stages_ms)
-    assert sum(stages_ms) <= first["total_ms"]
-    assert (second["cache"], "queue_ms" in second) == ("hit", False)
-    assert (third["status"], third["error"]) == (400, "bad_image")
-    assert (fourth["images"], fourth["hits"], fourth["errors"]) == (2, 1, 1)
-    assert (fifth["message"], fifth["status"]) == ("GET /a\\nb 404", 404)
-    assert _SECRET not in text
-    assert '"logger": "uvicorn.error"' in text
-
-
-def test_lines_about_requests_as_text() -> None:
-    """They come if they are asked for, whatever the level."""
-    with serve(access_log=1, log_level="error", api_servers=1) as server:
-        server.predict(_SEVEN)
-        server.predict(_SEVEN, "/nowhere")
-        wait_until(lambda: "/nowhere 404" in server.log.read_text())
-        text = server.log.read_text()
-    assert "POST /predict 200 request_id=" in text
-
-
-def test_no_lines_about_requests(digits_server: RunningServer) -> None:
-    """They do not come by default."""
-    digits_server.predict(_SEVEN)
-    digits_server.predict(_SEVEN, "/nowhere")
-    text = digits_server.log.read_text()
-    assert "serving digits" in text
-    assert "POST" not in text
-    assert "/nowhere" not in text

@@ -1,7 +1,8 @@
-"""Settings: where they come from, and that a bad one is refused by name."""
+"""Settings: their order of precedence, and errors that name the variable."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pyte
         pytest.param("CORS_ORIGINS", "https://example.org/path", "without a path", id="an origin's path"),
         pytest.param("CORS_ORIGINS", "*,https://example.org", "* alone", id="all origins and one"),
         pytest.param("REDIS_URL", "http://user:word@host", "redis://", id="not a Redis"),
-        pytest.param("REDIS_URL", "redis://:se/cret@127.0.0.1:6379/0", "percent-encoded", id="a raw password"),
+        pytest.param("REDIS_URL", "redis://:se/cret@127.0.0.1:6379/0", "Percent-encode", id="a raw password"),
         pytest.param("REDIS_URL", "redis://127.0.0.1:99999/0", "redis://", id="no such port"),
         pytest.param("REDIS_URL", "redis://127.0.0.1/name", "redis://", id="no such database"),
         pytest.param("REDIS_URL", "redis://127.0.0.1/0?decode_responses=1", "without options", id="an option"),
@@ -71,7 +72,7 @@ def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pyte
     ],
 )
 def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str) -> None:
-    """The message names the variable, what it may be and what it was."""
+    """The message names the variable, what is allowed and, unless it is a secret, what it was."""
     monkeypatch.setenv(f"VIT_API_{name}", value)
     monkeypatch.setenv("VIT_API_API_SERVERS", "2")
     with pytest.raises(SettingsError) as caught:
@@ -83,16 +84,38 @@ def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: s
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--port", "seventy"], id="of pydantic"),
+        pytest.param(["--device", "gpu"], id="not a device"),
+        pytest.param(["--rate-limit", "fast"], id="of a parser"),
+        pytest.param(["--operator-key", "short"], id="a secret"),
+        pytest.param(["--api-servers", "1", "--queue-size", "30000"], id="too large for another"),
+        pytest.param(["--max-pending-mb", "5"], id="too small for another"),
+        pytest.param(["--redis-url", "redis://localhost", "--cache-size", "0"], id="not without another"),
+        pytest.param(["--port", "seventy", "--device", "gpu"], id="two"),
+    ],
+)
+def test_errors_have_one_form(arguments: list[str]) -> None:
+    """A line for each variable: its name, then sentences."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(arguments)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == (2 if arguments[0] == "--port" and len(arguments) == 4 else 1)
+    assert [line for line in lines if not re.fullmatch(r"VIT_API_[A-Z_]+: [A-Z].*[^.]\.", line)] == []
+
+
+@pytest.mark.parametrize(
     "url",
     [
-        "redis://localhost",
-        "redis://:p%2Fw@[::1]:6380/1",
-        "rediss://user:word@cache.example:6379/0",
-        "unix:///run/redis",
+        pytest.param("redis://localhost", id="a host"),
+        pytest.param("redis://:p%2Fw@[::1]:6380/1", id="an IPv6 address and a password"),
+        pytest.param("rediss://user:word@cache.example:6379/0", id="TLS and a user"),
+        pytest.param("unix:///run/redis", id="a socket"),
     ],
 )
 def test_addresses_of_a_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """What redis-py takes is taken."""
+    """URLs that redis-py accepts are accepted."""
     monkeypatch.setenv("VIT_API_REDIS_URL", url)
     shown = load_settings([]).redis_url
     assert shown is not None
@@ -100,7 +123,7 @@ def test_addresses_of_a_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None
 
 
 def test_redis_needs_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tier behind a cache that is off would never be asked."""
+    """A tier behind a cache that is off would never be used."""
     monkeypatch.setenv("VIT_API_REDIS_URL", "redis://localhost")
     assert load_settings([]).redis_url is not None
     with pytest.raises(SettingsError, match="VIT_API_CACHE_SIZE is 0"):
@@ -116,7 +139,7 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_setting_is_described() -> None:
-    """No option without a word on what it does."""
+    """`--help` and the documentation have a description for each."""
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 

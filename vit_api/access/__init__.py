@@ -1,1 +1,1 @@
-"""Who a client is, and how much it may use: keys, addresses, rates and what is used up."""
+"""Client identification and rate-limit accounting: keys, addresses, rates and counts. Pure policy, without HTTP."""

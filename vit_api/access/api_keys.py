@@ -1,6 +1,6 @@
-"""Keys that clients present: read from a setting once, kept as digests, compared in constant time.
+"""API keys: parsed from settings, kept as digests, compared in constant time.
 
-Knows nothing of HTTP, and of no key what it was.
+Knows nothing of HTTP, and never keeps a key itself.
 """
 
 from __future__ import annotations
@@ -10,41 +10,41 @@ import hmac
 import re
 from collections.abc import Iterable
 
-SHORTEST_KEY = 8
+MIN_KEY_LENGTH = 8
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.IGNORECASE)
 _KEY = re.compile(r"[!-~]+")
 
 
 def digest_of(key: str) -> bytes:
-    """Return the SHA-256 of a key, by which it is known here."""
+    """Return the SHA-256 of a key, which identifies it."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def check_key(key: str) -> None:
-    """Check that a key can come in a header.
+    """Check that a key is long enough and can be sent in a header.
 
     Raises:
-        ValueError: It can't, or it is too short. The message does not repeat it.
+        ValueError: It is too short, or has characters that a header can't have. The message does not repeat it.
     """
-    if len(key) < SHORTEST_KEY:
-        raise ValueError(f"Each key should have at least {SHORTEST_KEY} characters")
+    if len(key) < MIN_KEY_LENGTH:
+        raise ValueError(f"Each key must have at least {MIN_KEY_LENGTH} characters")
     if not _KEY.fullmatch(key):
-        raise ValueError("A key should have no spaces and only ASCII characters, as it comes in a header")
+        raise ValueError("A key must have no spaces and only ASCII characters, since it is sent in a header")
 
 
 def parse_keys(text: str) -> tuple[bytes, ...]:
-    """Return the digests of keys separated by commas, each plain or as `sha256:` and 64 hexadecimal digits.
+    """Return the digests of comma-separated keys, each plain or as `sha256:` and 64 hexadecimal digits.
 
     Raises:
-        ValueError: There is none, or one that can't be used. The message does not repeat it.
+        ValueError: There is no key, or an invalid one. The message does not repeat it.
     """
     digests = []
     for part in text.split(","):
         key = part.strip()
         digest = _DIGEST.fullmatch(key)
         if digest is None and key.lower().startswith("sha256:"):
-            raise ValueError("A digest should be `sha256:` and 64 hexadecimal digits")
+            raise ValueError("A digest must be `sha256:` followed by 64 hexadecimal digits")
         if digest is None:
             check_key(key)
         digests.append(digest_of(key) if digest is None else bytes.fromhex(digest[1]))
@@ -52,20 +52,20 @@ def parse_keys(text: str) -> tuple[bytes, ...]:
 
 
 class KeyRing:
-    """The keys that open something.
+    """The keys that grant access to something.
 
-    A key is hashed before it is compared, and with all that are known: how long that takes says nothing of how much
-    of a key was right, nor of which one it was.
+    A presented key is hashed and then compared with every known digest, so the time taken does not reveal how much of
+    a key was right, nor which key matched.
 
     Args:
-        digests: Of the keys.
+        digests: The keys' digests.
     """
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         self._digests = tuple(digests)
 
     def find(self, key: bytes) -> bytes | None:
-        """Return the digest of a key that is on the ring; None for any other."""
+        """Return the digest of a key that is on the ring, or None."""
         digest = hashlib.sha256(key).digest()
         found = None
         for known in self._digests:

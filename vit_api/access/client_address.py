@@ -1,6 +1,6 @@
-"""Whom a request comes from, by its address: the peer's, or what trusted proxies say of it.
+"""The client address of a request: the peer's, or the one that trusted proxies report.
 
-Knows nothing of what is done with an address.
+Knows nothing of what an address is used for.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _FORWARDED_FOR = b"x-forwarded-for"
-_REMEMBERED = 4096
-_LONGEST = 80
+_CACHED_ADDRESSES = 4096
+_MAX_ENTRY_LENGTH = 80
 _UNKNOWN = "unknown"
 
 
-def parse_networks(text: str) -> tuple[Network, ...]:
-    """Return addresses and networks (CIDR) that are separated by commas.
+def parse_networks(text: str) -> tuple[IPNetwork, ...]:
+    """Parse comma-separated addresses and networks (CIDR).
 
     Raises:
-        ValueError: One is neither.
+        ValueError: An item is neither.
     """
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in text.split(","))
@@ -32,19 +32,19 @@ def parse_networks(text: str) -> tuple[Network, ...]:
 
 
 class ClientAddresses:
-    """Find out the addresses of clients.
+    """Determines the addresses of clients.
 
     Args:
-        trusted: Proxies whose `X-Forwarded-For` is believed.
+        trusted: Proxies whose `X-Forwarded-For` is trusted.
     """
 
-    def __init__(self, trusted: Sequence[Network] = ()) -> None:
+    def __init__(self, trusted: Sequence[IPNetwork] = ()) -> None:
         self._trusted = trusted
 
     def of(self, scope: Mapping[str, Any]) -> str:
-        """Return whom to count an ASGI request for: an IPv4 address, or an IPv6 network of 64 bits.
+        """Return the client that an ASGI request counts for: an IPv4 address, or a /64 network of IPv6.
 
-        A single customer gets a whole /64 of IPv6 at least (RFC 6177), so its addresses count as one.
+        Each customer gets at least a whole /64 of IPv6 (RFC 6177), so its addresses count as one client.
         """
         peer = scope.get("client")
         host: str = peer[0] if peer else _UNKNOWN
@@ -53,10 +53,10 @@ class ClientAddresses:
         return _group(host)
 
     def _behind_proxies(self, host: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the nearest address that is no trusted proxy's.
+        """Return the nearest address that does not belong to a trusted proxy.
 
-        Each proxy appends the address that it was asked from, so only what trusted ones appended is known: the list
-        is read from its right end, as far as it is trusted. What is left of that may be invented.
+        Each proxy appends the address of its own client, so only the entries that trusted proxies appended are
+        reliable: the list is read from the right for as long as it is trusted. Entries further left may be forged.
         """
         hops = b",".join(value for name, value in headers if name == _FORWARDED_FOR).decode("latin-1").split(",")
         for hop in reversed(hops):
@@ -68,11 +68,11 @@ class ClientAddresses:
                 break
         return host
 
-    def _is_trusted(self, address: Address | None) -> bool:
+    def _is_trusted(self, address: IPAddress | None) -> bool:
         return address is not None and any(address in network for network in self._trusted)
 
 
-@functools.lru_cache(_REMEMBERED)
+@functools.lru_cache(_CACHED_ADDRESSES)
 def _group(host: str) -> str:
     address = _parse(host)
     if address is None:
@@ -82,13 +82,13 @@ def _group(host: str) -> str:
     return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
 
 
-def _parse(text: str) -> Address | None:
-    """Return the address in a list's entry, which may have a port; None if there is none."""
-    return _parse_short(text.strip()) if len(text) <= _LONGEST else None
+def _parse(text: str) -> IPAddress | None:
+    """Return the address of an entry, which may have a port; None if it is malformed."""
+    return _parse_short(text.strip()) if len(text) <= _MAX_ENTRY_LENGTH else None
 
 
-@functools.lru_cache(_REMEMBERED)
-def _parse_short(text: str) -> Address | None:
+@functools.lru_cache(_CACHED_ADDRESSES)
+def _parse_short(text: str) -> IPAddress | None:
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
@@ -97,6 +97,6 @@ def _parse_short(text: str) -> Address | None:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    # A socket for IPv6 and IPv4 names the latter's peers so.
+    # A dual-stack socket reports IPv4 peers as IPv4-mapped addresses.
     mapped = getattr(address, "ipv4_mapped", None)
     return address if mapped is None else mapped

@@ -1,4 +1,4 @@
-"""Web origins, as browsers name them. Knows nothing of what they may do."""
+"""Web origins, in the form that browsers send. Knows nothing of what they are allowed to do."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    """Return the origins of a text, which has commas between them.
+    """Parse comma-separated origins, or `*` for any origin.
 
     Raises:
-        ValueError: One is no origin, or any origin is allowed beside certain ones.
+        ValueError: An item is not an origin, or `*` is combined with others.
     """
     origins = tuple(part.strip() for part in text.split(","))
     if origins != (ANY_ORIGIN,) and not all(_ORIGIN.fullmatch(origin) for origin in origins):

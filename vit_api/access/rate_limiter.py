@@ -1,9 +1,9 @@
-"""Says whether a client may use more now. Knows nothing of HTTP, nor of what a client is.
+"""Decides whether a client may send more now. Knows nothing of HTTP, nor of what identifies a client.
 
-Windows are fixed: within each a client has its whole budget. Their ends are known beforehand and the same in every
-process and server, so that nothing but counts has to be shared; and each client has its own, so that not all who wait
-come back at once. Around a window's end a client may use two budgets in a row; a second rate with a short window
-bounds that.
+Windows are fixed: a client has its whole budget within each. All processes and servers compute the same ends for them,
+so that only counts have to be shared, and the ends differ between clients, so that waiting clients do not all return
+at once. Around the end of a window a client may use two budgets in a row; a second rate with a short window limits
+that.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from zlib import crc32
 from vit_api.access.rates import Rate
 from vit_api.access.shared_counts import CountColumn, SharedCounts
 
-_REMEMBERED = 4096
+_CACHED_CLIENTS = 4096
 
 
 class Verdict(NamedTuple):
-    """What a client was told.
+    """Whether a client may go on, and how much of its budget is left.
 
     Attributes:
-        rate: The rate that counts: the one that refuses, or of which least is left.
-        remaining: What is left of it.
-        reset_s: Seconds until all of it is there again.
-        is_refused: Whether the client may not, and nothing was counted.
+        rate: The decisive rate: the one that is exceeded, or else the one with the least left.
+        remaining: How much of it is left.
+        reset_s: Seconds until the whole budget is available again.
+        is_refused: Whether the request exceeds a rate; then nothing was counted.
     """
 
     rate: Rate
@@ -40,12 +40,12 @@ class Verdict(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """Something used, to be counted.
+    """An amount to count in a window.
 
     Attributes:
-        name: Of the client, the rate and the window.
-        window_s: How long the window is, in seconds.
-        amount: How much; less than 0 to take back.
+        name: Identifies the client, the rate and the window.
+        window_s: The window's length in seconds.
+        amount: How much to add; negative to take back.
     """
 
     name: str
@@ -54,18 +54,18 @@ class Charge(NamedTuple):
 
 
 class ServersCounts(Protocol):
-    """Counts that several servers share."""
+    """Counts that all servers share."""
 
     def add(self, charges: Sequence[Charge]) -> Awaitable[list[int] | None]:
-        """Count, and return what was used in each window; None if that can't be had in time."""
+        """Add to the counts and return the total of each window; None if the totals do not arrive in time."""
 
 
 class Budgets:
-    """What all clients of this server have used up, for all its HTTP processes.
+    """The rates, and what all clients of this server have used, for all its HTTP processes.
 
     Args:
-        rates: What each client may use.
-        processes: HTTP processes.
+        rates: The rates of each client.
+        processes: Number of HTTP processes.
     """
 
     def __init__(self, rates: Sequence[Rate], processes: int) -> None:
@@ -75,15 +75,15 @@ class Budgets:
 
 
 class RateLimiter:
-    """Count what clients use. For one HTTP process.
+    """Counts what clients use. For one HTTP process.
 
-    With several servers, each counts for itself, too: that goes on alone while the others' counts can't be had.
+    With several servers, each also keeps counts of its own, which decide alone while the shared ones are unavailable.
 
     Args:
-        budgets: What was used, in all processes.
-        process: The number of the HTTP process.
-        servers: What was used, in all servers; None: there are no others.
-        clock: The time in seconds, which all servers share.
+        budgets: The rates, and the counts of all HTTP processes.
+        process: The number of this HTTP process.
+        servers: The counts of all servers; None if this is the only one.
+        clock: Returns the time in seconds, the same on all servers.
     """
 
     def __init__(
@@ -97,14 +97,14 @@ class RateLimiter:
         self._column = CountColumn(budgets.counts, process)
         self._secret = budgets.secret
         self._keys = struct.Struct(f"{len(self._rates)}Q")
-        self._place = functools.lru_cache(_REMEMBERED)(self._place_of)
+        self._locate = functools.lru_cache(_CACHED_CLIENTS)(self._compute_location)
         self._servers = servers
         self._clock = clock
 
     async def take(self, client: str, amount: int) -> Verdict:
-        """Count `amount` for a client in every window, or in none if it is too much for one."""
+        """Count `amount` for a client in every window, or in none if it exceeds one of them."""
         now_s = self._clock()
-        shift, keys = self._place(client)
+        shift, keys = self._locate(client)
         ends_s = [int(now_s + shift) // rate.window_s * rate.window_s + rate.window_s - shift for rate in self._rates]
         verdict = self._judge(self._add(keys, amount, ends_s, now_s), amount, ends_s, now_s)
         if self._servers is not None and not verdict.is_refused:
@@ -118,10 +118,10 @@ class RateLimiter:
             self._add(keys, -amount, ends_s, now_s)
         return verdict
 
-    def _place_of(self, client: str) -> tuple[int, tuple[int, ...]]:
-        """Return what a client's windows are shifted by, in seconds, and its key for each rate.
+    def _compute_location(self, client: str) -> tuple[int, tuple[int, ...]]:
+        """Return the shift of a client's windows, in seconds, and its key for each rate.
 
-        The keys depend on a secret, so that nobody can choose addresses that crowd one set of the table.
+        The keys depend on a secret, so that an attacker can't choose addresses that all fall into one set.
         """
         name = client.encode()
         digest = blake2b(name, digest_size=self._keys.size, key=self._secret).digest()
@@ -137,7 +137,7 @@ class RateLimiter:
         ]
 
     def _judge(self, used: Sequence[int], amount: int, ends_s: Sequence[int], now_s: float) -> Verdict:
-        """Return the verdict of what is used in each window, `amount` included."""
+        """Return the verdict for the total of each window, which includes `amount`."""
         refusing: Verdict | None = None
         tightest: Verdict | None = None
         for rate, count, end_s in zip(self._rates, used, ends_s, strict=True):

@@ -1,18 +1,17 @@
-"""What clients have used up, in shared memory: counted by each HTTP process, seen by all of them.
+"""What clients have used, in shared memory: counted by each HTTP process and visible to all of them.
 
 Knows nothing of who the clients are, nor of how much they may use.
 
 Theory of operation
 -------------------
-A hash table of a fixed size, of sets with places for a few clients. Every process has places of its own in each set,
-and it alone writes them: no lock is needed, which a process could hold when it is killed or stopped, and no count is
-lost. What a client has used is the sum over the places that have its key, one a process at the most. A process that
-takes the place of a dead one goes on with the latter's counts.
+A set-associative hash table of a fixed size. Each process has its own cells in each set, which it alone writes: no
+lock is needed, which a process could hold when it is killed or stopped, and no count is lost. A client's total is the
+sum over the cells with its key, at most one for each process. A process that replaces a dead one continues its counts.
 
-A place has two words of 64 bits: the client's key, and its count with the end of the window that it is for. Each is
-written at once, so a count never belongs to another window. A place whose window is over is free. If a process has no
-free place in a set, the client that used least there is forgotten: millions of addresses cost no memory, and don't
-make the server forget who used much.
+A cell has two 64-bit words: the client's key, and its count together with the end of the count's window. Each word is
+written atomically, so a count never belongs to another window. A cell whose window is over is free. If a process has no
+free cell in a set, the client that used least there is evicted: millions of addresses need no more memory, and do not
+make the server forget heavy users.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ import numpy as np
 from vit_api.ipc.shared_memory import SharedArrays
 
 _SETS = 2048
-_PLACES = 8
-"""Of each process in each set: with 2048 sets 16,384 clients, in 256 KB."""
+_CELLS = 8
+"""Cells of a process in each set; with 2048 sets, 16,384 clients in 256 KiB."""
 
 _COUNT_BITS = 32
-_LARGEST_COUNT = 2**_COUNT_BITS - 1
+_MAX_COUNT = 2**_COUNT_BITS - 1
 
 
 class SharedCounts:
     """The counts of all HTTP processes.
 
     Args:
-        processes: HTTP processes.
+        processes: Number of HTTP processes.
     """
 
     def __init__(self, processes: int) -> None:
-        self.width = processes * _PLACES
+        self.width = processes * _CELLS
         shape = (_SETS * self.width,)
         shared = SharedArrays({"keys": (np.uint64, shape), "words": (np.uint64, shape)})
         self.keys = shared.view("keys")
@@ -45,63 +44,63 @@ class SharedCounts:
 
 
 class CountColumn:
-    """The counts as one HTTP process writes them.
+    """The cells that one HTTP process writes.
 
     Args:
-        counts: The counts of all.
-        process: The number of the HTTP process.
+        counts: The counts of all HTTP processes.
+        process: The number of this HTTP process.
     """
 
     def __init__(self, counts: SharedCounts, process: int) -> None:
         self._keys = counts.keys
         self._words = counts.words
         self._width = counts.width
-        self._first = process * _PLACES
+        self._first = process * _CELLS
 
     def add(self, key: int, amount: int, end_s: int, now_s: float) -> int:
-        """Count for a client, and return what it has used in this window, in all processes.
+        """Add to a client's count, and return its total in this window over all processes.
 
-        Two processes that call this at once may both see the sum of both; neither misses the other.
+        If two processes call this at the same time, both may see the sum; at least one of them does.
 
         Args:
-            key: The client's, of 64 bits, such that nobody can choose clients with a certain one.
-            amount: What it used; less than 0 to take that back, unless a later window has begun since.
+            key: The client's 64-bit key, which clients must not be able to choose.
+            amount: How much to add; negative to take back, which is ignored once a later window has begun.
             end_s: When the window ends, in whole seconds.
-            now_s: The present time, by the same clock.
+            now_s: The current time, by the same clock.
         """
         start = key % _SETS * self._width
-        own = self._place_of(start + self._first, key, now_s)
+        own = self._cell_of(start + self._first, key, now_s)
         word = self._words[own]
         is_present = word >> _COUNT_BITS == end_s
         if is_present or amount > 0:
-            used = (word & _LARGEST_COUNT if is_present else 0) + amount
-            self._words[own] = end_s << _COUNT_BITS | min(max(0, used), _LARGEST_COUNT)
-        # Only now: of two processes, the one that writes last sees both.
+            used = (word & _MAX_COUNT if is_present else 0) + amount
+            self._words[own] = end_s << _COUNT_BITS | min(max(0, used), _MAX_COUNT)
+        # Only after the write: of two processes, the one that writes last sees both.
         keys = self._keys[start : start + self._width].tolist()
         words = self._words[start : start + self._width].tolist()
-        total, place = 0, -1
+        total, cell = 0, -1
         for _ in range(keys.count(key)):
-            place = keys.index(key, place + 1)
-            if words[place] >> _COUNT_BITS == end_s:
-                total += words[place] & _LARGEST_COUNT
+            cell = keys.index(key, cell + 1)
+            if words[cell] >> _COUNT_BITS == end_s:
+                total += words[cell] & _MAX_COUNT
         return total
 
-    def _place_of(self, first: int, key: int, now_s: float) -> int:
-        """Return a client's place among those of this process in a set; a free one if it has none, or the least used.
+    def _cell_of(self, first: int, key: int, now_s: float) -> int:
+        """Return a client's cell among those of this process in a set, replacing a free one or the least used.
 
         Args:
-            first: The first of the places.
-            key: The client's.
-            now_s: The present time.
+            first: The first of the cells.
+            key: The client's key.
+            now_s: The current time.
         """
-        keys = self._keys[first : first + _PLACES].tolist()
+        keys = self._keys[first : first + _CELLS].tolist()
         if key in keys:
             return first + int(keys.index(key))
-        own = min(range(first, first + _PLACES), key=lambda place: self._weight(place, now_s))
-        self._words[own] = 0  # first, lest another process takes it for the new client's
+        own = min(range(first, first + _CELLS), key=lambda cell: self._weight(cell, now_s))
+        self._words[own] = 0  # first, so that no other process reads the old count as the new client's
         self._keys[own] = key
         return own
 
-    def _weight(self, place: int, now_s: float) -> int:
-        word: int = self._words[place]
-        return word & _LARGEST_COUNT if word >> _COUNT_BITS > now_s else -1
+    def _weight(self, cell: int, now_s: float) -> int:
+        word: int = self._words[cell]
+        return word & _MAX_COUNT if word >> _COUNT_BITS > now_s else -1

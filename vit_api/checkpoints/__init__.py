@@ -1,1 +1,1 @@
-"""Finding and reading a model's files, without torch; `digits/` is the embedded model."""
+"""Finds and reads a model's files, without torch. `digits/` is the embedded model."""

@@ -1,6 +1,6 @@
-"""Finds a Hugging Face image-classification checkpoint and reads what the HTTP side must know of it.
+"""Finds a Hugging Face image-classification checkpoint and reads its labels and its preprocessing.
 
-Imports neither torch nor transformers: it runs in the main process, which is forked into the HTTP processes.
+Never imports torch or transformers: it runs in the main process, which is forked into the HTTP processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK_BYTES = 2**20
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
-# transformers 5.20, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, as far as the processor may be one of ours.
+# From MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES of transformers 5.20: the models whose processor is supported here.
 _BUILT_IN_MODELS = frozenset(
     {
         *("beit", "bit", "clip", "data2vec-vision", "deit", "dinat", "dinov2", "dinov2_with_registers", "focalnet"),
@@ -35,7 +35,7 @@ _BUILT_IN_MODELS = frozenset(
 
 
 class CheckpointError(Exception):
-    """A checkpoint can't be served; the message is for the person who starts the server."""
+    """A checkpoint can't be served; the message is for whoever starts the server."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Checkpoint:
     """A checkpoint on the local disk.
 
     Attributes:
-        name: What clients see: `digits`, the hub id, or the last part of a directory's path.
-        path: The folder with config.json, the processor's configuration and the safetensors files.
-        revision: The commit, for models from the hub; None for others.
+        name: The name that clients see: `digits`, the hub id, or the last part of a directory's path.
+        path: The folder with config.json, the image processor's configuration and the safetensors files.
+        revision: The commit of a model from the hub; None for other models.
         labels: The class names, by index.
-        preprocessing: What happens to an image before the model.
+        preprocessing: How an image is preprocessed for the model.
     """
 
     name: str
@@ -57,16 +57,16 @@ class Checkpoint:
     preprocessing: Preprocessing
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the labels, which are read again: 20,000 of them would not fit into the pipe to a new process."""
+        """Leave out the labels, which are read again: 20,000 of them would fill the pipe to a new process."""
         return {name: value for name, value in vars(self).items() if name != "labels"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, labels=_labels(_read_json(state["path"] / "config.json")))
 
     def identity(self) -> str:
-        """Return what no other checkpoint has: its commit on the hub or, for a directory, its files' SHA-256.
+        """Return what identifies the checkpoint: the commit on the hub or, for a directory, a SHA-256 of its files.
 
-        Reads the whole weights of a directory.
+        For a directory, this reads all of the weights.
         """
         if self.revision is not None:
             return self.revision
@@ -82,15 +82,15 @@ class Checkpoint:
 
 
 def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
-    """Find a checkpoint, download it if need be, and read its labels and its preprocessing.
+    """Find a checkpoint, download it if necessary, and read its labels and its preprocessing.
 
     Args:
-        name: `digits` (embedded), a directory in Hugging Face format, or a model's id on the hub.
-        revision: A branch, a tag or a commit of a hub model; None is the main branch.
+        name: `digits` (embedded), a directory in Hugging Face format, or a model id on the hub.
+        revision: A branch, tag or commit of a hub model; None for the main branch.
 
     Raises:
-        CheckpointError: There is no such checkpoint, it can't be had, or it isn't one that the server can run. Where
-            the hub doesn't answer, that is known within 15 seconds.
+        CheckpointError: The checkpoint does not exist, can't be downloaded, or is not supported. If the hub does not
+            respond, this is raised within 15 seconds.
     """
     try:
         path, commit = _find(name, revision)
@@ -101,24 +101,24 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         _check_weights(path)
     except (CheckpointError, UnsupportedProcessor, hub.HubError) as error:
         raise CheckpointError(f"The model {name!r} can't be used: {error}.") from error
-    # Clients see the name, and must not see where on this machine a directory lies.
+    # Clients see the name, which must not reveal where on this machine a directory is.
     public_name = name if name in EMBEDDED or commit is not None else path.name
     return Checkpoint(name=public_name, path=path, revision=commit, labels=labels, preprocessing=preprocessing)
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """Return the checkpoint's folder, and the commit where it comes from the hub."""
+    """Return the checkpoint's folder, and its commit if it is from the hub."""
     try:
         path = EMBEDDED.get(name) or Path(name).expanduser()
         is_folder = bool(name) and path.is_dir()
-    except (OSError, RuntimeError) as error:  # no permission, a name too long, `~` of a user who isn't there
-        raise CheckpointError(f"it can't be looked up as a directory: {error}") from error
+    except (OSError, RuntimeError) as error:  # no permission, a name that is too long, `~` of an unknown user
+        raise CheckpointError(f"it can't be looked up as a directory ({error})") from error
     if is_folder:
         if revision is not None:
-            raise CheckpointError("a revision can be chosen for models from the hub only, and this is a directory")
+            raise CheckpointError("it is a directory, which has no revisions; unset VIT_API_REVISION")
         return path.resolve(), None
     if name in EMBEDDED or not _HUB_ID.fullmatch(name):
-        raise CheckpointError("there is no such directory, and it isn't a model id of the hub")
+        raise CheckpointError("there is no such directory, and the name is not a model id of the hub")
     return hub.fetch(name, revision)
 
 
@@ -128,44 +128,44 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"it has no {path.name}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"its {path.name} can't be read as JSON: {error}") from error
+        raise CheckpointError(f"its {path.name} can't be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"its {path.name} is not a JSON object")
     return content
 
 
 def _read_processor(path: Path) -> dict[str, Any]:
-    """Read the image processor's configuration, from where transformers 5 reads it.
+    """Read the image processor's configuration from the file that transformers 5 reads.
 
-    A processor that is more than an image processor (CLIP's) is saved as processor_config.json, with the image
-    processor in it, and that wins; a lone image processor is saved as preprocessor_config.json.
+    A multimodal processor (CLIP's) is saved as processor_config.json, with the image processor nested in it, and takes
+    precedence; an image processor on its own is saved as preprocessor_config.json.
     """
-    whole, lone = PROCESSOR_FILES
-    if (path / whole).is_file():
-        nested = _read_json(path / whole).get("image_processor")
+    multimodal, image_only = PROCESSOR_FILES
+    if (path / multimodal).is_file():
+        nested = _read_json(path / multimodal).get("image_processor")
         if isinstance(nested, dict):
             return nested
-    return _read_json(path / lone)
+    return _read_json(path / image_only)
 
 
 def _check_model(config: dict[str, Any]) -> None:
-    """Refuse models that aren't built into transformers, aren't image classifiers, or answer with no softmax."""
+    """Refuse models that are not built into transformers, are not image classifiers, or do not use a softmax."""
     if config.get("auto_map") and str(config.get("model_type")) not in _BUILT_IN_MODELS:
         raise CheckpointError("its model is code from its repository, and remote code is never run")
     architectures = config.get("architectures") or []
     known = isinstance(architectures, list) and any("ForImageClassification" in str(name) for name in architectures)
     if not known:
-        raise CheckpointError(f"it is no image classifier (its architectures: {architectures})")
+        raise CheckpointError(f"it is not an image classifier (its architectures: {architectures})")
     if config.get("num_channels", 3) != 3:
-        raise CheckpointError(f"its images have {config['num_channels']} channels; the server's have 3")
+        raise CheckpointError(f"it takes images with {config['num_channels']} channels, and the server provides 3")
     if config.get("problem_type") == "multi_label_classification":
-        raise CheckpointError("it gives an image several labels at once; the server serves models that give one")
+        raise CheckpointError("it is a multi-label model (several labels for one image), which is not supported")
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     """Return the class names by index.
 
-    transformers doesn't save id2label where it is its default: LABEL_0 and LABEL_1, or as many as num_labels says.
+    transformers does not save id2label if it is the default: LABEL_0 and LABEL_1, or as many as num_labels says.
     """
     names = config.get("id2label")
     if names is None:
@@ -174,30 +174,30 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     try:
         by_index = {int(index): str(name) for index, name in names.items()}
     except (AttributeError, ValueError) as error:
-        raise CheckpointError("the id2label in its config.json doesn't map class numbers to names") from error
+        raise CheckpointError("the id2label in its config.json does not map class numbers to names") from error
     if sorted(by_index) != list(range(len(by_index))):
-        raise CheckpointError("the id2label in its config.json leaves class numbers out")
+        raise CheckpointError("the id2label in its config.json has gaps in its class numbers")
     if len(by_index) < 2:
         raise CheckpointError("it has fewer than two classes")
     return tuple(by_index[index] for index in range(len(by_index)))
 
 
 def _check_weights(path: Path) -> None:
-    """Refuse a folder whose weights are missing, incomplete or not safetensors."""
+    """Refuse a folder whose weights are missing, incomplete or not in safetensors format."""
     try:
         files = weights.weight_files(path)
     except ValueError as error:
         raise CheckpointError(f"its {error}") from error
     except OSError as error:
-        raise CheckpointError(f"its {weights.INDEX} can't be read: {error}") from error
+        raise CheckpointError(f"its {weights.INDEX} can't be read ({error})") from error
     if not files:
-        raise CheckpointError("it has no safetensors weights (model.safetensors); pickled ones are never loaded")
+        raise CheckpointError("it has no safetensors weights (model.safetensors); pickled weights are never loaded")
     for file in files:
         try:
             is_safetensors = weights.is_safetensors(path / file)
         except FileNotFoundError:
             raise CheckpointError(f"its {file} is missing") from None
         except OSError as error:
-            raise CheckpointError(f"its {file} can't be read: {error}") from error
+            raise CheckpointError(f"its {file} can't be read ({error})") from error
         if not is_safetensors:
-            raise CheckpointError(f"its {file} is not a safetensors file (a Git LFS pointer? Then run `git lfs pull`)")
+            raise CheckpointError(f"its {file} is not a safetensors file; for a Git LFS pointer, run `git lfs pull`")

@@ -1,8 +1,8 @@
 """Fetches a checkpoint's files from the Hugging Face hub, or finds them in its local cache.
 
-Knows nothing of what is in the files. The work is done in a process of its own, which runs this module: name resolution
-can't be timed out inside a process, and the library may leave threads behind, which the main process must not have when
-it forks the HTTP processes.
+Knows nothing of what is in the files. The work is done in a child process that runs this module: name resolution can't
+be timed out within a process, and the library may leave threads behind, which the main process must not have when it
+forks the HTTP processes.
 """
 
 from __future__ import annotations
@@ -26,58 +26,58 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# The hub, when it can be reached, lists a model's files in well under a second. With the child's start (1-2 s) this
-# keeps a server that can't reach it from hanging for more than about 10 s before it says so.
-ANSWER_S = 8.0
+# A reachable hub lists a model's files in well under a second. With the child's start (1 to 2 s), a server that can't
+# reach it reports that within about 10 s.
+RESPONSE_TIMEOUT_S = 8.0
 
 _CONFIGS = ("config.json", "preprocessor_config.json", "processor_config.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubError(Exception):
-    """A checkpoint can't be had from the hub, nor from the cache; the message says why and what to do."""
+    """A checkpoint is available neither from the hub nor from the cache; the message says why and what to do."""
 
 
 def fetch(name: str, revision: str | None) -> tuple[Path, str]:
     """Download the files of a hub model that the server needs, or find them in the local cache.
 
-    Only JSON and safetensors files are fetched. The cache alone is used where the hub can't be reached, where
-    HF_HUB_OFFLINE is set, and where the revision is a commit whose files are all there.
+    Only JSON and safetensors files are fetched. Only the cache is used if the hub can't be reached, if HF_HUB_OFFLINE
+    is set, or if the revision is a commit whose files are all cached.
 
     Args:
-        name: The model's id, such as `google/vit-base-patch16-224`.
-        revision: A branch, a tag or a commit; None is the main branch.
+        name: The model id, such as `google/vit-base-patch16-224`.
+        revision: A branch, tag or commit; None for the main branch.
 
     Returns:
-        The folder that holds the files, and the commit that they are of.
+        The folder with the files, and their commit.
 
     Raises:
-        HubError: The model can't be had. Where the hub doesn't answer, that is known within about 10 seconds; a
-            download that has begun is never cut off while it gets on.
+        HubError: The model is not available. If the hub does not respond, this is raised within about 10 seconds; a
+            download that makes progress is never interrupted.
     """
     package = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", __name__, name, revision or ""]
     caches = space.replaced_caches()
     for variable, directory in caches.items():
-        logger.warning("%s=%s can't be written; using %s instead", variable, os.environ[variable], directory)
+        logger.warning("%s is %s, which can't be written: using %s instead.", variable, os.environ[variable], directory)
     environment = {**os.environ, **caches, "PYTHONPATH": search_path}
-    # The child watches its standard input: it ends when this process does, however this process ends.
+    # The child watches its standard input, so it ends when this process ends, for whatever reason.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         assert child.stdout is not None
         lines = child.stdout.read().splitlines()
     try:
         answer = json.loads(lines[-1])
     except (IndexError, ValueError):
-        raise HubError(f"the download ended unexpectedly (exit status {child.returncode}); see the log") from None
+        raise HubError(f"the download ended unexpectedly (exit status {child.returncode}); see the log above") from None
     if "error" in answer:
         raise HubError(answer["error"])
     return Path(answer["folder"]), answer["commit"]
 
 
 def _main() -> None:
-    """Answer with one line of JSON on standard output; progress and warnings go to standard error."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Print the result as one line of JSON on standard output; progress and warnings go to standard error."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     name, revision = sys.argv[1:]
     try:
         folder = _fetch(name, revision or "main")
@@ -85,10 +85,10 @@ def _main() -> None:
     except HubError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
-    os._exit(0)  # a look-up that hangs in name resolution must not delay the end
+    os._exit(0)  # a look-up that hangs in name resolution must not delay the exit
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
 
@@ -99,9 +99,10 @@ def _fetch(name: str, revision: str) -> Path:
     if is_offline_mode():
         return _find_cached(name, revision, "HF_HUB_OFFLINE is set")
     if _COMMIT.fullmatch(revision) and (cached := _cached_folder(name, revision)):
-        return cached  # a commit never changes, so there is nothing to ask
+        return cached  # a commit never changes, so the hub need not be asked
     try:
-        info = _within(ANSWER_S, lambda: HfApi().model_info(name, revision=revision, timeout=ANSWER_S))
+        api = HfApi()
+        info = _within(RESPONSE_TIMEOUT_S, lambda: api.model_info(name, revision=revision, timeout=RESPONSE_TIMEOUT_S))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise _refusal(error, revision) from error
     except Exception as error:
@@ -118,10 +119,10 @@ def _fetch(name: str, revision: str) -> Path:
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Call a function that may never return; give up after so many seconds.
+    """Call a function that may never return, with a time limit.
 
     Raises:
-        TimeoutError: It hasn't returned. Its thread is left behind.
+        TimeoutError: The function has not returned in time. Its thread is left running.
         Exception: What the function raises.
     """
     results: queue.SimpleQueue[tuple[T, None] | tuple[None, Exception]] = queue.SimpleQueue()
@@ -143,24 +144,26 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _download(name: str, revision: str, files: list[str]) -> Path:
-    """Download what isn't cached yet of a model whose repository has these files."""
+    """Download the files that are not cached yet, of a model whose repository has `files`."""
     if weights.SINGLE in files:
         wanted = [weights.SINGLE]
     elif weights.INDEX in files:
         wanted = [weights.INDEX]
     else:
-        raise HubError("its repository has no safetensors weights (model.safetensors); pickled ones are never loaded")
+        raise HubError(
+            "its repository has no safetensors weights (model.safetensors); pickled weights are never loaded"
+        )
     wanted = [file for file in _CONFIGS if file in files] + wanted
     folders = {_download_file(name, revision, file) for file in wanted}
     if wanted[-1] == weights.INDEX:
         folders |= {_download_file(name, revision, shard) for shard in weights.weight_files(folders.copy().pop())}
     if len(folders) > 1:
-        raise HubError("it changed while it was downloaded; start again, or pin a commit as the revision")
+        raise HubError("it changed during the download; start again, or pin a commit as the revision")
     return folders.pop()
 
 
 def _download_file(name: str, revision: str, file: str) -> Path:
-    """Download one file and return the folder of its commit. Timeouts, retries and progress are the library's."""
+    """Download one file and return the folder of its commit. The library handles timeouts, retries and progress."""
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(name, file, revision=revision)).parent
@@ -168,16 +171,16 @@ def _download_file(name: str, revision: str, file: str) -> Path:
 
 def _find_cached(name: str, revision: str, reason: str) -> Path:
     if cached := _cached_folder(name, revision):
-        print(f"{reason}; using {name} from the local cache, commit {cached.name}", file=sys.stderr)
+        print(f"Using {name} from the local cache, commit {cached.name}: {reason}.", file=sys.stderr)
         return cached
     raise HubError(
-        f"{reason}, and the model isn't complete in the local cache. "
-        "The embedded model needs no download: start with --model digits"
+        f"{reason}, and the model is not complete in the local cache. "
+        "To start without a download, use the embedded model: --model digits"
     )
 
 
 def _cached_folder(name: str, revision: str) -> Path | None:
-    """Find the folder of a revision in the cache; None where any of the files needed is missing."""
+    """Find the folder of a revision in the cache; None if any required file is missing."""
     from huggingface_hub import errors, try_to_load_from_cache
 
     try:
@@ -194,24 +197,24 @@ def _cached_folder(name: str, revision: str) -> Path | None:
 
 
 def _refusal(error: Exception, revision: str) -> HubError:
-    """Say what the hub's refusal, or a failed download, means to the person who starts the server."""
+    """Explain a refusal of the hub, or a failed download, to whoever starts the server."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return HubError("access to it is restricted: accept its terms on its page, and set HF_TOKEN to your token")
+        return HubError("access to it is restricted; accept its terms on its page, and set HF_TOKEN to your token")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return HubError("the hub has no such model, or it is private: check the name, or set HF_TOKEN to your token")
+        return HubError("the hub has no such model, or it is private; check the name, or set HF_TOKEN to your token")
     if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"the hub has the model, but no revision {revision!r}")
+        return HubError(f"the hub has the model, but no revision {revision!r}; check VIT_API_REVISION")
     if isinstance(error, errors.HFValidationError):
-        return HubError("this is neither a directory nor a model id of the hub, such as google/vit-base-patch16-224")
+        return HubError("it is neither a directory nor a model id of the hub, such as google/vit-base-patch16-224")
     if _status(error) in (401, 403):
-        return HubError("the hub refuses access to it: set HF_TOKEN to a token that is valid and may read it")
-    return HubError(f"the download failed: {str(error).strip() or type(error).__name__}")
+        return HubError("the hub denies access to it; set HF_TOKEN to a valid token with read access")
+    return HubError(f"the download failed ({str(error).strip() or type(error).__name__})")
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status that an error of the library stands for, if any."""
+    """Return the HTTP status behind an error of the library, if any."""
     return getattr(getattr(error, "response", None), "status_code", None)
 
 

@@ -1,7 +1,7 @@
-"""Owns what an image processor does to the pixels before the model sees them, read from its JSON file.
+"""Reads from an image processor's JSON file what happens to the pixels before the model.
 
-Knows the settings and defaults of transformers' image processors, but imports neither transformers, torch nor PIL:
-the main process reads this before it forks the HTTP processes.
+Knows the settings and defaults of transformers' image processors, but never imports transformers, torch or PIL: it runs
+in the main process, which is forked into the HTTP processes.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ _LAST_FILTER = 5  # PIL.Image.Resampling has the numbers 0 (nearest) to 5 (Hammi
 
 
 class UnsupportedProcessor(Exception):
-    """The checkpoint's image processor does something that the server can't reproduce."""
+    """The checkpoint's image processor is not supported; the message says why."""
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an RGB image before the model: resize, centre crop, rescale, normalise.
+    """The preprocessing of an RGB image: resize, centre crop, rescale, normalise.
 
     Attributes:
-        size: (height, width) to resize to exactly, or None.
-        shortest_edge: The length of the shorter edge after the resize, the aspect kept, or None.
+        size: (height, width) of the resize, ignoring the aspect ratio, or None.
+        shortest_edge: The length of the shorter edge after a resize that keeps the aspect ratio, or None.
         crop: (height, width) of the centre crop after the resize, or None.
         resample: The number of PIL's resampling filter.
-        scale: What each pixel value is multiplied by; 1.0 where the processor doesn't rescale.
-        mean: Subtracted from each channel after the scaling; zeros where the processor doesn't normalise.
-        std: Each channel is divided by this; ones where the processor doesn't normalise.
+        scale: The factor for each pixel value; 1.0 if the processor does not rescale.
+        mean: Subtracted from each channel after scaling; zeros if the processor does not normalise.
+        std: The divisor of each channel; ones if the processor does not normalise.
+        has_white_background: Whether the single transparent colour of an image becomes white.
     """
 
     size: Size | None
@@ -49,19 +50,20 @@ class Preprocessing:
     scale: float
     mean: Channels
     std: Channels
+    has_white_background: bool = False
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """The shape (height, width, 3) of the pixels that the model gets."""
+        """The shape (height, width, 3) of the model's input pixels."""
         shape = self.crop or self.size
         if shape is None:
-            raise ValueError("a resize that keeps the aspect needs a crop")
+            raise ValueError("A resize that keeps the aspect ratio needs a crop.")
         return (*shape, 3)
 
 
 @dataclass(frozen=True)
 class _Defaults:
-    """What a processor class of transformers does where its JSON file says nothing."""
+    """The defaults of a processor class of transformers, for what its JSON file leaves out."""
 
     size: int | Mapping[str, int]
     resample: int = _BICUBIC
@@ -70,9 +72,10 @@ class _Defaults:
     crop_size: int | None = None
     do_center_crop: bool = False
     default_to_square: bool = True
+    do_convert_rgb: bool = False
 
 
-# The class attributes in transformers 5.20, models/*/image_processing_pil_*.py; a test compares them. Every class here
+# The class attributes in transformers 5.24, models/*/image_processing_pil_*.py; a test compares them. Every class here
 # runs the plain `PilBackend._preprocess`: resize, centre crop, rescale, normalise, and nothing else.
 _CLASSES = {
     "ViTImageProcessor": _Defaults(size=224, resample=_BILINEAR),
@@ -85,6 +88,7 @@ _CLASSES = {
         mean=_CLIP_MEAN,
         std=_CLIP_STD,
         default_to_square=False,
+        do_convert_rgb=True,
     ),
     "CLIPImageProcessor": _Defaults(
         size={"shortest_edge": 224},
@@ -93,12 +97,13 @@ _CLASSES = {
         mean=_CLIP_MEAN,
         std=_CLIP_STD,
         default_to_square=False,
+        do_convert_rgb=True,
     ),
-    "SiglipImageProcessor": _Defaults(size={"height": 224, "width": 224}, default_to_square=False),
+    "SiglipImageProcessor": _Defaults(size={"height": 224, "width": 224}, default_to_square=False, do_convert_rgb=True),
     "PvtImageProcessor": _Defaults(size=224, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
 }
 
-# For files that name no class: transformers' IMAGE_PROCESSOR_MAPPING_NAMES, as far as the classes above go.
+# For files that name no class: the part of transformers' IMAGE_PROCESSOR_MAPPING_NAMES for the classes above.
 _CLASS_BY_MODEL_TYPE = {
     "beit": "BeitImageProcessor",
     "bit": "BitImageProcessor",
@@ -122,7 +127,7 @@ _CLASS_BY_MODEL_TYPE = {
 }
 
 # Options of other processors that change pixels. transformers ignores most of them in the classes above, but a file
-# that has one was not written for these classes, so its author expects other pixels than these would give.
+# that has one was not written for these classes, so its author expects different pixels.
 _REFUSED_OPTIONS = (
     "crop_pct",
     "do_align_long_axis",
@@ -142,23 +147,23 @@ def read_preprocessing(processor: Mapping[str, Any], model: Mapping[str, Any]) -
 
     Args:
         processor: The content of preprocessor_config.json.
-        model: The content of config.json; it decides where the former names no class.
+        model: The content of config.json, which decides if the former names no class.
 
     Raises:
-        UnsupportedProcessor: The processor isn't a resize to a known size, an optional centre crop, a rescale and a
+        UnsupportedProcessor: The processor is not a resize to a known size, an optional centre crop, a rescale and a
             normalisation of three channels; the message says why.
     """
     defaults = _CLASSES[_class_name(processor, model)]
     for option in _REFUSED_OPTIONS:
         if processor.get(option) not in (None, False, "channels_last"):
-            raise UnsupportedProcessor(f"its image processor uses {option}, which the server can't reproduce")
+            raise UnsupportedProcessor(f"its image processor uses {option}, which is not supported")
     if not _flag(processor, "do_resize", True):
-        raise UnsupportedProcessor("its image processor doesn't resize (do_resize is false), so images differ in size")
+        raise UnsupportedProcessor("its image processor does not resize (do_resize is false), so sizes would differ")
     size, shortest_edge = _resize(processor, defaults)
     crop = _crop(processor, defaults)
     if size is None and crop is None:
         raise UnsupportedProcessor(
-            "its image processor resizes by the shortest edge without a crop; sizes would differ"
+            "its image processor resizes by the shortest edge without a crop, so sizes would differ"
         )
     mean, std = _normalisation(processor, defaults)
     return Preprocessing(
@@ -169,11 +174,12 @@ def read_preprocessing(processor: Mapping[str, Any], model: Mapping[str, Any]) -
         scale=_scale(processor),
         mean=mean,
         std=std,
+        has_white_background=_flag(processor, "do_convert_rgb", defaults.do_convert_rgb),
     )
 
 
 def _class_name(processor: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """Name the processor class as AutoImageProcessor finds it, without its backend's suffix (Fast, Pil)."""
+    """Return the processor class that AutoImageProcessor would choose, without a backend's suffix (Fast, Pil)."""
     remote = processor.get("auto_map")
     name = processor.get("image_processor_type")
     if name is None and not (isinstance(remote, Mapping) and "AutoImageProcessor" in remote):
@@ -186,19 +192,21 @@ def _class_name(processor: Mapping[str, Any], model: Mapping[str, Any]) -> str:
         raise UnsupportedProcessor("its image processor is code from its repository, and remote code is never run")
     if name is None:
         raise UnsupportedProcessor(f"no image processor is known for its model type, {model.get('model_type')!r}")
-    raise UnsupportedProcessor(f"its image processor is {name}; the server knows {', '.join(sorted(_CLASSES))}")
+    raise UnsupportedProcessor(
+        f"its image processor is {name}, and only these are supported: {', '.join(sorted(_CLASSES))}"
+    )
 
 
 def _flag(processor: Mapping[str, Any], key: str, default: bool) -> bool:
-    """Read a switch. Absent means the class's default, but null means off, as it does in transformers."""
+    """Read a switch. If absent, it has the class's default; null means off, as in transformers."""
     value = processor.get(key, default)
     if not isinstance(value, bool | None):
-        raise UnsupportedProcessor(f"its image processor's {key} is {value!r}, neither true nor false")
+        raise UnsupportedProcessor(f"its image processor's {key} is {value!r}, which is neither true nor false")
     return bool(value)
 
 
 def _resize(processor: Mapping[str, Any], defaults: _Defaults) -> tuple[Size | None, int | None]:
-    """Return (size, shortest_edge), one of them None."""
+    """Return (size, shortest_edge), one of which is None."""
     square = _flag(processor, "default_to_square", defaults.default_to_square)
     edges = _edges("size", processor.get("size", defaults.size), square)
     if set(edges) == {"shortest_edge"}:
@@ -211,14 +219,14 @@ def _crop(processor: Mapping[str, Any], defaults: _Defaults) -> Size | None:
         return None
     crop_size = processor.get("crop_size", defaults.crop_size)
     if crop_size is None:
-        raise UnsupportedProcessor("its image processor crops (do_center_crop) but says no crop_size")
+        raise UnsupportedProcessor("its image processor crops (do_center_crop) but has no crop_size")
     return _height_width("crop_size", _edges("crop_size", crop_size, square=True))
 
 
 def _edges(key: str, value: Any, square: bool) -> dict[str, int]:
-    """Bring a size into a dictionary's form, as transformers' get_size_dict does.
+    """Convert a size to a dictionary, as transformers' get_size_dict does.
 
-    An integer is a square, or the shortest edge where the class says so; a list is (height, width).
+    An integer is the side of a square, or the shortest edge if the class says so; a list is (height, width).
     """
     if isinstance(value, int):
         value = {"height": value, "width": value} if square else {"shortest_edge": value}
@@ -226,15 +234,15 @@ def _edges(key: str, value: Any, square: bool) -> dict[str, int]:
         value = {"height": value[0], "width": value[1]}
     edges = {edge: length for edge, length in value.items() if length is not None} if isinstance(value, dict) else {}
     if not edges or any(type(length) is not int or length < 1 for length in edges.values()):
-        raise UnsupportedProcessor(f"its image processor's {key} is {value!r}, not lengths in pixels")
+        raise UnsupportedProcessor(f"its image processor's {key} is {value!r}, and not lengths in pixels")
     return edges
 
 
 def _height_width(key: str, edges: Mapping[str, int]) -> Size:
     if set(edges) != {"height", "width"}:
         raise UnsupportedProcessor(
-            f"its image processor's {key} is given by {', '.join(sorted(edges))}; "
-            "the server knows height with width" + (", or shortest_edge" * (key == "size"))
+            f"its image processor's {key} has {', '.join(sorted(edges))}; "
+            "only height with width is supported" + (", or shortest_edge" * (key == "size"))
         )
     return edges["height"], edges["width"]
 
@@ -242,7 +250,7 @@ def _height_width(key: str, edges: Mapping[str, int]) -> Size:
 def _resample(processor: Mapping[str, Any], defaults: _Defaults) -> int:
     resample = processor.get("resample", defaults.resample)
     if type(resample) is not int or not 0 <= resample <= _LAST_FILTER:
-        raise UnsupportedProcessor(f"its image processor's resample is {resample!r}, not one of PIL's filters (0 to 5)")
+        raise UnsupportedProcessor(f"its image processor's resample is {resample!r}, and not a filter of PIL (0 to 5)")
     return resample
 
 
@@ -259,14 +267,14 @@ def _normalisation(processor: Mapping[str, Any], defaults: _Defaults) -> tuple[C
     mean = _channels("image_mean", processor.get("image_mean", defaults.mean))
     std = _channels("image_std", processor.get("image_std", defaults.std))
     if 0.0 in std:
-        raise UnsupportedProcessor("its image processor's image_std has a zero, which nothing can be divided by")
+        raise UnsupportedProcessor("its image processor's image_std contains a zero")
     return mean, std
 
 
 def _channels(key: str, value: Any) -> Channels:
     values = value if isinstance(value, (list, tuple)) else [value] * 3
     if len(values) != 3:
-        raise UnsupportedProcessor(f"its image processor's {key} has {len(values)} values; images here have 3 channels")
+        raise UnsupportedProcessor(f"its image processor's {key} has {len(values)} values, and images have 3 channels")
     red, green, blue = (_number(key, number) for number in values)
     return red, green, blue
 
@@ -275,6 +283,6 @@ def _number(key: str, value: Any) -> float:
     try:
         if type(value) in (int, float) and math.isfinite(value):
             return float(value)
-    except OverflowError:  # an integer beyond what a float holds
+    except OverflowError:  # an integer beyond the range of a float
         pass
     raise UnsupportedProcessor(f"its image processor's {key} has {value!r}, which is not a number")

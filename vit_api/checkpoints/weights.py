@@ -1,4 +1,4 @@
-"""Owns which safetensors files hold a checkpoint's weights; knows nothing of what is in them."""
+"""Finds the safetensors files with a checkpoint's weights. Knows nothing of the tensors in them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ _LENGTH_BYTES = 8  # a safetensors file: the header's length (little-endian), th
 
 
 def weight_files(folder: Path) -> tuple[str, ...]:
-    """Name the files that hold the weights, present or not: one file, or the shards that an index names.
+    """Return the names of the files with the weights: a single file, or the shards that an index lists.
 
-    As in transformers, a single file wins over shards. The answer is empty where there is neither.
+    As in transformers, a single file takes precedence over shards. A listed shard may be missing. Without a file and
+    an index, the result is empty.
 
     Raises:
-        ValueError: The index is malformed, or names a file outside the folder.
+        ValueError: The index is malformed, or lists a file outside the folder.
     """
     if (folder / SINGLE).is_file():
         return (SINGLE,)
@@ -30,12 +31,12 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     for shard in shards:
         is_name = isinstance(shard, str) and "\0" not in shard and Path(shard).name == shard
         if not is_name or Path(shard).suffix != ".safetensors":
-            raise ValueError(f"{INDEX} names {shard!r}, which is not a safetensors file beside it")
+            raise ValueError(f"{INDEX} lists {shard!r}, which is not the name of a safetensors file in the same folder")
     return tuple(shards)
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell whether a file starts as a safetensors file does; a Git LFS pointer, for one, doesn't."""
+    """Return whether a file starts like a safetensors file; a Git LFS pointer, for example, does not."""
     with path.open("rb") as file:
         start = file.read(_LENGTH_BYTES + 1)
     header_bytes = int.from_bytes(start[:_LENGTH_BYTES], "little")

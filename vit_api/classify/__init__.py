@@ -1,1 +1,1 @@
-"""`python -m vit_api classify`: files and folders, by a server or in this process."""
+"""`python -m vit_api classify`: classifies image files and folders, on a server or in this process."""

@@ -1,4 +1,4 @@
-"""`python -m vit_api classify`: classifies image files, by a server or in this process."""
+"""The command `python -m vit_api classify`: its arguments, its exit status, and which of its parts it runs."""
 
 from __future__ import annotations
 
@@ -14,63 +14,65 @@ from pathlib import Path
 from vit_api.classify.image_files import find_images
 from vit_api.classify.report import JsonLines, Progress, Report, Table
 from vit_api.client import AsyncClient, UnreadableInput
-from vit_api.client.protocol import DEFAULT_TOP_K, MOST_TOP_K
+from vit_api.client.protocol import DEFAULT_TOP_K, MAX_TOP_K
 from vit_api.cores import available_cores
 
 KEY_VARIABLE = "VIT_API_KEY"
 
 _DEFAULT_REQUESTS = 8
-_MOST_CONCURRENCY = 256
+_MAX_CONCURRENCY = 256
 _SOME_FAILED = 1
 _MISUSED = 2
-_NOBODY_READS = 141
-"""128 + SIGPIPE, as shells report a program whose output nobody reads any more."""
+_OUTPUT_CLOSED = 141
+"""128 + SIGPIPE, as shells report a program whose output was closed."""
 
 _EPILOG = f"""\
 Without --url the model runs in this process, with the server's settings: VIT_API_DEVICE, VIT_API_DTYPE and so on.
-The exit status is 0, 1 if an image failed, 2 for a command that can't be understood, and 130 after Ctrl-C.
-A server's API key comes from the environment variable {KEY_VARIABLE}, or the one that --key-env names.
+A server's API key is read from the environment variable {KEY_VARIABLE}, or from the one that --key-env names.
+Exit status: 0 on success, 1 if an image failed, 2 on a usage error, 130 after Ctrl-C.
 """
 
 
 class _UsageError(Exception):
-    """The command makes no sense as it was given."""
+    """The arguments are invalid; the message says why and what to do."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describe the command's arguments."""
+    """Add the command and its arguments to a parser's subcommands."""
     parser = commands.add_parser(
         "classify",
         help="classify image files",
-        description="Classify image files, and those in folders at any depth.",
+        description="Classify image files, and the image files in folders at any depth.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # `--key secret` must not be taken for --key-env
+        allow_abbrev=False,  # `--key secret` must not be read as --key-env
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE|DIR")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--url", help="the server's address; default: no server, the model runs in this process")
-    where.add_argument("--model", help="without a server: hub id, directory or `digits`; default: the server's")
+    where.add_argument("--url", help="server address (default: none, run the model in this process)")
+    where.add_argument("--model", help="without --url: hub id, directory or `digits` (default: VIT_API_MODEL)")
     parser.add_argument(
         "--top-k",
-        type=_whole_number(MOST_TOP_K),
+        type=_integer_up_to(MAX_TOP_K),
         default=DEFAULT_TOP_K,
         metavar="K",
-        help="classes to name; default: 5",
+        help=f"number of classes to print, 1 to {MAX_TOP_K} (default: {DEFAULT_TOP_K})",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object a line, also for images that failed")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image, failed ones included")
     parser.add_argument(
         "--concurrency",
-        type=_whole_number(_MOST_CONCURRENCY),
+        type=_integer_up_to(_MAX_CONCURRENCY),
         metavar="N",
-        help="requests at once, default: 8; without a server, images decoded at once, default: one a core",
+        help=f"concurrent requests (default: {_DEFAULT_REQUESTS}); without --url, decoding threads (default: cores)",
     )
-    parser.add_argument("--key-env", metavar="NAME", help=f"variable with the API key; default: {KEY_VARIABLE}")
+    parser.add_argument(
+        "--key-env", metavar="NAME", help=f"environment variable that holds the API key (default: {KEY_VARIABLE})"
+    )
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Classify what the arguments name and return the exit status; leaves Ctrl-C to the caller."""
+    """Run the command and return its exit status. Ctrl-C is left to the caller."""
     try:
         return _classify(arguments)
     except _UsageError as error:
@@ -78,24 +80,24 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return _MISUSED
     except BrokenPipeError:
-        # Python flushes standard output once more when it ends, which must not fail again.
+        # Python flushes standard output again at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _NOBODY_READS
+        return _OUTPUT_CLOSED
 
 
 def _classify(arguments: argparse.Namespace) -> int:
     if arguments.key_env and arguments.url is None:
-        raise _UsageError("--key-env is for --url")
-    by_server = None if arguments.url is None else _client(arguments)
+        raise _UsageError("The option --key-env requires --url.")
+    client = None if arguments.url is None else _client(arguments)
     unreadable: list[tuple[Path, UnreadableInput]] = []
     paths = list(find_images(arguments.files, lambda path, why: unreadable.append((path, UnreadableInput(why)))))
     report = _report(arguments, [*paths, *(path for path, _ in unreadable)])
     with contextlib.closing(report):
         for path, error in unreadable:
             report.add(path, error)
-        if by_server is not None:
+        if client is not None:
             requests = arguments.concurrency or _DEFAULT_REQUESTS
-            asyncio.run(_by_server(by_server, paths, report, requests, arguments.top_k))
+            asyncio.run(_on_server(client, paths, report, requests, arguments.top_k))
         elif paths:
             _in_process(arguments, paths, report)
     return _SOME_FAILED if report.failed else 0
@@ -105,8 +107,8 @@ def _client(arguments: argparse.Namespace) -> AsyncClient:
     name = arguments.key_env or KEY_VARIABLE
     key = os.environ.get(name) or None
     if arguments.key_env and key is None:
-        # Its name is not repeated: it may be the key, by mistake.
-        raise _UsageError("the environment variable that --key-env names is not set")
+        # The name is not repeated: it may be the key itself, by mistake.
+        raise _UsageError("The environment variable that --key-env names is not set: set it to the API key.")
     try:
         return AsyncClient(arguments.url, api_key=key)
     except ValueError as error:
@@ -116,12 +118,12 @@ def _client(arguments: argparse.Namespace) -> AsyncClient:
 def _report(arguments: argparse.Namespace, paths: list[Path]) -> Report:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may have bytes that are no text
+            stream.reconfigure(errors="backslashreplace")  # file names may contain bytes that are not text
     lines = JsonLines() if arguments.json else Table(max((len(str(path)) for path in paths), default=0))
     return Report(sys.stdout, sys.stderr, lines, Progress(sys.stderr, len(paths)))
 
 
-async def _by_server(client: AsyncClient, paths: list[Path], report: Report, requests: int, top_k: int) -> None:
+async def _on_server(client: AsyncClient, paths: list[Path], report: Report, requests: int, top_k: int) -> None:
     async with client, contextlib.aclosing(client.classify_many(paths, concurrency=requests, top_k=top_k)) as outcomes:
         names = iter(paths)
         async for outcome in outcomes:
@@ -129,7 +131,7 @@ async def _by_server(client: AsyncClient, paths: list[Path], report: Report, req
 
 
 def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report) -> None:
-    # Not at the top: with a server, torch and LitServe are not needed, and take seconds to import.
+    # Imported here: with --url, torch and LitServe are not needed, nor need they be installed.
     from vit_api.checkpoints.checkpoint import CheckpointError
     from vit_api.classify.local import load_local
     from vit_api.command_line import SettingsError, load_settings
@@ -150,12 +152,12 @@ def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report
             report.add(path, outcome)
 
 
-def _whole_number(most: int) -> Callable[[str], int]:
-    """Return what reads a whole number from 1 to `most`."""
+def _integer_up_to(maximum: int) -> Callable[[str], int]:
+    """Return a parser for integers from 1 to `maximum`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {most}, not {text!r}")
+        if not text.isdecimal() or not 1 <= int(text) <= maximum:
+            raise argparse.ArgumentTypeError(f"must be an integer from 1 to {maximum}, not {text!r}")
         return int(text)
 
     return read

@@ -1,4 +1,4 @@
-"""Finds image files by name and in folders. Knows nothing of what is in them."""
+"""Finds image files by name and in folders. Never opens them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ReportFailure = Callable[[Path, str], None]
 
 
 def find_images(names: Iterable[Path], fail: ReportFailure) -> Iterator[Path]:
-    """Yield the files that are named, and the image files in the folders that are named, at any depth.
+    """Yield the given files, and the image files in the given folders, at any depth.
 
-    A folder's files come sorted by name, before its sorted sub-folders. In folders, what is hidden (its name begins
-    with a dot) or no regular file is passed over, and links to folders are not followed. Files that are named
-    themselves are taken whatever they are.
+    A folder's files come first, sorted by name, and then its sorted subfolders. Hidden files and folders (with a name
+    that starts with a dot) and anything but regular files are skipped, and links to folders are not followed. Files
+    that are given by name are yielded whatever they are.
 
     Args:
         names: Files and folders.
-        fail: Told of a folder that can't be read, or has no images, and why.
+        fail: Called with a folder that can't be read, or that has no images, and the reason.
     """
     for name in names:
         if stat.S_ISDIR(_mode(name)):
@@ -41,21 +41,21 @@ def _in_folder(root: Path, fail: ReportFailure) -> Iterator[Path]:
     def on_error(error: OSError) -> None:
         nonlocal is_empty
         is_empty = False
-        fail(Path(error.filename), f"the folder can't be read: {error.strerror}")
+        fail(Path(error.filename), f"The folder can't be read: {error.strerror}.")
 
     for folder, subfolders, files in os.walk(root, onerror=on_error):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for file in (Path(folder, name) for name in sorted(files) if _is_image_name(name)):
-            # What can't be looked at can't be read either: who reads it will say so.
+            # A file that can't be inspected is yielded, so that reading it reports the reason.
             if _mode(file) == 0 or stat.S_ISREG(_mode(file)):
                 is_empty = False
                 yield file
     if is_empty:
-        fail(root, "the folder has no image files")
+        fail(root, "The folder has no image files, such as .jpg or .png.")
 
 
 def _mode(path: Path) -> int:
-    """Return the kind of file as the system has it, or 0 if it does not say: no permission, a broken link."""
+    """Return the file's mode, or 0 if it can't be determined: no permission, or a broken link."""
     try:
         return path.stat().st_mode
     except OSError:

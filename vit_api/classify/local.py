@@ -1,6 +1,6 @@
-"""Classifies image files in this process, as the server would: its LitAPI and its settings, without HTTP.
+"""Classifies image files in this process, with the server's LitAPI and settings but without HTTP.
 
-Decoding runs in threads while the device runs the batch before. Knows nothing of who wants the results.
+Threads decode the next images while the device runs a batch. Knows nothing of how the results are printed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
-from vit_api.client.results import Classification, ClassifyError, Outcome, Prediction, Rejected, ServerFailed
+from vit_api.client.results import Classification, ClassifyError, Outcome, Rejected, ScoredLabel, ServerFailed
+from vit_api.devices import choose_devices
 from vit_api.errors import InferenceFailed, InternalError, OutOfDeviceMemory, ViTError
 from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI
-from vit_api.processes.lit_server import choose_devices
 from vit_api.settings import Settings
+from vit_api.worker import outcomes
 
 _AHEAD = 2
-"""Batches that are decoded or being decoded at once."""
+"""Batches that are held decoded, or are being decoded."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class LocalClassifier:
     """A model in this process.
 
     Args:
-        lit_api: What to run; set up.
-        max_batch_size: Images that the device gets at once at the most.
-        threads: Images that are decoded at once.
+        lit_api: The LitAPI; its `setup` has run.
+        max_batch_size: Maximum batch size.
+        threads: Number of decoding threads.
     """
 
     def __init__(self, lit_api: ViTAPI, *, max_batch_size: int, threads: int) -> None:
@@ -50,7 +51,7 @@ class LocalClassifier:
         self._threads = threads
 
     def classify_many(self, paths: Iterable[Path], top_k: int) -> Generator[Outcome, None, None]:
-        """Classify image files and yield what becomes of each, in their order, batch by batch."""
+        """Classify image files and yield an outcome for each, in order, batch by batch."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
             decoded = map_ahead(pool, self._decode, paths, _AHEAD * self._max_batch_size)
@@ -66,7 +67,7 @@ class LocalClassifier:
         except ClassifyError as error:
             return error
         except ViTError as error:
-            return _as_client_sees(error)
+            return _to_classify_error(error)
         return _Decoded(pixels, time.monotonic() - started)
 
     def _classify_batch(self, batch: Sequence[_Decoded | ClassifyError], top_k: int) -> Iterator[Outcome]:
@@ -82,27 +83,19 @@ class LocalClassifier:
                 yield self._classification(result, top_k, image.seconds, inference_s, len(images))
 
     def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
-        """Run the model; where the device's memory does not suffice, on halves, down to single images."""
-        api = self._lit_api
+        """Run the model as a worker does; no other process can take over if the device breaks."""
         try:
-            return [*api.unbatch(api.predict(api.batch(images)))]
-        except OutOfDeviceMemory as error:
-            failure, is_too_large = _as_client_sees(error), len(images) > 1
-        except Exception as error:
-            failure, is_too_large = _as_client_sees(InferenceFailed(f"the model failed: {error}")), False
-        if not is_too_large:
-            return [failure] * len(images)
-        # Out here the exception is gone, and with it the frames that hold the batch's tensors.
-        api.free_memory()
-        half = len(images) // 2
-        return self._infer(images[:half]) + self._infer(images[half:])
+            results = outcomes.finish(self._lit_api, outcomes.start(self._lit_api, images))
+        except outcomes.BrokenDevice as error:
+            return [_to_classify_error(InferenceFailed(str(error)))] * len(images)
+        return [_error_of(result) if isinstance(result, outcomes.Failure) else result for result in results]
 
     def _classification(
         self, result: records.Prediction, top_k: int, decode_s: float, inference_s: float, batch_size: int
     ) -> Classification:
-        worded = self._lit_api.encode_response(result, top_k=top_k)["predictions"]
+        encoded = self._lit_api.encode_response(result, top_k=top_k)["predictions"]
         return Classification(
-            predictions=tuple(Prediction(**prediction) for prediction in worded),
+            predictions=tuple(ScoredLabel(**prediction) for prediction in encoded),
             cached=False,
             processing_time_ms=round((decode_s + inference_s) * 1000, 3),
             model=self._lit_api.checkpoint.name,
@@ -112,15 +105,15 @@ class LocalClassifier:
 
 
 def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier:
-    """Load the settings' model on the first of their devices.
+    """Load the configured model on the first of the configured devices.
 
     Args:
-        settings: The server's; those of the model, its device and its images matter here.
-        threads: Images that are decoded at once.
-        images: How many there are; larger batches need not be prepared for.
+        settings: The server's settings; those of the model, the device and the images are used.
+        threads: Number of decoding threads.
+        images: The number of images: the model is not prepared for larger batches.
 
     Raises:
-        CheckpointError: There is no such model, or none that can be run.
+        CheckpointError: The model can't be found or can't be served.
         ValueError: There is no such device.
     """
     device = choose_devices(settings.device)[0]
@@ -132,12 +125,17 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
         max_image_side=settings.max_image_side,
         exact_decode=settings.exact_decode,
         cpu_threads=settings.cpu_threads,
-        max_batch_size=max(2, max_batch_size),  # LitServe warns of hooks for batches where they are of 1
+        max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
     )
     lit_api.setup(device)
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
 
 
-def _as_client_sees(error: ViTError) -> ClassifyError:
+def _error_of(failure: outcomes.Failure) -> ClassifyError:
+    kind = OutOfDeviceMemory if failure.status == records.Status.OUT_OF_MEMORY else InferenceFailed
+    return _to_classify_error(kind(failure.reason))
+
+
+def _to_classify_error(error: ViTError) -> ClassifyError:
     kind = ServerFailed if error.status >= InternalError.status else Rejected
     return kind(error.message, code=error.code)

@@ -1,4 +1,4 @@
-"""What `classify` shows: a table or JSON lines on standard output, failures and progress on standard error."""
+"""The output of `classify`: a table or JSON lines on standard output, failures and progress on standard error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TextIO
 
 from vit_api.client.results import Classification, ClassifyError, Outcome
 
-_LONGEST_NAME = 60
+_MAX_NAME_WIDTH = 60
 _LABEL_WIDTH = 24
 _BAR_WIDTH = 30
 _REDRAW_S = 0.1
@@ -21,12 +21,12 @@ _CLEAR_LINE = "\r\x1b[K"
 
 
 class Progress:
-    """A progress bar in a terminal's last line; elsewhere nothing.
+    """A progress bar in a terminal's last line; does nothing if the stream is not a terminal.
 
     Args:
         stream: Where to draw.
-        total: How many images there are.
-        clock: The time in seconds.
+        total: The number of images.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, stream: TextIO, total: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class Progress:
         self._drawn_at = -math.inf
 
     def draw(self, done: int, failed: int) -> None:
-        """Draw the bar, unless it was drawn a moment ago."""
+        """Draw the bar, at most ten times a second."""
         now = self._clock()
         if not self._is_on or now - self._drawn_at < _REDRAW_S:
             return
@@ -50,7 +50,7 @@ class Progress:
         self._write(f"{_CLEAR_LINE}[{bar}] {done}/{self._total}{failures}")
 
     def clear(self) -> None:
-        """Take the bar away, so that something else can be written there."""
+        """Remove the bar, so that other output can be written in its place."""
         if self._is_drawn:
             self._is_drawn = False
             self._write(_CLEAR_LINE)
@@ -61,8 +61,8 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The lines that tell of one image.
+class Output:
+    """The output for one image.
 
     Attributes:
         out: For standard output.
@@ -74,89 +74,89 @@ class Shown:
 
 
 class JsonLines:
-    """A JSON object for each image, also for one that failed, on standard output."""
+    """Formats each outcome, including a failure, as a JSON object on standard output."""
 
-    def show(self, path: Path, outcome: Outcome) -> Shown:
-        """Return the file's name with the fields of its result or error."""
+    def format(self, path: Path, outcome: Outcome) -> Output:
+        """Return the file name with the fields of its result or error."""
         if isinstance(outcome, Classification):
             fields = dataclasses.asdict(outcome)
         else:
             fields = {name: getattr(outcome, name) for name in ("code", "status", "request_id")}
             fields = {"error": outcome.message, **fields}
-        return Shown(out=[json.dumps({"file": str(path), **fields})])
+        return Output(out=[json.dumps({"file": str(path), **fields}, allow_nan=False)])
 
 
 class Table:
-    """A row for each image on standard output, under a heading; a line for each failure on standard error.
+    """Formats each result as a table row on standard output, and each failure as a line on standard error.
 
     Args:
-        name_width: The longest file name's length.
+        name_width: The length of the longest file name.
     """
 
     def __init__(self, name_width: int) -> None:
-        self._name_width = max(4, min(name_width, _LONGEST_NAME))
+        self._name_width = max(4, min(name_width, _MAX_NAME_WIDTH))
         self._has_heading = False
 
-    def show(self, path: Path, outcome: Outcome) -> Shown:
-        """Return the row: the most probable class, then the others."""
+    def format(self, path: Path, outcome: Outcome) -> Output:
+        """Return the row: the most probable class, then the others. The first row has a heading."""
         name = printable(str(path))
         if isinstance(outcome, ClassifyError):
-            what = outcome.message.removeprefix(f"{path} ")  # once is enough
-            return Shown(err=[f"{name}: {printable(what)} ({printable(outcome.code)})"])
+            what = outcome.message.replace(f" {str(path)!r}", "", 1)  # the line starts with it
+            return Output(err=[f"{name}: {printable(what)} ({printable(outcome.code)})"])
         heading = [] if self._has_heading else [self._row("FILE", "LABEL", "CONF", "NEXT")]
         self._has_heading = True
         others = ", ".join(f"{printable(p.label)} {p.confidence:.1%}" for p in outcome.predictions[1:])
         row = self._row(name, printable(outcome.top.label), f"{outcome.top.confidence:.1%}", others)
-        return Shown(out=[*heading, row])
+        return Output(out=[*heading, row])
 
     def _row(self, name: str, label: str, confidence: str, others: str) -> str:
         return f"{name:<{self._name_width}}  {label:<{_LABEL_WIDTH}}  {confidence:>6}  {others}".rstrip()
 
 
 class Report:
-    """Shows outcomes as they come.
+    """Prints outcomes as they arrive.
 
     Args:
-        out: For results.
-        err: For failures and progress.
-        lines: How to word them.
+        out: Stream for results.
+        err: Stream for failures and progress.
+        formatter: Formats the outcomes.
         progress: The progress bar.
 
     Attributes:
-        failed: How many images got no result.
+        failed: The number of images without a result.
     """
 
-    def __init__(self, out: TextIO, err: TextIO, lines: JsonLines | Table, progress: Progress) -> None:
+    def __init__(self, out: TextIO, err: TextIO, formatter: JsonLines | Table, progress: Progress) -> None:
         self._out = out
         self._err = err
-        self._lines = lines
+        self._formatter = formatter
         self._progress = progress
         self._done = 0
         self.failed = 0
 
     def add(self, path: Path, outcome: Outcome) -> None:
-        """Show what became of an image.
+        """Print the outcome for an image.
 
         Raises:
-            BrokenPipeError: Nobody reads the results any more.
+            BrokenPipeError: The reader closed the output.
         """
         self._done += 1
         self.failed += isinstance(outcome, ClassifyError)
-        shown = self._lines.show(path, outcome)
+        output = self._formatter.format(path, outcome)
         self._progress.clear()
-        for line in shown.err:
+        for line in output.err:
             print(line, file=self._err)
-        for line in shown.out:
+        for line in output.out:
             print(line, file=self._out, flush=True)
         self._progress.draw(self._done, self.failed)
 
     def close(self) -> None:
-        """Take the progress bar away and say how many failed."""
+        """Remove the progress bar and print the number of failures."""
         self._progress.clear()
         if self.failed:
-            print(f"{self.failed} of {self._done} images failed", file=self._err)
+            print(f"{self.failed} of {self._done} images failed.", file=self._err)
 
 
 def printable(text: str) -> str:
-    """Replace what could move a terminal's cursor or change its colours: names and labels come from anywhere."""
+    """Replace unprintable characters: names and labels come from anywhere, and must not control the terminal."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -1,7 +1,7 @@
-"""A typed client of this API, blocking and asynchronous: uploads images, tries again, returns dataclasses.
+"""A typed client for this API, sync and async: uploads images, retries, and returns dataclasses.
 
-Needs httpx and nothing else of the server's packages; it can be used without installing those. What to send, what an
-answer means and when to try again is in `protocol` and `answers`; `blocking` and `asynchronous` are the I/O alone.
+Its only dependency is httpx; none of the server's other packages has to be installed. `protocol` and `answers` decide
+what to send, what a response means and when to retry; `blocking` and `asynchronous` do the I/O.
 """
 
 from vit_api.client.asynchronous import AsyncClient
@@ -13,8 +13,8 @@ from vit_api.client.results import (
     Classification,
     ClassifyError,
     Outcome,
-    Prediction,
     Rejected,
+    ScoredLabel,
     ServerFailed,
     TimedOut,
     UnexpectedAnswer,
@@ -30,9 +30,9 @@ __all__ = [
     "Client",
     "ImageInput",
     "Outcome",
-    "Prediction",
     "Rejected",
     "Retries",
+    "ScoredLabel",
     "ServerFailed",
     "TimedOut",
     "UnexpectedAnswer",

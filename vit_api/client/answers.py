@@ -1,7 +1,7 @@
-"""What an answer means to the client: a result, or an error and when to try again.
+"""Reads HTTP responses: a result, or an error and how long to wait before a retry.
 
-Pure: it does no I/O. An answer may come from anybody, such as a proxy, and have any body; it never raises anything but
-`ClassifyError`.
+Pure: it does no I/O. A response may come from anything in between, such as a proxy, and have any body: whatever it
+says, nothing but `ClassifyError` is raised.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timezone
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -19,8 +19,8 @@ from vit_api.client.results import (
     Busy,
     Classification,
     ClassifyError,
-    Prediction,
     Rejected,
+    ScoredLabel,
     ServerFailed,
     UnexpectedAnswer,
 )
@@ -33,13 +33,13 @@ _DELAY_SECONDS = re.compile(r"[0-9]{1,12}")
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """An HTTP response.
 
     Attributes:
         status: The HTTP status.
         headers: By name; looked up in lower case.
-        body: All of it, without content encoding.
+        body: The whole body, decoded.
     """
 
     status: int
@@ -47,19 +47,19 @@ class Answer:
     body: bytes
 
 
-def to_classification(answer: Answer) -> Classification:
-    """Read an answer with status 200.
+def to_classification(answer: HttpAnswer) -> Classification:
+    """Read a response with status 200.
 
     Raises:
-        UnexpectedAnswer: It is not what this API answers.
+        UnexpectedAnswer: It is not a response of this API.
     """
     headers = answer.headers
     body = _json_object(answer.body)
     try:
-        predictions = tuple(Prediction(_text(p["label"]), _number(p["confidence"])) for p in body["predictions"])
+        predictions = tuple(ScoredLabel(_text(p["label"]), _number(p["confidence"])) for p in body["predictions"])
         batch_size = _header_number(headers, "x-batch-size")
         if not predictions or not isinstance(body["cached"], bool):
-            raise ValueError("no predictions, or no word on the cache")
+            raise ValueError("It has no predictions, or does not say whether they were cached.")
         return Classification(
             predictions=predictions,
             cached=body["cached"],
@@ -73,17 +73,17 @@ def to_classification(answer: Answer) -> Classification:
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnexpectedAnswer(
-            f"the answer is not one of this API ({_kind_of(headers)}); is the base URL right?",
+            f"The response is not one of this API, but {_kind_of(headers)}: check the base URL.",
             status=answer.status,
             request_id=headers.get("x-request-id"),
         ) from error
 
 
-def to_error(answer: Answer, now: float) -> ClassifyError:
-    """Read an answer with another status than 200, also one that comes from a proxy and has another body.
+def to_error(answer: HttpAnswer, now: float) -> ClassifyError:
+    """Read a response with a status other than 200, from this API or from a proxy in front of it.
 
     Args:
-        answer: The answer.
+        answer: The response.
         now: Seconds since 1970.
     """
     status, headers, body = answer.status, answer.headers, _json_object(answer.body)
@@ -100,17 +100,17 @@ def to_error(answer: Answer, now: float) -> ClassifyError:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Return how many seconds to wait by `Retry-After` (RFC 9110, 10.2.3): a number, or a moment still to come.
+    """Return the delay that `Retry-After` (RFC 9110, 10.2.3) asks for, whether as seconds or as a date.
 
-    A moment is compared with the answer's own `Date` (RFC 9110, 6.6.1) if it has one, so that clocks that differ do
-    no harm.
+    A date is compared with the response's own `Date` (RFC 9110, 6.6.1) if there is one, so that clock skew does not
+    matter.
 
     Args:
-        headers: The answer's.
-        now: Seconds since 1970, for answers without `Date`.
+        headers: The response's headers.
+        now: Seconds since 1970, for responses without `Date`.
 
     Returns:
-        Seconds, 0 for a moment that is over, or None if the header is missing or malformed.
+        Seconds, 0 for a date in the past, or None if the header is missing or malformed.
     """
     value = headers.get("retry-after", "").strip()
     if _DELAY_SECONDS.fullmatch(value):
@@ -123,10 +123,10 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _moment(value: str) -> float | None:
-    """Return an HTTP date (RFC 9110, 5.6.7; the two obsolete forms, too) in seconds since 1970."""
+    """Return an HTTP date (RFC 9110, 5.6.7, including the two obsolete forms) as seconds since 1970."""
     try:
         moment = parsedate_to_datetime(value)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
 
@@ -139,13 +139,13 @@ def _error_class(status: int) -> type[ClassifyError]:
     return ServerFailed if status >= _CLIENT_ERRORS.stop else UnexpectedAnswer
 
 
-def _foreign_message(answer: Answer) -> str:
-    """Say what came that this API does not send."""
+def _foreign_message(answer: HttpAnswer) -> str:
+    """Describe a response that this API did not send."""
     if answer.status in _REDIRECTS and "location" in answer.headers:
-        # Without its query, which may have a token.
+        # Without its query, which may contain a token.
         target = answer.headers["location"].partition("?")[0][:_MESSAGE_LENGTH]
-        return f"the server redirects to {target}; use the address that it redirects to as the base URL"
-    return f"HTTP status {answer.status} with {_kind_of(answer.headers)}, not from this API: a proxy's, perhaps"
+        return f"The server redirects to {target}: use that server's address as the base URL."
+    return f"HTTP status {answer.status} with {_kind_of(answer.headers)}, not from this API: check the proxy, if any."
 
 
 def _kind_of(headers: Mapping[str, str]) -> str:
@@ -153,7 +153,7 @@ def _kind_of(headers: Mapping[str, str]) -> str:
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object that the body is, or an empty one."""
+    """Parse the body as a JSON object; anything else gives an empty one."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -163,18 +163,18 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("not a text")
+        raise TypeError("It is not a string.")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError("not a finite number")
+        raise ValueError("It is not a finite number.")
     return float(value)
 
 
 def _header_number(headers: Mapping[str, str], name: str) -> float | None:
-    """Return a header's number; None if it is missing or something else, as it only informs."""
+    """Return a header's number; None if it is missing or malformed, since it is only informative."""
     try:
         return _number(float(headers[name]))
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""The asynchronous client. Import it from `vit_api.client`; what to send and what comes of it is decided elsewhere."""
+"""The async client: the I/O around a `Call`. Import it from `vit_api.client`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from types import TracebackType
 
 import httpx
 
-from vit_api.client.answers import Answer
+from vit_api.client.answers import HttpAnswer
 from vit_api.client.base import (
     AHEAD,
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
     LIMITS,
     BaseClient,
-    Upload,
+    EncodedUpload,
     checked_concurrency,
     to_failure,
 )
@@ -27,18 +27,18 @@ from vit_api.client.results import Classification, ClassifyError, Outcome
 
 
 class AsyncClient(BaseClient):
-    """The same for asyncio, for one event loop. To be closed, or used as an asynchronous context manager.
+    """An asyncio client, for one event loop. Close it, or use it as an async context manager.
 
     Args:
-        base_url: As for `Client`, and so are the others.
+        base_url: The server's address; see `Client` for this and the other arguments.
         api_key: Sent as `Authorization: Bearer`.
-        timeout_s: Seconds for one try.
-        retries: How often and how long to try.
-        clock: The time in seconds.
-        sleep: Waits for so many seconds.
+        timeout_s: Time limit of one attempt, in seconds.
+        retries: How often and for how long to retry.
+        clock: Returns the time in seconds.
+        sleep: Waits for a number of seconds.
 
     Raises:
-        ValueError: The address, the key or the time limit is malformed.
+        ValueError: The address, the key or the time limit is invalid.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class AsyncClient(BaseClient):
 
         Raises:
             ClassifyError: There is no result; the class and `code` say why.
-            ValueError: `top_k` is out of its range.
-            TypeError: `image` is nothing that can be one.
+            ValueError: `top_k` is out of range.
+            TypeError: `image` has a type that is not supported.
         """
         check_top_k(top_k)
         content = image if isinstance(image, bytes) else await asyncio.to_thread(read_upload, image)
-        upload = Upload(content, top_k, fresh)
+        upload = EncodedUpload(content, top_k, fresh)
         call = self.begin_call()
         while True:
             verdict = call.judge(await self._send(upload, call))
@@ -76,13 +76,14 @@ class AsyncClient(BaseClient):
     def classify_many(
         self, images: Iterable[ImageInput], *, concurrency: int = 8, top_k: int = DEFAULT_TOP_K, fresh: bool = False
     ) -> AsyncGenerator[Outcome, None]:
-        """Classify many images and yield what becomes of each, in their order; see `Client.classify_many`.
+        """Classify many images and yield an outcome for each, in order; see `Client.classify_many`.
 
-        Who stops early should close the iterator (`contextlib.aclosing`): that cancels what is under way.
+        A caller that stops early should close the iterator (`contextlib.aclosing`), which cancels the requests in
+        flight.
 
         Raises:
-            ValueError: `concurrency` or `top_k` is out of its range.
-            TypeError: An image is nothing that can be one.
+            ValueError: `concurrency` or `top_k` is out of range.
+            TypeError: An image has a type that is not supported.
         """
         return self._outcomes(images, checked_concurrency(concurrency), check_top_k(top_k), fresh)
 
@@ -111,14 +112,14 @@ class AsyncClient(BaseClient):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _send(self, upload: Upload, call: Call) -> Answer | ClassifyError:
+    async def _send(self, upload: EncodedUpload, call: Call) -> HttpAnswer | ClassifyError:
         timeout_s = call.begin()
         reception = call.reception()
         try:
             async with self._http.stream("POST", self._url, **upload.options(timeout_s)) as response:
                 async for chunk in response.aiter_bytes():
                     reception.add(chunk)
-                return Answer(response.status_code, response.headers, reception.body())
+                return HttpAnswer(response.status_code, response.headers, reception.body())
         except (httpx.HTTPError, ClassifyError) as error:
             return to_failure(error)
 

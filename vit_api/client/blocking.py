@@ -1,4 +1,4 @@
-"""The blocking client. Import it from `vit_api.client`; what to send and what comes of it is decided elsewhere."""
+"""The sync client: the I/O around a `Call`, in threads for many images. Import it from `vit_api.client`."""
 
 from __future__ import annotations
 
@@ -10,42 +10,37 @@ from types import TracebackType
 
 import httpx
 
-from vit_api.client.answers import Answer
+from vit_api.client.answers import HttpAnswer
 from vit_api.client.base import (
     AHEAD,
     DEFAULT_RETRIES,
     DEFAULT_TIMEOUT_S,
     LIMITS,
     BaseClient,
-    Upload,
+    EncodedUpload,
     checked_concurrency,
     to_failure,
 )
 from vit_api.client.inputs import ImageInput, read_upload
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
-from vit_api.client.results import (
-    Classification,
-    ClassifyError,
-    Outcome,
-    TimedOut,
-)
+from vit_api.client.results import Classification, ClassifyError, Outcome, TimedOut
 
 
 class Client(BaseClient):
-    """A blocking client, for one or several threads. To be closed, or used as a context manager.
+    """A sync client; threads may share it. Close it, or use it as a context manager.
 
     Args:
-        base_url: The server's address: `http://host:7860`, also with a path prefix, `https://host/models/digits`.
-        api_key: Sent as `Authorization: Bearer`, for servers or proxies that want one.
-        timeout_s: Seconds for one try: to connect, to send, and until the answer is there. A wait for the network that
-            has begun by then may take as long once more.
-        retries: How often and how long to try when the server is busy (503, 429) or the connection fails.
-        clock: The time in seconds.
-        sleep: Waits for so many seconds.
+        base_url: The server's address, such as `http://host:7860`, or `https://host/models/digits` with a path prefix.
+        api_key: Sent as `Authorization: Bearer`, for servers or proxies that require one.
+        timeout_s: Time limit of one attempt, in seconds: connecting, sending and receiving the response. A network
+            wait that has already begun when it passes may take as long again.
+        retries: How often and for how long to retry when the server is busy (503, 429) or the connection fails.
+        clock: Returns the time in seconds.
+        sleep: Waits for a number of seconds.
 
     Raises:
-        ValueError: The address, the key or the time limit is malformed.
+        ValueError: The address, the key or the time limit is invalid.
     """
 
     def __init__(
@@ -67,51 +62,51 @@ class Client(BaseClient):
 
         Args:
             image: A path, an image file's bytes, an open binary file or a Pillow image.
-            top_k: How many classes to name, 1 to 20.
-            fresh: Have it computed, even if the server remembers it.
+            top_k: The number of classes to return, 1 to 20.
+            fresh: Bypass the server's cache.
 
         Raises:
             ClassifyError: There is no result; the class and `code` say why.
-            ValueError: `top_k` is out of its range.
-            TypeError: `image` is nothing that can be one.
+            ValueError: `top_k` is out of range.
+            TypeError: `image` has a type that is not supported.
         """
         check_top_k(top_k)
-        return self._run(Upload(read_upload(image), top_k, fresh), self._sleep)
+        return self._run(EncodedUpload(read_upload(image), top_k, fresh), self._sleep)
 
     def classify_many(
         self, images: Iterable[ImageInput], *, concurrency: int = 8, top_k: int = DEFAULT_TOP_K, fresh: bool = False
     ) -> Generator[Outcome, None, None]:
-        """Classify many images and yield what becomes of each, in their order, as soon as it is known.
+        """Classify many images and yield an outcome for each, in order, as soon as it is available.
 
-        An image that fails has its `ClassifyError` in its place and costs the others nothing. At most twice
-        `concurrency` inputs are taken from `images` ahead of the results, and at most `concurrency` files are in
-        memory. Who stops early should close the iterator (`contextlib.closing`): that waits for the tries under way.
+        A failed image yields its `ClassifyError`; the others are unaffected. At most twice `concurrency` images are
+        taken from `images` ahead of the results, and at most `concurrency` files are in memory. A caller that stops
+        early should close the iterator (`contextlib.closing`), which waits for the requests in flight.
 
         Args:
-            images: Any number of them; read as results are taken.
-            concurrency: Requests at once.
-            top_k: How many classes to name, 1 to 20.
-            fresh: Have all computed, even if the server remembers them.
+            images: Any number of images; consumed as results are taken.
+            concurrency: Maximum number of concurrent requests.
+            top_k: The number of classes to return, 1 to 20.
+            fresh: Bypass the server's cache.
 
         Raises:
-            ValueError: `concurrency` or `top_k` is out of its range.
-            TypeError: An image is nothing that can be one.
+            ValueError: `concurrency` or `top_k` is out of range.
+            TypeError: An image has a type that is not supported.
         """
         return self._outcomes(images, checked_concurrency(concurrency), check_top_k(top_k), fresh)
 
     def _outcomes(
         self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool
     ) -> Generator[Outcome, None, None]:
-        is_over = threading.Event()
+        is_closed = threading.Event()
 
         def sleep(seconds: float) -> None:
-            if is_over.is_set():
-                raise TimedOut("given up: nobody waits for the result")
+            if is_closed.is_set():
+                raise TimedOut("The caller stopped waiting for this result.")
             self._sleep(seconds)
 
         def outcome(image: ImageInput) -> Outcome:
             try:
-                return self._run(Upload(read_upload(image), top_k, fresh), sleep)
+                return self._run(EncodedUpload(read_upload(image), top_k, fresh), sleep)
             except ClassifyError as error:
                 return error
 
@@ -119,10 +114,10 @@ class Client(BaseClient):
         try:
             yield from map_ahead(pool, outcome, images, AHEAD * concurrency)
         finally:
-            is_over.set()
+            is_closed.set()
             pool.shutdown(cancel_futures=True)
 
-    def _run(self, upload: Upload, sleep: Callable[[float], None]) -> Classification:
+    def _run(self, upload: EncodedUpload, sleep: Callable[[float], None]) -> Classification:
         call = self.begin_call()
         while True:
             verdict = call.judge(self._send(upload, call))
@@ -130,14 +125,14 @@ class Client(BaseClient):
                 return verdict
             sleep(verdict)
 
-    def _send(self, upload: Upload, call: Call) -> Answer | ClassifyError:
+    def _send(self, upload: EncodedUpload, call: Call) -> HttpAnswer | ClassifyError:
         timeout_s = call.begin()
         reception = call.reception()
         try:
             with self._http.stream("POST", self._url, **upload.options(timeout_s)) as response:
                 for chunk in response.iter_bytes():
                     reception.add(chunk)
-                return Answer(response.status_code, response.headers, reception.body())
+                return HttpAnswer(response.status_code, response.headers, reception.body())
         except (httpx.HTTPError, ClassifyError) as error:
             return to_failure(error)
 

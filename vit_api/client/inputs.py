@@ -1,4 +1,4 @@
-"""Turns what a caller has of an image into the bytes to upload. Knows nothing of servers, and never imports PIL."""
+"""Converts the images that a caller passes to the bytes to upload. Knows nothing of servers, and never imports PIL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from vit_api.client.results import UnreadableInput
 
 _FORMATS: tuple[tuple[str, dict[str, Any]], ...] = (("PNG", {"compress_level": 1}), ("TIFF", {}))
-"""Both lossless. PNG is what the server reads fastest; TIFF has the modes that PNG lacks: CMYK, YCbCr, LAB, F."""
+"""Both are lossless. PNG is preferred; TIFF covers the modes that PNG lacks: CMYK, YCbCr, LAB, F."""
 
 
 @runtime_checkable
@@ -18,18 +18,18 @@ class ReadableFile(Protocol):
     """An open binary file."""
 
     def read(self) -> bytes:
-        """Return what is left of it."""
+        """Return the rest of the file."""
 
 
 @runtime_checkable
 class PillowImage(Protocol):
-    """A `PIL.Image.Image`, as far as it matters here."""
+    """The part of `PIL.Image.Image` that is used here."""
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """Encode it into a file."""
+        """Encode the image into a file."""
 
     def getexif(self) -> Any:
-        """Return its EXIF, which says how to turn it."""
+        """Return its EXIF data, which includes the orientation."""
 
 
 ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | ReadableFile | PillowImage
@@ -37,14 +37,14 @@ ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | ReadableF
 
 
 def read_upload(image: ImageInput) -> bytes:
-    """Return an image's bytes as they are to be uploaded.
+    """Return the bytes to upload for an image.
 
-    A file is read from where it stands, once: the bytes can then be sent as often as need be. A Pillow image is
-    encoded without loss, and keeps the EXIF that says how to turn it.
+    An open file is read once, from its current position, so that the bytes can be sent again. A Pillow image is
+    encoded losslessly, with its EXIF data and so its orientation.
 
     Raises:
         UnreadableInput: The file can't be read, or Pillow can't encode the image.
-        TypeError: It is none of these.
+        TypeError: The image has a type that is not supported.
     """
     if isinstance(image, bytes):
         return image
@@ -56,24 +56,24 @@ def read_upload(image: ImageInput) -> bytes:
         return _encode(image)
     if isinstance(image, ReadableFile):
         return _read_file(image)
-    raise TypeError(f"an image is a path, bytes, a binary file or a PIL image, not {type(image).__name__}")
+    raise TypeError(f"An image must be a path, bytes, a binary file or a PIL image, not {type(image).__name__}.")
 
 
 def _read_path(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+    except (OSError, ValueError) as error:  # ValueError: the name contains a null character
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UnreadableInput(f"{path} can't be read: {reason}") from error
+        raise UnreadableInput(f"The file {str(path)!r} can't be read: {reason}.") from error
 
 
 def _read_file(file: ReadableFile) -> bytes:
     try:
         content = file.read()
-    except (OSError, ValueError) as error:  # ValueError: it is closed, or text that is not UTF-8
-        raise UnreadableInput(f"the file can't be read: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: it is closed, or is text that is not UTF-8
+        raise UnreadableInput(f"The file can't be read: {str(error).removesuffix('.')}.") from error
     if not isinstance(content, bytes):
-        raise TypeError("open the file in binary mode: open(path, 'rb')")
+        raise TypeError("The file is open in text mode: open it in binary mode, open(path, 'rb').")
     return content
 
 
@@ -83,8 +83,8 @@ def _encode(image: PillowImage) -> bytes:
         file = io.BytesIO()
         try:
             image.save(file, name, exif=image.getexif(), **options)
-        except Exception as error:  # Pillow raises whatever its encoders, or a lazy image's decoder, run into
+        except Exception as error:  # whatever Pillow's encoders, or the decoder of a lazy image, raise
             failure = error
         else:
             return file.getvalue()
-    raise UnreadableInput(f"the image can't be encoded: {failure}") from failure
+    raise UnreadableInput(f"The image can't be encoded: {str(failure).removesuffix('.')}.") from failure

@@ -1,4 +1,4 @@
-"""Runs a function in threads, some items ahead of who takes the results. Knows nothing of what it runs."""
+"""Runs a function in threads, a bounded number of items ahead of the consumer. Knows nothing of what it runs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Result = TypeVar("Result")
 def map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Yield `function(item)` for each item in order, as soon as it is there.
+    """Yield `function(item)` for each item, in order, as soon as it is available.
 
-    Unlike `Executor.map`, it takes items only as results are taken: at most `ahead` are submitted or wait to be
-    taken. When its consumer stops, what has not begun is cancelled.
+    Unlike `Executor.map`, it consumes items only as results are taken: at most `ahead` are running or waiting to be
+    taken. When the consumer stops, calls that have not started are cancelled.
 
     Args:
         pool: Runs the function.
         function: What to run.
-        items: Any number of them; read in the consumer's thread.
-        ahead: How many results may be under way or wait; at least 1.
+        items: Any number of items; consumed in the caller's thread.
+        ahead: Maximum number of results that are running or waiting; at least 1.
 
     Raises:
-        Exception: What the function raises, at the item's turn; the items after it get nothing.
+        Exception: What the function raises, when the item's turn comes; later items yield nothing.
     """
     futures: deque[Future[Result]] = deque()
     try:

@@ -1,7 +1,6 @@
-"""The client's side of the protocol: what to send, and when to try again.
+"""The client's side of the protocol: what to send, and when to retry.
 
-Pure: it does no I/O, and knows neither httpx nor who waits. Both clients, the blocking and the asynchronous one, are
-thin loops around a `Call`.
+Pure: it does no I/O and does not know httpx. The sync and the async client are thin loops around a `Call`.
 """
 
 from __future__ import annotations
@@ -14,28 +13,28 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from vit_api import __version__
-from vit_api.client.answers import Answer, to_classification, to_error
+from vit_api.client.answers import HttpAnswer, to_classification, to_error
 from vit_api.client.results import Busy, Classification, ClassifyError, TimedOut, UnexpectedAnswer, Unreachable
 
 DEFAULT_TOP_K = 5
-MOST_TOP_K = 20
+MAX_TOP_K = 20
 MAX_ANSWER_BYTES = 2**20
-"""An answer with 20 labels has a few kilobytes; a longer body than this is somebody else's."""
+"""A response with 20 labels has a few kilobytes; a longer body is not from this API."""
 
 _OK = 200
-_MOST_TRIES = 100
+_MAX_TRIES = 100
 _KEY = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often and how long to try.
+    """How often and for how long to retry.
 
     Attributes:
-        tries: Requests for one image at the most; 1: never try again.
-        total_s: Seconds for one image with all its tries and waits; no try begins later.
+        tries: Maximum number of attempts for one image; 1 means no retries.
+        total_s: Time limit for one image with all attempts and waits, in seconds; no attempt starts after it.
         first_wait_s: The longest wait after the first failure; it doubles with each further one.
-        longest_wait_s: Where the doubling ends. A server's `Retry-After` is added to the wait and may be longer.
+        longest_wait_s: The limit of the doubling. A server's `Retry-After` is added to the wait and may be longer.
     """
 
     tries: int = 5
@@ -44,20 +43,20 @@ class Retries:
     longest_wait_s: float = 8.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tries <= _MOST_TRIES:
-            raise ValueError(f"tries must be 1 to {_MOST_TRIES}, not {self.tries}")
+        if not 1 <= self.tries <= _MAX_TRIES:
+            raise ValueError(f"tries must be from 1 to {_MAX_TRIES}, not {self.tries}.")
         if not self.total_s > 0:
-            raise ValueError(f"total_s must be more than 0, not {self.total_s}")
+            raise ValueError(f"total_s must be more than 0, not {self.total_s}.")
         if not 0 <= self.first_wait_s <= self.longest_wait_s:
-            raise ValueError("first_wait_s must be at least 0 and at most longest_wait_s")
+            raise ValueError("first_wait_s must be at least 0 and at most longest_wait_s.")
 
 
 class Reception:
-    """An answer's body while it arrives.
+    """A response's body while it arrives.
 
     Args:
-        ends_at: When it must be there, by the clock.
-        clock: The time in seconds.
+        ends_at: When it must be complete, by the clock.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, ends_at: float, clock: Callable[[], float]) -> None:
@@ -66,31 +65,31 @@ class Reception:
         self._body = bytearray()
 
     def add(self, chunk: bytes) -> None:
-        """Keep the next piece.
+        """Append the next chunk.
 
         Raises:
-            TimedOut: The time is up: a body that trickles in never trips a limit on a single read.
-            UnexpectedAnswer: It is longer than any answer of this API.
+            TimedOut: The time is up. A body that trickles in never exceeds the timeout of a single read.
+            UnexpectedAnswer: The body is longer than any response of this API.
         """
         self._body += chunk
         if len(self._body) > MAX_ANSWER_BYTES:
-            raise UnexpectedAnswer(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
+            raise UnexpectedAnswer(f"The response has more than {MAX_ANSWER_BYTES} bytes: check the base URL.")
         if self._clock() > self._ends_at:
-            raise TimedOut("the answer did not arrive in full within the time limit")
+            raise TimedOut("The response did not arrive completely within the time limit.")
 
     def body(self) -> bytes:
-        """Return what arrived."""
+        """Return what has arrived."""
         return bytes(self._body)
 
 
 class Call:
-    """All tries to have one image classified.
+    """All attempts to classify one image.
 
     Args:
-        retries: How often and how long to try.
-        timeout_s: Seconds that one try may take.
-        clock: The time in seconds, for all limits.
-        wall_clock: Seconds since 1970, for a `Retry-After` that names a moment.
+        retries: How often and for how long to retry.
+        timeout_s: Time limit of one attempt, in seconds.
+        clock: Returns the time in seconds, for all limits.
+        wall_clock: Returns seconds since 1970, for a `Retry-After` that is a date.
         jitter: Returns a random number from 0 to 1.
     """
 
@@ -110,13 +109,13 @@ class Call:
         self._jitter = jitter
         self._ends_at = clock() + retries.total_s
         self._tries = 0
-        self._failure: ClassifyError = TimedOut("the time limit was over before the first try")
+        self._failure: ClassifyError = TimedOut("The time limit passed before the first attempt.")
 
     def begin(self) -> float:
-        """Begin a try and return the seconds that it may take.
+        """Begin an attempt and return the seconds that it may take.
 
         Raises:
-            ClassifyError: The time is up, since a wait took longer than it should have: why the try before failed.
+            ClassifyError: The time is up, because a wait took longer than asked for: the last attempt's failure.
         """
         now = self._clock()
         left_s = self._ends_at - now
@@ -127,16 +126,16 @@ class Call:
         return min(self._timeout_s, left_s)
 
     def reception(self) -> Reception:
-        """Return what takes the body of this try's answer."""
+        """Return a buffer for the body of this attempt's response."""
         return Reception(self._try_ends_at, self._clock)
 
-    def judge(self, outcome: Answer | ClassifyError) -> Classification | float:
-        """Return the result, or after how many seconds to try again.
+    def judge(self, outcome: HttpAnswer | ClassifyError) -> Classification | float:
+        """Return the result, or the number of seconds to wait before a retry.
 
         Raises:
-            ClassifyError: Another try makes no sense, or there may be none.
+            ClassifyError: The failure is final, or no attempts or time are left.
         """
-        if isinstance(outcome, Answer):
+        if isinstance(outcome, HttpAnswer):
             if outcome.status == _OK:
                 return to_classification(outcome)
             outcome = to_error(outcome, self._wall_clock())
@@ -151,35 +150,36 @@ class Call:
     def _wait_s(self, failure: ClassifyError) -> float:
         """Return capped exponential backoff with full jitter, on top of what the server asked for.
 
-        "Full jitter" as in https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/: it spreads
-        clients that failed at the same moment. Those that were told the same `Retry-After` need it, too.
+        Full jitter (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/) spreads out clients
+        that failed at the same moment, and those that were sent the same `Retry-After`.
         """
         retries = self._retries
-        most_s: float = min(retries.longest_wait_s, retries.first_wait_s * 2 ** (self._tries - 1))
-        backoff_s = most_s * self._jitter()
+        max_s: float = min(retries.longest_wait_s, retries.first_wait_s * 2 ** (self._tries - 1))
+        backoff_s = max_s * self._jitter()
         asked_s = failure.retry_after_s if isinstance(failure, Busy) else None
         return (asked_s or 0.0) + backoff_s
 
 
 def check_top_k(top_k: int) -> int:
-    """Return how many classes to ask for.
+    """Return the number of classes to ask for.
 
     Raises:
-        ValueError: The server answers with 1 to 20.
+        ValueError: It is not from 1 to 20, which is what the server allows.
     """
-    if not 1 <= top_k <= MOST_TOP_K:
-        raise ValueError(f"top_k must be 1 to {MOST_TOP_K}, not {top_k}")
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise ValueError(f"top_k must be from 1 to {MAX_TOP_K}, not {top_k}.")
     return top_k
 
 
 def predict_url(base_url: str) -> str:
-    """Return where to post an image.
+    """Return the URL to post an image to.
 
     Args:
-        base_url: The server's address, with the path that a proxy may have put before it.
+        base_url: The server's address, with the path prefix of a proxy, if any.
 
     Raises:
-        ValueError: It is not an http(s) address of that form. A password in it is not repeated in the message.
+        ValueError: It is not an http(s) address of that form. The message does not repeat it: it may contain a
+            password.
     """
     try:
         parts = urlsplit(base_url)
@@ -187,25 +187,25 @@ def predict_url(base_url: str) -> str:
     except ValueError:
         is_address = False
     if not is_address or "@" in parts.netloc or "?" in base_url or "#" in base_url:
-        raise ValueError("the base URL must be http(s)://host[:port][/path], without user, password or query")
+        raise ValueError("The base URL must be http(s)://host[:port][/path], without user, password or query.")
     return base_url.rstrip("/") + "/predict"
 
 
 def base_headers(api_key: str | None) -> dict[str, str]:
-    """Return the headers that all requests have; the key as RFC 6750, section 2.1, sends it.
+    """Return the headers of all requests, with the key in the form of RFC 6750, section 2.1.
 
     Raises:
-        ValueError: The key has characters that no header may have; it is not repeated in the message.
+        ValueError: The key has characters that a header can't have. The message does not repeat it.
     """
     headers = {"user-agent": f"vit-api-client/{__version__}", "accept": "application/json"}
     if api_key is None:
         return headers
     if not _KEY.fullmatch(api_key):
-        raise ValueError("the API key is empty, or has spaces or characters that are not ASCII")
+        raise ValueError("The API key must not be empty, and must have no spaces and only ASCII characters.")
     return headers | {"authorization": f"Bearer {api_key}"}
 
 
 def upload_headers(*, fresh: bool) -> dict[str, str]:
-    """Return the headers of one upload; `fresh` asks for an answer that nobody remembers (RFC 9111, 5.2.1.4)."""
+    """Return the headers of one upload; `fresh` bypasses caches (RFC 9111, 5.2.1.4)."""
     headers = {"content-type": "application/octet-stream"}
     return headers | {"cache-control": "no-cache"} if fresh else headers

@@ -1,4 +1,4 @@
-"""What a classification comes to, for those who asked for it: a result or an error. Knows nothing of how it is had."""
+"""The outcomes of a classification: a result or an error. Knows nothing of how they are obtained."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One class and how sure the model is of it.
+class ScoredLabel:
+    """A class and its probability.
 
     Attributes:
         label: The class's name.
-        confidence: Its probability, 0 to 1.
+        confidence: Its probability, from 0 to 1.
     """
 
     label: str
@@ -20,21 +20,21 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classification:
-    """What the model says of one image.
+    """The result for one image.
 
     Attributes:
         predictions: The most probable classes, most probable first; at least one.
-        cached: Whether it was remembered, so that the model did not run.
-        processing_time_ms: From the request's arrival at the server to the answer.
+        cached: Whether the result came from the cache, without running the model.
+        processing_time_ms: Time from the request's arrival at the server to the response.
         model: The model's name.
-        request_id: Names the request in the server's log; None without a server.
-        source: `hit`, `miss` or `coalesced`, as the README explains `x-cache`; None if the server did not say.
-        queue_time_ms: How long the image waited for its batch; None unless this request had the model run.
-        inference_time_ms: How long its batch took; None unless this request had the model run.
-        batch_size: Images in its batch; None unless this request had the model run.
+        request_id: Identifies the request in the server's log; None without a server.
+        source: The response's `x-cache`: `hit`, `miss` or `coalesced`; None if it has none.
+        queue_time_ms: Time that the image waited for its batch; None unless this request ran the model.
+        inference_time_ms: Time that its batch took; None unless this request ran the model.
+        batch_size: Images in its batch; None unless this request ran the model.
     """
 
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[ScoredLabel, ...]
     cached: bool
     processing_time_ms: float
     model: str
@@ -45,19 +45,19 @@ class Classification:
     batch_size: int | None = None
 
     @property
-    def top(self) -> Prediction:
+    def top(self) -> ScoredLabel:
         """The most probable class."""
         return self.predictions[0]
 
 
 class ClassifyError(Exception):
-    """An image got no classification; the root of all errors that come of images, servers and networks.
+    """An image could not be classified; the base class of all errors of images, servers and networks.
 
     Attributes:
-        message: What is wrong, in the server's words if it had any.
-        code: A stable name for programs: the server's, `http_<status>` for an answer that has none, or the class's.
-        status: The HTTP status; None if there was no answer.
-        request_id: Names the request in the server's log; None if the answer did not say.
+        message: What is wrong; the server's message if it sent one.
+        code: A stable name for programs: the server's, `http_<status>` for a response without one, or the class's.
+        status: The HTTP status; None if there was no response.
+        request_id: Identifies the request in the server's log; None if the response has none.
     """
 
     code = "failed"
@@ -72,39 +72,39 @@ class ClassifyError(Exception):
         self.request_id = request_id
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle all of it: an exception's own way knows the message alone."""
+        """Pickle all attributes: an exception's default keeps only the message."""
         return type(self), (self.message,), vars(self)
 
 
 class UnreadableInput(ClassifyError):
-    """The image could not be read or encoded here; nothing was sent."""
+    """The image could not be read or encoded; nothing was sent."""
 
     code = "unreadable_input"
 
 
 class Unreachable(ClassifyError):
-    """There is no connection to the server, or it broke before the answer."""
+    """The connection to the server failed, or broke before the response was complete."""
 
     code = "unreachable"
 
 
 class TimedOut(ClassifyError):
-    """The answer did not come within the client's time limits."""
+    """The response did not arrive within the client's time limits."""
 
     code = "timed_out"
 
 
 class Rejected(ClassifyError):
-    """The server refused the request (4xx): the same request will be refused again."""
+    """The server rejected the request (4xx); the same request would be rejected again."""
 
     code = "rejected"
 
 
 class Busy(ClassifyError):
-    """The server has no room, or the client asks too often (503, 429), and the tries or the time are used up.
+    """The server is overloaded or limits the client's rate (503, 429), and no attempts or time are left.
 
     Attributes:
-        retry_after_s: Seconds after which the server would like to be asked again; None if it did not say.
+        retry_after_s: The server's last `Retry-After`, in seconds; None if it sent none.
     """
 
     code = "busy"
@@ -112,16 +112,16 @@ class Busy(ClassifyError):
 
 
 class ServerFailed(ClassifyError):
-    """The server failed (5xx but 503)."""
+    """The server failed (5xx other than 503)."""
 
     code = "server_failed"
 
 
 class UnexpectedAnswer(ClassifyError):
-    """The answer is not one of this API: a redirect, another server's page, a damaged body."""
+    """The response is not one of this API: a redirect, another server's page, a malformed body."""
 
     code = "unexpected_answer"
 
 
 Outcome = Classification | ClassifyError
-"""What becomes of one image among many."""
+"""The outcome for one image of many."""

@@ -1,1 +1,1 @@
-"""From an upload to bounded pixels. The only package that imports PIL."""
+"""Decodes an upload to bounded pixels. The only package that imports PIL."""

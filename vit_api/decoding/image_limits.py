@@ -1,7 +1,7 @@
-"""Bounds what a hostile image file can make PIL spend before or besides the decoding of its pixels.
+"""Limits on the time and memory that a hostile image file can make PIL spend besides decoding its pixels.
 
-Knows how the files are built, but not what their pixels are for. The figures in the comments are for an upload of 10 MB
-or less, on one core of the machine that the tests were written on.
+Knows the structure of the files, but not what their pixels are for. tests/unit/decoding/test_hostile_images.py builds
+the files that the comments describe, each of at most 10 MB, and checks what they cost.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from PIL import Image, TiffImagePlugin
 
 from vit_api.errors import BadImage, ImageTooLarge
 
-# PIL's parsers read chunk by chunk, some byte by byte, and some of what they do between two reads grows with the file.
-# Without this limit, a GIF comment in blocks of one byte (each copies the comment so far) or a PNG of 10,000 colour
-# profiles of 1 MB each took more than 20 s of CPU time. The slowest decent file found takes about 1 s (4096 x 4096).
+# PIL's parsers read chunk by chunk, some of them byte by byte, and some of their work between two reads grows with the
+# file. Without this limit, a GIF comment in blocks of one byte (each of which copies the comment so far), or a PNG of
+# 10,000 colour profiles of 1 MB each, takes more than 20 s of CPU time; a legitimate image of 4096 x 4096, about 1 s.
 MAX_CPU_S = 5.0
 _READS_PER_CLOCK = 64
 
-# Each scan of a progressive JPEG costs a pass over all of the picture, and takes 33 bytes in the file: 1,000 scans over
-# 4096 x 4096 pixels took 11 s, 100 take 1.4 s. Encoders write about 10; libtiff refuses more than 100, too.
+# Each scan of a progressive JPEG is a pass over the whole picture, but takes only 33 bytes in the file: 1,000 scans of
+# 4096 x 4096 pixels take seconds. Encoders write about 10; libtiff, too, refuses more than 100.
 MAX_JPEG_SCANS = 100
-# PIL keeps a record of each: 2.6 million empty segments took 4.3 s and 343 MB. An ICC profile of 10 MB is 160 segments.
+# PIL keeps a record of each segment, of which 10 MB can hold 2.6 million. An ICC profile of 10 MB has 160 segments.
 MAX_JPEG_SEGMENTS = 2_000
 
-# A directory of TIFF tags, which is what EXIF and MPO's index are, too. Tags may share their bytes, and PIL copies them
-# for each: 300 tags of 9 MB took 5 GB and more than 20 s. Numbers become Python objects: 500 tags that share 64 kB of
-# fractions took 6.5 s and 395 MB. 4096 x 4096 pixels in tiles of 16 x 16 need 131,072 numbers.
+# For a directory of TIFF tags, which EXIF data and the index of an MPO are, too. Tags may share their bytes, which PIL
+# copies for each: 300 tags that share 9 MB take gigabytes. Numbers become Python objects: 500 tags that share 64 kB of
+# fractions take hundreds of megabytes. A legitimate image of 4096 x 4096 in tiles of 16 x 16 needs 131,072 numbers.
 MAX_TAGS = 4_096
 MAX_TAG_NUMBERS = 1 << 18
 _SHARED_BYTES = 1 << 16
-# libtiff decodes a tile as a whole, however little of it is in the picture: one of 32768 x 32768 took 1 GB.
+# libtiff decodes whole tiles, however little of them is in the picture: one of 32768 x 32768 takes 1 GB.
 MAX_TILE_PIXELS = 1 << 24
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -48,19 +48,26 @@ _INTEGER_BYTES = {3: 2, 4: 4, 16: 8}  # SHORT, LONG, LONG8
 _BYTE_KINDS = (1, 2, 7)  # BYTE, ASCII, UNDEFINED
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _PNG_CHUNK = struct.Struct(">I4s")  # length, name
-_PNG_SIZE = struct.Struct(">II")  # width, height: the first that IHDR has
+_PNG_SIZE = struct.Struct(">II")  # width, height: the first fields of IHDR
 _PNG_CHECKSUM_BYTES = 4
 _PLAIN_CHUNKS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"cHRM", b"sRGB", b"sBIT"])
-_LEAST_PNG_BYTES = 57  # the signature, an IHDR of 25, an IDAT and an IEND without data
-_QUICK_BYTES = 16_384
-_QUICK_PIXELS = 128 * 128
+_MIN_PNG_BYTES = 57  # the signature, an IHDR of 25 bytes, an empty IDAT and an IEND
+_MAX_QUICK_BYTES = 16_384
+_MAX_QUICK_PIXELS = 128 * 128
 _EXIF_PREFIXES = re.compile(rb"(?:Exif\0\0)*")
 
 
-class UploadFile(io.BytesIO):
-    """An upload as PIL reads it; fails once the thread that reads it has spent MAX_CPU_S of CPU time.
+class TooComplex(ValueError):
+    """Decoding an image would exceed a limit; the message says what it has too much of.
 
-    The clock is a system call, so it starts with the first of the reads that look at it: most images need fewer.
+    A ValueError, so that PIL ignores optional metadata that is refused, as it does if that is malformed.
+    """
+
+
+class UploadFile(io.BytesIO):
+    """An upload as a file; reading it fails once the reading thread has spent MAX_CPU_S of CPU time.
+
+    The time is checked only every 64 reads, since that is a system call; most images need fewer reads.
     """
 
     def __init__(self, upload: bytes) -> None:
@@ -69,10 +76,10 @@ class UploadFile(io.BytesIO):
         self._end_s = math.inf
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read as any file does.
+        """Read from the file.
 
         Raises:
-            BadImage: The CPU time is spent.
+            BadImage: The CPU time is used up.
         """
         self._reads += 1
         if self._reads % _READS_PER_CLOCK == 0:
@@ -83,18 +90,21 @@ class UploadFile(io.BytesIO):
         now_s = time.thread_time()
         self._end_s = min(self._end_s, now_s + MAX_CPU_S)
         if now_s > self._end_s:
-            raise BadImage(f"The image is too complex: decoding it takes more than {MAX_CPU_S:g} s of CPU time.")
+            raise BadImage(
+                f"The image is too complex: decoding it takes more than {MAX_CPU_S:g} s of CPU time. "
+                "Save it again, as PNG for example."
+            )
 
 
 def is_quick(upload: bytes) -> bool:
-    """Tell whether an upload is a small PNG of nothing but pixels: then its decoding takes less than 0.3 ms.
+    """Return whether an upload is a small PNG of nothing but pixels, which takes a fraction of a millisecond to decode.
 
-    Other chunks may hold megabytes of compressed text or a colour profile. What is damaged is not quick either.
+    Other chunks may hold megabytes of compressed text or a colour profile. A malformed file is not quick either.
     """
-    if not _LEAST_PNG_BYTES <= len(upload) <= _QUICK_BYTES or not upload.startswith(_PNG_START):
+    if not _MIN_PNG_BYTES <= len(upload) <= _MAX_QUICK_BYTES or not upload.startswith(_PNG_START):
         return False
     width, height = _PNG_SIZE.unpack_from(upload, len(_PNG_START))
-    if width * height > _QUICK_PIXELS:
+    if width * height > _MAX_QUICK_PIXELS:
         return False
     position = len(_PNG_START) - _PNG_CHUNK.size
     while position + _PNG_CHUNK.size <= len(upload):
@@ -108,10 +118,10 @@ def is_quick(upload: bytes) -> bool:
 
 
 def check_jpeg(upload: bytes) -> None:
-    """Count the scans and segments of a JPEG's first picture as libjpeg and PIL find them.
+    """Count the scans and segments of a JPEG's first picture in the way that libjpeg and PIL find them.
 
     Raises:
-        BadImage: There are too many.
+        TooComplex: There are too many.
     """
     segments = scans = position = 0
     while found := _JPEG_MARKER.search(upload, position):
@@ -122,21 +132,19 @@ def check_jpeg(upload: bytes) -> None:
         segments += 1
         scans += code == _JPEG_SCAN
         if scans > MAX_JPEG_SCANS or segments > MAX_JPEG_SEGMENTS:
-            raise BadImage(
-                f"The JPEG image is too complex: more than {MAX_JPEG_SCANS} scans or {MAX_JPEG_SEGMENTS} segments."
-            )
+            raise TooComplex(f"it has more than {MAX_JPEG_SCANS} scans or {MAX_JPEG_SEGMENTS} segments")
         if code not in _JPEG_WITHOUT_LENGTH:
             position += int.from_bytes(upload[position : position + 2], "big")
 
 
 def check_gif(upload: bytes, max_side: int) -> None:
-    """Check the extent of a GIF's first frame, which PIL fills with one colour before it tells the size.
+    """Check the extent of a GIF's first frame, which PIL allocates before it reports the size.
 
-    A file of 40 bytes with a frame of 40000 x 40000 took 1.5 GB.
+    A file of 40 bytes can have a frame of 40000 x 40000, which takes 1.5 GB.
 
     Raises:
-        ImageTooLarge: The frame reaches beyond `max_side`.
-        IndexError: The file ends before.
+        ImageTooLarge: The frame extends beyond `max_side`.
+        IndexError: The file ends before the first frame.
     """
     flags = upload[10]
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
@@ -153,19 +161,19 @@ def check_gif(upload: bytes, max_side: int) -> None:
 
 
 def check_sides(width: int, height: int, max_side: int) -> None:
-    """Check what a file says of its size.
+    """Check the size that a file announces.
 
     Raises:
         ImageTooLarge: A side is longer than `max_side`.
     """
     if max(width, height) > max_side:
         raise ImageTooLarge(
-            f"The image is {width} x {height} pixels; no side may be longer than {max_side}. Scale it down first."
+            f"The image is {width} x {height} pixels, and no side may be longer than {max_side}: scale it down."
         )
 
 
 def bound_directories() -> None:
-    """Make PIL check each directory of tags before it reads it, in TIFF, EXIF and MPO, for the whole process."""
+    """Patch PIL, for the whole process, to check each directory of tags (TIFF, EXIF, MPO) before reading it."""
     directories, exif = TiffImagePlugin.ImageFileDirectory_v2, Image.Exif
     load_directory, load_exif = directories.load, exif.load
 
@@ -174,7 +182,7 @@ def bound_directories() -> None:
         load_directory(self, fp)
 
     def load_without_prefixes(self: Image.Exif, data: bytes) -> None:
-        # PIL takes off one prefix at a time and copies the rest each time: 10 MB of them took more than 20 s.
+        # PIL removes one prefix at a time and copies the rest each time: 10 MB of them take more than 20 s.
         prefixes = _EXIF_PREFIXES.match(data or b"")
         load_exif(self, data[prefixes.end() :] if prefixes else data)
 
@@ -183,7 +191,11 @@ def bound_directories() -> None:
 
 
 def _check_directory(file: IO[bytes], *, is_big: bool, endian: str) -> None:
-    """Add up what the directory at the file's position makes PIL keep, and leave the position as it was."""
+    """Add up what PIL would keep of the directory at the file's position, which stays as it is.
+
+    Raises:
+        TooComplex: It is too much.
+    """
     start = file.tell()
     length = file.seek(0, io.SEEK_END)
     file.seek(start)
@@ -191,26 +203,27 @@ def _check_directory(file: IO[bytes], *, is_big: bool, endian: str) -> None:
     entry = struct.Struct(order + ("HHQ8s" if is_big else "HHL4s"))
     tags = _integer(file.read(8 if is_big else 2), order)
     if tags > MAX_TAGS:
-        raise ValueError(f"{tags} tags")
+        raise TooComplex(f"it has {tags} tags, and at most {MAX_TAGS} are read")
     entries = file.read(tags * entry.size)
     file.seek(start)
     held_bytes = numbers = 0
     tile_sides = dict.fromkeys(_TILE_TAGS, 0)
     for tag, kind, count, field in entry.iter_unpack(entries[: len(entries) // entry.size * entry.size]):
         if tag in tile_sides:
-            # A tag that is there twice counts with its larger value: PIL and libtiff take different ones.
+            # Of a duplicate tag the larger value counts, since PIL and libtiff use different ones.
             tile_sides[tag] = max(tile_sides[tag], _integer(field[: _INTEGER_BYTES[kind]], order))
         if kind not in TiffImagePlugin.ImageFileDirectory_v2._load_dispatch:
             continue
         size = count * TiffImagePlugin.ImageFileDirectory_v2._load_dispatch[kind][0]
         if size > len(field) and _integer(field, order) + size > length:
-            break  # PIL stops at a value that isn't there, and keeps what it has
+            break  # PIL stops at a value that is not there, and keeps what it has read
         held_bytes += size
         numbers += 0 if kind in _BYTE_KINDS else count
     if held_bytes > 2 * length + _SHARED_BYTES or numbers > MAX_TAG_NUMBERS:
-        raise ValueError(f"tags with {held_bytes} bytes and {numbers} numbers")
-    if tile_sides[_TILE_TAGS[0]] * tile_sides[_TILE_TAGS[1]] > MAX_TILE_PIXELS:
-        raise ValueError(f"tiles of {tile_sides} pixels")
+        raise TooComplex(f"its tags have {held_bytes} bytes and {numbers} numbers, which is too much for its size")
+    width, height = tile_sides.values()
+    if width * height > MAX_TILE_PIXELS:
+        raise TooComplex(f"its tiles are {width} x {height} pixels, and at most {MAX_TILE_PIXELS} pixels are read")
 
 
 def _integer(data: bytes, order: str) -> int:

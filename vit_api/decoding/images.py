@@ -1,7 +1,7 @@
-"""Turns an upload into bounded uint8 RGB pixels of the size that the model takes; with image_limits, all that uses PIL.
+"""Decodes an image file to uint8 RGB pixels of the model's input size, within bounds on time and memory.
 
-Knows nothing of HTTP, slots or models. With `exact`, the pixels are those that transformers' image-classification
-pipeline feeds to its image processor's rescaling, bit for bit (its PIL backend).
+Knows nothing of HTTP, slots or models. With `exact`, the pixels are bit for bit those that transformers'
+image-classification pipeline gets from its PIL backend, before rescaling.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from PIL import (
 )
 
 from vit_api.checkpoints.preprocessing import Preprocessing, Size
-from vit_api.decoding.image_limits import UploadFile, bound_directories, check_gif, check_jpeg, check_sides
+from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, check_gif, check_jpeg, check_sides
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
 
-# Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, the JPEG with several
-# pictures that phones write.
+# Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, a JPEG with several
+# pictures, which phones write.
 _PLUGINS = (
     JpegImagePlugin,
     PngImagePlugin,
@@ -42,8 +42,8 @@ _PLUGINS = (
 )
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-# PIL's own guard against images that are huge when decoded counts pixels, warns before it refuses, and works on a
-# process-wide limit. Here each side is checked from the header instead, so the guard is switched off.
+# PIL's own guard against decompression bombs counts pixels, warns before it refuses, and has a process-wide limit. Here
+# each side is checked from the header instead, so the guard is disabled.
 Image.MAX_IMAGE_PIXELS = None
 bound_directories()
 
@@ -53,9 +53,9 @@ bound_directories()
 # less than 6 times the target aren't scaled at all. tests/unit/decoding/test_images.py holds it to that.
 DRAFT_MARGIN = 2
 
-# libavif decodes an AVIF of more pixels than its container says before it notices: 743 MB for the 16,384 pixels a side
-# where it stops. So that this is all, a process decodes one at a time; libavif has threads of its own for each.
-_AVIF_TURN = threading.Lock()
+# An AVIF may have more pixels than its container says, up to 16,384 pixels a side, and libavif notices only after
+# decoding them into hundreds of megabytes. So a process decodes one AVIF at a time; libavif has its own threads.
+_AVIF_LOCK = threading.Lock()
 
 _SIGNATURE_BYTES = 16
 _TRANSPOSE_BY_ORIENTATION = {
@@ -69,71 +69,78 @@ _TRANSPOSE_BY_ORIENTATION = {
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
 
-_SILENCE = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_IGNORE_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact: bool) -> npt.NDArray[np.uint8]:
-    """Decode an upload, make it upright RGB, resize it and crop its centre.
+    """Decode an upload, apply its orientation, convert it to RGB, resize it and crop its centre.
 
-    Of an animation or a multi-page file the first image counts. Alpha is dropped, not blended, as transformers does.
-    Safe to call from several threads.
+    For animations and multi-page files, the first image is used. Alpha is dropped, not blended, as in transformers; see
+    `_rgb` for a single transparent colour. Thread-safe.
 
     Args:
         upload: The bytes of an image file.
-        preprocessing: The resize and the crop to do.
-        max_side: The longest side, in pixels, that is decoded.
-        exact: Decode every pixel of a JPEG, instead of scaling it by 1/2, 1/4 or 1/8 while it is decoded where it is
-            much larger than needed.
+        preprocessing: The resize and the crop to apply.
+        max_side: The longest side that is accepted, in pixels.
+        exact: Decode every pixel of a JPEG; otherwise one that is much larger than needed is scaled by 1/2, 1/4 or 1/8
+            during decoding.
 
     Returns:
         uint8 pixels of shape `preprocessing.pixel_shape`.
 
     Raises:
         EmptyUpload: The upload has no bytes.
-        UnsupportedImage: The upload is not a file of one of the FORMATS.
-        ImageTooLarge: A side is longer than `max_side`; known from the header, before any pixel is decoded.
-        BadImage: The file is corrupt, truncated, or built to waste time or memory.
+        UnsupportedImage: The upload is in none of the FORMATS.
+        ImageTooLarge: A side is longer than `max_side`; raised before any pixel is decoded.
+        BadImage: The file is corrupt, truncated or too complex, or of a kind that PIL does not support.
     """
     if not upload:
-        raise EmptyUpload("The image is empty: it has no bytes.")
+        raise EmptyUpload("The image is empty: send the bytes of an image file.")
     format_name = _format(upload)
     _silence_pillow()
     try:
         _check_structure(upload, format_name, max_side)
-        with _turn_of(format_name), Image.open(UploadFile(upload), formats=[format_name]) as image:
+        with _lock_of(format_name), Image.open(UploadFile(upload), formats=[format_name]) as image:
             _check_size(image, max_side)
             pixels = None if exact else _decode_reduced(image, preprocessing)
             return np.asarray(pixels or _decode_fully(image, preprocessing, max_side))
     except ViTError:
         raise
+    except TooComplex as error:
+        raise BadImage(
+            f"The {format_name} image is too complex: {error}. Save it again, as PNG for example."
+        ) from error
     except Exception as error:
         # PIL raises whatever its parsers run into: OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise BadImage(f"The {format_name} image is corrupt or truncated: it can't be decoded.") from error
+        raise BadImage(
+            f"The {format_name} image can't be decoded: it is corrupt, truncated or of a kind that is not supported. "
+            "Save it again, as PNG for example."
+        ) from error
 
 
 def _format(upload: bytes) -> str:
-    """Name the format by the file's first bytes."""
+    """Detect the format from the file's first bytes."""
     start = upload[:_SIGNATURE_BYTES]
     for name in FORMATS:
         accept = Image.OPEN[name][1]
         if accept is not None and accept(start) is True:
             return name
-    raise UnsupportedImage(f"The upload is not an image of a format that is read here: {', '.join(FORMATS)}.")
+    raise UnsupportedImage(f"The upload is not an image in a supported format: send one of {', '.join(FORMATS)}.")
 
 
 def _silence_pillow() -> None:
-    """Drop PIL's warnings, which are about the client's file (its EXIF, its palette), not about this program.
+    """Ignore PIL's warnings, which are about the client's file (its EXIF, its palette), not about this program.
 
-    `warnings.catch_warnings` is not safe with threads, so this is a filter for the whole process, put first again
-    where somebody else's got before it.
+    `warnings.catch_warnings` is not thread-safe, so this installs a process-wide filter, and moves it to the front
+    again if another one was installed before it.
     """
-    if warnings.filters[:1] != [_SILENCE]:
-        warnings.filterwarnings("ignore", module=_SILENCE[3].pattern)
+    if warnings.filters[:1] != [_IGNORE_WARNINGS]:
+        warnings.filterwarnings("ignore", module=_IGNORE_WARNINGS[3].pattern)
 
 
-def _turn_of(format_name: str) -> contextlib.AbstractContextManager[object]:
-    """Return what lets one AVIF after the other through; see `_AVIF_TURN`."""
-    return _AVIF_TURN if format_name == "AVIF" else contextlib.nullcontext()
+def _lock_of(format_name: str) -> contextlib.AbstractContextManager[object]:
+    """Return the lock to hold while decoding a format; see `_AVIF_LOCK`."""
+    return _AVIF_LOCK if format_name == "AVIF" else contextlib.nullcontext()
 
 
 def _check_structure(upload: bytes, format_name: str, max_side: int) -> None:
@@ -146,13 +153,13 @@ def _check_structure(upload: bytes, format_name: str, max_side: int) -> None:
 def _check_size(image: Image.Image, max_side: int) -> None:
     check_sides(*image.size, max_side)
     if min(image.size) < 1:
-        raise ValueError("no pixels")
+        raise ValueError("The image has no pixels.")
 
 
 def _decode_fully(image: Image.Image, preprocessing: Preprocessing, max_side: int) -> Image.Image:
-    """Decode every pixel; turn, convert and resize in the order of transformers' pipeline, down to the last bit."""
+    """Decode every pixel; turn, convert and resize in the order of transformers' pipeline, for bit-exact results."""
     image.load()
-    rgb = _rgb(_turn(image, _orientation(image)))
+    rgb = _rgb(_turn(image, _orientation(image)), preprocessing)
     target = _resized_size(rgb.size, preprocessing)
     if preprocessing.crop is not None and max(target) > max_side:
         return _resize_centre(rgb, target, preprocessing)
@@ -160,25 +167,25 @@ def _decode_fully(image: Image.Image, preprocessing: Preprocessing, max_side: in
 
 
 def _decode_reduced(image: Image.Image, preprocessing: Preprocessing) -> Image.Image | None:
-    """Scale a JPEG while it is decoded; return None where it isn't a JPEG or isn't much larger than needed."""
+    """Scale a JPEG during decoding; return None if it is not a JPEG or not much larger than needed."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return None
     orientation = _orientation(image)
     swaps = orientation in _SWAPS_SIDES
     width, height = _resized_size(image.size[::-1] if swaps else image.size, preprocessing)
-    target = (height, width) if swaps else (width, height)  # as the picture lies in the file
-    # No mode is asked for, so CMYK and greyscale stay what they are. The box is the picture's true extent: the scaled
-    # sides are rounded up to whole pixels.
+    target = (height, width) if swaps else (width, height)  # as it is stored in the file
+    # No mode is requested, so CMYK and greyscale images keep theirs. The box is the picture's true extent, since the
+    # scaled sides are rounded up to whole pixels.
     header_size = image.size
     drafted = image.draft(None, (target[0] * DRAFT_MARGIN, target[1] * DRAFT_MARGIN))
     if drafted is None or image.size == header_size:
         return None
-    resized = _rgb(image).resize(target, preprocessing.resample, box=drafted[1])
+    resized = _rgb(image, preprocessing).resize(target, preprocessing.resample, box=drafted[1])
     return _crop(_turn(resized, orientation), preprocessing.crop)
 
 
 def _orientation(image: Image.Image) -> object:
-    """Read how the picture must be turned, 1 to 8; EXIF that can't be read turns nothing and spoils nothing."""
+    """Return the EXIF orientation, 1 to 8; EXIF data that can't be read is ignored."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
@@ -190,17 +197,24 @@ def _turn(image: Image.Image, orientation: object) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB as transformers does: alpha is dropped, 16 bits are clipped or scaled as PIL likes."""
-    if image.mode == "RGB":
-        return image
+def _rgb(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Convert to RGB as transformers does: alpha is dropped; 16 bits are clipped or scaled as PIL does.
+
+    The pipeline's own conversion drops alpha, but keeps the one transparent colour of a GIF or PNG beside the RGB
+    pixels. A processor that converts once more (`do_convert_rgb`) then replaces that colour by white.
+    """
     image.load()
-    image.info.pop("transparency", None)  # only makes PIL compute a transparent colour that nobody asks for
-    return image.convert("RGB")
+    if not preprocessing.has_white_background:
+        image.info.pop("transparency", None)  # otherwise PIL computes a transparent colour that is never used
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    if rgb.info.get("transparency") is None:
+        return rgb
+    white = Image.new("RGBA", rgb.size, "white")
+    return Image.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")
 
 
 def _resized_size(size: Size, preprocessing: Preprocessing) -> Size:
-    """Return (width, height) after the resize of an image that has (width, height).
+    """Return the (width, height) of an image of `size` (width, height) after the resize.
 
     The longer edge is rounded down, as in transformers' get_resize_output_image_size.
     """
@@ -215,7 +229,7 @@ def _resized_size(size: Size, preprocessing: Preprocessing) -> Size:
 
 
 def _crop(image: Image.Image, crop: Size | None) -> Image.Image:
-    """Cut the centre out; where the image is smaller it gets a black border, as in transformers' center_crop."""
+    """Crop the centre; a smaller image is padded with black, as in transformers' center_crop."""
     if crop is None:
         return image
     left, top = _crop_corner(image.size, crop)
@@ -223,15 +237,15 @@ def _crop(image: Image.Image, crop: Size | None) -> Image.Image:
 
 
 def _crop_corner(size: Size, crop: Size) -> Size:
-    """Return (left, top) of a centred crop (height, width) in an image of (width, height); negative means a border."""
+    """Return (left, top) of a centred crop (height, width) in an image (width, height); negative means padding."""
     return (size[0] - crop[1]) // 2, (size[1] - crop[0]) // 2
 
 
 def _resize_centre(rgb: Image.Image, target: Size, preprocessing: Preprocessing) -> Image.Image:
-    """Resize just what the crop keeps, for strips whose longer edge would be longer than any image accepted.
+    """Resize only what the crop keeps, for narrow images whose resized edge would exceed the accepted size.
 
-    A picture of 1 x 8000 pixels would else become one of 256 x 2,048,000 on the way. PIL keeps the corners of the box
-    in single precision, so pixels can differ by 1 from those of the whole resize.
+    An image of 1 x 8000 pixels would otherwise be resized to 256 x 2,048,000. PIL keeps the corners of the box in
+    single precision, so pixel values can differ by 1 from those of the whole resize.
     """
     assert preprocessing.crop is not None
     height, width = preprocessing.crop

@@ -1,7 +1,4 @@
-"""What a client uploads: an image file's bytes, or pixels that it decoded itself.
-
-Knows nothing of where uploads come from or where they go.
-"""
+"""What clients upload: image files, their base64, or pixels. Knows nothing of how they are sent."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from vit_api.errors import BadRequest
 
 @dataclass(frozen=True)
 class Pixels:
-    """One image in the model's own size, so that there is nothing left to decode.
+    """One decoded image, in the size that the model takes.
 
     Attributes:
         data: uint8 RGB, row by row.
@@ -31,7 +28,7 @@ class Pixels:
 
 
 Upload = bytes | Pixels
-"""An image file's bytes, or pixels."""
+"""An image to classify: the bytes of a file, or pixels."""
 
 
 def decode_base64(text: str, field: str = "image") -> bytes:
@@ -39,7 +36,7 @@ def decode_base64(text: str, field: str = "image") -> bytes:
 
     Args:
         text: Base64.
-        field: The field that the client sent it in, for the error message.
+        field: The name of the field that has it, for the error.
 
     Raises:
         BadRequest: The text is not base64.
@@ -48,6 +45,4 @@ def decode_base64(text: str, field: str = "image") -> bytes:
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequest(
-            f"The field '{field}' is not valid base64: encode the image file as standard base64."
-        ) from error
+        raise BadRequest(f"The field '{field}' is not valid base64.") from error

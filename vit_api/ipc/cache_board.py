@@ -1,4 +1,4 @@
-"""The caches' notice board, in shared memory: each HTTP process counts here, and all hear when caches are cleared.
+"""The caches' board, in shared memory: the counts of every HTTP process, and the epoch by which all caches are cleared.
 
 Knows nothing of what is cached.
 """
@@ -24,63 +24,63 @@ COUNTS = (
 
 
 class CacheTally:
-    """The counts of one HTTP process, which alone writes them.
+    """The counts of one HTTP process, their only writer.
 
     Args:
-        board: Where they are.
+        cache_board: Holds the counts.
         process: The number of the HTTP process.
     """
 
-    def __init__(self, board: CacheBoard, process: int) -> None:
-        self.board = board
+    def __init__(self, cache_board: CacheBoard, process: int) -> None:
+        self.cache_board = cache_board
         self._process = process
-        self._counts = board.views
+        self._counts = cache_board.views
 
     def add(self, name: str, count: int = 1) -> None:
-        """Add to a count."""
+        """Increment a counter."""
         self._counts[name][self._process] += count
 
     def set(self, name: str, count: int) -> None:
-        """Set a count that goes up and down."""
+        """Set a gauge."""
         self._counts[name][self._process] = count
 
-    def hear(self, epoch: int) -> None:
-        """Note that this process has forgotten what is older than `epoch`."""
-        self.board.heard[self._process] = epoch
+    def acknowledge(self, epoch: int) -> None:
+        """Publish that this process has evicted everything older than `epoch`."""
+        self.cache_board.acknowledged[self._process] = epoch
 
 
 class CacheBoard:
-    """Counts of all HTTP processes, and how often their caches were cleared.
+    """The counts of all HTTP processes, and the epoch: how often their caches were cleared.
 
     Args:
-        processes: HTTP processes.
+        processes: Number of HTTP processes.
     """
 
     def __init__(self, processes: int) -> None:
         self._shared = SharedArrays(
-            {"epoch": (np.uint64, (1,)), "heard": (np.uint64, (processes,))}
+            {"epoch": (np.uint64, (1,)), "acknowledged": (np.uint64, (processes,))}
             | dict.fromkeys(COUNTS, (np.uint64, (processes,)))
         )
         self.views = {name: self._shared.view(name) for name in COUNTS}
         self._epoch = self._shared.view("epoch")
-        self.heard = self._shared.view("heard")
+        self.acknowledged = self._shared.view("acknowledged")
 
     @property
     def epoch(self) -> int:
-        """How often the caches were cleared. A cache that last heard another number is to forget everything."""
+        """How often the caches were cleared. A cache filled in another epoch must evict everything."""
         epoch: int = self._epoch[0]
         return epoch
 
     def clear(self) -> None:
-        """Have every HTTP process forget what it remembers, before it next looks for anything.
+        """Have every HTTP process evict its entries before its next look-up.
 
-        Two that call this at the same moment may count once: the number changes, which is all that matters.
+        Two simultaneous calls may count as one: all that matters is that the number changes.
         """
         self._epoch[0] += 1
 
     def totals(self) -> dict[str, int]:
-        """Return each count's sum over all HTTP processes."""
+        """Return the sum of each count over all HTTP processes."""
         totals = {name: int(self._shared[name].sum()) for name in COUNTS}
-        # A process that has not heard of the last clear forgets before it is next asked.
-        has_heard = self._shared["heard"] == self._shared["epoch"]
-        return totals | {"entries": int(self._shared["entries"][has_heard].sum())}
+        # A process that has not acknowledged the last clear evicts its entries before its next look-up.
+        is_current = self._shared["acknowledged"] == self._shared["epoch"]
+        return totals | {"entries": int(self._shared["entries"][is_current].sum())}

@@ -1,8 +1,8 @@
-"""The counts behind the metrics, in shared memory: a column for each process, which alone writes it.
+"""The values behind the metrics, in shared memory: a column for each process, its only writer.
 
-prometheus_client's own way with several processes, a file for each, takes 5 us for the four counts of a cache hit; this
-takes 1.3. A process that replaces a dead one goes on with its column, so nothing is lost or counted twice. Knows
-nothing of what is counted.
+Used instead of prometheus_client's multiprocess mode, which has a file for each process, because it is faster
+(benchmarks/results/metrics_cost.json). A process that replaces a dead one continues its column, so nothing is lost or
+counted twice. Knows nothing of what is counted.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from vit_api.metrics import Kind, Metric
 
 
 class Counter:
-    """One series of a counter, for the process that counts. Not for several threads."""
+    """One series of a counter, in one process. Not thread-safe."""
 
-    __slots__ = ("_place", "_view")
+    __slots__ = ("_cell", "_view")
 
-    def __init__(self, view: Any, place: int) -> None:
+    def __init__(self, view: Any, cell: int) -> None:
         self._view = view
-        self._place = place
+        self._cell = cell
 
     def add(self, count: float = 1) -> None:
-        """Add to it."""
-        self._view[self._place] += count
+        """Increment it."""
+        self._view[self._cell] += count
 
 
 class Histogram:
-    """One series of a histogram, for the process that observes. Not for several threads.
+    """One series of a histogram, in one process. Not thread-safe.
 
-    Its places are: a count for each bucket, one for what is above all, and the sum.
+    Its cells are a count for each bucket, one for the +Inf bucket, and the sum.
     """
 
     __slots__ = ("_buckets", "_first", "_sum", "_view")
@@ -47,39 +47,39 @@ class Histogram:
         self._sum = first + len(buckets) + 1
 
     def observe(self, value: float) -> None:
-        """Add a value, in the metric's unit."""
+        """Observe a value, in the metric's unit."""
         self._view[self._first + bisect_left(self._buckets, value)] += 1
         self._view[self._sum] += value
 
 
 class MetricsWriter:
-    """What one process counts with.
+    """Gives one process the series that it writes.
 
     Args:
-        board: Where the counts are.
-        column: The process's.
+        metrics_board: Holds the values.
+        column: The process's column.
     """
 
-    def __init__(self, board: MetricsBoard, column: int) -> None:
-        self._board = board
+    def __init__(self, metrics_board: MetricsBoard, column: int) -> None:
+        self._metrics_board = metrics_board
         self._column = column
 
     def counter(self, metric: Metric, *values: str) -> Counter:
-        """Return the series of a counter with these labels' values."""
-        return Counter(self._board.view(metric), self._board.place(metric, self._column, values))
+        """Return the series of a counter with these label values."""
+        return Counter(self._metrics_board.view(metric), self._metrics_board.cell(metric, self._column, values))
 
     def histogram(self, metric: Metric, *values: str) -> Histogram:
-        """Return the series of a histogram with these labels' values."""
-        first = self._board.place(metric, self._column, values)
-        return Histogram(self._board.view(metric), first, metric.buckets)
+        """Return the series of a histogram with these label values."""
+        first = self._metrics_board.cell(metric, self._column, values)
+        return Histogram(self._metrics_board.view(metric), first, metric.buckets)
 
 
 class MetricsBoard:
-    """The counts of all processes.
+    """The values of all processes.
 
     Args:
-        processes: Their names.
-        metrics: What is counted.
+        processes: The names of the processes.
+        metrics: The metrics that they write.
     """
 
     def __init__(self, processes: Sequence[str], metrics: Iterable[Metric]) -> None:
@@ -91,31 +91,31 @@ class MetricsBoard:
         )
 
     def metrics_writer(self, process: str) -> MetricsWriter:
-        """Return what the calling process counts with; from now on it is the one of this name."""
+        """Return the writer of the calling process, which becomes the process of this name."""
         column = self.processes.index(process)
         self._shared["pid"][column] = os.getpid()
         return MetricsWriter(self, column)
 
     def pids(self) -> dict[str, int]:
-        """Return the ids of the processes that have started, by name; some may have died since."""
+        """Return the ids of the processes that have started, by name; some may be dead."""
         return {name: int(pid) for name, pid in zip(self.processes, self._shared["pid"], strict=True) if pid}
 
     def view(self, metric: Metric) -> Any:
         """Return the memory of a metric."""
         return self._shared.view(metric.name)
 
-    def place(self, metric: Metric, column: int, values: tuple[str, ...]) -> int:
-        """Return where a series of a process begins."""
+    def cell(self, metric: Metric, column: int, values: tuple[str, ...]) -> int:
+        """Return the first cell of a series of a process."""
         series = metric.series
         return (column * len(series) + series.index(values)) * _width(metric)
 
     def totals(self, metric: Metric) -> dict[tuple[str, ...], list[float]]:
-        """Return each series' sum over all processes: of a counter one number, of a histogram its places."""
+        """Return the sum of each series over all processes: one number for a counter, all cells for a histogram."""
         width = _width(metric)
         sums = self._shared[metric.name].reshape(len(self.processes), -1, width).sum(axis=0)
         return {values: [float(x) for x in row] for values, row in zip(metric.series, sums, strict=True)}
 
 
 def _width(metric: Metric) -> int:
-    """Return how many numbers a series has."""
+    """Return the number of cells of a series."""
     return len(metric.buckets) + 2 if metric.kind is Kind.HISTOGRAM else 1

@@ -1,6 +1,6 @@
 """What crosses a process boundary: records of fixed size, and the pipes that carry them.
 
-Knows nothing of who writes or reads them. Pixels never travel here; they stay in the slot table.
+Pixels never do; they stay in the slot table. Knows nothing of who writes or reads.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-MAX_TOP_K = 20
-"""Classes in an answer record, and the most that a client may ask for."""
+TOP_K = 20
+"""Number of classes in an answer: the maximum that a client may request."""
 
 DEFAULT_TOP_K = 5
-"""Classes in a response to a client that doesn't say how many it wants."""
+"""Number of classes in a response unless the client requests another."""
 
 _REQUEST = struct.Struct("<II")
 _ANSWER = struct.Struct(f"<IIBBHfff{MAX_TOP_K}I{MAX_TOP_K}f")
@@ -29,7 +29,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class RequestRecord(NamedTuple):
-    """An image waits in `slot`; `generation` tells this use of the slot from earlier ones."""
+    """An image waits in `slot`; `generation` distinguishes this use of the slot from earlier ones."""
 
     slot: int
     generation: int
@@ -40,14 +40,14 @@ class RequestRecord(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the model says of one image's most probable classes, at most `MAX_TOP_K` of them.
+    """The most probable classes of one image, at most `TOP_K`.
 
-    All classes' logits would be needed to make a probability of one; the top one's own probability stands for the rest.
+    A softmax needs the logits of all classes; the probability of the top one makes up for those that are left out.
 
     Attributes:
         indices: The classes, most probable first.
         logits: The model's outputs for them, float32.
-        top_probability: The first one's, by a softmax over all classes.
+        top_probability: The probability of the first class, by a softmax over all classes.
     """
 
     indices: tuple[int, ...]
@@ -56,30 +56,30 @@ class Prediction(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Tell whether these are numbers: neither infinite nor NaN, which JSON doesn't have."""
+        """Whether all numbers are finite; JSON has neither infinity nor NaN."""
         return math.isfinite(sum(self.logits, self.top_probability))
 
     @property
     def probabilities(self) -> tuple[float, ...]:
-        """What a softmax over all classes gives these, as exact as float32: the first one's is at least 1 / classes."""
+        """The probabilities by a softmax over all classes, exact to float32: the first is at least 1 / classes."""
         if not self.logits:
             return ()
         top_logit, top_probability = self.logits[0], self.top_probability
         return tuple([top_probability * math.exp(logit - top_logit) for logit in self.logits])
 
     def pack(self) -> bytes:
-        """Return the prediction in as few bytes as it has in an answer's record."""
-        padding = (0,) * (MAX_TOP_K - len(self.indices))
+        """Return the prediction as bytes, as compact as in an answer record."""
+        padding = (0,) * (TOP_K - len(self.indices))
         return _PREDICTION.pack(
             len(self.indices), self.top_probability, *self.indices, *padding, *self.logits, *padding
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Prediction:
-        """Return the prediction that was packed.
+        """Return the packed prediction.
 
         Raises:
-            ValueError: The data has another size or counts more classes than it can hold.
+            ValueError: The data has another size, or more classes than fit in it.
         """
         if len(data) != _PREDICTION.size or data[0] > MAX_TOP_K:
             raise ValueError("not a packed prediction")
@@ -88,27 +88,27 @@ class Prediction(NamedTuple):
 
 
 NO_PREDICTION = Prediction((), (), 0.0)
-"""Of an image that the model did not run for."""
+"""For an image that the model did not run for."""
 
 
 class Status(enum.IntEnum):
-    """What became of an image."""
+    """The outcome of an image."""
 
     OK = 0
     SKIPPED = 1
-    """Its client left or its deadline passed before the batch; the model never saw it."""
+    """It was abandoned before its batch was formed; the model never ran for it."""
     FAILED = 2
-    """The model raised on its batch."""
+    """The model raised on its batch, or its results are not finite."""
     OUT_OF_MEMORY = 3
-    """The device's memory does not even suffice for this image alone."""
+    """The device has not enough memory even for a batch of this image only."""
     LOST = 4
-    """Its worker died; the owner is to queue it again. Written by the main process."""
+    """Its worker died; its owner must queue it again. Written by the main process."""
     UNAVAILABLE = 5
-    """There will be no worker any more. Written by the main process."""
+    """No worker will be started any more. Written by the main process."""
 
 
 class AnswerRecord(NamedTuple):
-    """What a worker says of one slot."""
+    """A worker's answer for one slot."""
 
     slot: int
     generation: int
@@ -151,19 +151,19 @@ def unpack_answers(data: bytes) -> Iterator[AnswerRecord]:
 
 
 class RecordPipe:
-    """A queue of fixed-size records between processes: any number of writers and readers.
+    """A queue of fixed-size records between any number of writing and reading processes.
 
-    POSIX makes a write of at most `PIPE_BUF` bytes to a pipe atomic, so records of many writers never mix, and Linux
+    POSIX makes a write of at most `PIPE_BUF` bytes to a pipe atomic, so records of several writers never mix, and Linux
     reads under the pipe's lock, so several readers share the records without splitting one. Neither end ever blocks.
 
     Args:
         record_size: Bytes of one record.
-        capacity: Records that fit at the least. A writer that keeps to it never finds the pipe full.
+        capacity: Minimum number of records that fit. Writers that keep to it never find the pipe full.
     """
 
     def __init__(self, record_size: int, capacity: int) -> None:
         self._own(record_size, *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
-        # A record that doesn't fit in the rest of a page starts a new one, so a page may carry one write alone.
+        # A write that doesn't fit in the rest of a page starts a new one, so a page may carry no more than one write.
         pages = -(-2 * capacity * record_size // _PAGE) + 1
         if fcntl.fcntl(self._writer, fcntl.F_GETPIPE_SZ) < pages * _PAGE:
             fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, pages * _PAGE)
@@ -177,7 +177,7 @@ class RecordPipe:
     @classmethod
     def for_requests(cls, capacity: int) -> RecordPipe:
         """Make a pipe that carries `RequestRecord` records."""
-        # Twice: the main process may write each record again, see `recovery`.
+        # Twice the capacity: the main process may write each record again; see processes.recovery.
         return cls(_REQUEST.size, 2 * capacity)
 
     @classmethod
@@ -186,24 +186,24 @@ class RecordPipe:
         return cls(_ANSWER.size, capacity)
 
     def fileno(self) -> int:
-        """Return the reading end's descriptor, for event loops and `select`."""
+        """Return the file descriptor of the reading end, for event loops and `select`."""
         return self._reader
 
     def write(self, records: Iterable[bytes]) -> None:
-        """Write packed records, in as few atomic writes as they fit in.
+        """Write packed records in as few atomic writes as possible.
 
         Raises:
-            BlockingIOError: The pipe is full, though its capacity says that it can't be.
+            BlockingIOError: The pipe is full, because more records were written than its capacity.
         """
         data = b"".join(records)
         step = select.PIPE_BUF // self._record_size * self._record_size
         for start in range(0, len(data), step):
             os.write(self._writer, data[start : start + step])
 
-    def read(self, most: int) -> bytes:
-        """Return up to `most` records that are there now, as bytes; none if the pipe is empty."""
+    def read(self, max_records: int) -> bytes:
+        """Return up to `max_records` records as bytes; none if the pipe is empty."""
         try:
-            return os.read(self._reader, most * self._record_size)
+            return os.read(self._reader, max_records * self._record_size)
         except BlockingIOError:
             return b""
 

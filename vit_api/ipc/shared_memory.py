@@ -1,7 +1,4 @@
-"""Arrays in anonymous shared memory that forked and spawned processes see alike.
-
-Knows nothing of what the arrays mean.
-"""
+"""Arrays in anonymous shared memory, for forked and spawned processes alike. Knows nothing of what they mean."""
 
 from __future__ import annotations
 
@@ -21,12 +18,15 @@ _CACHE_LINE = 64
 
 
 class SharedArrays:
-    """Named NumPy arrays in one `memfd` segment, zeroed at first.
+    """Named NumPy arrays in one `memfd` segment, initially zero.
 
-    A `memfd` is used, not `/dev/shm`: a container's `/dev/shm` holds 64 MB by default, and a named segment outlives
-    a SIGKILL. Pages are taken from the system when they are first written, so a large table costs what is used.
+    A `memfd` rather than `/dev/shm`, which is limited to 64 MB in a container by default, and where a named segment
+    outlives a SIGKILL. The kernel allocates a page when it is first written, so a large table costs only what is used.
 
-    The object can be pickled only while a process is being spawned; the file descriptor goes along.
+    The object can be pickled only while a process is being spawned, which then inherits the file descriptor.
+
+    Args:
+        layout: The dtype and shape of each array, by name.
 
     Attributes:
         arrays: The arrays by name. All processes that hold the segment see the same memory.
@@ -41,7 +41,7 @@ class SharedArrays:
     def _map(self, layout: Layout, fd: int) -> None:
         self._layout = layout
         self._fd = fd
-        weakref.finalize(self, os.close, fd)  # the arrays hold the mapping, which needs it no more
+        weakref.finalize(self, os.close, fd)  # the arrays hold the mapping, which does not need it
         self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
         self.arrays: dict[str, NDArray[Any]] = {}
         for name, (dtype, shape, offset) in _offsets(layout).items():
@@ -52,7 +52,7 @@ class SharedArrays:
         return self.arrays[name]
 
     def view(self, name: str) -> Any:
-        """Return a memory view of a one-dimensional array: a third of the time of a NumPy index for one element."""
+        """Return a memory view of a one-dimensional array, which is faster to index element by element than NumPy."""
         return memoryview(self.arrays[name].data)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class SharedArrays:
 
 
 def _offsets(layout: Layout) -> dict[str, tuple[DTypeLike, tuple[int, ...], int]]:
-    """Place the arrays one after the other, each at the start of a cache line."""
+    """Place the arrays one after the other, each aligned to a cache line."""
     placed, offset = {}, 0
     for name, (dtype, shape) in layout.items():
         placed[name] = (dtype, shape, offset)

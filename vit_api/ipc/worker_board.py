@@ -1,7 +1,7 @@
-"""The workers' notice board: what each worker says of itself, in shared memory, and the main process of them all.
+"""The workers' board: the status of each worker, in shared memory, and whether the server is draining.
 
-Knows nothing of how a worker works. Each line has one writer at a time: its worker, or while that one is dead, the main
-process.
+Each status has one writer at a time: its worker or, while that one is dead, the main process. Knows nothing of how a
+worker works.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _TEXTS: Final = ("device", "device_name", "dtype", "device_uuid", "engine")
 
 
 class WorkerState(enum.IntEnum):
-    """What a worker is doing."""
+    """The state of a worker."""
 
     STARTING = 0
     READY = 1
     RESTARTING = 2
-    """It died, and another one takes its place; what comes meanwhile waits."""
+    """It died and is being replaced; images wait for its successor."""
     GONE = 3
-    """It died and nobody will take its place; the server stops."""
+    """It died and will not be replaced; the server shuts down."""
 
 
 _TAKES_IMAGES = frozenset({WorkerState.READY, WorkerState.RESTARTING})
@@ -35,16 +35,16 @@ _TAKES_IMAGES = frozenset({WorkerState.READY, WorkerState.RESTARTING})
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What one worker says of itself.
+    """The status that one worker publishes.
 
     Attributes:
-        state: What it is doing.
-        device: Where it runs, as torch names devices.
-        device_name: The hardware's own name.
-        dtype: What it computes in.
-        device_uuid: The GPU's own number, as NVML knows it; empty for the CPU.
+        state: Its state.
+        device: Its device, as torch names devices.
+        device_name: The name of the hardware.
+        dtype: The dtype that it computes in.
+        device_uuid: The GPU's UUID, as NVML knows it; empty for the CPU.
         engine: How the model runs.
-        startup_s: How long it took until the worker was ready, in seconds.
+        startup_s: Seconds from its start until it was ready.
     """
 
     state: WorkerState
@@ -57,10 +57,13 @@ class WorkerStatus:
 
 
 class WorkerBoard:
-    """One notice for each worker. All are starting at first.
+    """The status of each worker, STARTING at first.
+
+    Args:
+        workers: Number of workers.
 
     Attributes:
-        workers: How many there are.
+        workers: Number of workers.
     """
 
     def __init__(self, workers: int) -> None:
@@ -70,7 +73,7 @@ class WorkerBoard:
             {
                 "state": (np.uint8, (workers,)),
                 "draining": (np.uint8, (1,)),
-                "progress_at": (np.float64, (workers,)),
+                "heartbeat_at": (np.float64, (workers,)),
                 "restarts": (np.uint64, (workers,)),
                 "batches": (np.uint64, (workers,)),
                 "images": (np.uint64, (workers,)),
@@ -92,76 +95,76 @@ class WorkerBoard:
         self.workers = state["workers"]
         self._bind(state["shared"])
 
-    def post(self, worker: int, notice: WorkerStatus) -> None:
-        """Write the notice of `worker`; the state last, so that a reader who sees it ready sees the rest."""
+    def publish(self, worker: int, status: WorkerStatus) -> None:
+        """Write the status of `worker`; its state last, so that a reader that sees it ready sees the rest."""
         for name in _TEXTS:
-            self._shared[name][worker] = getattr(notice, name).encode("ascii", "replace")[:_TEXT_BYTES]
-        self._shared["startup_s"][worker] = notice.startup_s
-        self.beat(worker, time.monotonic())
-        self._shared["state"][worker] = notice.state
+            self._shared[name][worker] = getattr(status, name).encode("ascii", "replace")[:_TEXT_BYTES]
+        self._shared["startup_s"][worker] = status.startup_s
+        self.heartbeat(worker, time.monotonic())
+        self._shared["state"][worker] = status.state
 
     def read(self, worker: int) -> WorkerStatus:
-        """Return the notice of `worker`."""
+        """Return the status of `worker`."""
         texts = {name: bytes(self._shared[name][worker]).decode() for name in _TEXTS}
         startup_s = float(self._shared["startup_s"][worker])
         return WorkerStatus(WorkerState(self._shared["state"][worker]), startup_s=startup_s, **texts)
 
-    def beat(self, worker: int, now: float) -> None:
-        """Note that `worker` makes progress at `now`, in seconds of the monotonic clock."""
-        self._shared["progress_at"][worker] = now
+    def heartbeat(self, worker: int, now: float) -> None:
+        """Record that `worker` made progress at `now`, in seconds of the monotonic clock."""
+        self._shared["heartbeat_at"][worker] = now
 
-    def progress_at(self, worker: int) -> float:
-        """Return when `worker` last made progress, in seconds of the monotonic clock."""
-        return float(self._shared["progress_at"][worker])
+    def heartbeat_at(self, worker: int) -> float:
+        """Return the time of the last heartbeat of `worker`, in seconds of the monotonic clock."""
+        return float(self._shared["heartbeat_at"][worker])
 
     def count_batch(self, worker: int, images: int) -> None:
-        """Count a batch that `worker` ran, and the images in it."""
+        """Count a batch that `worker` ran, and its images."""
         self._shared["batches"][worker] += 1
         self._shared["images"][worker] += images
 
     def mark_draining(self) -> None:
-        """Note that the server stops, so that it doesn't count as ready. For the main process."""
+        """Record that the server is shutting down, so that it is no longer ready. For the main process."""
         self._shared["draining"][0] = 1
 
     def mark_gone(self) -> None:
-        """Note that no worker will be there any more. For the main process."""
+        """Record that no worker will be started any more. For the main process."""
         self._shared["state"][:] = WorkerState.GONE
 
     def mark_restarting(self, worker: int) -> None:
-        """Note that `worker` died and is started again. For the main process."""
+        """Record that `worker` died and is being restarted. For the main process."""
         self._shared["state"][worker] = WorkerState.RESTARTING
         self._shared["restarts"][worker] += 1
 
     def restarts_of(self, worker: int) -> int:
-        """Return how often `worker` was started again."""
+        """Return how often `worker` was restarted."""
         return int(self._shared["restarts"][worker])
 
     def counts_of(self, worker: int) -> tuple[int, int]:
-        """Return how many batches `worker` ran, and how many images were in them."""
+        """Return how many batches and images `worker` ran."""
         return int(self._shared["batches"][worker]), int(self._shared["images"][worker])
 
     def ready_count(self) -> int:
-        """Count the workers that take images."""
+        """Count the workers that are ready."""
         return int(np.count_nonzero(self._shared["state"] == WorkerState.READY))
 
     def takes_images(self) -> bool:
-        """Tell whether there is a worker, or will be one soon again."""
+        """Return whether a worker is ready or being restarted."""
         return not _TAKES_IMAGES.isdisjoint(self._state)
 
     def is_gone(self) -> bool:
-        """Tell whether there will be no worker any more."""
+        """Return whether no worker will be started any more."""
         return bool((self._shared["state"] == WorkerState.GONE).all())
 
     def is_draining(self) -> bool:
-        """Tell whether the server stops."""
+        """Return whether the server is shutting down."""
         return bool(self._draining[0])
 
     def is_ready(self) -> bool:
-        """Tell whether images are welcome: no stop is under way, every worker has started once, and one is ready."""
+        """Return whether images are accepted: all workers have started once, one is ready, and it is not draining."""
         is_starting = bool((self._shared["state"] == WorkerState.STARTING).any())
         return self.ready_count() > 0 and not is_starting and not self.is_draining()
 
     def dtypes(self) -> list[str]:
-        """Return what the workers that have started compute in; one, unless their devices are of several kinds."""
-        notices = (self.read(worker) for worker in range(self.workers))
-        return sorted({notice.dtype for notice in notices if notice.state != WorkerState.STARTING})
+        """Return the dtypes of the workers that have started: one, unless their devices differ in kind."""
+        statuses = (self.read(worker) for worker in range(self.workers))
+        return sorted({status.dtype for status in statuses if status.state != WorkerState.STARTING})

@@ -114,8 +114,8 @@ class CudaLink:
         return host, self._record(torch.cuda.current_stream(self._device))
 
     def _record(self, stream: torch.cuda.Stream) -> Event:
-        # A blocking event lets the thread sleep while it waits: the core can decode images meanwhile.
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        # Not a blocking event: those who wait for a batch poll it, see worker.outcomes.
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 

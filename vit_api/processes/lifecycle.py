@@ -1,6 +1,6 @@
-"""What each kind of process does at its start and end: signals, death with its parent, logging.
+"""What each kind of process does when it starts and ends: signals, ending with its parent, logging, serving HTTP.
 
-Knows nothing of what a process is for.
+Knows nothing of the application that it serves.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from starlette.types import ASGIApp
 
 _PR_SET_PDEATHSIG = 1
 
-# mallopt(3). Each upload takes and frees memory of its size some times. As glibc starts, it gives that back to the
-# system and gets it again: in one process of four a 65 KB upload cost 5 to 15 page faults, a fifth of a cache hit.
+# mallopt(3). Each upload allocates and frees memory of its size several times. By default glibc returns it to the
+# system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES = {_M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 2**20, _M_MMAP_THRESHOLD: 32 * 2**20}
 
 # A packet filter for a listener, socket(7), in classic BPF: drop packets with SYN and without ACK, keep the others.
-# Connections that begin now get no answer, and are refused when the client tries again; the others live on.
+# New connections get no answer and are refused when the client retries; established ones are not affected.
 _SO_ATTACH_FILTER = 26
 _DROP_NEW = (
     (0x30, 0, 0, 13),  # load the TCP header's flags
@@ -40,13 +40,13 @@ _DROP_NEW = (
 _FILTER_CODE = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DROP_NEW))
 _FILTER = struct.pack("HL", len(_DROP_NEW), ctypes.addressof(_FILTER_CODE))
 _ACCEPT_S = 0.2
-"""How long connections that the kernel has accepted are accepted here, and their requests read."""
+"""How long to accept the connections that the kernel has already established."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent`, a process id, ends in whatever way; see prctl(2)."""
+    """Have the kernel kill this process when the process with the id `parent` ends; see prctl(2)."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
@@ -54,7 +54,7 @@ def die_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[socket.socket]:
-    """Turn SIGINT and SIGTERM into bytes on the socket that this yields, as long as the context lasts."""
+    """Turn SIGINT and SIGTERM into bytes on the socket that this yields, for the duration of the context."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
@@ -72,7 +72,7 @@ def stop_signals() -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Hold signals back; processes that are started here hold them back until they unblock them themselves."""
+    """Block signals; a process started here has them blocked until it unblocks them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -81,10 +81,10 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
 
 
 class WorkerProcess(ls.Callback):  # type: ignore[misc]
-    """LitServe's callback at a worker's start.
+    """LitServe's callback for a starting worker.
 
     Args:
-        parent: The process to die with.
+        parent: Id of the process to end with.
         configure_logging: Sets up the logging of a new process.
     """
 
@@ -99,7 +99,7 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep some memory that it freed, for the next upload, where the C library is glibc."""
+    """Have glibc keep some freed memory for the next upload; without effect on other C libraries."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in _KEPT_BYTES.items():
@@ -107,22 +107,22 @@ def keep_freed_memory() -> None:
 
 
 def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeout_s: float) -> None:
-    """Serve an ASGI application until SIGTERM, then finish the requests under way. For a forked process.
+    """Serve an ASGI application until SIGTERM, then finish the requests in flight. For a forked process.
 
     Args:
         app: The application.
         listener: A bound socket.
-        parent: The process to die with.
-        stop_timeout_s: Seconds that requests under way get at the end.
+        parent: Id of the process to end with.
+        stop_timeout_s: Seconds that requests in flight get to finish.
     """
     signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
-    # Not SIGINT: Ctrl-C reaches all processes, and the main one says what comes when.
+    # Not SIGINT: Ctrl-C reaches all processes, and the main process decides on the order.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     die_with_parent(parent)
     keep_freed_memory()
-    # What lives now lives for ever: the collector need not visit it, and leaves the pages shared with the parent.
+    # Objects that exist now are never freed: without them, collections are shorter and their pages stay shared.
     gc.freeze()
     config = uvicorn.Config(
         app,
@@ -133,20 +133,20 @@ def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeo
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # `client_address` says whose are believed
+        proxy_headers=False,  # access.client_address decides which are trusted
         timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
     )
     _Server(config).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which loses no connection at its stop.
+    """A uvicorn server that loses no connection when it shuts down.
 
-    What the kernel has accepted for a listener, and the server not yet, is reset when the listener is closed.
+    Otherwise connections that the kernel has established and uvicorn not yet accepted are reset with the listener.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new connections, accept those that are there, then stop as uvicorn does."""
+        """Refuse new connections, accept the established ones, then shut down as uvicorn does."""
         for listener in sockets or ():
             with contextlib.suppress(OSError):  # not on Linux
                 listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _FILTER)

@@ -1,4 +1,4 @@
-"""The sockets that the HTTP processes listen on. Knows nothing of who serves what on them."""
+"""The sockets that the HTTP processes listen on. Knows nothing of what is served on them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import socket
 class Listeners:
     """A bound socket for each HTTP process, all on one address.
 
-    The kernel spreads connections between them (SO_REUSEPORT). One shared socket would not do: at times one process
-    gets all keep-alive connections while the others idle.
+    The kernel spreads connections over them (SO_REUSEPORT). With one shared socket, a single process sometimes gets all
+    keep-alive connections while the others idle.
 
     Raises:
-        OSError: The address can't be had, for one because another server listens on it.
+        OSError: The address is not available, for example because another server listens on it.
     """
 
     def __init__(self, host: str, port: int, count: int) -> None:
@@ -32,17 +32,17 @@ class Listeners:
         return listener
 
     def get(self, number: int) -> socket.socket:
-        """Return the socket for the HTTP process of this number; a new one where a former was closed."""
+        """Return the socket of the HTTP process with this number; a new one if the last was closed."""
         if number not in self._sockets:
             self._sockets[number] = self._bind()
         return self._sockets[number]
 
     def close(self, number: int) -> None:
-        """Close this process's copy: one that stays open takes connections that nobody accepts."""
+        """Close this process's copy: while it is open, it receives connections that are never accepted."""
         self._sockets.pop(number).close()
 
     def keep(self, number: int) -> socket.socket:
-        """Return the socket of this number and close all others. For the HTTP process, once it is forked."""
+        """Return the socket with this number and close all others. For the HTTP process, once it is forked."""
         for other in set(self._sockets) - {number}:
             self.close(other)
         return self._sockets[number]

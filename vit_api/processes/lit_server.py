@@ -1,13 +1,12 @@
-"""LitServe's server, with HTTP processes and a stop of our own. The only module that touches LitServe's internals.
+"""LitServe's server, with HTTP processes and a supervisor of our own. The only module that touches its internals.
 
-LitServe's are the devices, the worker processes, their set-up and their loop. Ours are the HTTP processes (LitServe's
-share one socket, and a manager process for all queues) and what keeps all alive and stops it (LitServe loses what a
-dead worker had, and leaves orphans behind). Knows nothing of images or models.
+LitServe provides devices, worker processes, their set-up and their loop. Ours are the HTTP processes (LitServe's share
+one socket, and a manager process for all queues) and the supervision (LitServe loses the requests of a dead worker, and
+leaves orphans behind). Knows nothing of images or models.
 """
 
 from __future__ import annotations
 
-import logging
 import multiprocessing as mp
 import os
 import signal
@@ -17,38 +16,13 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 import litserve as ls
-from litserve.connector import check_cuda_with_nvidia_smi
 
-from vit_api import space
 from vit_api.processes.lifecycle import STOP_SIGNALS, WorkerProcess, blocked, stop_signals
 from vit_api.processes.listeners import Listeners
 from vit_api.processes.supervisor import StartProcess, Supervisor
 
-logger = logging.getLogger(__name__)
-
 ServeHttp = Callable[[int, socket.socket], None]
 Supervise = Callable[[StartProcess, StartProcess], Supervisor]
-
-
-def choose_devices(device: str) -> list[str]:
-    """Return the devices that the setting `device` means, as torch names them.
-
-    `auto` means all GPUs that the driver lists, or the CPU. LitServe's own `auto` looks whether torch was imported,
-    which it never is in this process.
-    """
-    numbers = [int(number) for number in device.partition(":")[2].split(",") if number]
-    if device.startswith("cuda:"):
-        return [f"cuda:{number}" for number in numbers]
-    gpus = 0 if device == "cpu" else check_cuda_with_nvidia_smi()
-    if device == "cuda" and not gpus:
-        raise ValueError("VIT_API_DEVICE=cuda, but nvidia-smi lists no GPU; use auto or cpu")
-    if device == "auto" and not gpus and (accelerator := space.accelerator()):
-        logger.warning(
-            "this Space's hardware is %s, but nvidia-smi lists no GPU: the model runs on the CPU, many times slower. "
-            "Restart the Space; if that does not help, see whether its image has CUDA",
-            accelerator,
-        )
-    return [f"cuda:{number}" for number in range(gpus)] or ["cpu"]
 
 
 class ViTServer(ls.LitServer):  # type: ignore[misc]
@@ -57,9 +31,9 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
     Args:
         lit_api: What to serve; its loop reads the slot table.
         devices: Where to run workers, as torch names devices.
-        workers_per_device: Inference workers on each.
-        configure_logging: Called at a worker's start.
-        serve_http: Serves HTTP on a socket, as the HTTP process of that number, until a signal stops it.
+        workers_per_device: Number of workers on each device.
+        configure_logging: Called when a worker starts.
+        serve_http: Serves HTTP on a socket, as the HTTP process with a given number, until a signal.
     """
 
     def __init__(
@@ -80,23 +54,23 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
             callbacks=[WorkerProcess(os.getpid(), configure_logging)],
         )
         self._serve_http = serve_http
-        # LitServe's worker takes these along; ours has the slot table instead.
+        # LitServe passes these to its workers; ours use the slot table instead.
         self.workers_setup_status: dict[str, str] = {}
         self.litapi_request_queues = {lit_api.api_path: None}
         self._transport = None
 
     def register_endpoints(self) -> None:
-        """Add none of LitServe's routes: each HTTP process builds its own application."""
+        """Add no routes: each HTTP process builds its own application."""
 
     def _register_middleware(self) -> None:
-        """Add none of LitServe's middleware; it would compress answers that are too small to gain."""
+        """Add no middleware: LitServe's compresses responses, and ours are too small to gain from that."""
 
     def run(self, listeners: Listeners, supervise: Supervise) -> int:
-        """Serve until SIGINT or SIGTERM, or until processes die that can't be replaced.
+        """Serve until SIGINT or SIGTERM, or until processes die that can't be restarted.
 
         Args:
             listeners: A socket for each HTTP process.
-            supervise: Makes what keeps the processes alive, of the functions that start one.
+            supervise: Returns a supervisor, given the functions that start an HTTP process and a worker.
 
         Returns:
             The exit status: 0 after a signal, 1 otherwise.
@@ -116,7 +90,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         process = mp.get_context("fork").Process(
             target=self._run_http, args=(number,), name=f"http-{number}", daemon=True
         )
-        with blocked(*STOP_SIGNALS):  # until the process has handlers of its own
+        with blocked(*STOP_SIGNALS):  # until the process has its own handlers
             process.start()
         self._listeners.close(number)
         return process
@@ -125,7 +99,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         self._serve_http(number, self._listeners.keep(number))
 
     def _start_worker(self, number: int) -> BaseProcess:
-        resource_tracker.ensure_running()  # as it starts, it unblocks the signal
-        with blocked(signal.SIGINT):  # Ctrl-C reaches all processes; the main one stops the workers
+        resource_tracker.ensure_running()  # its start unblocks the signal
+        with blocked(signal.SIGINT):  # Ctrl-C reaches all processes; the main process stops the workers
             process: BaseProcess = self.launch_single_inference_worker(self.lit_api, number)
         return process

@@ -1,4 +1,4 @@
-"""What becomes of the images of a worker that died. For the main process; knows nothing of processes or HTTP."""
+"""Recovers the images of processes that died. For the main process; knows nothing of processes or HTTP."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _RECORDS_PER_READ = 4096
 
 
 class Recovery:
-    """Give the images of dead workers back to their owners.
+    """Return the images of dead workers to their owners.
 
     Args:
         table: The slots.
-        requests: Carries records to the workers.
+        requests: Carries request records to the workers.
         answers: One pipe for each HTTP process, by its number.
     """
 
@@ -29,36 +29,36 @@ class Recovery:
         self._answers = answers
 
     def worker_died(self, worker: int) -> None:
-        """Have what `worker` was running queued again by its owners, and what waits be found by the other workers.
+        """Have the owners queue again what `worker` was running, and make all queued images known to other workers.
 
-        An answer that the worker sent before it died is read first, since a pipe keeps its order; what is said here of
-        such a slot is stale then.
+        An answer that the worker sent before it died is read first, since a pipe keeps its order; the record written
+        here for such a slot is then stale.
         """
-        self._tell(self._table.held_by(worker), Status.LOST)
+        self._notify(self._table.held_by(worker), Status.LOST)
         self._write_requests_again()
 
     def http_process_died(self) -> None:
-        """Have what it had queued, perhaps without a record, found by a worker, which skips it and says so.
+        """Make what it had queued, perhaps without a record, known to a worker, which skips it and says so.
 
-        Its successor has to be there, and to have marked these images as unwanted.
+        To be called once its successor runs and has abandoned these images.
         """
         self._write_requests_again()
 
     def give_up(self) -> None:
-        """Have the owners answer all that waits with a failure: no worker will come any more."""
-        self._tell(self._table.with_workers(), Status.UNAVAILABLE)
+        """Have the owners fail everything that waits: no worker will be started any more."""
+        self._notify(self._table.with_workers(), Status.UNAVAILABLE)
 
     def _write_requests_again(self) -> None:
-        """Write the record of every queued slot: a dead worker may have read some, a dead owner not written them.
+        """Write the record of every queued slot: a dead worker may have read it, a dead owner not have written it.
 
         The pipe is emptied first, so that it can't overflow. A record that an owner writes meanwhile may be there
-        twice, which is harmless: a slot can be claimed once.
+        twice, which is harmless: a slot can be claimed only once.
         """
         while self._requests.read(_RECORDS_PER_READ):
             pass
         self._requests.write(RequestRecord(slot, generation).pack() for slot, generation in self._table.queued())
 
-    def _tell(self, slots: Iterable[tuple[int, int]], status: Status) -> None:
+    def _notify(self, slots: Iterable[tuple[int, int]], status: Status) -> None:
         by_owner: defaultdict[int, list[bytes]] = defaultdict(list)
         for slot, generation in slots:
             by_owner[self._table.owner_of(slot)].append(AnswerRecord(slot, generation, status).pack())
@@ -66,5 +66,5 @@ class Recovery:
             try:
                 self._answers[owner].write(records)
             except BlockingIOError:
-                # It reads nothing, so it hangs, and its clients with it: their deadlines are all that is left.
-                logger.error("HTTP process %d reads no answers; it is not told of %d images", owner, len(records))
+                # A process that reads nothing hangs; its clients are left to their own time limits.
+                logger.error("HTTP process %d reads no answers; %d records were dropped", owner, len(records))

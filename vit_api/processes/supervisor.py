@@ -1,7 +1,7 @@
-"""Keeps the server's processes alive, and ends them. For the main process.
+"""Keeps the server's processes alive and stops them. For the main process.
 
-Starts the HTTP processes and the workers, starts again what dies or hangs, and stops all on a signal. Knows neither
-LitServe nor HTTP nor models; what becomes of a dead worker's images is `recovery`'s.
+Starts the HTTP processes and the workers, restarts those that die or hang, and shuts down on a signal. Knows nothing of
+LitServe, HTTP or models; `recovery` takes care of a dead worker's images.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from vit_api.processes.recovery import Recovery
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-"""Between two looks at whether a worker hangs."""
+"""Interval between two checks for hung workers."""
 
-_MOST_RESTARTS = 5
+_MAX_RESTARTS = 5
 _RESTART_WINDOW_S = 60.0
 _WORKER_STOP_S = 5.0
 _LAST_ANSWERS_S = 5.0
-"""What HTTP processes get to answer what waits, when the workers are gone for good."""
+"""Time for HTTP processes to answer waiting requests once the workers are gone."""
 _LAST_TICK_S = 0.05
-_BEAT_SLACK_S = 1.0
-"""An idle worker's last sign of life may be so old."""
-_SLEPT_S = 2.0
+_HEARTBEAT_SLACK_S = 1.0
+"""Maximum age of an idle worker's heartbeat."""
+_SUSPENDED_S = 2.0
+"""A wait that takes so much longer than asked for means that this process was suspended."""
 
 
-class _WorkersHopeless(Exception):
+class _WorkerCrashLoop(Exception):
     """A worker can't be kept alive."""
 
 
-class _HttpHopeless(Exception):
+class _HttpCrashLoop(Exception):
     """An HTTP process can't be kept alive."""
 
 
@@ -51,13 +52,13 @@ StartProcess = Callable[[int], BaseProcess]
 
 @dataclass
 class _Member:
-    """A process that is always there, in whichever incarnation.
+    """A process that is restarted whenever it ends.
 
     Attributes:
-        name: For the log.
+        name: Its name in the log.
         start: Starts it.
-        process: The present incarnation.
-        restarts: When it was started again, as far as it matters.
+        process: The current process.
+        restarts: The times of its recent restarts.
     """
 
     name: str
@@ -65,35 +66,38 @@ class _Member:
     process: BaseProcess
     restarts: deque[float] = field(default_factory=deque)
 
-    def forgive(self) -> None:
-        """Forget the last deaths, whose cause is known and gone."""
+    def reset_restart_budget(self) -> None:
+        """Discard the last restarts, whose cause is known and gone."""
         for _ in range(min(MAX_DEATHS, len(self.restarts))):
             self.restarts.pop()
 
     def may_restart(self, *, worked: bool = True) -> bool:
-        """Note a restart, and tell whether there were not too many lately, or in a row before it `worked` again."""
+        """Count a restart, and return whether the restart budget allows it.
+
+        Args:
+            worked: Whether the process had become ready; otherwise old restarts count, too.
+        """
         now = time.monotonic()
         while worked and self.restarts and now - self.restarts[0] > _RESTART_WINDOW_S:
             self.restarts.popleft()
         self.restarts.append(now)
-        return len(self.restarts) <= _MOST_RESTARTS
+        return len(self.restarts) <= _MAX_RESTARTS
 
 
 class Supervisor:
     """Keep HTTP processes and workers alive until a signal.
 
     Args:
-        start_http: Starts the HTTP process of a number.
-        http_processes: How many there are.
-        start_worker: Starts the worker of a number.
-        board: What the workers say of themselves; it says how many there are.
-        table: What waits for them.
+        start_http: Starts the HTTP process with a given number.
+        http_processes: Number of HTTP processes.
+        start_worker: Starts the worker with a given number.
+        worker_board: The status of the workers, and their number.
+        table: The images that wait for them.
         recovery: Takes care of a dead worker's images.
-        http_restarts: Counts the HTTP processes that are started again.
+        http_restarts: Counts restarted HTTP processes.
         worker_stall_s: Seconds without progress after which a worker is killed.
-        drain_delay_s: Seconds between the first signal, from which on the server says that it is not ready, and the
-            end of its taking connections.
-        drain_timeout_s: Seconds that requests under way get at the end.
+        drain_delay_s: Seconds from the first signal, when readiness turns off, until the port is closed.
+        drain_timeout_s: Seconds that requests in flight get to finish.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class Supervisor:
         http_processes: int,
         start_worker: StartProcess,
         *,
-        board: WorkerBoard,
+        worker_board: WorkerBoard,
         table: SlotTable,
         recovery: Recovery,
         http_restarts: Counter,
@@ -113,7 +117,7 @@ class Supervisor:
         self._start_http = start_http
         self._http_processes = http_processes
         self._start_worker = start_worker
-        self._board = board
+        self._worker_board = worker_board
         self._table = table
         self._recovery = recovery
         self._http_restarts = http_restarts
@@ -125,7 +129,7 @@ class Supervisor:
         self._awake_since = 0.0
 
     def start_http(self) -> None:
-        """Start the HTTP processes; before the workers, so that probes are answered while the model loads."""
+        """Start the HTTP processes, before the workers, so that probes are answered while the model loads."""
         self._http = [
             _Member(f"http-{number}", functools.partial(self._start_http, number), self._start_http(number))
             for number in range(self._http_processes)
@@ -135,50 +139,53 @@ class Supervisor:
         """Start the workers."""
         self._workers = [
             _Member(f"worker-{number}", functools.partial(self._start_worker, number), self._start_worker(number))
-            for number in range(self._board.workers)
+            for number in range(self._worker_board.workers)
         ]
 
     def watch(self, stop: socket) -> int:
-        """Keep all alive until a signal, then drain. Return the exit status: 0 after a signal, 1 after giving up.
+        """Keep all processes alive until a signal, then drain.
 
         Args:
-            stop: Has a byte to read for each signal that came.
+            stop: Has a byte to read for each signal received.
+
+        Returns:
+            The exit status: 0 after a signal, 1 after a crash loop.
         """
         try:
             while not self._wait(stop, _TICK_S):
                 self._replace_dead_workers()
                 self._replace_dead_http()
             self._drain(stop)
-        except _WorkersHopeless as error:
-            logger.error("%s; stopping", error)
+        except _WorkerCrashLoop as error:
+            logger.error("%s; shutting down", error)
             self._give_up(stop)
             return 1
-        except _HttpHopeless as error:
-            logger.error("%s; stopping", error)
+        except _HttpCrashLoop as error:
+            logger.error("%s; shutting down", error)
             self._finish_requests(stop)
             return 1
         return 0
 
     def stop(self) -> None:
-        """End what still runs, at once."""
+        """End the remaining processes at once."""
         _end([member.process for member in self._http], 0.0)
         _end([member.process for member in self._workers], _WORKER_STOP_S)
 
     def _wait(self, stop: socket, timeout_s: float) -> bool:
-        """Wait until a process ends or the time is up; tell whether a signal came."""
+        """Wait until a process ends or the time is up; return whether a signal was received."""
         sentinels = [member.process.sentinel for member in (*self._http, *self._workers)]
         before = time.monotonic()
         ready = wait([stop, *sentinels], max(0.0, timeout_s))
-        if time.monotonic() - before > timeout_s + _SLEPT_S:
-            self._awake_since = time.monotonic()  # this process was stopped, and so maybe were the workers
+        if time.monotonic() - before > timeout_s + _SUSPENDED_S:
+            self._awake_since = time.monotonic()  # the workers may have been suspended, too
         if stop in ready:
             stop.recv(1)
         return stop in ready
 
     def _drain(self, stop: socket) -> None:
-        """Say that the server is not ready, then have the HTTP processes finish; a second signal ends that at once."""
-        logger.info("stopping: not ready from now on")
-        self._board.mark_draining()
+        """Turn readiness off, then have the HTTP processes finish; a second signal skips both."""
+        logger.info("shutting down: readiness is off")
+        self._worker_board.mark_draining()
         end = time.monotonic() + self._drain_delay_s
         while (left_s := end - time.monotonic()) > 0:
             if self._wait(stop, min(left_s, _TICK_S)):
@@ -188,17 +195,17 @@ class Supervisor:
         self._finish_requests(stop)
 
     def _finish_requests(self, stop: socket) -> None:
-        """Close the port and wait for the answers to what was accepted, until another signal or the time limit."""
-        self._board.mark_draining()
+        """Close the port and wait until accepted requests are answered, another signal comes, or the time is up."""
+        self._worker_board.mark_draining()
         for member in self._http:
             member.process.terminate()
         end = time.monotonic() + self._drain_timeout_s
         while self._http:
             if self._wait(stop, min(_TICK_S, end - time.monotonic())):
-                logger.warning("stopping at once: another signal came")
+                logger.warning("stopping at once after another signal")
                 return
             if time.monotonic() > end:
-                logger.warning("requests were still under way after %g s; stopping", self._drain_timeout_s)
+                logger.warning("requests were still in flight after %g s; stopping", self._drain_timeout_s)
                 return
             self._http = [member for member in self._http if member.process.is_alive()]
             self._replace_dead_workers()
@@ -209,7 +216,7 @@ class Supervisor:
                 continue
             _log_end(member)
             if not member.may_restart():
-                raise _HttpHopeless(f"{member.name} died more than {_MOST_RESTARTS} times in a minute")
+                raise _HttpCrashLoop(f"{member.name} died more than {_MAX_RESTARTS} times in a minute")
             member.process = member.start()
             self._http_restarts.add()
             self._recovery.http_process_died()
@@ -225,35 +232,35 @@ class Supervisor:
                 self._restart_worker(number, member)
 
     def _restart_worker(self, number: int, member: _Member) -> None:
-        state = self._board.read(number).state
+        state = self._worker_board.read(number).state
         if state == WorkerState.STARTING:
-            raise _WorkersHopeless(f"{member.name} did not even start")
+            raise _WorkerCrashLoop(f"{member.name} failed to start; the log above says why")
         held = self._table.held_by(number)
         if len(held) == 1 and self._table.is_isolated(held[0][0]):
-            member.forgive()  # the image is to blame, also for the deaths before, and will not be tried again
+            member.reset_restart_budget()  # the image caused these deaths and is not tried again
         elif not member.may_restart(worked=state == WorkerState.READY):
-            raise _WorkersHopeless(f"{member.name} died more than {_MOST_RESTARTS} times in a minute")
-        self._board.mark_restarting(number)
+            raise _WorkerCrashLoop(f"{member.name} died more than {_MAX_RESTARTS} times in a minute")
+        self._worker_board.mark_restarting(number)
         self._recovery.worker_died(number)
         member.process = member.start()
 
     def _hangs(self, number: int) -> bool:
-        """Tell whether a worker makes no progress; an idle one shows every second that it is alive."""
-        if self._board.read(number).state != WorkerState.READY:
-            return False  # loading a model takes as long as it takes
-        last_s = max(self._board.progress_at(number), self._awake_since)
-        return time.monotonic() - last_s > self._worker_stall_s + _BEAT_SLACK_S
+        """Return whether a worker makes no progress; an idle one still sends a heartbeat every second."""
+        if self._worker_board.read(number).state != WorkerState.READY:
+            return False  # loading a model has no time limit
+        last_s = max(self._worker_board.heartbeat_at(number), self._awake_since)
+        return time.monotonic() - last_s > self._worker_stall_s + _HEARTBEAT_SLACK_S
 
     def _give_up(self, stop: socket) -> None:
-        """Answer what waits with a failure, then have the HTTP processes end."""
-        self._board.mark_draining()
-        self._board.mark_gone()
+        """Fail the waiting images, then have the HTTP processes end."""
+        self._worker_board.mark_draining()
+        self._worker_board.mark_gone()
         self._workers = []
         for member in self._http:
             member.process.terminate()
         end = time.monotonic() + _LAST_ANSWERS_S
         while any(member.process.is_alive() for member in self._http) and time.monotonic() < end:
-            self._recovery.give_up()  # again and again: some images may still be on their way to the queue
+            self._recovery.give_up()  # repeatedly, since images may still be entering the queue
             self._http = [member for member in self._http if member.process.is_alive()]
             if self._wait(stop, _LAST_TICK_S):
                 return
@@ -263,11 +270,11 @@ def _log_end(member: _Member) -> None:
     member.process.join()
     code = member.process.exitcode
     how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
-    logger.error("%s ended by itself (%s)", member.name, how)
+    logger.error("%s ended unexpectedly (%s)", member.name, how)
 
 
 def _end(processes: Iterable[BaseProcess], timeout_s: float) -> None:
-    """Ask processes to end, wait for them, and kill those that don't."""
+    """Terminate processes, wait for them, and kill those that don't end in time."""
     alive = [process for process in processes if process.is_alive()]
     for process in alive:
         process.terminate()

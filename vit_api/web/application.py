@@ -1,15 +1,17 @@
-"""The FastAPI application: every path, its description for `/openapi.json`, and `/docs` without an external host."""
+"""The ASGI application of an HTTP process: the entry, FastAPI behind it, and the description at /openapi.json."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from vit_api import __version__
@@ -17,27 +19,19 @@ from vit_api.errors import ViTError
 from vit_api.web.admission.cors import CrossOrigin
 from vit_api.web.admission.keys import KeyCheck, describe_keys
 from vit_api.web.admission.rate_limits import RateLimits, describe_limits
-from vit_api.web.entry import Entry, HotRoute
+from vit_api.web.entry import Entry
 from vit_api.web.observers.exchange import Observer
 from vit_api.web.page.security_headers import STATIC_FOLDER, docs_router
 from vit_api.web.responses import from_exception
+from vit_api.web.routes import HotRoute, Route, described
 
+_TITLE = "ViT API"
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
-
-
-class ProtocolRoutes(Protocol):
-    """A way to ask for classifications: this server's own, or one that clients of others speak."""
-
-    def hot_routes(self) -> Sequence[HotRoute]:
-        """Return the paths that classify."""
-
-    def router(self) -> APIRouter:
-        """Return routes that describe these paths, and the protocol's other ones."""
+_SERVERS = [{"url": ".", "description": "Where this description is"}]  # relative, for proxies that add a prefix
 
 
 def create_app(
-    protocols: Sequence[ProtocolRoutes],
-    operators: Sequence[APIRouter],
+    routes: Sequence[Route],
     observers: Sequence[Observer],
     *,
     start: Callable[[], Awaitable[None]],
@@ -51,17 +45,34 @@ def create_app(
     """Return the ASGI application of one HTTP process.
 
     Args:
-        protocols: The paths that classify.
-        operators: Routes for operators.
-        observers: Told of each request that has its answer.
+        routes: The table of routes, in the order of the description.
+        observers: Told of each answered request.
         start: Called on the event loop before the first request.
         stop: Called on the event loop after the last one.
-        max_pending_bytes: Of all requests' bodies together at the most.
-        is_draining: Tells whether the server stops.
-        keys: Who may ask for what; None: all for everything.
-        limits: What each client may use; None: whatever it likes.
-        cors_origins: Whose pages may use the server; none: its own alone.
+        max_pending_bytes: Maximum size of the bodies of all requests in flight.
+        is_draining: Returns whether the server is shutting down.
+        keys: Checks API keys; None: none are required.
+        limits: Limits the rate of each client; None: no limits.
+        cors_origins: Origins whose pages may use the server; none: its own only.
     """
+    app = _fastapi(routes, start, stop)
+    app.openapi = _described_by(app, routes, keys, limits)  # type: ignore[method-assign]
+    hot = [route for route in routes if isinstance(route, HotRoute)]
+    entry = Entry(
+        hot if limits is None else [limits.limited(route) for route in hot],
+        app,
+        observers,
+        max_pending_bytes=max_pending_bytes,
+        is_draining=is_draining,
+        admit=None if keys is None else keys.admit,
+    )
+    return CrossOrigin(entry, cors_origins) if cors_origins else entry
+
+
+def _fastapi(
+    routes: Sequence[Route], start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+) -> FastAPI:
+    """Return the application that answers every route but the hot ones."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -72,47 +83,40 @@ def create_app(
             await stop()
 
     app: FastAPI = FastAPIOffline(
-        title="ViT API",
-        description=_DESCRIPTION,
+        title=_TITLE,
         version=__version__,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         static_url=STATIC_FOLDER,
         redirect_slashes=False,
-        servers=[{"url": ".", "description": "Where this description is"}],  # also below a proxy's path
     )
-    docs = docs_router("ViT API", "/openapi.json")
-    routers = (docs, *(protocol.router() for protocol in protocols), *operators)
-    app.state.routes = [*app.routes, *(route for router in routers for route in router.routes)]
-    for router in routers:
-        app.include_router(router)
+    served: list[BaseRoute] = [route for route in routes if not isinstance(route, HotRoute)]
+    app.include_router(docs_router(_TITLE, "/openapi.json"))
+    app.include_router(APIRouter(routes=served))
+    app.state.routes = [*app.routes, *described(routes)]  # every method of every path, for `Allow`
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)
-    busy = [path for protocol in protocols for path in protocol.hot_routes()]
-    if limits is not None:
-        busy = [path._replace(handler=limits.limited(path.handler)) for path in busy]
-    _describe_access(app, keys, limits)
-    front = Entry(
-        busy,
-        app,
-        observers,
-        max_pending_bytes=max_pending_bytes,
-        is_draining=is_draining,
-        admit=None if keys is None else keys.admit,
-    )
-    return CrossOrigin(front, cors_origins) if cors_origins else front
+    return app
 
 
-def _describe_access(app: FastAPI, keys: KeyCheck | None, limits: RateLimits | None) -> None:
-    """Have the description say which paths need a key and which are limited, once it is asked for."""
-    describe = app.openapi
+def _described_by(
+    app: FastAPI, routes: Sequence[Route], keys: KeyCheck | None, limits: RateLimits | None
+) -> Callable[[], dict[str, Any]]:
+    """Return a function that makes the description when it is first requested."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            describe_keys(describe(), keys)
+            app.openapi_schema = get_openapi(
+                title=_TITLE,
+                version=__version__,
+                description=_DESCRIPTION,
+                routes=described(routes),
+                servers=_SERVERS,
+            )
+            describe_keys(app.openapi_schema, keys)
             if limits is not None:
-                describe_limits(describe())
-        return describe()
+                describe_limits(app.openapi_schema)
+        return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    return openapi

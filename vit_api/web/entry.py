@@ -1,7 +1,6 @@
-"""The ASGI entry of an HTTP process: gives each request its id, and the busy paths a short way.
+"""The ASGI entry of an HTTP process: gives each request its id, and answers the hot routes.
 
-`/predict` and its like are answered by plain handlers; everything else goes through FastAPI. Knows nothing of what a
-handler does.
+Everything else goes through FastAPI. Knows nothing of what a handler does.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,48 +18,30 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vit_api.errors import InternalError, NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.observers.exchange import Exchange, Observer
-from vit_api.web.requests import NO_SNIFFING, REQUEST_ID, Pending, Request, Response
-from vit_api.web.responses import error_response
+from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, Response, error_response
+from vit_api.web.routes import Handler, HotRoute
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-class HotRoute(NamedTuple):
-    """A path that classifies.
-
-    Attributes:
-        method: The HTTP method.
-        path: The path.
-        endpoint: What the metrics call it; one of `metrics.ENDPOINTS`.
-        handler: Answers its requests.
-    """
-
-    method: str
-    path: str
-    endpoint: str
-    handler: Handler
-
-
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class Entry:
-    """Route a request to its handler, and answer what the handler raises.
+    """Route each request to its handler, and answer what the handler raises.
 
     Args:
-        busy: The paths that are answered here.
+        hot_routes: The routes that are answered here.
         fallback: Answers everything else.
-        observers: Told of each request that has its answer.
-        max_pending_bytes: Of all requests' bodies together at the most.
-        is_draining: Tells whether the server stops, so that clients are to leave.
-        admit: Raises a `ViTError` if a request is not to be answered, before any of its body is read.
+        observers: Told of each answered request.
+        max_pending_bytes: Maximum size of the bodies of all requests in flight.
+        is_draining: Returns whether the server is shutting down, so that clients should disconnect.
+        admit: Raises a `ViTError` if a request must not be answered, before any of its body is read.
     """
 
     def __init__(
         self,
-        busy: Sequence[HotRoute],
+        hot_routes: Sequence[HotRoute],
         fallback: ASGIApp,
         observers: Sequence[Observer],
         *,
@@ -69,13 +49,13 @@ class Entry:
         is_draining: Callable[[], bool],
         admit: Callable[[Request], None] | None = None,
     ) -> None:
-        self._busy = {(path.method, path.path): path for path in busy}
+        self._hot = {(route.method, route.path): (route.handler, route.endpoint) for route in hot_routes}
         self._fallback = fallback
         self._observers = observers
-        self._pending = Pending(max_pending_bytes)
+        self._pending = PendingBytes(max_pending_bytes)
         self._is_draining = is_draining
         self._admit = admit
-        # Unique as a random number, at a tenth of the time: random for each process, and counted within it.
+        # As unique as a random number and much cheaper: random for each process, and counted within it.
         self._id_start = os.urandom(12).hex().encode()
         self._id_numbers = itertools.count()
 
@@ -84,26 +64,17 @@ class Entry:
         if scope["type"] != "http":
             await self._fallback(scope, receive, send)
             return
-        new_id = b"%s%08x" % (self._id_start, next(self._id_numbers))
-        request = Request(scope, receive, new_id, self._pending, time.monotonic())
-        own_id = request.headers.get(REQUEST_ID)
-        if own_id is not None and _SANE_ID.fullmatch(own_id):
-            request.id = own_id
-        path = self._busy.get((scope["method"], scope["path"]))
-        if path is not None:
-            request.endpoint = path.endpoint
+        arrived_at = time.monotonic()
+        handler, endpoint = self._hot.get((scope["method"], scope["path"]), (None, ""))
+        request = Request(scope, receive, self._new_id(), self._pending, arrived_at=arrived_at, endpoint=endpoint)
+        client_id = request.headers.get(REQUEST_ID)
+        if client_id is not None and _VALID_ID.fullmatch(client_id):
+            request.id = client_id
         try:
-            if self._admit is not None:
-                self._admit(request)
-            if path is None and not scope["path"].isprintable():  # FastAPI would take a line break at its end for none
-                raise NotFound("there is no such path here; /docs lists what there is")
-            response = None if path is None else await path.handler(request)
+            response = await self._answer(request, handler)
         except ClientDisconnect:
             self._observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
-            return  # nobody is there to answer
-        except Exception as error:
-            failure = error if isinstance(error, ViTError) else _unforeseen(request.id)
-            response = error_response(failure, request.id.decode(), time.monotonic() - request.arrived_at)
+            return
         finally:
             request.close()
         if response is None:
@@ -111,6 +82,25 @@ class Entry:
             return
         await response.send(send, request, is_last=self._is_draining())
         self._observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
+
+    def _new_id(self) -> bytes:
+        return b"%s%08x" % (self._id_start, next(self._id_numbers))
+
+    async def _answer(self, request: Request, handler: Handler | None) -> Response | None:
+        """Return the response of a hot route, or of a request that is refused; None if FastAPI is to answer."""
+        try:
+            if self._admit is not None:
+                self._admit(request)
+            if handler is not None:
+                return await handler(request)
+            if not request.path.isprintable():  # FastAPI would ignore a line break at the end of a path
+                raise NotFound("There is no such path. See /docs for the paths that there are.")
+        except ClientDisconnect:
+            raise
+        except Exception as error:
+            failure = error if isinstance(error, ViTError) else _unexpected(request.id)
+            return error_response(failure, request.id.decode(), time.monotonic() - request.timeline.arrived_at)
+        return None
 
     async def _fall_back(self, request: Request, receive: Receive, send: Send) -> None:
         """Have FastAPI answer."""
@@ -133,7 +123,7 @@ class Entry:
             observer.observe(exchange)
 
 
-def _unforeseen(request_id: bytes) -> ViTError:
+def _unexpected(request_id: bytes) -> ViTError:
     """Log the exception that is being handled."""
-    logger.exception("request %s failed in an unforeseen way", request_id.decode())
-    return InternalError("the server failed; its log says why")
+    logger.exception("request %s failed unexpectedly", request_id.decode())
+    return InternalError("The server failed. Its log says why.")

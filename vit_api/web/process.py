@@ -1,11 +1,14 @@
-"""The composition of an HTTP process: the only place where the parts of the HTTP half are made and joined."""
+"""The composition of an HTTP process: the only place where the parts of the HTTP half are created and connected."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from vit_api import __version__
@@ -13,16 +16,16 @@ from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
 from vit_api.errors import NotReady
-from vit_api.ipc.cache_board import CacheBoard, CacheTally
-from vit_api.ipc.slots import SlotRange
-from vit_api.lit_api import ViTAPI
+from vit_api.ipc.cache_board import CacheTally
+from vit_api.ipc.metrics_board import MetricsWriter
+from vit_api.ipc.slots import OwnerSlots
 from vit_api.shared import Shared
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
-from vit_api.web.application import ProtocolRoutes, create_app
+from vit_api.web.application import create_app
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import CachedPrediction, Classifier
-from vit_api.web.core.inference import InferenceClient
+from vit_api.web.core.inference import Decoder, InferenceClient
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.observers.access_log import AccessLog
 from vit_api.web.observers.exchange import Observer
@@ -39,202 +42,176 @@ from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
-from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
+from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, Encoder, PredictRoutes
 from vit_api.web.protocols.request_classifier import RequestClassifier
+from vit_api.web.routes import ProtocolRoutes, Route
 from vit_api.web.uploads import Uploads
 
 
-class HttpProcess:
-    """The parts of one HTTP process.
+class DecoderAndEncoder(Decoder, Encoder, Protocol):
+    """The hooks of the LitAPI that run in an HTTP process."""
 
-    Args:
-        shared: What it has in common with the others.
-        lit_api: Decodes uploads and words answers.
-        number: The process's.
-    """
 
-    def __init__(self, shared: Shared, lit_api: ViTAPI, number: int) -> None:
-        self._shared = shared
-        self._settings = shared.settings
-        self._lit_api = lit_api
-        self._number = number
-        self._meter = shared.counts.metrics_writer(f"http-{number}")
-        self._tally = CacheTally(shared.cache_board, number)
-        self._inference = InferenceClient(
-            lit_api,
-            SlotRange(shared.table, number),
-            shared.board,
-            shared.requests,
-            shared.answers[number],
-            metrics_writer=self._meter,
-            decode_threads=self._settings.decode_threads,
-        )
-        self._redis = self._redis_tier()
-        self._redis_counts = self._counts_in_redis()
-        self._classifier = Classifier(self._inference, self._tally, self._identity, self._cache(), self._redis)
-        self._requests = RequestClassifier(
-            self._classifier,
-            request_timeout_s=self._settings.request_timeout_s,
-            body_timeout_s=self._settings.body_timeout_s,
-        )
-        self._tracing = Tracing() if self._settings.traces else None
+@dataclass(frozen=True)
+class _Core:
+    """The parts that run in the background of an HTTP process, as well as on requests."""
 
-    def app(self) -> ASGIApp:
-        """Return the ASGI application."""
-        return create_app(
-            self._protocols(),
-            [page_router(), self._operations_router(), self._cache_router(), self._metrics_router()],
-            self._observers(),
-            start=self._start,
-            stop=self._stop,
-            max_pending_bytes=self._settings.max_pending_bytes,
-            is_draining=self._shared.board.is_draining,
-            keys=self._key_check(),
-            limits=self._rate_limits(),
-            cors_origins=self._settings.allowed_origins,
-        )
+    classifier: Classifier
+    inference: InferenceClient
+    redis: RedisTier | None
+    redis_counts: RedisCounts | None
+    tracing: Tracing | None
 
-    async def _start(self) -> None:
-        self._inference.start()
-        self._classifier.start()
-        for part in (self._redis, self._redis_counts):
+    async def start(self) -> None:
+        self.inference.start()
+        self.classifier.start()
+        for part in (self.redis, self.redis_counts):
             if part is not None:
                 part.start()
 
-    async def _stop(self) -> None:
-        self._classifier.stop()
-        self._inference.stop()
-        for part in (self._redis, self._redis_counts):
+    async def stop(self) -> None:
+        self.classifier.stop()
+        self.inference.stop()
+        for part in (self.redis, self.redis_counts):
             if part is not None:
                 await part.stop()
-        if self._tracing is not None:
-            await asyncio.to_thread(self._tracing.close)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
-    def _protocols(self) -> list[ProtocolRoutes]:
-        settings, checkpoint = self._settings, self._shared.checkpoint
-        uploads = Uploads(
-            max_bytes=settings.max_upload_bytes,
-            max_count=MAX_IMAGES_PER_REQUEST,
-            max_total_bytes=settings.max_batch_upload_bytes,
-        )
-        return [
-            PredictRoutes(self._requests, self._lit_api, uploads, model_name=checkpoint.name),
-            HuggingFaceRoutes(self._requests, uploads, checkpoint.labels),
-            self._open_inference_routes(),
-        ]
 
-    def _open_inference_routes(self) -> OpenInferenceRoutes:
-        shared, settings = self._shared, self._settings
-        checkpoint = shared.checkpoint
-        inputs = Inputs(
-            checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
-        )
-        outputs = Outputs(checkpoint.name, checkpoint.labels)
-        model = ModelInfo(
-            checkpoint.name,
-            inputs.specs(),
-            outputs.specs(),
-            devices=shared.devices,
-            workers_per_device=settings.workers_per_device,
-            max_batch_size=settings.max_batch_size,
-            max_wait_ms=settings.max_wait_ms,
-            max_images=MAX_IMAGES_PER_REQUEST,
-            has_cache=bool(settings.cache_size),
-        )
-        return OpenInferenceRoutes(
-            self._requests,
-            inputs,
-            outputs,
-            model,
-            statistics=Statistics(checkpoint.name, shared.counts, shared.board, self._cache_board),
-            board=shared.board,
-            max_body_bytes=settings.max_batch_upload_bytes,
-        )
+def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -> ASGIApp:
+    """Return the ASGI application of an HTTP process. To be called in that process.
 
-    def _observers(self) -> list[Observer]:
-        observers: list[Observer] = [RequestMetrics(self._meter)]
-        if self._settings.access_log:
-            observers.append(AccessLog())
-        if self._tracing is not None:
-            observers.append(self._tracing)
-        return observers
+    Args:
+        shared: What it shares with the other processes.
+        lit_api: Decodes uploads and renders predictions.
+        number: The number of the process.
+    """
+    settings = shared.settings
+    metrics_writer = shared.metrics_board.metrics_writer(f"http-{number}")
+    core = _build_core(shared, lit_api, number, metrics_writer)
+    digests = settings.key_digests
+    limits = None
+    if shared.budgets is not None:
+        limiter = RateLimiter(shared.budgets, number, core.redis_counts)
+        limits = RateLimits(limiter, ClientAddresses(settings.trusted_networks), settings.rates)
+    observers: list[Observer] = [RequestMetrics(metrics_writer)]
+    if settings.access_log:
+        observers.append(AccessLog())
+    if core.tracing is not None:
+        observers.append(core.tracing)
+    protocols = [route for protocol in _protocols(shared, lit_api, core) for route in protocol.routes()]
+    return create_app(
+        [*protocols, *_operator_routes(shared, core)],
+        observers,
+        start=core.start,
+        stop=core.stop,
+        max_pending_bytes=settings.max_pending_bytes,
+        is_draining=shared.worker_board.is_draining,
+        keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
+        limits=limits,
+        cors_origins=settings.allowed_origins,
+    )
 
-    def _cache(self) -> AnswerCache[CachedPrediction] | None:
-        size = self._settings.cache_size
-        return AnswerCache[CachedPrediction](size, self._settings.cache_ttl_s, self._tally) if size else None
 
-    @property
-    def _cache_board(self) -> CacheBoard | None:
-        """What the caches count; None where nothing is remembered."""
-        return self._shared.cache_board if self._settings.cache_size else None
+def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
+    settings = shared.settings
+    tally = CacheTally(shared.cache_board, number)
+    inference = InferenceClient(
+        decoder,
+        OwnerSlots(shared.table, number),
+        shared.worker_board,
+        shared.requests,
+        shared.answers[number],
+        metrics_writer=metrics_writer,
+        decode_threads=settings.decode_threads,
+    )
+    redis = redis_counts = None
+    if settings.redis_url is not None:
+        url = settings.redis_url.get_secret_value()
+        classes, name = len(shared.checkpoint.labels), shared.checkpoint.name
+        redis = RedisTier(url, namespace=name, classes=classes, ttl_s=settings.cache_ttl_s, tally=tally)
+        redis_counts = None if shared.budgets is None else RedisCounts(url)
+    cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally)
+    classifier = Classifier(inference, tally, lambda: _identity(shared), cache if settings.cache_size else None, redis)
+    return _Core(classifier, inference, redis, redis_counts, Tracing() if settings.traces else None)
 
-    def _redis_tier(self) -> RedisTier | None:
-        if self._settings.redis_url is None:
-            return None
-        return RedisTier(
-            self._settings.redis_url.get_secret_value(),
-            namespace=self._shared.checkpoint.name,
-            classes=len(self._shared.checkpoint.labels),
-            ttl_s=self._settings.cache_ttl_s,
-            tally=self._tally,
-        )
 
-    def _identity(self) -> str:
-        """Return what else than the upload determines an answer."""
-        dtypes = self._shared.board.dtypes()
-        if not dtypes:
-            raise NotReady("the model is still loading; try again soon")
-        decoding = "exact" if self._settings.exact_decode else "draft"
-        checkpoint = [self._shared.checkpoint.name, self._shared.checkpoint_identity]
-        return json.dumps([__version__, *checkpoint, dtypes, decoding])
+def _identity(shared: Shared) -> str:
+    """Return what determines an answer besides the upload."""
+    dtypes = shared.worker_board.dtypes()
+    if not dtypes:
+        raise NotReady("The model is still loading. Retry shortly.")
+    decoding = "exact" if shared.settings.exact_decode else "draft"
+    return json.dumps([__version__, shared.checkpoint.name, shared.checkpoint_identity, dtypes, decoding])
 
-    def _key_check(self) -> KeyCheck | None:
-        digests = self._settings.key_digests
-        return KeyCheck(digests, has_public_metrics=self._settings.metrics_public) if digests else None
 
-    def _counts_in_redis(self) -> RedisCounts | None:
-        url = self._settings.redis_url
-        return None if url is None or self._shared.budgets is None else RedisCounts(url.get_secret_value())
+def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[ProtocolRoutes]:
+    settings, checkpoint = shared.settings, shared.checkpoint
+    requests = RequestClassifier(
+        core.classifier, request_timeout_s=settings.request_timeout_s, body_timeout_s=settings.body_timeout_s
+    )
+    uploads = Uploads(
+        max_bytes=settings.max_upload_bytes,
+        max_count=MAX_IMAGES_PER_REQUEST,
+        max_total_bytes=settings.max_batch_upload_bytes,
+    )
+    return [
+        PredictRoutes(requests, encoder, uploads, model_name=checkpoint.name),
+        HuggingFaceRoutes(requests, uploads, checkpoint.labels),
+        _open_inference(shared, requests),
+    ]
 
-    def _rate_limits(self) -> RateLimits | None:
-        if self._shared.budgets is None:
-            return None
-        limiter = RateLimiter(self._shared.budgets, self._number, self._redis_counts)
-        return RateLimits(limiter, ClientAddresses(self._settings.trusted_networks), self._settings.rates)
 
-    def _operations_router(self) -> APIRouter:
-        shared, settings = self._shared, self._settings
-        # The model as clients know it: the setting may be a path of this machine.
-        shown = settings.model_dump(mode="json") | {"model": shared.checkpoint.name}
+def _open_inference(shared: Shared, requests: RequestClassifier) -> OpenInferenceRoutes:
+    settings, checkpoint = shared.settings, shared.checkpoint
+    inputs = Inputs(
+        checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
+    )
+    outputs = Outputs(checkpoint.name, checkpoint.labels)
+    model = ModelInfo(
+        checkpoint.name,
+        inputs.specs(),
+        outputs.specs(),
+        devices=shared.devices,
+        workers_per_device=settings.workers_per_device,
+        max_batch_size=settings.max_batch_size,
+        max_wait_ms=settings.max_wait_ms,
+        max_images=MAX_IMAGES_PER_REQUEST,
+        has_cache=bool(settings.cache_size),
+    )
+    cache_board = shared.cache_board if settings.cache_size else None
+    return OpenInferenceRoutes(
+        requests,
+        inputs,
+        outputs,
+        model,
+        statistics=Statistics(checkpoint.name, shared.metrics_board, shared.worker_board, cache_board),
+        worker_board=shared.worker_board,
+        max_body_bytes=settings.max_batch_upload_bytes,
+    )
 
-        def cache() -> CacheInfo | None:
-            has_redis = settings.redis_url is not None
-            return cache_info(shared.cache_board, has_redis=has_redis) if settings.cache_size else None
 
-        return operations_router(
-            shared.checkpoint, shared.board, shared.table, shared.devices, settings=shown, cache_info=cache
-        )
+def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
+    """Return the routes of the page, health, cache and metrics."""
+    settings, checkpoint = shared.settings, shared.checkpoint
+    has_redis = core.redis is not None
+    # The name of the model as clients know it: the setting may be a path of this machine.
+    shown = settings.model_dump(mode="json") | {"model": checkpoint.name}
 
-    def _metrics_router(self) -> APIRouter:
-        shared = self._shared
-        has_redis = self._settings.redis_url is not None
-        return metrics_router(
-            MetricsCollector(
-                Sources(
-                    shared.checkpoint,
-                    shared.counts,
-                    shared.board,
-                    shared.table,
-                    self._cache_board,
-                    has_redis=has_redis,
-                )
-            )
-        )
+    def cache() -> CacheInfo | None:
+        return cache_info(shared.cache_board, has_redis=has_redis) if settings.cache_size else None
 
-    def _cache_router(self) -> APIRouter:
-        key = self._settings.operator_key
-        return cache_router(
-            self._shared.cache_board,
-            None if key is None else key.get_secret_value(),
-            None if self._redis is None else self._redis.clear,
-        )
+    health = operations_router(
+        checkpoint, shared.worker_board, shared.table, shared.devices, settings=shown, cache_info=cache
+    )
+    key = settings.operator_key
+    clear = cache_router(
+        shared.cache_board, None if key is None else key.get_secret_value(), core.redis.clear if core.redis else None
+    )
+    cache_board = shared.cache_board if settings.cache_size else None
+    sources = Sources(
+        checkpoint, shared.metrics_board, shared.worker_board, shared.table, cache_board, has_redis=has_redis
+    )
+    routers = (page_router(), health, clear, metrics_router(MetricsCollector(sources)))
+    return [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -1,54 +1,81 @@
-"""Requests and responses as the busy paths see them: what ASGI gives, unwrapped.
+"""Requests as the hot routes see them: a thin view of what ASGI gives.
 
-starlette's Request and Response take as long as all the rest of an answer from the cache.
+starlette's Request and Response alone would take as long as the rest of a cache hit.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Scope
 
 from vit_api.errors import Overloaded, UploadTooLarge
-
-REQUEST_ID = b"x-request-id"
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 T = TypeVar("T")
 
-_JSON = b"application/json"
-NO_SNIFFING: tuple[bytes, bytes] = (b"x-content-type-options", b"nosniff")
-"""Has browsers take a body for what its type says, and never for a script or a page."""
 
-
-class Pending:
-    """How many bytes of uploads a process holds, and may hold. For one event loop.
+class PendingBytes:
+    """The bytes of uploads that a process holds, bounded. For one event loop.
 
     Args:
-        max_bytes: At the most.
+        max_bytes: Maximum.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._free = max_bytes
 
     def take(self, count: int) -> None:
-        """Take room for `count` bytes.
+        """Reserve `count` bytes.
 
         Raises:
-            Overloaded: There is none.
+            Overloaded: So many are not free.
         """
         if count > self._free:
-            raise Overloaded("the server is busy: it holds as many uploads as it may; try again later")
+            raise Overloaded("The server is overloaded: its memory for uploads is used up. Try again later.")
         self._free -= count
 
     def give_back(self, count: int) -> None:
-        """Give room back."""
+        """Free `count` bytes."""
         self._free += count
+
+
+class Timeline:
+    """When a request reached its stages, in seconds of the monotonic clock; None for those that it did not reach.
+
+    Attributes:
+        arrived_at: The request line and headers were read.
+        parsed_at: The upload was found in the body.
+        looked_up_at: The cache was asked.
+    """
+
+    __slots__ = ("arrived_at", "looked_up_at", "parsed_at")
+
+    def __init__(self, arrived_at: float) -> None:
+        self.arrived_at = arrived_at
+        self.parsed_at: float | None = None
+        self.looked_up_at: float | None = None
+
+
+class Admission:
+    """What was found out when a request was let in: who sent it, and what it may still use.
+
+    Attributes:
+        key_digest: The digest of the client's key; empty if no key is required.
+        charge: Counts images beyond the first against the client's rate limit.
+        headers: Headers for any response to the request.
+    """
+
+    __slots__ = ("charge", "headers", "key_digest")
+
+    def __init__(self) -> None:
+        self.key_digest = b""
+        self.charge: Callable[[int], Awaitable[None]] = _no_charge
+        self.headers: Headers = ()
 
 
 class Request:
@@ -56,72 +83,82 @@ class Request:
 
     Args:
         scope: ASGI's description of it.
-        receive: ASGI's way to its body.
-        request_id: Its id.
-        pending: What its body takes room in, until `close`.
-        arrived_at: When it came, in seconds of the monotonic clock.
+        receive: ASGI's source of its body.
+        request_id: Its id, for the response and the log.
+        pending: Where its body reserves memory until `close`.
+        arrived_at: When it arrived, in seconds of the monotonic clock.
+        endpoint: The endpoint in the metrics; empty if the route doesn't classify.
 
     Attributes:
-        scope: ASGI's description of it.
-        id: Its id, for the answer and the log.
-        arrived_at: When it came.
+        id: Its id.
+        method: The HTTP method.
+        path: The path, decoded.
+        query: The query string, as sent.
         headers: By lower-case name; of a repeated one the last.
-        endpoint: What the metrics call its path; empty if it is not one that classifies.
-        key_digest: Of the client's key; empty where none is asked for.
-        charge: Counts further images of this request, beside the first, in the client's budget.
-        answer_headers: What any answer to it is to have.
-        received_bytes: Bytes of the body so far.
-        parsed_at: When the upload was found in the body, in seconds of the monotonic clock; None before.
-        looked_up_at: When it was known whether the upload's answer is remembered; None before.
+        endpoint: See above.
+        timeline: When it reached its stages.
+        admission: Who sent it.
+        received_bytes: Bytes of the body that were read.
     """
 
     __slots__ = (
         "_is_gone",
         "_pending",
         "_receive",
-        "answer_headers",
-        "arrived_at",
-        "charge",
+        "admission",
         "endpoint",
         "headers",
         "id",
-        "key_digest",
-        "looked_up_at",
-        "parsed_at",
+        "method",
+        "path",
+        "query",
         "received_bytes",
         "scope",
+        "timeline",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, request_id: bytes, pending: Pending, arrived_at: float) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        request_id: bytes,
+        pending: PendingBytes,
+        *,
+        arrived_at: float,
+        endpoint: str = "",
+    ) -> None:
         self.scope = scope
         self.id = request_id
-        self.arrived_at = arrived_at
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.endpoint = endpoint
+        self.timeline = Timeline(arrived_at)
+        self.admission = Admission()
+        self.received_bytes = 0
         self._receive = receive
         self._is_gone = False
         self._pending = pending
-        self.endpoint = ""
-        self.key_digest = b""
-        self.charge: Callable[[int], Awaitable[None]] = _no_charge
-        self.answer_headers: Headers = ()
-        self.received_bytes = 0
-        self.parsed_at: float | None = None
-        self.looked_up_at: float | None = None
+
+    def all_values(self, name: bytes) -> list[bytes]:
+        """Return the values of a header that may be repeated, by lower-case name."""
+        return [value for key, value in self.scope["headers"] if key == name]
 
     def close(self) -> None:
-        """Give back the room that the body took. To be called once."""
+        """Free the memory of the body. To be called once."""
         self._pending.give_back(self.received_bytes)
 
     async def read_body(self, max_bytes: int) -> bytes:
-        """Return the body; refuse it at the limit while it arrives, or at once by its declared length.
+        """Return the body, or refuse it: at once by its declared length, else when it exceeds the limit.
 
         Args:
-            max_bytes: Of the body at the most.
+            max_bytes: Maximum size of the body.
 
         Raises:
             UploadTooLarge: It has more bytes; the rest was not read.
-            Overloaded: The process holds too many uploads already.
-            ClientDisconnect: The client left first.
+            Overloaded: The process has no memory left for uploads.
+            ClientDisconnect: The client hung up.
         """
         declared = self.headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > max_bytes:
@@ -143,7 +180,9 @@ class Request:
             chunks.append(chunk)
 
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what `work` returns, or cancel it when the client hangs up. For when the body was read.
+        """Return what `work` returns, or cancel it when the client hangs up. To be called after the body was read.
+
+        A watch task of our own: anyio's task groups cost ten times as much (benchmarks/results/cancellation.json).
 
         Raises:
             ClientDisconnect: The client hung up.
@@ -156,8 +195,7 @@ class Request:
         except asyncio.CancelledError:
             if not self._is_gone:
                 raise
-            if hasattr(task, "uncancel"):  # from Python 3.11 on
-                task.uncancel()
+            task.uncancel()
             raise ClientDisconnect from None
         finally:
             watch.cancel()
@@ -171,46 +209,3 @@ class Request:
 
 async def _no_charge(_: int) -> None:
     pass
-
-
-class Response(NamedTuple):
-    """One HTTP response.
-
-    Attributes:
-        status: The HTTP status.
-        body: Mostly JSON.
-        headers: Beside the body's type and length, which are always sent.
-        outcomes: What became of each image, for those who watch.
-        content_type: The body's.
-    """
-
-    status: int
-    body: bytes
-    headers: Headers = ()
-    outcomes: Sequence[Any] = ()
-    content_type: bytes = _JSON
-
-    def all_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return every header to send."""
-        return [
-            (b"content-type", self.content_type),
-            NO_SNIFFING,
-            (b"content-length", b"%d" % len(self.body)),
-            *self.headers,
-        ]
-
-    async def send(self, send: Send, request: Request, *, is_last: bool = False) -> None:
-        """Send it as the answer to a request; the last one closes its connection."""
-        headers = [*self.all_headers(), *request.answer_headers, (REQUEST_ID, request.id)]
-        if is_last:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
-
-
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-
-
-def to_json(body: Any) -> bytes:
-    """Return compact JSON."""
-    return _encode(body).encode()

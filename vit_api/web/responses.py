@@ -1,59 +1,115 @@
-"""The one place where a failure becomes HTTP."""
+"""Responses as the hot routes make them; the only place where a failure becomes HTTP."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import starlette.requests
 import starlette.responses
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.routing import Match, Route
+from starlette.types import Send
 
 from vit_api.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ViTError
-from vit_api.web.requests import Response, to_json
+from vit_api.web.requests import Headers, Request
+
+REQUEST_ID = b"x-request-id"
+NO_SNIFFING: tuple[bytes, bytes] = (b"x-content-type-options", b"nosniff")
+"""Makes browsers trust the content type, and never take a body for a script or a page."""
+
+_JSON = b"application/json"
+
+
+class Response(NamedTuple):
+    """One HTTP response.
+
+    Attributes:
+        status: The HTTP status.
+        body: Usually JSON.
+        headers: Besides content type and length, which are always sent.
+        outcomes: What became of each image, for observers.
+        content_type: The content type of the body.
+    """
+
+    status: int
+    body: bytes
+    headers: Headers = ()
+    outcomes: Sequence[Any] = ()
+    content_type: bytes = _JSON
+
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return every header to send."""
+        return [
+            (b"content-type", self.content_type),
+            NO_SNIFFING,
+            (b"content-length", b"%d" % len(self.body)),
+            *self.headers,
+        ]
+
+    async def send(self, send: Send, request: Request, *, is_last: bool = False) -> None:
+        """Send it in answer to a request; the last one on a connection closes it."""
+        headers = [*self.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
+        if is_last:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+def to_json(body: Any) -> bytes:
+    """Return compact JSON."""
+    return _encode(body).encode()
 
 
 def error_body(error: ViTError, request_id: str) -> dict[str, str]:
-    """Return the body that tells a client of a failure; the same everywhere."""
+    """Return the body of an error response; it has the same form everywhere."""
     return {"error": error.message, "code": error.code, "request_id": request_id}
 
 
 def error_response(error: ViTError, request_id: str, seconds: float) -> Response:
-    """Return the response that tells a client of a failure, and how long it took, as W3C's Server Timing words it."""
+    """Return the response for a failure, with the time that it took in `Server-Timing` (W3C)."""
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
     headers.append((b"server-timing", b"total;dur=%.3f" % (seconds * 1000)))
     return Response(error.status, to_json(error_body(error, request_id)), headers, (error,))
 
 
-def from_exception(request: Request, error: Exception) -> starlette.responses.Response:
-    """Word whatever a route of FastAPI's raised, such as an unknown path, as one of our failures."""
-    ours = _worded(request, error)
-    theirs = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+def from_exception(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:
+    """Return the response for an exception of FastAPI's routes, such as an unknown path."""
+    allowed = _methods(request)
+    ours = _to_failure(request, error, is_wrong_method=bool(allowed) and request.method not in allowed)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(ours, MethodNotAllowed):
-        theirs["Allow"] = ", ".join(_methods(request)) or theirs.get("Allow", "")
+        headers["Allow"] = ", ".join(allowed)
     return starlette.responses.Response(
         to_json(error_body(ours, request.state.request_id)),
         ours.status,
-        theirs | ours.headers(),
+        headers | ours.headers(),
         media_type="application/json",
     )
 
 
-def _methods(request: Request) -> list[str]:
-    """Return all methods that a path takes; starlette tells those of one route alone, and a path may have several."""
+def _methods(request: starlette.requests.Request) -> list[str]:
+    """Return all methods that a path takes, hot routes included; starlette knows those of one route only."""
     routes = [route for route in request.app.state.routes if isinstance(route, Route)]
     matching = [route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE]
     same = [route for route in routes if route.path in matching[:1]]  # others may match by a wildcard
     return sorted({method for route in same for method in route.methods or ()})
 
 
-def _worded(request: Request, error: Exception) -> ViTError:
+def _to_failure(request: starlette.requests.Request, error: Exception, *, is_wrong_method: bool) -> ViTError:
     if isinstance(error, ViTError):
         return error
+    path = request.url.path
     status = getattr(error, "status_code", 400 if isinstance(error, RequestValidationError) else 500)
+    if status == MethodNotAllowed.status or (status == NotFound.status and is_wrong_method):
+        return MethodNotAllowed(f"{path} does not support {request.method}. See /docs for the methods that it does.")
     if status == NotFound.status:
-        return NotFound(f"there is no {request.url.path} here; /docs lists what there is")
-    if status == MethodNotAllowed.status:
-        return MethodNotAllowed(f"{request.url.path} doesn't take {request.method}; /docs says what it takes")
+        return NotFound(f"There is no path {path}. See /docs for the paths that there are.")
     if status < InternalError.status:
-        return BadRequest("the request can't be understood; /docs says what the server takes")
-    return InternalError("the server failed; its log says why")
+        return BadRequest("The request is malformed. See /docs for what the server accepts.")
+    return InternalError("The server failed. Its log says why.")

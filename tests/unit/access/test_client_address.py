@@ -1,4 +1,4 @@
-"""Whom a request comes from: the peer, or what trusted proxies say."""
+"""The client address of a request: the peer's, or the one that trusted proxies report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TRUSTED = parse_networks("10.0.0.0/8, 192.0.2.7,fd00::/8")
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
-        pytest.param("198.51.100.1", ["203.0.113.9"], "198.51.100.1", id="a peer that nobody trusts"),
+        pytest.param("198.51.100.1", ["203.0.113.9"], "198.51.100.1", id="an untrusted peer"),
         pytest.param("10.0.0.1", ["203.0.113.9"], "203.0.113.9", id="behind one proxy"),
         pytest.param("10.0.0.1", ["203.0.113.9, 192.0.2.7 ,10.9.9.9"], "203.0.113.9", id="behind three"),
         pytest.param("10.0.0.1", ["1.1.1.1,203.0.113.9,10.9.9.9"], "203.0.113.9", id="what the client invented"),
@@ -33,20 +33,20 @@ _TRUSTED = parse_networks("10.0.0.0/8, 192.0.2.7,fd00::/8")
     ],
 )
 def test_the_client(peer: str | None, forwarded: list[str], client: str) -> None:
-    """The nearest address that is no trusted proxy's."""
+    """The nearest address that does not belong to a trusted proxy is the client's."""
     headers = [(b"x-forwarded-for", value.encode()) for value in forwarded]
     scope = {"client": None if peer is None else (peer, 1234), "headers": headers}
     assert ClientAddresses(_TRUSTED).of(scope) == client
 
 
-def test_nobody_is_trusted_by_default() -> None:
-    """Anyone could write the header."""
+def test_no_proxy_is_trusted_by_default() -> None:
+    """Any client could send the header."""
     scope = {"client": ("127.0.0.1", 1), "headers": [(b"x-forwarded-for", b"203.0.113.9")]}
     assert ClientAddresses().of(scope) == "127.0.0.1"
 
 
 def test_addresses_of_one_network_are_one_client() -> None:
-    """Else who has a network of IPv6 has 2**64 budgets."""
+    """Otherwise the owner of an IPv6 network would have 2**64 budgets."""
     ours = [f"2001:db8:0:1::{number:x}" for number in (1, 2, 0xFFFF)]
     clients = {ClientAddresses().of({"client": (host, 1), "headers": []}) for host in [*ours, "2001:db8:0:2::1"]}
     assert clients == {"2001:db8:0:1::/64", "2001:db8:0:2::/64"}

@@ -1,4 +1,4 @@
-"""Budgets without HTTP: windows, several rates, several processes, full tables, and counts of other servers."""
+"""Rate limits without HTTP: windows, several rates, several processes, full tables, and counts of other servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from vit_api.access.rate_limiter import Budgets, Charge, RateLimiter, Verdict
 from vit_api.access.rates import Rate, parse_rates
-from vit_api.access.shared_counts import _PLACES, _SETS, CountColumn, SharedCounts
+from vit_api.access.shared_counts import _CELLS, _SETS, CountColumn, SharedCounts
+
+pytestmark = pytest.mark.anyio
 
 _MINUTE = Rate(10, 60)
 _NOW_S = 1_800_000_000.25
@@ -31,57 +33,57 @@ class Clock:
         return self.now_s
 
 
-def _take(limiter: RateLimiter, amount: int = 1, client: str = "somebody") -> Verdict:
-    return asyncio.run(limiter.take(client, amount))
+async def _take(limiter: RateLimiter, amount: int = 1, client: str = "somebody") -> Verdict:
+    return await limiter.take(client, amount)
 
 
 def test_rates() -> None:
-    """In the notation of `limits`, one or several."""
+    """One or several rates are read, in the notation of `limits`."""
     assert parse_rates("600/minute") == (Rate(600, 60),)
     assert parse_rates("10/second; 5 per 2 hours,7/day") == (Rate(10, 1), Rate(5, 7200), Rate(7, 86400))
 
 
-def test_a_budget_is_used_up_and_comes_back() -> None:
+async def test_a_budget_is_used_up_and_comes_back() -> None:
     """As many as the rate says, then none until the time that the verdict names."""
     clock = Clock()
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=clock)
-    verdicts = [_take(limiter) for _ in range(12)]
+    verdicts = [await _take(limiter) for _ in range(12)]
     assert [verdict.remaining for verdict in verdicts] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0]
     assert [verdict.is_refused for verdict in verdicts] == [False] * 10 + [True] * 2
     reset_s = verdicts[-1].reset_s
     assert 0 < reset_s <= 60
     clock.now_s = _NOW_S + reset_s - 0.01
-    assert _take(limiter).is_refused
+    assert (await _take(limiter)).is_refused
     clock.now_s = _NOW_S + reset_s
-    assert _take(limiter) == Verdict(_MINUTE, 9, 60, False)
+    assert await _take(limiter) == Verdict(_MINUTE, 9, 60, False)
 
 
-def test_clients_have_budgets_of_their_own() -> None:
-    """One's end is not another's, nor do their windows end at the same time."""
+async def test_clients_have_budgets_of_their_own() -> None:
+    """One client's use does not count for another, and their windows end at different times."""
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=Clock())
-    assert _take(limiter, 10).remaining == 0
-    verdicts = [_take(limiter, client=f"client {number}") for number in range(20)]
+    assert (await _take(limiter, 10)).remaining == 0
+    verdicts = [await _take(limiter, client=f"client {number}") for number in range(20)]
     assert {verdict.remaining for verdict in verdicts} == {9}
     assert len({verdict.reset_s for verdict in verdicts}) > 5
 
 
-def test_what_is_refused_is_not_counted() -> None:
+async def test_what_is_refused_is_not_counted() -> None:
     """Ten don't fit after three; seven still do."""
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=Clock())
-    assert _take(limiter, 3).remaining == 7
-    refused = _take(limiter, 10)
+    assert (await _take(limiter, 3)).remaining == 7
+    refused = await _take(limiter, 10)
     assert (refused.is_refused, refused.remaining) == (True, 7)
-    assert _take(limiter, 7).remaining == 0
+    assert (await _take(limiter, 7)).remaining == 0
 
 
-def test_of_several_rates_the_tightest_counts() -> None:
+async def test_of_several_rates_the_tightest_counts() -> None:
     """The second's refuses first; what it refuses the hour does not count."""
     clock = Clock()
     rates = [Rate(2, 1), Rate(5, 3600)]
     limiter = RateLimiter(Budgets(rates, 1), 0, clock=clock)
     seconds = []
     for _ in range(3):
-        seconds.append([_take(limiter) for _ in range(4)])
+        seconds.append([await _take(limiter) for _ in range(4)])
         clock.now_s += 1
     refusals = [[verdict.is_refused for verdict in second] for second in seconds]
     assert refusals == [[False, False, True, True]] * 2 + [[False, True, True, True]]
@@ -90,20 +92,23 @@ def test_of_several_rates_the_tightest_counts() -> None:
     assert seconds[2][0] == Verdict(rates[1], 0, seconds[2][0].reset_s, False)
 
 
-def test_processes_share_a_budget() -> None:
+async def test_processes_share_a_budget() -> None:
     """Each counts for itself, and sees what the others count."""
     budgets = Budgets([_MINUTE], 3)
     clock = Clock()
     limiters = [RateLimiter(budgets, number, clock=clock) for number in range(3)]
-    assert [_take(limiter, 3).remaining for limiter in limiters] == [7, 4, 1]
-    assert [_take(limiter, 3).is_refused for limiter in limiters] == [True] * 3
-    assert _take(RateLimiter(budgets, 1, clock=clock)).remaining == 0, "a replaced process goes on with the counts"
+    assert [(await _take(limiter, 3)).remaining for limiter in limiters] == [7, 4, 1]
+    assert [(await _take(limiter, 3)).is_refused for limiter in limiters] == [True] * 3
+    assert (await _take(RateLimiter(budgets, 1, clock=clock))).remaining == 0, (
+        "a replaced process goes on with the counts"
+    )
 
 
 def _hammer(budgets: Budgets, number: int, barrier: Barrier, allowed: mp.Queue[int]) -> None:
     limiter = RateLimiter(budgets, number, clock=Clock())
     barrier.wait(30)
-    allowed.put(sum(not _take(limiter, client=f"client {step % 5}").is_refused for step in range(1000)))
+    verdicts = [asyncio.run(_take(limiter, client=f"client {step % 5}")) for step in range(1000)]
+    allowed.put(sum(not verdict.is_refused for verdict in verdicts))
 
 
 def test_real_processes_at_once_allow_what_one_would() -> None:
@@ -121,22 +126,22 @@ def test_real_processes_at_once_allow_what_one_would() -> None:
 
 
 def _take_and_die(budgets: Budgets) -> None:
-    assert _take(RateLimiter(budgets, 0, clock=Clock()), 6).remaining == 4
+    assert asyncio.run(_take(RateLimiter(budgets, 0, clock=Clock()), 6)).remaining == 4
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_process_leaves_its_counts() -> None:
-    """And locks nobody out."""
+async def test_a_killed_process_leaves_its_counts() -> None:
+    """Its successor and the other processes go on with them."""
     budgets = Budgets([_MINUTE], 2)
     process = mp.get_context("fork").Process(target=_take_and_die, args=(budgets,))
     process.start()
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
-    assert [_take(RateLimiter(budgets, number, clock=Clock())).remaining for number in (0, 1)] == [3, 2]
+    assert [(await _take(RateLimiter(budgets, number, clock=Clock()))).remaining for number in (0, 1)] == [3, 2]
 
 
-def test_a_full_set_forgets_who_used_least() -> None:
-    """A flood of clients that share a set costs the one nothing that used most."""
+def test_a_full_set_evicts_the_client_that_used_least() -> None:
+    """A flood of clients in the same set does not evict the heaviest user."""
     counts = SharedCounts(2)
     column = CountColumn(counts, 0)
     heavy = 7
@@ -147,19 +152,19 @@ def test_a_full_set_forgets_who_used_least() -> None:
     assert CountColumn(counts, 1).add(heavy, 1, 2000, 1000.0) == 102
 
 
-def test_places_of_past_windows_are_free() -> None:
-    """A client that used much, long ago, is forgotten before one that used little now."""
+def test_cells_of_past_windows_are_free() -> None:
+    """A client that used much, long ago, is evicted before one that used little now."""
     column = CountColumn(SharedCounts(1), 0)
     column.add(1, 1_000_000, 900, 800.0)
-    recent = [1 + _SETS * number for number in range(1, _PLACES + 1)]
+    recent = [1 + _SETS * number for number in range(1, _CELLS + 1)]
     for key in recent:
         column.add(key, 1, 2000, 1000.0)
-    assert [column.add(key, 1, 2000, 1000.0) for key in recent] == [2] * _PLACES
+    assert [column.add(key, 1, 2000, 1000.0) for key in recent] == [2] * _CELLS
     assert column.add(1, 0, 2000, 1000.0) == 0
 
 
 def test_what_is_taken_back_late_costs_nothing() -> None:
-    """A refusal that took its time to come does not touch the next window's count."""
+    """A refusal that comes late does not change the next window's count."""
     column = CountColumn(SharedCounts(1), 0)
     column.add(1, 5, 2000, 1999.9)
     assert column.add(1, 3, 3000, 2000.1) == 3
@@ -201,29 +206,29 @@ class OtherServers:
         return [self.used[charge.name] for charge in charges]
 
 
-def test_servers_share_a_budget() -> None:
+async def test_servers_share_a_budget() -> None:
     """What one counts the other sees; what is refused is taken back."""
     others = OtherServers()
     one, two = (RateLimiter(Budgets([_MINUTE], 1), 0, others, Clock()) for _ in range(2))
-    assert [_take(one, 6).remaining, _take(two, 3).remaining] == [4, 1]
-    assert _take(two, 5).is_refused
+    assert [(await _take(one, 6)).remaining, (await _take(two, 3)).remaining] == [4, 1]
+    assert (await _take(two, 5)).is_refused
     assert set(others.used.values()) == {9}
-    assert _take(two).remaining == 0
-    assert _take(one).is_refused
+    assert (await _take(two)).remaining == 0
+    assert (await _take(one)).is_refused
 
 
-def test_a_server_counts_alone_while_the_others_are_gone() -> None:
+async def test_a_server_counts_alone_while_the_others_are_gone() -> None:
     """With what it knows of its own clients."""
     others = OtherServers()
     one, two = (RateLimiter(Budgets([_MINUTE], 1), 0, others, Clock()) for _ in range(2))
-    assert [_take(one, 6).remaining, _take(two, 3).remaining] == [4, 1]
+    assert [(await _take(one, 6)).remaining, (await _take(two, 3)).remaining] == [4, 1]
     others.are_there = False
-    assert [_take(one).remaining, _take(two).remaining] == [3, 6]
+    assert [(await _take(one)).remaining, (await _take(two)).remaining] == [3, 6]
 
 
 @pytest.mark.parametrize("amount", [11, 1000])
-def test_more_than_a_budget_is_always_refused(amount: int) -> None:
+async def test_more_than_a_budget_is_always_refused(amount: int) -> None:
     """And uses nothing up."""
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=Clock())
-    assert _take(limiter, amount) == Verdict(_MINUTE, 10, _take(limiter, amount).reset_s, True)
-    assert _take(limiter).remaining == 9
+    assert await _take(limiter, amount) == Verdict(_MINUTE, 10, (await _take(limiter, amount)).reset_s, True)
+    assert (await _take(limiter)).remaining == 9

@@ -1,4 +1,4 @@
-"""A checkpoint is found and read without torch, or refused with a message for the person who starts the server."""
+"""A checkpoint is found and read without torch, or refused with a message for whoever starts the server."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def test_shards_are_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        pytest.param({"architectures": ["ViTModel"]}, "no image classifier", id="no classifier"),
-        pytest.param({"architectures": None}, "no image classifier", id="no architecture"),
-        pytest.param({"architectures": 5}, "no image classifier", id="number as architectures"),
+        pytest.param({"architectures": ["ViTModel"]}, "not an image classifier", id="no classifier"),
+        pytest.param({"architectures": None}, "not an image classifier", id="no architecture"),
+        pytest.param({"architectures": 5}, "not an image classifier", id="number as architectures"),
         pytest.param({"num_channels": 1}, "1 channels", id="grey"),
         pytest.param({"problem_type": "multi_label_classification"}, "several labels", id="multi-label"),
         pytest.param({"id2label": {"0": "only"}}, "fewer than two", id="one class"),
-        pytest.param({"id2label": {"0": "a", "2": "b"}}, "leaves class numbers out", id="gap"),
+        pytest.param({"id2label": {"0": "a", "2": "b"}}, "gaps in its class numbers", id="gap"),
         pytest.param({"id2label": {"a": "0"}}, "class numbers to names", id="no numbers"),
         pytest.param({"id2label": ["a", "b"]}, "class numbers to names", id="list"),
         pytest.param({"model_type": "my", "auto_map": {"AutoConfig": "my.My"}}, "never run", id="remote code"),

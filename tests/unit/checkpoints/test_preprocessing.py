@@ -28,6 +28,7 @@ def as_transformers_reads(class_name: str, processor: dict[str, Any]) -> Preproc
         scale=theirs.rescale_factor if theirs.do_rescale else 1.0,
         mean=tuple(theirs.image_mean) if theirs.do_normalize else (0.0, 0.0, 0.0),
         std=tuple(theirs.image_std) if theirs.do_normalize else (1.0, 1.0, 1.0),
+        has_white_background=bool(theirs.do_convert_rgb),
     )
 
 
@@ -54,7 +55,9 @@ def test_absent_keys_have_the_defaults_of_the_class(class_name: str) -> None:
             {"size": [9, 9], "do_center_crop": None, "do_normalize": None, "do_rescale": None, "crop_size": None},
             id="null switches are off",
         ),
-        pytest.param({"do_convert_rgb": True, "data_format": "channels_first", "do_pad": None}, id="no effect"),
+        pytest.param({"do_convert_rgb": True}, id="a white background"),
+        pytest.param({"do_convert_rgb": False}, id="no white background"),
+        pytest.param({"data_format": "channels_first", "do_pad": None}, id="no effect"),
     ],
 )
 def test_given_keys_mean_what_they_mean_in_transformers(class_name: str, processor: dict[str, Any]) -> None:

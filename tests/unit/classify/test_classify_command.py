@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ from tests.support.scripted_server import ANSWER, Fault, Request, error, ok, rep
 from tests.support.server import ROOT, environment, wait_until
 from vit_api.classify.image_files import find_images
 from vit_api.classify.report import JsonLines, Progress, Report, Table, printable
-from vit_api.client.results import Classification, ClassifyError, Prediction, Rejected
+from vit_api.client.results import Classification, ClassifyError, Outcome, Rejected, ScoredLabel
 from vit_api.errors import OutOfDeviceMemory
+from vit_api.ipc import records
+from vit_api.worker.outcomes import NOT_FINITE
 
 EXAMPLES = [str(ROOT / "examples" / f"digit-{digit}.png") for digit in (3, 7)]
 
@@ -83,7 +86,7 @@ def test_a_folder_without_images_fails(tmp_path: Path) -> None:
     assert failures == [tmp_path]
 
 
-RESULT = Classification((Prediction("7", 0.9), Prediction("1", 0.1)), cached=False, processing_time_ms=1.0, model="m")
+RESULT = Classification((ScoredLabel("7", 0.9), ScoredLabel("1", 0.1)), cached=False, processing_time_ms=1.0, model="m")
 
 
 class Terminal(io.StringIO):
@@ -131,7 +134,7 @@ def test_the_table() -> None:
     heading, row = (line.split() for line in out.splitlines())
     assert heading == ["FILE", "LABEL", "CONF", "NEXT"]
     assert row == ["good.png", "7", "90.0%", "1", "10.0%"]
-    assert err == "bad.png: it is\ufffd[2J corrupt (bad_image)\n1 of 2 images failed\n"
+    assert err == "bad.png: it is\ufffd[2J corrupt (bad_image)\n1 of 2 images failed.\n"
 
 
 def test_json_lines() -> None:
@@ -143,7 +146,7 @@ def test_json_lines() -> None:
         **{"file": "bad.png", "error": "it is\x1b[2J corrupt"},
         **{"code": "bad_image", "status": 400, "request_id": "id-1"},
     }
-    assert err == "1 of 2 images failed\n"
+    assert err == "1 of 2 images failed.\n"
 
 
 def test_what_can_be_printed() -> None:
@@ -187,14 +190,14 @@ def test_an_unknown_model() -> None:
 
 
 def test_in_process() -> None:
-    """The embedded model reads the examples; what can't be read is told and costs the others nothing."""
+    """The embedded model reads the examples; unreadable files are reported and do not affect the others."""
     result = _run("--model", "digits", "--top-k", "1", EXAMPLES[0], "README.md", "missing.png", EXAMPLES[1])
     rows = [line.split()[1:] for line in result.stdout.splitlines()]
     assert [row[0] for row in rows] == ["LABEL", "3", "7"]
     assert result.stderr.splitlines()[0].startswith("README.md: ")
     assert result.stderr.splitlines()[1:] == [
-        "missing.png: can't be read: No such file or directory (unreadable_input)",
-        "2 of 4 images failed",
+        "missing.png: The file can't be read: No such file or directory. (unreadable_input)",
+        "2 of 4 images failed.",
     ]
     assert result.returncode == 1
 
@@ -210,10 +213,10 @@ def test_by_a_server() -> None:
 
 
 def test_a_refusal_of_the_server() -> None:
-    """It is one line of the API's own words."""
+    """It is one line, with the API's own message."""
     with scripted(error(401, "unauthorized")) as server:
         result = _run("--url", server.url, EXAMPLES[0])
-    assert result.stderr.splitlines() == [f"{EXAMPLES[0]}: what is wrong (unauthorized)", "1 of 1 images failed"]
+    assert result.stderr.splitlines() == [f"{EXAMPLES[0]}: what is wrong (unauthorized)", "1 of 1 images failed."]
     assert result.returncode == 1
 
 
@@ -276,12 +279,16 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
         assert (process.wait(30), err) == (141, b"")
 
 
+_NAN = 98
+
+
 class FakeApi:
     """Stands in for a LitAPI whose device takes two images at once. An image's only pixel says what becomes of it."""
 
     def __init__(self, checkpoint: Any) -> None:
         self.checkpoint = checkpoint
         self.batches: list[int] = []
+        self.is_broken = False
 
     def decode_request(self, request: bytes) -> int:
         return int(request)
@@ -295,41 +302,76 @@ class FakeApi:
             raise OutOfDeviceMemory("the device's memory does not suffice")
         return images
 
-    def unbatch(self, images: list[int]) -> list[int]:
-        return images
+    def unbatch(self, images: list[int]) -> list[records.Prediction]:
+        return [records.Prediction((value,), (0.0,), math.nan if value == _NAN else 1.0) for value in images]
 
     def free_memory(self) -> None:
         """Nothing to free."""
 
-    def encode_response(self, output: int, *, top_k: int) -> dict[str, Any]:
-        return {"predictions": [{"label": str(output), "confidence": 1.0}]}
+    def has_working_device(self) -> bool:
+        return not self.is_broken
+
+    def encode_response(self, output: records.Prediction, *, top_k: int) -> dict[str, Any]:
+        return {"predictions": [{"label": str(output.indices[0]), "confidence": output.top_probability}]}
 
 
-def test_batches_that_do_not_fit_are_halved(tmp_path: Path) -> None:
-    """As the server does; an image that does not fit alone fails alone."""
-    from vit_api.checkpoints.checkpoint import load_checkpoint
+def _classify(tmp_path: Path, api: FakeApi, *contents: str, max_batch_size: int = 4) -> list[Outcome]:
     from vit_api.classify.local import LocalClassifier
 
-    paths = [tmp_path / str(number) for number in range(5)]
-    for path, content in zip(paths, ["0", "1", "2", "99", "4"], strict=True):
+    paths = [tmp_path / str(number) for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
         path.write_text(content)
-    api = FakeApi(load_checkpoint("digits"))
-    classifier = LocalClassifier(api, max_batch_size=4, threads=2)  # type: ignore[arg-type]
-    outcomes = list(classifier.classify_many(paths, 1))
+    classifier = LocalClassifier(api, max_batch_size=max_batch_size, threads=2)  # type: ignore[arg-type]
+    return list(classifier.classify_many(paths, 1))
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    """Return the LitAPI of a device that takes two images at once."""
+    from vit_api.checkpoints.checkpoint import load_checkpoint
+
+    return FakeApi(load_checkpoint("digits"))
+
+
+def test_batches_that_do_not_fit_are_halved(tmp_path: Path, api: FakeApi) -> None:
+    """As the server does; only an image that does not fit on its own fails."""
+    outcomes = _classify(tmp_path, api, "0", "1", "2", "99", "4")
     found = [outcome.code if isinstance(outcome, ClassifyError) else outcome.top.label for outcome in outcomes]
     assert found == ["0", "1", "2", "out_of_memory", "4"]
     assert api.batches == [4, 2, 2, 1, 1, 1]
 
 
-def test_a_model_that_fails_is_told(tmp_path: Path) -> None:
+def test_a_model_that_fails_is_reported(tmp_path: Path, api: FakeApi) -> None:
     """Each image of the batch has the reason."""
-    from vit_api.checkpoints.checkpoint import load_checkpoint
-    from vit_api.classify.local import LocalClassifier
-
-    path = tmp_path / "1"
-    path.write_text("1")
-    api = FakeApi(load_checkpoint("digits"))
     api.batch = lambda _: 1 / 0  # type: ignore[assignment,method-assign,return-value]
-    (outcome,) = LocalClassifier(api, max_batch_size=4, threads=1).classify_many([path], 1)  # type: ignore[arg-type]
+    (outcome,) = _classify(tmp_path, api, "1")
     assert isinstance(outcome, ClassifyError)
     assert outcome.code == "inference_failed"
+    assert "ZeroDivisionError" in outcome.message
+
+
+def test_every_image_is_reported_when_the_device_breaks(tmp_path: Path, api: FakeApi) -> None:
+    """There is no other process that could take over."""
+    api.is_broken = True
+    api.batch = lambda _: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    outcomes = _classify(tmp_path, api, "1", "2", "3", max_batch_size=2)
+    assert [getattr(outcome, "code", None) for outcome in outcomes] == ["inference_failed"] * 3
+
+
+def test_a_result_that_is_not_finite_is_a_failure(tmp_path: Path, api: FakeApi) -> None:
+    """With the sentence of the server's log; JSON has neither infinity nor NaN."""
+    outcomes = _classify(tmp_path, api, "1", str(_NAN))
+    out, err = io.StringIO(), io.StringIO()
+    report = Report(out, err, JsonLines(), Progress(err, 2))
+    for outcome in outcomes:
+        report.add(Path("image.png"), outcome)
+    good, bad = (json.loads(line, parse_constant=pytest.fail) for line in out.getvalue().splitlines())
+    assert good["predictions"] == [{"label": "1", "confidence": 1.0}]
+    assert (bad["code"], bad["error"]) == ("inference_failed", NOT_FINITE.reason)
+
+
+def test_json_lines_refuse_numbers_that_json_lacks() -> None:
+    """A line that no parser takes would be worse than an error."""
+    result = Classification((ScoredLabel("7", math.nan),), cached=False, processing_time_ms=1.0, model="m")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        JsonLines().show(Path("image.png"), result)

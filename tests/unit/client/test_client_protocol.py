@@ -1,10 +1,10 @@
-"""What an answer means to the client and when it tries again, without a network and with a fake clock."""
+"""What a response means to the client and when it retries, without a network and with a fake clock."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
 
@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.scripted_server import ANSWER
-from vit_api.client.answers import Answer, retry_after_s, to_classification, to_error
+from vit_api import lit_api
+from vit_api.client.answers import HttpAnswer, retry_after_s, to_classification, to_error
 from vit_api.client.protocol import (
     DEFAULT_TOP_K,
     MAX_ANSWER_BYTES,
-    MOST_TOP_K,
+    MAX_TOP_K,
     Call,
     Reception,
     Retries,
@@ -51,7 +52,7 @@ class FakeTime:
 
 def test_it_knows_the_servers_limits() -> None:
     """The client imports nothing of the server's, so it has their values itself."""
-    assert (DEFAULT_TOP_K, MOST_TOP_K) == (records.DEFAULT_TOP_K, records.MAX_TOP_K)
+    assert (DEFAULT_TOP_K, MAX_TOP_K) == (lit_api.DEFAULT_TOP_K, records.TOP_K)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_retry_after(value: str, expected: float | None) -> None:
 
 
 def test_no_retry_after() -> None:
-    """A server need not say."""
+    """A response need not have the header."""
     assert retry_after_s({}, NOW) is None
 
 
@@ -87,29 +88,30 @@ def test_no_retry_after() -> None:
 def test_a_moment_counts_from_the_answers_own_date(wait_s: int, skew_s: int) -> None:
     """However wrong this machine's clock is."""
     sent = int(NOW) + skew_s
-    dates = [format_datetime(datetime.fromtimestamp(t, timezone.utc), usegmt=True) for t in (sent + wait_s, sent)]
+    dates = [format_datetime(datetime.fromtimestamp(t, UTC), usegmt=True) for t in (sent + wait_s, sent)]
     assert retry_after_s({"retry-after": dates[0], "date": dates[1]}, NOW) == wait_s
 
 
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        *((400, Rejected), (408, Rejected), (415, Rejected), (429, Busy), (503, Busy)),
-        *((500, ServerFailed), (502, ServerFailed), (504, ServerFailed)),
-        *((204, UnexpectedAnswer), (308, UnexpectedAnswer)),
+        *(pytest.param(status, Rejected, id=f"{status}") for status in (400, 408, 415)),
+        *(pytest.param(status, Busy, id=f"{status}") for status in (429, 503)),
+        *(pytest.param(status, ServerFailed, id=f"{status}") for status in (500, 502, 504)),
+        *(pytest.param(status, UnexpectedAnswer, id=f"{status}") for status in (204, 308)),
     ],
 )
 def test_classes_of_errors(status: int, kind: type[ClassifyError]) -> None:
-    """The status decides on the class; the body on the words."""
+    """The status decides the class, and the body the message."""
     body = json.dumps({"error": "what is wrong", "code": "a_code", "request_id": "id-1"}).encode()
-    error = to_error(Answer(status, {"x-request-id": "id-2"}, body), NOW)
+    error = to_error(HttpAnswer(status, {"x-request-id": "id-2"}, body), NOW)
     assert type(error) is kind
     assert (error.message, error.code, error.status, error.request_id) == ("what is wrong", "a_code", status, "id-1")
 
 
 def test_a_proxys_page() -> None:
     """A body that is not ours still gives a code, the status and the header's request id."""
-    answer = Answer(502, {"content-type": "text/html", "x-request-id": "id-2"}, b"<h1>Bad gateway</h1>")
+    answer = HttpAnswer(502, {"content-type": "text/html", "x-request-id": "id-2"}, b"<h1>Bad gateway</h1>")
     error = to_error(answer, NOW)
     assert (error.code, error.status, error.request_id) == ("http_502", 502, "id-2")
     assert "text/html" in error.message
@@ -117,7 +119,7 @@ def test_a_proxys_page() -> None:
 
 def test_a_redirect_says_where_to() -> None:
     """Without the query, which may have a token."""
-    error = to_error(Answer(307, {"location": "https://host/predict?token=secret"}, b""), NOW)
+    error = to_error(HttpAnswer(307, {"location": "https://host/predict?token=secret"}, b""), NOW)
     assert "https://host/predict" in error.message
     assert "secret" not in error.message
 
@@ -139,10 +141,10 @@ def test_a_redirect_says_where_to() -> None:
 def test_a_result_that_is_none(change: dict[str, Any]) -> None:
     """Status 200 is not enough."""
     with pytest.raises(UnexpectedAnswer):
-        to_classification(Answer(200, {}, json.dumps(ANSWER | change).encode()))
+        to_classification(HttpAnswer(200, {}, json.dumps(ANSWER | change).encode()))
 
 
-def _outcome(call: Call, answer: Answer) -> Classification | float | ClassifyError:
+def _outcome(call: Call, answer: HttpAnswer) -> Classification | float | ClassifyError:
     call.begin()
     try:
         return call.judge(answer)
@@ -166,8 +168,8 @@ _HEADERS = st.dictionaries(
     body=st.binary() | _JSON.map(lambda value: json.dumps(value).encode()),
 )
 def test_any_answer_is_understood_or_refused(status: int, headers: dict[str, str], body: bytes) -> None:
-    """Nothing that a server may say raises anything but a `ClassifyError`."""
-    outcome = _outcome(Call(Retries(), 1.0, clock=lambda: 0.0), Answer(status, headers, body))
+    """Whatever a server sends, nothing but a `ClassifyError` is raised."""
+    outcome = _outcome(Call(Retries(), 1.0, clock=lambda: 0.0), HttpAnswer(status, headers, body))
     if isinstance(outcome, float):
         assert status in (429, 503)
         assert 0 <= outcome < Retries().total_s
@@ -175,7 +177,7 @@ def test_any_answer_is_understood_or_refused(status: int, headers: dict[str, str
 
 def test_nested_json_without_end() -> None:
     """A body that no parser can take is not ours."""
-    assert to_error(Answer(500, {}, b"[" * 10**6), NOW).code == "http_500"
+    assert to_error(HttpAnswer(500, {}, b"[" * 10**6), NOW).code == "http_500"
 
 
 @given(
@@ -191,7 +193,7 @@ def test_bounds(asked: list[int | None], tries: int, total_s: float, jitters: fl
     made = 0
     for seconds in asked:
         headers = {} if seconds is None else {"retry-after": str(seconds)}
-        outcome = _outcome(call, Answer(503, headers, b""))
+        outcome = _outcome(call, HttpAnswer(503, headers, b""))
         made += 1
         if not isinstance(outcome, float):
             assert isinstance(outcome, Busy)
@@ -246,10 +248,10 @@ def test_a_body_without_end() -> None:
 @pytest.mark.parametrize(
     ("base_url", "expected"),
     [
-        ("http://host:7860", "http://host:7860/predict"),
-        ("https://host/", "https://host/predict"),
-        ("https://host/a/b", "https://host/a/b/predict"),
-        ("http://[::1]:7860", "http://[::1]:7860/predict"),
+        pytest.param("http://host:7860", "http://host:7860/predict", id="port"),
+        pytest.param("https://host/", "https://host/predict", id="slash"),
+        pytest.param("https://host/a/b", "https://host/a/b/predict", id="path prefix"),
+        pytest.param("http://[::1]:7860", "http://[::1]:7860/predict", id="IPv6"),
     ],
 )
 def test_addresses(base_url: str, expected: str) -> None:
@@ -259,7 +261,16 @@ def test_addresses(base_url: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     "base_url",
-    ["", "host:7860", "ftp://host", "http://", "http://host:x", "http://host?q", "http://u:secret@host", "http://[::1"],
+    [
+        pytest.param("", id="empty"),
+        pytest.param("host:7860", id="no scheme"),
+        pytest.param("ftp://host", id="another scheme"),
+        pytest.param("http://", id="no host"),
+        pytest.param("http://host:x", id="malformed port"),
+        pytest.param("http://host?q", id="query"),
+        pytest.param("http://u:secret@host", id="password"),
+        pytest.param("http://[::1", id="malformed host"),
+    ],
 )
 def test_no_addresses(base_url: str) -> None:
     """They are refused at once, and a password is not repeated."""
@@ -268,7 +279,15 @@ def test_no_addresses(base_url: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("two words", id="space"),
+        pytest.param("line\nbreak", id="line break"),
+        pytest.param("schlüssel", id="not ASCII"),
+    ],
+)
 def test_keys_that_no_header_may_have(key: str) -> None:
     """They are refused without being repeated."""
     with pytest.raises(ValueError, match="API key") as raised:
@@ -276,7 +295,15 @@ def test_keys_that_no_header_may_have(key: str) -> None:
     assert not key or key not in str(raised.value)
 
 
-@pytest.mark.parametrize("wrong", [{"tries": 0}, {"tries": 101}, {"total_s": 0}, {"first_wait_s": 9}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"tries": 0}, id="no tries"),
+        pytest.param({"tries": 101}, id="too many tries"),
+        pytest.param({"total_s": 0}, id="no time"),
+        pytest.param({"first_wait_s": 9}, id="first wait above the longest"),
+    ],
+)
 def test_senseless_retries(wrong: dict[str, Any]) -> None:
     """They are refused when they are made."""
     with pytest.raises(ValueError, match="must be"):

@@ -28,7 +28,7 @@ from PIL import Image
 from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.decoding import image_limits, images
 from vit_api.decoding.images import decode
-from vit_api.errors import ViTError
+from vit_api.errors import BadImage, ViTError
 
 MAX_SIDE = 4096
 MAX_UPLOAD_BYTES = 10 * 2**20
@@ -311,6 +311,15 @@ def test_a_hostile_file_costs_little(name: str, decoder: Decoder) -> None:
 def test_a_file_that_burns_cpu_time_is_stopped(name: str, decoder: Decoder) -> None:
     """It is a bad image once the CPU time that a file may take is spent."""
     assert decoder.decode(BURNING[name](), BURN_CPU_S) == BAD
+
+
+@pytest.mark.parametrize("name", ["tiff of 60000 tags", "tiff whose tags share", "tiff with a tile of 32768 x 32768"])
+def test_a_file_that_is_too_complex_is_not_called_corrupt(name: str) -> None:
+    """Its bytes may be just as the format has them."""
+    build, _ = FILES[name]
+    with pytest.raises(BadImage, match=r"The TIFF image is too complex: .*\.") as caught:
+        decode(build(), MODEL, max_side=MAX_SIDE, exact=True)
+    assert "corrupt" not in caught.value.message
 
 
 def test_tags_that_share_a_little_are_read() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing as mp
+import re
 from collections import deque
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from vit_api.ipc import slots as slots_module
 from vit_api.ipc.records import (
     AnswerRecord,
     Prediction,
@@ -21,22 +23,30 @@ from vit_api.ipc.records import (
     unpack_answers,
     unpack_requests,
 )
-from vit_api.ipc.slots import Claim, InvalidTransitionError, SlotRange, SlotState, SlotTable
+from vit_api.ipc.slots import (
+    TRANSITIONS,
+    Claim,
+    InvalidTransitionError,
+    OwnerSlots,
+    SlotState,
+    SlotTable,
+    WorkerSlots,
+)
 
-_OWNERS, _SLOTS, _WORKERS, _FAR = 2, 3, 2, 1e9
+_OWNERS, _SLOTS, _WORKERS = 2, 3, 2
 
 
 def test_slots_are_taken_until_none_is_left() -> None:
     """The table is the bounded queue: a full one gives None."""
-    slots = SlotRange(SlotTable(1, 2, (1, 1, 3)), 0)
-    assert {slots.take(_FAR)[0], slots.take(_FAR)[0]} == {0, 1}  # type: ignore[index]
-    assert slots.take(_FAR) is None
+    slots = OwnerSlots(SlotTable(1, 2, (1, 1, 3)), 0)
+    assert {slots.take()[0], slots.take()[0]} == {0, 1}  # type: ignore[index]
+    assert slots.take() is None
 
 
 def test_owners_have_slots_of_their_own() -> None:
     """No slot belongs to two HTTP processes."""
     table = SlotTable(2, 3, (1, 1, 3))
-    taken = [SlotRange(table, owner).take(_FAR)[0] for owner in range(2)]  # type: ignore[index]
+    taken = [OwnerSlots(table, owner).take()[0] for owner in range(2)]  # type: ignore[index]
     assert [table.owner_of(slot) for slot in taken] == [0, 1]
 
 
@@ -45,29 +55,37 @@ def test_owners_have_slots_of_their_own() -> None:
     [
         pytest.param(["queue"], id="queue a free slot"),
         pytest.param(["release"], id="release a free slot"),
-        pytest.param(["start_decoding", "start_decoding"], id="take a slot twice"),
-        pytest.param(["start_decoding", "queue", "queue"], id="queue a slot twice"),
+        pytest.param(["take", "release", "release"], id="release a slot twice"),
+        pytest.param(["take", "queue", "queue"], id="queue a slot twice"),
     ],
 )
 def test_a_wrong_step_is_refused(steps: list[str]) -> None:
     """What TRANSITIONS doesn't have raises."""
-    table = SlotTable(1, 1, (1, 1, 3))
-    do = {
-        "start_decoding": lambda: table.start_decoding(0, _FAR),
-        "queue": lambda: table.queue(0, 0.0),
-        "release": lambda: table.release(0),
-    }
+    slots = OwnerSlots(SlotTable(1, 1, (1, 1, 3)), 0)
+    do = {"take": slots.take, "queue": lambda: slots.queue(0, 0.0), "release": lambda: slots.release(0)}
     with pytest.raises(InvalidTransitionError):
         for step in steps:
             do[step]()
 
 
-def test_an_expired_slot_is_claimed_unwanted() -> None:
-    """A worker doesn't run an image whose deadline has passed."""
+def test_the_docstrings_state_machine_is_the_codes() -> None:
+    """Each row of its table is a transition, and a method of the view that may write it; no transition is missing."""
+    row = re.compile(r"^ +([A-Z]+) +([a-z]+) +(owner|worker) +([A-Z]+)\b", re.MULTILINE)
+    rows = row.findall(slots_module.__doc__ or "")
+    views = {"owner": OwnerSlots, "worker": WorkerSlots}
+    assert all(callable(getattr(views[writer], step)) for _, step, writer, _ in rows)
+    documented = {(SlotState[before], SlotState[after]) for before, _, _, after in rows}
+    assert documented == {(before, after) for before, afters in TRANSITIONS.items() for after in afters}
+
+
+def test_an_abandoned_slot_is_claimed_unwanted() -> None:
+    """A worker doesn't run an image that nobody waits for."""
     table = SlotTable(1, 1, (1, 1, 3))
-    generation = table.start_decoding(0, deadline=10.0)
-    table.queue(0, 9.0)
-    claim = table.claim(0, generation, worker=0, now=10.0)
+    slots = OwnerSlots(table, 0)
+    assert slots.take() == (0, 1)
+    slots.queue(0, 9.0)
+    slots.abandon(0)
+    claim = WorkerSlots(table, 0).claim(0, 1)
     assert claim is not None
     assert not claim.is_wanted
     assert table.state_of(0) == SlotState.QUEUED
@@ -76,11 +94,12 @@ def test_an_expired_slot_is_claimed_unwanted() -> None:
 def test_a_stale_record_claims_nothing() -> None:
     """A record of an earlier use of the slot matches nothing."""
     table = SlotTable(1, 1, (1, 1, 3))
-    old = table.start_decoding(0, _FAR)
-    table.release(0)
-    table.start_decoding(0, _FAR)
-    table.queue(0, 0.0)
-    assert table.claim(0, old, worker=0, now=0.0) is None
+    slots = OwnerSlots(table, 0)
+    assert slots.take() == (0, 1)
+    slots.release(0)
+    assert slots.take() == (0, 2)
+    slots.queue(0, 0.0)
+    assert WorkerSlots(table, 0).claim(0, 1) is None
 
 
 def _fill(table: SlotTable, value: int) -> None:
@@ -104,7 +123,8 @@ class TableMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.table = SlotTable(_OWNERS, _SLOTS, (1, 1, 3))
-        self.ranges = [SlotRange(self.table, owner) for owner in range(_OWNERS)]
+        self.owners = [OwnerSlots(self.table, owner) for owner in range(_OWNERS)]
+        self.workers = [WorkerSlots(self.table, worker) for worker in range(_WORKERS)]
         self.requests = RecordPipe.for_requests(len(self.table))
         self.answers = [RecordPipe.for_answers(_SLOTS) for _ in range(_OWNERS)]
         self.next_image = 0
@@ -115,9 +135,9 @@ class TableMachine(RuleBasedStateMachine):
         self.running: dict[int, list[tuple[Claim, int]]] = {worker: [] for worker in range(_WORKERS)}
         self.answered: set[int] = set()
 
-    @rule(owner=st.integers(0, _OWNERS - 1), patience=st.floats(0.5, 20))
-    def take(self, owner: int, patience: float) -> None:
-        taken = self.ranges[owner].take(self.now + patience)
+    @rule(owner=st.integers(0, _OWNERS - 1))
+    def take(self, owner: int) -> None:
+        taken = self.owners[owner].take()
         held = len([s for s in (*self.decoding, *self.waiting) if self.table.owner_of(s) == owner])
         assert (taken is None) == (held == _SLOTS)
         if taken:
@@ -132,10 +152,10 @@ class TableMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(sorted(self.decoding)))
         generation, image = self.decoding.pop(slot)
         if not is_good:
-            self.ranges[self.table.owner_of(slot)].release(slot)
+            self.owners[self.table.owner_of(slot)].release(slot)
             return
         self.table.pixels[slot] = image % 256
-        self.table.queue(slot, self.now)
+        self.owners[self.table.owner_of(slot)].queue(slot, self.now)
         self.requests.write([RequestRecord(slot, generation).pack()])
         self.waiting[slot] = (generation, image)
         self.line.append(image)
@@ -144,7 +164,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def abandon(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(sorted([*self.waiting, *self.decoding])))
-        self.table.abandon(slot)
+        self.owners[self.table.owner_of(slot)].abandon(slot)
         self.abandoned.add((self.waiting.get(slot) or self.decoding[slot])[1])
 
     @rule(seconds=st.floats(0, 5))
@@ -154,7 +174,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(worker=st.integers(0, _WORKERS - 1), most=st.integers(1, 4))
     def claim(self, worker: int, most: int) -> None:
         for request in unpack_requests(self.requests.read(most)):
-            claim = self.table.claim(request.slot, request.generation, worker, self.now)
+            claim = self.workers[worker].claim(request.slot, request.generation)
             assert claim is not None, "every record in the pipe is current"
             image = self.waiting[request.slot][1]
             assert self.line.popleft() == image, "order of arrival"
@@ -178,25 +198,25 @@ class TableMachine(RuleBasedStateMachine):
     @rule(owner=st.integers(0, _OWNERS - 1))
     def read_answers(self, owner: int) -> None:
         for answer in unpack_answers(self.answers[owner].read(100)):
-            assert self.table.is_current(answer.slot, answer.generation)
+            assert self.owners[owner].is_current(answer.slot, answer.generation)
             generation, image = self.waiting.pop(answer.slot)
             assert answer.generation == generation
             if answer.status == Status.OK:
                 assert answer.prediction.indices == (image,)
             assert image not in self.answered, "one answer an image"
             self.answered.add(image)
-            self.ranges[owner].release(answer.slot)
-            assert not self.table.is_current(answer.slot, answer.generation), "a duplicate would be harmless"
+            self.owners[owner].release(answer.slot)
+            assert not self.owners[owner].is_current(answer.slot, answer.generation), "a duplicate would be harmless"
 
     @invariant()
     def no_slot_is_lost(self) -> None:
-        free = sum(slots.free_count for slots in self.ranges)
+        free = sum(slots.free_count for slots in self.owners)
         assert free + len(self.decoding) + len(self.waiting) == len(self.table)
         counts = self.table.count_by_state()
         assert counts[SlotState.FREE] == free
         assert counts[SlotState.DECODING] == len(self.decoding)
         assert counts[SlotState.RUNNING] + counts[SlotState.QUEUED] == len(self.waiting)
-        assert self.table.count_coming() == counts[SlotState.DECODING] + counts[SlotState.QUEUED]
+        assert self.table.count_incoming() == counts[SlotState.DECODING] + counts[SlotState.QUEUED]
 
 
 TestTableMachine = TableMachine.TestCase

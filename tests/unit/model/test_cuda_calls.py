@@ -37,8 +37,7 @@ class FakeStream:
 class FakeEvent:
     """An event that knows on which stream it was recorded."""
 
-    def __init__(self, *, blocking: bool) -> None:
-        assert blocking, "a spinning wait would take a core from the decoders"
+    def __init__(self) -> None:
         self.name = ""
 
     def record(self, stream: FakeStream) -> None:

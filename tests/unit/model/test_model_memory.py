@@ -10,7 +10,7 @@ from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import RecordPipe, RequestRecord, Status, unpack_answers
-from vit_api.ipc.slots import SlotTable
+from vit_api.ipc.slots import OwnerSlots, SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.lit_api import ViTAPI
 from vit_api.metrics import COUNTED
@@ -87,14 +87,21 @@ def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.ra
     let_memory_suffice_for(most, lit_api)
     table, requests, answers = SlotTable(1, 32, shape), RecordPipe.for_requests(32), RecordPipe.for_answers(32)
     loop = SlotLoop(
-        table, WorkerBoard(1), requests, [answers], BatchingPolicy(32, 0.0), counts=MetricsBoard(["worker-0"], COUNTED)
+        table,
+        WorkerBoard(1),
+        requests,
+        [answers],
+        BatchingPolicy(32, 0.0),
+        metrics_board=MetricsBoard(["worker-0"], COUNTED),
     )
     loop.take_number(0)
+    slots = OwnerSlots(table, 0)
     for slot in range(32):
-        generation = table.start_decoding(slot, 1e18)
+        taken = slots.take()
+        assert taken is not None
         table.pixels[slot] = pixels[slot]
-        table.queue(slot, 0.0)
-        requests.write([RequestRecord(slot, generation).pack()])
+        slots.queue(slot, 0.0)
+        requests.write([RequestRecord(*taken).pack()])
     loop.run(lit_api)
     got = {answer.slot: answer for answer in unpack_answers(answers.read(32))}
     assert len(got) == 32

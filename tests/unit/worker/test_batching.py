@@ -12,22 +12,22 @@ from vit_api.worker.batching import BatchingPolicy
 
 
 @pytest.mark.parametrize(
-    ("size", "waited_s", "coming", "expected"),
+    ("size", "waited_s", "incoming", "expected"),
     [
         pytest.param(0, 0.0, 0, math.inf, id="nothing to send"),
         pytest.param(0, 0.0, 5, math.inf, id="nothing to send yet"),
-        pytest.param(1, 0.0, 0, 0.0, id="alone: at once"),
-        pytest.param(31, 0.001, 0, 0.0, id="nobody else on the way: at once"),
+        pytest.param(1, 0.0, 0, 0.0, id="single image: at once"),
+        pytest.param(31, 0.001, 0, 0.0, id="no other image incoming: at once"),
         pytest.param(32, 0.0, 9, 0.0, id="full: at once"),
         pytest.param(1, 0.005, 9, 0.0, id="waited long enough"),
         pytest.param(1, 0.5, 9, 0.0, id="waited too long already"),
-        pytest.param(31, 0.002, 1, 0.003, id="somebody comes: the rest of the wait"),
+        pytest.param(31, 0.002, 1, 0.003, id="images incoming: the rest of the wait"),
     ],
 )
-def test_rules(size: int, waited_s: float, coming: int, expected: float) -> None:
+def test_rules(size: int, waited_s: float, incoming: int, expected: float) -> None:
     """Each rule decides as documented."""
     policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
-    wait = policy.remaining_wait_s(now=100.0, size=size, oldest_queued_at=100.0 - waited_s, coming=coming)
+    wait = policy.remaining_wait_s(now=100.0, size=size, oldest_queued_at=100.0 - waited_s, incoming=incoming)
     assert wait == pytest.approx(expected)
 
 
@@ -52,8 +52,8 @@ def test_simulated_arrivals(gaps: list[float], max_batch_size: int, max_wait_s: 
             next_arrival += 1
         size = next_arrival - sent
         oldest = arrivals[sent] if size else math.inf
-        coming = len(arrivals) - next_arrival
-        wait = policy.remaining_wait_s(now=now, size=size, oldest_queued_at=oldest, coming=coming)
+        incoming = len(arrivals) - next_arrival
+        wait = policy.remaining_wait_s(now=now, size=size, oldest_queued_at=oldest, incoming=incoming)
         if wait == 0:
             assert 0 < size <= max_batch_size
             assert now - oldest <= max_wait_s + 1e-9 or size == max_batch_size

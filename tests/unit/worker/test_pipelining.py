@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.unit.worker.test_loop import Bench, EchoAPI
+from tests.support.loop_bench import EchoAPI, LoopBench
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc.records import AnswerRecord, Status, unpack_answers
 from vit_api.ipc.slots import SlotState
@@ -25,14 +25,14 @@ class Ticket:
 
 
 class DeviceAPI(EchoAPI):
-    """A LitAPI whose device is done with a batch when it was asked a number of times, or waited for.
+    """A LitAPI whose device is done with a batch after it was polled a number of times.
 
     Attributes:
-        polls: How often it is asked before it is done with what is launched from now on.
-        events: What happened: `+1` a first batch was launched, `-1` somebody waited for it, `=1` it was found done.
+        polls: How often it says no about what is launched from now on.
+        events: What happened: `+1` the first batch was launched, `=1` its results were collected.
     """
 
-    def __init__(self, polls: int = 1_000_000) -> None:
+    def __init__(self, polls: int = 10) -> None:
         super().__init__()
         self.polls = polls
         self.events: list[str] = []
@@ -50,14 +50,15 @@ class DeviceAPI(EchoAPI):
         return output.polls_left < 0
 
     def unbatch(self, output: Any) -> Any:
-        self.events.append(("=" if output.polls_left < 0 else "-") + output.name)
+        assert output.polls_left < 0, "the loop sleeps between polls, and never blocks on the device"
+        self.events.append("=" + output.name)
         if self.fails_late:
             self.fails_late = False
             raise RuntimeError("a planted failure")
         return super().unbatch(output.values)
 
 
-class DeviceBench(Bench):
+class DeviceBench(LoopBench):
     """The loop's bench, with such a device."""
 
     api: DeviceAPI
@@ -96,7 +97,7 @@ def test_a_full_batch_goes_behind_one_that_computes() -> None:
     assert bench.step() == {}
     bench.queue_many(32, 32)
     assert sorted(bench.step()) == list(range(32))
-    assert bench.api.events == ["+1", "+2", "-1"]
+    assert bench.api.events == ["+1", "+2", "=1"]
     bench.api.tickets[1].polls_left = 0
     assert {slot: a.prediction.indices for slot, a in bench.step().items()} == {s: (s,) for s in range(32, 64)}
     assert bench.api.batches == [32, 32]
@@ -153,6 +154,25 @@ def test_a_failure_at_the_end_is_of_that_batch() -> None:
     assert set(statuses(bench.step()).values()) == {Status.OK}
 
 
+@pytest.mark.parametrize("is_broken", [pytest.param(False, id="batch failed"), pytest.param(True, id="device broken")])
+def test_an_error_that_surfaces_in_a_poll(is_broken: bool) -> None:
+    """As CUDA's do: the batch fails like any other, and a device that is broken for good ends the worker."""
+    bench = DeviceBench()
+    bench.api.is_broken = is_broken
+
+    def fail(_: Any) -> Any:
+        raise RuntimeError("a planted CUDA error")
+
+    bench.api.is_done = bench.api.unbatch = fail  # type: ignore[method-assign]
+    bench.queue(0, 7)
+    if is_broken:
+        with pytest.raises(SystemExit):
+            bench.step()
+        assert bench.table.state_of(0) == SlotState.RUNNING
+    else:
+        assert statuses(bench.step()) == {0: Status.FAILED}
+
+
 def test_memory_that_does_not_suffice_for_two_batches() -> None:
     """The second is tried again, in halves, when the first is answered."""
     bench = DeviceBench()
@@ -163,7 +183,7 @@ def test_memory_that_does_not_suffice_for_two_batches() -> None:
     answers = bench.step()
     assert statuses(answers) == dict.fromkeys(range(64), Status.OK)
     assert {slot: answer.prediction.indices for slot, answer in answers.items()} == {s: (s,) for s in range(64)}
-    assert bench.api.events == ["+1", "-1", "+2", "-2", "+3", "-3"]
+    assert bench.api.events == ["+1", "=1", "+2", "=2", "+3", "=3"]
     assert bench.api.freed == 1
 
 
@@ -212,7 +232,7 @@ def test_a_suspect_image_has_the_device_for_itself() -> None:
     bench.queue_many(0, 32)
     bench.step()
     bench.queue_many(32, 32)
-    bench.suspect(63)
+    bench.isolate(63)
     bench.queue(64, 64)  # enough for a full batch, among whose records the suspect's is found
     assert len(bench.step()) == 32
     assert bench.api.batches == [32, 31]
@@ -221,7 +241,7 @@ def test_a_suspect_image_has_the_device_for_itself() -> None:
     assert bench.step() == {}
     assert bench.api.batches == [32, 31, 1]
     assert list(bench.step()) == [63]
-    assert bench.api.events == ["+1", "+2", "-1", "-2", "+3", "-3"]
+    assert bench.api.events == ["+1", "+2", "=1", "=2", "+3", "=3"]
     assert bench.table.count_waiting() == 33
 
 
@@ -230,19 +250,19 @@ def test_a_device_that_hangs_shows_no_progress() -> None:
     bench = DeviceBench(polls=200)
     bench.queue(0, 1)
     bench.step()
-    started_at = bench.board.progress_at(0)
+    started_at = bench.worker_board.heartbeat_at(0)
     looked = []
     is_done = bench.api.is_done
 
     def look(output: Any) -> bool:
-        looked.append(bench.board.progress_at(0))
+        looked.append(bench.worker_board.heartbeat_at(0))
         return is_done(output)
 
     bench.api.is_done = look  # type: ignore[method-assign]
     bench.step()
     assert len(looked) > 100
     assert set(looked) == {started_at}
-    assert bench.board.progress_at(0) > started_at
+    assert bench.worker_board.heartbeat_at(0) > started_at
 
 
 def test_the_time_behind_another_batch_is_waiting() -> None:
@@ -255,6 +275,6 @@ def test_the_time_behind_another_batch_is_waiting() -> None:
     first_done_at = bench.loop._done_at
     bench.api.tickets[1].polls_left = 0
     second = bench.step()[63]
-    assert second.queue_s == pytest.approx(first_done_at - bench.table._queued_at[63], abs=1e-5)
+    assert second.queue_s == pytest.approx(first_done_at - bench.table._shared["queued_at"][63], abs=1e-5)
     assert second.inference_s == pytest.approx(bench.loop._done_at - first_done_at, abs=1e-5)
     assert first.inference_s > 0

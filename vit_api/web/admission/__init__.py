@@ -1,1 +1,1 @@
-"""Which requests are let in: API keys, rate limits and cross-origin rules, as HTTP shows them."""
+"""Which requests are admitted: API keys, rate limits and CORS, on the HTTP side."""

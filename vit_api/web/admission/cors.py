@@ -1,4 +1,4 @@
-"""Cross-origin requests: tells browsers whose pages may use this server. Knows nothing of what the server does."""
+"""CORS: tells browsers which origins may use this server. Knows nothing of the routes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from vit_api.errors import BadRequest
-from vit_api.web.requests import NO_SNIFFING, REQUEST_ID, to_json
-from vit_api.web.responses import error_body
+from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, error_body, to_json
 
 _METHODS = ("GET", "HEAD", "POST")
 _EXPOSED = (
@@ -33,15 +32,15 @@ _EXPOSED = (
 
 
 class CrossOrigin(CORSMiddleware):
-    """Answer browsers' questions before a request (preflights), and mark every other answer; see Fetch, section 3.2.
+    """Answer preflight requests, and add CORS headers to all other responses; see Fetch, section 3.2.
 
-    It is outermost, so that a page's script can read errors, too, and a preflight, which never has a key, needs none.
-    Cookies and HTTP logins are never allowed (`Access-Control-Allow-Credentials`): a page has to have a key of its
-    own to send, and can't use its visitor's. So any request header may come.
+    This is the outermost middleware: scripts can read errors too, and a preflight, which never carries a key, needs
+    none. Credentials are never allowed (`Access-Control-Allow-Credentials`), so a page can't act with its visitor's
+    cookies or HTTP login and has to send a key itself. That makes it safe to allow any request header.
 
     Args:
-        app: What answers the requests.
-        origins: Whose pages may ask; `*`: all.
+        app: The wrapped application.
+        origins: The allowed origins; `*` allows all.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
@@ -50,11 +49,11 @@ class CrossOrigin(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight; a refusal has the one form that errors have."""
+        """Answer a preflight; a refusal is an error response like any other."""
         answer = super().preflight_response(request_headers)
         request_id = uuid.uuid4().hex
         if answer.status_code == BadRequest.status:
-            error = BadRequest("this server takes no such request from a page of this origin")
+            error = BadRequest("The origin or method is not allowed. Send the request from an allowed origin.")
             headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
             body = to_json(error_body(error, request_id))
             answer = Response(body, error.status, headers, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Who may ask for what: looks for a client's key in its request's headers. Knows nothing of what a path does."""
+"""API keys in requests: which paths need one, and whether it is valid. Knows nothing of what a path does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vit_api.web.page.security_headers import STATIC_FOLDER
 from vit_api.web.requests import Request
 
 OPERATOR_PATH = "/cache/clear"
-"""It looks for the operator's key itself."""
+"""Its handler checks the operator key itself."""
 
 METRICS_PATH = "/metrics"
 
-# Probes have no key. Neither has a browser that opens a page: it can send one with a script's requests alone, and the
-# description of the API, which that script reads, is the same for every server of this version.
+# Probes have no key, and a browser can send one only from a script, not when it opens a page. The API's description,
+# which such a script reads, reveals nothing secret.
 _PROBED = frozenset({"/health", "/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"})
 _OPEN_PATHS = _PROBED | {"/docs", "/openapi.json", PAGE_PATH}
 _OPEN_FOLDERS = (f"{STATIC_FOLDER}/", PAGE_FOLDER)
@@ -25,16 +25,16 @@ _READING = ("GET", "HEAD")
 
 _BEARER = b"bearer"
 _SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "The key as `Authorization: Bearer <key>`"},
-    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The key as `X-API-Key: <key>`"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "`X-API-Key: <key>`"},
 }
 _EITHER: list[dict[str, list[str]]] = [{name: []} for name in _SCHEMES]
 
 
 def presented_key(headers: Mapping[bytes, bytes]) -> bytes:
-    """Return the key in a request's headers, by lower-case name; empty if there is none.
+    """Return the key in a request's headers, which have lower-case names; empty if there is none.
 
-    `X-API-Key` comes first: what is in `Authorization` may be for a proxy on the way.
+    `X-API-Key` takes precedence: `Authorization` may be meant for a proxy in between.
     """
     key = headers.get(b"x-api-key")
     if key:
@@ -43,30 +43,31 @@ def presented_key(headers: Mapping[bytes, bytes]) -> bytes:
     return token.strip() if scheme.lower() == _BEARER else b""
 
 
-def check_key(ring: KeyRing, headers: Mapping[bytes, bytes], whose: str) -> bytes:
+def check_key(ring: KeyRing, headers: Mapping[bytes, bytes], kind: str) -> bytes:
     """Return the digest of the request's key.
 
     Args:
-        ring: The keys that do.
-        headers: The request's, by lower-case name.
-        whose: What to call the key, for a client that has none.
+        ring: The valid keys.
+        headers: The request's headers, with lower-case names.
+        kind: What error messages call the key.
 
     Raises:
-        Unauthorized: There is no key, or another one.
+        Unauthorized: There is no key, or it is not in the ring.
     """
     key = presented_key(headers)
     found = ring.find(key)
     if found is None:
-        raise Unauthorized(f"send {whose} as `Authorization: Bearer <key>` or in `X-API-Key`", is_wrong=bool(key))
+        no_key = f"No {kind} was sent: send it as `Authorization: Bearer <key>` or `X-API-Key: <key>`."
+        raise Unauthorized(f"Invalid {kind}." if key else no_key, is_wrong=bool(key))
     return found
 
 
 class KeyCheck:
-    """Let requests with a key pass, and any request for what is open to all.
+    """Admit requests that have a valid key, or that need none.
 
     Args:
-        digests: Of the keys that open everything but the operator's paths.
-        has_public_metrics: Whether the metrics are open to all.
+        digests: Digests of the keys that are valid for all paths but the operator's.
+        has_public_metrics: Whether `/metrics` needs no key.
     """
 
     def __init__(self, digests: Iterable[bytes], *, has_public_metrics: bool) -> None:
@@ -74,25 +75,25 @@ class KeyCheck:
         self._open = _OPEN_PATHS | ({METRICS_PATH} if has_public_metrics else set())
 
     def is_open(self, method: str, path: str) -> bool:
-        """Tell whether a path needs none of these keys: what is open is so for reading alone."""
+        """Return whether a request needs none of these keys; open paths are open only for GET and HEAD."""
         is_page = path in self._open or path.startswith(_OPEN_FOLDERS)
         return path == OPERATOR_PATH or (is_page and method in _READING)
 
     def admit(self, request: Request) -> None:
-        """Note whose request it is, before anything of its body is read.
+        """Check the request's key and store its digest on the request, before the body is read.
 
         Raises:
-            Unauthorized: It has no key where it needs one, or a wrong one.
+            Unauthorized: The key is missing or invalid.
         """
-        if not self.is_open(request.scope["method"], request.scope["path"]):
-            request.key_digest = check_key(self._ring, request.headers, "a key")
+        if not self.is_open(request.method, request.path):
+            request.admission.key_digest = check_key(self._ring, request.headers, "API key")
 
 
 def describe_keys(schema: dict[str, Any], keys: KeyCheck | None) -> None:
-    """Add to an OpenAPI description how keys come, and which paths need one; see OpenAPI 3.1, section 4.8.27."""
+    """Add to an OpenAPI description how keys are sent, and which paths need one; see OpenAPI 3.1, section 4.8.27."""
     schema.setdefault("components", {})["securitySchemes"] = _SCHEMES
     refusal = {
-        "description": "No key or a wrong one",
+        "description": "The key is missing or invalid",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
     }
     for path, operations in schema["paths"].items():

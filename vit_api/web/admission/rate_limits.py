@@ -1,11 +1,12 @@
-"""Rate limits as clients see them: who is counted, the headers, and 429. Knows nothing of how it is counted.
+"""Rate limits over HTTP: client identification, the `RateLimit-*` headers, 429. Knows nothing of how usage is counted.
 
 `RateLimit-Limit`, `-Remaining`, `-Reset` and `-Policy` are those of draft-ietf-httpapi-ratelimit-headers-06; later
-drafts put all into one, which few clients read yet. They are on every answer of a limited path.
+drafts merge them into one header, which few clients read yet. Every response of a limited path has them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -15,17 +16,18 @@ from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter, Verdict
 from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
-from vit_api.web.entry import Handler
-from vit_api.web.requests import Request, Response
+from vit_api.web.requests import Request
+from vit_api.web.responses import Response
+from vit_api.web.routes import HotRoute
 
 
 class RateLimits:
-    """Limit what each client may use of the handlers that classify.
+    """Limit how many images each client may have classified.
 
     Args:
-        limiter: Counts.
-        addresses: Tells clients apart that have no key.
-        rates: What each client may use.
+        limiter: Counts each client's images.
+        addresses: Identifies clients without a key by address.
+        rates: The limits of each client.
     """
 
     def __init__(self, limiter: RateLimiter, addresses: ClientAddresses, rates: Sequence[Rate]) -> None:
@@ -33,30 +35,30 @@ class RateLimits:
         self._addresses = addresses
         self._policy = ", ".join(f"{rate.amount};w={rate.window_s}" for rate in rates).encode()
 
-    def limited(self, handler: Handler) -> Handler:
-        """Return a handler that is asked only while the client may.
+    def limited(self, route: HotRoute) -> HotRoute:
+        """Return a route whose handler is called only while the client is within its limits.
 
-        One image is counted before the body is read, so that a refused upload costs nothing; what else turns out to
-        be in it, `Request.charge` counts before the model sees it.
+        One image is counted before the body is read, so that a refused upload costs nothing. Further images of the
+        request are counted by `Admission.charge` before they reach the model.
         """
 
         async def limited_handler(request: Request) -> Response:
-            client = request.key_digest.hex() or self._addresses.of(request.scope)
-            request.charge = functools.partial(self._charge, request, client)
+            client = request.admission.key_digest.hex() or self._addresses.of(request.scope)
+            request.admission.charge = functools.partial(self._charge, request, client)
             await self._charge(request, client, 1)
-            return await handler(request)
+            return await route.handler(request)
 
-        return limited_handler
+        return dataclasses.replace(route, handler=limited_handler)
 
     async def _charge(self, request: Request, client: str, images: int) -> None:
         """Count images for a client.
 
         Raises:
-            RateLimited: They are too many, and were not counted.
+            RateLimited: The client exceeds a limit; the images were not counted.
         """
         verdict = await self._limiter.take(client, images)
         reset_s = max(1, math.ceil(verdict.reset_s))
-        request.answer_headers = (
+        request.admission.headers = (
             (b"ratelimit-limit", b"%d" % verdict.rate.amount),
             (b"ratelimit-remaining", b"%d" % verdict.remaining),
             (b"ratelimit-reset", b"%d" % reset_s),
@@ -67,9 +69,9 @@ class RateLimits:
 
 
 def describe_limits(schema: dict[str, Any]) -> None:
-    """Add to an OpenAPI description what the paths answer that classify when a client may not."""
+    """Add the 429 response of the classification paths to an OpenAPI description."""
     refusal = {
-        "description": "Too many images in a time; `Retry-After` says when to try again",
+        "description": "The rate limit is exceeded; `Retry-After` says when to retry",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
     }
     for operations in schema["paths"].values():
@@ -80,7 +82,7 @@ def describe_limits(schema: dict[str, Any]) -> None:
 
 def _refusal(verdict: Verdict, images: int) -> str:
     rate = verdict.rate
-    what = f"this server takes {rate.amount} images in {rate.window_s} s from each client"
+    limit = f"The rate limit of {rate.amount} images per {rate.window_s} s is exceeded."
     if images >= rate.amount:
-        return f"{what}; send fewer in one request"
-    return f"{what}; come back later, see Retry-After"
+        return f"{limit} Send fewer images in one request."
+    return f"{limit} Retry as Retry-After says."

@@ -1,7 +1,7 @@
-"""The HTTP half's core: an upload goes in, a classification comes out.
+"""The core of the HTTP half: an upload goes in, its classification comes out.
 
-Looks the upload up by its hash, in this process and then in the shared tier, and computes what isn't known, once for
-all who ask at the same time. Knows nothing of HTTP, of slots or of Redis.
+Looks the upload up by its hash, in this process and then in the shared tier, and computes what is not cached, once for
+all callers that ask at the same time. Knows nothing of HTTP, slots or Redis.
 """
 
 from __future__ import annotations
@@ -13,58 +13,58 @@ import hashlib
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple, Protocol
 
-from vit_api.deadline import Deadline
 from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.records import AnswerRecord, Prediction
-from vit_api.web.core.cache import AnswerCache, SingleFlight
+from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.single_flight import SingleFlight
 
-_LONG_UPLOAD_BYTES = 2**18
-"""Above this an upload is hashed in a thread: it takes 0.15 ms, and a request may bring 32 of them."""
+_MAX_INLINE_HASH_BYTES = 2**18
+"""Longer uploads are hashed in a thread: hashing so many bytes takes 0.15 ms, and a request may have 32 uploads."""
 
-_MOST_S_BETWEEN_SWEEPS = 60.0
+_MAX_SWEEP_INTERVAL_S = 60.0
 
 
 class Inference(Protocol):
-    """What runs uploads on the model."""
+    """Runs uploads on the model."""
 
-    async def infer(self, upload: Upload, deadline: Deadline) -> tuple[AnswerRecord, float]:
-        """Return the answer for one upload, and the seconds that its decoding took."""
+    async def infer(self, upload: Upload) -> tuple[AnswerRecord, float]:
+        """Return the answer for one upload, and how many seconds its decoding took."""
 
 
 class SharedTier(Protocol):
-    """What remembers predictions for several HTTP processes and servers. It never fails and never takes long."""
+    """A cache that several HTTP processes and servers share. It never raises and never takes long."""
 
     async def get(self, key: bytes) -> Prediction | None:
-        """Return what is remembered of `key`."""
+        """Return the cached prediction."""
 
     def put(self, key: bytes, prediction: Prediction) -> None:
-        """Remember a prediction, if possible."""
+        """Cache a prediction, if possible."""
 
 
 class Source(enum.Enum):
-    """Where an answer comes from, by the name that clients see."""
+    """Where a result comes from; the values are what clients see."""
 
     HIT = "hit"
-    """Remembered: the model did not run."""
+    """From a cache; the model did not run."""
     MISS = "miss"
-    """The model ran for it."""
+    """The model ran for this upload."""
     COALESCED = "coalesced"
-    """The model ran for an identical upload, which was under way already."""
+    """The model ran for an identical upload that was already in flight."""
 
 
 class CachedPrediction:
-    """A prediction as it is remembered: packed, since a cache may hold millions of them.
+    """A prediction in the form in which it is cached: packed, since a cache may hold millions of them.
 
     Attributes:
         packed: The prediction.
-        rendered: What the routes made of it, by what each calls the wording; the last few.
+        rendered: Parts of responses that were made from it, by a key of each protocol's own; the last few.
     """
 
     __slots__ = ("packed", "rendered")
 
-    _MOST_WORDINGS = 2
-    _LONGEST_WORDING_BYTES = 512
+    _MAX_RENDERED = 2
+    _MAX_RENDERED_BYTES = 512
 
     def __init__(self, prediction: Prediction) -> None:
         self.packed = prediction.pack()
@@ -72,51 +72,51 @@ class CachedPrediction:
 
     @property
     def prediction(self) -> Prediction:
-        """The most probable classes."""
+        """The most probable classes, unpacked at each call."""
         return Prediction.unpack(self.packed)
 
-    def add_rendered(self, name: Hashable, wording: bytes) -> None:
-        """Keep a wording in place of the oldest, so that clients who want each one can't multiply the memory.
+    def add_rendered(self, key: Hashable, rendered: bytes) -> None:
+        """Cache a rendered part in place of the oldest, so that clients can't multiply the memory by asking for many.
 
-        A long one, as of 20 classes with long names, is made anew each time.
+        A long part, such as one of 20 classes with long names, is not cached.
         """
-        if len(wording) > self._LONGEST_WORDING_BYTES:
+        if len(rendered) > self._MAX_RENDERED_BYTES:
             return
-        if len(self.rendered) >= self._MOST_WORDINGS:
+        if len(self.rendered) >= self._MAX_RENDERED:
             del self.rendered[next(iter(self.rendered))]
-        self.rendered[name] = wording
+        self.rendered[key] = rendered
 
 
 class ClassifierResult(NamedTuple):
-    """What the model says of one upload.
+    """The classification of one upload.
 
     Attributes:
-        known: The prediction.
+        cached: The prediction.
         source: Where it comes from.
-        answer: The worker's answer, with the times that it took; None for a hit.
-        decode_s: What the decoding took, if the model ran.
+        answer: The worker's answer, with its timings; None for a hit.
+        decode_s: Seconds that decoding took, if the model ran.
     """
 
-    known: CachedPrediction
+    cached: CachedPrediction
     source: Source
     answer: AnswerRecord | None = None
     decode_s: float = 0.0
 
     @property
     def prediction(self) -> Prediction:
-        """The most probable classes; of a remembered one, unpacked at each call."""
-        return self.known.prediction if self.answer is None else self.answer.prediction
+        """The most probable classes; unpacked at each call for a hit."""
+        return self.cached.prediction if self.answer is None else self.answer.prediction
 
     @property
     def own_answer(self) -> AnswerRecord | None:
-        """The worker's answer if the model ran for this upload; the times of one that was joined are not its own."""
+        """The worker's answer if the model ran for this upload; a coalesced one has another upload's timings."""
         return self.answer if self.source is Source.MISS else None
 
 
 class _Found(NamedTuple):
-    """What a flight brings; see `ClassifierResult`."""
+    """The outcome of a flight; see `ClassifierResult`."""
 
-    known: CachedPrediction
+    cached: CachedPrediction
     answer: AnswerRecord | None = None
     decode_s: float = 0.0
 
@@ -125,12 +125,12 @@ class Classifier:
     """Classify uploads. For one HTTP process, on its event loop.
 
     Args:
-        inference: Runs what isn't known.
-        tally: Counts.
-        identity: Returns what else than the upload determines an answer: model, revision, dtype, decode mode. Called
-            when the first upload comes; raises NotReady while that can't be told.
-        cache: Remembers; None computes every upload.
-        shared: Remembers for several processes, beside `cache`.
+        inference: Runs what is not cached.
+        tally: Counts hits, misses and coalesced uploads.
+        identity: Returns what determines an answer besides the upload: model, revision, dtype, decode mode. Called for
+            the first upload; raises NotReady until that is known.
+        cache: This process's cache; None disables caching.
+        shared: A tier shared by several processes, asked after `cache`.
     """
 
     def __init__(
@@ -149,31 +149,28 @@ class Classifier:
         self._flights: SingleFlight[_Found] = SingleFlight()
 
     def start(self) -> None:
-        """Forget what is too old from time to time, on the running event loop."""
+        """Start to evict expired entries periodically, on the running event loop."""
         self._sweep()
 
     def stop(self) -> None:
-        """Undo `start`."""
+        """Stop what `start` started."""
         if self._cache is not None:
             self._sweeper.cancel()
 
     def _sweep(self) -> None:
         if self._cache is not None:
             self._cache.refresh()
-            delay_s = min(self._cache.ttl_s, _MOST_S_BETWEEN_SWEEPS)
+            delay_s = min(self._cache.ttl_s, _MAX_SWEEP_INTERVAL_S)
             self._sweeper = asyncio.get_running_loop().call_later(delay_s, self._sweep)
 
-    async def classify(self, upload: Upload, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
-        """Classify one upload: look it up, and compute what isn't known; see the two."""
-        key, known = await self.look_up(upload, is_fresh=is_fresh)
-        return known or await self.compute(key, upload, deadline, is_fresh=is_fresh)
-
-    async def look_up(self, upload: Upload, *, is_fresh: bool = False) -> tuple[bytes | None, ClassifierResult | None]:
-        """Return the upload's key, and what this process remembers of it. Never waits for others.
+    async def look_up(
+        self, upload: Upload, *, bypass_cache: bool = False
+    ) -> tuple[bytes | None, ClassifierResult | None]:
+        """Return the upload's key, and the result if this process has cached it. Never waits for other requests.
 
         Args:
-            upload: What to classify.
-            is_fresh: Find nothing: it is to be computed even if it is known.
+            upload: The image.
+            bypass_cache: Find nothing, so that the image is computed again.
 
         Raises:
             NotReady: No worker has started yet.
@@ -181,41 +178,41 @@ class Classifier:
         if self._cache is None:
             return None, None
         key = await self._key_of(upload)
-        if is_fresh or (known := self._cache.get(key)) is None:
+        if bypass_cache or (cached := self._cache.get(key)) is None:
             return key, None
         self._tally.add("hits")
-        return key, ClassifierResult(known, Source.HIT)
+        return key, ClassifierResult(cached, Source.HIT)
 
     async def compute(
-        self, key: bytes | None, upload: Upload, deadline: float, *, is_fresh: bool = False
+        self, key: bytes | None, upload: Upload, deadline: float, *, bypass_cache: bool = False
     ) -> ClassifierResult:
-        """Classify an upload that this process doesn't remember, and remember it.
+        """Classify an upload that this process has not cached, and cache the result.
 
         Args:
-            key: The upload's, by `look_up`.
-            upload: What to classify.
-            deadline: When the answer must be there, in seconds of the monotonic clock.
-            is_fresh: Run the model even if the shared tier knows the answer.
+            key: The upload's key, from `look_up`.
+            upload: The image.
+            deadline: When to give up, in seconds of the monotonic clock.
+            bypass_cache: Run the model even if the shared tier has the answer.
 
         Raises:
             DeadlineExceeded: The deadline passed first.
-            ViTError: Whatever kept it from being computed.
+            ViTError: The reason why it can't be classified.
         """
         if key is None:
             return await self._fly(object(), deadline, functools.partial(self._run, None, upload))
-        # Who insists on a fresh answer must not join a flight that may yet find an old one in the shared tier; the
-        # other way round is fine.
-        is_fresh = is_fresh or self._flights.is_in_flight((key, True))
-        compute = self._run if is_fresh else self._find_or_run
-        return await self._fly((key, is_fresh), deadline, functools.partial(compute, key, upload))
+        # A caller that bypasses the cache must not join a flight that may still find an old answer in the shared tier;
+        # the opposite is fine.
+        bypass_cache = bypass_cache or self._flights.is_in_flight((key, True))
+        compute = self._run if bypass_cache else self._find_or_run
+        return await self._fly((key, bypass_cache), deadline, functools.partial(compute, key, upload))
 
     async def _key_of(self, upload: Upload) -> bytes:
-        """Return SHA-256 of the identity, of what kind of upload it is, and of its bytes."""
+        """Return the SHA-256 of the identity, the kind of upload, and its bytes."""
         if isinstance(upload, Pixels):
             seed, data = self._pixels_seed, upload.data
         else:
             seed, data = self._seed, upload
-        if len(data) <= _LONG_UPLOAD_BYTES:
+        if len(data) <= _MAX_INLINE_HASH_BYTES:
             return _hash(seed, data)
         return await asyncio.get_running_loop().run_in_executor(None, _hash, seed, data)
 
@@ -225,51 +222,48 @@ class Classifier:
 
     @functools.cached_property
     def _pixels_seed(self) -> hashlib._Hash:
-        # No file has the key of pixels with the same bytes: whoever sends them would else plant its answer.
+        # A file and pixels with the same bytes must not share a key, or a client could plant the file's answer.
         return _seed_of(self._identity() + "pixels")
 
     async def _fly(
-        self,
-        key: object,
-        deadline: float,
-        compute: Callable[[Deadline], Coroutine[Any, Any, _Found]],
+        self, key: object, deadline: float, compute: Callable[[], Coroutine[Any, Any, _Found]]
     ) -> ClassifierResult:
         joins = self._flights.is_in_flight(key)
         if joins:
             self._tally.add("coalesced")
-        known, answer, decode_s = await self._flights.join(key, deadline, compute)
+        cached, answer, decode_s = await self._flights.join(key, deadline, compute)
         source = Source.HIT if answer is None else Source.COALESCED if joins else Source.MISS
-        return ClassifierResult(known, source, answer, decode_s)
+        return ClassifierResult(cached, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: Upload, deadline: Deadline) -> _Found:
-        epoch = self._tally.board.epoch
+    async def _find_or_run(self, key: bytes, upload: Upload) -> _Found:
+        epoch = self._tally.cache_board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
-            return await self._run(key, upload, deadline)
+            return await self._run(key, upload)
         self._tally.add("hits")
-        known = CachedPrediction(prediction)
-        self._remember(key, known, epoch)
-        return _Found(known)
+        cached = CachedPrediction(prediction)
+        self._store(key, cached, epoch)
+        return _Found(cached)
 
-    async def _run(self, key: bytes | None, upload: Upload, deadline: Deadline) -> _Found:
+    async def _run(self, key: bytes | None, upload: Upload) -> _Found:
         self._tally.add("misses")
-        epoch = self._tally.board.epoch
-        answer, decode_s = await self._inference.infer(upload, deadline)
-        known = CachedPrediction(answer.prediction)
-        if key is not None and self._remember(key, known, epoch) and self._shared is not None:
+        epoch = self._tally.cache_board.epoch
+        answer, decode_s = await self._inference.infer(upload)
+        cached = CachedPrediction(answer.prediction)
+        if key is not None and self._store(key, cached, epoch) and self._shared is not None:
             self._shared.put(key, answer.prediction)
-        return _Found(known, answer, decode_s)
+        return _Found(cached, answer, decode_s)
 
-    def _remember(self, key: bytes, known: CachedPrediction, epoch: int) -> bool:
-        """Remember what was found or begun at `epoch`; tell whether the caches were not cleared since."""
-        is_current = epoch == self._tally.board.epoch
+    def _store(self, key: bytes, cached: CachedPrediction, epoch: int) -> bool:
+        """Cache what was found or begun in `epoch`; return whether the caches were not cleared since."""
+        is_current = epoch == self._tally.cache_board.epoch
         if self._cache is not None and is_current:
-            self._cache.put(key, known)
+            self._cache.put(key, cached)
         return is_current
 
 
 def _seed_of(identity: str) -> hashlib._Hash:
-    """Return a hash that has begun with an identity; its length comes first, so that no two begin alike."""
+    """Return a hash that starts with an identity and its length, so that no two identities share a prefix."""
     data = identity.encode()
     return hashlib.sha256(len(data).to_bytes(8, "little") + data)
 

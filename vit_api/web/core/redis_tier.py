@@ -1,15 +1,15 @@
 """The shared tier: predictions in Redis, for all HTTP processes and all servers with the same model.
 
-Redis may be slow, full or gone at any time. No request fails or waits for longer than 20 ms because of that: what Redis
-doesn't tell in time counts as unknown, and while it is down it is not asked, but tried again in the background.
+Redis may be slow, full or down at any time. No request fails because of that or waits for longer than 20 ms: a late
+reply counts as a miss, and while Redis is down it is not asked but reconnected in the background.
 
 Theory of operation
 -------------------
-A look-up waits for `_WAIT_S` by a timer of its own, whatever else happens, and then counts as skipped. Look-ups that
-come while one is under way are collected and go together, as one MGET; so do the writes, as one pipeline. That costs a
-fraction of a command for each image. A reply that comes too late for its waiters is awaited all the same, so that the
-connection stays usable; meanwhile nobody else begins to wait. Redis is taken for down when a command fails, or gets no
-reply within `_DEAD_S`.
+A look-up has a timer of its own: it waits for at most `_WAIT_S`, and then counts as skipped. Look-ups that arrive while
+one is in flight are collected and sent together, as one MGET; writes likewise, as one pipeline. Each image thus costs a
+fraction of a command. A reply that is too late for its waiters is still awaited, so that the connection stays usable;
+meanwhile no other look-up starts to wait. Redis is considered down when a command fails or gets no reply within
+`_DEAD_S`.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ logger = logging.getLogger(__name__)
 
 _WAIT_S = 0.015
 _DEAD_S = 1.0
-_LOOK_UPS_AT_ONCE = 200
-_MOST_UNWRITTEN = 10_000
-_WRITES_AT_ONCE = 200
+_MAX_LOOK_UPS_PER_COMMAND = 200
+_MAX_UNWRITTEN = 10_000
+_MAX_WRITES_PER_PIPELINE = 200
 """A pipeline is built on the event loop, at about 10 us a command."""
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
 _WRITE_PAUSE_S = 1.0
-_CLEARED_AT_ONCE = 1000
+_CLEARED_PER_SCAN = 1000
 
 _FAILURES = (RedisError, OSError)  # the latter with TimeoutError
 
 
 class RedisTier:
-    """Remember predictions in Redis. For one HTTP process, on its event loop.
+    """Cache predictions in Redis. For one HTTP process, on its event loop.
 
     Args:
         url: redis://, rediss:// or unix://.
-        namespace: Starts the keys of what `clear` clears.
-        classes: How many the model knows.
-        ttl_s: Seconds that Redis remembers a prediction.
-        tally: Counts.
+        namespace: Prefix of the keys; `clear` deletes what has it.
+        classes: The model's number of classes.
+        ttl_s: Seconds until an entry expires.
+        tally: Counts look-ups, failures and skipped commands.
     """
 
     def __init__(self, url: str, *, namespace: str, classes: int, ttl_s: float, tally: CacheTally) -> None:
@@ -66,11 +66,11 @@ class RedisTier:
         self._classes = classes
         self._ttl_ms = max(1, math.ceil(ttl_s * 1000))
         self._tally = tally
-        tally.set("redis_up", 0)  # a predecessor of this process may have died with it set
-        self._epoch = tally.board.epoch
+        tally.set("redis_up", 0)  # this process's predecessor may have died with it set
+        self._epoch = tally.cache_board.epoch
         self._is_up = False
         self._is_stopped = False
-        self._asked_at: float | None = None  # the look-up that is under way
+        self._asked_at: float | None = None  # when the look-up in flight was sent
         self._wanted: dict[bytes, asyncio.Future[Prediction | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
 
@@ -94,7 +94,7 @@ class RedisTier:
         self._tasks = [self._loop.create_task(self._repeat(one)) for one in rounds]
 
     async def stop(self) -> None:
-        """Disconnect. What is not written yet is forgotten."""
+        """Disconnect; unwritten entries are dropped."""
         self._is_up = False
         self._is_stopped = True  # redis-py may swallow a cancellation
         for task in self._tasks:
@@ -105,7 +105,7 @@ class RedisTier:
         await self._redis.aclose()
 
     async def get(self, key: bytes) -> Prediction | None:
-        """Return what Redis remembers of `key`; None if nothing, nothing usable, or nothing in time."""
+        """Return the cached prediction; None if there is no valid one, or no reply in time."""
         if not self._is_up or self._is_slow():
             self._tally.add("redis_skipped")
             return None
@@ -118,7 +118,7 @@ class RedisTier:
         return await asyncio.shield(future)
 
     def _is_slow(self) -> bool:
-        """Tell whether Redis has taken too long for its waiters over the look-up that is under way."""
+        """Return whether the look-up in flight has already taken too long for its waiters."""
         return self._asked_at is not None and self._loop.time() - self._asked_at > _WAIT_S
 
     def _skip(self, future: asyncio.Future[Prediction | None]) -> None:
@@ -127,23 +127,23 @@ class RedisTier:
             future.set_result(None)
 
     def put(self, key: bytes, prediction: Prediction) -> None:
-        """Have Redis remember a prediction, some time soon, if it can."""
-        if not self._is_up or self._loop.time() < self._no_writes_before or len(self._unwritten) >= _MOST_UNWRITTEN:
+        """Cache a prediction in the background, if Redis can take it."""
+        if not self._is_up or self._loop.time() < self._no_writes_before or len(self._unwritten) >= _MAX_UNWRITTEN:
             self._tally.add("redis_skipped")
             return
-        self._forget_cleared()
+        self._apply_clear()
         self._unwritten[key] = pack_entry(key, prediction)
         self._is_unwritten.set()
 
-    def _forget_cleared(self) -> None:
-        """Drop what is not written yet if the caches were cleared since."""
-        epoch = self._tally.board.epoch
+    def _apply_clear(self) -> None:
+        """Drop unwritten entries if the caches were cleared since."""
+        epoch = self._tally.cache_board.epoch
         if self._epoch != epoch:
             self._epoch = epoch
             self._unwritten.clear()
 
     async def clear(self) -> int:
-        """Have Redis forget everything of this namespace, and return how many entries that were.
+        """Delete all entries of this namespace and return their number.
 
         Raises:
             RedisUnavailable: Redis can't be reached or refuses.
@@ -153,31 +153,33 @@ class RedisTier:
         try:
             while cursor != 0:
                 with anyio.fail_after(_DEAD_S):
-                    cursor, names = await self._redis.scan(cursor or 0, pattern, _CLEARED_AT_ONCE)
+                    cursor, names = await self._redis.scan(cursor or 0, pattern, _CLEARED_PER_SCAN)
                     cleared += await self._redis.unlink(*names) if names else 0
         except _FAILURES as error:
             reason = str(error) or type(error).__name__
-            raise RedisUnavailable(f"Redis could not be cleared: {reason}; this server has forgotten") from None
+            raise RedisUnavailable(
+                f"Redis could not be cleared ({reason}); the caches of this server were. Try again."
+            ) from None
         return cleared
 
     async def _repeat(self, one_round: Callable[[], Awaitable[None]]) -> None:
-        """Do something again and again, whatever becomes of it; a failure means that Redis is down."""
+        """Repeat a round for as long as this runs; a failure means that Redis is down."""
         while not self._is_stopped:
             try:
                 await one_round()
             except _FAILURES as error:
                 self._go_down(error)
-            except Exception as error:  # a reply that Redis never gives, or a bug of ours
-                logger.exception("the Redis tier failed in an unforeseen way")
+            except Exception as error:  # an impossible reply, or a bug
+                logger.exception("the Redis tier failed unexpectedly")
                 self._go_down(error)
                 await asyncio.sleep(_FIRST_RETRY_S)
 
     async def _look_up(self) -> None:
-        """Ask Redis for what is wanted, much of it at once."""
+        """Look up what is wanted, many keys in one command."""
         if not self._wanted:
             self._is_wanted.clear()
         await self._is_wanted.wait()
-        taken = {key: self._wanted.pop(key) for key in list(itertools.islice(self._wanted, _LOOK_UPS_AT_ONCE))}
+        taken = {key: self._wanted.pop(key) for key in list(itertools.islice(self._wanted, _MAX_LOOK_UPS_PER_COMMAND))}
         wanted = {key: future for key, future in taken.items() if not future.done()}
         try:
             if wanted and self._is_up:
@@ -189,7 +191,7 @@ class RedisTier:
                 self._skip(future)
 
     async def _ask(self, keys: Collection[bytes]) -> Sequence[object]:
-        """Return what Redis has under each key: bytes, None, or whatever it says."""
+        """Return the reply for each key: bytes, None, or an error."""
         self._asked_at = self._loop.time()
         try:
             with anyio.fail_after(_DEAD_S):
@@ -216,34 +218,34 @@ class RedisTier:
         return prediction
 
     async def _write(self) -> None:
-        """Write what is to be remembered, much at once."""
+        """Write pending entries, many in one pipeline."""
         if not self._unwritten:
             self._is_unwritten.clear()
         await self._is_unwritten.wait()
-        self._forget_cleared()
+        self._apply_clear()
         if not self._unwritten:
             return
         pipeline = self._redis.pipeline(transaction=False)
-        for key in list(itertools.islice(self._unwritten, _WRITES_AT_ONCE)):
+        for key in list(itertools.islice(self._unwritten, _MAX_WRITES_PER_PIPELINE)):
             pipeline.set(self._name_of(key), self._unwritten.pop(key), px=self._ttl_ms)
         with anyio.fail_after(_DEAD_S):
             results = await pipeline.execute(raise_on_error=False)
         refusals = [result for result in results if isinstance(result, ResponseError)]
-        if refusals:  # full, or a replica that can't be written to
+        if refusals:  # out of memory, or a read-only replica
             self._tally.add("redis_failures", len(refusals))
             self._no_writes_before = self._loop.time() + _WRITE_PAUSE_S
-            logger.warning("Redis refuses to remember: %s", refusals[0])
+            logger.warning("Redis refuses writes: %s", refusals[0])
 
     def _go_down(self, error: Exception) -> None:
         self._tally.add("redis_failures")
         if self._is_up:
-            logger.warning("Redis is down, going on without it: %s", str(error) or type(error).__name__)
+            logger.warning("Redis is down, continuing without it: %s", str(error) or type(error).__name__)
             self._is_up = False
             self._tally.set("redis_up", 0)
             self._is_down.set()
 
     async def _recover(self) -> None:
-        """While Redis is down, try it again, less and less often until it has stayed up for a while."""
+        """While Redis is down, try to reconnect with exponential back-off, which is reset once it has stayed up."""
         await self._is_down.wait()
         if self._loop.time() - self._up_at > _LAST_RETRY_S:
             self._retry_s = _FIRST_RETRY_S
@@ -258,7 +260,7 @@ class RedisTier:
         logger.info("Redis is up")
 
     async def _answers(self) -> bool:
-        """Tell whether Redis answers, and once connected, as fast as a look-up needs it."""
+        """Return whether Redis answers and, once connected, within the time of a look-up."""
         try:
             for timeout_s in (_DEAD_S, _WAIT_S):
                 with anyio.fail_after(timeout_s):

@@ -1,4 +1,4 @@
-"""How fast the server answers lately, to tell those whom it turns away when to come back."""
+"""The recent rate of answers, from which the `Retry-After` of a refused request is estimated."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-_MOST_ANSWERS = 256
+_MAX_ANSWERS = 256
 _WINDOW_S = 10.0
-_LONGEST_S = 60
+_MAX_RETRY_S = 60
 
 
 class ServiceRate:
-    """Count answers over the last seconds.
+    """Measure the rate of answers over the last seconds.
 
     Args:
         clock: Seconds.
@@ -21,18 +21,18 @@ class ServiceRate:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._times: deque[float] = deque(maxlen=_MOST_ANSWERS)
+        self._times: deque[float] = deque(maxlen=_MAX_ANSWERS)
 
     def add(self) -> None:
         """Count an answer."""
         self._times.append(self._clock())
 
     def seconds_for(self, images: int) -> int:
-        """Return in how many whole seconds, 1 to 60, so many images will be answered at the present rate."""
+        """Return in how many seconds, 1 to 60, so many images will be answered at the current rate."""
         now = self._clock()
         while self._times and now - self._times[0] > _WINDOW_S:
             self._times.popleft()
         if not self._times:
-            return _LONGEST_S if images else 1
+            return _MAX_RETRY_S if images else 1
         per_s = len(self._times) / max(now - self._times[0], 1e-3)
-        return max(1, min(_LONGEST_S, math.ceil(images / per_s)))
+        return max(1, min(_MAX_RETRY_S, math.ceil(images / per_s)))

@@ -1,1 +1,1 @@
-"""What is recorded about each answered request: access log, metrics, traces."""
+"""What is recorded about each request: access log, metrics and traces."""

@@ -1,4 +1,4 @@
-"""One line of log for each request: what it was, what became of it, and what each stage took."""
+"""The access log: a line for each request, with its outcome and the time of each stage. Knows nothing of formats."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ logger = logging.getLogger(__name__)
 
 
 class AccessLog:
-    """Log each request when it has its answer.
+    """Log each request after its response.
 
-    Neither bodies nor queries nor headers are logged, so that no image and no key gets into a log.
+    Bodies, query strings and headers are never logged, so that no image and no key gets into a log.
     """
 
     def __init__(self) -> None:
-        logger.setLevel(logging.INFO)  # whoever asks for these lines wants them, whatever else is logged
+        logger.setLevel(logging.INFO)  # it has its own setting, independent of the minimum log level
 
     def observe(self, exchange: Exchange) -> None:
-        """Log it."""
+        """Log the request."""
         scope = exchange.request.scope
-        # A path may have line breaks and terminals' control codes, percent-encoded.
+        # A percent-encoded path may decode to line breaks and terminal control codes.
         path = scope["path"].encode("unicode_escape").decode()
         logger.info("%s %s %d", scope["method"], path, exchange.status, extra={"fields": _fields(exchange)})
 
@@ -37,14 +37,14 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
         "bytes": request.received_bytes,
         "total_ms": _ms(exchange.seconds),
     }
-    if request.parsed_at is not None:
-        fields["parse_ms"] = _ms(request.parsed_at - request.arrived_at)
+    if request.timeline.parsed_at is not None:
+        fields["parse_ms"] = _ms(request.timeline.parsed_at - request.timeline.arrived_at)
     if len(exchange.outcomes) == 1:
-        return fields | _of_one(exchange.outcomes[0])
-    return fields | _of_several(exchange.outcomes) if exchange.outcomes else fields
+        return fields | _image_fields(exchange.outcomes[0])
+    return fields | _batch_fields(exchange.outcomes) if exchange.outcomes else fields
 
 
-def _of_one(outcome: ClassifierResult | ViTError) -> dict[str, Any]:
+def _image_fields(outcome: ClassifierResult | ViTError) -> dict[str, Any]:
     if isinstance(outcome, ViTError):
         return {"error": outcome.code}
     fields: dict[str, Any] = {"cache": outcome.source.value}
@@ -59,7 +59,7 @@ def _of_one(outcome: ClassifierResult | ViTError) -> dict[str, Any]:
     }
 
 
-def _of_several(outcomes: Any) -> dict[str, Any]:
+def _batch_fields(outcomes: Any) -> dict[str, Any]:
     classified = [outcome for outcome in outcomes if isinstance(outcome, ClassifierResult)]
     return {
         "images": len(outcomes),

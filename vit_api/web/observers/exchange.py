@@ -1,4 +1,4 @@
-"""One request and what became of it, for those who watch: metrics, the access log, traces."""
+"""A request with its outcome, as observers get it: metrics, the access log, traces."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vit_api.web.requests import Request
 
 
 class Exchange(NamedTuple):
-    """A request that has its answer.
+    """A request and its response.
 
     Attributes:
-        request: The request; its body is gone.
-        status: The answer's HTTP status; 499 if the client hung up first.
-        ended_at: When its answer was sent, in seconds of the monotonic clock.
-        outcomes: What became of each image, in the request's order; or the failure of the whole request.
+        request: The request, without its body.
+        status: The response's HTTP status; 499 if the client disconnected first.
+        ended_at: When the response was sent, in seconds of the monotonic clock.
+        outcomes: The result or error of each image, in the request's order; or the one error of the whole request.
     """
 
     request: Request
@@ -27,12 +27,12 @@ class Exchange(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """From the request's arrival to its answer's end."""
-        return self.ended_at - self.request.arrived_at
+        """Seconds from the request's arrival to the end of the response."""
+        return self.ended_at - self.request.timeline.arrived_at
 
 
 class Observer(Protocol):
-    """What watches."""
+    """Is called after each response."""
 
     def observe(self, exchange: Exchange) -> None:
-        """Take note. On the event loop, after the answer: to be quick."""
+        """Record the exchange. Called on the event loop, so it must be fast."""

@@ -1,4 +1,4 @@
-"""Counts requests for classifications, as `metrics` defines it."""
+"""Counts classification requests in the metrics that `vit_api.metrics` defines."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vit_api.web.observers.exchange import Exchange
 
 
 class RequestMetrics:
-    """Count each request when it has its answer; 1.3 us for a cache hit.
+    """Count each classification request after its response.
 
     Args:
-        metrics_writer: What to count with.
+        metrics_writer: Creates the counters of this process.
     """
 
     def __init__(self, metrics_writer: MetricsWriter) -> None:
@@ -25,7 +25,7 @@ class RequestMetrics:
         self._rejected = {reason: metrics_writer.counter(metrics.REJECTED, reason) for reason in metrics.REASONS}
 
     def observe(self, exchange: Exchange) -> None:
-        """Count it, if it asked for a classification."""
+        """Count the request if its path classifies."""
         endpoint = exchange.request.endpoint
         if not endpoint:
             return

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces: a span for each request, with one below it for each stage that it went through.
+"""OpenTelemetry traces: a span for each request, with a child span for each stage.
 
-The spans are made when the request has its answer, from the times that were taken anyway, so a server without traces
-pays nothing. Where they go is OpenTelemetry's own business: `OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER` and
-the like; see docs/tracing.md. Needs requirements-otel.txt.
+The spans are created after the response, from timestamps that are taken anyway, so a server without tracing pays
+nothing. Export and sampling are configured by OpenTelemetry's own variables, such as `OTEL_EXPORTER_OTLP_ENDPOINT` and
+`OTEL_TRACES_SAMPLER`; see docs/tracing.md. Needs requirements-otel.txt.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _FLUSH_S = 3.0
 
 
 def is_installed() -> bool:
-    """Tell whether what this needs beside the server's own packages is there."""
+    """Return whether the optional OpenTelemetry packages are installed."""
     return importlib.util.find_spec("opentelemetry.sdk") is not None
 
 
-def _is_named() -> bool:
-    """Tell whether the environment names the service; what is given in code would go before it."""
+def _is_service_named() -> bool:
+    """Return whether the environment names the service; a name set in code would override it."""
     return "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
 
 
 class _Stage(NamedTuple):
-    """A part of a request's time, in seconds of the monotonic clock."""
+    """A stage of a request; times are in seconds of the monotonic clock."""
 
     name: str
     began_at: float
@@ -47,7 +47,7 @@ class _Stage(NamedTuple):
 
 
 class Tracing:
-    """Send a trace of each request. For one HTTP process: to be made after the fork, since it starts a thread."""
+    """Export a trace of each request. Create it in the HTTP process, after the fork, since it starts a thread."""
 
     def __init__(self) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -55,10 +55,10 @@ class Tracing:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        about = {"service.version": __version__}
-        if not _is_named():
-            about["service.name"] = _SERVICE
-        provider = TracerProvider(resource=Resource.create(about))
+        attributes = {"service.version": __version__}
+        if not _is_service_named():
+            attributes["service.name"] = _SERVICE
+        provider = TracerProvider(resource=Resource.create(attributes))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._bind(provider)
 
@@ -70,17 +70,17 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def observe(self, exchange: Exchange) -> None:
-        """Make the request's spans; they are sent later, by a thread."""
+        """Create the request's spans; a thread exports them later."""
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         scope = exchange.request.scope
-        shift_ns = time.time_ns() - time.monotonic_ns()  # spans have the time of day
+        shift_ns = time.time_ns() - time.monotonic_ns()  # spans use wall-clock time
         span = self._tracer.start_span(
             f"{scope['method']} {scope['path']}" if exchange.outcomes else scope["method"],
             self._parent(exchange),
             SpanKind.SERVER,
             _attributes(exchange),
-            start_time=round(exchange.request.arrived_at * _NS) + shift_ns,
+            start_time=round(exchange.request.timeline.arrived_at * _NS) + shift_ns,
         )
         if span.is_recording():
             context = set_span_in_context(span)
@@ -92,21 +92,21 @@ class Tracing:
         span.end(round(exchange.ended_at * _NS) + shift_ns)
 
     def _parent(self, exchange: Exchange) -> Context:
-        """Return the trace that the client's headers name, as W3C's Trace Context has it."""
+        """Return the parent span from the client's W3C Trace Context headers."""
         headers = exchange.request.headers
         names = ("traceparent", "tracestate")
         carrier = {name: headers[name.encode()].decode("latin-1") for name in names if name.encode() in headers}
         return self._propagator.extract(carrier)
 
     def close(self) -> None:
-        """Send what is left, for a few seconds at the most."""
+        """Export the remaining spans, for at most a few seconds."""
         thread = threading.Thread(target=self._provider.shutdown, daemon=True)
         thread.start()
         thread.join(_FLUSH_S)
 
 
 def _attributes(exchange: Exchange) -> dict[str, str | int]:
-    """Return what OpenTelemetry's conventions for HTTP servers ask for, and what is ours."""
+    """Return the attributes of OpenTelemetry's HTTP conventions, and our own (`vit.*`)."""
     scope = exchange.request.scope
     attributes: dict[str, str | int] = {
         "http.request.method": scope["method"],
@@ -129,18 +129,18 @@ def _attributes(exchange: Exchange) -> dict[str, str | int]:
 
 
 def _stages(exchange: Exchange) -> Iterator[_Stage]:
-    """Yield the stages of a request; those of a batch's images are not told apart."""
+    """Yield the stages of a request; with several images only the common ones."""
     request = exchange.request
-    if request.parsed_at is None:
+    if request.timeline.parsed_at is None:
         return
-    yield _Stage("parse", request.arrived_at, request.parsed_at)
-    if request.looked_up_at is None:
+    yield _Stage("parse", request.timeline.arrived_at, request.timeline.parsed_at)
+    if request.timeline.looked_up_at is None:
         return
-    yield _Stage("cache", request.parsed_at, request.looked_up_at)
+    yield _Stage("cache", request.timeline.parsed_at, request.timeline.looked_up_at)
     outcome = exchange.outcomes[0] if exchange.outcomes else None
     if not isinstance(outcome, ClassifierResult) or (answer := outcome.own_answer) is None:
         return
-    # Counted back from the answer, since processes exchange durations: the gap before is a wait for a thread.
+    # Processes exchange durations, not times, so count back from the response. The gap before is the wait for a thread.
     began_at = exchange.ended_at - answer.inference_s
     queued_at = began_at - answer.queue_s
     yield _Stage("decode", queued_at - outcome.decode_s, queued_at)

@@ -1,4 +1,4 @@
-"""What the paths that classify have in common in the API's description."""
+"""What the OpenAPI descriptions of the classification paths have in common."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from vit_api.web.openapi.schemas import ErrorResponse
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The request, a parameter or the image is malformed or empty"},
     408: {"model": ErrorResponse, "description": "The body did not arrive within the time limit"},
-    413: {"model": ErrorResponse, "description": "The upload has too many bytes, or the image too many pixels"},
-    415: {"model": ErrorResponse, "description": "The upload is not an image of a known format"},
-    500: {"model": ErrorResponse, "description": "The server failed; its log says why"},
-    503: {"model": ErrorResponse, "description": "Overloaded or still starting; `Retry-After` says when to try again"},
-    504: {"model": ErrorResponse, "description": "No answer within the time limit"},
+    413: {"model": ErrorResponse, "description": "The upload or the image's dimensions exceed the maximum"},
+    415: {"model": ErrorResponse, "description": "The upload is not an image of a supported format"},
+    500: {"model": ErrorResponse, "description": "Internal error; the server's log has the details"},
+    503: {"model": ErrorResponse, "description": "Overloaded or not ready; `Retry-After` says when to retry"},
+    504: {"model": ErrorResponse, "description": "The request was not answered within the time limit"},
 }
 
 _HEADERS = {
-    "x-cache": ("string", "hit: remembered; miss: computed; coalesced: computed once for several identical uploads"),
-    "x-request-id": ("string", "The request's own id if it has a sane one, else a new one"),
-    "x-queue-time-ms": ("number", "From the queue's entry to the batch's start"),
-    "x-inference-time-ms": ("number", "How long the batch took"),
+    "x-cache": ("string", "hit: from the cache; miss: computed; coalesced: shared with an identical upload in flight"),
+    "x-request-id": ("string", "The request's own ID if valid, otherwise a generated one"),
+    "x-queue-time-ms": ("number", "Time in the queue until the batch started"),
+    "x-inference-time-ms": ("number", "Time that the batch took"),
     "x-batch-size": ("integer", "Images in the batch"),
 }
 ANSWER: dict[int | str, dict[str, Any]] = {
@@ -28,8 +28,3 @@ ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 FILE = {"type": "string", "format": "binary", "description": "An image file"}
-
-
-def takes(content: dict[str, Any], *parameters: dict[str, Any]) -> dict[str, Any]:
-    """Describe what a handler reads from a request itself, since FastAPI doesn't see it."""
-    return {"parameters": list(parameters), "requestBody": {"required": True, "content": content}}

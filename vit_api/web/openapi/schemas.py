@@ -1,4 +1,4 @@
-"""The bodies of responses, as clients and the API's description see them. Knows nothing of how they come about."""
+"""Response bodies, for clients and the OpenAPI description. Knows nothing of how they are produced."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ class _Body(BaseModel):
 
 
 class LabelConfidence(_Body):
-    """One class and how sure the model is of it."""
+    """A class and its probability."""
 
     label: str = Field(examples=["7"])
     confidence: float = Field(description="Probability, 0 to 1", examples=[0.93])
 
 
 class PredictResponse(_Body):
-    """What the model says of one image."""
+    """The classification of one image."""
 
     predictions: list[LabelConfidence] = Field(description="The `top_k` most probable classes, most probable first")
-    cached: bool = Field(description="Whether it was remembered, so that the model did not run")
-    processing_time_ms: float = Field(description="From the request's arrival to the answer", examples=[3.1])
+    cached: bool = Field(description="Whether the result came from the cache, without running the model")
+    processing_time_ms: float = Field(description="Time from the request's arrival to the response", examples=[3.1])
     model: str = Field(examples=["digits"])
 
 
 class LabelScore(_Body):
-    """One class as Hugging Face's API has it."""
+    """A class and its score, in the form of Hugging Face's API."""
 
     label: str = Field(examples=["7"])
-    score: float = Field(description="What `function_to_apply` makes of the model's output", examples=[0.93])
+    score: float = Field(description="The model's output after `function_to_apply`", examples=[0.93])
 
 
 class ErrorResponse(_Body):
-    """Why a request got no answer."""
+    """Why a request failed."""
 
     error: str = Field(description="What is wrong and what to do")
-    code: str = Field(description="A stable name for programs", examples=["bad_image"])
+    code: str = Field(description="A stable, machine-readable error code", examples=["bad_image"])
     request_id: str
 
 
 class HealthResponse(_Body):
-    """Whether the server takes images."""
+    """Whether the server accepts requests."""
 
-    status: str = Field(description="`ok`; `degraded` while a worker is started again; `starting`; `stopping`")
-    model_loaded: bool = Field(description="Whether images are welcome")
+    status: str = Field(description="`ok`; `degraded` while a worker restarts; `starting`; `stopping`")
+    model_loaded: bool = Field(description="Whether the server accepts requests")
     gpu_available: bool
-    device: str = Field(description="Where the model runs; several are separated by commas", examples=["cuda:0"])
+    device: str = Field(description="Device of the model; several are separated by commas", examples=["cuda:0"])
     model: str
     workers: int
     workers_ready: int
@@ -60,49 +60,49 @@ class WorkerInfo(_Body):
     device_name: str
     dtype: str
     engine: str = Field(description="How the model runs: eager, compile or cudagraph")
-    startup_s: float = Field(description="Seconds that it took to get ready")
-    batches: int = Field(description="Batches that it ran since the start")
+    startup_s: float = Field(description="Seconds from start to ready")
+    batches: int = Field(description="Batches run since the server started")
     images: int = Field(description="Images in these batches")
-    restarts: int = Field(description="How often it died and was started again")
+    restarts: int = Field(description="How often the worker was restarted after a crash")
 
 
 class RedisInfo(_Body):
-    """The tier that several servers share, as the HTTP processes of this one see it."""
+    """The cache tier that several servers share, as seen by this server's HTTP processes."""
 
-    processes_connected: int = Field(description="HTTP processes for which Redis is up")
+    processes_connected: int = Field(description="HTTP processes that are connected to Redis")
     hits: int
     misses: int
-    rejected: int = Field(description="Entries of another format, damaged or senseless; each is a miss")
-    failures: int = Field(description="Commands that failed or took too long")
-    skipped: int = Field(description="Look-ups and writes given up because Redis was slow, down or full")
+    rejected: int = Field(description="Entries that were corrupt, invalid or of another format; each counts as a miss")
+    failures: int = Field(description="Commands that failed or timed out")
+    skipped: int = Field(description="Look-ups and writes skipped because Redis was slow, down or full")
 
 
 class CacheInfo(_Body):
-    """What the caches of all HTTP processes did since the start."""
+    """Cache statistics of all HTTP processes since the server started."""
 
-    entries: int = Field(description="Answers that are remembered now")
-    hits: int = Field(description="Images answered without the model, Redis included")
-    misses: int = Field(description="Images that were neither remembered nor under way")
-    coalesced: int = Field(description="Images that waited for an identical one under way")
-    redis: RedisInfo | None = Field(description="Null if there is none")
+    entries: int = Field(description="Results cached now")
+    hits: int = Field(description="Images served from the cache, including Redis")
+    misses: int = Field(description="Images that were neither cached nor in flight")
+    coalesced: int = Field(description="Images that waited for an identical image in flight")
+    redis: RedisInfo | None = Field(description="Null if there is no Redis")
 
 
 class CacheCleared(_Body):
-    """How much was forgotten."""
+    """How many entries were cleared."""
 
-    entries: int = Field(description="Answers in the HTTP processes of this server")
-    redis_entries: int | None = Field(description="Answers in Redis; null if there is none")
+    entries: int = Field(description="Entries in the HTTP processes of this server")
+    redis_entries: int | None = Field(description="Entries in Redis; null if there is no Redis")
 
 
 class InfoResponse(_Body):
-    """What runs here."""
+    """What this server runs."""
 
     model: str
     revision: str | None
-    labels: int = Field(description="How many classes the model knows")
-    input_shape: tuple[int, int, int] = Field(description="Height, width and channels that the model sees")
+    labels: int = Field(description="Number of classes")
+    input_shape: tuple[int, int, int] = Field(description="Height, width and channels of the model's input")
     workers: list[WorkerInfo]
-    slots: dict[str, int] = Field(description="Places for images, by what becomes of the image; free ones included")
-    cache: CacheInfo | None = Field(description="Null if it is off")
+    slots: dict[str, int] = Field(description="Queue slots by state, including free ones")
+    cache: CacheInfo | None = Field(description="Null if caching is off")
     versions: dict[str, str]
-    settings: dict[str, object] = Field(description="As started, without secrets")
+    settings: dict[str, object] = Field(description="The settings in effect, without secrets")

@@ -1,1 +1,1 @@
-"""Routes for operators: health, information, cache and metrics."""
+"""Routes for operators: health, server information, cache and metrics."""

@@ -1,4 +1,4 @@
-"""The cache as operators see it: its figures, and `POST /cache/clear`."""
+"""The cache for operators: statistics, and `POST /cache/clear`. Knows nothing of what is cached."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 ClearRedis = Callable[[], Awaitable[int]]
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorResponse, "description": "No key or a wrong one"},
-    403: {"model": ErrorResponse, "description": "The server has no operator's key, so nobody may"},
-    503: {"model": ErrorResponse, "description": "Redis can't be cleared; what this server remembers is forgotten"},
+    401: {"model": ErrorResponse, "description": "The operator key is missing or invalid"},
+    403: {"model": ErrorResponse, "description": "The server has no operator key, so clearing is disabled"},
+    503: {"model": ErrorResponse, "description": "Redis could not be cleared; the caches of this server were"},
 }
 
 
-def cache_info(board: CacheBoard, *, has_redis: bool) -> CacheInfo:
-    """Return what the caches of all HTTP processes did."""
-    counts = board.totals()
+def cache_info(cache_board: CacheBoard, *, has_redis: bool) -> CacheInfo:
+    """Return the statistics of all HTTP processes' caches."""
+    counts = cache_board.totals()
     redis = RedisInfo(
         processes_connected=counts["redis_up"],
         hits=counts["redis_hits"],
@@ -45,28 +45,28 @@ def cache_info(board: CacheBoard, *, has_redis: bool) -> CacheInfo:
     )
 
 
-def cache_router(board: CacheBoard, operator_key: str | None, clear_redis: ClearRedis | None) -> APIRouter:
+def cache_router(cache_board: CacheBoard, operator_key: str | None, clear_redis: ClearRedis | None) -> APIRouter:
     """Return the route that clears the caches.
 
     Args:
-        board: Tells all HTTP processes to forget.
-        operator_key: Who has it may clear; without one nobody may.
-        clear_redis: Clears the shared tier, and returns how many entries it had.
+        cache_board: Makes all HTTP processes clear their caches.
+        operator_key: Key that authorises clearing; None disables the endpoint.
+        clear_redis: Clears the shared tier and returns how many entries it had; None if there is none.
     """
     router = APIRouter(tags=["operations"])
 
     @router.post("/cache/clear", responses=_REFUSALS)
     async def clear(request: Request) -> CacheCleared:
-        """Forget every answer, in all HTTP processes and in Redis. Other servers keep what they remember themselves.
+        """Clear the cache in all HTTP processes and in Redis. Other servers keep their local entries.
 
-        The operator's key comes as `Authorization: Bearer ...` or `X-API-Key`.
+        Requires the operator key, as `Authorization: Bearer <key>` or `X-API-Key: <key>`.
         """
         _check_operator(request, operator_key)
-        entries = board.totals()["entries"]
-        board.clear()
+        entries = cache_board.totals()["entries"]
+        cache_board.clear()
         redis_entries = None if clear_redis is None else await clear_redis()
-        board.clear()  # once more: what was found in Redis meanwhile is to be forgotten, too
-        logger.info("caches cleared: %d entries, %s in Redis", entries, redis_entries)
+        cache_board.clear()  # again: entries may have been fetched from Redis before it was cleared
+        logger.info("The caches were cleared: %d entries in this server, %s in Redis.", entries, redis_entries)
         return CacheCleared(entries=entries, redis_entries=redis_entries)
 
     return router
@@ -74,5 +74,5 @@ def cache_router(board: CacheBoard, operator_key: str | None, clear_redis: Clear
 
 def _check_operator(request: Request, operator_key: str | None) -> None:
     if operator_key is None:
-        raise Forbidden("nobody may do this here: start the server with VIT_API_OPERATOR_KEY to allow it")
-    check_key(KeyRing([digest_of(operator_key)]), dict(request.scope["headers"]), "the operator's key")
+        raise Forbidden("Clearing the cache is disabled: set VIT_API_OPERATOR_KEY and restart the server to enable it.")
+    check_key(KeyRing([digest_of(operator_key)]), dict(request.scope["headers"]), "operator key")

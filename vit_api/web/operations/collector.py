@@ -1,4 +1,4 @@
-"""What a scrape says: gathers all metrics from where they are counted or known. Knows nothing of HTTP."""
+"""Collects all metrics of the server for a scrape. Knows nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -47,31 +47,31 @@ Samples = Iterable[tuple[Sequence[str], float]]
 
 
 class Sources(NamedTuple):
-    """Where the metrics are known.
+    """Where the metrics are read from.
 
     Attributes:
-        checkpoint: The model.
-        board: What is counted.
-        workers: What the workers say of themselves.
-        slots: Where the images are.
-        cache: What the caches count; None if they are off.
+        checkpoint: The served model.
+        metrics_board: The counters and histograms of all processes.
+        worker_board: The workers' statuses.
+        slots: The slots for images, by state.
+        cache_board: The caches' counts; None if caching is off.
         has_redis: Whether there is a shared tier.
     """
 
     checkpoint: Checkpoint
-    board: MetricsBoard
-    workers: WorkerBoard
+    metrics_board: MetricsBoard
+    worker_board: WorkerBoard
     slots: SlotTable
-    cache: CacheBoard | None
+    cache_board: CacheBoard | None
     has_redis: bool
 
 
 class MetricsCollector(Collector):
-    """Collect all metrics of the server, from whichever of its HTTP processes is asked.
+    """Collect the metrics of the whole server, in any of its HTTP processes.
 
     Args:
-        sources: Where they are known.
-        read_gpu: Asks a GPU, by its UUID, what it does.
+        sources: Where the metrics are read from.
+        read_gpu: Returns the statistics of the GPU with a UUID.
     """
 
     def __init__(self, sources: Sources, read_gpu: Callable[[str], GpuStats | None] = read_gpu) -> None:
@@ -79,33 +79,33 @@ class MetricsCollector(Collector):
         self._read_gpu = read_gpu
 
     def describe(self) -> list[Family]:
-        """Name nothing in advance, so that the registry does not collect at its making."""
+        """Return nothing, so that the registry does not collect when the collector is registered."""
         return []
 
     def collect(self) -> Iterator[Family]:
-        """Yield every metric with its present values."""
-        yield from (_counted(self._sources.board, metric) for metric in metrics.COUNTED)
+        """Yield every metric with its current values."""
+        yield from (_counted(self._sources.metrics_board, metric) for metric in metrics.COUNTED)
         yield from self._server()
-        if self._sources.cache is not None:
-            yield from self._caches(self._sources.cache.totals())
-        yield from _processes(self._sources.board.pids())
+        if self._sources.cache_board is not None:
+            yield from self._caches(self._sources.cache_board.totals())
+        yield from _processes(self._sources.metrics_board.pids())
         yield from self._gpus()
 
     def _server(self) -> Iterator[Family]:
-        workers, slots = self._sources.workers, self._sources.slots
+        workers, slots = self._sources.worker_board, self._sources.slots
         numbers = range(workers.workers)
-        notices = [workers.read(number) for number in numbers]
+        statuses = [workers.read(number) for number in numbers]
         checkpoint = self._sources.checkpoint
-        states = Counter(notice.state for notice in notices)
+        states = Counter(status.state for status in statuses)
         yield _family(metrics.SLOTS, (([s.name.lower()], n) for s, n in slots.count_by_state().items()))
         yield _family(metrics.WORKERS, (([state.name.lower()], states[state]) for state in WorkerState))
         yield _family(metrics.READY, [([], workers.is_ready())])
         yield _family(metrics.WORKER_RESTARTS, (([str(n)], workers.restarts_of(n)) for n in numbers))
         yield _family(metrics.IMAGES, (([str(n)], workers.counts_of(n)[1]) for n in numbers))
         model = (checkpoint.name, checkpoint.revision or "")
-        started = [(str(number), notice) for number, notice in enumerate(notices) if notice.device]
-        about = ((*model, n, w.device, w.device_name, w.dtype, w.engine) for n, w in started)
-        yield _family(metrics.MODEL_INFO, ((labels, 1) for labels in about))
+        started = [(str(number), status) for number, status in enumerate(statuses) if status.device]
+        infos = ((*model, n, w.device, w.device_name, w.dtype, w.engine) for n, w in started)
+        yield _family(metrics.MODEL_INFO, ((labels, 1) for labels in infos))
         yield _family(metrics.STARTUP, (([n], w.startup_s) for n, w in started))
         yield _family(metrics.VERSION_INFO, [([__version__], 1)])
 
@@ -117,21 +117,21 @@ class MetricsCollector(Collector):
                 yield _family(metric, [([], counts[name])])
 
     def _gpus(self) -> Iterator[Family]:
-        """Yield what GPUs say, as far as they do; each once, however many workers it has."""
-        workers = self._sources.workers
-        notices = (workers.read(number) for number in range(workers.workers))
-        uuids = {notice.device: notice.device_uuid for notice in notices if notice.device_uuid}
+        """Yield the GPU metrics that each GPU reports, once for each GPU however many workers it has."""
+        workers = self._sources.worker_board
+        statuses = (workers.read(number) for number in range(workers.workers))
+        uuids = {status.device: status.device_uuid for status in statuses if status.device_uuid}
         stats = {device: self._read_gpu(uuid) for device, uuid in uuids.items()}
         for metric, name in _GPU.items():
-            said = {device: getattr(of_one, name) for device, of_one in stats.items() if of_one is not None}
-            samples = [([device], value) for device, value in said.items() if value is not None]
+            values = {device: getattr(gpu, name) for device, gpu in stats.items() if gpu is not None}
+            samples = [([device], value) for device, value in values.items() if value is not None]
             if samples:
                 yield _family(metric, samples)
 
 
-def _counted(board: MetricsBoard, metric: Metric) -> Family:
-    """Return a metric that processes count."""
-    totals = board.totals(metric)
+def _counted(metrics_board: MetricsBoard, metric: Metric) -> Family:
+    """Return a metric that is summed over all processes."""
+    totals = metrics_board.totals(metric)
     if metric.kind is not Kind.HISTOGRAM:
         return _family(metric, ((values, numbers[0]) for values, numbers in totals.items()))
     family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
@@ -155,7 +155,7 @@ def _family(metric: Metric, samples: Samples) -> Family:
 
 
 def _processes(pids: dict[str, int]) -> Iterator[Family]:
-    """Yield what the system says of each process; nothing of one that is dead."""
+    """Yield the operating system's metrics of each live process."""
     known: dict[str, list[tuple[Sequence[str], float]]] = {metric.name: [] for metric in metrics.PROCESS}
     for name, pid in pids.items():
         for family in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Health and information: what operators and probes ask. Knows nothing of requests under way."""
+"""Health checks and server information. Knows nothing of requests in flight."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNAVAILABLE = 503
 
 def operations_router(
     checkpoint: Checkpoint,
-    board: WorkerBoard,
+    worker_board: WorkerBoard,
     table: SlotTable,
     devices: Sequence[str],
     *,
@@ -30,34 +30,34 @@ def operations_router(
     """Return the routes for operators.
 
     Args:
-        checkpoint: The model that is served.
-        board: What the workers say of themselves.
-        table: Where the images are.
-        devices: Where the model runs.
-        settings: What to show of the settings; without secrets.
-        cache_info: What the caches did so far.
+        checkpoint: The served model.
+        worker_board: The workers' statuses.
+        table: The slots for images.
+        devices: The devices that the model runs on.
+        settings: The settings to show, without secrets.
+        cache_info: Returns the caches' statistics; None if caching is off.
     """
     router = APIRouter(tags=["operations"])
     not_ready: dict[int | str, dict[str, Any]] = {
-        _UNAVAILABLE: {"model": HealthResponse, "description": "Starting or stopping"}
+        _UNAVAILABLE: {"model": HealthResponse, "description": "The server is starting or shutting down"}
     }
 
     def health_now() -> HealthResponse:
-        ready = board.ready_count()
-        is_ready = board.is_ready()
-        if board.is_draining():
+        ready = worker_board.ready_count()
+        is_ready = worker_board.is_ready()
+        if worker_board.is_draining():
             status = "stopping"
         elif not is_ready:
             status = "starting"
         else:
-            status = "ok" if ready == board.workers else "degraded"
+            status = "ok" if ready == worker_board.workers else "degraded"
         return HealthResponse(
             status=status,
             model_loaded=is_ready,
             gpu_available=any(device.startswith("cuda") for device in devices),
             device=",".join(devices),
             model=checkpoint.name,
-            workers=board.workers,
+            workers=worker_board.workers,
             workers_ready=ready,
         )
 
@@ -66,7 +66,7 @@ def operations_router(
     @router.get("/health", responses=not_ready)
     @router.get("/health/ready", responses=not_ready)
     async def health(response: Response) -> HealthResponse:
-        """Tell whether images are welcome: 200 if so; 503 while the model loads and once the server stops."""
+        """Return 200 when the server accepts requests, and 503 while the model loads and during shutdown."""
         body = health_now()
         if not body.model_loaded:
             response.status_code = _UNAVAILABLE
@@ -75,18 +75,18 @@ def operations_router(
     @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> dict[str, str]:
-        """Answer 200 as long as this process answers at all."""
+        """Return 200 while the process is alive."""
         return {"status": "alive"}
 
     @router.get("/info")
     async def info() -> InfoResponse:
-        """Tell what runs here: the model, the workers, the cache, versions and settings."""
+        """Return what this server runs: model, workers, cache, versions and settings."""
         return InfoResponse(
             model=checkpoint.name,
             revision=checkpoint.revision,
             labels=len(checkpoint.labels),
             input_shape=checkpoint.preprocessing.pixel_shape,
-            workers=[_worker_info(board, worker) for worker in range(board.workers)],
+            workers=[_worker_info(worker_board, worker) for worker in range(worker_board.workers)],
             slots={state.name.lower(): count for state, count in table.count_by_state().items()},
             cache=cache_info(),
             versions={"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES},
@@ -96,19 +96,19 @@ def operations_router(
     return router
 
 
-def _worker_info(board: WorkerBoard, worker: int) -> WorkerInfo:
-    notice = board.read(worker)
-    batches, images = board.counts_of(worker)
+def _worker_info(worker_board: WorkerBoard, worker: int) -> WorkerInfo:
+    status = worker_board.read(worker)
+    batches, images = worker_board.counts_of(worker)
     return WorkerInfo(
-        state=notice.state.name.lower(),
-        device=notice.device,
-        device_name=notice.device_name,
-        dtype=notice.dtype,
-        engine=notice.engine,
-        startup_s=round(notice.startup_s, 1),
+        state=status.state.name.lower(),
+        device=status.device,
+        device_name=status.device_name,
+        dtype=status.dtype,
+        engine=status.engine,
+        startup_s=round(status.startup_s, 1),
         batches=batches,
         images=images,
-        restarts=board.restarts_of(worker),
+        restarts=worker_board.restarts_of(worker),
     )
 
 

@@ -1,4 +1,4 @@
-"""`GET /metrics`, in the format that the scraper asks for."""
+"""`GET /metrics`, in the format that the scraper accepts. Knows nothing of what is measured."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def metrics_router(collector: Collector) -> APIRouter:
     """Return the route for scrapers.
 
     Args:
-        collector: Knows all metrics of the server, so that it doesn't matter which HTTP process is asked.
+        collector: Collects the metrics of the whole server, so any HTTP process can be scraped.
     """
     router = APIRouter(tags=["operations"])
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
 
-    # Not a coroutine: FastAPI runs it in a thread, since it takes some milliseconds.
+    # Not a coroutine, so that FastAPI runs it in a thread: a scrape takes some milliseconds.
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics(request: Request) -> Response:
-        """Tell all metrics, in Prometheus' text format or OpenMetrics'; docs/metrics.md says what they mean."""
+        """Return all metrics in the Prometheus or OpenMetrics text format; docs/metrics.md explains them."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": content_type})
 

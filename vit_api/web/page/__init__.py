@@ -1,1 +1,1 @@
-"""The page at /: its static files and their security headers."""
+"""The web page at /: its static files and security headers."""

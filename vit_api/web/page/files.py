@@ -1,4 +1,4 @@
-"""`GET /`: the page that classifies images in a browser, and its files. Knows nothing of what they show."""
+"""`GET /`: the web page that classifies images, and its static files. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE_FOLDER = "/page/"
 _FILES = Path(__file__).resolve().parent / "static"
 _START = "index.html"
 
-# What a machine knows of types varies, and browsers run no script of another type.
+# The types that `mimetypes` knows vary by machine, and browsers refuse scripts with a wrong type.
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -32,15 +32,15 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class _File:
-    """A file, as it is sent."""
+    """A static file and its response headers."""
 
     content: bytes
     headers: dict[str, str]
 
     def answer(self, request: Request) -> Response:
-        """Send it, unless the browser has it; see RFC 9110, section 13.1.2."""
-        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-        if self.headers["etag"] in known:
+        """Return the file, or a 304 if the browser has the current version; see RFC 9110, section 13.1.2."""
+        cached = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if self.headers["etag"] in cached:
             return Response(status_code=304, headers=self.headers)
         return Response(self.content, headers=self.headers)
 
@@ -48,16 +48,16 @@ class _File:
 def page_router() -> APIRouter:
     """Return the routes of the page and its files, which are read once.
 
-    Browsers ask each time whether a file is still the same, so that a page never has scripts of two versions.
+    Browsers revalidate each file on every load, so that a page never mixes scripts of two versions.
     """
     files = read_files(_FILES)
     start = files.pop(_START)
     router = APIRouter(tags=["page"])
 
     @router.head(PAGE_PATH, include_in_schema=False)
-    @router.get(PAGE_PATH, response_class=HTMLResponse, responses={304: {"description": "The browser has it"}})
+    @router.get(PAGE_PATH, response_class=HTMLResponse, responses={304: {"description": "Not modified"}})
     async def page(request: Request) -> Response:
-        """Show a page that classifies images in a browser."""
+        """Return a web page that classifies images."""
         return start.answer(request)
 
     @router.head(PAGE_FOLDER + "{name:path}", include_in_schema=False)
@@ -71,7 +71,7 @@ def page_router() -> APIRouter:
 
 
 def read_files(folder: Path) -> dict[str, _File]:
-    """Read what the page consists of, by paths within the folder; not what editors and file managers leave there."""
+    """Return the page's files by their paths within the folder, without what editors and file managers leave there."""
     paths = [path for path in folder.rglob("*") if path.suffix in _TYPES and path.is_file()]
     return {path.relative_to(folder).as_posix(): _read(path) for path in paths}
 
@@ -83,5 +83,5 @@ def _read(path: Path) -> _File:
         "cache-control": "no-cache",
         "etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
     }
-    # An image with scripts in it, which SVG may have, is a page too once it is opened by itself.
+    # An SVG image may contain scripts, and is a page of its own when opened directly.
     return _File(content, headers | strict_page_headers())

@@ -1,4 +1,4 @@
-"""What HTML pages of ours may do in a browser, and the page /docs. Knows nothing of other pages' content."""
+"""Security headers of the HTML pages, and the page /docs. Knows nothing of other pages' content."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ STATIC_FOLDER = "/docs/static"
 
 _INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
-# A Space of Hugging Face shows the server's page within one of huggingface.co's. X-Frame-Options knows no list of
-# origins, and browsers ignore it beside `frame-ancestors` (CSP Level 3, section 6.4.2), so it is not sent.
+# huggingface.co embeds a Space's page in a frame. X-Frame-Options can't list origins, and browsers ignore it when
+# `frame-ancestors` is set (CSP Level 3, section 6.4.2), so it is not sent.
 _FRAME_ANCESTORS = "'self' https://huggingface.co"
 
 
 def page_headers(html: str) -> dict[str, str]:
-    """Return the headers of a page: it runs and loads what comes from this server, and the scripts within it.
+    """Return the headers of a page that may load only from this server, and run only its own inline scripts.
 
-    Those are named by their hashes (CSP Level 3, section 2.3.1), so a page has to be made without anything of a
-    request in it.
+    Inline scripts are allowed by their hashes (CSP Level 3, section 2.3.1), so the page must not contain anything from
+    a request.
     """
     hashes = [hashlib.sha256(script.encode()).digest() for script in _INLINE_SCRIPT.findall(html)]
     scripts = " ".join(["'self'", *(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)])
     policy = {
         "default-src": "'self'",
         "script-src": scripts,
-        "style-src": "'self' 'unsafe-inline'",  # Swagger UI sets styles by attributes
+        "style-src": "'self' 'unsafe-inline'",  # Swagger UI sets style attributes
         "img-src": "'self' data: blob:",
         "object-src": "'none'",
         "base-uri": "'none'",
@@ -41,10 +41,10 @@ def page_headers(html: str) -> dict[str, str]:
 
 
 def strict_page_headers() -> dict[str, str]:
-    """Return the headers of a page that has nothing inline: no script, no style, and no HTML made from strings.
+    """Return the headers of a page that has no inline scripts or styles, and creates no HTML from strings.
 
-    It shows images that its visitor chose (`blob:`), and sends what it sends to this server alone. The last two names
-    are of Trusted Types, which make the browser refuse `innerHTML` and its like.
+    It may show images that the visitor chose (`blob:`), and send requests only to this server. The last two directives
+    enable Trusted Types, with which the browser refuses `innerHTML` and the like.
     """
     return _headers(
         {
@@ -70,13 +70,13 @@ def _headers(policy: dict[str, str]) -> dict[str, str]:
 
 
 def docs_router(title: str, openapi_url: str) -> APIRouter:
-    """Return the route of /docs, which needs no other host: Swagger UI with what fastapi-offline brings.
+    """Return the route of /docs: Swagger UI with the assets that fastapi-offline bundles, without a CDN.
 
-    The page's addresses are relative to its own, for proxies that serve it below a path that the server never sees.
+    The page's URLs are relative, so that it works behind a proxy that strips a path prefix.
 
     Args:
-        title: The page's.
-        openapi_url: The path of the API's description.
+        title: The page's title.
+        openapi_url: The path of the OpenAPI description.
     """
     router = APIRouter(include_in_schema=False)
     folder = STATIC_FOLDER.removeprefix("/")

@@ -1,6 +1,6 @@
-"""`POST /` as Hugging Face's clients ask for image classification; see docs/hugging-face.md.
+"""`POST /`, compatible with Hugging Face's image classification API; see docs/hugging-face.md.
 
-Owns that API's words: `inputs`, `parameters`, `label`, `score`. Knows nothing of how an image is classified.
+Owns that API's field names: `inputs`, `parameters`, `label`, `score`. Knows nothing of how an image is classified.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fastapi import APIRouter
-
 from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
-from vit_api.web.entry import HotRoute
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, takes
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
-from vit_api.web.requests import Request, Response, to_json
+from vit_api.web.requests import Request
+from vit_api.web.responses import Response, to_json
+from vit_api.web.routes import HotRoute, Operation
 from vit_api.web.uploads import Uploads, load_object
 
 
@@ -28,7 +27,7 @@ def _sigmoids(prediction: Prediction) -> list[float]:
 
 
 def _sigmoid(logit: float) -> float:
-    """Return 1 / (1 + exp(-logit)), without the overflow that this has far below 0."""
+    """Return 1 / (1 + exp(-logit)), without overflow for large negative logits."""
     small = math.exp(-abs(logit))
     return 1 / (1 + small) if logit >= 0 else small / (1 + small)
 
@@ -39,7 +38,7 @@ _SCORES: Mapping[str, Callable[[Prediction], Sequence[float]]] = {
     "sigmoid": _sigmoids,
     "none": lambda prediction: prediction.logits,
 }
-"""What becomes of logits, by the API's name of it; each keeps their order."""
+"""How scores are computed, by the name of `function_to_apply`; each function preserves the order of the classes."""
 
 _EXAMPLE = '{"inputs": "<base64>", "parameters": {"top_k": 5}}'
 _CONTENT = {
@@ -57,11 +56,11 @@ _CONTENT = {
                         "top_k": {
                             "type": ["integer", "null"],
                             "minimum": 1,
-                            "description": f"Number of classes to return; default {DEFAULT_TOP_K}, maximum {MAX_TOP_K}",
+                            "description": f"Number of classes to return; default {DEFAULT_TOP_K}, maximum {TOP_K}",
                         },
                         "function_to_apply": {
                             "enum": [*_SCORES, None],
-                            "description": f"What makes scores of the model's outputs; {_SOFTMAX} by default",
+                            "description": f"Function that converts the model's logits to scores; default {_SOFTMAX}",
                         },
                     },
                     "additionalProperties": False,
@@ -73,12 +72,12 @@ _CONTENT = {
 
 
 class _Parameters(NamedTuple):
-    """What a client wants to know.
+    """The parameters of a request.
 
     Attributes:
-        top_k: How many classes; more than there are means all.
-        function_to_apply: What makes the scores, one of `_SCORES`. transformers' default for a model
-            that gives an image one label, as all do that this server takes, is the softmax.
+        top_k: Maximum number of classes to return.
+        function_to_apply: Function that computes the scores, a key of `_SCORES`. The default is that of
+            transformers for single-label models, the only ones that this server runs.
     """
 
     top_k: int = DEFAULT_TOP_K
@@ -86,12 +85,12 @@ class _Parameters(NamedTuple):
 
 
 class HuggingFaceRoutes:
-    """The handler of the path that Hugging Face's clients post to.
+    """The route that Hugging Face's clients post to.
 
     Args:
-        requests: Classifies what they bring.
-        uploads: Finds the images in requests.
-        labels: The classes' names, by index.
+        requests: Classifies the uploads of requests.
+        uploads: Reads the uploads of requests.
+        labels: The class names, by index.
     """
 
     def __init__(self, requests: RequestClassifier, uploads: Uploads, labels: Sequence[str]) -> None:
@@ -99,19 +98,17 @@ class HuggingFaceRoutes:
         self._uploads = uploads
         self._labels = labels
 
-    def hot_routes(self) -> list[HotRoute]:
-        """Return the path that classifies."""
-        return [HotRoute("POST", "/", "/", self.classify)]
-
-    def router(self) -> APIRouter:
-        """Return a route that describes the path. `Entry` answers its requests before they get here."""
-        router = APIRouter(tags=["classification"])
-
-        @router.post("/", response_model=list[LabelScore], responses=ANSWER | FAILURES, openapi_extra=takes(_CONTENT))
-        async def classify_as_hugging_face_does() -> None:
-            """Classify one image as Hugging Face's inference API does: the raw bytes, or base64 with parameters."""
-
-        return router
+    def routes(self) -> list[HotRoute]:
+        """Return the route."""
+        operation = Operation(
+            "/",
+            "classify_as_hugging_face_does",
+            "Classify one image as Hugging Face's inference API does: the raw bytes, or base64 with parameters.",
+            _CONTENT,
+            responses=ANSWER | FAILURES,
+            response_model=list[LabelScore],
+        )
+        return [HotRoute("POST", "/", "/", self.classify, operation)]
 
     async def classify(self, request: Request) -> Response:
         """Classify one image."""
@@ -121,14 +118,14 @@ class HuggingFaceRoutes:
         return Response(200, self._body(result, parameters or _Parameters()), source_headers(result), (result,))
 
     def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:
-        """Return the answer's JSON, which is worded once."""
-        body = result.known.rendered.get(parameters)
+        """Return the response's JSON, which is serialised once for each cached prediction and parameters."""
+        body = result.cached.rendered.get(parameters)
         if body is None:
-            body = self._worded(result.prediction, parameters)
-            result.known.add_rendered(parameters, body)
+            body = self._encode(result.prediction, parameters)
+            result.cached.add_rendered(parameters, body)
         return body
 
-    def _worded(self, prediction: Prediction, parameters: _Parameters) -> bytes:
+    def _encode(self, prediction: Prediction, parameters: _Parameters) -> bytes:
         scores = _SCORES[parameters.function_to_apply](prediction)
         top = list(zip(prediction.indices, scores, strict=True))[: parameters.top_k]
         return to_json([{"label": self._labels[index], "score": score} for index, score in top])
@@ -137,37 +134,37 @@ class HuggingFaceRoutes:
 def _inputs_in_json(body: bytes) -> tuple[bytes, _Parameters]:
     """Return the upload and the parameters in a JSON body.
 
-    What else is beside the two, such as the `options` of older clients, doesn't matter.
+    Other fields are ignored, such as the `options` of older clients.
 
     Raises:
-        BadRequest: It has no upload, or parameters that mean nothing here.
+        BadRequest: The body has no upload, or invalid parameters.
     """
     document = load_object(body, _EXAMPLE)
     inputs = document.get("inputs")
     if not isinstance(inputs, str):
-        raise BadRequest(f"the JSON has no upload; send {_EXAMPLE}")
+        raise BadRequest(f"The JSON has no upload. Send {_EXAMPLE}.")
     if inputs.startswith(("http://", "https://")):
-        raise BadRequest("this server fetches nothing; send the image itself as base64 in 'inputs'")
+        raise BadRequest("'inputs' is a URL, and this server doesn't download images. Send the image itself as base64.")
     return decode_base64(inputs, "inputs"), _parameters_of(document.get("parameters"))
 
 
 def _parameters_of(given: Any) -> _Parameters:
-    """Return the parameters that a client sent; a null is as good as none, as it is in Hugging Face's own clients.
+    """Return the parameters that a client sent; null means the default, as in Hugging Face's own clients.
 
     Raises:
-        BadRequest: One is unknown, so that a misspelt one is not taken for its default, or has no sense.
+        BadRequest: A parameter is invalid or unknown. Ignoring a misspelt one would silently apply its default.
     """
     if given is None:
         given = {}
     if not isinstance(given, dict):
-        raise BadRequest("'parameters' must be an object, such as {\"top_k\": 5}")
+        raise BadRequest("'parameters' must be an object, such as {\"top_k\": 5}.")
     unknown = sorted(given.keys() - set(_Parameters._fields))
     if unknown:
-        raise BadRequest(f"unknown parameter {unknown[0][:64]!r}; there are {' and '.join(_Parameters._fields)}")
+        raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {' and '.join(_Parameters._fields)}.")
     top_k = DEFAULT_TOP_K if given.get("top_k") is None else given["top_k"]
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise BadRequest("top_k must be a whole number from 1 on")
+        raise BadRequest("'top_k' must be a positive integer.")
     function = _SOFTMAX if given.get("function_to_apply") is None else given["function_to_apply"]
     if not isinstance(function, str) or function not in _SCORES:
-        raise BadRequest(f"function_to_apply must be one of {', '.join(_SCORES)}")
-    return _Parameters(min(top_k, MAX_TOP_K), function)
+        raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")
+    return _Parameters(min(top_k, TOP_K), function)

@@ -1,21 +1,19 @@
-"""`POST /predict` and `POST /predict/batch`: from a request to the answer's JSON."""
+"""`POST /predict` and `POST /predict/batch`: from a request to the JSON of its response."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from fastapi import APIRouter
-
 from vit_api.errors import BadRequest, ViTError
-from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
-from vit_api.web.entry import HotRoute
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, takes
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
-from vit_api.web.requests import Request, Response, to_json
-from vit_api.web.responses import error_body
+from vit_api.web.requests import Request
+from vit_api.web.responses import Response, error_body, to_json
+from vit_api.web.routes import HotRoute, Operation
 from vit_api.web.uploads import Uploads
 
 MAX_IMAGES_PER_REQUEST = 32
@@ -56,20 +54,20 @@ _PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, MA
 
 
 class Encoder(Protocol):
-    """What words a prediction: a LitAPI."""
+    """Renders a prediction; implemented by the LitAPI."""
 
     def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
-        """Return the `predictions` of the answer's body."""
+        """Return the `predictions` of the response body."""
 
 
 class PredictRoutes:
-    """The handlers of this server's own paths.
+    """The handlers of this server's own API.
 
     Args:
-        requests: Classifies what they bring.
-        encoder: Words the predictions.
-        uploads: Finds the images in requests.
-        model_name: Named in each answer.
+        requests: Classifies the uploads.
+        encoder: Renders the predictions.
+        uploads: Finds the uploads in requests.
+        model_name: The name in each response.
     """
 
     def __init__(self, requests: RequestClassifier, encoder: Encoder, uploads: Uploads, *, model_name: str) -> None:
@@ -78,36 +76,30 @@ class PredictRoutes:
         self._uploads = uploads
         self._end = b',"model":' + to_json(model_name) + b"}"
 
-    def hot_routes(self) -> list[HotRoute]:
-        """Return the paths that classify."""
-        return [
-            HotRoute("POST", "/predict", "/predict", self.predict),
-            HotRoute("POST", "/predict/batch", "/predict/batch", self.predict_batch),
-        ]
-
-    def router(self) -> APIRouter:
-        """Return routes that describe the paths. `Entry` answers their requests before they get here."""
-        router = APIRouter(tags=["classification"])
-
-        @router.post(
+    def routes(self) -> list[HotRoute]:
+        """Return the routes."""
+        one = Operation(
             "/predict",
-            response_model=PredictResponse,
-            responses=ANSWER | FAILURES,
-            openapi_extra=takes(_ONE_UPLOAD, _TOP_K),
+            "classify_an_image",
+            "Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON.",
+            _ONE_UPLOAD,
+            [_TOP_K],
+            ANSWER | FAILURES,
+            PredictResponse,
         )
-        async def classify_an_image() -> None:
-            """Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON."""
-
-        @router.post(
+        several = Operation(
             "/predict/batch",
-            response_model=list[PredictResponse | ErrorResponse],
-            responses=FAILURES,
-            openapi_extra=takes(_MANY_UPLOADS, _TOP_K),
+            "classify_several_images",
+            "Classify 1 to 32 images. The answer has their order; a bad image has its error in its place.",
+            _MANY_UPLOADS,
+            [_TOP_K],
+            FAILURES,
+            list[PredictResponse | ErrorResponse],
         )
-        async def classify_several_images() -> None:
-            """Classify 1 to 32 images. The answer has their order; a bad image has its error in its place."""
-
-        return router
+        return [
+            HotRoute("POST", "/predict", "/predict", self.predict, one),
+            HotRoute("POST", "/predict/batch", "/predict/batch", self.predict_batch, several),
+        ]
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
@@ -117,7 +109,7 @@ class PredictRoutes:
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
-        """Classify several images; a bad one gets its own error in its place."""
+        """Classify several images; an image that fails has its error in its place."""
         top_k = _top_k_of(request)
         uploads = await self._requests.read(request, self._uploads.read_many(request))
         results = await self._requests.classify_all(request, uploads)
@@ -131,12 +123,11 @@ class PredictRoutes:
         return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=results)
 
     def _body(self, request: Request, result: ClassifierResult, top_k: int) -> bytes:
-        """Return the answer's JSON: the prediction, which is worded once, and what is this request's own."""
-        known = result.known
-        start = known.rendered.get(top_k)
+        """Return the JSON of a response: the prediction, which is rendered once, and what belongs to this request."""
+        start = result.cached.rendered.get(top_k)
         if start is None:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
-            known.add_rendered(top_k, start)
+            result.cached.add_rendered(top_k, start)
         cached = b"true" if result.answer is None else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (
             start,
@@ -150,13 +141,13 @@ def _top_k_of(request: Request) -> int:
     """Return the query's `top_k`.
 
     Raises:
-        BadRequest: It is not a whole number from 1 to 20.
+        BadRequest: It is not an integer from 1 to 20.
     """
-    query: bytes = request.scope["query_string"]
+    query = request.query
     top_k = _PLAIN_QUERIES.get(query)
     if top_k is None:
         values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
         top_k = _TOP_KS.get(values.get("top_k", str(DEFAULT_TOP_K)))
     if top_k is None:
-        raise BadRequest(f"top_k must be a whole number from 1 to {MAX_TOP_K}")
+        raise BadRequest(f"'top_k' must be an integer from 1 to {TOP_K}.")
     return top_k

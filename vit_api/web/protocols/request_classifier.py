@@ -1,34 +1,48 @@
-"""What every path that classifies does with a request's uploads. Knows nothing of forms of requests and answers."""
+"""Classifies the uploads of a request, for every protocol. Knows nothing of the format of requests and responses."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import BodyTimeout, InternalError, ViTError
-from vit_api.web.core.classifier import Classifier, ClassifierResult, Source
+from vit_api.web.core.classifier import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 from vit_api.web.time_limit import TimeLimit
 
 T = TypeVar("T")
 
 
+class UploadClassifier(Protocol):
+    """Classifies uploads, see `core.classifier.Classifier`."""
+
+    async def look_up(
+        self, upload: Upload, *, bypass_cache: bool = False
+    ) -> tuple[bytes | None, ClassifierResult | None]:
+        """Return the upload's key, and the result if it is cached."""
+
+    async def compute(
+        self, key: bytes | None, upload: Upload, deadline: float, *, bypass_cache: bool = False
+    ) -> ClassifierResult:
+        """Classify an upload that is not cached."""
+
+
 class RequestClassifier:
-    """Classify what requests bring, within their time limits and unless their clients hang up.
+    """Classify the uploads of requests within their time limits, and only while their clients are connected.
 
     Args:
-        classifier: Does the work.
+        classifier: Classifies uploads.
         request_timeout_s: Seconds from a request's arrival to a 504.
-        body_timeout_s: Seconds from a request's arrival that its body may take.
+        body_timeout_s: Seconds from a request's arrival until its body must be read.
         clock: The time in seconds.
     """
 
     def __init__(
         self,
-        classifier: Classifier,
+        classifier: UploadClassifier,
         *,
         request_timeout_s: float,
         body_timeout_s: float,
@@ -45,75 +59,78 @@ class RequestClassifier:
         Raises:
             BodyTimeout: The body took too long.
         """
-        found = await self._body_limit.hold(reading, request.arrived_at)
-        request.parsed_at = self._clock()
+        found = await self._body_limit.hold(reading, request.timeline.arrived_at)
+        request.timeline.parsed_at = self._clock()
         return found
 
     async def classify(self, request: Request, upload: Upload) -> ClassifierResult:
-        """Classify a request's only upload.
+        """Classify the only upload of a request.
 
         Raises:
             ClientDisconnect: The client hung up.
-            ViTError: Whatever kept it from being classified.
+            ViTError: The reason why it can't be classified.
         """
-        is_fresh = _wants_fresh(request)
-        key, result = await self._classifier.look_up(upload, is_fresh=is_fresh)
-        request.looked_up_at = self._clock()
+        bypass_cache = _bypasses_cache(request)
+        key, result = await self._classifier.look_up(upload, bypass_cache=bypass_cache)
+        request.timeline.looked_up_at = self._clock()
         if result is None:
-            work = self._classifier.compute(key, upload, self._deadline_of(request), is_fresh=is_fresh)
+            work = self._classifier.compute(key, upload, self._deadline_of(request), bypass_cache=bypass_cache)
             result = await request.unless_gone(work)
         return result
 
     async def classify_all(
         self, request: Request, uploads: Sequence[Upload | ViTError]
     ) -> list[ClassifierResult | ViTError]:
-        """Classify a request's uploads; one that fails, or already did, has its error in its place.
+        """Classify the uploads of a request; one that fails, or already has, has its error in its place.
 
-        The images join the same batches as everyone's. Those beside the first are counted in the client's budget.
+        They are batched together with those of all other requests. The client is charged for those after the first.
 
         Raises:
             ClientDisconnect: The client hung up.
-            RateLimited: The client may not send so many now.
-            ViTError: All failed, at least one for the server's fault: so that a client sees a 503 as such.
+            RateLimited: The client's rate limit does not allow so many now.
+            ViTError: All failed, at least one because of the server, so that clients see a 503 as one.
         """
         if len(uploads) > 1:
-            await request.charge(len(uploads) - 1)  # the first was counted at the door
-        deadline, is_fresh = self._deadline_of(request), _wants_fresh(request)
-        results = await request.unless_gone(self._results_of(uploads, deadline, is_fresh))
+            await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
+        bypass_cache = _bypasses_cache(request)
+        work = (self._outcome_of(request, upload, bypass_cache) for upload in uploads)
+        results = await request.unless_gone(_gather(work))
         failures = [result for result in results if isinstance(result, ViTError)]
         ours = [failure for failure in failures if failure.status >= InternalError.status]
         if ours and len(failures) == len(results):
             raise ours[0]
         return results
 
-    async def _results_of(
-        self, uploads: Sequence[Upload | ViTError], deadline: float, is_fresh: bool
-    ) -> list[ClassifierResult | ViTError]:
-        return await asyncio.gather(*(self._result_of(upload, deadline, is_fresh) for upload in uploads))
-
-    async def _result_of(
-        self, upload: Upload | ViTError, deadline: float, is_fresh: bool
+    async def _outcome_of(
+        self, request: Request, upload: Upload | ViTError, bypass_cache: bool
     ) -> ClassifierResult | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await self._classifier.classify(upload, deadline, is_fresh=is_fresh)
+            key, result = await self._classifier.look_up(upload, bypass_cache=bypass_cache)
+            return result or await self._classifier.compute(
+                key, upload, self._deadline_of(request), bypass_cache=bypass_cache
+            )
         except ViTError as error:
             return error
 
     def _deadline_of(self, request: Request) -> float:
-        return request.arrived_at + self._request_timeout_s
+        return request.timeline.arrived_at + self._request_timeout_s
 
     def elapsed_ms(self, request: Request) -> float:
         """Return the milliseconds since a request's arrival."""
-        return (self._clock() - request.arrived_at) * 1000
+        return (self._clock() - request.timeline.arrived_at) * 1000
+
+
+async def _gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    return await asyncio.gather(*work)
 
 
 _HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
 
 
 def source_headers(result: ClassifierResult) -> Headers:
-    """Return the headers that tell where an answer comes from, and what the model's run took if it was its own."""
+    """Return the headers that say where a result comes from and, for a miss, how long its stages took."""
     answer = result.answer
     if answer is None:
         return _HIT_HEADERS
@@ -129,13 +146,15 @@ def source_headers(result: ClassifierResult) -> Headers:
 
 
 def _late_body() -> BodyTimeout:
-    return BodyTimeout("the request's body did not arrive within the time limit; send it faster")
+    return BodyTimeout(
+        "The request body did not arrive within the time limit. Send it faster, or send a smaller image."
+    )
 
 
-def _wants_fresh(request: Request) -> bool:
-    """Tell whether the client asks for an answer that nobody remembers; see RFC 9111, section 5.2.1.4."""
+def _bypasses_cache(request: Request) -> bool:
+    """Return whether the client requests `no-cache`; see RFC 9111, section 5.2.1.4."""
     if b"cache-control" not in request.headers:
         return False
     # The header may be repeated, and its values belong together.
-    directives = b",".join(value for name, value in request.scope["headers"] if name == b"cache-control")
+    directives = b",".join(request.all_values(b"cache-control"))
     return b"no-cache" in [directive.strip().lower() for directive in directives.split(b",")]

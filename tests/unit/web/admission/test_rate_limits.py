@@ -26,7 +26,9 @@ from vit_api.access.rates import Rate
 from vit_api.access.redis_counts import RedisCounts
 from vit_api.errors import RateLimited
 from vit_api.web.admission.rate_limits import RateLimits
-from vit_api.web.requests import Pending, Request, Response
+from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.responses import Response
+from vit_api.web.routes import HotRoute
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _SIX = 6
@@ -101,7 +103,7 @@ def test_a_request_for_more_than_the_budget_is_told_so(server: RunningServer) ->
     """To wait wouldn't help."""
     response = _batch(server, 20, "192.0.2.4")
     assert response.status_code == 429
-    assert "fewer in one request" in response.json()["error"]
+    assert "Send fewer images in one request." in response.json()["error"]
 
 
 def test_failures_count(server: RunningServer) -> None:
@@ -176,11 +178,17 @@ def test_who_has_a_key_is_counted_by_it() -> None:
         async def receive() -> dict[str, str]:
             raise AssertionError
 
-        scope = {"headers": [], "client": (address, 1)}
-        request = Request(scope, receive, b"id", Pending(0), 0.0)
-        request.key_digest = key_digest
+        scope = {
+            "method": "POST",
+            "path": "/predict",
+            "query_string": b"",
+            "headers": [],
+            "client": (address, 1),
+        }
+        request = Request(scope, receive, b"id", PendingBytes(0), arrived_at=0.0)
+        request.admission.key_digest = key_digest
         try:
-            return (await limits.limited(nothing)(request)).status
+            return (await limits.limited(HotRoute("POST", "/predict", "/predict", nothing)).handler(request)).status
         except RateLimited as error:
             return error.status
 

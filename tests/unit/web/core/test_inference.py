@@ -4,136 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from vit_api.deadline import Deadline
-from vit_api.errors import BadImage, DeadlineExceeded, InferenceFailed, NotReady, Overloaded
-from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, Status, unpack_requests
-from vit_api.ipc.slots import Claim, SlotRange, SlotState, SlotTable
-from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
-from vit_api.metrics import DECODE
-from vit_api.web.core.inference import InferenceClient
+from tests.support.inference_bench import LONG_S, InferenceBench, running, until
+from vit_api.errors import BadImage, InferenceFailed, NotReady, Overloaded
+from vit_api.ipc.records import Status, unpack_requests
+from vit_api.ipc.slots import SlotState
 
-_READY = WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32")
-_LONG_S = 60.0
-
-
-class Bench:
-    """A client with `slots` slots; the first byte of an upload is its pixels, and `!` can't be decoded."""
-
-    def __init__(self, slots: int = 2, is_ready: bool = True) -> None:
-        self.table = SlotTable(1, slots, (1, 1, 3))
-        self.range = SlotRange(self.table, 0)
-        self.requests = RecordPipe.for_requests(slots)
-        self.answers = RecordPipe.for_answers(slots)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.board = WorkerBoard(1)
-        if is_ready:
-            self.board.post(0, _READY)
-        self.remake_client()
-
-    def remake_client(self) -> None:
-        """Make the client, of what the bench has now."""
-        self.counts = MetricsBoard(["http-0"], [DECODE])
-        self.client = InferenceClient(
-            self,
-            self.range,
-            self.board,
-            self.requests,
-            self.answers,
-            metrics_writer=self.counts.metrics_writer("http-0"),
-            decode_threads=1,
-        )
-
-    def is_quick(self, upload: bytes) -> bool:
-        return upload.startswith(b"q")
-
-    def decode_request(self, request: bytes) -> NDArray[np.uint8]:
-        self.decoded_in = threading.current_thread()
-        assert self.gate.wait(_LONG_S)
-        if request == b"!":
-            raise BadImage("planted")
-        return np.full((1, 1, 3), request[0], np.uint8)
-
-    def submit(self, upload: bytes, deadline: Deadline | None = None) -> asyncio.Task[Any]:
-        return asyncio.ensure_future(self._infer(upload, deadline or Deadline(time.monotonic() + _LONG_S)))
-
-    async def _infer(self, upload: bytes, deadline: Deadline) -> AnswerRecord:
-        answer, decode_s = await self.client.infer(upload, deadline)
-        assert decode_s > 0
-        return answer
-
-    async def claim(self) -> Claim:
-        """Wait for a request's record and claim its slot, as a worker does."""
-        await until(lambda: self.table.count_by_state()[SlotState.QUEUED] > 0)
-        while not (records := self.requests.read(1)):
-            await asyncio.sleep(0.001)
-        request = next(unpack_requests(records))
-        claim = self.table.claim(request.slot, request.generation, 0, time.monotonic())
-        assert claim is not None
-        return claim
-
-    def answer(self, claim: Claim, status: Status = Status.OK) -> None:
-        """Answer with the pixel's value as the class."""
-        value = int(self.table.pixels[claim.slot, 0, 0, 0])
-        self.answers.write(
-            [AnswerRecord(claim.slot, claim.generation, status, Prediction((value,), (0.0,), 1.0)).pack()]
-        )
-
-    async def until_all_free(self) -> None:
-        await until(lambda: self.range.free_count == len(self.table))
-        assert self.table.count_by_state()[SlotState.FREE] == len(self.table)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll a condition to a deadline."""
-    deadline = time.monotonic() + _LONG_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
-
-
-def run(bench: Bench, scenario: Callable[[Bench], Awaitable[None]]) -> None:
-    """Run a scenario on a started client, and check that no slot is lost."""
-
-    async def whole() -> None:
-        bench.client.start()
-        try:
-            await scenario(bench)
-            await bench.until_all_free()
-        finally:
-            bench.gate.set()
-            bench.client.stop()
-
-    asyncio.run(asyncio.wait_for(whole(), 2 * _LONG_S))
+pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(("upload", "is_on_the_loop"), [(b"q", True), (b"s", False)], ids=["quick", "slow"])
-def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_the_loop: bool) -> None:
+async def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_the_loop: bool) -> None:
     """The others have threads of their own."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench()) as bench:
         task = bench.submit(upload)
         bench.answer(await bench.claim())
         assert (await task).prediction.indices == (upload[0],)
         assert (bench.decoded_in is threading.current_thread()) == is_on_the_loop
 
-    run(Bench(), scenario)
 
-
-def test_each_waiter_gets_its_own_prediction() -> None:
+async def test_each_waiter_gets_its_own_prediction() -> None:
     """Answers that come in another order find their waiters."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench()) as bench:
         tasks = {value: bench.submit(bytes([value])) for value in (7, 8)}
         claims = [await bench.claim(), await bench.claim()]
         for claim in reversed(claims):
@@ -141,23 +36,17 @@ def test_each_waiter_gets_its_own_prediction() -> None:
         for value, task in tasks.items():
             assert (await task).prediction.indices == (value,)
 
-    run(Bench(), scenario)
 
-
-def test_no_worker_means_not_ready() -> None:
+async def test_no_worker_means_not_ready() -> None:
     """Before the first worker is ready, no slot is taken."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench(is_ready=False)) as bench:
         with pytest.raises(NotReady):
             await bench.submit(b"a")
 
-    run(Bench(is_ready=False), scenario)
 
-
-def test_no_slot_means_overloaded() -> None:
+async def test_no_slot_means_overloaded() -> None:
     """The third image for two slots is turned away at once."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench()) as bench:
         tasks = [bench.submit(b"a"), bench.submit(b"b")]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
@@ -166,37 +55,28 @@ def test_no_slot_means_overloaded() -> None:
             bench.answer(await bench.claim())
         await asyncio.gather(*tasks)
 
-    run(Bench(), scenario)
 
-
-def test_a_bad_image_frees_its_slot() -> None:
+async def test_a_bad_image_frees_its_slot() -> None:
     """It never reaches the queue."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench()) as bench:
         with pytest.raises(BadImage):
             await bench.submit(b"!")
         assert bench.requests.read(1) == b""
 
-    run(Bench(), scenario)
 
-
-def test_a_failed_inference_is_told() -> None:
+async def test_a_failed_inference_is_reported() -> None:
     """The worker's status becomes the waiter's error."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench()) as bench:
         task = bench.submit(b"a")
         bench.answer(await bench.claim(), Status.FAILED)
         with pytest.raises(InferenceFailed):
             await task
 
-    run(Bench(), scenario)
-
 
 @pytest.mark.parametrize("stage", ["decoding", "queued", "running"])
-def test_leaving_at_any_stage_frees_the_slot_later(stage: str) -> None:
+async def test_leaving_at_any_stage_frees_the_slot_later(stage: str) -> None:
     """The slot is free only when its decoder or worker has let go of it."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench()) as bench:
         if stage == "decoding":
             bench.gate.clear()
         task = bench.submit(b"a")
@@ -208,7 +88,7 @@ def test_leaving_at_any_stage_frees_the_slot_later(stage: str) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert bench.range.free_count == 1, "still taken"
+        assert bench.slots.free_count == 1, "still taken"
         bench.gate.set()
         if stage == "queued":
             claim = await bench.claim()
@@ -216,55 +96,26 @@ def test_leaving_at_any_stage_frees_the_slot_later(stage: str) -> None:
         if claim is not None:
             bench.answer(claim, Status.OK if stage == "running" else Status.SKIPPED)
 
-    run(Bench(), scenario)
 
-
-@pytest.mark.parametrize("is_extended", [False, True])
-def test_a_deadline_that_passed_in_the_queue(is_extended: bool) -> None:
-    """The worker doesn't want the image any more, unless somebody joined who waits longer."""
-
-    async def scenario(bench: Bench) -> None:
-        deadline = Deadline(time.monotonic())
-        task = bench.submit(b"a", deadline)
-        await until(lambda: bench.table.state_of(0) == SlotState.QUEUED)
-        if is_extended:
-            deadline.extend(time.monotonic() + _LONG_S)
-        claim = await bench.claim()
-        assert claim.is_wanted is is_extended
-        bench.answer(claim, Status.OK if is_extended else Status.SKIPPED)
-        if is_extended:
-            assert (await task).prediction.indices == (ord("a"),)
-        else:
-            with pytest.raises(DeadlineExceeded):
-                await task
-        deadline.extend(deadline.at + 1)  # nobody follows it any more
-
-    run(Bench(), scenario)
-
-
-def test_a_cancelled_waiter_does_not_abandon_the_next_image_in_its_slot() -> None:
+async def test_a_cancelled_waiter_does_not_abandon_the_next_image_in_its_slot() -> None:
     """The answer came, the slot was taken again, and only then the first waiter is cancelled."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench(slots=1)) as bench:
         first = bench.submit(b"a")
         bench.answer(await bench.claim())
-        bench.client._read_answers()  # the answer lands; the waiter has not run yet
+        bench.client._read_answers()  # the answer is accepted; the waiter has not run yet
         bench.gate.clear()
         first.cancel()
-        second_taken = bench.range.take(time.monotonic() + _LONG_S)
+        second_taken = bench.slots.take()
         assert second_taken is not None
         with pytest.raises(asyncio.CancelledError):
             await first
-        assert not bench.table.is_abandoned(second_taken[0])
-        bench.range.release(second_taken[0])
-
-    run(Bench(slots=1), scenario)
+        assert not bench.slots.is_abandoned(second_taken[0])
+        bench.slots.release(second_taken[0])
 
 
-def test_a_stale_answer_is_ignored() -> None:
+async def test_a_stale_answer_is_ignored() -> None:
     """An answer of an earlier use of the slot changes nothing."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench(slots=1)) as bench:
         first = bench.submit(b"a")
         old = await bench.claim()
         bench.answer(old)
@@ -272,24 +123,21 @@ def test_a_stale_answer_is_ignored() -> None:
         second = bench.submit(b"b")
         claim = await bench.claim()
         bench.answer(old)
-        await asyncio.sleep(0.01)
+        bench.client._read_answers()
         assert not second.done()
         bench.answer(claim)
         assert (await second).prediction.indices == (ord("b"),)
 
-    run(Bench(slots=1), scenario)
 
-
-def test_many_images_through_few_slots() -> None:
+async def test_many_images_through_few_slots() -> None:
     """A thousand images, four slots, a worker that answers at its own pace: each gets its own answer."""
-
-    async def scenario(bench: Bench) -> None:
+    async with running(InferenceBench(slots=4)) as bench:
         stopped = threading.Event()
 
         def work() -> None:
             while not stopped.is_set():
                 for request in unpack_requests(bench.requests.read(2)):
-                    claim = bench.table.claim(request.slot, request.generation, 0, time.monotonic())
+                    claim = bench.worker.claim(request.slot, request.generation)
                     assert claim is not None
                     bench.answer(claim)
 
@@ -305,6 +153,4 @@ def test_many_images_through_few_slots() -> None:
                 await asyncio.gather(*(client(number) for number in range(4)))
             finally:
                 stopped.set()
-            working.result(_LONG_S)
-
-    run(Bench(slots=4), scenario)
+            working.result(LONG_S)

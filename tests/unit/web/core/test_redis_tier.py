@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import socket
 import struct
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -24,6 +25,7 @@ from vit_api.web.core.redis_tier import RedisTier
 _KEY = bytes(range(32))
 _TOP = Prediction((3, 1, 2), (2.0, -0.25, -120.0), 0.5)
 _LONG_S = 60.0
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -33,20 +35,17 @@ def redis() -> Iterator[RedisServer]:
         yield server
 
 
-def run(url: str, scenario: Callable[[RedisTier, CacheBoard], Awaitable[None]], **options: object) -> None:
-    """Run a scenario on a started tier."""
-
-    async def whole() -> None:
-        board = CacheBoard(1)
-        settings = {"namespace": "m[1]*", "classes": 10, "ttl_s": 100.0} | options
-        tier = RedisTier(url, tally=CacheTally(board, 0), **settings)  # type: ignore[arg-type]
-        tier.start()
-        try:
-            await scenario(tier, board)
-        finally:
-            await tier.stop()
-
-    asyncio.run(asyncio.wait_for(whole(), 2 * _LONG_S))
+@contextlib.asynccontextmanager
+async def running(url: str, **options: object) -> AsyncIterator[tuple[RedisTier, CacheBoard]]:
+    """Start a tier, and stop it at the end."""
+    board = CacheBoard(1)
+    settings = {"namespace": "m[1]*", "classes": 10, "ttl_s": 100.0} | options
+    tier = RedisTier(url, tally=CacheTally(board, 0), **settings)  # type: ignore[arg-type]
+    tier.start()
+    try:
+        yield tier, board
+    finally:
+        await tier.stop()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -72,10 +71,9 @@ async def get(tier: RedisTier, board: CacheBoard, key: bytes) -> Prediction | No
         await asyncio.sleep(0.05)
 
 
-def test_it_remembers_for_its_time(redis: RedisServer) -> None:
+async def test_it_remembers_for_its_time(redis: RedisServer) -> None:
     """What was put is found, under the namespace and with the time to live."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         assert await get(tier, board, _KEY) is None
         tier.put(_KEY, _TOP)
@@ -86,13 +84,10 @@ def test_it_remembers_for_its_time(redis: RedisServer) -> None:
         totals = board.totals()
         assert (totals["redis_hits"], totals["redis_misses"], totals["redis_rejected"]) == (1, 1, 0)
 
-    run(redis.url, scenario)
 
-
-def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
+async def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
     """Each gets its own."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         tops = {number.to_bytes(32, "big"): Prediction((number % 10,), (0.0,), number / 1024) for number in range(1000)}
         for key, top in tops.items():
@@ -101,13 +96,10 @@ def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
         found = await asyncio.gather(*(get(tier, board, key) for key in tops))
         assert found == list(tops.values())
 
-    run(redis.url, scenario)
 
-
-def test_clear_spares_the_others(redis: RedisServer) -> None:
+async def test_clear_spares_the_others(redis: RedisServer) -> None:
     """Only this namespace is cleared, though its name has wildcards."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         redis.client.set("vit-api:m1x:00", b"another model's")
         redis.client.set("session", b"another application's")
@@ -117,8 +109,6 @@ def test_clear_spares_the_others(redis: RedisServer) -> None:
         assert await tier.clear() == 1500
         assert set(redis.entries()) == {b"vit-api:m1x:00", b"session"}
         assert await tier.clear() == 0
-
-    run(redis.url, scenario)
 
 
 def _sealed(key: bytes, packed: bytes) -> bytes:
@@ -171,10 +161,9 @@ def test_what_was_packed_is_believed() -> None:
         assert unpacked.top_probability == pytest.approx(top.top_probability)
 
 
-def test_a_poisoned_value_is_a_miss(redis: RedisServer) -> None:
+async def test_a_poisoned_value_is_a_miss(redis: RedisServer) -> None:
     """Counted, and overwritten by the next right one."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         name = b"vit-api:m[1]*:" + _KEY.hex().encode()
         redis.client.set(name, b"\x80\x04poison")
@@ -184,25 +173,19 @@ def test_a_poisoned_value_is_a_miss(redis: RedisServer) -> None:
         await until(lambda: redis.client.get(name) == _GOOD)
         assert await get(tier, board, _KEY) == _TOP
 
-    run(redis.url, scenario)
 
-
-def test_a_value_of_another_type_is_a_miss(redis: RedisServer) -> None:
+async def test_a_value_of_another_type_is_a_miss(redis: RedisServer) -> None:
     """A list under the same name, say."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         redis.client.rpush(b"vit-api:m[1]*:" + _KEY.hex().encode(), b"x")
         assert await get(tier, board, _KEY) is None
         assert board.totals()["redis_up"] == 1
 
-    run(redis.url, scenario)
 
-
-def test_no_redis_at_all() -> None:
+async def test_no_redis_at_all() -> None:
     """Look-ups and writes are skipped and counted; nothing is raised, but by `clear`."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(f"redis://127.0.0.1:{free_port()}/0") as (tier, board):
         assert await tier.get(_KEY) is None
         tier.put(_KEY, _TOP)
         totals = board.totals()
@@ -210,24 +193,18 @@ def test_no_redis_at_all() -> None:
         with pytest.raises(RedisUnavailable):
             await tier.clear()
 
-    run(f"redis://127.0.0.1:{free_port()}/0", scenario)
 
-
-def test_a_redis_that_accepts_and_never_answers() -> None:
+async def test_a_redis_that_accepts_and_never_answers() -> None:
     """It never counts as up, so it delays nobody."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        async with running(f"redis://127.0.0.1:{listener.getsockname()[1]}/0") as (tier, board):
             assert await tier.get(_KEY) is None
             assert board.totals()["redis_up"] == 0
 
-        run(f"redis://127.0.0.1:{listener.getsockname()[1]}/0", scenario)
 
-
-def test_a_redis_that_hangs_and_comes_back(redis: RedisServer) -> None:
-    """Look-ups give up in time, then it counts as down and is not asked; it is found again by itself."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+async def test_a_redis_that_hangs_and_comes_back(redis: RedisServer) -> None:
+    """Look-ups give up in time, then it counts as down and is not asked; it is used again once it answers."""
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         tier.put(_KEY, _TOP)
         await until(lambda: redis.client.dbsize() == 1)
@@ -242,13 +219,10 @@ def test_a_redis_that_hangs_and_comes_back(redis: RedisServer) -> None:
         await until_up(board)
         assert await get(tier, board, _KEY) == _TOP
 
-    run(redis.url, scenario)
 
-
-def test_a_redis_that_is_killed_and_started_again(redis: RedisServer) -> None:
+async def test_a_redis_that_is_killed_and_started_again(redis: RedisServer) -> None:
     """A refused connection means down at once; the empty Redis is used as soon as it is there."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         redis.kill()
         while board.totals()["redis_up"]:
@@ -260,14 +234,11 @@ def test_a_redis_that_is_killed_and_started_again(redis: RedisServer) -> None:
         await until(lambda: redis.client.dbsize() == 1)
         assert await get(tier, board, _KEY) == _TOP
 
-    run(redis.url, scenario)
 
-
-def test_a_full_redis_still_tells_what_it_knows() -> None:
+async def test_a_full_redis_still_answers_look_ups() -> None:
     """Writes are refused, counted and paused; look-ups go on."""
     with redis_server("--maxmemory-policy", "noeviction") as redis:
-
-        async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        async with running(redis.url) as (tier, board):
             await until_up(board)
             tier.put(_KEY, _TOP)
             await until(lambda: redis.client.dbsize() == 1)
@@ -282,29 +253,25 @@ def test_a_full_redis_still_tells_what_it_knows() -> None:
                 tier.put(bytes(32), _TOP)
                 await asyncio.sleep(0.02)
 
-        run(redis.url, scenario)
 
-
-def test_a_wrong_password_is_not_having_redis() -> None:
+async def test_a_wrong_password_counts_as_down() -> None:
     """No request fails, and the log says what is wrong."""
     with redis_server("--requirepass", "secret") as redis:
-
-        async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+        async with running(redis.url.replace("redis://", "redis://:wrong@")) as (tier, _):
             assert await tier.get(_KEY) is None
             with pytest.raises(RedisUnavailable, match=r"(?i)auth|pass"):
                 await tier.clear()
-
-        run(redis.url.replace("redis://", "redis://:wrong@"), scenario)
 
 
 @pytest.mark.parametrize(
     "reply",
     [pytest.param([], id="too short"), pytest.param([RuntimeError("moved")], id="an error inside"), None],
 )
-def test_a_reply_that_redis_never_gives(redis: RedisServer, monkeypatch: pytest.MonkeyPatch, reply: object) -> None:
+async def test_a_reply_that_redis_never_gives(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, reply: object
+) -> None:
     """A proxy's, say, or a bug of ours: who waits gets "unknown", and the next look-up is as quick as ever."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
 
         async def ask(_: object) -> object:
@@ -319,13 +286,10 @@ def test_a_reply_that_redis_never_gives(redis: RedisServer, monkeypatch: pytest.
         await until(lambda: redis.client.dbsize() == 1)
         assert await get(tier, board, _KEY) == _TOP
 
-    run(redis.url, scenario)
 
-
-def test_what_is_not_written_at_a_clear_never_is(redis: RedisServer) -> None:
+async def test_what_is_not_written_at_a_clear_never_is(redis: RedisServer) -> None:
     """Also in the processes that did not get the request to clear."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         tier.put(_KEY, _TOP)
         board.clear()
@@ -333,13 +297,10 @@ def test_what_is_not_written_at_a_clear_never_is(redis: RedisServer) -> None:
         await until(lambda: redis.client.dbsize() > 0)
         assert list(redis.entries()) == [b"vit-api:m[1]*:" + bytes(32).hex().encode()]
 
-    run(redis.url, scenario)
 
-
-def test_a_stop_while_redis_hangs(redis: RedisServer) -> None:
+async def test_a_stop_while_redis_hangs(redis: RedisServer) -> None:
     """With a look-up under way, and one that gave up before it was sent."""
-
-    async def scenario(tier: RedisTier, board: CacheBoard) -> None:
+    async with running(redis.url) as (tier, board):
         await until_up(board)
         with paused(redis.pid):
             under_way = asyncio.ensure_future(tier.get(_KEY))
@@ -349,5 +310,3 @@ def test_a_stop_while_redis_hangs(redis: RedisServer) -> None:
             await tier.stop()
             assert await under_way is None
         tier.start()  # for `run`, which stops it again
-
-    run(redis.url, scenario)

@@ -95,7 +95,7 @@ def _collect(read_gpu: Callable[[str], GpuStats | None], *devices: str) -> dict[
     workers = WorkerBoard(len(devices))
     for number, device in enumerate(devices):
         uuid = f"GPU-{device}" if device.startswith("cuda") else ""
-        workers.post(number, WorkerStatus(WorkerState.READY, device, "a chip", "float16", device_uuid=uuid))
+        workers.publish(number, WorkerStatus(WorkerState.READY, device, "a chip", "float16", device_uuid=uuid))
     counts = MetricsBoard(["http-0"], metrics.COUNTED)
     sources = Sources(load_checkpoint("digits", None), counts, workers, SlotTable(1, 1, (1, 1, 3)), None, False)
     families = MetricsCollector(sources, read_gpu).collect()

@@ -29,7 +29,8 @@ from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
 from vit_api.web.protocols.open_inference.tensors import pack_bytes
 from vit_api.web.protocols.request_classifier import RequestClassifier
-from vit_api.web.requests import Pending, Request, Response, to_json
+from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.responses import Response, to_json
 
 _NAME = "google/vit-base-patch16-224"
 _QUOTED = _NAME.replace("/", "%2F")
@@ -75,17 +76,16 @@ class Scripted:
             self.outputs,
             self.model,
             statistics=Statistics(_NAME, self.counts, self.board, self.cache),
-            board=self.board,
+            worker_board=self.board,
             max_body_bytes=self.max_body_bytes,
         )
 
-    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
-        return await self.compute(None, upload, deadline)
-
-    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, ClassifierResult | None]:
+    async def look_up(self, upload: bytes, *, bypass_cache: bool = False) -> tuple[None, ClassifierResult | None]:
         return None, ClassifierResult(CachedPrediction(_TOP), Source.HIT) if upload == b"known" else None
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
+    async def compute(
+        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
+    ) -> ClassifierResult:
         if upload == b"full":
             raise _FULL
         return ClassifierResult(
@@ -102,8 +102,7 @@ class Scripted:
             pass
 
         app = create_app(
-            [self.routes()],
-            [],
+            self.routes().routes(),
             [self],
             start=nothing,
             stop=nothing,
@@ -129,7 +128,7 @@ class Scripted:
 def test_a_models_name_may_have_slashes(name: str, version: str) -> None:
     """Quoted or not, in every path."""
     scripted = Scripted()
-    scripted.board.post(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
+    scripted.board.publish(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
     start = f"/v2/models/{name}{version}"
     for end in ("", "/ready", "/config"):
         assert scripted.ask("GET", start + end).json()["name"] == _NAME
@@ -166,7 +165,7 @@ def test_an_answer_says_where_it_comes_from() -> None:
     ("uploads", "start"),
     [
         pytest.param([b"full"], "planted", id="the only image"),
-        pytest.param([b"x", b"full"], "element 1 of 'image': planted", id="one of several"),
+        pytest.param([b"x", b"full"], "Element 1 of 'image': planted", id="one of several"),
         pytest.param([b"full", b"full"], "planted", id="all"),
     ],
 )
@@ -196,7 +195,8 @@ def test_a_body_has_its_limit() -> None:
 
 def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> Response:
     """Have the handler answer a request whose body is taken from `chunks` as it is read."""
-    scope = {"headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]}
+    sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"method": "POST", "path": "/v2", "query_string": b"", "headers": sent}
 
     async def receive() -> Message:
         if not chunks:
@@ -204,7 +204,7 @@ def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> 
         return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
     async def answer() -> Response:
-        request = Request(scope, receive, b"id", Pending(scripted.max_body_bytes), time.monotonic())
+        request = Request(scope, receive, b"id", PendingBytes(scripted.max_body_bytes), arrived_at=time.monotonic())
         return await scripted.routes().infer(request)
 
     return asyncio.run(answer())
@@ -225,7 +225,9 @@ class _Measured(Scripted):
     held_bytes = 0
     may_hold_bytes = 0
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
+    async def compute(
+        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
+    ) -> ClassifierResult:
         give_up_at = time.monotonic() + 10  # the thread that read the body may let go of it a little later
         while (held := tracemalloc.get_traced_memory()[0]) > self.may_hold_bytes and time.monotonic() < give_up_at:
             await asyncio.sleep(0.01)
@@ -282,7 +284,7 @@ def test_probes_may_ask_for_the_status_alone(is_ready: bool) -> None:
     """As at /health/ready."""
     scripted = Scripted()
     if is_ready:
-        scripted.board.post(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
+        scripted.board.publish(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
     assert scripted.ask("HEAD", "/v2/health/live").status_code == 200
     assert scripted.ask("HEAD", "/v2/health/ready").status_code == (200 if is_ready else 503)
 

@@ -89,7 +89,7 @@ def test_values_that_no_pixel_has(value: float, is_taken: bool) -> None:
     if is_taken:
         assert len(_inputs().uploads_of(tensor)) == 2
     else:
-        with pytest.raises(BadRequest, match="element 1 of 'pixel_values'"):
+        with pytest.raises(BadRequest, match="Element 1 of 'pixel_values'"):
             _inputs().uploads_of(tensor)
 
 
@@ -211,7 +211,7 @@ def test_which_string_is_not_base64() -> None:
     """The error says so, as with any other image that is refused."""
     with pytest.raises(BadRequest) as raised:
         Tensor("image", "BYTES", (2,), ["eA==", "!!"]).elements()
-    assert raised.value.message == "element 1 of 'image': it is not valid base64"
+    assert raised.value.message == "Element 1 of 'image': The data is not valid base64."
 
 
 @pytest.mark.parametrize(("second", "error"), [(b"", EmptyUpload), (b"x" * 11, UploadTooLarge)])
@@ -220,7 +220,7 @@ def test_each_file_has_its_limit(second: bytes, error: type[ViTError]) -> None:
     data = memoryview(pack_bytes([b"x" * 10, second]))
     with pytest.raises(error) as raised:
         _inputs().uploads_of(Tensor("image", "BYTES", (2,), data))
-    assert raised.value.message.startswith("element 1 of 'image': ")
+    assert raised.value.message.startswith("Element 1 of 'image': ")
     assert raised.value.code == error.code
 
 
@@ -228,7 +228,7 @@ _TOP = Prediction((2, 0), (math.log(3), 0.0), 0.75)
 
 
 def _word(outputs: Outputs, *wanted: WantedOutput, is_binary: bool = False) -> tuple[bytes, int | None]:
-    return outputs.word(InferRequest(None, "image", wanted, is_binary), [_TOP])
+    return outputs.encode(InferRequest(None, "image", wanted, is_binary), [_TOP])
 
 
 def test_outputs_may_be_mixed() -> None:
@@ -297,7 +297,7 @@ def _read_or_refuse(body: bytes, header_length: bytes | None) -> None:
         assert len(error.message) < 500
         return
     assert 1 <= len(uploads) <= 4
-    outputs.word(request, [_TOP] * len(uploads))
+    outputs.encode(request, [_TOP] * len(uploads))
 
 
 @pytest.mark.parametrize(

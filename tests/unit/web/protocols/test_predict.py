@@ -31,15 +31,13 @@ class Scripted:
         self.worded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    async def classify(self, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
-        self.asked.append(is_fresh)
-        return await self.compute(None, upload, deadline)
-
-    async def look_up(self, upload: bytes, *, is_fresh: bool = False) -> tuple[None, ClassifierResult | None]:
-        self.asked.append(is_fresh)
+    async def look_up(self, upload: bytes, *, bypass_cache: bool = False) -> tuple[None, ClassifierResult | None]:
+        self.asked.append(bypass_cache)
         return None, ClassifierResult(self.known, Source.HIT) if upload == b"known" else None
 
-    async def compute(self, key: None, upload: bytes, deadline: float, *, is_fresh: bool = False) -> ClassifierResult:
+    async def compute(
+        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
+    ) -> ClassifierResult:
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
@@ -69,8 +67,7 @@ def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
         pass
 
     app = create_app(
-        [routes],
-        [],
+        routes.routes(),
         [scripted],
         start=nothing,
         stop=nothing,
@@ -222,7 +219,9 @@ def test_observers_see_each_request_once(upload: str, status: int, outcomes: lis
     (exchange,) = scripted.exchanges
     request = exchange.request
     assert (exchange.status, request.received_bytes) == (status, len(upload))
-    assert request.arrived_at <= request.parsed_at <= request.looked_up_at <= exchange.ended_at
+    assert (
+        request.timeline.arrived_at <= request.timeline.parsed_at <= request.timeline.looked_up_at <= exchange.ended_at
+    )
     assert [o.source.value if isinstance(o, ClassifierResult) else o.code for o in exchange.outcomes] == outcomes
 
 
@@ -240,4 +239,4 @@ def test_observers_see_what_fastapi_answers() -> None:
     scripted = Scripted()
     post(scripted, "/nowhere", content=b"x")
     (exchange,) = scripted.exchanges
-    assert (exchange.status, exchange.outcomes, exchange.request.parsed_at) == (404, (), None)
+    assert (exchange.status, exchange.outcomes, exchange.request.timeline.parsed_at) == (404, (), None)

@@ -1,12 +1,12 @@
-// The calls on the page: which language, and copying them. Knows nothing of how they are worded.
+// The code panel: selects the language and copies the code. Must not know how the code is generated.
 
 import { byId } from "./elements.js";
-import { KEY_VARIABLE, wordCalls } from "./calls.js";
+import { KEY_VARIABLE, generateCalls } from "./calls.js";
 
 const HINTS = {
-  curl: "In a shell, in the folder of the image.",
-  python: "Python 3, without further packages, in the folder of the image.",
-  javascript: "Node.js 18 or later, as a file that ends in .mjs, in the folder of the image.",
+  curl: "Run in a shell, in the folder of the image.",
+  python: "Python 3, standard library only. Run in the folder of the image.",
+  javascript: "Node.js 18 or later. Save as a .mjs file and run it in the folder of the image.",
 };
 
 export class CallPanel {
@@ -19,7 +19,7 @@ export class CallPanel {
   }
 
   show(wanted) {
-    this.#calls = wordCalls(wanted);
+    this.#calls = generateCalls(wanted);
     this.#needsKey = wanted.needsKey;
     this.#show();
   }
@@ -31,11 +31,11 @@ export class CallPanel {
   #show() {
     const { value } = this.#choices().find((choice) => choice.checked);
     byId("call").textContent = this.#calls[value];
-    byId("call-hint").textContent = HINTS[value] + (this.#needsKey ? ` Your key has to be in $${KEY_VARIABLE}.` : "");
+    byId("call-hint").textContent = HINTS[value] + (this.#needsKey ? ` Set $${KEY_VARIABLE} to your API key.` : "");
     byId("copied").textContent = "";
   }
 
-  // Frames may write to the clipboard only where the page around them allows it; there the text is selected instead.
+  // A frame may only write to the clipboard if the embedding page allows it; otherwise the text is selected instead.
   async #copy() {
     try {
       await navigator.clipboard.writeText(byId("call").textContent);
@@ -43,7 +43,7 @@ export class CallPanel {
     } catch {
       getSelection().selectAllChildren(byId("call"));
       const isCopied = document.execCommand("copy");
-      byId("copied").textContent = isCopied ? "Copied." : "It is selected: copy it with your keyboard.";
+      byId("copied").textContent = isCopied ? "Copied." : "Selected: press Ctrl+C or ⌘C to copy.";
     }
   }
 }

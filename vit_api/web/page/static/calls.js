@@ -1,19 +1,19 @@
-// Words the call of a program that does what the page just did. Knows nothing of the page.
+// Generates code that makes the request the page just made. Must not know about the page.
 
 export const KEY_VARIABLE = "VIT_API_KEY";
 
 /**
- * Return the calls by language.
+ * Return the code by language.
  *
- * `wanted` has the url, the files' names, whether a key is needed, which is taken from the environment and never shown,
- * and whether the answer is to be computed anew.
+ * `wanted` has the URL, the names of the files, whether an API key is required, and whether to bypass the cache. The key
+ * itself is read from the environment and never shown.
  */
-export function wordCalls(wanted) {
+export function generateCalls(wanted) {
   return { curl: curl(wanted), python: python(wanted), javascript: javascript(wanted) };
 }
 
 const quoteForShell = (text) => (/^[\w./:-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
-const quote = (text) => JSON.stringify(text); // Python and JavaScript read it alike
+const quote = (text) => JSON.stringify(text); // the same literal in Python and JavaScript
 const quoteAll = (names) => `[${names.map(quote).join(", ")}]`;
 
 function curl({ url, names, needsKey, isFresh }) {

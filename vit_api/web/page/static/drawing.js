@@ -1,15 +1,15 @@
-// The pad on which a digit is drawn, and the image that is made of it. Knows nothing of what becomes of that.
+// The pad on which a digit is drawn, and the image made from the drawing. Must not know what happens to the image.
 
 import { byId } from "./elements.js";
 
 const PAUSE_MS = 500;
 const IMAGE_SIDE = 256;
-// As shares of the side. The scans that the model learned from fill their frame, with strokes of 1 to 2 of its 8 pixels.
+// As fractions of the side. The model's training images fill their frame, with strokes 1 to 2 of 8 pixels wide.
 const PEN = 0.13;
 const MARGIN = 0.04;
 const ON_SCREEN_PEN = 0.07;
 
-/** Let the visitor draw, and call `take` with an image of it at each pause. Returns the pad. */
+/** Let the user draw, and call `take` with an image of the drawing after each pause. Returns the pad. */
 export function listenToPad(take) {
   const pad = new Pad(byId("pad"), take);
   byId("clear").addEventListener("click", () => pad.clear());
@@ -32,7 +32,7 @@ class Pad {
     this.#show();
   }
 
-  /** Take nothing at the end of the present pause: something newer was brought. */
+  /** Cancel the pending classification of the drawing: something newer was chosen. */
   wait() {
     clearTimeout(this.#pause);
   }
@@ -49,13 +49,13 @@ class Pad {
     this.wait();
     this.#pointer = event.pointerId;
     this.#canvas.setPointerCapture(event.pointerId);
-    this.#strokes.push([this.#place(event)]);
+    this.#strokes.push([this.#position(event)]);
     this.#show();
   }
 
   #go(event) {
     if (event.pointerId !== this.#pointer) return;
-    for (const step of event.getCoalescedEvents?.() ?? [event]) this.#strokes.at(-1).push(this.#place(step));
+    for (const step of event.getCoalescedEvents?.() ?? [event]) this.#strokes.at(-1).push(this.#position(step));
     this.#show();
   }
 
@@ -69,13 +69,13 @@ class Pad {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = IMAGE_SIDE;
     draw(canvas, fill(this.#strokes), PEN);
-    // `toBlob` waits until the browser is idle, which took a second.
+    // Not `toBlob`, which waits until the browser is idle: up to a second.
     const base64 = canvas.toDataURL("image/png").split(",")[1];
     const content = Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0));
     this.#take([new File([content], "drawing.png", { type: "image/png" })]);
   }
 
-  #place(event) {
+  #position(event) {
     const box = this.#canvas.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   }
@@ -85,7 +85,7 @@ class Pad {
   }
 }
 
-/** Scale strokes so that they fill their frame, in the middle, whatever size and place they were drawn at. */
+/** Scale and centre strokes so that they fill the image, wherever and however large they were drawn. */
 function fill(strokes) {
   const points = strokes.flat();
   const ends = [0, 1].map((axis) => {
@@ -98,7 +98,7 @@ function fill(strokes) {
   return strokes.map((stroke) => stroke.map(([x, y]) => [move(x, ends[0]), move(y, ends[1])]));
 }
 
-/** Draw strokes in black ink on white paper, in either colour scheme, since that is what the model gets. */
+/** Draw black strokes on white in either colour scheme, since that is what the model receives. */
 function draw(canvas, strokes, pen) {
   const side = canvas.width;
   const context = canvas.getContext("2d");

@@ -1,4 +1,4 @@
-// The images that come with the page. Knows nothing of what becomes of them.
+// The example images. Must not know what happens to them.
 
 import { byId, make } from "./elements.js";
 
@@ -10,9 +10,9 @@ const PHOTOS = [
 ];
 
 /**
- * Show those that suit the model, and call `take` with one that is clicked.
+ * Show the examples that suit the model, and call `take` with the one that is clicked.
  *
- * The click itself begins a turn, whose signal `begin` returns: a slow example never replaces what is newer.
+ * The click starts a new turn, and `begin` returns its signal, so an example that loads slowly never replaces a newer choice.
  */
 export function showExamples(isDigits, begin, take, refuse) {
   const items = (isDigits ? DIGITS : PHOTOS).map(([name, title]) => {
@@ -24,14 +24,14 @@ export function showExamples(isDigits, begin, take, refuse) {
       const content = await load(url, signal);
       if (signal.aborted) return;
       if (content) take([new File([content], name, { type: content.type })], signal);
-      else refuse("The example can't be loaded.");
+      else refuse("The example could not be loaded.");
     });
     return make("li", {}, button);
   });
   byId("examples").replaceChildren(...items);
 }
 
-/** Return what is there; null if there is nothing, or no answer. */
+/** Return the content; null if it could not be loaded. */
 async function load(url, signal) {
   try {
     const response = await fetch(url, { signal });

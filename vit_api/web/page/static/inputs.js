@@ -1,8 +1,8 @@
-// The ways in which a visitor brings images: drop, paste, choose, photograph. Knows nothing of what becomes of them.
+// The ways to provide images: drop, paste, choose, take a photo. Must not know what happens to them.
 
 import { byId } from "./elements.js";
 
-/** Call `take` with the files, and `refuse` with a sentence if what came has none. */
+/** Call `take` with the files, or `refuse` with a message if there are none. */
 export function listen(take, refuse) {
   choose(byId("pick"), byId("files"), take);
   choose(byId("photograph"), byId("photo"), take);
@@ -11,7 +11,7 @@ export function listen(take, refuse) {
     if (event.target.matches?.("input")) return;
     const files = [...event.clipboardData.files];
     if (files.length) take(files);
-    else refuse("The clipboard has no image.");
+    else refuse("There is no image in the clipboard.");
   });
 }
 
@@ -24,7 +24,7 @@ function choose(button, input, take) {
   });
 }
 
-// The whole page takes drops: a file that misses the frame would otherwise replace the page.
+// The whole page accepts drops: otherwise a file dropped beside the frame would replace the page.
 function listenForDrops(take, refuse) {
   const zone = byId("drop");
   let depth = 0; // entering a child comes before leaving its parent
@@ -40,6 +40,6 @@ function listenForDrops(take, refuse) {
     show(-depth);
     const files = [...event.dataTransfer.files];
     if (files.length) take(files);
-    else refuse("There was no file in what you dropped. Save the image first, then drop its file.");
+    else refuse("That is not a file. Save the image first, then drop the file.");
   });
 }

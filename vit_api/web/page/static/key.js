@@ -1,24 +1,24 @@
-// The visitor's key, where the server wants one: asks for it, and keeps it for this tab. Knows nothing of requests.
+// The API key, if the server requires one: asks for it and stores it for this tab. Must not know about requests.
 
 import { byId } from "./elements.js";
 
 const STORED_AS = "vit-api-key";
 const SENDABLE = /^[\x20-\x7e]*$/; // browsers refuse other characters in a header, or send them in another encoding
-const UNSENDABLE = "A key has only letters, digits and signs of ASCII: no accents, no long dashes. Copy it again.";
+const UNSENDABLE = "An API key contains only ASCII characters: no accents, no long dashes. Copy it again.";
 
 export class Key {
   #value = "";
   #asked = null;
-  #tell;
+  #notify;
 
-  /** Start with what this tab keeps; `tell` is called whenever the visitor gives a key. */
-  constructor(tell = () => {}) {
-    this.#tell = tell;
+  /** Start with the key stored for this tab; `notify` is called whenever the user enters one. */
+  constructor(notify = () => {}) {
+    this.#notify = notify;
     try {
       const value = sessionStorage.getItem(STORED_AS) ?? "";
       if (SENDABLE.test(value)) this.#value = value;
     } catch {
-      // A frame of another site may have no storage; then the key lasts as long as the page.
+      // A frame on another site may have no storage; then the key lasts as long as the page.
     }
   }
 
@@ -34,7 +34,7 @@ export class Key {
     return this.isKnown ? { "X-API-Key": this.#value } : {};
   }
 
-  /** Ask for a key, once for all who want one now. Resolves to false if the visitor has none. */
+  /** Ask for a key, once for all pending requests. Resolves to false if the user cancels. */
   ask(reason) {
     this.#asked ??= this.#show(reason).finally(() => (this.#asked = null));
     return this.#asked;
@@ -78,6 +78,6 @@ export class Key {
     } catch {
       // As above.
     }
-    this.#tell();
+    this.#notify();
   }
 }

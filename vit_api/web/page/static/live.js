@@ -1,4 +1,4 @@
-// The panel of live figures: asks for the metrics while it can be seen. Knows nothing of classifying.
+// The live metrics: fetches them while the panel is visible. Must not know about classification.
 
 import { bar, byId, make } from "./elements.js";
 import { apart, buckets, difference, parse, quantile, total } from "./prometheus.js";
@@ -9,7 +9,7 @@ const EVERY_MS = 2000;
 const SPAN_MS = 60_000;
 const UNAUTHORIZED = 401;
 const UNKNOWN = "–";
-const STATE = "The last minute, every 2 seconds.";
+const STATE = "The last minute, updated every 2 seconds.";
 
 export class LivePanel {
   #server;
@@ -27,7 +27,7 @@ export class LivePanel {
 
   #turn() {
     clearTimeout(this.#timer);
-    this.#turns += 1; // an answer that was asked for before this is not shown
+    this.#turns += 1; // a response that was requested before is not shown
     if (byId("live").open && !document.hidden) this.#ask(this.#turns);
   }
 
@@ -39,11 +39,11 @@ export class LivePanel {
     this.#timer = setTimeout(() => this.#ask(turn), EVERY_MS);
   }
 
-  /** Return the metrics, or what is wrong. */
+  /** Return the metrics, or an error message. */
   async #fetch() {
     try {
       const answer = await this.#server.get("metrics", { isQuiet: true, accept: "text/plain" });
-      return answer.isOk ? [answer.text, ""] : ["", worded(answer)];
+      return answer.isOk ? [answer.text, ""] : ["", explain(answer)];
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error;
       return ["", error.message];
@@ -59,22 +59,22 @@ export class LivePanel {
   }
 }
 
-function worded(answer) {
+function explain(answer) {
   return answer.status === UNAUTHORIZED
-    ? "This server shows its figures only to those who have a key."
-    : `The server shows no figures: ${answer.error}`;
+    ? "Metrics require an API key."
+    : `Metrics are not available: ${answer.error}`;
 }
 
 const histogram = (moments, name) =>
   difference(buckets(moments.at(-1).samples, name), buckets(moments[0].samples, name));
 
-/** Return how much a counter grew; null if there is no such counter. */
+/** Return the increase of a counter; null if there is no such counter. */
 function growth(moments, name) {
   const [last, first] = [total(moments.at(-1).samples, name), total(moments[0].samples, name) ?? 0];
   return last === null ? null : last < first ? last : last - first;
 }
 
-/** Return what the tiles show of some moments, first to last. */
+/** Return the values of the tiles for a series of scrapes, oldest first. */
 export function figuresOf(moments) {
   const figures = { "Requests/s": UNKNOWN, p50: UNKNOWN, p99: UNKNOWN, "Cache hits": UNKNOWN };
   if (moments.length === 0) return figures;
@@ -106,10 +106,10 @@ function showFigures(figures) {
   byId("figures").replaceChildren(...tiles);
 }
 
-/** Show how many batches had each size; sizes beyond the largest that occurred are left out. */
+/** Show the number of batches by size, up to the largest size that occurred. */
 function showSizes(counts) {
   const last = counts.findLastIndex(([, count]) => count > 0);
-  const most = Math.max(1, ...counts.map(([, count]) => count));
+  const largest = Math.max(1, ...counts.map(([, count]) => count));
   const rows = counts.slice(0, last + 1).map(([end, count], at) => {
     const start = at > 0 ? counts[at - 1][0] + 1 : 1;
     const name = end === Infinity ? `${start} or more` : start >= end ? `${end}` : `${start} to ${end}`;
@@ -117,9 +117,9 @@ function showSizes(counts) {
       "li",
       {},
       make("span", { className: "label", textContent: name }),
-      bar(count / most),
+      bar(count / largest),
       make("span", { className: "value", textContent: String(count) }),
     );
   });
-  byId("sizes").replaceChildren(...(rows.length ? rows : [make("li", { className: "hint", textContent: "No batch in the last minute." })]));
+  byId("sizes").replaceChildren(...(rows.length ? rows : [make("li", { className: "hint", textContent: "No batches in the last minute." })]));
 }

@@ -1,4 +1,4 @@
-// Joins the page's parts: what a visitor brings goes to the server, and what comes back is shown.
+// Composes the page: sends images to the server and shows the results.
 
 import { CallPanel } from "./call_panel.js";
 import { listenToPad } from "./drawing.js";
@@ -12,7 +12,7 @@ import { Server, Unreachable } from "./server.js";
 
 const AT_ONCE = 4;
 const DIGITS = "digits";
-const STRANGE = "What came back is no answer of this server. Is there a proxy that wants you to log in?";
+const UNEXPECTED = "The response did not come from this server. Does a proxy require you to log in?";
 
 const key = new Key(() => meetModel());
 const server = new Server(key);
@@ -33,7 +33,7 @@ function show(file, outcome) {
   byId("answer").replaceChildren(...showOutcome(file, pictureUrl, outcome));
 }
 
-/** Give up what is under way. Returns the signal that tells when this gives way to something newer. */
+/** Cancel what is in flight. Returns a signal that is aborted when something newer is chosen. */
 function begin() {
   latest.abort();
   latest = new AbortController();
@@ -41,7 +41,7 @@ function begin() {
   return latest.signal;
 }
 
-/** Have files classified in place of what is under way. */
+/** Classify files, in place of what is in flight. */
 async function take(files, signal = begin()) {
   const request = wanted();
   byId("several").hidden = files.length === 1;
@@ -49,12 +49,12 @@ async function take(files, signal = begin()) {
     await (files.length === 1 ? takeOne(files[0], request, signal) : takeSeveral(files, request, signal));
   } catch (error) {
     if (!signal.aborted) throw error;
-    return; // something newer was brought
+    return; // something newer was chosen
   }
   showCalls(request, files.map((file) => file.name));
 }
 
-/** Return what to ask for, as the visitor set it. */
+/** Return the options that the user has set. */
 function wanted() {
   return { path: `predict?top_k=${encodeURIComponent(byId("top-k").value)}`, isFresh: byId("fresh").checked };
 }
@@ -63,13 +63,13 @@ function showCalls({ path, isFresh }, names) {
   calls.show({ url: server.url(path), names, needsKey: key.isKnown, isFresh });
 }
 
-/** Return what became of a file: an answer, or why there is none. */
+/** Return the outcome for a file: a response, or why there is none. */
 async function classify(file, { path, isFresh }, signal) {
   const headers = { "Content-Type": "application/octet-stream" };
   if (isFresh) headers["Cache-Control"] = "no-cache";
   try {
     const answer = await server.post(path, file, headers, signal);
-    return answer.isOk && !answer.body?.predictions ? { failure: STRANGE } : { answer };
+    return answer.isOk && !answer.body?.predictions ? { failure: UNEXPECTED } : { answer };
   } catch (error) {
     if (error instanceof Unreachable) return { failure: error.message };
     throw error;
@@ -79,7 +79,7 @@ async function classify(file, { path, isFresh }, signal) {
 }
 
 async function takeOne(file, request, signal) {
-  say(`${file.name} is on its way …`);
+  say(`Classifying ${file.name} …`);
   show(file, null);
   const outcome = await classify(file, request, signal);
   show(file, outcome);
@@ -94,7 +94,7 @@ async function takeSeveral(files, request, signal) {
   const progress = byId("progress");
   progress.max = files.length;
   progress.value = 0;
-  say(`${files.length} images are on their way …`);
+  say(`Classifying ${files.length} images …`);
   const waiting = files.entries();
   const work = async () => {
     for (const [at, file] of waiting) {
@@ -107,7 +107,7 @@ async function takeSeveral(files, request, signal) {
   say(summarizeAll(outcomes));
 }
 
-/** Fit the page to the model, once; without an answer it stays as it is, and works. */
+/** Adapt the page to the model, once; if the server does not respond the page still works. */
 function meetModel() {
   if (!isMet) meeting ??= askForModel().finally(() => (meeting = null));
   return meeting;

@@ -1,4 +1,4 @@
-// Reads Prometheus' text format, and what counts and histograms say of a span of time. Pure: no page, no requests.
+// Parses Prometheus' text format and evaluates counters and histograms over time. Pure: no page, no requests.
 
 const LINE = /^([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 const LABEL = /([A-Za-z_]\w*)="((?:[^"\\]|\\.)*)"/g;
@@ -8,7 +8,7 @@ export function parse(text) {
   const samples = [];
   for (const line of text.split("\n")) {
     const found = LINE.exec(line);
-    if (!found) continue; // a comment, or nothing
+    if (!found) continue; // a comment or an empty line
     const labels = {};
     for (const [, name, value] of (found[2] ?? "").matchAll(LABEL)) labels[name] = value;
     samples.push({ name: found[1], labels, value: toNumber(found[3]) });
@@ -20,13 +20,13 @@ function toNumber(text) {
   return text === "+Inf" ? Infinity : text === "-Inf" ? -Infinity : Number(text);
 }
 
-/** Add up a metric's samples, whatever their labels; null if there are none. */
+/** Sum a metric's samples over all labels; null if there are none. */
 export function total(samples, name) {
   const values = samples.filter((sample) => sample.name === name).map((sample) => sample.value);
   return values.length ? values.reduce((sum, value) => sum + value, 0) : null;
 }
 
-/** Return a histogram's cumulative buckets, [upper end, count], added up over its other labels. */
+/** Return a histogram's cumulative buckets, [upper bound, count], summed over its other labels. */
 export function buckets(samples, name) {
   const counts = new Map();
   for (const sample of samples) {
@@ -37,14 +37,14 @@ export function buckets(samples, name) {
   return [...counts].sort(([one], [other]) => one - other);
 }
 
-/** Return what two moments' buckets differ by. A count that fell is of a server that started again: it begins at 0. */
+/** Return the difference between the buckets of two scrapes. If a count fell, the server restarted from 0. */
 export function difference(later, earlier) {
   const before = new Map(earlier);
   const isSame = later.every(([end, count]) => count >= (before.get(end) ?? 0));
   return isSame ? later.map(([end, count]) => [end, count - (before.get(end) ?? 0)]) : later;
 }
 
-/** Estimate a quantile, as Prometheus' `histogram_quantile` does: evenly spread within a bucket. Null if it is empty. */
+/** Estimate a quantile as Prometheus' `histogram_quantile` does, by linear interpolation. Null if there are no samples. */
 export function quantile(cumulative, share) {
   const count = cumulative.at(-1)?.[1] ?? 0;
   if (count === 0) return null;
@@ -55,7 +55,7 @@ export function quantile(cumulative, share) {
   return end === Infinity ? start : start + (end - start) * ((rank - below) / (upTo - below));
 }
 
-/** Return how many are in each bucket alone. */
+/** Return the count of each bucket by itself, not cumulative. */
 export function apart(cumulative) {
   return cumulative.map(([end, count], at) => [end, count - (at > 0 ? cumulative[at - 1][1] : 0)]);
 }

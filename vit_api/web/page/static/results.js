@@ -1,16 +1,16 @@
-// Shows what became of one image. Knows nothing of how it was asked.
+// Shows the result of an image. Must not know how it was requested.
 
 import { bar, make } from "./elements.js";
 import { bytes, milliseconds, percent, plural } from "./words.js";
 
 const SMALL_BYTES = 2 ** 16;
 const SOURCES = {
-  hit: "From the cache",
-  coalesced: "Shared with an identical image under way",
+  hit: "From cache",
+  coalesced: "Shared with an identical request",
   miss: "Computed",
 };
 
-/** Return an image's place in the page: its picture and, once there is one, the outcome. */
+/** Return the elements for an image: its thumbnail and, once there is one, the outcome. */
 export function showOutcome(file, pictureUrl, outcome) {
   const parts = [showFile(file, pictureUrl)];
   if (outcome?.failure) parts.push(showFailure(outcome.failure));
@@ -18,14 +18,14 @@ export function showOutcome(file, pictureUrl, outcome) {
   return parts;
 }
 
-/** Say in a sentence what became of it. Of an error only that there is one: why is said where it is shown. */
+/** Return a one-line summary. For an error it gives no reason, since the error itself is shown too. */
 export function summarize(file, outcome) {
   if (!outcome.answer?.isOk) return `${file.name} was not classified.`;
   const [top] = outcome.answer.body.predictions;
   return `${file.name}: ${top.label}, ${percent(top.confidence)}`;
 }
 
-/** Say where an answer comes from. */
+/** Return where a result comes from. */
 export function source(answer) {
   const name = SOURCES[answer.header("x-cache")] ?? "";
   const size = Number(answer.header("x-batch-size"));
@@ -34,9 +34,9 @@ export function source(answer) {
 
 function showFile(file, pictureUrl) {
   const picture = make("img", { src: pictureUrl, alt: "", width: 96, height: 96 });
-  // TIFF, for one, is read by the server and shown by few browsers.
+  // The server reads some formats that few browsers show, such as TIFF.
   picture.addEventListener("error", () => picture.classList.add("unknown"));
-  const save = make("a", { href: pictureUrl, download: file.name, textContent: "Save the image" });
+  const save = make("a", { href: pictureUrl, download: file.name, textContent: "Save image" });
   const text = make("p", {}, make("strong", { textContent: file.name }), ` ${bytes(file.size)} `, save);
   return make("div", { className: "file" }, picture, text);
 }
@@ -50,7 +50,7 @@ function showError(answer) {
   const details = [
     `Status ${answer.status}`,
     answer.body?.code,
-    waitS && `try again in ${waitS} s`,
+    waitS && `retry in ${waitS} s`,
     answer.body?.request_id && `request ${answer.body.request_id}`,
   ];
   return make(
@@ -77,26 +77,26 @@ function showAnswer(answer) {
 }
 
 /**
- * Part the time that an answer took, as the visitor's clock saw it.
+ * Split the time that a request took, as measured in the browser, into its parts.
  *
- * The server says what the queue and the model took, and what it took from the request's head to the answer. A small
- * body comes with its head, so what is not the server's time is the way there and back. While a large one is under way
- * the server's clock runs; then it counts when the browser had sent the last byte. Browsers tell that too late of a
- * small one. The rest is finding, hashing and decoding the image.
+ * The server reports the time in the queue and in the model, and its time from the request's head to the response. A
+ * small body arrives with the head, so everything that is not the server's time is network time. A large body is still
+ * being sent while the server's clock runs, so there the time until the browser sent the last byte counts; browsers
+ * report that too late for small bodies. The rest is parsing, hashing and decoding.
  */
 export function timeParts(answer) {
   const reported = (name) => Number(answer.header(name) ?? 0);
   const queueMs = reported("x-queue-time-ms");
   const inferenceMs = reported("x-inference-time-ms");
-  const wayMs = answer.totalMs - answer.body.processing_time_ms;
+  const networkMs = answer.totalMs - answer.body.processing_time_ms;
   const isSmall = answer.sentBytes <= SMALL_BYTES || answer.sentMs === null;
   const leftMs = Math.max(0, answer.totalMs - queueMs - inferenceMs);
-  const uploadMs = Math.min(leftMs, Math.max(0, isSmall ? wayMs : Math.max(wayMs, answer.sentMs)));
+  const uploadMs = Math.min(leftMs, Math.max(0, isSmall ? networkMs : Math.max(networkMs, answer.sentMs)));
   return [
-    ["Upload", uploadMs, "upload"],
+    ["Network", uploadMs, "upload"],
     ["Queue", queueMs, "queue"],
     ["Inference", inferenceMs, "inference"],
-    ["Rest", leftMs - uploadMs, "rest"],
+    ["Other", leftMs - uploadMs, "rest"],
   ];
 }
 
@@ -111,19 +111,19 @@ function showTimes(answer) {
     strip.append(segment);
     const isNone = !wasRun && (className === "queue" || className === "inference");
     list.append(
-      make("div", {}, make("dt", { className, textContent: name }), make("dd", { textContent: isNone ? "none" : milliseconds(ms) })),
+      make("div", {}, make("dt", { className, textContent: name }), make("dd", { textContent: isNone ? "–" : milliseconds(ms) })),
     );
   }
   list.append(make("div", {}, make("dt", { textContent: "Total" }), make("dd", { textContent: milliseconds(answer.totalMs) })));
   return [strip, list];
 }
 
-/** Return the cells of an image's row, of which the first shows the rest of it. */
+/** Return the cells of an image's row. The first is a button that shows the full result. */
 export function showRow(file, outcome, choose) {
   const name = make("button", { type: "button", className: "link", textContent: file.name, disabled: !outcome });
   name.addEventListener("click", choose);
   const cells = [make("th", { scope: "row" }, name)];
-  if (!outcome) return [...cells, make("td", { colSpan: 4, className: "hint", textContent: "waits" })];
+  if (!outcome) return [...cells, make("td", { colSpan: 4, className: "hint", textContent: "Waiting" })];
   if (outcome.failure || !outcome.answer.isOk) {
     return [...cells, make("td", { colSpan: 4, className: "wrong", textContent: outcome.failure ?? outcome.answer.error })];
   }
@@ -133,10 +133,10 @@ export function showRow(file, outcome, choose) {
   return [...cells, ...texts.map((text, column) => make("td", { textContent: text, className: column % 3 ? "number" : "" }))];
 }
 
-/** Say how several images did. */
+/** Return a one-line summary of several images. */
 export function summarizeAll(outcomes) {
   const right = outcomes.filter((outcome) => outcome?.answer?.isOk).length;
   const wrong = outcomes.filter(Boolean).length - right;
   const done = `${plural(right, "image")} of ${outcomes.length} classified`;
-  return wrong ? `${done}, ${wrong} with an error` : done;
+  return wrong ? `${done}, ${wrong} failed` : done;
 }

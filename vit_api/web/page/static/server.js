@@ -1,8 +1,8 @@
-// Requests to the server that the page is from, below whatever path it is at. Knows nothing of what answers mean.
+// Requests to the server that the page comes from, with its path prefix. Must not know what responses mean.
 
 const UNAUTHORIZED = 401;
 
-/** What came back. `sentMs` is when the body had left, as the browser has it; null if it doesn't know. */
+/** A response. `sentMs` is when the body was sent, as reported by the browser; null if unknown. */
 class Answer {
   constructor(status, text, header, totalMs, sentBytes = 0, sentMs = null) {
     this.status = status;
@@ -18,9 +18,10 @@ class Answer {
     return this.status === 200;
   }
 
-  /** How the server words what went wrong. */
+  /** The error message, from the server if it sent one. Its 401 explains headers, which the page sends itself. */
   get error() {
-    return this.body?.error ?? `The server, or a proxy before it, answered ${this.status} and nothing else.`;
+    if (this.status === UNAUTHORIZED) return "An API key is required.";
+    return this.body?.error ?? `The server, or a proxy in front of it, returned status ${this.status} without an explanation.`;
   }
 }
 
@@ -47,7 +48,7 @@ export class Server {
         response = await fetch(this.url(path), { headers: { Accept: accept, ...keyHeaders }, cache: "no-store" });
         text = await response.text();
       } catch {
-        throw new Unreachable("The server can't be reached.");
+        throw new Unreachable("The server could not be reached.");
       }
       const header = (name) => response.headers.get(name);
       return new Answer(response.status, text, header, performance.now() - startedAt);
@@ -64,14 +65,14 @@ export class Server {
       const sentKey = this.#key.value;
       const answer = await ask(this.#key.headers());
       if (answer.status !== UNAUTHORIZED || isQuiet) return answer;
-      if (this.#key.value !== sentKey) continue; // given meanwhile, and not tried yet
-      const reason = this.#key.isKnown ? `That key doesn't do: ${answer.error}` : answer.error;
+      if (this.#key.value !== sentKey) continue; // a key was entered in the meantime and has not been tried
+      const reason = this.#key.isKnown ? "Invalid API key." : "";
       if (!(await this.#key.ask(reason))) return answer;
     }
   }
 }
 
-// XMLHttpRequest tells when the body is sent, which fetch doesn't.
+// XMLHttpRequest reports when the body has been sent; fetch does not.
 function send(url, file, headers, signal) {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
@@ -86,7 +87,7 @@ function send(url, file, headers, signal) {
       const sentMs = sentAt === null ? null : sentAt - startedAt;
       resolve(new Answer(request.status, request.responseText, header, totalMs, file.size, sentMs));
     };
-    request.onerror = () => reject(new Unreachable("The server can't be reached, or refused the upload half-way."));
+    request.onerror = () => reject(new Unreachable("The server could not be reached, or closed the connection during the upload."));
     request.onabort = () => reject(signal.reason);
     signal.addEventListener("abort", () => request.abort(), { once: true });
     const startedAt = performance.now();

@@ -1,4 +1,4 @@
-// Numbers as people read them. Knows nothing of what they count.
+// Formats numbers for people. Must not know what they measure.
 
 export function percent(share) {
   return `${(share * 100).toFixed(1)} %`;

@@ -1,4 +1,4 @@
-"""What an inference request says: its one input, and the outputs that it wants. Pure; knows nothing of images.
+"""Parses inference requests: the one input, and the requested outputs. Pure; knows nothing of images.
 
 The JSON is $inference_request of the Open Inference Protocol, with the parameters of Triton's binary tensor data and
 classification extensions. https://kserve.github.io/website, "Open Inference Protocol", and
@@ -16,26 +16,26 @@ from vit_api.web.protocols.open_inference.inputs import IMAGE
 from vit_api.web.protocols.open_inference.tensors import JsonLimits, Tensor
 
 HEADER_LENGTH = b"inference-header-content-length"
-"""The HTTP header that says how long the JSON is, where binary data follows it."""
+"""HTTP header with the length of the JSON, for bodies in which binary data follows it."""
 
-_MOST_LENGTH_DIGITS = 12
-_MOST_NAME_CHARACTERS = 100
-"""Of what an error may repeat."""
+_MAX_LENGTH_DIGITS = 12
+_MAX_NAME_CHARACTERS = 100
+"""Error messages repeat names, so they are short."""
 
-_MOST_ID_CHARACTERS = 1000
-_MOST_DIMENSIONS = 8
-_LONGEST_DIMENSION = 2**31
+_MAX_ID_CHARACTERS = 1000
+_MAX_DIMENSIONS = 8
+_MAX_DIMENSION_LENGTH = 2**31
 _SHARED_MEMORY = "shared_memory_region"
 
 
 @dataclass(frozen=True)
 class WantedOutput:
-    """One output that a client asks for.
+    """An output that a client requests.
 
     Attributes:
-        name: The output's.
-        is_binary: Whether to send binary data.
-        classes: How many classes to name instead of the tensor itself, if there are so many; None: the tensor.
+        name: The output's name.
+        is_binary: Whether to send it as binary data.
+        classes: Maximum number of classes, if a classification is requested; None requests the tensor itself.
     """
 
     name: str
@@ -45,13 +45,13 @@ class WantedOutput:
 
 @dataclass(frozen=True)
 class InferRequest:
-    """An inference request, without its data, which may take much memory and is not needed until the answer.
+    """An inference request without its data, which may take much memory and must not be kept until the response.
 
     Attributes:
-        id: What the answer repeats; None if there is none.
-        input_name: The one input's.
-        outputs: The outputs that it names; none: all.
-        is_binary: Whether outputs that it does not name are to be binary data.
+        id: The ID to repeat in the response; None if there is none.
+        input_name: The name of the one input.
+        outputs: The requested outputs; if empty, all.
+        is_binary: Whether outputs are sent as binary data unless they say otherwise.
     """
 
     id: str | None
@@ -61,24 +61,24 @@ class InferRequest:
 
 
 def is_raw(header_length: bytes | None) -> bool:
-    """Tell whether a body has no JSON, but is one image file, as in Triton's raw binary requests.
+    """Return whether a body is one image file without JSON, as in Triton's raw binary requests.
 
     Args:
-        header_length: What the HTTP header `HEADER_LENGTH` says; None without one.
+        header_length: The value of the HTTP header `HEADER_LENGTH`; None if it is missing.
     """
-    return header_length is not None and header_length.isdigit() and int(header_length[:_MOST_LENGTH_DIGITS]) == 0
+    return header_length is not None and header_length.isdigit() and int(header_length[:_MAX_LENGTH_DIGITS]) == 0
 
 
 def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) -> tuple[InferRequest, Tensor]:
-    """Read a request's body; return what it asks for, and its one input.
+    """Parse a request's body; return the request and its one input.
 
     Args:
         body: The body.
-        header_length: What the HTTP header `HEADER_LENGTH` says; None without one.
-        limits: Of the JSON.
+        header_length: The value of the HTTP header `HEADER_LENGTH`; None if it is missing.
+        limits: Limits of the JSON.
 
     Raises:
-        BadRequest: It is not as the protocol says.
+        BadRequest: The body does not follow the protocol.
     """
     length = _json_length(body, header_length)
     if is_raw(header_length):
@@ -89,7 +89,7 @@ def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) 
     is_binary = _flag(parameters, "binary_data_output", False)
     outputs = tuple(_wanted(output, is_binary) for output in _list(document, "outputs"))
     if len({output.name for output in outputs}) < len(outputs):
-        raise BadRequest("an output is asked for twice")
+        raise BadRequest("An output is requested twice. Name each output once.")
     return InferRequest(_id(document), tensor.name, outputs, is_binary), tensor
 
 
@@ -97,62 +97,66 @@ def _id(document: dict[str, Any]) -> str | None:
     request_id = document.get("id")
     if request_id is None:
         return None
-    if not isinstance(request_id, str) or len(request_id) > _MOST_ID_CHARACTERS:
-        raise BadRequest(f"the request's id must be a string of up to {_MOST_ID_CHARACTERS} characters")
+    if not isinstance(request_id, str) or len(request_id) > _MAX_ID_CHARACTERS:
+        raise BadRequest(f"'id' must be a string of at most {_MAX_ID_CHARACTERS} characters.")
     try:
         request_id.encode()
     except UnicodeEncodeError:
-        raise BadRequest("the request's id has half a surrogate pair, which can't be sent back") from None
+        raise BadRequest("'id' has half of a surrogate pair, which can't be encoded as UTF-8.") from None
     return request_id
 
 
 def _json_length(body: bytes, header_length: bytes | None) -> int:
     if header_length is None:
         return len(body)
-    if not header_length.isdigit() or len(header_length) > _MOST_LENGTH_DIGITS or int(header_length) > len(body):
-        raise BadRequest(f"Inference-Header-Content-Length must be a length within the body's {len(body)} bytes")
+    if not header_length.isdigit() or len(header_length) > _MAX_LENGTH_DIGITS or int(header_length) > len(body):
+        raise BadRequest(
+            f"Inference-Header-Content-Length must be an integer from 0 to the body's length, {len(body)}."
+        )
     return int(header_length)
 
 
 def _parse_json(body: bytes, length: int, limits: JsonLimits) -> dict[str, Any]:
     if length > limits.max_bytes or sum(body.count(mark, 0, length) for mark in (b",", b"[", b"{")) > limits.max_values:
-        most = f"{limits.max_values} values or {limits.max_bytes / 2**20:.4g} MB"
-        raise BadRequest(f"the JSON has more than {most}; send the tensor as binary data")
+        limit = f"{limits.max_values} values or {limits.max_bytes / 2**20:.4g} MiB"
+        raise BadRequest(f"The JSON has more than {limit}. Send the tensor as binary data.")
     try:
         document = json.loads(body[:length])
     except (ValueError, RecursionError):
-        raise BadRequest("the inference request's JSON is malformed") from None
+        raise BadRequest("The JSON is malformed.") from None
     if not isinstance(document, dict):
-        raise BadRequest("the inference request must be a JSON object")
+        raise BadRequest("The inference request must be a JSON object.")
     return document
 
 
 def _input(document: dict[str, Any], binary: memoryview) -> Tensor:
     inputs = _list(document, "inputs")
     if len(inputs) != 1:
-        raise BadRequest(f"send exactly one input, not {len(inputs)}")
+        raise BadRequest(f"'inputs' must have exactly one input, not {len(inputs)}.")
     name, datatype = _text(inputs[0], "name"), _text(inputs[0], "datatype")
     parameters = _parameters(inputs[0])
     shape = tuple(_list(inputs[0], "shape"))
-    if len(shape) > _MOST_DIMENSIONS or not all(_is_dimension(length) for length in shape):
-        raise BadRequest(f"the shape of {name!r} must be a list of a few whole numbers")
+    if len(shape) > _MAX_DIMENSIONS or not all(_is_dimension(length) for length in shape):
+        raise BadRequest(f"The shape of {name!r} must be a list of at most {_MAX_DIMENSIONS} non-negative integers.")
     _refuse_shared_memory(parameters)
     return Tensor(name, datatype, shape, _data(inputs[0], name, parameters.get("binary_data_size"), binary))
 
 
 def _data(tensor: dict[str, Any], name: str, size: Any, binary: memoryview) -> memoryview | list[Any]:
-    """Return the data of the only input: in the JSON, or all that follows it."""
+    """Return the data of the one input: its `data` in the JSON, or everything after the JSON."""
     if size is None:
         if len(binary):
-            raise BadRequest(f"{len(binary)} bytes follow the JSON that no input's binary_data_size speaks of")
+            raise BadRequest(f"{len(binary)} bytes follow the JSON, but {name!r} has no binary_data_size.")
         data = tensor.get("data")
         if not isinstance(data, list):
-            raise BadRequest(f"the input {name!r} has no data: a list, or binary data and its binary_data_size")
+            raise BadRequest(
+                f"The input {name!r} has no data. Send a list in 'data', or binary data and its binary_data_size."
+            )
         return data
     if type(size) is not int or size != len(binary):
-        raise BadRequest(f"the binary_data_size of {name!r} is not what follows the JSON, {len(binary)} bytes")
+        raise BadRequest(f"The binary_data_size of {name!r} must be the number of bytes after the JSON, {len(binary)}.")
     if "data" in tensor:
-        raise BadRequest(f"the input {name!r} has its data twice: in the JSON, and as binary data")
+        raise BadRequest(f"The input {name!r} has its data both in the JSON and as binary data. Send only one of them.")
     return binary
 
 
@@ -161,42 +165,44 @@ def _wanted(output: Any, is_binary: bool) -> WantedOutput:
     _refuse_shared_memory(parameters)
     classes = parameters.get("classification")
     if classes is not None and type(classes) is not int:
-        raise BadRequest(f"the classification of {name!r} must be a whole number")
+        raise BadRequest(f"'classification' of {name!r} must be an integer.")
     return WantedOutput(name, _flag(parameters, "binary_data", is_binary), classes)
 
 
 def _text(tensor: Any, key: str) -> str:
     text = tensor.get(key) if isinstance(tensor, dict) else None
-    if not isinstance(text, str) or len(text) > _MOST_NAME_CHARACTERS:
-        raise BadRequest(f"the {key} of each input and output must be a short string")
+    if not isinstance(text, str) or len(text) > _MAX_NAME_CHARACTERS:
+        raise BadRequest(
+            f"The {key} of each input and output must be a string of at most {_MAX_NAME_CHARACTERS} characters."
+        )
     return text
 
 
 def _is_dimension(length: Any) -> bool:
-    return type(length) is int and 0 <= length <= _LONGEST_DIMENSION
+    return type(length) is int and 0 <= length <= _MAX_DIMENSION_LENGTH
 
 
 def _parameters(of: dict[str, Any]) -> dict[str, Any]:
     parameters = of.get("parameters")
     if not isinstance(parameters, dict | None):
-        raise BadRequest("parameters must be an object")
+        raise BadRequest("'parameters' must be an object.")
     return parameters or {}
 
 
 def _list(of: dict[str, Any], key: str) -> list[Any]:
     values = of.get(key)
     if not isinstance(values, list | None):
-        raise BadRequest(f"{key} must be a list")
+        raise BadRequest(f"{key!r} must be a list.")
     return values or []
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise BadRequest(f"{key} must be true or false")
+        raise BadRequest(f"{key!r} must be true or false.")
     return value
 
 
 def _refuse_shared_memory(parameters: dict[str, Any]) -> None:
     if _SHARED_MEMORY in parameters:
-        raise BadRequest("this server shares no memory with clients; send the data in the request")
+        raise BadRequest("Shared memory is not supported. Send the data in the request.")

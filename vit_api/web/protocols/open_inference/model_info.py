@@ -1,8 +1,7 @@
-"""What the protocol tells of the server and its model: metadata, configuration, statistics. Reads counts, no requests.
+"""What the protocol reports about the server and its model: metadata, configuration, statistics. Sees no requests.
 
-Metadata is that of the Open Inference Protocol; configuration and statistics are as Triton's extensions have them
-(https://github.com/triton-inference-server/server, docs/protocol). What is not known is left out: a 0 would say that
-it is.
+Metadata is that of the Open Inference Protocol; configuration and statistics are those of Triton's extensions
+(https://github.com/triton-inference-server/server, docs/protocol). Unknown statistics are omitted: a 0 would be false.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ _CHANNELS = 3
 
 
 class ModelInfo:
-    """Tell of the model.
+    """Metadata and configuration of the model.
 
     Args:
-        name: What clients call it.
-        inputs: What its inputs look like.
-        outputs: What its outputs look like.
-        devices: Where it runs, as torch names devices.
-        workers_per_device: How many processes run it on each.
-        max_batch_size: Images in a batch at the most.
-        max_wait_ms: How long an image waits for company at the most.
-        max_images: Of one request at the most.
-        has_cache: Whether answers are remembered.
+        name: The name that clients use.
+        inputs: The descriptions of its inputs.
+        outputs: The descriptions of its outputs.
+        devices: The devices that it runs on, by their torch names.
+        workers_per_device: Number of worker processes on each device.
+        max_batch_size: Maximum number of images in a batch.
+        max_wait_ms: Maximum time that an image waits for its batch to fill.
+        max_images: Maximum number of images in one request.
+        has_cache: Whether results are cached.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class ModelInfo:
         }
 
     def configuration(self) -> dict[str, Any]:
-        """Return the JSON of Triton's ModelConfig, as far as it applies here."""
+        """Return the applicable fields of Triton's ModelConfig as JSON."""
         gpus = [int(device.partition(":")[2]) for device in self._devices if device.startswith("cuda")]
         where: dict[str, Any] = {"kind": "KIND_GPU", "gpus": gpus} if gpus else {"kind": "KIND_CPU"}
         return {
@@ -90,15 +89,15 @@ class ModelInfo:
             "max_batch_size": self._max_batch_size,
             "dynamic_batching": {"max_queue_delay_microseconds": round(self._max_wait_ms * 1000)},
             "instance_group": [{"name": self.name, "count": self._workers_per_device, **where}],
-            "input": [_configured(spec) | {"optional": True} for spec in self._inputs],
-            "output": [_configured(spec) for spec in self._outputs],
+            "input": [_model_config(spec) | {"optional": True} for spec in self._inputs],
+            "output": [_model_config(spec) for spec in self._outputs],
             "response_cache": {"enable": self._has_cache},
             "parameters": {"max_images_per_request": {"string_value": str(self._max_images)}},
         }
 
 
 def _metadata(spec: TensorSpec) -> dict[str, Any]:
-    """Return $metadata_tensor, and in a parameter what is in it."""
+    """Return $metadata_tensor, with the description as a parameter."""
     return {
         "name": spec.name,
         "datatype": spec.datatype,
@@ -107,8 +106,8 @@ def _metadata(spec: TensorSpec) -> dict[str, Any]:
     }
 
 
-def _configured(spec: TensorSpec) -> dict[str, Any]:
-    """Return Triton's ModelInput or ModelOutput; its dimensions are without the batch's."""
+def _model_config(spec: TensorSpec) -> dict[str, Any]:
+    """Return Triton's ModelInput or ModelOutput; `dims` excludes the batch dimension."""
     dims = list(spec.shape[1:]) or [1]
     found: dict[str, Any] = {"name": spec.name, "data_type": _TYPES[spec.datatype], "dims": dims}
     if len(dims) == _CHANNELS:
@@ -117,24 +116,26 @@ def _configured(spec: TensorSpec) -> dict[str, Any]:
 
 
 class Statistics:
-    """Tell what the model did so far, in all processes, whichever way it was asked.
+    """Statistics of the model since the start, over all processes and all routes.
 
     Args:
-        name: What clients call the model.
-        board: What the processes count.
-        workers: What the workers count.
-        cache: What the caches count; None if there is none.
+        name: The name that clients use for the model.
+        metrics_board: The counters and histograms of all processes.
+        worker_board: The workers' counts.
+        cache_board: The caches' counts; None if caching is off.
     """
 
-    def __init__(self, name: str, board: MetricsBoard, workers: WorkerBoard, cache: CacheBoard | None) -> None:
+    def __init__(
+        self, name: str, metrics_board: MetricsBoard, worker_board: WorkerBoard, cache_board: CacheBoard | None
+    ) -> None:
         self._name = name
-        self._board = board
-        self._workers = workers
-        self._cache = cache
+        self._metrics_board = metrics_board
+        self._worker_board = worker_board
+        self._cache_board = cache_board
 
     def now(self) -> dict[str, Any]:
-        """Return $stats_model_response, without the fields that are not known here."""
-        counts = [self._workers.counts_of(worker) for worker in range(self._workers.workers)]
+        """Return $stats_model_response, without unknown fields."""
+        counts = [self._worker_board.counts_of(worker) for worker in range(self._worker_board.workers)]
         stats = {
             "name": self._name,
             "version": MODEL_VERSION,
@@ -145,22 +146,22 @@ class Statistics:
         return {"model_stats": [stats]}
 
     def _inference_stats(self) -> dict[str, Any]:
-        """Return $inference_stats. Requests and the cache are only counted, not timed apart."""
-        requests = self._board.totals(metrics.REQUESTS)
-        right = sum(count for (_, status), (count, *_) in requests.items() if status == _OK)
-        every = sum(count for count, *_ in requests.values())
+        """Return $inference_stats; requests and cache look-ups are counted, not timed."""
+        requests = self._metrics_board.totals(metrics.REQUESTS)
+        succeeded = sum(count for (_, status), (count, *_) in requests.items() if status == _OK)
+        total = sum(count for count, *_ in requests.values())
         found: dict[str, Any] = {
-            "success": {"count": int(right)},
-            "fail": {"count": int(every - right)},
+            "success": {"count": int(succeeded)},
+            "fail": {"count": int(total - succeeded)},
             "queue": self._durations(metrics.QUEUE_WAIT),
             "compute_infer": self._durations(metrics.MODEL_DURATION),
         }
-        if self._cache is not None:
-            totals = self._cache.totals()
+        if self._cache_board is not None:
+            totals = self._cache_board.totals()
             found |= {"cache_hit": {"count": totals["hits"]}, "cache_miss": {"count": totals["misses"]}}
         return found
 
     def _durations(self, metric: Metric) -> dict[str, int]:
         """Return $duration_stat of a histogram without labels."""
-        ((*counts, total_s),) = self._board.totals(metric).values()
+        ((*counts, total_s),) = self._metrics_board.totals(metric).values()
         return {"count": int(sum(counts)), "ns": round(total_s * _NS_IN_S)}

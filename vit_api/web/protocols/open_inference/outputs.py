@@ -1,4 +1,4 @@
-"""The three outputs of the model, and the answer's body. Pure; knows nothing of HTTP.
+"""The three outputs of the model, and the response body. Pure; knows nothing of HTTP.
 
 The JSON is $inference_response of the Open Inference Protocol; see `infer_request` for the extensions.
 """
@@ -14,17 +14,17 @@ from vit_api.errors import BadRequest
 from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.protocols.open_inference.infer_request import InferRequest, WantedOutput
 from vit_api.web.protocols.open_inference.tensors import DTYPES, TensorSpec, pack_bytes
-from vit_api.web.requests import to_json
+from vit_api.web.responses import to_json
 
 PROBABILITIES, INDICES, LABELS = "probabilities", "indices", "labels"
 MODEL_VERSION = "1"
 
 
 class Outputs:
-    """Word the answers.
+    """Encode responses.
 
     Args:
-        model_name: What the model is called.
+        model_name: The name of the model.
         labels: The class names, by index.
     """
 
@@ -35,33 +35,37 @@ class Outputs:
         self._names = [spec.name for spec in self.specs()]
 
     def specs(self) -> list[TensorSpec]:
-        """Return what each output looks like."""
+        """Return the description of each output."""
         shape = (-1, self.classes)
-        first = f"Of the {self.classes} most probable classes, most probable first"
+        top = f"of the {self.classes} most probable classes, most probable first"
         return [
-            TensorSpec(PROBABILITIES, "FP32", shape, f"{first}: sorted, not by class; {INDICES!r} says which"),
-            TensorSpec(INDICES, "INT32", shape, f"{first}: the classes' numbers"),
-            TensorSpec(LABELS, "BYTES", shape, f"{first}: the classes' names"),
+            TensorSpec(PROBABILITIES, "FP32", shape, f"Probabilities {top}: sorted, not by class; see {INDICES!r}"),
+            TensorSpec(INDICES, "INT32", shape, f"Indices {top}"),
+            TensorSpec(LABELS, "BYTES", shape, f"Labels {top}"),
         ]
 
     def check(self, request: InferRequest) -> None:
-        """Refuse a request for what there is not.
+        """Check that the requested outputs exist.
 
         Raises:
-            BadRequest: There is no such output, or it can't be had as a classification, or not of so few classes.
+            BadRequest: There is no such output, or it has no classification, or too few classes are requested.
         """
         for output in request.outputs:
             if output.name not in self._names:
-                raise BadRequest(f"there is no output {output.name!r}; there are {', '.join(map(repr, self._names))}")
+                raise BadRequest(
+                    f"There is no output {output.name!r}. Request one of {', '.join(map(repr, self._names))}."
+                )
             if output.classes is None:
                 continue
             if output.name != PROBABILITIES:
-                raise BadRequest(f"only {PROBABILITIES!r} can be had as a classification, not {output.name!r}")
+                raise BadRequest(f"Only {PROBABILITIES!r} has a classification, not {output.name!r}.")
             if output.classes < 1:
-                raise BadRequest(f"a classification has at least one class, not {output.classes}")
+                raise BadRequest(
+                    f"'classification' of {output.name!r} must be a positive integer, not {output.classes}."
+                )
 
-    def word(self, request: InferRequest, predictions: Sequence[Prediction]) -> tuple[bytes, int | None]:
-        """Return the answer's body, and how long the JSON in it is if binary data follows it."""
+    def encode(self, request: InferRequest, predictions: Sequence[Prediction]) -> tuple[bytes, int | None]:
+        """Return the response body, and the length of its JSON if binary data follows it."""
         wanted = request.outputs or [WantedOutput(name, request.is_binary) for name in self._names]
         tensors, binary = [], []
         for output in wanted:
@@ -77,14 +81,14 @@ class Outputs:
             else:
                 tensor["data"] = [value for row in rows for value in row]
             tensors.append(tensor)
-        answer: dict[str, Any] = {"model_name": self._model_name, "model_version": MODEL_VERSION}
+        response: dict[str, Any] = {"model_name": self._model_name, "model_version": MODEL_VERSION}
         if request.id is not None:
-            answer["id"] = request.id
-        header = to_json(answer | {"outputs": tensors})
+            response["id"] = request.id
+        header = to_json(response | {"outputs": tensors})
         return (b"".join([header, *binary]), len(header)) if binary else (header, None)
 
     def _rows(self, output: WantedOutput, predictions: Sequence[Prediction]) -> tuple[str, list[Sequence[Any]]]:
-        """Return an output's datatype, and its values for each image."""
+        """Return an output's datatype, and a row of values for each image."""
         if output.classes is not None:
             return "BYTES", [self._classification(prediction, output.classes) for prediction in predictions]
         if output.name == PROBABILITIES:
@@ -94,9 +98,9 @@ class Outputs:
         return "BYTES", [[self._labels[index] for index in prediction.indices] for prediction in predictions]
 
     def _classification(self, prediction: Prediction, classes: int) -> list[str]:
-        """Return `value:index:label` of each class, as Triton's classification extension words it.
+        """Return `value:index:label` for each class, the format of Triton's classification extension.
 
-        Who asks for more classes than there are gets all, as from Triton.
+        If more classes are requested than there are, all are returned, as Triton does.
         """
         top = zip(prediction.probabilities[:classes], prediction.indices[:classes], strict=True)
         return [f"{probability:f}:{index}:{self._labels[index]}" for probability, index in top]

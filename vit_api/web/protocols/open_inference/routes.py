@@ -1,4 +1,4 @@
-"""The protocol's paths: which there are, and from a request to its answer. Knows nothing of how tensors are packed."""
+"""The protocol's routes, from a request to its response. Knows nothing of how tensors are encoded."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import starlette.requests
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import NotFound, NotReady, UnsupportedEncoding, ViTError
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.web.core.classifier import ClassifierResult
-from vit_api.web.entry import HotRoute
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, takes
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
 from vit_api.web.protocols.open_inference.inputs import Inputs
@@ -21,7 +21,9 @@ from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo, S
 from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION, Outputs
 from vit_api.web.protocols.open_inference.tensors import element
 from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
-from vit_api.web.requests import Headers, Request, Response
+from vit_api.web.requests import Headers, Request
+from vit_api.web.responses import Response
+from vit_api.web.routes import CLASSIFICATION, HotRoute, Operation, Route
 from vit_api.web.uploads import SHORT_BODY_BYTES, parse_body
 
 _ENDPOINT = "/v2/models/infer"
@@ -31,12 +33,14 @@ _BINARY = b"application/octet-stream"
 _PLAIN = b"identity"
 _SHORT_JSON_DIGITS = 4
 _SHORT_JSON_BYTES = 10**_SHORT_JSON_DIGITS
-"""Numbers in JSON take 0.15 to 0.4 us each: what is longer is read in a thread, even if it is far from a long body."""
+"""JSON up to this size is parsed on the event loop; JSON of many numbers takes much longer than an upload in base64."""
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorResponse, "description": "There is no such model or version"}
+    404: {"model": ErrorResponse, "description": "The model or version does not exist"}
 }
-_UNREADY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorResponse, "description": "Starting or stopping"}}
+_UNREADY: dict[int | str, dict[str, Any]] = {
+    503: {"model": ErrorResponse, "description": "The server is starting or shutting down"}
+}
 _BODY = {
     "application/json": {
         "schema": {
@@ -61,22 +65,22 @@ _CONTENT = {
 _HEADER = {
     "name": HEADER_LENGTH.decode().title(),
     "in": "header",
-    "description": "How many bytes of the body are JSON, if binary data follows; 0: the body is an image file",
+    "description": "Length of the JSON in bytes, if binary data follows it; 0 if the body is an image file",
     "schema": {"type": "integer", "minimum": 0},
 }
 
 
 class OpenInferenceRoutes:
-    """The handlers of the protocol, for the one model that there is.
+    """The routes of the protocol, for the one model of this server.
 
     Args:
-        requests: Classifies what they bring.
-        inputs: Reads the images.
-        outputs: Words the answers.
-        model: Tells of the model.
-        statistics: Tells what it did.
-        board: Tells whether images are welcome.
-        max_body_bytes: Of one request at the most.
+        requests: Classifies the uploads of requests.
+        inputs: Converts inputs to uploads.
+        outputs: Encodes responses.
+        model: The model's metadata and configuration.
+        statistics: The model's statistics.
+        worker_board: Knows whether the server accepts requests.
+        max_body_bytes: Maximum size of a request's body.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class OpenInferenceRoutes:
         model: ModelInfo,
         *,
         statistics: Statistics,
-        board: WorkerBoard,
+        worker_board: WorkerBoard,
         max_body_bytes: int,
     ) -> None:
         self._requests = requests
@@ -95,31 +99,45 @@ class OpenInferenceRoutes:
         self._outputs = outputs
         self._model = model
         self._statistics = statistics
-        self._board = board
+        self._worker_board = worker_board
         self._max_body_bytes = max_body_bytes
 
-    def hot_routes(self) -> list[HotRoute]:
-        """Return the paths that classify: those of the model, with its version and without."""
-        path = f"/v2/models/{self._model.name}"
-        versioned = f"{path}/versions/{MODEL_VERSION}"
-        return [HotRoute("POST", f"{start}/infer", _ENDPOINT, self.infer) for start in (path, versioned)]
+    def routes(self) -> list[Route]:
+        """Return all routes. The longer paths come first, since a model's name may have slashes."""
+        server, unknown, model = (APIRouter(tags=["open inference protocol"]) for _ in range(3))
+        self._add_server(server)
+        self._add_unknown(unknown)
+        self._add_model(model)
+        return [*_api_routes(server), *self._infer_routes(), *_api_routes(unknown), *_api_routes(model)]
 
-    def router(self) -> APIRouter:
-        """Return the other paths. The longer ones come first, since a model's name may have slashes."""
-        router = APIRouter(tags=["open inference protocol"])
-        self._add_server(router)
-        self._add_infer(router)
-        self._add_model(router)
-        return router
+    def _infer_routes(self) -> list[HotRoute]:
+        """Return the routes that classify: with the model's version and without."""
+        served = f"/v2/models/{self._model.name}"
+        routes = []
+        for path, template in ((f"{served}/versions/{MODEL_VERSION}", _VERSION), (served, _MODEL)):
+            operation = Operation(
+                f"{template}/infer",
+                "infer",
+                "Classify 1 to 32 images, as tensors in JSON or as binary data.",
+                _BODY,
+                [*self._parameters(template), _HEADER],
+                {200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
+                dict[str, Any],
+                ("open inference protocol", CLASSIFICATION),
+            )
+            routes.append(HotRoute("POST", f"{path}/infer", _ENDPOINT, self.infer, operation))
+        return routes
 
     async def infer(self, request: Request) -> Response:
-        """Classify the images of one request; if one can't be, none is."""
+        """Classify the images of a request; if one fails, the request fails."""
         if request.headers.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
-            # A few bytes can be the whole of the memory once they are unpacked; images are compressed already.
-            raise UnsupportedEncoding("send the body without compression, that is without Content-Encoding")
+            # A few compressed bytes can expand to all of the memory, and images are compressed already.
+            raise UnsupportedEncoding(
+                "Content-Encoding is not supported. Send the body uncompressed, without that header."
+            )
         asked, uploads = await self._requests.read(request, self._read(request))
         results, headers = await self._classify(request, asked, uploads)
-        body, header_length = self._outputs.word(asked, [result.prediction for result in results])
+        body, header_length = self._outputs.encode(asked, [result.prediction for result in results])
         if header_length is None:
             return Response(200, body, headers, results)
         headers = [*headers, (HEADER_LENGTH, b"%d" % header_length)]
@@ -140,7 +158,7 @@ class OpenInferenceRoutes:
     async def _classify(
         self, request: Request, asked: InferRequest, uploads: Sequence[Upload]
     ) -> tuple[list[ClassifierResult], Headers]:
-        """Return what the model says of each image, and the headers that tell where that of a lone one comes from."""
+        """Return the result of each image; for a single image also the headers with its source."""
         if len(uploads) == 1:
             result = await self._requests.classify(request, uploads[0])
             return [result], source_headers(result)
@@ -154,46 +172,40 @@ class OpenInferenceRoutes:
     def _add_server(self, router: APIRouter) -> None:
         @router.get("/v2")
         async def server_metadata() -> dict[str, Any]:
-            """Tell what speaks here, and which extensions of the protocol it knows."""
+            """Return the server's name and the protocol extensions that it supports."""
             return SERVER
 
         @router.head("/v2/health/live", include_in_schema=False)
         @router.get("/v2/health/live")
         async def server_live() -> dict[str, bool]:
-            """Answer 200 as long as this process answers at all."""
+            """Return 200 while the process is alive."""
             return {"live": True}
 
         @router.head("/v2/health/ready", include_in_schema=False)
         @router.get("/v2/health/ready", responses=_UNREADY)
         async def server_ready() -> dict[str, bool]:
-            """Tell whether images are welcome: 200 if so."""
+            """Return 200 while images are accepted."""
             self._check_ready()
             return {"ready": True}
 
         @router.post("/v2/repository/index")
         async def repository_index() -> list[dict[str, str]]:
-            """List the one model."""
-            is_ready = self._board.is_ready()
+            """List the model."""
+            is_ready = self._worker_board.is_ready()
             state = "READY" if is_ready else "UNAVAILABLE"
             return [{"name": self._model.name, "version": MODEL_VERSION, "state": state, "reason": ""}]
 
         @router.get("/v2/models/stats")
         async def all_statistics() -> dict[str, Any]:
-            """Tell what the one model did since the start."""
+            """Return the model's statistics since the start."""
             return self._statistics.now()
 
-    def _add_infer(self, router: APIRouter) -> None:
+    def _add_unknown(self, router: APIRouter) -> None:
         for path in (_VERSION + "/infer", _MODEL + "/infer"):
 
-            @router.post(
-                path,
-                tags=["classification"],
-                responses={200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
-                openapi_extra=takes(_BODY, *self._parameters(path), _HEADER),
-            )
-            async def infer(request: starlette.requests.Request) -> dict[str, Any]:
-                """Classify 1 to 32 images, as tensors in JSON or as binary data."""
-                # `Entry` answers for the model and version that there are.
+            @router.post(path, include_in_schema=False)
+            async def infer(request: starlette.requests.Request) -> None:
+                """Refuse models and versions other than the one that `_infer_routes` serves."""
                 raise self._unknown(**_named(request))
 
     def _add_model(self, router: APIRouter) -> None:
@@ -202,20 +214,20 @@ class OpenInferenceRoutes:
 
             @router.get(f"{start}/ready", responses=_UNKNOWN | _UNREADY, openapi_extra=described)
             async def model_ready(request: starlette.requests.Request) -> dict[str, Any]:
-                """Tell whether the model takes images: 200 if so."""
+                """Return 200 while the model accepts images."""
                 self._check(**_named(request))
                 self._check_ready()
                 return {"name": self._model.name, "ready": True}
 
             @router.get(f"{start}/config", responses=_UNKNOWN, openapi_extra=described)
             async def model_configuration(request: starlette.requests.Request) -> dict[str, Any]:
-                """Tell how the model is served, in the form of Triton's configuration."""
+                """Return the model's configuration, as Triton does."""
                 self._check(**_named(request))
                 return self._model.configuration()
 
             @router.get(f"{start}/stats", responses=_UNKNOWN, openapi_extra=described)
             async def model_statistics(request: starlette.requests.Request) -> dict[str, Any]:
-                """Tell what the model did since the start, in the form of Triton's statistics."""
+                """Return the model's statistics since the start, as Triton does."""
                 self._check(**_named(request))
                 return self._statistics.now()
 
@@ -223,12 +235,12 @@ class OpenInferenceRoutes:
 
             @router.get(path, responses=_UNKNOWN, openapi_extra={"parameters": self._parameters(path)})
             async def model_metadata(request: starlette.requests.Request) -> dict[str, Any]:
-                """Tell the model's inputs and outputs."""
+                """Return the model's inputs and outputs."""
                 self._check(**_named(request))
                 return self._model.metadata()
 
     def _parameters(self, path: str) -> list[dict[str, Any]]:
-        """Describe a path's parameters: there is one model, and one version of it."""
+        """Describe the parameters of a path: there is one model, with one version."""
         values = {"model_name": self._model.name, "version": MODEL_VERSION}
         return [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": [value]}}
@@ -242,14 +254,20 @@ class OpenInferenceRoutes:
 
     def _unknown(self, model_name: str, version: str) -> NotFound:
         if model_name == self._model.name:
-            return NotFound(f"the model {model_name!r} has the version {MODEL_VERSION!r} alone, not {version!r}")
-        return NotFound(f"there is no model {model_name!r} here, but {self._model.name!r}")
+            return NotFound(
+                f"The model {model_name!r} has no version {version!r}. Its only version is {MODEL_VERSION!r}."
+            )
+        return NotFound(f"There is no model {model_name!r}. This server runs {self._model.name!r}.")
 
     def _check_ready(self) -> None:
-        if not self._board.is_ready():
-            raise NotReady("the server starts or stops; try again soon")
+        if not self._worker_board.is_ready():
+            raise NotReady("The server is starting or shutting down. Retry shortly.")
 
 
 def _named(request: starlette.requests.Request) -> dict[str, str]:
-    """Return the model and the version that a path names."""
+    """Return the model name and version in a path."""
     return {"version": MODEL_VERSION} | request.path_params
+
+
+def _api_routes(router: APIRouter) -> list[APIRoute]:
+    return [route for route in router.routes if isinstance(route, APIRoute)]

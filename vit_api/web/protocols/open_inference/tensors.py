@@ -1,7 +1,7 @@
-"""Tensors as the protocol sends them: datatypes, shapes, JSON and binary data. Pure; knows nothing of images or HTTP.
+"""The protocol's tensors: datatypes, shapes, JSON and binary data. Pure; knows nothing of images or HTTP.
 
-Binary data is as in Triton's binary tensor data extension: little-endian, row by row, without padding; an element of
-BYTES is its length in 4 bytes, then its bytes. https://github.com/triton-inference-server/server, docs/protocol.
+Binary data is that of Triton's binary tensor data extension: little-endian, row-major, without padding; an element of
+BYTES is a 4-byte length followed by its bytes. https://github.com/triton-inference-server/server, docs/protocol.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vit_api.errors import BadRequest
 Shape = tuple[int, ...]
 
 DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "INT32": np.dtype("<i4"), "FP32": np.dtype("<f4")}
-"""The datatypes of numbers that this server takes or gives. BYTES is the other one."""
+"""The numeric datatypes of inputs and outputs; the only other datatype is BYTES."""
 
 _LENGTH = struct.Struct("<I")
 _NUMBER_TYPES: dict[str, set[type]] = {"UINT8": {int}, "FP32": {int, float}}
@@ -30,11 +30,11 @@ _NUMBER_TYPES: dict[str, set[type]] = {"UINT8": {int}, "FP32": {int, float}}
 
 @dataclass(frozen=True)
 class JsonLimits:
-    """What the JSON of a request may have; the rest is to be sent as binary data.
+    """Limits of a request's JSON; larger tensors must be sent as binary data.
 
     Attributes:
-        max_bytes: Of the JSON at the most.
-        max_values: Values and lists at the most.
+        max_bytes: Maximum size of the JSON.
+        max_values: Maximum number of values, lists and objects.
     """
 
     max_bytes: int
@@ -43,13 +43,13 @@ class JsonLimits:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What an input or an output looks like, for those who ask before they send.
+    """The description of an input or output, for the model's metadata.
 
     Attributes:
-        name: Its name.
-        datatype: As the protocol names it.
-        shape: Its dimensions; -1: any.
-        description: What is in it.
+        name: The tensor's name.
+        datatype: The protocol's name of its datatype.
+        shape: Its dimensions; -1 stands for any length.
+        description: What it contains.
     """
 
     name: str
@@ -60,13 +60,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input, checked as far as that goes without knowing what it is for.
+    """An input; its data is not yet checked against its shape and datatype.
 
     Attributes:
-        name: Its name.
-        datatype: As the protocol names it.
+        name: The tensor's name.
+        datatype: The protocol's name of its datatype.
         shape: Its dimensions.
-        data: Binary data, what the JSON has, or the bytes of the only element alone, without their length.
+        data: Binary data, the list in the JSON, or the bytes of a single element without their length.
     """
 
     name: str
@@ -75,10 +75,10 @@ class Tensor:
     data: memoryview | list[Any] | bytes
 
     def elements(self) -> list[bytes]:
-        """Return the elements of a BYTES tensor. In JSON they are base64, since a JSON string can't be any bytes.
+        """Return the elements of a BYTES tensor. In JSON they are base64, since its strings can't hold all bytes.
 
         Raises:
-            BadRequest: They are not as many as the shape says, or malformed.
+            BadRequest: The elements are malformed, or their number does not match the shape.
         """
         if isinstance(self.data, bytes):
             return [self.data]
@@ -86,27 +86,29 @@ class Tensor:
             return unpack_bytes(self.data, self._size(), self.name)
         texts = self._flat(self.data)
         if not all(isinstance(text, str) for text in texts):
-            raise BadRequest(f"the data of {self.name!r} must be strings of base64")
+            raise BadRequest(f"The data of {self.name!r} must be a list of base64 strings.")
         return [self._decoded(text, number) for number, text in enumerate(texts)]
 
     def numbers(self) -> NDArray[Any]:
-        """Return the numbers of a UINT8 or FP32 tensor in its shape; those of FP32 may be float64.
+        """Return the numbers of a UINT8 or FP32 tensor in its shape; FP32 numbers may be returned as float64.
 
         Raises:
-            BadRequest: They are not as many as the shape says, or not of the datatype.
+            BadRequest: The numbers are not of the datatype, or their number does not match the shape.
         """
         if isinstance(self.data, list):
             return self._numbers_in_json(self.data).reshape(self.shape)
         dtype = DTYPES[self.datatype]
         expected = self._size() * dtype.itemsize
         if len(self.data) != expected:
-            raise BadRequest(f"{self.name!r} has {len(self.data)} bytes; its shape and datatype need {expected}")
+            raise BadRequest(
+                f"The data of {self.name!r} must have {expected} bytes by its shape and datatype, not {len(self.data)}."
+            )
         return np.frombuffer(self.data, dtype).reshape(self.shape)
 
     def _numbers_in_json(self, data: list[Any]) -> NDArray[Any]:
         values = self._flat(data)
-        wrong = BadRequest(f"the data of {self.name!r} must be numbers of the datatype {self.datatype}")
-        # Asked before numpy, which would take strings and booleans for numbers.
+        wrong = BadRequest(f"The data of {self.name!r} must be numbers of the datatype {self.datatype}.")
+        # Checked here because numpy would convert strings and booleans to numbers.
         if not set(map(type, values)) <= _NUMBER_TYPES[self.datatype]:
             raise wrong
         try:
@@ -123,19 +125,19 @@ class Tensor:
         try:
             return decode_base64(text)
         except BadRequest:
-            raise BadRequest("it is not valid base64").about(element(self.name, number)) from None
+            raise BadRequest("The data is not valid base64.").about(element(self.name, number)) from None
 
     def _flat(self, data: list[Any]) -> list[Any]:
-        """Return what nested lists have, row by row: JSON data may be nested or not.
+        """Return the values of JSON data in row-major order; it may be nested or flat.
 
-        Each level is checked and counted before it is copied, and there are no more than the shape has: Python does all
-        this without letting other threads run, so a client must not choose how much work it is.
+        Each level is checked and counted before it is copied, and no more levels are read than the shape has: this
+        holds the GIL, so a client must not control how long it takes.
         """
         for _ in self.shape:
             if not data or not isinstance(data[0], list):
                 break
             if not all(isinstance(row, list) for row in data):
-                raise BadRequest(f"the data of {self.name!r} is nested unevenly")
+                raise BadRequest(f"The lists in the data of {self.name!r} are nested unevenly.")
             count = sum(map(len, data))
             if count > self._size():
                 self._check_count(count)
@@ -148,12 +150,13 @@ class Tensor:
 
     def _check_count(self, count: int) -> None:
         if count != self._size():
-            raise BadRequest(f"{self.name!r} has {count} elements; its shape {list(self.shape)} needs {self._size()}")
+            needed = f"{self._size()} elements by its shape {list(self.shape)}"
+            raise BadRequest(f"The data of {self.name!r} must have {needed}, not {count}.")
 
 
 def element(name: str, number: int) -> str:
-    """Return what to call one element of a tensor, such as one image of an input."""
-    return f"element {number} of {name!r}"
+    """Return the name of an element of a tensor in error messages, such as an image of an input."""
+    return f"Element {number} of {name!r}"
 
 
 def unpack_bytes(data: memoryview, count: int, name: str) -> list[bytes]:
@@ -161,26 +164,26 @@ def unpack_bytes(data: memoryview, count: int, name: str) -> list[bytes]:
 
     Args:
         data: The binary data.
-        count: How many elements there must be.
-        name: The tensor's, for errors.
+        count: The required number of elements.
+        name: The tensor's name, for error messages.
 
     Raises:
-        BadRequest: A length leads out of the data, or the elements are fewer or more.
+        BadRequest: An element exceeds the data, or there are fewer or more elements than `count`.
     """
     elements: list[bytes] = []
     position = 0
     while position < len(data):
         if len(elements) == count:
-            raise BadRequest(f"the binary data of {name!r} goes on after its {count} elements")
+            raise BadRequest(f"The binary data of {name!r} has extra bytes after its {count} elements.")
         start = position + _LENGTH.size
         if start > len(data):
-            raise BadRequest(f"the binary data of {name!r} ends within the length of element {len(elements)}")
+            raise BadRequest(f"The binary data of {name!r} ends within the length of element {len(elements)}.")
         position = start + int(_LENGTH.unpack_from(data, position)[0])
         if position > len(data):
-            raise BadRequest(f"the binary data of {name!r} ends within element {len(elements)}")
+            raise BadRequest(f"The binary data of {name!r} ends within element {len(elements)}.")
         elements.append(bytes(data[start:position]))
     if len(elements) < count:
-        raise BadRequest(f"the binary data of {name!r} has {len(elements)} elements; its shape needs {count}")
+        raise BadRequest(f"The binary data of {name!r} must have {count} elements by its shape, not {len(elements)}.")
     return elements
 
 

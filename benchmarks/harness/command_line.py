@@ -1,0 +1,36 @@
+"""The command line that benchmarks share. Refuses, before anything is measured, what must not be written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness import results
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a benchmark's parser, with `--out`.
+
+    Args:
+        name: The benchmark's; its result is committed as `results/NAME.json`.
+        doc: The docstring of its module, whose first line is the description.
+    """
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").split("\n")[0])
+    made.add_argument("--out", type=Path, default=results.file_of(name), help="result file (default: %(default)s)")
+    return made
+
+
+def add_turns(to: argparse.ArgumentParser, *, rounds: int, seconds: float, note: str = "") -> None:
+    """Add `--rounds` and `--seconds`: what is compared takes turns."""
+    to.add_argument("--rounds", type=int, default=rounds, help="turns of each measurement (default: %(default)s)")
+    to.add_argument("--seconds", type=float, default=seconds, help=f"length of a turn{note} (default: %(default)s)")
+
+
+def parse(with_parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options; exit with status 1 if the result must not be written where it should go."""
+    options = with_parser.parse_args(arguments)
+    if reason := results.refusal(options.out):
+        sys.exit(reason)
+    return options

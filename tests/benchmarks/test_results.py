@@ -1,0 +1,131 @@
+"""Results: what they must name, when they are refused, and the page that shows them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+from benchmarks.harness import machine, results
+
+_FROM_A_CHANGED_TREE = ("accuracy", "compare", "profile", "scaling")
+"""Measured before this was refused. To be measured again; then the name must go from here."""
+
+
+def _committed() -> Iterator[Any]:
+    """Yield each committed result."""
+    for file in sorted(results.FOLDER.glob("*.json")):
+        is_from_changed = file.stem in _FROM_A_CHANGED_TREE
+        marks = [pytest.mark.xfail(strict=True, reason="measured in a changed tree")] if is_from_changed else []
+        yield pytest.param(file, id=file.stem, marks=marks)
+
+
+def test_the_page_has_the_results() -> None:
+    """benchmarks/README.md shows what the result files have; `python -m benchmarks.report` writes it."""
+    page = report.README.read_text()
+    assert report.render(page) == page
+
+
+def test_every_table_is_on_the_page() -> None:
+    """No benchmark's result is left out."""
+    page = report.README.read_text()
+    assert [name for name in report.TABLES if f"<!-- {name} -->\n" not in page] == []
+
+
+@pytest.mark.parametrize("file", list(_committed()))
+def test_a_result_names_its_commit(file: Path) -> None:
+    """And is of exactly that commit."""
+    described = json.loads(file.read_text())["machine"]
+    assert described["commit"]
+    assert not described["has_uncommitted_changes"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository with one commit."""
+    for name in ("benchmarks/results/soak.json", "benchmarks/README.md", "vit_api/app.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    for command in (("init", "--quiet"), ("add", "."), (*author, "commit", "--quiet", "--message", "first")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "uncommitted"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param(["vit_api/app.py"], ["vit_api/app.py"], id="a changed file"),
+        pytest.param(["vit_api/new/one.py"], ["vit_api/new/one.py"], id="a new file in a new folder"),
+        pytest.param(["benchmarks/results/soak.json", "benchmarks/README.md"], [], id="another benchmark's result"),
+    ],
+)
+def test_uncommitted_changes(tree: Path, changed: list[str], uncommitted: list[str]) -> None:
+    """Any file counts, except for those that the benchmarks themselves write."""
+    for name in changed:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("changed")
+    assert machine.uncommitted(tree) == uncommitted
+
+
+def test_outside_a_repository_nothing_is_known(tmp_path: Path) -> None:
+    """Not even that nothing has changed."""
+    assert machine.uncommitted(tmp_path) is None
+
+
+@pytest.mark.parametrize("name", report.TABLES)
+def test_a_changed_tree_is_refused_before_measuring(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every benchmark whose result is committed says what to do, and exits with status 1."""
+    benchmark = importlib.import_module(f"benchmarks.{name}")
+    for measures in ("run", "measure", "profile", "camera"):
+        monkeypatch.setattr(benchmark, measures, _fail, raising=False)
+    monkeypatch.setattr(machine, "uncommitted", lambda: ["vit_api/app.py", "server.py"])
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main([])
+    assert caught.value.code == (
+        "The tree has uncommitted changes (vit_api/app.py and 1 more): commit them first, or write the result "
+        "elsewhere with --out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [pytest.param("gpu", "--out", id="gpu"), pytest.param("load", "--json", id="load")]
+)
+def test_other_benchmarks_do_not_write_there_either(monkeypatch: pytest.MonkeyPatch, name: str, option: str) -> None:
+    """By default they write elsewhere or nowhere, and may measure any tree."""
+    monkeypatch.setattr(machine, "uncommitted", lambda: ["server.py"])
+    with pytest.raises(SystemExit, match="uncommitted changes"):
+        importlib.import_module(f"benchmarks.{name}").main([option, str(results.file_of(name))])
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise AssertionError("measured")
+
+
+def test_without_git_a_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could name no commit."""
+    monkeypatch.setattr(machine, "uncommitted", lambda: None)
+    assert "The commit is unknown" in str(results.refusal(results.file_of("soak")))
+
+
+def test_a_result_that_goes_elsewhere_may_be_of_any_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is not committed, and says that the tree had changes."""
+    monkeypatch.setattr(machine, "uncommitted", lambda: ["vit_api/app.py"])
+    assert results.refusal(tmp_path / "soak.json") is None
+    results.write(tmp_path / "soak.json", {"lost": []})
+    written = json.loads((tmp_path / "soak.json").read_text())
+    assert written["machine"]["has_uncommitted_changes"]
+    assert written["lost"] == []
+
+
+def test_a_clean_tree_may_write_any_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into the folder of committed results."""
+    monkeypatch.setattr(machine, "uncommitted", list)
+    assert results.refusal(results.file_of("soak")) is None

@@ -1,0 +1,74 @@
+"""The launcher of servers, with servers that do nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.harness import process_group, servers
+from tests.support.server import wait_until
+
+_ENDS = "import sys; print('no model', flush=True); sys.exit(3)"
+_LEAVES_A_CHILD = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+print(os.getpid(), flush=True)
+sys.exit(3)
+"""
+
+
+def file_server() -> tuple[list[str], str]:
+    """Return the command of a server that answers every GET, and its URL."""
+    port = servers.free_port()
+    return [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"], f"http://127.0.0.1:{port}/"
+
+
+def test_it_is_ready_in_the_context_and_gone_after_it(tmp_path: Path) -> None:
+    """Nothing of its process group is left."""
+    command, url = file_server()
+    with servers.running(command, url, cwd=tmp_path, log=tmp_path / "log") as process:
+        assert httpx.get(url, **servers.PLAIN_HTTP).status_code == 200
+    assert process.returncode is not None
+    assert process_group.living(process.pid) == []
+
+
+def test_a_paused_server_is_stopped(tmp_path: Path) -> None:
+    """It is resumed, since a stopped process handles no signal."""
+    command, url = file_server()
+    with servers.running(command, url, cwd=tmp_path, log=tmp_path / "log") as process:
+        os.killpg(process.pid, signal.SIGSTOP)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_server_that_ends_early_is_an_error_with_its_log(tmp_path: Path) -> None:
+    """At once, and not when the time to start is over."""
+    _, url = file_server()
+    with (
+        pytest.raises(RuntimeError, match=r"ended with status 3\. Its log:\nno model"),
+        servers.running([sys.executable, "-c", _ENDS], url, log=tmp_path / "log"),
+    ):
+        pass
+
+
+def test_what_a_server_leaves_behind_is_killed(tmp_path: Path) -> None:
+    """Its children are in its process group."""
+    _, url = file_server()
+    log = tmp_path / "log"
+    with pytest.raises(RuntimeError), servers.running([sys.executable, "-c", _LEAVES_A_CHILD], url, log=log):
+        pass
+    wait_until(lambda: not process_group.living(int(log.read_text())))
+
+
+def test_our_servers_settings_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only those that are asked for count."""
+    monkeypatch.setenv("VIT_API_MODEL", "another")
+    monkeypatch.setenv("UNRELATED", "kept")
+    environment = servers.environment_with(cache_size=0)
+    assert environment["VIT_API_CACHE_SIZE"] == "0"
+    assert "VIT_API_MODEL" not in environment
+    assert environment["UNRELATED"] == "kept"

@@ -1,0 +1,16 @@
+"""A server with the environment of a Hugging Face Space."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.server import serve
+
+
+def test_a_server_in_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts, says what it misses, and has a process for each core that the Space has."""
+    for name, value in {"SPACE_ID": "org/name", "CPU_CORES": "1", "ACCELERATOR": "t4-small"}.items():
+        monkeypatch.setenv(name, value)
+    with serve(api_servers="") as server:  # empty: the default
+        assert server.get("/info").json()["settings"]["api_servers"] == 1
+        assert "This Space's hardware is t4-small, but" in server.log.read_text()

@@ -1,0 +1,128 @@
+"""What `pip install .` gives: the wheel's files, the client without the server, and help where packages are missing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from tests.support.server import ROOT
+
+_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_PINNED = {"server": "requirements.txt", "otel": "requirements-otel.txt", "bench": "requirements-bench.txt"}
+
+
+def _run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel with the installed hatchling."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
+    built = _run(*command, cwd=folder)
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def client_environment(wheel: Path) -> Path:
+    """Install the wheel and its extra `client` in a virtual environment of its own; return the folder of commands."""
+    folder = wheel.parent / "venv"
+    venv.create(folder)
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
+    installed = _run(*pip, "install", f"{wheel}[client]", cwd=wheel.parent)
+    assert installed.returncode == 0, installed.stderr
+    return folder / "bin"
+
+
+def test_the_wheel_has_the_files_that_git_has(wheel: Path) -> None:
+    """Code, page, embedded model and py.typed; nothing that only lies about in the working tree."""
+    listed = _run("git", "ls-files", "--cached", "vit_api", cwd=ROOT).stdout.split()
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert packed == set(listed)
+    assert {"vit_api/py.typed", "vit_api/checkpoints/digits/model.safetensors"} <= packed
+    assert "vit_api/web/page/static/index.html" in packed
+
+
+def test_the_wheel_has_the_license(wheel: Path) -> None:
+    """Its name as SPDX knows it, and the file."""
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        assert "\nLicense-Expression: Apache-2.0\n" in archive.read(metadata).decode()
+        (text,) = [name for name in archive.namelist() if name.endswith("/LICENSE")]
+        assert "SPDX-License-Identifier: Apache-2.0" in archive.read(text).decode()
+
+
+def test_the_client_needs_nothing_of_the_server(client_environment: Path) -> None:
+    """It can be imported, with httpx and what that needs alone."""
+    program = "import sys, vit_api.client; print(*{name.partition('.')[0] for name in sys.modules})"
+    result = _run(client_environment / "python", "-c", program, cwd=client_environment)
+    assert result.returncode == 0, result.stderr
+    assert "httpx" in result.stdout.split()
+    listed = _run(sys.executable, "-m", "pip", "--python", client_environment / "python", "freeze", cwd=ROOT).stdout
+    names = {re.split("[ =]", line)[0] for line in listed.splitlines()}
+    assert {"httpx", "vit_api"} <= {name.replace("-", "_") for name in names}
+    server = {Requirement(text).name for text in _PROJECT["optional-dependencies"]["server"]} - {"vit-api", "anyio"}
+    assert names & server == set()
+
+
+def test_the_command_is_installed(client_environment: Path) -> None:
+    """It lists its two subcommands."""
+    result = _run(client_environment / "vit-api", "--help", cwd=client_environment)
+    assert result.returncode == 0, result.stderr
+    assert {"classify", "serve"} <= set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "arguments", [pytest.param(["serve"], id="serve"), pytest.param(["classify", "x.png"], id="classify")]
+)
+def test_a_package_that_is_missing_is_named(client_environment: Path, arguments: list[str]) -> None:
+    """In one line, with what to do; not in a traceback."""
+    result = _run(client_environment / "vit-api", *arguments, cwd=client_environment)
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"error: The package \w+ is not installed\. Install what this command needs: "
+        r"pip install 'vit-api\[server\]'\n",
+        result.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["-m", "vit_api", "classify", "x.png"], id="classify"),
+        pytest.param(["-m", "vit_api", "serve"], id="serve"),
+        pytest.param(["server.py"], id="server.py"),
+    ],
+)
+def test_a_checkout_says_where_the_packages_are(command: list[str]) -> None:
+    """For a Python that has none of them; pip would look for another vit-api in its index."""
+    result = _run(sys.executable, "-S", *command, cwd=ROOT)
+    assert result.returncode == 1
+    assert re.fullmatch(r"error: The package \w+ is not installed\. In a checkout, .*\n", result.stderr)
+
+
+@pytest.mark.parametrize(("extra", "file"), [pytest.param(*item, id=item[0]) for item in _PINNED.items()])
+def test_the_pins_are_within_the_ranges(extra: str, file: str) -> None:
+    """What is tested is what an extra may install, package by package."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+    pins = {pin.name: pin for pin in map(Requirement, filter(re.compile(r"^\w").match, lines))}
+    texts = [text for text in _PROJECT["optional-dependencies"][extra] if text != "vit-api[client]"]
+    texts += _PROJECT["optional-dependencies"]["client"] if extra == "server" else []
+    ranges = {wanted.name: wanted for wanted in map(Requirement, texts)}
+    assert pins.keys() == ranges.keys()
+    for name, pin in pins.items():
+        ((_, version),) = [(specifier.operator, specifier.version) for specifier in pin.specifier]
+        assert ranges[name].specifier.contains(version), name
+        assert ranges[name].extras == pin.extras, name

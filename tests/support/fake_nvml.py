@@ -1,0 +1,62 @@
+"""NVIDIA's management library, faked: no GPU and no driver is needed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+
+class NvmlError(Exception):
+    """Plays pynvml's own."""
+
+
+class FakeNvml:
+    """A driver with GPUs, each named by its UUID and its kind."""
+
+    NVMLError = NvmlError
+
+    def __init__(self, *gpus: tuple[str, str], silent: frozenset[str] = frozenset()) -> None:
+        self._gpus = gpus
+        self._silent = silent
+
+    def nvmlInit(self) -> None:
+        if not self._gpus:
+            raise NvmlError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self._gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        return self._gpus[index][0]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid not in dict(self._gpus):
+            raise NvmlError("Not Found")
+        return uuid
+
+    def nvmlDeviceGetUUID(self, handle: str) -> str:
+        return handle
+
+    def nvmlDeviceGetName(self, handle: str) -> str:
+        return dict(self._gpus)[handle]
+
+    def _tell(self, what: str, value: Any) -> Any:
+        if what in self._silent:
+            raise NvmlError("Not Supported")
+        return value
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+        index = [uuid for uuid, _ in self._gpus].index(handle)
+        return self._tell("memory", SimpleNamespace(used=index, total=100))
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
+        return self._tell("utilization", SimpleNamespace(gpu=87))
+
+    def nvmlDeviceGetPowerUsage(self, handle: str) -> Any:
+        return self._tell("power", 312_500)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> Any:
+        return self._tell("energy", 1_500)
+
+
+TWO_GPUS = (("GPU-aa-1", "H200"), ("GPU-bb-2", "H200"))

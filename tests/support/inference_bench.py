@@ -1,0 +1,109 @@
+"""A started `InferenceClient` on a real slot table and real pipes, whose workers the test plays by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit_api.errors import BadImage
+from vit_api.ipc.metrics_board import MetricsBoard
+from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, Status, unpack_requests
+from vit_api.ipc.slots import Claim, OwnerSlots, SlotState, SlotTable, WorkerSlots
+from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
+from vit_api.metrics import DECODE
+from vit_api.web.core.inference import InferenceClient
+
+_READY = WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32")
+LONG_S = 60.0
+
+
+class InferenceBench:
+    """A client with `slots` slots; the first byte of an upload is its pixels, and `!` can't be decoded."""
+
+    def __init__(self, slots: int = 2, is_ready: bool = True, table: SlotTable | None = None) -> None:
+        self.table = table or SlotTable(1, slots, (1, 1, 3))
+        self.slots = OwnerSlots(self.table, 0)
+        self.worker = WorkerSlots(self.table, 0)
+        self.requests = RecordPipe.for_requests(slots)
+        self.answers = RecordPipe.for_answers(slots)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.worker_board = WorkerBoard(1)
+        if is_ready:
+            self.worker_board.publish(0, _READY)
+        self.metrics_board = MetricsBoard(["http-0"], [DECODE])
+        self.client = InferenceClient(
+            self,
+            self.slots,
+            self.worker_board,
+            self.requests,
+            self.answers,
+            metrics_writer=self.metrics_board.metrics_writer("http-0"),
+            decode_threads=1,
+        )
+
+    def is_quick(self, upload: bytes) -> bool:
+        return upload.startswith(b"q")
+
+    def decode_request(self, request: bytes) -> NDArray[np.uint8]:
+        self.decoded_in = threading.current_thread()
+        assert self.gate.wait(LONG_S)
+        if request == b"!":
+            raise BadImage("planted")
+        return np.full((1, 1, 3), request[0], np.uint8)
+
+    def submit(self, upload: bytes) -> asyncio.Task[AnswerRecord]:
+        """Run an upload in a task of its own."""
+        return asyncio.ensure_future(self._infer(upload))
+
+    async def _infer(self, upload: bytes) -> AnswerRecord:
+        answer, decode_s = await self.client.infer(upload)
+        assert decode_s > 0
+        return answer
+
+    async def claim(self) -> Claim:
+        """Wait for a request's record and claim its slot, as a worker does."""
+        await until(lambda: self.table.count_by_state()[SlotState.QUEUED] > 0)
+        while not (records := self.requests.read(1)):
+            await asyncio.sleep(0.001)
+        request = next(unpack_requests(records))
+        claim = self.worker.claim(request.slot, request.generation)
+        assert claim is not None
+        return claim
+
+    def answer(self, claim: Claim, status: Status = Status.OK) -> None:
+        """Answer with the pixel's value as the class."""
+        value = int(self.table.pixels[claim.slot, 0, 0, 0])
+        self.answers.write(
+            [AnswerRecord(claim.slot, claim.generation, status, Prediction((value,), (0.0,), 1.0)).pack()]
+        )
+
+    async def until_all_free(self) -> None:
+        await until(lambda: self.slots.free_count == len(self.table))
+        assert self.table.count_by_state()[SlotState.FREE] == len(self.table)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll a condition to a deadline."""
+    deadline = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def running(bench: InferenceBench) -> AsyncIterator[InferenceBench]:
+    """Start a bench's client, and check at the end that no slot is lost."""
+    bench.client.start()
+    try:
+        yield bench
+        await bench.until_all_free()
+    finally:
+        bench.gate.set()
+        bench.client.stop()

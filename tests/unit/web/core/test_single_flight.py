@@ -1,0 +1,132 @@
+"""Single flight, with computations that end when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from anyio.lowlevel import checkpoint
+
+from vit_api.errors import DeadlineExceeded, InferenceFailed
+from vit_api.web.core.single_flight import SingleFlight
+
+pytestmark = pytest.mark.anyio
+_LONG_S = 60.0
+
+
+class Work:
+    """Computations that end when the test says so."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.cancelled = 0
+        self.outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def __call__(self) -> str:
+        self.started += 1
+        try:
+            return await asyncio.shield(self.outcome)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+@pytest.fixture
+async def flights() -> AsyncIterator[SingleFlight[str]]:
+    """Yield a single flight, and check at the end that no flight is left."""
+    single_flight: SingleFlight[str] = SingleFlight()
+    yield single_flight
+    await checkpoint()
+    assert not single_flight._flights
+
+
+@pytest.fixture
+async def work() -> Work:
+    """Return a computation that ends when the test says so."""
+    return Work()
+
+
+def join(flights: SingleFlight[str], work: Work, key: str = "k", timeout_s: float = _LONG_S) -> asyncio.Task:
+    """Join a flight in a task of its own."""
+    return asyncio.ensure_future(flights.join(key, time.monotonic() + timeout_s, work))
+
+
+async def test_one_computation_for_all(flights: SingleFlight[str], work: Work) -> None:
+    """The first starts it, the others join it, and each gets its value."""
+    assert not flights.is_in_flight("k")
+    waiters = [join(flights, work) for _ in range(50)]
+    await checkpoint()
+    assert flights.is_in_flight("k")
+    work.outcome.set_result("done")
+    assert await asyncio.gather(*waiters) == ["done"] * 50
+    assert work.started == 1
+
+
+async def test_other_keys_and_later_calls_compute_themselves(flights: SingleFlight[str], work: Work) -> None:
+    """Only a computation in flight is shared."""
+    waiters = [join(flights, work, key) for key in "ab"]
+    await checkpoint()
+    work.outcome.set_result("done")
+    await asyncio.gather(*waiters)
+    assert await join(flights, work, "a") == "done"
+    assert work.started == 3
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+async def test_one_who_leaves_takes_nothing_along(who: int, flights: SingleFlight[str], work: Work) -> None:
+    """Not even if it was the one that started the computation."""
+    waiters = [join(flights, work) for _ in range(3)]
+    await checkpoint()
+    waiters.pop(who).cancel()
+    await checkpoint()
+    work.outcome.set_result("done")
+    assert await asyncio.gather(*waiters) == ["done"] * 2
+    assert (work.started, work.cancelled) == (1, 0)
+
+
+async def test_when_the_last_one_leaves_the_computation_is_cancelled(flights: SingleFlight[str], work: Work) -> None:
+    """Who comes at the same moment starts anew, and is not cancelled along."""
+    waiters = [join(flights, work) for _ in range(3)]
+    await checkpoint()
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.wait(waiters)
+    late = join(flights, work)
+    await checkpoint()
+    await checkpoint()
+    assert (work.started, work.cancelled) == (2, 1)
+    work.outcome.set_result("done")
+    assert await late == "done"
+
+
+async def test_each_has_its_own_deadline(flights: SingleFlight[str], work: Work) -> None:
+    """One gives up at its time; the other still gets the value."""
+    hasty, patient = join(flights, work, timeout_s=0.01), join(flights, work)
+    with pytest.raises(DeadlineExceeded):
+        await hasty
+    work.outcome.set_result("done")
+    assert await patient == "done"
+    assert work.cancelled == 0
+
+
+async def test_at_the_last_deadline_the_computation_is_cancelled(flights: SingleFlight[str], work: Work) -> None:
+    """Nobody waits for it any more."""
+    waiters = [join(flights, work, timeout_s=timeout_s) for timeout_s in (0.01, 0.02)]
+    outcomes = await asyncio.gather(*waiters, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded] * 2
+    await checkpoint()
+    assert work.cancelled == 1
+
+
+async def test_a_failure_is_everybodys_and_is_not_kept(flights: SingleFlight[str], work: Work) -> None:
+    """Each waiter gets it; who comes later computes anew."""
+    waiters = [join(flights, work) for _ in range(3)]
+    await checkpoint()
+    work.outcome.set_exception(InferenceFailed("planted"))
+    outcomes = await asyncio.gather(*waiters, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [InferenceFailed] * 3
+    work.outcome = asyncio.get_running_loop().create_future()
+    work.outcome.set_result("better")
+    assert await join(flights, work) == "better"

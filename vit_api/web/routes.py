@@ -1,0 +1,109 @@
+"""The table of routes: which handler answers a method and path, and how the API's description presents it.
+
+A protocol lists its routes in the order of the description. Hot routes are answered by `web.entry`, the others by
+FastAPI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fastapi.routing import APIRoute
+
+from vit_api.web.requests import Request
+from vit_api.web.responses import Response
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+Responses = dict[int | str, dict[str, Any]]
+"""Responses by status, as FastAPI takes them."""
+
+CLASSIFICATION = "classification"
+"""The tag of the operations that classify."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What the description says of a hot route.
+
+    Attributes:
+        path: The path, with parameters in braces.
+        name: A function name; the operation's summary and id are made from it.
+        description: One or two sentences.
+        content: The request body, by media type.
+        parameters: OpenAPI parameter objects.
+        responses: Responses by status.
+        response_model: The body of a 200.
+        tags: OpenAPI tags.
+    """
+
+    path: str
+    name: str
+    description: str
+    content: dict[str, Any]
+    parameters: Sequence[dict[str, Any]] = ()
+    responses: Responses = field(default_factory=dict)
+    response_model: Any = None
+    tags: Sequence[str] = (CLASSIFICATION,)
+
+    def as_route(self, method: str) -> APIRoute:
+        """Return a route that is only described, never served."""
+
+        async def described() -> None: ...
+
+        return APIRoute(
+            self.path,
+            described,
+            methods=[method],
+            name=self.name,
+            description=self.description,
+            response_model=self.response_model,
+            responses=dict(self.responses),
+            tags=list(self.tags),
+            openapi_extra={
+                "parameters": list(self.parameters),
+                "requestBody": {"required": True, "content": self.content},
+            },
+        )
+
+
+@dataclass(frozen=True)
+class HotRoute:
+    """A route that classifies, answered without FastAPI.
+
+    Attributes:
+        method: The HTTP method.
+        path: The path that is served.
+        endpoint: Its name in the metrics, one of `metrics.ENDPOINTS`.
+        handler: Answers its requests.
+        operation: Its description; None if another route's describes it, too.
+    """
+
+    method: str
+    path: str
+    endpoint: str
+    handler: Handler
+    operation: Operation | None = None
+
+
+Route = HotRoute | APIRoute
+
+
+class ProtocolRoutes(Protocol):
+    """An API that clients speak."""
+
+    def routes(self) -> Sequence[Route]:
+        """Return all its routes, in the order of the description."""
+
+
+def described(routes: Sequence[Route]) -> list[APIRoute]:
+    """Return what the API's description is made from."""
+    found: list[APIRoute] = []
+    for route in routes:
+        if isinstance(route, APIRoute):
+            found.append(route)
+        elif route.operation is not None:
+            found.append(route.operation.as_route(route.method))
+    return found
