@@ -28,7 +28,7 @@ def measure(entries: int) -> dict[str, Any]:
     cache: AnswerCache[CachedPrediction] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
     before = process_group.resident_bytes(os.getpid())
     for number in range(entries):
-        cached = CachedPrediction(Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05))
+        cached = CachedPrediction(Prediction(tuple(range(MAX_TOP_K)), (0.5,) * MAX_TOP_K, 0.05))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
         cached.rendered[5] = to_json({"predictions": top})[:-1]
         cache.put(hashlib.sha256(str(number).encode()).digest(), cached)

@@ -39,7 +39,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         max_image_side: Maximum width and height of an image, in pixels.
         exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.choose_threads`.
-        lit_api_options: LitServe's own options, such as `max_batch_size`, `batch_timeout` (seconds) and `loop`.
+        lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
 
     Attributes:
         model: None until `setup`.
@@ -86,12 +86,11 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         """Decode an upload.
 
         Args:
-            request: The upload or, in a stock LitServer, the parsed body: a form with an upload `file`, or JSON with
-                base64 in `image`.
+            request: The upload or, as a stock LitServer passes it, a parsed body: a form with an upload `file` or
+                JSON with base64 in `image`.
 
         Returns:
-            uint8 [height, width, 3]: an image file resized as by the checkpoint's image processor, or the client's
-            pixels unchanged.
+            uint8 [height, width, 3], resized as the checkpoint's processor does; pixels as they are.
 
         Raises:
             ViTError: The upload can't be decoded; its class says why.
@@ -110,7 +109,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         return isinstance(upload, Pixels) or image_limits.is_quick(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
-        """Gather images into one batch and copy it to the device."""
+        """Gather images into one batch and send it to the device."""
         return self._loaded_model().stage(inputs)
 
     def predict(self, x: Staged) -> Launched:
@@ -146,7 +145,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
 
 
 def _upload_of(request: Any) -> bytes:
-    """Return the upload's bytes, however the request carries them."""
+    """Return the upload's bytes, whichever way the request brings them."""
     if isinstance(request, bytes):
         return request
     if isinstance(request, Mapping) and "file" in request:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-TOP_K = 20
+MAX_TOP_K = 20
 """Number of classes in an answer: the maximum that a client may request."""
 
 DEFAULT_TOP_K = 5
@@ -40,7 +40,7 @@ class RequestRecord(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one image, at most `TOP_K`.
+    """The most probable classes of one image, at most `MAX_TOP_K`.
 
     A softmax needs the logits of all classes; the probability of the top one makes up for those that are left out.
 
@@ -69,7 +69,7 @@ class Prediction(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the prediction as bytes, as compact as in an answer record."""
-        padding = (0,) * (TOP_K - len(self.indices))
+        padding = (0,) * (MAX_TOP_K - len(self.indices))
         return _PREDICTION.pack(
             len(self.indices), self.top_probability, *self.indices, *padding, *self.logits, *padding
         )

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from vit_api.errors import BadRequest, ViTError
-from vit_api.ipc.records import DEFAULT_TOP_K, TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
@@ -149,5 +149,5 @@ def _top_k_of(request: Request) -> int:
         values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
         top_k = _TOP_KS.get(values.get("top_k", str(DEFAULT_TOP_K)))
     if top_k is None:
-        raise BadRequest(f"'top_k' must be an integer from 1 to {TOP_K}.")
+        raise BadRequest(f"'top_k' must be an integer from 1 to {MAX_TOP_K}.")
     return top_k
