@@ -182,7 +182,7 @@ class Request:
     async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns, or cancel it when the client hangs up. To be called after the body was read.
 
-        A watch task of our own: anyio's task groups cost ten times as much (benchmarks/results/cancellation.json).
+        A watch task of our own: a task group of anyio costs many times as much (benchmarks/results/cancellation.json).
 
         Raises:
             ClientDisconnect: The client hung up.

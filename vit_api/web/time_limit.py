@@ -1,6 +1,6 @@
 """One time limit for many tasks, with a single timer.
 
-Kept instead of a scope of anyio or asyncio for each request, which costs 25 and 10 times as much
+Used instead of a scope of asyncio or anyio for each request, which costs many times as much
 (benchmarks/results/cancellation.json).
 """
 

@@ -69,7 +69,7 @@ class Pad {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = IMAGE_SIDE;
     draw(canvas, fill(this.#strokes), PEN);
-    // Not `toBlob`, which waits until the browser is idle: up to a second.
+    // Not `toBlob`: it waits until the browser is idle.
     const base64 = canvas.toDataURL("image/png").split(",")[1];
     const content = Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0));
     this.#take([new File([content], "drawing.png", { type: "image/png" })]);

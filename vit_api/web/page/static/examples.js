@@ -12,7 +12,8 @@ const PHOTOS = [
 /**
  * Show the examples that suit the model, and call `take` with the one that is clicked.
  *
- * The click starts a new turn, and `begin` returns its signal, so an example that loads slowly never replaces a newer choice.
+ * The click starts a new turn, and `begin` returns its signal, so an example that loads slowly never replaces a newer
+ * choice.
  */
 export function showExamples(isDigits, begin, take, refuse) {
   const items = (isDigits ? DIGITS : PHOTOS).map(([name, title]) => {
