@@ -27,7 +27,7 @@ from vit_api.web.routes import HotRoute, Route, described
 
 _TITLE = "ViT API"
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
-_SERVERS = [{"url": ".", "description": "Where this description is"}]  # relative, for proxies that add a prefix
+_SERVERS = [{"url": ".", "description": "The server of this description"}]  # relative, for proxies that add a prefix
 
 
 def create_app(

@@ -49,7 +49,7 @@ _CONTENT = {
             "type": "object",
             "required": ["inputs"],
             "properties": {
-                "inputs": {"type": "string", "format": "byte", "description": "Base64, or a data: URL"},
+                "inputs": {"type": "string", "format": "byte", "description": "Base64 or a data: URL"},
                 "parameters": {
                     "type": ["object", "null"],
                     "properties": {

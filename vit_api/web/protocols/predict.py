@@ -1,4 +1,7 @@
-"""`POST /predict` and `POST /predict/batch`: from a request to the JSON of its response."""
+"""`POST /predict` and `POST /predict/batch`: from a request to the JSON of its response.
+
+Knows nothing of how an image is classified.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _ONE_UPLOAD = {
         "schema": {
             "type": "object",
             "required": ["image"],
-            "properties": {"image": {"type": "string", "format": "byte", "description": "Base64, or a data: URL"}},
+            "properties": {"image": {"type": "string", "format": "byte", "description": "Base64 or a data: URL"}},
         }
     },
 }
@@ -45,7 +48,7 @@ _MANY_UPLOADS = {
 _TOP_K = {
     "name": "top_k",
     "in": "query",
-    "description": "How many classes to name",
+    "description": "Number of classes to return",
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": DEFAULT_TOP_K},
 }
 
@@ -81,7 +84,7 @@ class PredictRoutes:
         one = Operation(
             "/predict",
             "classify_an_image",
-            "Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON.",
+            "Classify one image: the form field `file`, the raw bytes as the body, or base64 in JSON.",
             _ONE_UPLOAD,
             [_TOP_K],
             ANSWER | FAILURES,
@@ -90,7 +93,7 @@ class PredictRoutes:
         several = Operation(
             "/predict/batch",
             "classify_several_images",
-            "Classify 1 to 32 images. The answer has their order; a bad image has its error in its place.",
+            "Classify 1 to 32 images. Results are in the order of the images; a failed image has an error object.",
             _MANY_UPLOADS,
             [_TOP_K],
             FAILURES,
@@ -109,7 +112,7 @@ class PredictRoutes:
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
-        """Classify several images; an image that fails has its error in its place."""
+        """Classify several images; one that fails has an error object in its position."""
         top_k = _top_k_of(request)
         uploads = await self._requests.read(request, self._uploads.read_many(request))
         results = await self._requests.classify_all(request, uploads)
