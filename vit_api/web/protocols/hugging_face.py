@@ -112,8 +112,7 @@ class HuggingFaceRoutes:
 
     async def classify(self, request: Request) -> Response:
         """Classify one image."""
-        reading = self._uploads.read_raw_or_json(request, _inputs_in_json)
-        upload, parameters = await self._requests.read(request, reading)
+        upload, parameters = await self._uploads.read_raw_or_json(request, _inputs_in_json)
         result = await self._requests.classify(request, upload)
         return Response(200, self._body(result, parameters or _Parameters()), source_headers(result), (result,))
 

@@ -107,14 +107,14 @@ class PredictRoutes:
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
         top_k = _top_k_of(request)
-        upload = await self._requests.read(request, self._uploads.read_one(request))
+        upload = await self._uploads.read_one(request)
         result = await self._requests.classify(request, upload)
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; one that fails has an error object in its position."""
         top_k = _top_k_of(request)
-        uploads = await self._requests.read(request, self._uploads.read_many(request))
+        uploads = await self._uploads.read_many(request)
         results = await self._requests.classify_all(request, uploads)
         request_id = request.id.decode()
         bodies = [
@@ -132,12 +132,7 @@ class PredictRoutes:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
             result.cached.add_rendered(top_k, start)
         cached = b"true" if result.answer is None else b"false"
-        return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (
-            start,
-            cached,
-            self._requests.elapsed_ms(request),
-            self._end,
-        )
+        return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, request.elapsed_ms, self._end)
 
 
 def _top_k_of(request: Request) -> int:
