@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.harness import command_line, process_group, results, tables
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
-from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import CachedPrediction
 from vit_api.web.responses import to_json
@@ -28,7 +28,7 @@ def measure(entries: int) -> dict[str, Any]:
     cache: AnswerCache[CachedPrediction] = AnswerCache(entries, 3600, CacheTally(CacheBoard(1), 0))
     before = process_group.resident_bytes(os.getpid())
     for number in range(entries):
-        cached = CachedPrediction(Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05))
+        cached = CachedPrediction(Prediction(tuple(range(MAX_TOP_K)), (0.5,) * MAX_TOP_K, 0.05))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
         cached.rendered[5] = to_json({"predictions": top})[:-1]
         cache.put(hashlib.sha256(str(number).encode()).digest(), cached)

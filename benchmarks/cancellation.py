@@ -19,7 +19,7 @@ import uvloop
 
 from benchmarks.harness import command_line, results, tables
 from vit_api.errors import BodyTimeout
-from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.time_limit import TimeLimit
 
 _LIMIT_S = 10.0
@@ -58,7 +58,13 @@ def _time_limits() -> dict[str, Callable[[], Awaitable[None]]]:
 
 
 def _watches() -> dict[str, Callable[[], Awaitable[None]]]:
-    request = Request(_SCOPE, _connected, b"id", PendingBytes(0), arrived_at=0.0)
+    request = Request(
+        _SCOPE,
+        _connected,
+        b"id",
+        RequestLimits(max_pending_bytes=0, request_timeout_s=30, body_timeout_s=10),
+        arrived_at=0.0,
+    )
 
     async def ours() -> None:
         await request.unless_gone(_yielding_work())

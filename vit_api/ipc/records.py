@@ -16,15 +16,15 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
-TOP_K = 20
+MAX_TOP_K = 20
 """Number of classes in an answer: the maximum that a client may request."""
 
 DEFAULT_TOP_K = 5
 """Number of classes in a response unless the client requests another."""
 
 _REQUEST = struct.Struct("<II")
-_ANSWER = struct.Struct(f"<IIBBHfff{TOP_K}I{TOP_K}f")
-_PREDICTION = struct.Struct(f"<Bf{TOP_K}I{TOP_K}f")
+_ANSWER = struct.Struct(f"<IIBBHfff{MAX_TOP_K}I{MAX_TOP_K}f")
+_PREDICTION = struct.Struct(f"<Bf{MAX_TOP_K}I{MAX_TOP_K}f")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -40,7 +40,7 @@ class RequestRecord(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one image, at most `TOP_K`.
+    """The most probable classes of one image, at most `MAX_TOP_K`.
 
     A softmax needs the logits of all classes; the probability of the top one makes up for those that are left out.
 
@@ -69,7 +69,7 @@ class Prediction(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the prediction as bytes, as compact as in an answer record."""
-        padding = (0,) * (TOP_K - len(self.indices))
+        padding = (0,) * (MAX_TOP_K - len(self.indices))
         return _PREDICTION.pack(
             len(self.indices), self.top_probability, *self.indices, *padding, *self.logits, *padding
         )
@@ -81,10 +81,10 @@ class Prediction(NamedTuple):
         Raises:
             ValueError: The data has another size, or more classes than fit in it.
         """
-        if len(data) != _PREDICTION.size or data[0] > TOP_K:
+        if len(data) != _PREDICTION.size or data[0] > MAX_TOP_K:
             raise ValueError("not a packed prediction")
         count, top_probability, *top = _PREDICTION.unpack(data)
-        return cls(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]), top_probability)
+        return cls(tuple(top[:count]), tuple(top[MAX_TOP_K : MAX_TOP_K + count]), top_probability)
 
 
 NO_PREDICTION = Prediction((), (), 0.0)
@@ -121,7 +121,7 @@ class AnswerRecord(NamedTuple):
     def pack(self) -> bytes:
         """Return the record's bytes; the top-k is padded with zeros to its fixed size."""
         indices, logits, top_probability = self.prediction
-        padding = (0,) * (TOP_K - len(indices))
+        padding = (0,) * (MAX_TOP_K - len(indices))
         return _ANSWER.pack(
             self.slot,
             self.generation,
@@ -146,7 +146,7 @@ def unpack_requests(data: bytes) -> Iterator[RequestRecord]:
 def unpack_answers(data: bytes) -> Iterator[AnswerRecord]:
     """Yield the answers in `data`, which holds whole records."""
     for slot, generation, status, count, batch_size, queue_s, inference_s, certainty, *top in _ANSWER.iter_unpack(data):
-        prediction = Prediction(tuple(top[:count]), tuple(top[TOP_K : TOP_K + count]), certainty)
+        prediction = Prediction(tuple(top[:count]), tuple(top[MAX_TOP_K : MAX_TOP_K + count]), certainty)
         yield AnswerRecord(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s)
 
 

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.cores import available_cores
 from vit_api.errors import OutOfDeviceMemory
-from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.model.engines import (
     Engine,
     Network,
@@ -192,7 +192,7 @@ class VisionModel:
             dtype=self.dtype,
         )
         self._model.to(self.device).eval()
-        self._top_k = min(TOP_K, self._model.config.num_labels)
+        self._top_k = min(MAX_TOP_K, self._model.config.num_labels)
         self._scale, self._shift = self._normalisation(checkpoint)
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
         self._staging = Staging(self._link, self.pixel_shape, max_batch_size)

@@ -22,12 +22,13 @@ from vit_api.web.admission.rate_limits import RateLimits, describe_limits
 from vit_api.web.entry import Entry
 from vit_api.web.observers.exchange import Observer
 from vit_api.web.page.security_headers import STATIC_FOLDER, docs_router
+from vit_api.web.requests import RequestLimits
 from vit_api.web.responses import from_exception
 from vit_api.web.routes import HotRoute, Route, described
 
 _TITLE = "ViT API"
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
-_SERVERS = [{"url": ".", "description": "Where this description is"}]  # relative, for proxies that add a prefix
+_SERVERS = [{"url": ".", "description": "The server of this description"}]  # relative, for proxies that add a prefix
 
 
 def create_app(
@@ -36,10 +37,10 @@ def create_app(
     *,
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
-    max_pending_bytes: int,
+    request_limits: RequestLimits,
     is_draining: Callable[[], bool],
     keys: KeyCheck | None = None,
-    limits: RateLimits | None = None,
+    rate_limits: RateLimits | None = None,
     cors_origins: Sequence[str] = (),
 ) -> ASGIApp:
     """Return the ASGI application of one HTTP process.
@@ -49,20 +50,20 @@ def create_app(
         observers: Told of each answered request.
         start: Called on the event loop before the first request.
         stop: Called on the event loop after the last one.
-        max_pending_bytes: Maximum size of the bodies of all requests in flight.
+        request_limits: The memory and the time that requests may take.
         is_draining: Returns whether the server is shutting down.
         keys: Checks API keys; None: none are required.
-        limits: Limits the rate of each client; None: no limits.
+        rate_limits: Limits the rate of each client; None: no limits.
         cors_origins: Origins whose pages may use the server; none: its own only.
     """
     app = _fastapi(routes, start, stop)
-    app.openapi = _described_by(app, routes, keys, limits)  # type: ignore[method-assign]
+    app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
     hot = [route for route in routes if isinstance(route, HotRoute)]
     entry = Entry(
-        hot if limits is None else [limits.limited(route) for route in hot],
+        hot if rate_limits is None else [rate_limits.limited(route) for route in hot],
         app,
         observers,
-        max_pending_bytes=max_pending_bytes,
+        limits=request_limits,
         is_draining=is_draining,
         admit=None if keys is None else keys.admit,
     )
@@ -101,7 +102,7 @@ def _fastapi(
 
 
 def _described_by(
-    app: FastAPI, routes: Sequence[Route], keys: KeyCheck | None, limits: RateLimits | None
+    app: FastAPI, routes: Sequence[Route], keys: KeyCheck | None, rate_limits: RateLimits | None
 ) -> Callable[[], dict[str, Any]]:
     """Return a function that makes the description when it is first requested."""
 
@@ -115,7 +116,7 @@ def _described_by(
                 servers=_SERVERS,
             )
             describe_keys(app.openapi_schema, keys)
-            if limits is not None:
+            if rate_limits is not None:
                 describe_limits(app.openapi_schema)
         return app.openapi_schema
 

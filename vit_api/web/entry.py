@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vit_api.errors import InternalError, NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.observers.exchange import Exchange, Observer
-from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, Response, error_response
 from vit_api.web.routes import Handler, HotRoute
 
@@ -34,7 +34,7 @@ class Entry:
         hot_routes: The routes that are answered here.
         fallback: Answers everything else.
         observers: Told of each answered request.
-        max_pending_bytes: Maximum size of the bodies of all requests in flight.
+        limits: The memory and the time that requests may take.
         is_draining: Returns whether the server is shutting down, so that clients should disconnect.
         admit: Raises a `ViTError` if a request must not be answered, before any of its body is read.
     """
@@ -45,14 +45,14 @@ class Entry:
         fallback: ASGIApp,
         observers: Sequence[Observer],
         *,
-        max_pending_bytes: int,
+        limits: RequestLimits,
         is_draining: Callable[[], bool],
         admit: Callable[[Request], None] | None = None,
     ) -> None:
         self._hot = {(route.method, route.path): (route.handler, route.endpoint) for route in hot_routes}
         self._fallback = fallback
         self._observers = observers
-        self._pending = PendingBytes(max_pending_bytes)
+        self._limits = limits
         self._is_draining = is_draining
         self._admit = admit
         # As unique as a random number and much cheaper: random for each process, and counted within it.
@@ -66,7 +66,7 @@ class Entry:
             return
         arrived_at = time.monotonic()
         handler, endpoint = self._hot.get((scope["method"], scope["path"]), (None, ""))
-        request = Request(scope, receive, self._new_id(), self._pending, arrived_at=arrived_at, endpoint=endpoint)
+        request = Request(scope, receive, self._new_id(), self._limits, arrived_at=arrived_at, endpoint=endpoint)
         client_id = request.headers.get(REQUEST_ID)
         if client_id is not None and _VALID_ID.fullmatch(client_id):
             request.id = client_id

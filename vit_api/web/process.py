@@ -44,6 +44,7 @@ from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
 from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, Encoder, PredictRoutes
 from vit_api.web.protocols.request_classifier import RequestClassifier
+from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import ProtocolRoutes, Route
 from vit_api.web.uploads import Uploads
 
@@ -91,10 +92,10 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
     metrics_writer = shared.metrics_board.metrics_writer(f"http-{number}")
     core = _build_core(shared, lit_api, number, metrics_writer)
     digests = settings.key_digests
-    limits = None
+    rate_limits = None
     if shared.budgets is not None:
         limiter = RateLimiter(shared.budgets, number, core.redis_counts)
-        limits = RateLimits(limiter, ClientAddresses(settings.trusted_networks), settings.rates)
+        rate_limits = RateLimits(limiter, ClientAddresses(settings.trusted_networks), settings.rates)
     observers: list[Observer] = [RequestMetrics(metrics_writer)]
     if settings.access_log:
         observers.append(AccessLog())
@@ -106,10 +107,14 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         observers,
         start=core.start,
         stop=core.stop,
-        max_pending_bytes=settings.max_pending_bytes,
+        request_limits=RequestLimits(
+            max_pending_bytes=settings.max_pending_bytes,
+            request_timeout_s=settings.request_timeout_s,
+            body_timeout_s=settings.body_timeout_s,
+        ),
         is_draining=shared.worker_board.is_draining,
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
-        limits=limits,
+        rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
     )
 
@@ -148,9 +153,7 @@ def _identity(shared: Shared) -> str:
 
 def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[ProtocolRoutes]:
     settings, checkpoint = shared.settings, shared.checkpoint
-    requests = RequestClassifier(
-        core.classifier, request_timeout_s=settings.request_timeout_s, body_timeout_s=settings.body_timeout_s
-    )
+    requests = RequestClassifier(core.classifier)
     uploads = Uploads(
         max_bytes=settings.max_upload_bytes,
         max_count=MAX_IMAGES_PER_REQUEST,

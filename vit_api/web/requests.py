@@ -1,4 +1,4 @@
-"""Requests as the hot routes see them: a thin view of what ASGI gives.
+"""Requests as the hot routes see them: a thin view of what ASGI gives, and the limits that hold for all.
 
 starlette's Request and Response alone would take as long as the rest of a cache hit.
 """
@@ -6,28 +6,34 @@ starlette's Request and Response alone would take as long as the rest of a cache
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from vit_api.errors import Overloaded, UploadTooLarge
+from vit_api.errors import BodyTimeout, Overloaded, UploadTooLarge
+from vit_api.web.time_limit import TimeLimit
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 T = TypeVar("T")
 
 
-class PendingBytes:
-    """The bytes of uploads that a process holds, bounded. For one event loop.
+class RequestLimits:
+    """The memory and the time that the requests of a process may take. For one event loop.
 
     Args:
-        max_bytes: Maximum.
+        max_pending_bytes: Maximum size of the bodies of all requests in flight.
+        request_timeout_s: Seconds from a request's arrival to a 504.
+        body_timeout_s: Seconds from a request's arrival until its body must be read.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._free = max_bytes
+    def __init__(self, *, max_pending_bytes: int, request_timeout_s: float, body_timeout_s: float) -> None:
+        self._free = max_pending_bytes
+        self.request_timeout_s = request_timeout_s
+        self.body_time = TimeLimit(min(body_timeout_s, request_timeout_s), _late_body)
 
     def take(self, count: int) -> None:
         """Reserve `count` bytes.
@@ -42,6 +48,12 @@ class PendingBytes:
     def give_back(self, count: int) -> None:
         """Free `count` bytes."""
         self._free += count
+
+
+def _late_body() -> BodyTimeout:
+    return BodyTimeout(
+        "The request body did not arrive within the time limit. Send it faster, or send a smaller image."
+    )
 
 
 class Timeline:
@@ -85,7 +97,7 @@ class Request:
         scope: ASGI's description of it.
         receive: ASGI's source of its body.
         request_id: Its id, for the response and the log.
-        pending: Where its body reserves memory until `close`.
+        limits: What it may take; its body reserves memory there until `close`.
         arrived_at: When it arrived, in seconds of the monotonic clock.
         endpoint: The endpoint in the metrics; empty if the route doesn't classify.
 
@@ -103,7 +115,7 @@ class Request:
 
     __slots__ = (
         "_is_gone",
-        "_pending",
+        "_limits",
         "_receive",
         "admission",
         "endpoint",
@@ -122,7 +134,7 @@ class Request:
         scope: Scope,
         receive: Receive,
         request_id: bytes,
-        pending: PendingBytes,
+        limits: RequestLimits,
         *,
         arrived_at: float,
         endpoint: str = "",
@@ -139,15 +151,30 @@ class Request:
         self.received_bytes = 0
         self._receive = receive
         self._is_gone = False
-        self._pending = pending
+        self._limits = limits
 
-    def all_values(self, name: bytes) -> list[bytes]:
-        """Return the values of a header that may be repeated, by lower-case name."""
-        return [value for key, value in self.scope["headers"] if key == name]
+    @property
+    def deadline(self) -> float:
+        """When its response is due, in seconds of the monotonic clock."""
+        return self.timeline.arrived_at + self._limits.request_timeout_s
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since its arrival."""
+        return (time.monotonic() - self.timeline.arrived_at) * 1000
+
+    @property
+    def bypasses_cache(self) -> bool:
+        """Whether the client requests `no-cache`; see RFC 9111, section 5.2.1.4."""
+        if b"cache-control" not in self.headers:
+            return False
+        # The header may be repeated, and its values belong together.
+        values = b",".join(value for name, value in self.scope["headers"] if name == b"cache-control")
+        return b"no-cache" in [directive.strip().lower() for directive in values.split(b",")]
 
     def close(self) -> None:
         """Free the memory of the body. To be called once."""
-        self._pending.give_back(self.received_bytes)
+        self._limits.give_back(self.received_bytes)
 
     async def read_body(self, max_bytes: int) -> bytes:
         """Return the body, or refuse it: at once by its declared length, else when it exceeds the limit.
@@ -157,12 +184,16 @@ class Request:
 
         Raises:
             UploadTooLarge: It has more bytes; the rest was not read.
+            BodyTimeout: It did not arrive in time.
             Overloaded: The process has no memory left for uploads.
             ClientDisconnect: The client hung up.
         """
         declared = self.headers.get(b"content-length")
         if declared is not None and declared.isdigit() and int(declared) > max_bytes:
             raise UploadTooLarge(max_bytes)
+        return await self._limits.body_time.hold(self._read_body(max_bytes), self.timeline.arrived_at)
+
+    async def _read_body(self, max_bytes: int) -> bytes:
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -173,7 +204,7 @@ class Request:
             size += len(chunk)
             if size > max_bytes:
                 raise UploadTooLarge(max_bytes)
-            self._pending.take(len(chunk))
+            self._limits.take(len(chunk))
             self.received_bytes = size
             if not message.get("more_body", False):
                 return b"".join([*chunks, chunk]) if chunks else chunk

@@ -52,7 +52,7 @@ class FakeTime:
 
 def test_it_knows_the_servers_limits() -> None:
     """The client imports nothing of the server's, so it has their values itself."""
-    assert (DEFAULT_TOP_K, MAX_TOP_K) == (lit_api.DEFAULT_TOP_K, records.TOP_K)
+    assert (DEFAULT_TOP_K, MAX_TOP_K) == (lit_api.DEFAULT_TOP_K, records.MAX_TOP_K)
 
 
 @pytest.mark.parametrize(

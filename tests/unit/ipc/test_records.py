@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_api.ipc.records import (
-    TOP_K,
+    MAX_TOP_K,
     AnswerRecord,
     Prediction,
     RecordPipe,
@@ -26,7 +26,7 @@ _U32 = st.integers(0, 2**32 - 1)
 _F32 = st.floats(0, 1e6, width=32)
 _PREDICTIONS = st.builds(
     lambda pairs, top: Prediction(tuple(i for i, _ in pairs), tuple(logit for _, logit in pairs), top),
-    st.lists(st.tuples(_U32, st.floats(-1e4, 1e4, width=32)), max_size=TOP_K),
+    st.lists(st.tuples(_U32, st.floats(-1e4, 1e4, width=32)), max_size=MAX_TOP_K),
     st.floats(0, 1, width=32),
 )
 
@@ -81,9 +81,8 @@ def test_a_full_pipe_raises_instead_of_blocking() -> None:
 
 def _write_many(pipe: RecordPipe, writer: int, count: int) -> None:
     for number in range(count):
-        pipe.write(
-            [AnswerRecord(writer, number, Status.OK, Prediction((writer,) * TOP_K, (0.5,) * TOP_K, 0.05)).pack()]
-        )
+        prediction = Prediction((writer,) * MAX_TOP_K, (0.5,) * MAX_TOP_K, 0.05)
+        pipe.write([AnswerRecord(writer, number, Status.OK, prediction).pack()])
 
 
 def test_records_of_many_processes_never_mix() -> None:
@@ -97,7 +96,7 @@ def test_records_of_many_processes_never_mix() -> None:
     for process in writers:
         process.join(60)
     answers = list(unpack_answers(pipe.read(4 * count)))
-    assert all(answer.prediction.indices == (answer.slot,) * TOP_K for answer in answers)
+    assert all(answer.prediction.indices == (answer.slot,) * MAX_TOP_K for answer in answers)
     for writer in range(4):
         assert [answer.generation for answer in answers if answer.slot == writer] == list(range(count))
 

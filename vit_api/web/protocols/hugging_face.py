@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import DEFAULT_TOP_K, TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
@@ -49,14 +49,14 @@ _CONTENT = {
             "type": "object",
             "required": ["inputs"],
             "properties": {
-                "inputs": {"type": "string", "format": "byte", "description": "Base64, or a data: URL"},
+                "inputs": {"type": "string", "format": "byte", "description": "Base64 or a data: URL"},
                 "parameters": {
                     "type": ["object", "null"],
                     "properties": {
                         "top_k": {
                             "type": ["integer", "null"],
                             "minimum": 1,
-                            "description": f"Number of classes to return; default {DEFAULT_TOP_K}, maximum {TOP_K}",
+                            "description": f"Number of classes to return; default {DEFAULT_TOP_K}, maximum {MAX_TOP_K}",
                         },
                         "function_to_apply": {
                             "enum": [*_SCORES, None],
@@ -112,8 +112,7 @@ class HuggingFaceRoutes:
 
     async def classify(self, request: Request) -> Response:
         """Classify one image."""
-        reading = self._uploads.read_raw_or_json(request, _inputs_in_json)
-        upload, parameters = await self._requests.read(request, reading)
+        upload, parameters = await self._uploads.read_raw_or_json(request, _inputs_in_json)
         result = await self._requests.classify(request, upload)
         return Response(200, self._body(result, parameters or _Parameters()), source_headers(result), (result,))
 
@@ -167,4 +166,4 @@ def _parameters_of(given: Any) -> _Parameters:
     function = _SOFTMAX if given.get("function_to_apply") is None else given["function_to_apply"]
     if not isinstance(function, str) or function not in _SCORES:
         raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")
-    return _Parameters(min(top_k, TOP_K), function)
+    return _Parameters(min(top_k, MAX_TOP_K), function)

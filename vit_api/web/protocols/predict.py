@@ -1,4 +1,7 @@
-"""`POST /predict` and `POST /predict/batch`: from a request to the JSON of its response."""
+"""`POST /predict` and `POST /predict/batch`: from a request to the JSON of its response.
+
+Knows nothing of how an image is classified.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from vit_api.errors import BadRequest, ViTError
-from vit_api.ipc.records import DEFAULT_TOP_K, TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
@@ -26,7 +29,7 @@ _ONE_UPLOAD = {
         "schema": {
             "type": "object",
             "required": ["image"],
-            "properties": {"image": {"type": "string", "format": "byte", "description": "Base64, or a data: URL"}},
+            "properties": {"image": {"type": "string", "format": "byte", "description": "Base64 or a data: URL"}},
         }
     },
 }
@@ -45,12 +48,12 @@ _MANY_UPLOADS = {
 _TOP_K = {
     "name": "top_k",
     "in": "query",
-    "description": "How many classes to name",
-    "schema": {"type": "integer", "minimum": 1, "maximum": TOP_K, "default": DEFAULT_TOP_K},
+    "description": "Number of classes to return",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": DEFAULT_TOP_K},
 }
 
-_TOP_KS = {str(k): k for k in range(1, TOP_K + 1)}
-_PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, TOP_K + 1)}
+_TOP_KS = {str(k): k for k in range(1, MAX_TOP_K + 1)}
+_PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, MAX_TOP_K + 1)}
 
 
 class Encoder(Protocol):
@@ -81,7 +84,7 @@ class PredictRoutes:
         one = Operation(
             "/predict",
             "classify_an_image",
-            "Classify one image: a form's field `file`, the raw bytes as the body, or base64 in JSON.",
+            "Classify one image: the form field `file`, the raw bytes as the body, or base64 in JSON.",
             _ONE_UPLOAD,
             [_TOP_K],
             ANSWER | FAILURES,
@@ -90,7 +93,7 @@ class PredictRoutes:
         several = Operation(
             "/predict/batch",
             "classify_several_images",
-            "Classify 1 to 32 images. The answer has their order; a bad image has its error in its place.",
+            "Classify 1 to 32 images. Results are in the order of the images; a failed image has an error object.",
             _MANY_UPLOADS,
             [_TOP_K],
             FAILURES,
@@ -104,14 +107,14 @@ class PredictRoutes:
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
         top_k = _top_k_of(request)
-        upload = await self._requests.read(request, self._uploads.read_one(request))
+        upload = await self._uploads.read_one(request)
         result = await self._requests.classify(request, upload)
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
-        """Classify several images; an image that fails has its error in its place."""
+        """Classify several images; one that fails has an error object in its position."""
         top_k = _top_k_of(request)
-        uploads = await self._requests.read(request, self._uploads.read_many(request))
+        uploads = await self._uploads.read_many(request)
         results = await self._requests.classify_all(request, uploads)
         request_id = request.id.decode()
         bodies = [
@@ -129,12 +132,7 @@ class PredictRoutes:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
             result.cached.add_rendered(top_k, start)
         cached = b"true" if result.answer is None else b"false"
-        return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (
-            start,
-            cached,
-            self._requests.elapsed_ms(request),
-            self._end,
-        )
+        return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, request.elapsed_ms, self._end)
 
 
 def _top_k_of(request: Request) -> int:
@@ -149,5 +147,5 @@ def _top_k_of(request: Request) -> int:
         values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
         top_k = _TOP_KS.get(values.get("top_k", str(DEFAULT_TOP_K)))
     if top_k is None:
-        raise BadRequest(f"'top_k' must be an integer from 1 to {TOP_K}.")
+        raise BadRequest(f"'top_k' must be an integer from 1 to {MAX_TOP_K}.")
     return top_k

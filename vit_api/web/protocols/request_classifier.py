@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vit_api.decoding.uploads import Upload
-from vit_api.errors import BodyTimeout, InternalError, ViTError
+from vit_api.errors import InternalError, ViTError
 from vit_api.web.core.classifier import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
-from vit_api.web.time_limit import TimeLimit
 
 T = TypeVar("T")
 
@@ -31,37 +30,14 @@ class UploadClassifier(Protocol):
 
 
 class RequestClassifier:
-    """Classify the uploads of requests within their time limits, and only while their clients are connected.
+    """Classify the uploads of requests within their deadlines, and only while their clients are connected.
 
     Args:
         classifier: Classifies uploads.
-        request_timeout_s: Seconds from a request's arrival to a 504.
-        body_timeout_s: Seconds from a request's arrival until its body must be read.
-        clock: The time in seconds.
     """
 
-    def __init__(
-        self,
-        classifier: UploadClassifier,
-        *,
-        request_timeout_s: float,
-        body_timeout_s: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, classifier: UploadClassifier) -> None:
         self._classifier = classifier
-        self._request_timeout_s = request_timeout_s
-        self._body_limit = TimeLimit(min(body_timeout_s, request_timeout_s), _late_body, clock)
-        self._clock = clock
-
-    async def read(self, request: Request, reading: Coroutine[Any, Any, T]) -> T:
-        """Return what `reading` finds in the request's body.
-
-        Raises:
-            BodyTimeout: The body took too long.
-        """
-        found = await self._body_limit.hold(reading, request.timeline.arrived_at)
-        request.timeline.parsed_at = self._clock()
-        return found
 
     async def classify(self, request: Request, upload: Upload) -> ClassifierResult:
         """Classify the only upload of a request.
@@ -70,11 +46,12 @@ class RequestClassifier:
             ClientDisconnect: The client hung up.
             ViTError: The reason why it can't be classified.
         """
-        bypass_cache = _bypasses_cache(request)
+        bypass_cache = request.bypasses_cache
+        request.timeline.parsed_at = time.monotonic()
         key, result = await self._classifier.look_up(upload, bypass_cache=bypass_cache)
-        request.timeline.looked_up_at = self._clock()
+        request.timeline.looked_up_at = time.monotonic()
         if result is None:
-            work = self._classifier.compute(key, upload, self._deadline_of(request), bypass_cache=bypass_cache)
+            work = self._classifier.compute(key, upload, request.deadline, bypass_cache=bypass_cache)
             result = await request.unless_gone(work)
         return result
 
@@ -90,9 +67,10 @@ class RequestClassifier:
             RateLimited: The client's rate limit does not allow so many now.
             ViTError: All failed, at least one because of the server, so that clients see a 503 as one.
         """
+        request.timeline.parsed_at = time.monotonic()
         if len(uploads) > 1:
             await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
-        bypass_cache = _bypasses_cache(request)
+        bypass_cache = request.bypasses_cache
         work = (self._outcome_of(request, upload, bypass_cache) for upload in uploads)
         results = await request.unless_gone(_gather(work))
         failures = [result for result in results if isinstance(result, ViTError)]
@@ -108,18 +86,9 @@ class RequestClassifier:
             return upload
         try:
             key, result = await self._classifier.look_up(upload, bypass_cache=bypass_cache)
-            return result or await self._classifier.compute(
-                key, upload, self._deadline_of(request), bypass_cache=bypass_cache
-            )
+            return result or await self._classifier.compute(key, upload, request.deadline, bypass_cache=bypass_cache)
         except ViTError as error:
             return error
-
-    def _deadline_of(self, request: Request) -> float:
-        return request.timeline.arrived_at + self._request_timeout_s
-
-    def elapsed_ms(self, request: Request) -> float:
-        """Return the milliseconds since a request's arrival."""
-        return (self._clock() - request.timeline.arrived_at) * 1000
 
 
 async def _gather(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
@@ -143,18 +112,3 @@ def source_headers(result: ClassifierResult) -> Headers:
         (b"x-inference-time-ms", b"%.3f" % (answer.inference_s * 1000)),
         (b"x-batch-size", b"%d" % answer.batch_size),
     )
-
-
-def _late_body() -> BodyTimeout:
-    return BodyTimeout(
-        "The request body did not arrive within the time limit. Send it faster, or send a smaller image."
-    )
-
-
-def _bypasses_cache(request: Request) -> bool:
-    """Return whether the client requests `no-cache`; see RFC 9111, section 5.2.1.4."""
-    if b"cache-control" not in request.headers:
-        return False
-    # The header may be repeated, and its values belong together.
-    directives = b",".join(request.all_values(b"cache-control"))
-    return b"no-cache" in [directive.strip().lower() for directive in directives.split(b",")]

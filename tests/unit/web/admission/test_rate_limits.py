@@ -26,7 +26,7 @@ from vit_api.access.rates import Rate
 from vit_api.access.redis_counts import RedisCounts
 from vit_api.errors import RateLimited
 from vit_api.web.admission.rate_limits import RateLimits
-from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.responses import Response
 from vit_api.web.routes import HotRoute
 
@@ -185,7 +185,13 @@ def test_who_has_a_key_is_counted_by_it() -> None:
             "headers": [],
             "client": (address, 1),
         }
-        request = Request(scope, receive, b"id", PendingBytes(0), arrived_at=0.0)
+        request = Request(
+            scope,
+            receive,
+            b"id",
+            RequestLimits(max_pending_bytes=0, request_timeout_s=30, body_timeout_s=10),
+            arrived_at=0.0,
+        )
         request.admission.key_digest = key_digest
         try:
             return (await limits.limited(HotRoute("POST", "/predict", "/predict", nothing)).handler(request)).status

@@ -12,7 +12,7 @@ import pytest
 from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadImage, NotReady
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
-from vit_api.ipc.records import TOP_K, AnswerRecord, Prediction, Status
+from vit_api.ipc.records import MAX_TOP_K, AnswerRecord, Prediction, Status
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import CachedPrediction, Classifier, ClassifierResult, Source
 
@@ -249,7 +249,7 @@ async def test_without_a_cache_every_upload_is_computed() -> None:
 
 def test_the_whole_top_20_is_cached() -> None:
     """Packed and unpacked, to the last bit of what a worker's answer carries."""
-    top = Prediction(tuple(range(100, 100 + TOP_K)), tuple(1 / 2**k for k in range(1, TOP_K + 1)), 0.5)
+    top = Prediction(tuple(range(100, 100 + MAX_TOP_K)), tuple(1 / 2**k for k in range(1, MAX_TOP_K + 1)), 0.5)
     assert CachedPrediction(top).prediction == top
 
 

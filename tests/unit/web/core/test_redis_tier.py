@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer, redis_server
 from tests.support.server import paused
 from vit_api.errors import RedisUnavailable
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
-from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.core.redis_entry import pack_entry, unpack_entry
 from vit_api.web.core.redis_tier import RedisTier
 
@@ -155,8 +155,8 @@ def test_what_is_foreign_or_corrupt_is_not_believed(entry: bytes) -> None:
 
 def test_what_was_packed_is_believed() -> None:
     """Up to the top 20, with a probability that rounding lifted above one."""
-    for top in (_TOP, Prediction(tuple(range(TOP_K)), (7.0,) * TOP_K, 1.0000001)):
-        unpacked = unpack_entry(_KEY, pack_entry(_KEY, top), classes=TOP_K)
+    for top in (_TOP, Prediction(tuple(range(MAX_TOP_K)), (7.0,) * MAX_TOP_K, 1.0000001)):
+        unpacked = unpack_entry(_KEY, pack_entry(_KEY, top), classes=MAX_TOP_K)
         assert unpacked[:2] == top[:2]
         assert unpacked.top_probability == pytest.approx(top.top_probability)
 

@@ -29,7 +29,7 @@ from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
 from vit_api.web.protocols.open_inference.tensors import pack_bytes
 from vit_api.web.protocols.request_classifier import RequestClassifier
-from vit_api.web.requests import PendingBytes, Request
+from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.responses import Response, to_json
 
 _NAME = "google/vit-base-patch16-224"
@@ -71,7 +71,7 @@ class Scripted:
         """Make the routes, for one event loop."""
         anything: Any = self
         return OpenInferenceRoutes(
-            RequestClassifier(anything, request_timeout_s=30, body_timeout_s=10),
+            RequestClassifier(anything),
             self.inputs,
             self.outputs,
             self.model,
@@ -106,7 +106,7 @@ class Scripted:
             [self],
             start=nothing,
             stop=nothing,
-            max_pending_bytes=10_000,
+            request_limits=RequestLimits(max_pending_bytes=10_000, request_timeout_s=30, body_timeout_s=10),
             is_draining=lambda: False,
         )
 
@@ -204,7 +204,13 @@ def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> 
         return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
     async def answer() -> Response:
-        request = Request(scope, receive, b"id", PendingBytes(scripted.max_body_bytes), arrived_at=time.monotonic())
+        request = Request(
+            scope,
+            receive,
+            b"id",
+            RequestLimits(max_pending_bytes=scripted.max_body_bytes, request_timeout_s=30, body_timeout_s=10),
+            arrived_at=time.monotonic(),
+        )
         return await scripted.routes().infer(request)
 
     return asyncio.run(answer())

@@ -18,7 +18,7 @@ from tests.support.samples import PROCESSORS, small
 from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from vit_api.decoding.uploads import Pixels
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
-from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.protocols.open_inference.infer_request import InferRequest, WantedOutput, parse_request
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.outputs import Outputs
@@ -248,7 +248,7 @@ def test_outputs_may_be_mixed() -> None:
 
 def test_no_more_classes_than_a_record_has() -> None:
     """Of a thousand, the twenty that a worker answers with."""
-    assert Outputs("m", ["x"] * 1000).specs()[0].shape == (-1, TOP_K)
+    assert Outputs("m", ["x"] * 1000).specs()[0].shape == (-1, MAX_TOP_K)
     assert Outputs("m", ["x"] * 3).specs()[0].shape == (-1, 3)
 
 

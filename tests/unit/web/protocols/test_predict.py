@@ -9,15 +9,16 @@ import httpx
 import pytest
 
 from vit_api.errors import BadImage, Overloaded
-from vit_api.ipc.records import TOP_K, AnswerRecord, Prediction, Status
+from vit_api.ipc.records import MAX_TOP_K, AnswerRecord, Prediction, Status
 from vit_api.web.application import create_app
 from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.predict import PredictRoutes
 from vit_api.web.protocols.request_classifier import RequestClassifier
+from vit_api.web.requests import RequestLimits
 from vit_api.web.uploads import Uploads
 
-_TWENTY = Prediction(tuple(range(TOP_K)), (0.5,) * TOP_K, 0.05)
+_TWENTY = Prediction(tuple(range(MAX_TOP_K)), (0.5,) * MAX_TOP_K, 0.05)
 
 
 class Scripted:
@@ -60,7 +61,7 @@ def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
     """Send one request through the application, without a server."""
     anything: Any = scripted
     limits = Uploads(max_bytes=1000, max_count=32, max_total_bytes=10_000)
-    requests = RequestClassifier(anything, request_timeout_s=30, body_timeout_s=10)
+    requests = RequestClassifier(anything)
     routes = PredictRoutes(requests, anything, limits, model_name='a "model"')
 
     async def nothing() -> None:
@@ -71,7 +72,9 @@ def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
         [scripted],
         start=nothing,
         stop=nothing,
-        max_pending_bytes=scripted.max_pending_bytes,
+        request_limits=RequestLimits(
+            max_pending_bytes=scripted.max_pending_bytes, request_timeout_s=30, body_timeout_s=10
+        ),
         is_draining=lambda: scripted.is_draining,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import TOP_K, Prediction
+from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.protocols.open_inference.infer_request import InferRequest, WantedOutput
 from vit_api.web.protocols.open_inference.tensors import DTYPES, TensorSpec, pack_bytes
 from vit_api.web.responses import to_json
@@ -31,7 +31,7 @@ class Outputs:
     def __init__(self, model_name: str, labels: Sequence[str]) -> None:
         self._model_name = model_name
         self._labels = labels
-        self.classes = min(TOP_K, len(labels))
+        self.classes = min(MAX_TOP_K, len(labels))
         self._names = [spec.name for spec in self.specs()]
 
     def specs(self) -> list[TensorSpec]:

@@ -135,7 +135,7 @@ class OpenInferenceRoutes:
             raise UnsupportedEncoding(
                 "Content-Encoding is not supported. Send the body uncompressed, without that header."
             )
-        asked, uploads = await self._requests.read(request, self._read(request))
+        asked, uploads = await self._read(request)
         results, headers = await self._classify(request, asked, uploads)
         body, header_length = self._outputs.encode(asked, [result.prediction for result in results])
         if header_length is None:

@@ -1,0 +1,94 @@
+"""The table of routes, in the application of a whole HTTP process: what is described is served, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from vit_api.app import Application
+from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.settings import Settings
+from vit_api.shared import Shared
+from vit_api.web.process import build_application
+from vit_api.web.routes import HotRoute, Operation, described
+
+_NOT_SERVED = {404, 405}
+_METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH"}
+
+
+@pytest.fixture(scope="module")
+def transport() -> httpx.ASGITransport:
+    """Return a way to the application of an HTTP process whose worker has not started."""
+    shared = Shared(Settings(api_servers=1), load_checkpoint("digits"), ["cpu"])
+    return httpx.ASGITransport(build_application(shared, Application(shared).lit_api, 0))
+
+
+async def _ask(transport: httpx.ASGITransport, method: str, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.request(method, path)
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield method.upper(), path, operation
+
+
+def _filled(path: str, operation: dict[str, Any]) -> str:
+    """Return a path with the only value that each of its parameters may have."""
+    values = {one["name"]: one["schema"]["enum"][0] for one in operation.get("parameters", []) if one["in"] == "path"}
+    return path.format(**values)
+
+
+@pytest.mark.anyio
+async def test_every_described_operation_is_served(transport: httpx.ASGITransport) -> None:
+    """None is an unknown path or a wrong method, whichever of the two ways answers it."""
+    document = (await _ask(transport, "GET", "/openapi.json")).json()
+    for method, path, operation in _operations(document):
+        filled = _filled(path, operation)
+        assert (await _ask(transport, method, filled)).status_code not in _NOT_SERVED, f"{method} {filled}"
+
+
+@pytest.mark.anyio
+async def test_no_other_method_is_served(transport: httpx.ASGITransport) -> None:
+    """Each other one is refused, with the described ones in `Allow`."""
+    document = (await _ask(transport, "GET", "/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        served = {method.upper() for method in operations}
+        filled = _filled(path, next(iter(operations.values())))
+        if filled.endswith("/infer"):
+            continue  # as a GET it is the metadata of a model with such a name
+        for method in _METHODS - served:
+            response = await _ask(transport, method, filled)
+            assert response.status_code == 405, f"{method} {filled}"
+            assert set(response.headers["allow"].split(", ")) - {"HEAD"} == served
+
+
+@pytest.mark.anyio
+async def test_every_hot_route_is_described_where_it_is_served(transport: httpx.ASGITransport) -> None:
+    """A path of the table is an instance of its description's template."""
+    document = (await _ask(transport, "GET", "/openapi.json")).json()
+    classify = {
+        (method, _filled(path, operation))
+        for method, path, operation in _operations(document)
+        if "classification" in operation["tags"]
+    }
+    start = "/v2/models/digits"
+    hot = {"/predict", "/predict/batch", "/", f"{start}/infer", f"{start}/versions/1/infer"}
+    assert classify == {("POST", path) for path in hot}
+
+
+def test_a_route_may_share_the_description_of_another() -> None:
+    """Without an operation of its own it is served, but not described again."""
+
+    async def never(_: object) -> Any:
+        raise AssertionError("no request is answered here")
+
+    operation = Operation("/x/{name}", "do_it", "Do it.", {"image/*": {"schema": {"type": "string"}}})
+    routes = [HotRoute("POST", "/x/y", "/predict", never, operation), HotRoute("POST", "/x/z", "/predict", never)]
+    assert [(route.path, route.methods, route.name) for route in described(routes)] == [
+        ("/x/{name}", {"POST"}, "do_it")
+    ]
