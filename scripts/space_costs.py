@@ -115,7 +115,7 @@ def tables(costs: Costs) -> str:
     sizes = "\n".join(map(_size_row, HARDWARE))
     prices = "\n".join(_price_row(hardware, costs) for hardware in HARDWARE)
     return f"""\
-| hardware | cores | memory | GPU | $ an hour | `VIT_API_API_SERVERS` |
+| hardware | cores | memory | GPU | $ per hour | `VIT_API_API_SERVERS` |
 |---|---|---|---|---|---|
 {sizes}
 
