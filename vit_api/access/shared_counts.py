@@ -11,7 +11,7 @@ sum over the cells with its key, at most one for each process. A process that re
 A cell has two 64-bit words: the client's key, and its count together with the end of the count's window. Each word is
 written atomically, so a count never belongs to another window. A cell whose window is over is free. If a process has no
 free cell in a set, the client that used least there is evicted: millions of addresses need no more memory, and do not
-make the server forget heavy users.
+make the server lose count of heavy users.
 """
 
 from __future__ import annotations

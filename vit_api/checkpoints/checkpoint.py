@@ -35,7 +35,7 @@ _BUILT_IN_MODELS = frozenset(
 
 
 class CheckpointError(Exception):
-    """A checkpoint can't be served; the message is for whoever starts the server."""
+    """A checkpoint can't be served; the message is for the operator."""
 
 
 @dataclass(frozen=True)

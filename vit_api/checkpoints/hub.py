@@ -197,7 +197,7 @@ def _cached_folder(name: str, revision: str) -> Path | None:
 
 
 def _refusal(error: Exception, revision: str) -> HubError:
-    """Explain a refusal of the hub, or a failed download, to whoever starts the server."""
+    """Explain a refusal of the hub, or a failed download, to the operator."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

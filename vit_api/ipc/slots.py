@@ -11,7 +11,7 @@ has finished; from then on the slot is the owner's again. This is the whole stat
     from      step     by      to
     FREE      take     owner   DECODING
     DECODING  queue    owner   QUEUED
-    DECODING  release  owner   FREE      decoding failed, or nobody waits any more
+    DECODING  release  owner   FREE      decoding failed, or no caller waits any more
     QUEUED    claim    worker  RUNNING
     QUEUED    release  owner   FREE      a worker answered that it skipped an abandoned slot
     RUNNING   finish   worker  ANSWERED

@@ -55,7 +55,7 @@ export function quantile(cumulative, share) {
   return end === Infinity ? start : start + (end - start) * ((rank - below) / (upTo - below));
 }
 
-/** Return the count of each bucket by itself, not cumulative. */
+/** Return the count of each bucket, not cumulative. */
 export function apart(cumulative) {
   return cumulative.map(([end, count], at) => [end, count - (at > 0 ? cumulative[at - 1][1] : 0)]);
 }
