@@ -1,4 +1,4 @@
-"""The workflows: least rights, pinned actions, and no deployment where none is wanted. `make lint` runs actionlint."""
+"""The workflows: least privilege, pinned actions, and no deployment unless configured. `make lint` runs actionlint."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _read(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_may_read_and_no_more(path: Path) -> None:
-    """A stolen token of the workflow's would be of little use, and a tag that moves changes nothing."""
+def test_a_workflow_can_only_read(path: Path) -> None:
+    """A stolen token would be of little use, and a moved tag changes nothing."""
     workflow = _read(path.name)
     assert workflow["permissions"] == {"contents": "read"}
     assert not [job for job in workflow["jobs"].values() if "permissions" in job]
@@ -37,7 +37,7 @@ def test_a_workflow_may_read_and_no_more(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_jobs_end_and_leave_no_credentials(path: Path) -> None:
-    """A time limit on each, and a check-out without the token in it."""
+    """Each job has a time limit, and checks out without the token."""
     for job in _read(path.name)["jobs"].values():
         assert "timeout-minutes" in job or "uses" in job
         checkouts = [step for step in job.get("steps", []) if "actions/checkout" in step.get("uses", "")]
@@ -72,7 +72,7 @@ def test_each_supported_python_is_tested() -> None:
 
 
 def test_only_the_step_that_deploys_sees_the_secrets() -> None:
-    """Not the tests, and not what pip installs."""
+    """Neither the tests nor the packages that pip installs see them."""
     jobs = _read("deploy.yml")["jobs"]
     assert jobs["space"]["needs"] == ["test", "configured"]
     *others, last = jobs["space"]["steps"]
@@ -82,7 +82,7 @@ def test_only_the_step_that_deploys_sees_the_secrets() -> None:
 
 
 def test_the_versions_for_a_deployment_are_those_of_the_other_files() -> None:
-    """What was tested is what deploys."""
+    """The tested versions are the ones that deploy."""
     pins = [line for line in (ROOT / "requirements-deploy.txt").read_text().splitlines() if "==" in line]
     others = "\n".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-bench.txt"))
     assert len(pins) == 2
