@@ -1,4 +1,4 @@
-"""One image for all tests of this folder, and a report of what was measured."""
+"""The image that all tests of this folder share, and a report of the measurements."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _measured: dict[str, Any] = {}
 
 @pytest.fixture(scope="session")
 def measured() -> dict[str, Any]:
-    """What the report says, by name."""
+    """The measurements for the report, by name."""
     return _measured
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
-    """Buildah and podman with an empty storage, which is removed in the end."""
+    """Buildah and podman with an empty storage, which is removed at the end."""
     missing = [program for program in PROGRAMS if not shutil.which(program)]
     if missing:
         pytest.skip(f"needs Debian's packages {', '.join(missing)}")
@@ -64,11 +64,11 @@ def digits(engine: Engine, image: str, measured: dict[str, Any]) -> Iterator[Con
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--container-report", metavar="FILE", type=Path, help="write what was measured as JSON")
+    parser.addoption("--container-report", metavar="FILE", type=Path, help="write the measurements as JSON")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what was measured; and write it, if asked to."""
+    """Print the measurements, and write them to a file if requested."""
     if not _measured:
         return
     report = json.dumps({"machine": machine.describe(), **_measured}, indent=2)

@@ -1,4 +1,4 @@
-"""Builds images and runs containers without a daemon: mmdebstrap, buildah and podman, in a storage of their own."""
+"""Builds images and runs containers without a daemon: mmdebstrap, buildah and podman, in a separate storage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READY_S = 120.0
 
 _SHOWN = 4000  # characters of a failed program's output
 _BASE_S, _BUILD_S, _COMMAND_S, _END_S = 600, 1500, 120, 30
-# As in the PyTorch image: pip without venv, a compiler, and a user who has the id already.
+# As in the PyTorch image: pip without venv, a compiler, and a user that already has the id 1000.
 _PACKAGES = "python3,python3-pip,ca-certificates,gcc"
 _CUSTOMIZE = 'chroot "$1" useradd --create-home --uid 1000 ubuntu'
 _CONTAINERS_CONF = """
@@ -40,7 +40,7 @@ runtime = "runc"
 
 
 class Engine:
-    """Images and containers below one folder, which nothing else uses.
+    """Images and containers in one folder that nothing else uses.
 
     Args:
         folder: An empty folder for everything: the storage, temporary files and configuration.
@@ -60,7 +60,7 @@ class Engine:
         }
 
     def run(self, *command: str, timeout_s: float = _COMMAND_S, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a program with this storage; its output is in the failure, if it fails."""
+        """Run a program with this storage; if it fails, the error contains its output."""
         pipe = subprocess.PIPE
         with subprocess.Popen(
             command, cwd=ROOT, env=self._environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
@@ -74,7 +74,7 @@ class Engine:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def make_base(self) -> None:
-        """Make a Debian image that has what the Dockerfile expects of its base."""
+        """Create a Debian image with what the Dockerfile expects of its base."""
         archive = self._folder / "base.tar"
         options = ["--variant=minbase", f"--include={_PACKAGES}", f"--customize-hook={_CUSTOMIZE}"]
         self.run("mmdebstrap", *options, "bookworm", str(archive), timeout_s=_BASE_S)
@@ -82,7 +82,7 @@ class Engine:
         archive.unlink()
 
     def build(self, image: str, **arguments: str) -> None:
-        """Build the Dockerfile on that base; pip in the build finds packages as it does here."""
+        """Build the Dockerfile on that base; pip uses this machine's package index."""
         configuration, paths = pip_configuration()
         secret = self._folder / "pip.conf"
         secret.write_text(configuration)
@@ -92,7 +92,7 @@ class Engine:
         self.run("buildah", "bud", *options, "--tag", image, ".", timeout_s=_BUILD_S)
 
     def layers(self, image: str) -> list[tuple[int, str]]:
-        """Return each layer's bytes and the instruction that made it, the largest first."""
+        """Return each layer's size in bytes and its instruction, largest first."""
         listed = json.loads(self.run("podman", "history", "--no-trunc", "--format=json", image).stdout)
         return sorted(((layer["size"], layer["CreatedBy"]) for layer in listed), reverse=True)
 
@@ -101,7 +101,7 @@ class Engine:
         self.run("podman", "rm", "--all", "--force", "--time=5", check=False)
         self.run("buildah", "rm", "--all", check=False)
         self.run("podman", "rmi", "--all", "--force", check=False)
-        # What was killed may have left mounts of this machine's own folders, in which nothing must be removed.
+        # Killed programs may have left bind mounts of this machine's folders, whose content must not be removed.
         for mount in _mounts_below(self._folder):
             self.run("umount", "--lazy", mount, check=False)
         self.run("rm", "--recursive", "--force", "--one-file-system", str(self._folder))
@@ -133,14 +133,14 @@ class Container:
         return int(self.engine.run("podman", "inspect", "--format={{.State.ExitCode}}", self.name).stdout)
 
     def log(self) -> str:
-        """Return what the server printed so far."""
+        """Return the server's output so far."""
         result = self.engine.run("podman", "logs", self.name)
         return result.stdout + result.stderr
 
 
 @contextlib.contextmanager
 def serve(engine: Engine, image: str, **environment: str) -> Iterator[Container]:
-    """Run the image with as few rights as it needs: nothing but /tmp can be written."""
+    """Run the image with minimal privileges: only /tmp is writable."""
     port = free_port()
     name = f"vit-api-{port}"
     variables = {"VIT_API_HOST": "127.0.0.1", "VIT_API_PORT": str(port), **environment}
@@ -158,7 +158,7 @@ def serve(engine: Engine, image: str, **environment: str) -> Iterator[Container]
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process that still runs, because of a time limit or Ctrl-C, and its children, with time to tidy up."""
+    """End a process that still runs, and its children, with time to clean up."""
     if process.poll() is not None:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -169,7 +169,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _mounts_below(folder: Path) -> list[str]:
-    """Return the places where something is mounted, the innermost first."""
+    """Return the mount points below a folder, innermost first."""
     places = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     return sorted((place for place in places if place.startswith(f"{folder}/")), reverse=True)
 
@@ -187,7 +187,7 @@ def _wait_until_ready(container: Container) -> None:
 
 
 def pip_configuration() -> tuple[str, list[Path]]:
-    """Return this machine's pip configuration as one file, and the local paths that it needs."""
+    """Return this machine's pip configuration as one file, and the local paths that it refers to."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, check=True).stdout
     options: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The image as it is deployed: read-only, without rights, stopped by its runtime."""
+"""The image as it is deployed: read-only, without privileges, stopped by its runtime."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def test_images_are_classified(digits: Container, digit: str, form: bool) -> Non
 
 
 def test_health_and_metrics(digits: Container) -> None:
-    """What orchestrators and Prometheus ask."""
+    """The endpoints that orchestrators and Prometheus use."""
     assert httpx.get(f"{digits.url}/health/live").status_code == 200
     assert httpx.get(f"{digits.url}/health").json()["status"] == "ok"
     assert re.search(r"^inference_ready\S* 1", httpx.get(f"{digits.url}/metrics").text, re.MULTILINE)
 
 
-def test_it_has_no_rights(digits: Container) -> None:
-    """An ordinary user without capabilities, none to be gained, and without a compiler."""
+def test_it_has_no_privileges(digits: Container) -> None:
+    """It runs as an ordinary user, has no capabilities and can't gain any, and has no compiler."""
     assert digits.execute("id", "-u").stdout.strip() == "1000"
     status = dict(line.split(":\t", 1) for line in digits.execute("cat", "/proc/1/status").stdout.splitlines())
     assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
@@ -56,8 +56,8 @@ def test_its_root_is_read_only(digits: Container, folder: str) -> None:
     assert "Read-only file system" in result.stderr
 
 
-def test_it_writes_to_tmp_alone(digits: Container) -> None:
-    """Its layer has nothing but the places where things are mounted."""
+def test_it_writes_only_to_tmp(digits: Container) -> None:
+    """Its layer has nothing but mount points."""
     listed = digits.engine.run("podman", "diff", "--format=json", digits.name).stdout
     changes = json.loads(listed)
     assert set(changes.get("added") or []) <= {"/run/.containerenv", "/run/secrets", "/etc/mtab"}
@@ -67,20 +67,20 @@ def test_it_writes_to_tmp_alone(digits: Container) -> None:
 
 
 def test_its_caches_are_its_own(digits: Container) -> None:
-    """So that a volume, which gets the folder's owner, can be written."""
+    """A volume gets the folder's owner, and so it is writable."""
     folders = ("/home/user", "/home/user/.cache", "/home/user/.cache/huggingface")
     assert digits.execute("stat", "--format=%u:%g", *folders).stdout.split() == ["1000:1000"] * len(folders)
 
 
 def test_nothing_of_the_build_is_left(digits: Container) -> None:
-    """Neither pip's configuration, which may have a password, nor what the server doesn't need."""
+    """Neither pip's configuration, which may contain a password, nor files that the server does not need."""
     assert digits.execute("sh", "-c", "test -s /etc/pip.conf", check=False).returncode != 0
     names = set(digits.execute("ls", "-A", "/app").stdout.split())
     assert names == {"server.py", "healthcheck.py", "vit_api", "__pycache__"}
 
 
 def test_the_health_check_of_the_image(digits: Container, measured: dict[str, Any]) -> None:
-    """As the runtime runs it; and with a port where nobody answers."""
+    """As the runtime runs it, and with a port that nothing listens on."""
     start = time.monotonic()
     digits.engine.run("podman", "healthcheck", "run", digits.name)
     measured["healthcheck_s"] = round(time.monotonic() - start, 2)
@@ -90,7 +90,7 @@ def test_the_health_check_of_the_image(digits: Container, measured: dict[str, An
 
 
 def test_a_stop_answers_a_request_in_flight(engine: Engine, image: str) -> None:
-    """`podman stop` while half of an upload is there: the client gets its answer, and the status is 0."""
+    """`podman stop` in the middle of an upload: the client gets its response, and the exit status is 0."""
     with (
         serve(engine, image, VIT_API_MODEL="digits") as container,
         _connect(container) as client,
@@ -114,8 +114,8 @@ def test_a_stop_answers_a_request_in_flight(engine: Engine, image: str) -> None:
         assert "Traceback" not in container.log()
 
 
-def test_a_stop_takes_no_longer_than_it_must(engine: Engine, image: str, measured: dict[str, Any]) -> None:
-    """Well within the 10 s after which runtimes kill."""
+def test_a_stop_is_quick(engine: Engine, image: str, measured: dict[str, Any]) -> None:
+    """It takes much less than the 10 s after which runtimes kill."""
     with serve(engine, image, VIT_API_MODEL="digits") as container:
         start = time.monotonic()
         assert container.stop() == 0
@@ -124,7 +124,7 @@ def test_a_stop_takes_no_longer_than_it_must(engine: Engine, image: str, measure
 
 
 def test_the_layers(engine: Engine, image: str, measured: dict[str, Any]) -> None:
-    """A change of the code costs a small layer: the packages are in one of their own."""
+    """A change of the code changes only a small layer; packages are in a separate one."""
     layers = engine.layers(image)
     measured["image_mb"] = round(sum(size for size, _ in layers) / _MB)
     measured["layers_mb"] = [{"mb": round(size / _MB, 1), "by": _without_digests(by)} for size, by in layers[:5]]
@@ -135,7 +135,7 @@ def test_the_layers(engine: Engine, image: str, measured: dict[str, Any]) -> Non
 
 
 def test_a_preloaded_model_needs_no_hub(engine: Engine, image: str, tmp_path: Path) -> None:
-    """Nor anything to write to but /tmp."""
+    """And no writable folder but /tmp."""
     folder = make_checkpoint(tmp_path / "vit")
     with hub_server({file.name: file.read_bytes() for file in folder.iterdir()}) as hub:
         arguments = {"PRELOAD_MODEL": NAME, "PRELOAD_REVISION": FIRST, "HF_ENDPOINT": hub.endpoint}
@@ -151,12 +151,12 @@ def _without_digests(instruction: str) -> str:
 
 
 def _check_what_was_fetched(hub: FakeHub) -> None:
-    """Never a pickle."""
+    """Pickled weights are never downloaded."""
     assert hub.asked_for() == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
 def test_a_preloaded_model_must_be_pinned(engine: Engine, image: str) -> None:
-    """A branch could be another model at the next build."""
+    """A branch could contain another model at the next build."""
     with pytest.raises(AssertionError, match="PRELOAD_MODEL needs PRELOAD_REVISION"):
         engine.build("localhost/vit-api-unpinned", PRELOAD_MODEL=NAME, PRELOAD_REVISION="main")
 

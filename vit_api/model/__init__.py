@@ -1,1 +1,1 @@
-"""The Vision Transformer on a device: the only package that imports torch and transformers."""
+"""The Vision Transformer on a device. Only this package may import torch and transformers."""

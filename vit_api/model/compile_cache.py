@@ -1,4 +1,4 @@
-"""Owns where torch.compile keeps what it compiled; knows nothing of models, and imports no torch."""
+"""Owns the location of torch.compile's cache. Must not import torch or know models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def keep_compiled_code(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have torch keep compiled code in the user's cache directory, so that later starts find it.
+    """Make torch cache compiled code in the user's cache directory, so that later starts reuse it.
 
-    torch's own choice is the system's folder for temporary files, which a restart of the machine or container empties.
-    It has to be called before torch and transformers are imported, since they write their choice into the environment.
+    By default torch uses the system's temporary folder, which is empty after a restart of the machine or container.
+    Call this before torch and transformers are imported, because they write their choice into the environment.
 
     Args:
-        environment: Where torch looks. A folder that it names already stays as it is.
+        environment: The variables that torch reads. A folder that is already set is kept.
     """
     environment.setdefault("TORCHINDUCTOR_FX_GRAPH_CACHE", "1")
     if _FOLDER in environment:
@@ -27,9 +27,9 @@ def keep_compiled_code(environment: MutableMapping[str, str] = os.environ) -> No
     base = environment.get("XDG_CACHE_HOME")
     folder = (Path(base) if base else Path.home() / ".cache") / "vit-api" / "inductor"
     try:
-        # It holds code that will be run: nobody else may write there.
+        # It holds code that will be run: no other user may write there.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        logger.info("compiled code is kept where torch chooses: %s", error)
+        logger.info("The cache for compiled code can't be created; torch uses its default: %s", error)
     else:
         environment[_FOLDER] = str(folder)

@@ -1,15 +1,15 @@
-"""How the model runs: operator by operator, compiled, or as recorded CUDA graphs; with a check that all agree.
+"""Engines: the model run eagerly, compiled, or as recorded CUDA graphs, with a check that all give the same results.
 
-Knows nothing of checkpoints, staging or slots. What it runs is a function of uint8 pixels [batch, height, width, 3] on
-the device; what that returns is packed, see `pack`.
+Must not know checkpoints, staging or slots. An engine runs a function of uint8 pixels [batch, height, width, 3] on the
+device that returns packed predictions; see `pack`.
 
-- `eager` is the function itself. At small batches a GPU waits for Python to launch each of some 200 kernels.
-- `cudagraph` records the function's kernels once for each of a few batch sizes, and launches them all with one call.
-- `compile` has torch.compile write faster kernels first, on CUDA inside CUDA graphs too. That takes a compiler, and
-  minutes at the first start, so it is not what `auto` takes.
+- `eager` calls the function itself. For small batches, a GPU waits while Python launches each of some 200 kernels.
+- `cudagraph` records the function's kernels once for each of a few batch sizes, and launches them with a single call.
+- `compile` lets torch.compile generate fused kernels first; on CUDA these are recorded, too. It needs a compiler, and
+  takes minutes at the first start, so `auto` never selects it.
 
-A batch between two sizes is padded to the next. Images don't see each other in the model, so what the padding holds,
-left from earlier batches, changes nothing; it is cut off from the result.
+A batch between two sizes is padded to the larger one. Images are independent of each other in the model, so the content
+of the padding, which is left over from earlier batches, has no effect. Its results are discarded.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Packed = TypeVar("Packed", Tensor, NDArray[np.float32])
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 _COMMON_SIZES = 32
 _RUNS_BEFORE_CAPTURE = 2
-"""The first one loads libraries and chooses algorithms, which can't be recorded."""
-_LEAST_LOG_PROBABILITY = -69.0
-"""What is less likely, one in 1e30, may be so by any factor."""
+"""The first run loads libraries and selects algorithms, which can't be recorded."""
+_MIN_LOG_PROBABILITY = -69.0
+"""Probabilities below 1e-30 are treated as equal."""
 
 
 class Engine(NamedTuple):
@@ -45,8 +45,8 @@ class Engine(NamedTuple):
 
     Attributes:
         name: `eager`, `compile` or `cudagraph`.
-        run: uint8 pixels [batch, height, width, 3] on the device to packed predictions; valid until its next call.
-        sizes: The batch sizes that it was made for, and that others are padded to; none: it takes all as they are.
+        run: Maps uint8 pixels [batch, height, width, 3] on the device to packed predictions, valid until its next call.
+        sizes: The batch sizes that it prepared; batches are padded to one of them. Empty if it does not pad.
     """
 
     name: str
@@ -55,24 +55,24 @@ class Engine(NamedTuple):
 
 
 class EngineError(Exception):
-    """An engine can't be had here, or gives other answers than the eager one."""
+    """An engine is not available here, or its results differ from the eager engine's."""
 
 
 def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """Return the batch sizes that are worth preparing for, ascending; the last is the largest that may come."""
+    """Return the batch sizes to prepare, in ascending order; the last one is `max_batch_size`."""
     return (*(size for size in _SIZES if size < max_batch_size), max_batch_size)
 
 
 def common_batch_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """Return those of `batch_sizes` that will come often."""
+    """Return those of `batch_sizes` that are frequent."""
     return tuple(size for size in batch_sizes(max_batch_size) if size <= _COMMON_SIZES)
 
 
 def choose_engine(engine: str, device: torch.device) -> str:
-    """Return the engine that a setting means; `auto`: CUDA graphs where there is CUDA, and eager on the CPU.
+    """Return the engine for a setting; `auto` selects CUDA graphs on CUDA, and eager on the CPU.
 
-    CUDA graphs take away what Python costs, which at small batches is most of the time, and are ready within seconds
-    without a compiler. On the CPU, kernels are few and long, and padding would cost as much as real images do.
+    CUDA graphs avoid the overhead of Python, which dominates small batches, and are ready within seconds without a
+    compiler. On the CPU, kernels are few and long, and padding would cost as much as real images.
     """
     if engine != "auto":
         return engine
@@ -80,17 +80,17 @@ def choose_engine(engine: str, device: torch.device) -> str:
 
 
 def pack(logits: Tensor, top_k: int) -> Tensor:
-    """Put what a prediction has in one tensor, so that one copy brings it back; `unpack` takes it apart.
+    """Pack the top k of each image in one tensor, so that a single copy transfers it; the inverse of `unpack`.
 
-    The logits and one probability give each of the top k's probability and any other function of its logit; the
-    probabilities alone would not, and those of unlikely classes are below what float32 can hold.
+    The logits and the top probability determine all probabilities of the top k, and any other function of the logits.
+    The probabilities alone would not, and those of unlikely classes underflow in float32.
 
     Args:
-        logits: Of any dtype, [batch, classes]; classes below 2**24, up to which float32 is exact.
-        top_k: How many classes to keep.
+        logits: [batch, classes] of any dtype; fewer than 2**24 classes, since indices are stored as float32.
+        top_k: Number of classes to keep.
 
     Returns:
-        float32 [batch, 2 k + 1]: the top k's logits, their indices, and the probability of the first.
+        float32 [batch, 2 k + 1]: the logits of the top k, their indices, and the probability of the first.
     """
     exact = logits.to(torch.float32)
     top, indices = exact.topk(top_k, dim=-1)
@@ -99,7 +99,7 @@ def pack(logits: Tensor, top_k: int) -> Tensor:
 
 
 def unpack(packed: Packed) -> tuple[Packed, Packed, Packed]:
-    """Return what was packed: logits [batch, k], indices [batch, k] and probabilities [batch, 1]."""
+    """Return logits [batch, k], indices [batch, k] and top probabilities [batch, 1] of packed predictions."""
     top_k = packed.shape[1] // 2
     return packed[:, :top_k], packed[:, top_k:-1], packed[:, -1:]
 
@@ -111,17 +111,17 @@ def make_engine(
     inputs: Callable[[int], Tensor],
     *,
     max_batch_size: int,
-    most_deviation: float,
+    max_deviation: float,
 ) -> Engine:
-    """Return the engine that is wanted, or the eager one, with one warning, where it fails or disagrees.
+    """Return the requested engine; if it fails or its results differ, log one warning and return the eager one.
 
     Args:
         wanted: `eager`, `compile` or `cudagraph`.
         eager: The function itself.
-        compiled: Makes the compiled form of the function.
-        inputs: Makes a uint8 tensor [so many images, height, width, 3] on the device.
-        max_batch_size: Images in a batch at the most.
-        most_deviation: By which its answers may differ from the eager engine's on noise; see `deviation`.
+        compiled: Returns the compiled form of the function.
+        inputs: Returns a uint8 tensor [n, height, width, 3] on the device for a number of images n.
+        max_batch_size: Maximum number of images in a batch.
+        max_deviation: Maximum `deviation` from the results of the eager engine on noise.
     """
     if wanted == "eager":
         return Engine("eager", eager)
@@ -129,29 +129,31 @@ def make_engine(
     sizes = batch_sizes(max_batch_size)
     try:
         run = _padded(wanted, compiled() if wanted == "compile" else eager, eager, inputs(max_batch_size), sizes)
-        _check(run, eager, inputs, sizes, most_deviation)
-    except Exception as error:  # of drivers, compilers or memory: whatever it is, eager works without them
-        logger.warning("the engine %s can't be used, so that eager is: %s", wanted, _first_line(error))
-        logger.debug("why the engine can't be used", exc_info=True)
+        _check(run, eager, inputs, sizes, max_deviation)
+    except Exception as error:  # from drivers, compilers or memory; the eager engine needs none of these
+        logger.warning("The engine %s is not available; using eager instead: %s", wanted, _first_line(error))
+        logger.debug("Why the engine is not available", exc_info=True)
     else:
-        logger.info("engine %s for batches of %s made in %.1f s", wanted, list(sizes), time.monotonic() - started)
+        logger.info(
+            "Prepared the engine %s for batches of %s in %.1f s", wanted, list(sizes), time.monotonic() - started
+        )
         return Engine(wanted, run, sizes)
-    run = eager  # and with the exception gone, too, nothing holds what was recorded
+    run = eager  # the exception is gone, too, so nothing refers to the recordings any more
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return Engine("eager", run)
 
 
 def compile_network(network: Network, sizes: int) -> Network:
-    """Return a network that torch.compile compiles at its first call with each batch size.
+    """Return a network that torch.compile compiles at the first call with each batch size.
 
     Args:
-        network: uint8 pixels to logits.
-        sizes: How many batch sizes will come.
+        network: Maps uint8 pixels to logits.
+        sizes: Number of batch sizes that will occur.
     """
     import torch._dynamo.config
 
-    # Each size is compiled apart; above this limit torch would run the rest eagerly without a word.
+    # Each size is compiled separately. Beyond this limit torch silently runs the rest eagerly.
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, 2 * sizes)
     compiled: Network = torch.compile(network, dynamic=False)
@@ -163,26 +165,26 @@ def _padded(wanted: str, network: Network, eager: Network, inputs: Tensor, sizes
 
     Args:
         wanted: `compile` or `cudagraph`.
-        network: What runs; on CUDA, it is recorded.
-        eager: What runs larger batches.
-        inputs: uint8 [the largest size, height, width, 3]: where each batch's pixels are put.
-        sizes: Ascending.
+        network: The function to run; on CUDA, it is recorded.
+        eager: Runs batches that exceed all sizes.
+        inputs: uint8 [largest size, height, width, 3]; each batch is copied here.
+        sizes: In ascending order.
     """
     runs: Mapping[int, Run]
     if inputs.is_cuda:
         runs = _capture(network, inputs, sizes)
     elif wanted == "cudagraph":
-        raise EngineError("there is no CUDA device")
+        raise EngineError("There is no CUDA device.")
     else:
         runs = {size: functools.partial(network, inputs[:size]) for size in sizes}
 
     def run(pixels: Tensor) -> Tensor:
         size = len(pixels)
-        place = bisect.bisect_left(sizes, size)
-        if place == len(sizes):
+        index = bisect.bisect_left(sizes, size)
+        if index == len(sizes):
             return eager(pixels)
         inputs[:size].copy_(pixels)
-        return runs[sizes[place]]()[:size]
+        return runs[sizes[index]]()[:size]
 
     return run
 
@@ -190,8 +192,8 @@ def _padded(wanted: str, network: Network, eager: Network, inputs: Tensor, sizes
 def _capture(network: Network, inputs: Tensor, sizes: tuple[int, ...]) -> Mapping[int, Run]:
     """Record a network for each batch size.
 
-    All recordings share one memory pool, since only one of them runs at a time and its result is copied before the next
-    one does. The largest comes first, so that the others fit in what it took.
+    All recordings share one memory pool: only one of them runs at a time, and its result is copied before the next one
+    starts. The largest is recorded first, so that the others fit in its memory.
     """
     pool = torch.cuda.graph_pool_handle()
     compute = torch.cuda.current_stream(inputs.device)
@@ -206,43 +208,43 @@ def _capture(network: Network, inputs: Tensor, sizes: tuple[int, ...]) -> Mappin
                     network(pixels)
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            # thread_local: another thread's calls, if there are any, are none of ours to record or to forbid.
+            # thread_local: calls of other threads are neither recorded nor forbidden.
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 packed = network(pixels)
             recordings[size] = functools.partial(_replay, graph, packed)
     finally:
-        torch.cuda.set_stream(compute)  # a capture that fails leaves its own behind
+        torch.cuda.set_stream(compute)  # a failed capture leaves its own stream set
     return recordings
 
 
 def _replay(graph: torch.cuda.CUDAGraph, packed: Tensor) -> Tensor:
-    """Launch what was recorded; return where it leaves its output."""
+    """Launch a recording and return its output buffer."""
     graph.replay()
     return packed
 
 
 def _check(
-    run: Network, eager: Network, inputs: Callable[[int], Tensor], sizes: tuple[int, ...], most_deviation: float
+    run: Network, eager: Network, inputs: Callable[[int], Tensor], sizes: tuple[int, ...], max_deviation: float
 ) -> None:
-    """Run noise through each of an engine's sizes, with as much padding as may be.
+    """Compare an engine with the eager one on noise, for each size with the maximum padding.
 
     Raises:
-        EngineError: The answers are not those of the eager engine.
+        EngineError: The results differ.
     """
     for smaller in (0, *sizes[:-1]):
         noise = inputs(smaller + 1).random_(0, 256)
         expected = eager(noise)
         off = deviation(expected, run(noise))
-        if not off <= most_deviation:
-            raise EngineError(f"its answers are off by {off:.2g} for a batch of {len(noise)}")
+        if not off <= max_deviation:
+            raise EngineError(f"Its results deviate by {off:.2g} for a batch of {len(noise)}.")
 
 
 def deviation(expected: Tensor, found: Tensor) -> float:
-    """Return how far packed predictions are from those expected: 0 if they are the same, nan if they are no numbers.
+    """Return the relative deviation of packed predictions: 0 if equal, NaN if they are not numbers.
 
-    That is the root mean square of the differences of logarithms of probabilities, class by class, over that of what is
-    expected around its mean, plus 1, which is a factor of e. A class that is not expected among the top k counts with
-    the least that is: it may have changed places with the last one.
+    This is the root mean square of the differences between the log probabilities of each class, divided by 1 plus the
+    standard deviation of the expected ones. A class that is not among the expected top k is compared with the smallest
+    that is, because classes with almost equal probabilities may be swapped.
     """
     if found.shape != expected.shape:
         return float("nan")
@@ -257,12 +259,12 @@ def deviation(expected: Tensor, found: Tensor) -> float:
 
 
 def _log_probabilities(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of the probabilities, and the indices."""
+    """Return the log probabilities and the class indices."""
     logits, indices, probabilities = unpack(packed)
     logs = logits - logits[:, :1] + probabilities.log()
-    return logs.clamp(min=_LEAST_LOG_PROBABILITY), indices.long()
+    return logs.clamp(min=_MIN_LOG_PROBABILITY), indices.long()
 
 
 def _first_line(error: Exception) -> str:
-    """Word an exception in one line; those of compilers have hundreds."""
+    """Return an exception as one line; those of compilers have hundreds."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

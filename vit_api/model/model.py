@@ -1,7 +1,7 @@
 """A Vision Transformer on a device: uint8 pixels in, the most probable classes out.
 
-With `vit`, `engines` and `staging`, which it joins, the only module that imports torch and transformers; only workers
-import it. Knows nothing of slots or HTTP.
+Combines `vit`, `engines` and `staging`. Must not know slots or HTTP. Only workers and `classify` import it, because the
+import of torch takes seconds.
 """
 
 from __future__ import annotations
@@ -46,42 +46,39 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _BFLOAT16_CAPABILITY = (8, 0)
 _NARROW = 128
-"""Narrower models are no faster in bfloat16 on the CPU. One thread of a CPU with AVX512-BF16, 17 tokens, 4 layers: 64
-wide, one image takes 0.58 ms in float32 and 0.86 in bfloat16, 32 images 3.8 and 3.9; 192 wide 2.5 and 2.5, 26 and 16.
-"""
+"""Models below this width have operations too short for bfloat16 or several threads to pay off on the CPU."""
 
-
-_MOST_DEVIATION = {torch.float32: 1e-3}
-_MOST_DEVIATION_ELSE = 0.05
-"""By which engines may differ, see `engines.deviation`; orders of summation differ, and bfloat16 keeps 8 bits."""
+_MAX_DEVIATION = {torch.float32: 1e-3}
+_MAX_DEVIATION_ELSE = 0.05
+"""Maximum `engines.deviation`: the order of summation differs, and bfloat16 has 8 significant bits."""
 
 
 class Launched(NamedTuple):
-    """A batch that the device computes.
+    """A batch that was launched on the device.
 
     Attributes:
-        packed: Its most probable classes, see `engines.pack`, in the host's memory.
-        arrival: When they are there.
+        packed: The predictions in host memory; see `engines.pack`.
+        arrival: The event at which they are complete.
     """
 
     packed: torch.Tensor
     arrival: Event
 
     def is_done(self) -> bool:
-        """Tell whether they are there."""
+        """Return whether the predictions are complete."""
         return self.arrival.query()
 
 
 def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
-    """Return the dtype to compute in; `auto` takes the fastest one that the hardware has instructions for.
+    """Return the dtype to compute in; `auto` selects the fastest one that the hardware supports natively.
 
-    That is bfloat16 on CUDA devices from compute capability 8.0 and CPUs with AVX512-BF16 or AMX, float16 on older
-    CUDA devices (the T4: 7.5), and float32 elsewhere, also for narrow models on the CPU.
+    This is bfloat16 on CUDA devices with compute capability 8.0 or higher and on CPUs with AVX512-BF16 or AMX, float16
+    on older CUDA devices (T4: 7.5), and float32 otherwise, and for narrow models on the CPU.
 
     Args:
         dtype: The setting.
-        device: Where the model runs.
-        width: The size of a token's vector; 0 if that is not one number.
+        device: The device that runs the model.
+        width: The model's hidden size; 0 if it has several or none.
     """
     if dtype != "auto":
         return _DTYPES[dtype]
@@ -94,20 +91,20 @@ def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
 
 
 def choose_threads(device: torch.device, width: int) -> int:
-    """Return how many threads one operation on the CPU should use.
+    """Return the number of threads for one operation on the CPU.
 
-    All cores, but one for narrow models, whose operations are so short that threads mostly wait for each other: on two
-    cores, the 64 wide one serves 1.6 times as many images with one thread as with two. And one where a GPU computes.
+    That is one for each core, but a single one if a GPU computes, and for narrow models, whose operations are so short
+    that threads would mostly wait for each other.
 
     Args:
-        device: Where the model runs.
-        width: The size of a token's vector; 0 if that is not one number.
+        device: The device that runs the model.
+        width: The model's hidden size; 0 if it has several or none.
     """
     return 1 if device.type == "cuda" or 0 < width < _NARROW else available_cores()
 
 
 def _width(config: PreTrainedConfig) -> int:
-    """Return the size of a token's vector, or 0 where there are several or none."""
+    """Return the model's hidden size, or 0 if it has several or none."""
     width = getattr(config, "hidden_size", 0)
     return width if isinstance(width, int) else 0
 
@@ -120,24 +117,24 @@ def _cpu_flags() -> set[str]:
     return set()
 
 
-def _naming_memory_errors(step: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Have a step raise our error instead of torch's, for those who may not import torch."""
+def _translate_memory_error(step: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Make a step raise `OutOfDeviceMemory` instead of torch's error, for callers that must not import torch."""
 
     @functools.wraps(step)
-    def named(*arguments: _P.args, **options: _P.kwargs) -> _T:
+    def translated(*arguments: _P.args, **options: _P.kwargs) -> _T:
         try:
             return step(*arguments, **options)
         except torch.OutOfMemoryError as error:
-            raise OutOfDeviceMemory("the device's memory does not suffice") from error
+            raise OutOfDeviceMemory("The device does not have enough free memory.") from error
 
-    return named
+    return translated
 
 
-def _be_exact() -> None:
-    """Have float32 mean float32, also where the device could round its factors to TF32's 10 bits.
+def _disable_tf32() -> None:
+    """Disable TF32, which rounds factors to 10 bits of mantissa; by default torch uses it in convolutions.
 
-    torch would do so in convolutions. `auto` never takes float32 on such a device, so whoever does wants the reference;
-    float16 has as many bits and is faster.
+    On devices with TF32, float32 is never selected by `auto`: a user who sets it wants the reference. float16 has as
+    many bits as TF32.
     """
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -147,19 +144,19 @@ class VisionModel:
     """An image-classification checkpoint, loaded on a device and ready to run.
 
     Args:
-        checkpoint: What to load. Weights come from safetensors alone, and code from transformers alone.
-        device: As torch names it: `cpu`, `cuda:0`.
+        checkpoint: The checkpoint. Weights are loaded only from safetensors, and code only from transformers.
+        device: torch's name of the device: `cpu`, `cuda:0`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        cpu_threads: Threads that torch uses for one operation on the CPU, in this process; None: see `choose_threads`.
-        max_batch_size: Images in a batch at the most.
+        cpu_threads: Threads for one operation on the CPU in this process; by default, see `choose_threads`.
+        max_batch_size: Maximum number of images in a batch.
 
     Attributes:
-        device: Where it runs.
-        dtype: What it computes in; normalisation and softmax are always float32.
-        device_name: The hardware's own name.
-        device_uuid: The GPU's own number, as NVML knows it; empty for the CPU.
+        device: The device that it runs on.
+        dtype: The dtype that it computes in; softmax is always float32.
+        device_name: The name that the hardware reports.
+        device_uuid: The GPU's UUID in NVML; empty for the CPU.
         pixel_shape: (height, width, 3) of an image.
-        engine: How it runs: eagerly, until `prepare`.
+        engine: The engine that runs it; eager until `prepare`.
     """
 
     def __init__(
@@ -176,10 +173,10 @@ class VisionModel:
         width = _width(config)
         self.dtype = choose_dtype(dtype, self.device, width)
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
-        _be_exact()
+        _disable_tf32()
         self.device_name, self.device_uuid = "CPU", ""
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # for streams, events and graphs, which don't say where
+            torch.cuda.set_device(self.device)  # for streams, events and graphs, which use the current device
             properties = torch.cuda.get_device_properties(self.device)
             self.device_name, self.device_uuid = properties.name, f"GPU-{properties.uuid}"
         self.pixel_shape = checkpoint.preprocessing.pixel_shape
@@ -201,7 +198,7 @@ class VisionModel:
         self.engine = Engine("eager", self._run_eagerly)
 
     def _normalisation(self, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fold rescale and normalise, (x * scale - mean) / std, into x * a + b. Each result is float32 [3, 1, 1]."""
+        """Fold rescaling and normalisation, (x * scale - mean) / std, into x * a + b; a and b are float32 [3, 1, 1]."""
         preprocessing = checkpoint.preprocessing
         std = torch.tensor(preprocessing.std, dtype=torch.float64)
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
@@ -213,11 +210,14 @@ class VisionModel:
 
     @torch.inference_mode()
     def prepare(self, engine: str) -> None:
-        """Make an engine and run each batch size once, so that no client pays for what the first run sets up.
+        """Set up an engine and warm up each batch size, so that no request pays for one-time initialisation.
 
         Args:
-            engine: `auto`, `eager`, `compile` or `cudagraph`. Where it can't be had, the model stays eager, and a
+            engine: `auto`, `eager`, `compile` or `cudagraph`. If it is not available, the model stays eager, and a
                 warning says why.
+
+        Raises:
+            RuntimeError: The model's output is infinite or NaN.
         """
 
         def compiled() -> Network:
@@ -230,32 +230,32 @@ class VisionModel:
             compiled,
             lambda images: torch.zeros((images, *self.pixel_shape), dtype=torch.uint8, device=self.device),
             max_batch_size=self._max_batch_size,
-            most_deviation=_MOST_DEVIATION.get(self.dtype, _MOST_DEVIATION_ELSE),
+            max_deviation=_MAX_DEVIATION.get(self.dtype, _MAX_DEVIATION_ELSE),
         )
         started = time.monotonic()
         sizes = self.engine.sizes or common_batch_sizes(self._max_batch_size)
         for size in sizes:
             black = [np.zeros(self.pixel_shape, np.uint8)] * size
             if not all(prediction.is_finite for prediction in self.collect(self.launch(self.stage(black)))):
-                raise RuntimeError(f"the model gives infinite numbers, or none, in {self.dtype}; try another dtype")
-        logger.info("warmed up for batches of %s in %.1f s", list(sizes), time.monotonic() - started)
+                raise RuntimeError(f"The model's output is infinite or NaN in {self.dtype}: set another dtype.")
+        logger.info("Warmed up batches of %s in %.1f s", list(sizes), time.monotonic() - started)
 
-    @_naming_memory_errors
+    @_translate_memory_error
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:
-        """Gather images, each uint8 [height, width, 3], and send them to the device.
+        """Gather images, each uint8 [height, width, 3], and start their copy to the device.
 
         Raises:
-            OutOfDeviceMemory: There is no room for them.
+            OutOfDeviceMemory: They do not fit.
         """
         return self._staging.stage(images)
 
-    @_naming_memory_errors
+    @_translate_memory_error
     @torch.inference_mode()
     def launch(self, staged: Staged) -> Launched:
-        """Have the device run the model on a staged batch, and send back the most probable classes.
+        """Launch the model on a staged batch, and the copy of its predictions to the host.
 
         Raises:
-            OutOfDeviceMemory: There is no room for what the model computes.
+            OutOfDeviceMemory: The computation does not fit.
         """
         try:
             packed = self.engine.run(self._staging.accept(staged))
@@ -264,7 +264,7 @@ class VisionModel:
         return Launched(*self._link.fetch(packed))
 
     def collect(self, launched: Launched) -> list[Prediction]:
-        """Wait for a batch, and for nothing else, and return one prediction for each of its images."""
+        """Wait for this batch only, and return one prediction per image."""
         launched.arrival.synchronize()
         logits, indices, probabilities = unpack(launched.packed.numpy())
         columns = zip(indices.astype(np.int32).tolist(), logits.tolist(), probabilities[:, 0].tolist(), strict=True)
@@ -281,10 +281,10 @@ class VisionModel:
         return logits
 
     def has_working_device(self) -> bool:
-        """Tell whether the device still computes.
+        """Return whether the device still computes.
 
-        After an illegal access or a failed assertion on a GPU, every later call of the process fails: see "sticky"
-        errors of CUDA's runtime API.
+        After an illegal memory access or a failed assertion on a GPU, every later call of the process fails: see
+        "sticky errors" in the documentation of the CUDA runtime API.
         """
         try:
             return bool(torch.ones(1, device=self.device).item() == 1)
@@ -294,6 +294,6 @@ class VisionModel:
             return False
 
     def free_memory(self) -> None:
-        """Give the device's memory back that torch keeps for later."""
+        """Release the device memory that torch caches."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

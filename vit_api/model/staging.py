@@ -1,8 +1,8 @@
-"""The way of pixels to the device and of answers back, beside the device's work where it has streams.
+"""Transfers pixels to the device and predictions back, concurrently with the device's computation on CUDA.
 
-Knows nothing of models or slots. A batch's pixels are gathered in one of two buffers in the host's memory. On a CUDA
-device these are pinned, so that the device fetches them itself, on a stream of its own, while it computes the batch
-before. On the CPU they are the model's input as they are, and everything is done when the call returns.
+Must not know models or slots. The pixels of a batch are gathered in one of two buffers in host memory. For CUDA these
+are pinned, so the device copies them on a separate stream while it computes the previous batch. On the CPU they are the
+model's input itself, and everything is complete when the call returns.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _KEPT_BUFFERS = 2
-"""One that is being copied from, and one to gather in."""
+"""One that is being copied to the device, and one for the next batch."""
 
 
 class Event(Protocol):
-    """A point in a device's work; `torch.cuda.Event` is one."""
+    """A point in the device's work, such as a `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Tell whether the device has come so far."""
+        """Return whether the device has reached this point."""
 
     def synchronize(self) -> None:
-        """Wait until the device has come so far."""
+        """Wait until the device has reached this point."""
 
 
 class Done:
-    """The event of what was done at once."""
+    """The event of work that is already complete."""
 
     def query(self) -> bool:
-        """Say yes."""
+        """Return True."""
         return True
 
     def synchronize(self) -> None:
-        """Return at once."""
+        """Return immediately."""
 
 
 DONE = Done()
 
 
 class Link(Protocol):
-    """How tensors move between the host's memory and a device's."""
+    """Moves tensors between host and device memory."""
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return memory of the host that `send` or `fetch` can use."""
+        """Return host memory for `send` and `fetch`."""
 
     def send(self, host: Tensor) -> tuple[Tensor, Event]:
-        """Start a copy to the device; return it, and when `host` has been read."""
+        """Start a copy to the device; return it, and the event at which `host` has been read."""
 
     def accept(self, sent: Tensor, arrival: Event) -> None:
-        """Have the device's next work wait for what was sent."""
+        """Make the device's subsequent work wait for a copy."""
 
     def fetch(self, result: Tensor) -> tuple[Tensor, Event]:
-        """Start a copy from the device, after all its work so far; return it, and when it is complete."""
+        """Start a copy from the device behind all its work so far; return it, and the event of its completion."""
 
 
 class HostLink:
-    """The way to the CPU: none. Nothing is copied, and nothing runs beside the caller."""
+    """The link to the CPU: nothing is copied, and nothing runs concurrently."""
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return pageable memory."""
@@ -72,7 +72,7 @@ class HostLink:
         return host, DONE
 
     def accept(self, sent: Tensor, arrival: Event) -> None:
-        """Do nothing: it is there."""
+        """Do nothing: the copy is complete."""
 
     def fetch(self, result: Tensor) -> tuple[Tensor, Event]:
         """Return the tensor itself."""
@@ -80,7 +80,7 @@ class HostLink:
 
 
 class CudaLink:
-    """The way to a CUDA device. Copies to it have a stream of their own; all else is on the current one.
+    """The link to a CUDA device. Copies to it run on a separate stream, everything else on the current one.
 
     Args:
         device: The device, which must be the current one.
@@ -91,7 +91,7 @@ class CudaLink:
         self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return pinned memory. torch keeps what is freed for the next call, once no copy uses it any more."""
+        """Return pinned memory. torch reuses freed buffers once no copy uses them any more."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def send(self, host: Tensor) -> tuple[Tensor, Event]:
@@ -101,27 +101,27 @@ class CudaLink:
         return sent, self._record(self._copies)
 
     def accept(self, sent: Tensor, arrival: Event) -> None:
-        """Have the current stream wait for the copy alone, and keep its memory until that stream has used it."""
+        """Make the current stream wait for this copy only, and keep its memory until that stream has used it."""
         stream = torch.cuda.current_stream(self._device)
         assert isinstance(arrival, torch.cuda.Event)
         stream.wait_event(arrival)
         sent.record_stream(stream)
 
     def fetch(self, result: Tensor) -> tuple[Tensor, Event]:
-        """Start a copy on the current stream, behind the work that makes the result."""
+        """Start a copy on the current stream, behind the work that computes the result."""
         host = self.buffer(tuple(result.shape), result.dtype)
         host.copy_(result, non_blocking=True)
         return host, self._record(torch.cuda.current_stream(self._device))
 
     def _record(self, stream: torch.cuda.Stream) -> Event:
-        # Not a blocking event: those who wait for a batch poll it, see worker.outcomes.
+        # Not a blocking event: a batch is polled until it is done; see worker.outcomes.
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
         return event
 
 
 class _Buffer:
-    """A buffer in the host's memory; `is_read` is when the last copy from it is over."""
+    """A buffer in host memory; at the event `is_read`, the last copy from it is complete."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
@@ -130,12 +130,12 @@ class _Buffer:
 
 
 class Staged(NamedTuple):
-    """A batch on its way to the device.
+    """A batch that is being copied to the device.
 
     Attributes:
         pixels: uint8 [batch, height, width, 3] on the device.
-        arrival: When they are there.
-        buffer: Where they were gathered.
+        arrival: The event at which the copy is complete.
+        buffer: The buffer in host memory.
     """
 
     pixels: Tensor
@@ -146,14 +146,13 @@ class Staged(NamedTuple):
 class Staging:
     """Gathers batches and sends them to the device.
 
-    A buffer belongs to its batch until the model took the pixels over (`accept`); then another batch may have it, as
-    soon as the copy from it is over. So however many batches are staged before one is run, none overwrites another: if
-    both buffers are taken, a third one is made.
+    A buffer belongs to its batch until the model has accepted the pixels; then it is reused as soon as the copy from it
+    is complete. If both buffers are taken, a third one is allocated, so staged batches never overwrite each other.
 
     Args:
-        link: The way to the device.
+        link: The link to the device.
         pixel_shape: (height, width, 3) of an image.
-        max_batch_size: Images in a batch at the most; larger ones get a buffer of their own.
+        max_batch_size: Maximum number of images in a batch; larger ones get a separate buffer.
     """
 
     def __init__(self, link: Link, pixel_shape: tuple[int, int, int], max_batch_size: int) -> None:
@@ -163,7 +162,7 @@ class Staging:
         self._free = deque(self._new_buffer(max_batch_size) for _ in range(_KEPT_BUFFERS))
 
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:
-        """Gather images, each uint8 [height, width, 3], and send them on their way."""
+        """Gather images, each uint8 [height, width, 3], and start their copy to the device."""
         size = len(images)
         buffer = self._take(size)
         np.stack(images, out=buffer.array[:size])
@@ -171,18 +170,18 @@ class Staging:
         return Staged(pixels, buffer.is_read, buffer)
 
     def accept(self, staged: Staged) -> Tensor:
-        """Have the device's next work wait for a batch; return its pixels."""
+        """Make the device's subsequent work wait for a batch; return its pixels."""
         self._link.accept(staged.pixels, staged.arrival)
         return staged.pixels
 
     def give_back(self, staged: Staged) -> None:
-        """Let the next batch have the buffer: the work on this one's pixels was launched, on the CPU done."""
+        """Release the buffer for another batch. The work on the pixels must be launched; on the CPU, complete."""
         buffer = staged.buffer
         if len(self._free) < _KEPT_BUFFERS and len(buffer.array) == self._max_batch_size and buffer not in self._free:
             self._free.append(buffer)
 
     def _take(self, size: int) -> _Buffer:
-        """Return the buffer that was used the longest ago, once it was read, or a new one."""
+        """Return the least recently used buffer, once it has been read, or a new one."""
         if size > self._max_batch_size or not self._free:
             return self._new_buffer(max(size, self._max_batch_size))
         buffer = self._free.popleft()

@@ -1,7 +1,7 @@
-"""The Vision Transformer's own forward pass, with the work that serving can spare left out.
+"""A fused forward pass of the Vision Transformer for inference.
 
-The same function of the pixels as transformers' `ViTForImageClassification`, in fewer and larger steps. Knows nothing
-of devices, batches or other architectures. See `FusedViT` for what it leaves out.
+Computes the same function as transformers' `ViTForImageClassification`, in fewer and larger steps; see `FusedViT`. Must
+not know devices, batching or other architectures.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, ViTForImageClassification
 logger = logging.getLogger(__name__)
 
 _CENTRE = 128
-"""Subtracted from pixels, so that their sums are small; the integers -128 to 127 are exact in any dtype."""
-_MOST_RELATIVE_ERROR = {torch.float32: 1e-3}
-_MOST_RELATIVE_ERROR_ELSE = 0.05
-"""Of logits, by which the two ways may differ; orders of summation differ, and bfloat16 keeps 8 bits."""
+"""Subtracted from pixels to keep sums small; the integers -128 to 127 are exact in every dtype."""
+_MAX_RELATIVE_ERROR = {torch.float32: 1e-3}
+_MAX_RELATIVE_ERROR_ELSE = 0.05
+"""Maximum relative error of the logits: the order of summation differs, and bfloat16 has 8 significant bits."""
 _CHECKED_IMAGES = 2
 
 
@@ -43,7 +43,7 @@ class _Norm(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """One layer's weights; query, key and value are one matrix, in this order."""
+    """The weights of one layer; query, key and value are stacked in one matrix, in this order."""
 
     norm_before: _Norm
     qkv: _Linear
@@ -56,19 +56,19 @@ class _Block(NamedTuple):
 class FusedViT:
     """A ViT classifier from uint8 pixels to logits.
 
-    Beside transformers' modules,
-    - rescaling and normalisation are part of the patch projection, which is a matrix product and not a convolution,
-    - query, key and value are one product,
-    - the last layer computes the class token alone, which is all that the classifier looks at: 6% less of ViT-B/16,
-    - there are no modules to call: two thirds of the time of a small model's single image.
+    It differs from transformers' modules in four ways:
+    - Rescaling and normalisation are part of the patch projection, a matrix product instead of a convolution.
+    - Query, key and value are one matrix product.
+    - The last layer computes only the class token, the classifier's only input.
+    - There are no nested modules to call.
 
     Args:
-        model: Loaded, in its dtype and on its device; its weights are shared where they stay as they are.
+        model: The loaded model, in its dtype and on its device. Unchanged weights are shared with it.
         scale: float32 [3, 1, 1]; a normalised pixel is `pixel * scale + shift`.
         shift: float32 [3, 1, 1].
 
     Raises:
-        AttributeError: transformers' modules have other names than those that this was written for.
+        AttributeError: This version of transformers names its modules differently.
     """
 
     def __init__(self, model: ViTForImageClassification, scale: Tensor, shift: Tensor) -> None:
@@ -97,7 +97,7 @@ class FusedViT:
         return self._classifier(self._norm(x[:, 0]))
 
     def _embed(self, pixels: Tensor) -> Tensor:
-        """Cut the picture into patches and project each; the class token comes first."""
+        """Project each patch of the images, and prepend the class token."""
         batch, height, width, channels = pixels.shape
         rows, columns = height // self._patch_height, width // self._patch_width
         patches = pixels.view(batch, rows, self._patch_height, columns, self._patch_width, channels)
@@ -111,7 +111,7 @@ class FusedViT:
         return x + block.fc2(self._activation(block.fc1(block.norm_after(x))))
 
     def _attend(self, block: _Block, x: Tensor, tokens: int) -> Tensor:
-        """Let the first `tokens` tokens attend to all; return [batch, tokens, heads * head size]."""
+        """Compute attention of the first `tokens` tokens to all; return [batch, tokens, heads * head size]."""
         batch, size = x.shape[0], self._heads * self._head_size
         if tokens == x.shape[1]:
             query, key, value = block.qkv(x).chunk(3, dim=-1)
@@ -132,27 +132,27 @@ class FusedViT:
 def fuse(
     model: PreTrainedModel, scale: Tensor, shift: Tensor, reference: Callable[[Tensor], Tensor]
 ) -> FusedViT | None:
-    """Return the fast form of a model, or None where it has none.
+    """Return the fused form of a model, or None if it is not available.
 
     Args:
         model: Any classifier.
         scale: See `FusedViT`.
         shift: See `FusedViT`.
-        reference: The slow form, uint8 pixels to logits; both must agree on noise.
+        reference: The original function, uint8 pixels to logits; both must agree on noise.
     """
     if type(model) is not ViTForImageClassification:
         return None
     try:
         fused = FusedViT(model, scale, shift)
     except AttributeError as error:
-        logger.warning("this version of transformers is not the one that the fast ViT was written for: %s", error)
+        logger.warning("The fused ViT does not fit this version of transformers; transformers' own is used: %s", error)
         return None
     height, width = model.vit.embeddings.image_size
     noise = torch.randint(0, 256, (_CHECKED_IMAGES, height, width, 3), dtype=torch.uint8).to(scale.device)
     expected = reference(noise).float()
     deviation = float((fused(noise).float() - expected).norm() / expected.norm())
-    if not deviation <= _MOST_RELATIVE_ERROR.get(model.dtype, _MOST_RELATIVE_ERROR_ELSE):
-        logger.warning("the fast ViT is off by %.2g; transformers' own is used", deviation)
+    if not deviation <= _MAX_RELATIVE_ERROR.get(model.dtype, _MAX_RELATIVE_ERROR_ELSE):
+        logger.warning("The fused ViT deviates by %.2g; transformers' own is used", deviation)
         return None
     return fused
 
@@ -165,9 +165,9 @@ def _activation(model: ViTForImageClassification) -> Callable[[Tensor], Tensor]:
 
 
 def _normalising_projection(projection: torch.nn.Conv2d, scale: Tensor, shift: Tensor) -> _Linear:
-    """Return the patch projection as a matrix that takes centred pixels, [height, width, channel] in each row.
+    """Return the patch projection as a matrix for centred pixels, with rows ordered [height, width, channel].
 
-    With p a pixel, c the centre, W the weights and b the bias: W (p * scale + shift) + b is
+    For pixel p, centre c, weights W and bias b: W (p * scale + shift) + b =
     (W * scale) (p - c) + b + W (c * scale + shift).
     """
     weight = projection.weight.detach().double()

@@ -1,4 +1,4 @@
-"""The calls that go to CUDA, with torch.cuda played: in which order they come, and on which stream.
+"""The calls to a fake torch.cuda: their order, and the stream of each.
 
 No answer of a GPU is seen here; the tests marked `gpu` in `test_engines.py` see those.
 """
@@ -19,7 +19,7 @@ calls: list[str] = []
 
 
 class FakeStream:
-    """A stream that notes what waits on it."""
+    """A stream that records its waits."""
 
     def __init__(self, device: Any = None, name: str = "side") -> None:
         self.name = name
@@ -35,7 +35,7 @@ class FakeStream:
 
 
 class FakeEvent:
-    """An event that knows on which stream it was recorded."""
+    """An event that knows the stream on which it was recorded."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -46,7 +46,7 @@ class FakeEvent:
 
 
 class FakeGraph:
-    """A graph that notes its replays."""
+    """A graph that records its replays."""
 
     def replay(self) -> None:
         calls.append("replay")
@@ -81,7 +81,7 @@ def _play_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pixels_travel_on_a_stream_of_their_own() -> None:
-    """The compute stream waits for their copy alone, and their memory stays until it has used them."""
+    """The compute stream waits only for their copy, and their memory is kept until it has used them."""
     link = CudaLink(torch.device("cpu"))
     pixels, arrival = link.send(torch.zeros(2, dtype=torch.uint8))
     assert calls == ["on side", "record on side"]
@@ -91,7 +91,7 @@ def test_pixels_travel_on_a_stream_of_their_own() -> None:
 
 
 def test_answers_come_back_behind_the_work_that_makes_them() -> None:
-    """On the compute stream, with an event of their own, and nobody waits meanwhile."""
+    """On the compute stream, with a separate event and without a wait."""
     link = CudaLink(torch.device("cpu"))
     result, arrival = link.fetch(torch.tensor([1.0, 2.0]))
     assert calls == ["record on compute"]
@@ -100,7 +100,7 @@ def test_answers_come_back_behind_the_work_that_makes_them() -> None:
 
 
 def test_graphs_are_captured_from_the_largest_in_one_pool() -> None:
-    """Each after runs that are not recorded, on one stream, as sharing memory takes it."""
+    """Each after runs that are not recorded, on one stream, as the shared memory pool requires."""
     seen: list[int] = []
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_graphs_are_captured_from_the_largest_in_one_pool() -> None:
 
 
 def test_a_failed_capture_leaves_the_stream_as_it_was() -> None:
-    """What runs instead, and the events that say when it is done, are on the compute stream."""
+    """The fallback and its events are on the compute stream."""
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,4 +1,4 @@
-"""The ways to run a model: which one is taken, padding, and what happens where one fails."""
+"""Engines: selection, padding, and the fallback if one fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.c
 
 
 def arithmetic(pixels: torch.Tensor) -> torch.Tensor:
-    """Play a network: the classes' logits are the first pixels."""
+    """A fake network: the logits of the classes are the first pixels."""
     logits = pixels.flatten(1)[:, :12].to(torch.float32) / 64
     return pack(logits, 3)
 
@@ -41,7 +41,7 @@ def inputs(images: int) -> torch.Tensor:
 
 
 def make(wanted: str, compiled: Callable[[], engines.Network], max_batch_size: int = 8) -> Engine:
-    return make_engine(wanted, arithmetic, compiled, inputs, max_batch_size=max_batch_size, most_deviation=1e-3)
+    return make_engine(wanted, arithmetic, compiled, inputs, max_batch_size=max_batch_size, max_deviation=1e-3)
 
 
 def noise(batch: int) -> torch.Tensor:
@@ -59,20 +59,20 @@ def noise(batch: int) -> torch.Tensor:
     ],
 )
 def test_sizes_end_with_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:
-    """Whatever the limit is, a batch that reaches it has a size; warming up stops at 32."""
+    """The limit is always one of the sizes; warm-up stops at 32."""
     assert batch_sizes(most) == sizes
     assert common_batch_sizes(most) == tuple(size for size in sizes if size <= 32)
 
 
 def test_auto_is_eager_on_the_cpu_and_graphs_on_cuda() -> None:
-    """Any other setting is taken at its word."""
+    """Any other setting is used as it is."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
     assert [engines.choose_engine("auto", device) for device in (cpu, cuda)] == ["eager", "cudagraph"]
     assert [engines.choose_engine("compile", device) for device in (cpu, cuda)] == ["compile", "compile"]
 
 
 def test_padding_changes_nothing_and_is_not_returned() -> None:
-    """Each batch size gives the answers of the eager engine, after batches of every other size."""
+    """Each batch size gives the results of the eager engine, after batches of every other size."""
     seen: list[int] = []
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_padding_changes_nothing_and_is_not_returned() -> None:
 
 
 def test_a_batch_beyond_the_largest_runs_eagerly() -> None:
-    """Nobody sends one, but it would be answered."""
+    """The loop never sends one, but it would be run."""
     pixels = noise(9)
     torch.testing.assert_close(make("compile", lambda: arithmetic).run(pixels), arithmetic(pixels))
 
@@ -99,7 +99,7 @@ def _fail() -> engines.Network:
 
 
 def _scale_by_batch(pixels: torch.Tensor) -> torch.Tensor:
-    """Let images see each other, as no network of ours may."""
+    """A network whose images depend on each other, which is not allowed."""
     return arithmetic(pixels - pixels.float().mean(dim=0).to(torch.uint8))
 
 
@@ -112,17 +112,19 @@ def _out_of_memory(pixels: torch.Tensor) -> torch.Tensor:
     [
         pytest.param("compile", _fail, "no compiler", id="it can't be made"),
         pytest.param("compile", lambda: _out_of_memory, "out of memory", id="no memory"),
-        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * 1.5, "answers are off", id="it is wrong"),
-        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * torch.nan, "off by nan", id="no numbers"),
-        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels)[:, :4], "off by nan", id="another shape"),
-        pytest.param("compile", lambda: _scale_by_batch, "answers are off", id="padding counts"),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * 1.5, "results deviate", id="it is wrong"),
+        pytest.param(
+            "compile", lambda: lambda pixels: arithmetic(pixels) * torch.nan, "deviate by nan", id="no numbers"
+        ),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels)[:, :4], "deviate by nan", id="another shape"),
+        pytest.param("compile", lambda: _scale_by_batch, "results deviate", id="padding counts"),
         pytest.param("cudagraph", _fail, "no CUDA device", id="no CUDA"),
     ],
 )
 def test_an_engine_that_fails_or_disagrees_is_not_used(
     wanted: str, compiled: Callable[[], engines.Network], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The eager one is, and one line says why."""
+    """The eager one is used, and one line in the log says why."""
     engine = make(wanted, compiled)
     assert (engine.name, engine.run, engine.sizes) == ("eager", arithmetic, ())
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -132,7 +134,7 @@ def test_an_engine_that_fails_or_disagrees_is_not_used(
 
 
 def test_deviation_ignores_places_that_are_as_good() -> None:
-    """Equal classes may change places, also with one outside the top k; a wrong class counts."""
+    """Equal classes may be swapped, also with one outside the top k; a wrong class counts."""
     expected = torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 1, 7, 2, 0.5]])
     assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 7, 1, 9, 0.5]])) == 0
     assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 1, 3, 7, 2, 0.5]])) > 0.2
@@ -142,7 +144,7 @@ def test_deviation_ignores_places_that_are_as_good() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_packed_has_the_models_own_logits(dtype: torch.dtype) -> None:
-    """Bit by bit, and probabilities as a softmax in float64 has them, down to those below what float32 can hold."""
+    """Logits are exact, and probabilities are those of a softmax in float64, even below the range of float32."""
     logits = torch.tensor([[-400.0, 3.5, 21.25, -0.001], [0.0, 0.0, 0.0, 0.0]]).to(dtype)
     (peaked, flat), indices, top_probabilities = (part.tolist() for part in engines.unpack(pack(logits, 4)))
     assert peaked == logits.to(torch.float32)[0].sort(descending=True).values.tolist()
@@ -154,7 +156,7 @@ def test_what_is_packed_has_the_models_own_logits(dtype: torch.dtype) -> None:
 
 
 def test_the_cache_of_compiled_code_outlives_a_restart(tmp_path: Path) -> None:
-    """It is in the user's cache directory, for the user alone, unless the environment names another."""
+    """It is private and in the user's cache directory, unless the environment names another."""
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     keep_compiled_code(environment)
     folder = tmp_path / "vit-api" / "inductor"
@@ -166,7 +168,7 @@ def test_the_cache_of_compiled_code_outlives_a_restart(tmp_path: Path) -> None:
 
 
 def test_without_a_home_torch_chooses_the_cache(tmp_path: Path) -> None:
-    """A folder that can't be made is no reason not to compile."""
+    """Code is compiled even if the folder can't be created."""
     (tmp_path / "file").touch()
     environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}
     keep_compiled_code(environment)
@@ -187,7 +189,7 @@ def images(noise: np.random.Generator) -> Any:
 @pytest.mark.filterwarnings("default::FutureWarning")
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_torch_compile_for_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On the CPU, too: it compiles, agrees with the eager engine, and keeps its code where it was told to."""
+    """On the CPU, it compiles, agrees with the eager engine, and caches its code in the given folder."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     checkpoint = load_checkpoint(str(make_checkpoint(tmp_path / "model")))
     model = VisionModel(checkpoint, "cpu", "float32", 1, max_batch_size=2)
@@ -202,7 +204,7 @@ def test_torch_compile_for_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_the_api_says_which_engine_it_has() -> None:
-    """And how long its start took."""
+    """And its start-up time."""
     api = ViTAPI(load_checkpoint("digits"), max_batch_size=4)
     api.setup("cpu")
     assert api.model is not None
@@ -211,22 +213,22 @@ def test_the_api_says_which_engine_it_has() -> None:
 
 
 def test_the_server_serves_without_the_engine_that_was_wanted() -> None:
-    """CUDA graphs on the CPU: one warning, and all works."""
+    """CUDA graphs on the CPU: there is one warning, and requests succeed."""
     with serve(engine="cudagraph", device="cpu", api_servers=1) as server:
         (worker,) = server.get("/info").json()["workers"]
         assert worker["engine"] == "eager"
-        assert server.log.read_text().count("the engine cudagraph can't be used") == 1
+        assert server.log.read_text().count("The engine cudagraph is not available") == 1
 
 
 def test_float32_is_exact() -> None:
-    """No TF32 behind the back of who asks for float32."""
+    """float32 is never replaced by TF32."""
     VisionModel(load_checkpoint("digits"), "cpu", "float32", 1)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
 
 
 class TestOnCuda:
-    """What needs a GPU to be seen."""
+    """What can only be tested on a GPU."""
 
     pytestmark = needs_gpu
 
@@ -243,7 +245,7 @@ class TestOnCuda:
                 assert other.probabilities == pytest.approx(one.probabilities, abs=0.01)
 
     def test_two_batches_on_the_device_at_once(self, images: Any) -> None:
-        """Each has its own answers, though they share the engine's buffers."""
+        """Each gets its own results, although they share the engine's buffers."""
         model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
         model.prepare("cudagraph")
         alone = [predictions(model, [image])[0] for image in images]
@@ -254,7 +256,7 @@ class TestOnCuda:
     def test_a_capture_without_memory_leaves_the_eager_engine(
         self, monkeypatch: pytest.MonkeyPatch, images: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It still answers afterwards."""
+        """It still works afterwards."""
         model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
 
         def no_memory(*_: Any) -> Any:

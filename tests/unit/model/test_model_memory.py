@@ -1,4 +1,4 @@
-"""A real model on the CPU whose device memory is too small, played by torch's own error."""
+"""A real model whose device memory is too small, simulated on the CPU by torch's own error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vit_api.worker.loop import SlotLoop
 
 
 def let_memory_suffice_for(most: int, lit_api: ViTAPI) -> None:
-    """Have the network raise, as CUDA does, for more than `most` images."""
+    """Make the network raise as CUDA does, for more than `most` images."""
     assert lit_api.model is not None
     network = lit_api.model._logits
 
@@ -40,7 +40,7 @@ def lit_api() -> ViTAPI:
 
 
 def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
-    """For those who may not import torch."""
+    """Callers that must not import torch can handle it."""
     let_memory_suffice_for(1, lit_api)
     images = [np.zeros(lit_api.checkpoint.preprocessing.pixel_shape, np.uint8)] * 2
     with pytest.raises(OutOfDeviceMemory):
@@ -58,7 +58,7 @@ def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
 def test_a_full_device_works_and_a_broken_one_does_not(
     lit_api: ViTAPI, monkeypatch: pytest.MonkeyPatch, failure: Exception | None, works: bool
 ) -> None:
-    """After a failed batch this decides whether the worker goes on."""
+    """After a failed batch, this decides whether the worker continues."""
 
     def fail(*_: object, **__: object) -> torch.Tensor:
         assert failure is not None
@@ -70,17 +70,17 @@ def test_a_full_device_works_and_a_broken_one_does_not(
 
 
 def test_a_model_that_overflows_is_not_served(lit_api: ViTAPI) -> None:
-    """As float16 may with some weights: its start says so, instead of every answer."""
+    """As in float16 with some weights: the start fails, instead of every request."""
     assert lit_api.model is not None
     network = lit_api.model._logits
     lit_api.model._logits = lambda pixels: network(pixels) * torch.inf
-    with pytest.raises(RuntimeError, match="infinite numbers, or none"):
+    with pytest.raises(RuntimeError, match="infinite or NaN"):
         lit_api.model.prepare("eager")
 
 
 @pytest.mark.parametrize("most", [0, 1, 3, 31])
 def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.random.Generator) -> None:
-    """Each image gets the answer that it gets alone; if not even one fits, each is told so."""
+    """Each image gets the result that it gets on its own; if not even one fits, each fails."""
     shape = lit_api.checkpoint.preprocessing.pixel_shape
     pixels = noise.integers(0, 256, (32, *shape), dtype=np.uint8)
     alone = [lit_api.unbatch(lit_api.predict(lit_api.batch([image])))[0] for image in pixels]

@@ -1,4 +1,4 @@
-"""Staging: buffers, and what has to be over before one is written again. The device is played where order matters."""
+"""Staging: when a buffer may be written again. The device is simulated where order matters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHAPE = (2, 2, 3)
 
 
 class Copy:
-    """A copy that a slow device makes when it is waited for."""
+    """A copy that a slow device performs only when it is waited for."""
 
     def __init__(self, source: torch.Tensor) -> None:
         self.source = source
@@ -34,7 +34,7 @@ class Copy:
 
 
 class SlowLink(HostLink):
-    """A device that copies as late as it may."""
+    """A device that copies as late as possible."""
 
     def __init__(self) -> None:
         self.copies: list[Copy] = []
@@ -61,7 +61,7 @@ def values(pixels: torch.Tensor) -> Any:
 
 
 def test_a_batch_arrives_as_it_was() -> None:
-    """In order, and no larger than it is."""
+    """In order, and without padding."""
     staging = Staging(HostLink(), _SHAPE, 4)
     staged = staging.stage(images(3, 1, 2))
     assert values(staging.accept(staged)) == [3, 1, 2]
@@ -69,7 +69,7 @@ def test_a_batch_arrives_as_it_was() -> None:
 
 
 def test_a_buffer_is_not_written_while_it_is_read() -> None:
-    """The third batch waits for the copy of the first, whose buffer it gets; not for the second's."""
+    """The third batch waits for the copy of the first, whose buffer it reuses, but not for the second's."""
     link = SlowLink()
     staging = Staging(link, _SHAPE, 4)
     batches = []
@@ -83,7 +83,7 @@ def test_a_buffer_is_not_written_while_it_is_read() -> None:
 
 @pytest.mark.parametrize("link", [HostLink(), SlowLink()], ids=["CPU", "device"])
 def test_batches_that_are_staged_ahead_keep_their_pixels(link: HostLink) -> None:
-    """However many: a buffer belongs to its batch until the model took it over."""
+    """A buffer belongs to its batch until the model has accepted it, for any number of batches."""
     staging = Staging(link, _SHAPE, 2)
     staged = [staging.stage(images(value, value + 1)) for value in range(0, 10, 2)]
     for value, batch in zip(range(0, 10, 2), staged, strict=True):
@@ -92,7 +92,7 @@ def test_batches_that_are_staged_ahead_keep_their_pixels(link: HostLink) -> None
 
 
 def test_a_batch_that_is_given_back_twice_is_one_buffer() -> None:
-    """The two that follow don't share it."""
+    """The next two batches do not share it."""
     staging = Staging(HostLink(), _SHAPE, 1)
     first, second = staging.stage(images(1)), staging.stage(images(2))
     staging.give_back(first)
@@ -103,7 +103,7 @@ def test_a_batch_that_is_given_back_twice_is_one_buffer() -> None:
 
 
 def test_more_images_than_expected() -> None:
-    """They get a buffer for themselves."""
+    """They get a separate buffer."""
     staging = Staging(HostLink(), _SHAPE, 2)
     staged = staging.stage(images(1, 2, 3))
     assert values(staging.accept(staged)) == [1, 2, 3]
@@ -112,7 +112,7 @@ def test_more_images_than_expected() -> None:
 
 
 def test_buffers_are_used_again() -> None:
-    """Two are enough for one batch at a time."""
+    """Two suffice for one batch at a time."""
     link = SlowLink()
     staging = Staging(link, _SHAPE, 2)
     for value in range(10):

@@ -1,4 +1,4 @@
-"""The fast ViT against transformers' own."""
+"""The fused ViT compared with transformers' own."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def noise(batch: int, height: int = 32, width: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize("batch", [1, 5])
 @torch.inference_mode()
 def test_it_is_the_same_function(config: dict[str, Any], batch: int) -> None:
-    """In float32, logits agree to the order of summation, for each shape and option."""
+    """In float32, logits agree up to the order of summation, for each shape and option."""
     model = model_of(**config)
     pixels = noise(batch, *model.vit.embeddings.image_size)
     logits = FusedViT(model, SCALE, SHIFT)(pixels)
@@ -68,8 +68,8 @@ def test_it_is_as_exact_as_transformers_in_few_bits(dtype: torch.dtype) -> None:
 
 
 @torch.inference_mode()
-def test_a_fast_form_that_differs_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    """If both disagree on noise, transformers' own computes, and the log says so."""
+def test_a_fused_form_that_differs_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    """If both disagree on noise, transformers' own is used, and the log says so."""
     model = model_of()
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels)) is not None
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels) + 1) is None
@@ -78,28 +78,28 @@ def test_a_fast_form_that_differs_is_not_used(caplog: pytest.LogCaptureFixture) 
 
 @torch.inference_mode()
 def test_modules_of_another_version_are_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    """A transformers with other names inside costs speed, not answers."""
+    """A transformers version with other names costs speed, not correctness."""
     model = model_of()
     del model.vit.layers[0].attention.q_proj
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels)) is None
     assert "q_proj" in caplog.text
 
 
-def test_another_architecture_has_no_fast_form() -> None:
-    """BEiT stays as it is."""
+def test_another_architecture_has_no_fused_form() -> None:
+    """BEiT is not fused."""
     config = BeitConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, image_size=32)
     assert fuse(BeitForImageClassification(config), SCALE, SHIFT, lambda pixels: pixels) is None
 
 
 def test_threads_by_width_and_device() -> None:
-    """Narrow models, and those on a GPU, have one thread; others one a core."""
+    """Narrow models, and those on a GPU, use one thread; others one per core."""
     cpu, cores = torch.device("cpu"), available_cores()
     assert [choose_threads(cpu, width) for width in (64, 768, 0)] == [1, cores, cores]
     assert choose_threads(torch.device("cuda:0"), 768) == 1
 
 
-def test_the_embedded_model_takes_the_fast_form() -> None:
-    """What is measured is what is served."""
+def test_the_embedded_model_is_fused() -> None:
+    """Benchmarks measure the form that is served."""
     model = VisionModel(load_checkpoint("digits"), "cpu", "auto", 1)
     assert isinstance(model._logits, FusedViT)
     assert model.dtype == torch.float32, "64 wide: bfloat16 would be no faster"
