@@ -119,10 +119,10 @@ def tables(costs: Costs) -> str:
 |---|---|---|---|---|---|
 {sizes}
 
-A 65 KB JPEG has 500 x 375 pixels and takes {costs.jpeg_s * 1e3:.2f} ms of a core, a photo 4032 x 3024 pixels in 2.4 MB
-and {costs.photo_s * 1e3:.0f} ms. Images a second:
+A 65 KB JPEG of 500 x 375 pixels takes {costs.jpeg_s * 1e3:.2f} ms of one core; a photo of 4032 x 3024 pixels (2.4 MB)
+takes {costs.photo_s * 1e3:.0f} ms. Images per second:
 
-| hardware | model alone | 65 KB JPEGs decoded | photos decoded | $ a million 65 KB JPEGs | $ a million photos |
+| hardware | model alone | 65 KB JPEGs decoded | photos decoded | $ per million 65 KB JPEGs | $ per million photos |
 |---|---|---|---|---|---|
 {prices}
 """
