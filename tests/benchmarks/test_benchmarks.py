@@ -163,7 +163,7 @@ def test_a_stages_functions_exist(frame: str) -> None:
 def test_scaling(tmp_path: Path) -> None:
     """Both decodings serve a camera's picture."""
     file = tmp_path / "scaling.json"
-    scaling.main(["--only", "camera", "--rounds", "1", "--seconds", "1", "--out", str(file)])
+    scaling.main(["--only", "camera", "--rounds", "1", "--seconds", "3", "--out", str(file)])
     assert read(file)["results"]["camera"]["smooth"]["ratio"] > 0
 
 
