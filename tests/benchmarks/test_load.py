@@ -59,7 +59,7 @@ def test_load_counts_errors(digits_server: RunningServer, tmp_path: Path, capsys
 
 
 def test_load_of_no_server() -> None:
-    """An address where nobody listens is said at once."""
+    """An address without a listener is reported at once."""
     with pytest.raises(SystemExit, match="cannot be reached"):
         load.main(["http://127.0.0.1:9"])
 

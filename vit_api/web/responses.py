@@ -80,7 +80,8 @@ def error_response(error: ViTError, request_id: str, seconds: float) -> Response
 
 def from_exception(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:
     """Return the response for an exception of FastAPI's routes, such as an unknown path."""
-    allowed = _methods(request)
+    # A handler's own failure says nothing of paths and methods, so only the router's are looked up.
+    allowed = [] if isinstance(error, ViTError) else _methods(request)
     ours = _to_failure(request, error, is_wrong_method=bool(allowed) and request.method not in allowed)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(ours, MethodNotAllowed):

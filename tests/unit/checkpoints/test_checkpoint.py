@@ -1,4 +1,4 @@
-"""A checkpoint is found and read without torch, or refused with a message for whoever starts the server."""
+"""A checkpoint is found and read without torch, or refused with a message for the operator."""
 
 from __future__ import annotations
 

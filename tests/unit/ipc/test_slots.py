@@ -79,7 +79,7 @@ def test_the_docstrings_state_machine_is_the_codes() -> None:
 
 
 def test_an_abandoned_slot_is_claimed_unwanted() -> None:
-    """A worker doesn't run an image that nobody waits for."""
+    """A worker doesn't run an image that no caller waits for."""
     table = SlotTable(1, 1, (1, 1, 3))
     slots = OwnerSlots(table, 0)
     assert slots.take() == (0, 1)

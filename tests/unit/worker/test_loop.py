@@ -45,7 +45,7 @@ def test_a_worker_whose_device_broke_ends_with_its_images() -> None:
 
 
 def test_an_image_whose_numbers_overflow_fails_alone() -> None:
-    """JSON has no infinity, and nobody should remember one."""
+    """JSON has no infinity, and none may be cached."""
     bench = LoopBench()
     for slot, value in enumerate((7, 253, 8)):
         bench.queue(slot, value)

@@ -87,7 +87,7 @@ async def test_one_who_leaves_takes_nothing_along(who: int, flights: SingleFligh
 
 
 async def test_when_the_last_one_leaves_the_computation_is_cancelled(flights: SingleFlight[str], work: Work) -> None:
-    """Who comes at the same moment starts anew, and is not cancelled along."""
+    """A caller that joins at the same moment starts a new one, which is not cancelled."""
     waiters = [join(flights, work) for _ in range(3)]
     await checkpoint()
     for waiter in waiters:
@@ -112,7 +112,7 @@ async def test_each_has_its_own_deadline(flights: SingleFlight[str], work: Work)
 
 
 async def test_at_the_last_deadline_the_computation_is_cancelled(flights: SingleFlight[str], work: Work) -> None:
-    """Nobody waits for it any more."""
+    """No caller waits for it any more."""
     waiters = [join(flights, work, timeout_s=timeout_s) for timeout_s in (0.01, 0.02)]
     outcomes = await asyncio.gather(*waiters, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded] * 2
@@ -121,7 +121,7 @@ async def test_at_the_last_deadline_the_computation_is_cancelled(flights: Single
 
 
 async def test_a_failure_is_everybodys_and_is_not_kept(flights: SingleFlight[str], work: Work) -> None:
-    """Each waiter gets it; who comes later computes anew."""
+    """Each waiter gets it; a later caller starts a new computation."""
     waiters = [join(flights, work) for _ in range(3)]
     await checkpoint()
     work.outcome.set_exception(InferenceFailed("planted"))
