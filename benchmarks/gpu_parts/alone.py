@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.timing import seconds_per_call, share_of_peak
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from vit_api.model.engines import batch_sizes
+from vit_api.model.engines import warmed_batch_sizes
 from vit_api.model.model import VisionModel
 
 _SECONDS = 0.4
@@ -55,7 +55,7 @@ def measure_engines(part: Part, checkpoint: Checkpoint, dtype: str, engines: Seq
         if model.engine.name != engine:
             part.found("problems", [f"The engine {engine} cannot be used in {_name(model.dtype)}: see the warnings."])
             continue
-        for size in batch_sizes(part.max_batch_size):
+        for size in warmed_batch_sizes(part.max_batch_size):
             shape = (size, *checkpoint.preprocessing.pixel_shape)
             pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=model.device)
             _measure(part, model, engine, size, lambda pixels=pixels: model.engine.run(pixels))  # type: ignore[misc]
@@ -71,7 +71,7 @@ def measure_transformers(part: Part, checkpoint: Checkpoint, dtype: str) -> None
     )
     network.to(device).eval()
     height, width, _ = checkpoint.preprocessing.pixel_shape
-    for size in batch_sizes(part.max_batch_size):
+    for size in warmed_batch_sizes(part.max_batch_size):
         inputs = torch.randn((size, 3, height, width), dtype=network.dtype, device=device)
         _measure(part, network, TRANSFORMERS, size, lambda inputs=inputs: network(pixel_values=inputs).logits)  # type: ignore[misc]
     release(device)
