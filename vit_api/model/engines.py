@@ -124,7 +124,7 @@ def make_engine(
     compiled: Callable[[], Network],
     inputs: Callable[[int], Tensor],
     *,
-    max_batch_size: int,
+    sizes: tuple[int, ...],
     max_deviation: float,
 ) -> Engine:
     """Return the requested engine; if it fails or its results differ, log one warning and return the eager one.
@@ -134,15 +134,14 @@ def make_engine(
         eager: The function itself.
         compiled: Returns the compiled form of the function.
         inputs: Returns a uint8 tensor [n, height, width, 3] on the device for a number of images n.
-        max_batch_size: Maximum number of images in a batch.
+        sizes: The batch sizes to prepare, in ascending order.
         max_deviation: Maximum `deviation` from the results of the eager engine on noise.
     """
     if wanted == "eager":
         return Engine("eager", eager)
     started = time.monotonic()
-    sizes = batch_sizes(wanted, max_batch_size)
     try:
-        run = _padded(wanted, compiled() if wanted == "compile" else eager, eager, inputs(max_batch_size), sizes)
+        run = _padded(wanted, compiled() if wanted == "compile" else eager, eager, inputs(sizes[-1]), sizes)
         _check(run, eager, inputs, sizes, max_deviation)
     except Exception as error:  # from drivers, compilers or memory; the eager engine needs none of these
         logger.warning("The engine %s is not available; using eager instead: %s", wanted, _first_line(error))

@@ -135,36 +135,40 @@ class VisionModel:
         )
 
     @torch.inference_mode()
-    def prepare(self, engine: str) -> None:
+    def prepare(self, engine: str, sizes: tuple[int, ...] | None = None) -> None:
         """Set up an engine and warm up each batch size, so that no request pays for one-time initialisation.
 
         Args:
             engine: `auto`, `eager`, `compile` or `cudagraph`. If it is not available, the model stays eager, and a
                 warning says why.
+            sizes: The batch sizes to prepare, in ascending order; by default, those of `engines.batch_sizes`.
 
         Raises:
             RuntimeError: The model's output is infinite or NaN.
         """
+        name = choose_engine(engine, self.device)
+        warmed = warmed_batch_sizes(self._max_batch_size)
+        prepared = sizes or (warmed if name == "eager" else batch_sizes(name, self._max_batch_size))
 
         def compiled() -> Network:
-            logits = compile_network(self._logits, len(batch_sizes("compile", self._max_batch_size)))
+            logits = compile_network(self._logits, len(prepared))
             return lambda pixels: pack(logits(pixels), self._top_k)
 
         self.engine = make_engine(
-            choose_engine(engine, self.device),
+            name,
             self._run_eagerly,
             compiled,
             lambda images: torch.zeros((images, *self.pixel_shape), dtype=torch.uint8, device=self.device),
-            max_batch_size=self._max_batch_size,
+            sizes=prepared,
             max_deviation=_MAX_DEVIATION.get(self.dtype, _MAX_DEVIATION_ELSE),
         )
         started = time.monotonic()
-        sizes = self.engine.sizes or warmed_batch_sizes(self._max_batch_size)
-        for size in sizes:
+        warmed = self.engine.sizes or warmed
+        for size in warmed:
             black = [np.zeros(self.pixel_shape, np.uint8)] * size
             if not all(prediction.is_finite for prediction in self.collect(self.launch(self.stage(black)))):
                 raise RuntimeError(f"The model's output is infinite or NaN in {self.dtype}: set another dtype.")
-        logger.info("Warmed up batches of %s in %.1f s", list(sizes), time.monotonic() - started)
+        logger.info("Warmed up batches of %s in %.1f s", list(warmed), time.monotonic() - started)
 
     @translate_memory_error
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:

@@ -43,7 +43,8 @@ def inputs(images: int) -> torch.Tensor:
 
 
 def make(wanted: str, compiled: Callable[[], engines.Network], max_batch_size: int = 8) -> Engine:
-    return make_engine(wanted, arithmetic, compiled, inputs, max_batch_size=max_batch_size, max_deviation=1e-3)
+    sizes = batch_sizes("compile", max_batch_size)
+    return make_engine(wanted, arithmetic, compiled, inputs, sizes=sizes, max_deviation=1e-3)
 
 
 def noise(batch: int) -> torch.Tensor:
