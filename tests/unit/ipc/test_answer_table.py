@@ -230,6 +230,7 @@ def test_torn_entries_are_counted() -> None:
 
 
 _KEYS = 24
+_REPEATS = 500  # long values, so that reads and writes overlap often
 
 
 def _write_forever(table: AnswerTable, region: int) -> None:
@@ -238,7 +239,7 @@ def _write_forever(table: AnswerTable, region: int) -> None:
     while True:
         version += 1
         key = _key(order.randrange(_KEYS))
-        writer.put(key, _value(key, version), time.monotonic() + LONG_S, 0)
+        writer.put(key, _value(key, version) * _REPEATS, time.monotonic() + LONG_S, 0)
 
 
 @pytest.fixture
@@ -269,23 +270,24 @@ def _kill_while_writing(table: AnswerTable, region: int, process: BaseProcess) -
 
 def test_readers_beside_writers_that_are_killed(start_writer: Callable[[AnswerTable, int], BaseProcess]) -> None:
     """No look-up finds a wrong value; a region stays usable after each of 20 kills, and another is not affected."""
-    table = AnswerTable(_REGIONS, _CAPACITY, _VALUE_BYTES)
+    table = AnswerTable(_REGIONS, _CAPACITY, _VALUE_BYTES * _REPEATS)
     processes = {region: start_writer(table, region) for region in range(2)}
     found = 0
     for number in range(20):
         for _ in range(50):
             for key in map(_key, range(_KEYS)):
                 answer = table.get(key, time.monotonic(), 0)
-                assert answer is None or _is_value_of(key, answer.value)
+                assert answer is None or answer.value == answer.value[:_VALUE_BYTES] * _REPEATS
+                assert answer is None or _is_value_of(key, answer.value[:_VALUE_BYTES])
                 found += answer is not None
         region = number % 2
         _kill_while_writing(table, region, processes[region])
         writer, key = RegionWriter(table, region), _key(1000 + number)
         for version in range(_CAPACITY):
-            writer.put(key, _value(key, version), time.monotonic() + LONG_S, 0)
+            writer.put(key, _value(key, version) * _REPEATS, time.monotonic() + LONG_S, 0)
             answer = table.get(key, time.monotonic(), 0)
             assert answer is not None
-            assert answer.value == _value(key, version)
+            assert answer.value == _value(key, version) * _REPEATS
         processes[region] = start_writer(table, region)
     assert found > 0
     assert table._written[2] == 0
