@@ -31,7 +31,7 @@ def measure(entries: int) -> dict[str, Any]:
         cached = CachedPrediction(Prediction(tuple(range(MAX_TOP_K)), (0.5,) * MAX_TOP_K, 0.05))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
         cached.rendered[5] = to_json({"predictions": top})[:-1]
-        cache.put(hashlib.sha256(str(number).encode()).digest(), cached)
+        cache.put(hashlib.sha256(str(number).encode()).digest(), cached, epoch=0)
     return {
         "entries": entries,
         "bytes_per_entry": round((process_group.resident_bytes(os.getpid()) - before) / entries),

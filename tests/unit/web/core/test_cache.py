@@ -26,8 +26,8 @@ def make_cache(size: int = 3, ttl_s: float = 10.0) -> tuple[AnswerCache[str], Cl
 
 def test_a_value_lives_for_its_time() -> None:
     """It is there until just before the end of its time, and asking for it doesn't make that longer."""
-    cache, clock, _ = make_cache()
-    cache.put(b"a", "A")
+    cache, clock, board = make_cache()
+    cache.put(b"a", "A", board.epoch)
     clock.now += 9.9
     assert cache.get(b"a") == "A"
     clock.now += 0.1
@@ -36,10 +36,10 @@ def test_a_value_lives_for_its_time() -> None:
 
 def test_putting_a_value_again_begins_its_time_anew() -> None:
     """A refreshed answer lives as long as a new one."""
-    cache, clock, _ = make_cache()
-    cache.put(b"a", "A")
+    cache, clock, board = make_cache()
+    cache.put(b"a", "A", board.epoch)
     clock.now += 9
-    cache.put(b"a", "A2")
+    cache.put(b"a", "A2", board.epoch)
     clock.now += 9
     assert cache.get(b"a") == "A2"
 
@@ -49,9 +49,9 @@ def test_the_least_recently_used_goes_first() -> None:
     cache, clock, board = make_cache(size=3)
     for name in "abc":
         clock.now += 1
-        cache.put(name.encode(), name)
+        cache.put(name.encode(), name, board.epoch)
     assert cache.get(b"a") == "a"
-    cache.put(b"d", "d")
+    cache.put(b"d", "d", board.epoch)
     assert [cache.get(name.encode()) for name in "abcd"] == ["a", None, "c", "d"]
     assert board.totals()["entries"] == 3
 
@@ -59,9 +59,9 @@ def test_the_least_recently_used_goes_first() -> None:
 def test_what_is_too_old_is_forgotten_without_being_asked_for() -> None:
     """`refresh` gives the memory back, and the count is right."""
     cache, clock, board = make_cache()
-    cache.put(b"a", "A")
+    cache.put(b"a", "A", board.epoch)
     clock.now += 5
-    cache.put(b"b", "B")
+    cache.put(b"b", "B", board.epoch)
     assert board.totals()["entries"] == 2
     clock.now += 5
     cache.refresh()
@@ -75,12 +75,12 @@ def test_clearing_reaches_the_caches_of_all_processes(looks_up: bool) -> None:
     board = CacheBoard(2)
     caches: list[AnswerCache[str]] = [AnswerCache(3, 10, CacheTally(board, number)) for number in range(2)]
     for cache in caches:
-        cache.put(b"a", "A")
+        cache.put(b"a", "A", board.epoch)
     board.clear()
     for cache in caches:
         if looks_up:
             assert cache.get(b"a") is None
         else:
-            cache.put(b"b", "B")
+            cache.put(b"b", "B", board.epoch)
             assert (cache.get(b"a"), cache.get(b"b")) == (None, "B")
     assert board.totals()["entries"] == (0 if looks_up else 2)
