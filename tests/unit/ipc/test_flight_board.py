@@ -7,46 +7,16 @@ import multiprocessing as mp
 import select
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
 
+from tests.support.remote_process import RemoteProcess
 from tests.support.waiting import LONG_S
 from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
 from vit_api.ipc.shared_memory import SharedArrays
 
 _KEY, _OTHER = (hashlib.sha256(text).digest() for text in (b"a key", b"another"))
-
-
-def _obey(board: FlightBoard, number: int, orders: Connection) -> None:
-    """Call the methods that the test names, as an HTTP process, and send back what they return."""
-    flights = ProcessFlights(board, number)
-    while True:
-        name, *arguments = orders.recv()
-        orders.send(getattr(flights, name)(*arguments))
-
-
-class RemoteProcess:
-    """An HTTP process that does what the test says."""
-
-    def __init__(self, board: FlightBoard, number: int) -> None:
-        self._orders, orders = mp.Pipe()
-        self.process: BaseProcess = mp.get_context("fork").Process(
-            target=_obey, args=(board, number, orders), daemon=True
-        )
-        self.process.start()
-        orders.close()
-
-    def __call__(self, *order: object) -> object:
-        self._orders.send(order)
-        assert self._orders.poll(LONG_S)
-        return self._orders.recv()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join()
 
 
 StartProcess = Callable[[int], RemoteProcess]
