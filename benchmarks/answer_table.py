@@ -27,7 +27,7 @@ from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
 from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, Prediction
 from vit_api.lit_api import ViTAPI
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import CachedPrediction
+from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.responses import to_json
 

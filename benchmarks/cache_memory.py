@@ -17,7 +17,7 @@ from benchmarks.harness import command_line, process_group, results, tables
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import CachedPrediction
+from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.responses import to_json
 
 _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on average

@@ -25,7 +25,8 @@ from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import create_app
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import CachedPrediction, Classifier
+from vit_api.web.core.classifier import Classifier
+from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.core.inference import Decoder, InferenceClient
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_answers import SharedAnswers

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vit_api.ipc.answer_table import AnswerTable, RegionWriter
 from vit_api.ipc.cache_board import CacheTally
-from vit_api.web.core.classifier import CachedPrediction
+from vit_api.web.core.classifier_result import CachedPrediction
 
 
 class SharedAnswers:

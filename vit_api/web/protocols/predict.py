@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from vit_api.errors import BadRequest, ViTError
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
-from vit_api.web.core.classifier import ClassifierResult, Source
+from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.protocols.results import UploadClassifier, classify_several, source_headers

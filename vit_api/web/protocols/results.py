@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import InternalError, ViTError
-from vit_api.web.core.classifier import ClassifierResult, Source
+from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 
 

@@ -17,7 +17,8 @@ from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
 from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, AnswerRecord, Prediction, Status
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import CachedPrediction, Classifier, ClassifierResult, Source
+from vit_api.web.core.classifier import Classifier
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
 
