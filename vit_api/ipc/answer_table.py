@@ -37,6 +37,7 @@ KEY_BYTES = 32
 _WAYS = 8
 _CELLS_PER_ENTRY = 3
 _CELL = struct.Struct("<II")  # fingerprint, position + 1; an empty cell is zero
+_CELLS = struct.Struct("<" + _WAYS * "II")  # those of a region in a bucket
 _FINGERPRINT = slice(0, 4)
 _BUCKET = slice(4, 12)
 _CHECKSUM = struct.Struct("<I")
@@ -195,30 +196,31 @@ class RegionWriter:
         entry = _CHECKSUM.pack(zlib.crc32(content)) + content
         self._table._entries[start : start + len(entry)] = entry
 
-    def _ways_of(self, key: bytes) -> tuple[int, list[tuple[int, int]]]:
-        """Return where this region's cells in the bucket of a key begin, and the cells."""
+    def _ways_of(self, key: bytes) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+        """Return where this region's cells in the bucket of a key begin, and their fingerprints and positions + 1."""
         first = self._table._bucket_of(key) + self._ways_offset
-        return first, list(_CELL.iter_unpack(self._table._cells[first : first + _WAYS * _CELL.size]))
+        ways = _CELLS.unpack_from(self._table._cells, first)
+        return first, ways[::2], ways[1::2]
 
     def _drop_cell(self, position: int) -> None:
         """Clear the cell that leads to the entry at a position."""
         start = self._table._start_of(self._region, position) + _CHECKSUM.size
-        first, ways = self._ways_of(self._table._entries[start : start + KEY_BYTES].tobytes())
-        for way, (_, following) in enumerate(ways):
-            if following == position + 1:
-                self._set_cell(first, way, 0, 0)
+        first, _, following = self._ways_of(self._table._entries[start : start + KEY_BYTES].tobytes())
+        if position + 1 in following:
+            self._set_cell(first, following.index(position + 1), 0, 0)
 
     def _write_cell(self, key: bytes, position: int) -> None:
         """Have a cell lead to a position: the one of the same key, or an empty one, or the one of the oldest entry."""
         fingerprint = int.from_bytes(key[_FINGERPRINT], "little")
-        first, ways = self._ways_of(key)
-
-        def priority(way: int) -> tuple[bool, bool, int]:
-            other, following = ways[way]
-            age = (position - (following - 1)) % self._table.capacity
-            return following != 0 and other == fingerprint, following == 0, age
-
-        self._set_cell(first, max(range(_WAYS), key=priority), fingerprint, position + 1)
+        first, fingerprints, following = self._ways_of(key)
+        if fingerprint in fingerprints:
+            way = fingerprints.index(fingerprint)
+        elif 0 in following:
+            way = following.index(0)
+        else:
+            ages = [(position + 1 - other) % self._table.capacity for other in following]
+            way = ages.index(max(ages))
+        self._set_cell(first, way, fingerprint, position + 1)
 
     def _set_cell(self, first: int, way: int, fingerprint: int, following: int) -> None:
         start = first + way * _CELL.size
