@@ -1,23 +1,23 @@
-"""The answer table: what each HTTP process has computed, in shared memory, for all of them to look up.
+"""The answer table: what each HTTP process has computed, in shared memory, where all of them look it up.
 
-It outlives a killed HTTP process: the next one with its number goes on where that one stopped. Knows nothing of images,
-models or predictions; a value is a number of bytes.
+What an HTTP process wrote remains when it is killed, and its successor continues in the same region. Knows nothing of
+images, models or predictions: a value is a fixed number of bytes.
 
 Theory of operation
 -------------------
-Each HTTP process has a region of its own, and is the only one that writes it. A region is a ring of entries: a new one
-overwrites the oldest, so the table is bounded, takes memory only as it fills, and evicts in the order of expiry.
+Each HTTP process has a region, which it alone writes and all read. A region is a ring of entries: a new one overwrites
+the oldest. The table is thus bounded, takes memory only as it fills, and evicts in the order of expiry.
 
-An index finds an entry by its key, a hash: a bucket for each hash, in which every region has `_WAYS` cells. A cell is
-a fingerprint (four bytes of the key) and a position in the region's ring. The cells of all regions are side by side in
-a bucket, so a look-up is one search for the fingerprint, however many regions there are. If all cells of a region in a
-bucket are taken, the oldest is overwritten, and its entry can't be found any more; with three cells for each entry,
-that happens to about one in a thousand.
+An index leads from a key, which is a hash, to its entries. It is a set-associative hash table: each bucket has `_WAYS`
+cells for every region, and a cell is a fingerprint (four bytes of the key) and a position in the region's ring. The
+cells of all regions are adjacent in a bucket, so that a look-up is one search for the fingerprint, however many regions
+there are. If all cells of a region in a bucket are taken, the one of the oldest entry is overwritten, and that entry is
+lost. With three cells for each entry, this happens to about one entry in a thousand.
 
-There is no lock. A reader trusts nothing that it reads but a whole entry: its key must be the one wanted, and its
-checksum must fit. An entry that is read while it is overwritten, whose writer was killed half-way, or whose parts
-become visible in another order than they were written (as on ARM), fails one of the two and is a miss. A cell that is
-out of date leads to an entry with another key, which is a miss, too.
+There is no lock. A reader relies only on a complete entry: its key must be the requested one, and its checksum must
+match. An entry that is read while it is overwritten, or whose writer was killed half-way, or whose parts become visible
+in another order than they were written (as on ARM), fails one of these checks and is a miss. A stale cell leads to an
+entry with another key, which is a miss as well.
 """
 
 from __future__ import annotations

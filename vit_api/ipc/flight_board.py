@@ -1,18 +1,17 @@
-"""The flight board: which HTTP process computes which key now, so that the others wait for it. In shared memory.
+"""The flight board: which HTTP process computes which key now, so that the others wait for it.
 
-Knows nothing of what is computed, nor of where its result is found; see `answer_table`.
+Knows neither what is computed nor where its result is stored.
 
 Theory of operation
 -------------------
-The process that computes a key holds a claim on it: a lock of the kernel (a POSIX record lock, fcntl(2)) on one byte of
-a file, whose offset is taken from the key. The file is empty and in memory. Only one process can hold it, and the
-kernel releases it when that process dies, however it dies.
+The process that computes a key holds a claim on it: a POSIX record lock, fcntl(2), on the byte of an empty in-memory file
+whose offset is part of the key. Only one process can hold it, and the kernel releases it when that process ends, in
+whatever way.
 
-A process that waits for a key counts itself in a cell for the key's hash. The process that releases a claim writes the
-key to the pipe of every process with a count in that cell. The waiting process counts itself before it tries to claim
-the key once more, and the other one releases its claim before it reads the counts, so either the claim succeeds or the
-key arrives. A pipe may be full and a dead process sends nothing, so a waiting process also tries again from time to
-time.
+A process that waits for a key is counted in the key's cell, in shared memory. The process that releases a claim writes
+the key to the pipe of every process with a count in its cell. A waiting process is counted before it tries to claim the
+key once more, and a claim is released before the counts are read; so either that claim succeeds or the key arrives. A
+full pipe drops keys and a dead process writes none, so a waiting process also tries again from time to time.
 """
 
 from __future__ import annotations

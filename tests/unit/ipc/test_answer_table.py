@@ -1,4 +1,4 @@
-"""The answer table: what one process writes all find, whatever expires, is overwritten, torn or left behind."""
+"""The answer table: all processes find what one writes; what is expired, overwritten or torn, none finds."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(region=regions, key=keys, step=st.sampled_from(["_drop_cell", "_write_entry", "_write_cell"]))
     def be_killed(self, region: int, key: bytes, step: str) -> None:
-        """A writer is killed in the middle of a step, and its successor goes on: at most the oldest entry is lost."""
+        """A writer is killed in the middle of a step, and its successor continues: at most the oldest entry is lost."""
         self.version += 1
         entry = (key, _value(key, self.version), self.now + 10, self.epoch)
         with pytest.raises(_Killed):

@@ -91,7 +91,7 @@ def test_a_key_that_is_released_wakes_those_that_wait_for_it(board: FlightBoard,
     assert not _is_readable(waiting, 0)
 
 
-def test_a_process_that_reads_nothing_holds_up_nobody(board: FlightBoard) -> None:
+def test_a_process_that_reads_nothing_delays_no_other(board: FlightBoard) -> None:
     """When its pipe is full, keys for it are dropped."""
     flights, slow = ProcessFlights(board, 0), ProcessFlights(board, 1)
     slow.begin_wait(_KEY)

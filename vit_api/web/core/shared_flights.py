@@ -15,7 +15,7 @@ from vit_api.ipc.flight_board import ProcessFlights
 V = TypeVar("V")
 
 _POLL_S = 0.2
-"""A process that died wakes nobody: whoever waits for it looks again after this time."""
+"""Interval between two looks at a key that another process holds: if that process dies, it wakes no other."""
 
 
 class Turn(NamedTuple, Generic[V]):

@@ -129,7 +129,7 @@ def test_what_was_evicted_here_is_found_in_the_shared_tier() -> None:
 
 
 def test_a_value_from_before_a_clear_is_cached_nowhere() -> None:
-    """Whoever began to compute it before the caches were cleared is told so."""
+    """And a caller that began to compute it before the caches were cleared is told so."""
     (first, second), shelf, _, board = make_caches()
     epoch = board.epoch
     board.clear()
