@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.parameters import Fields, collect

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from vit_api.errors import ViTError
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.parameters import Fields, collect, integer_of
@@ -135,7 +135,7 @@ class PredictRoutes:
         if start is None:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
             result.cached.add_rendered(top_k, start)
-        cached = b"true" if result.answer is None else b"false"
+        cached = b"true" if result.source is Source.HIT else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, request.elapsed_ms, self._end)
 
 

@@ -13,7 +13,7 @@ import pytest
 from vit_api.errors import BadImage, Overloaded
 from vit_api.ipc.records import MAX_TOP_K, AnswerRecord, Prediction, Status
 from vit_api.web.application import create_app
-from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.predict import PredictRoutes
 from vit_api.web.requests import RequestLimits

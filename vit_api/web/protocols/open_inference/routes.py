@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import NotFound, NotReady, ViTError
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
