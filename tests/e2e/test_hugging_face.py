@@ -205,7 +205,7 @@ def test_json_without_saying_so(digits_server: RunningServer, extra: dict[str, A
             {"inputs": _BASE64, "parameters": {"top_k": True}}, "'top_k' must be a positive integer.", id="true classes"
         ),
         pytest.param(
-            {"inputs": _BASE64, "parameters": {"top_k": "5"}},
+            {"inputs": _BASE64, "parameters": {"top_k": "five"}},
             "'top_k' must be a positive integer.",
             id="a text for top_k",
         ),
