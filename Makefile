@@ -1,7 +1,11 @@
 # `make run` serves the embedded model, `make test` runs the whole test suite. Both create .venv first.
+# On a GPU, PyPI's torch needs driver 580 or newer; TORCH_INDEX names another index for torch alone: see docs/gpu.md.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
+TORCH_INDEX ?=
+TORCH = $(shell grep '^torch==' requirements.txt)
+INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
 
 .PHONY: run test lint types imports check fuzz api-fuzz wheel bench bench-cache soak container-test clean
 
@@ -66,9 +70,11 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/run.stamp: requirements.txt | .venv/bin/python
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
 .venv/dev.stamp: requirements.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@ .venv/run.stamp
