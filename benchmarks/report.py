@@ -55,6 +55,8 @@ def render(page: str) -> str:
 
 def _section(match: re.Match[str]) -> str:
     start, name, end = match.groups()
+    if not results.file_of(name).exists():
+        return f"{start}Not measured yet: `python -m benchmarks.{name}`.\n{end}"
     result = results.read(name)
     return f"{start}{TABLES[name](result)}\n\n{machine.caption(result['machine'])}\n{end}"
 
@@ -63,7 +65,8 @@ def main() -> None:
     """Write the page's tables and the plots."""
     README.write_text(render(README.read_text()))
     for name, plot in _PLOTS.items():
-        plot(results.read(name), results.FOLDER)
+        if results.file_of(name).exists():
+            plot(results.read(name), results.FOLDER)
 
 
 if __name__ == "__main__":
