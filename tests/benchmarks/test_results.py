@@ -14,8 +14,10 @@ import pytest
 from benchmarks import report
 from benchmarks.harness import machine, results
 
-_FROM_A_CHANGED_TREE = ("compare", "profile", "scaling")
+_FROM_A_CHANGED_TREE = ("profile", "scaling")
 """Measured before this was refused. To be measured again; then the name must go from here."""
+_NOT_YET_MEASURED = ["compare"]
+"""What it measures is new. Once it is measured, the name must go from here."""
 
 
 def _committed() -> Iterator[Any]:
@@ -36,6 +38,15 @@ def test_every_table_is_on_the_page() -> None:
     """No benchmark's result is left out."""
     page = report.README.read_text()
     assert [name for name in report.TABLES if f"<!-- {name} -->\n" not in page] == []
+
+
+def test_every_table_has_its_result() -> None:
+    """Apart from those that are named here, which the page says are not measured yet."""
+    assert [name for name in report.TABLES if not results.file_of(name).exists()] == _NOT_YET_MEASURED
+    for name in _NOT_YET_MEASURED:
+        assert f"<!-- {name} -->\nNot measured yet: `python -m benchmarks.{name}`.\n<!-- end -->" in report.render(
+            report.README.read_text()
+        )
 
 
 @pytest.mark.parametrize("file", list(_committed()))
