@@ -1,9 +1,9 @@
-"""Join the benchmarks' tables and plots into benchmarks/README.md.
+"""Join the benchmarks' tables and plots into benchmarks/README.md, and the figures into the pages that quote them.
 
     python -m benchmarks.report
 
 Each benchmark makes its own table. The text between `<!-- NAME -->` and `<!-- end -->` is the table of
-`results/NAME.json`; everything else is written by hand.
+`results/NAME.json`; everything else is written by hand. For figures in sentences, see `quotes`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks import (
     metrics_cost,
     overload,
     profile,
+    quotes,
     scaling,
     soak,
     tune,
@@ -62,8 +63,10 @@ def _section(match: re.Match[str]) -> str:
 
 
 def main() -> None:
-    """Write the page's tables and the plots."""
+    """Write the page's tables, the figures that pages quote, and the plots."""
     README.write_text(render(README.read_text()))
+    for page in quotes.PAGES:
+        page.write_text(quotes.render(page.read_text()))
     for name, plot in _PLOTS.items():
         if results.file_of(name).exists():
             plot(results.read(name), results.FOLDER)
