@@ -46,6 +46,7 @@ PLAN = (
     _Planned("overload", 3, ("--rounds", "1", "--seconds", "2")),
     _Planned("cache_hit", 6, ("--rounds", "1")),
     _Planned("cache_memory", 1, ("--entries", "2000")),
+    _Planned("answer_table", 2, ("--rounds", "1", "--entries", "100", "--look-ups", "10")),
     _Planned("metrics_cost", 1, ("--rounds", "1", "--counts", "100")),
     _Planned("cancellation", 1, ("--rounds", "1", "--calls", "10")),
     _Planned("soak", 5.5, ("--minutes", "0.2")),
