@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
-import logging
 import os
 import signal
 import socket
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import anyio
 import httpx
 import pytest
 
-from tests.support.redis_server import RedisServer, redis_server
-from tests.support.server import ROOT, RunningServer, http_processes_of, paused, serve, wait_until
-from vit_api.access.client_address import ClientAddresses
-from vit_api.access.rate_limiter import Budgets, RateLimiter
-from vit_api.access.rates import Rate
-from vit_api.access.redis_counts import RedisCounts
-from vit_api.errors import RateLimited
-from vit_api.web.admission.rate_limits import RateLimits
-from vit_api.web.requests import Admission, Request
+from tests.support.redis_server import redis_server
+from tests.support.server import ROOT, RunningServer, http_processes_of, serve, wait_until
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _SIX = 6
@@ -165,147 +154,9 @@ def test_the_description_says_what_is_limited(server: RunningServer, digits_serv
     assert '"429"' not in digits_server.get("/openapi.json").text
 
 
-def test_who_has_a_key_is_counted_by_it() -> None:
-    """Not by the address, which several may share, or one may change."""
-    limits = RateLimits(RateLimiter(Budgets([Rate(1, 86_400)], 1), 0), ClientAddresses(), [Rate(1, 86_400)])
-
-    async def status(address: str, key_digest: bytes) -> int:
-        scope = {
-            "method": "POST",
-            "path": "/predict",
-            "query_string": b"",
-            "headers": [],
-            "client": (address, 1),
-        }
-        request = Request(scope, b"id", arrived_at=0.0, timeout_s=30.0)
-        request.admission = Admission(key_digest)
-        try:
-            await limits.charge(request)
-        except RateLimited as error:
-            return error.status
-        return 200
-
-    async def statuses() -> list[int]:
-        ones = [("192.0.2.1", b"one"), ("192.0.2.2", b"one"), ("192.0.2.1", b"two")]
-        return [await status(*one) for one in [*ones, ("192.0.2.1", b""), ("192.0.2.2", b"")]]
-
-    assert asyncio.run(statuses()) == [200, 429, 200, 200, 200]
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    """Run a Redis."""
-    with redis_server() as running:
-        yield running
-
-
-_PATIENT_S = 20.0
-
-
-@contextlib.asynccontextmanager
-async def _limiters(url: str, *waits_s: float) -> AsyncIterator[list[RateLimiter]]:
-    """Run the limiters of several servers whose counts are in one Redis: ten images a day."""
-    counts = [RedisCounts(url, wait_s) for wait_s in waits_s]
-    for one in counts:
-        one.start()
-    try:
-        yield [RateLimiter(Budgets([Rate(10, 86_400)], 1), 0, one) for one in counts]
-    finally:
-        for one in counts:
-            await one.stop()
-
-
-async def _is_refused(limiter: RateLimiter, client: str, amount: int = 1) -> bool:
-    return (await limiter.take(client, amount)).is_refused
-
-
-def _counted(redis: RedisServer, client: str) -> list[int]:
-    """Return what Redis has for a client, and check that it will forget it."""
-    names = list(redis.client.scan_iter(f"vit-api-limits:{client}/*"))
-    assert all(0 < redis.client.ttl(name) <= 86_400 for name in names)
-    return [int(redis.client.get(name)) for name in names]
-
-
-def test_servers_share_a_budget_in_redis(redis: RedisServer) -> None:
-    """Of thirty at once on two servers ten are allowed; Redis has ten, and will forget them."""
-
-    async def run() -> int:
-        async with _limiters(redis.url, _PATIENT_S, _PATIENT_S) as (one, two):
-            refused = await asyncio.gather(
-                *(_is_refused(server, "several") for server in (one, two) for _ in range(15))
-            )
-            return refused.count(False)
-
-    assert asyncio.run(run()) == 10
-    assert _counted(redis, "several") == [10]
-
-
-def test_what_redis_refuses_is_taken_back(redis: RedisServer) -> None:
-    """Five don't fit, and leave room for four."""
-
-    async def run() -> list[bool]:
-        async with _limiters(redis.url, _PATIENT_S, _PATIENT_S) as (one, two):
-            return [
-                await _is_refused(one, "back", 6),
-                await _is_refused(two, "back", 5),
-                await _is_refused(two, "back", 4),
-                await _is_refused(one, "back"),
-            ]
-
-    assert asyncio.run(run()) == [False, True, False, True]
-    assert _counted(redis, "back") == [10]
-
-
-def test_a_slow_redis_holds_up_nobody(redis: RedisServer) -> None:
-    """The server counts for itself; what Redis was asked to count it counts when it can."""
-
-    async def run() -> None:
-        async with _limiters(redis.url, 0.01) as (limiter,):
-            with paused(redis.pid):
-                refused = [await _is_refused(limiter, "slow") for _ in range(12)]
-            assert refused == [False] * 10 + [True] * 2
-            with anyio.fail_after(30):
-                while not _counted(redis, "slow"):
-                    await limiter.take("another", 1)
-                    await asyncio.sleep(0.01)
-
-    asyncio.run(run())
-
-
-def test_a_dead_redis_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
-    """The server counts for itself and says so once; Redis counts again as soon as it is back."""
-
-    async def run(redis: RedisServer) -> None:
-        async with _limiters(redis.url, _PATIENT_S) as (limiter,):
-            assert not await _is_refused(limiter, "before")
-            redis.kill()
-            refused = [await _is_refused(limiter, "meanwhile") for _ in range(12)]
-            assert refused == [False] * 10 + [True] * 2
-            redis.start()
-            with anyio.fail_after(30):
-                while not _counted(redis, "after"):
-                    await limiter.take("after", 0)
-                    await asyncio.sleep(0.01)
-
-    with redis_server() as mortal, caplog.at_level(logging.INFO, "vit_api.access.redis_counts"):
-        asyncio.run(run(mortal))
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-
-
-def test_redis_behind_a_unix_socket() -> None:
-    """`limits` calls its address otherwise."""
-    with tempfile.TemporaryDirectory() as folder, redis_server("--unixsocket", f"{folder}/redis") as redis:
-
-        async def run() -> None:
-            async with _limiters(f"unix://{folder}/redis", _PATIENT_S) as (limiter,):
-                assert not await _is_refused(limiter, "local", 3)
-
-        asyncio.run(run())
-        assert _counted(redis, "local") == [3]
-
-
-def test_a_server_counts_in_its_redis(redis: RedisServer) -> None:
-    """The parts are joined."""
-    with serve(api_servers=1, redis_url=redis.url, rate_limit="10/day") as running:
+def test_a_server_counts_in_its_redis() -> None:
+    """The counts of a server with `redis_url` and `rate_limit` are in that Redis."""
+    with redis_server() as redis, serve(api_servers=1, redis_url=redis.url, rate_limit="10/day") as running:
         assert running.predict(_SEVEN).headers["ratelimit-remaining"] == "9"
-        wait_until(lambda: _counted(redis, "127.0.0.1") == [1])
+        names = redis.client.scan_iter
+        wait_until(lambda: [redis.client.get(name) for name in names("vit-api-limits:127.0.0.1/*")] == [b"1"])
