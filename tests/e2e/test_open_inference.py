@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -350,14 +349,10 @@ def test_too_many_values_in_json(digits_server: RunningServer) -> None:
     assert "as binary data" in response.json()["error"]
 
 
-def test_the_asynchronous_client(digits_server: RunningServer) -> None:
-    """It is told the same as the other one, answers and errors."""
-
-    async def run(use: Callable[[Any], Awaitable[None]]) -> None:
-        async with triton_aio.InferenceServerClient(_address(digits_server)) as client:
-            await use(client)
-
-    async def scenario(client: Any) -> None:
+@pytest.mark.anyio
+async def test_the_asynchronous_client(digits_server: RunningServer) -> None:
+    """It gets the same results and errors as the blocking one."""
+    async with triton_aio.InferenceServerClient(_address(digits_server)) as client:
         assert await client.is_server_live()
         assert await client.is_server_ready()
         assert await client.is_model_ready("digits", "1")
@@ -374,5 +369,3 @@ def test_the_asynchronous_client(digits_server: RunningServer) -> None:
             await client.infer("other", [pixels])
         with pytest.raises(triton.InferenceServerException, match="corrupt"):
             await client.infer("digits", [_files(_SEVEN[:200])])
-
-    asyncio.run(run(scenario))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
-import anyio
 import pytest
 
+from tests.support.waiting import LONG_S, until
 from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadImage, NotReady
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
@@ -16,7 +15,6 @@ from vit_api.ipc.records import MAX_TOP_K, AnswerRecord, Prediction, Status
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import CachedPrediction, Classifier, ClassifierResult, Source
 
-_LONG_S = 60.0
 pytestmark = pytest.mark.anyio
 
 
@@ -67,7 +65,7 @@ class Bench:
         self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
 
     async def classify(self, upload: Upload, **options: bool) -> ClassifierResult:
-        return await self.classifier.classify(upload, time.monotonic() + _LONG_S, **options)
+        return await self.classifier.classify(upload, time.monotonic() + LONG_S, **options)
 
     async def sources(self, *uploads: Upload) -> list[str]:
         return [(await self.classify(upload)).source.value for upload in uploads]
@@ -75,13 +73,6 @@ class Bench:
     def counts(self) -> tuple[int, int, int]:
         totals = self.cache_board.totals()
         return totals["hits"], totals["misses"], totals["coalesced"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll a condition to a deadline."""
-    with anyio.fail_after(_LONG_S):
-        while not condition():
-            await anyio.sleep(0.001)
 
 
 async def test_a_repeated_upload_is_a_hit() -> None:
