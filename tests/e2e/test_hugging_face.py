@@ -213,7 +213,7 @@ def test_json_without_saying_so(digits_server: RunningServer, extra: dict[str, A
     ],
 )
 def test_json_that_means_nothing(digits_server: RunningServer, content: Any, says: str) -> None:
-    """The client is told what is wrong with it."""
+    """The error says what is wrong with it."""
     response = _post(digits_server, content, **{"content-type": "application/json"})
     body = response.json()
     assert (response.status_code, body["code"]) == (400, "bad_request")
@@ -244,7 +244,7 @@ def test_requests_are_counted(digits_server: RunningServer) -> None:
 
 
 def test_a_corrupt_image_as_the_client_shows_it(client: InferenceClient) -> None:
-    """A BadRequestError, with the server's words and the id to look for in its log."""
+    """A BadRequestError, with the server's message and the request id."""
     with pytest.raises(BadRequestError, match=r"cut off|corrupt|truncated") as raised:
         client.image_classification(_SEVEN[:-30])
     assert raised.value.request_id

@@ -32,7 +32,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def test_refusals_are_counted(server: RunningServer) -> None:
-    """As any other answer, where the metrics have it."""
+    """A 401 is counted like any other response."""
     server.predict(_SEVEN)
     metrics = httpx.get(server.url + "/metrics", headers={"x-api-key": _PLAIN}, timeout=30).text
     (count,) = re.findall(r'inference_requests_total{endpoint="/predict",status="401"} ([0-9.]+)', metrics)
@@ -50,7 +50,7 @@ def test_refusals_are_counted(server: RunningServer) -> None:
 )
 @pytest.mark.parametrize("path", ["/predict", "/info", "/nowhere"])
 def test_a_key_opens_everything(server: RunningServer, path: str, headers: dict[str, str]) -> None:
-    """Each key, in each header, on busy paths and on others."""
+    """Each key, in each header, on hot routes and on others."""
     method = "POST" if path == "/predict" else "GET"
     response = httpx.request(method, server.url + path, content=_SEVEN, headers=headers, timeout=60)
     assert response.status_code == (404 if path == "/nowhere" else 200)
@@ -94,7 +94,7 @@ def test_what_is_open_to_all(server: RunningServer, path: str) -> None:
 
 
 def test_only_the_operators_key_clears(server: RunningServer) -> None:
-    """Alone, in either header; a client's key doesn't."""
+    """It works in either header; a client's key does not work."""
     path = server.url + "/cache/clear"
     for headers in ({"x-api-key": _OPERATOR}, {"authorization": f"Bearer {_OPERATOR}"}):
         assert httpx.post(path, headers=headers, timeout=30).status_code == 200
@@ -103,7 +103,7 @@ def test_only_the_operators_key_clears(server: RunningServer) -> None:
 
 
 def test_a_body_without_a_key_is_not_waited_for(server: RunningServer) -> None:
-    """Not one byte of it is sent, and the answer is there; no `100 Continue` asks for it."""
+    """The response arrives before any of the body is sent, and without `100 Continue`."""
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\nexpect: 100-continue\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(head)
@@ -122,7 +122,7 @@ async def test_a_refused_upload_leaves_the_connection_usable(server: RunningServ
 
 
 def test_keys_are_shown_nowhere(server: RunningServer) -> None:
-    """Neither in what the server tells of its settings, nor in its log, nor as digests."""
+    """They are neither in /info nor in the log, in plain text or as digests."""
     shown = server.get("/openapi.json").text + server.log.read_text()
     shown += httpx.get(server.url + "/info", headers={"x-api-key": _PLAIN}, timeout=30).text
     for key in (_PLAIN, _HASHED, _OPERATOR):

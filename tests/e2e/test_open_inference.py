@@ -68,7 +68,7 @@ def _same(ours: list[tuple[str, float]]) -> Any:
     return [(label, pytest.approx(p, abs=1e-5)) for label, p in ours]
 
 
-def test_the_server_tells_of_itself(client: triton.InferenceServerClient) -> None:
+def test_the_server_describes_itself(client: triton.InferenceServerClient) -> None:
     """Whether it lives and takes images, what it is, and which models it has."""
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -110,7 +110,7 @@ def test_the_models_metadata(client: triton.InferenceServerClient, version: str)
 
 
 def test_the_models_configuration(client: triton.InferenceServerClient) -> None:
-    """As Triton words it: batching, and tensors without the batch's dimension."""
+    """It has Triton's form: batching, and tensors without the batch dimension."""
     config = client.get_model_config("digits")
     assert (config["name"], config["max_batch_size"]) == ("digits", 32)
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 5000}
@@ -245,7 +245,7 @@ def _many() -> triton.InferInput:
 def test_bad_inputs(
     client: triton.InferenceServerClient, inputs: list[triton.InferInput], status: int, message: str
 ) -> None:
-    """The client is told what is wrong, and with which image."""
+    """The error says what is wrong, and with which image."""
     _fails(lambda: client.infer("digits", inputs), status, message)
 
 

@@ -23,7 +23,7 @@ _SIX = 6
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run a server that takes six images from each client, and takes a test's word for who that is."""
+    """Run a server that takes six images from each client, and trusts the tests' X-Forwarded-For."""
     with serve(rate_limit=f"{_SIX}/day; 100/year", trusted_proxies="127.0.0.1") as running:
         yield running
 
@@ -86,8 +86,8 @@ def test_each_image_of_a_tensor_counts(server: RunningServer) -> None:
     assert "retry-after" in second.headers
 
 
-def test_a_request_for_more_than_the_budget_is_told_so(server: RunningServer) -> None:
-    """To wait wouldn't help."""
+def test_a_request_over_the_whole_budget_says_so(server: RunningServer) -> None:
+    """The error asks for fewer images, since waiting would not help."""
     response = _batch(server, 20, "192.0.2.4")
     assert response.status_code == 429
     assert "Send fewer images in one request." in response.json()["error"]
@@ -109,7 +109,7 @@ def test_other_paths_are_not_limited(server: RunningServer, path: str) -> None:
 
 
 def test_a_refused_body_is_not_waited_for(server: RunningServer) -> None:
-    """Not one byte of it is sent, and the answer is there."""
+    """The response arrives before any of the body is sent."""
     _batch(server, _SIX, "192.0.2.7")
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 192.0.2.7\r\ncontent-length: 9999999\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
@@ -118,7 +118,7 @@ def test_a_refused_body_is_not_waited_for(server: RunningServer) -> None:
 
 
 def test_a_killed_process_leaves_its_counts(server: RunningServer) -> None:
-    """Whoever had used half of a budget has half of it, after all HTTP processes were replaced."""
+    """A client that has used half of its budget still has the other half after all HTTP processes were replaced."""
     with ThreadPoolExecutor(3) as clients:
         list(clients.map(lambda _: server.predict(_SEVEN, headers=_as("192.0.2.8")), range(3)))
     for pid in http_processes_of(server):
@@ -141,7 +141,7 @@ def _is_replaced(server: RunningServer, pid: int) -> bool:
 
 
 def test_limits_are_off_by_default(digits_server: RunningServer) -> None:
-    """No header speaks of them."""
+    """Responses have no `RateLimit` headers."""
     assert not any(name.startswith("ratelimit") for name in digits_server.predict(_SEVEN).headers)
 
 
