@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import time
+import zlib
 
 import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from vit_api.errors import BodyTimeout, Overloaded, UploadTooLarge, ViTError
+from vit_api.errors import BodyTimeout, Overloaded, UnsupportedEncoding, UploadTooLarge, ViTError
 from vit_api.web.bodies import BodyReader
 from vit_api.web.requests import BodyLimit, Request, RequestLimits
 
@@ -100,6 +102,37 @@ async def test_the_memory_of_a_body_is_given_back(body: Body, error: type[ViTErr
         await reader.read(_request(), Body(b"0123456789").receive, _LIMIT)
     reader.release(first)
     await reader.read(_request(), Body(b"0123456789").receive, _LIMIT)
+
+
+def _compressed(coding: bytes) -> Request:
+    request = _request()
+    request.headers[b"content-encoding"] = coding
+    return request
+
+
+async def test_a_compressed_body_is_decoded() -> None:
+    """Its memory is counted as well as its bytes."""
+    reader, request, body = _reader(), _compressed(b"deflate"), zlib.compress(b"")
+    await reader.read(request, Body(body).receive, _LIMIT)
+    assert (request.body, request.received_bytes, request.reserved_bytes) == (b"", len(body), len(body))
+
+
+async def test_a_body_of_another_coding_is_not_read() -> None:
+    """It is refused by its header."""
+    body = Body(b"0")
+    with pytest.raises(UnsupportedEncoding):
+        await _reader().read(_compressed(b"br"), body.receive, _LIMIT)
+    assert body.chunks == [b"0"]
+
+
+async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
+    """Until it is known how long it is; then of what it is."""
+    body, limit = gzip.compress(b"0" * 50), BodyLimit(1000, 1000)
+    with pytest.raises(Overloaded):
+        await _reader(max_pending_bytes=1000).read(_compressed(b"gzip"), Body(body).receive, limit)
+    reader, request = _reader(max_pending_bytes=1000 + len(body)), _compressed(b"gzip")
+    await reader.read(request, Body(body).receive, limit)
+    assert (request.body, request.reserved_bytes) == (b"0" * 50, 50 + len(body))
 
 
 async def test_a_client_that_hangs_up_sends_no_more() -> None:

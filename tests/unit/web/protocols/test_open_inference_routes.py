@@ -22,7 +22,7 @@ from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import COUNTED
 from vit_api.web.application import create_app
 from vit_api.web.bodies import BodyReader
-from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
