@@ -13,7 +13,6 @@ from importlib.metadata import version
 
 import httpx
 import pytest
-from litserve.connector import check_cuda_with_nvidia_smi
 from litserve.loops import LitLoop
 from litserve.loops.loops import inference_worker
 from litserve.server import LitServer
@@ -98,11 +97,10 @@ def test_litserve_is_the_version_we_know() -> None:
             ],
             id="LitLoop.__call__",
         ),
-        pytest.param(check_cuda_with_nvidia_smi, [], id="check_cuda_with_nvidia_smi"),
     ],
 )
 def test_internals_are_where_we_expect_them(what: object, parameters: list[str]) -> None:
-    """LitServe's internals that `lit_server`, `worker.loop` and `devices` use have the expected signatures."""
+    """LitServe's internals that `lit_server` and `worker.loop` use have the expected signatures."""
     assert list(inspect.signature(what).parameters) == parameters  # type: ignore[arg-type]
 
 
