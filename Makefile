@@ -44,6 +44,7 @@ container-test: .venv/dev.stamp
 
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.accuracy
+	$(BIN)/python -m benchmarks.resizing
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m benchmarks.batching
 	$(BIN)/python -m benchmarks.scaling

@@ -7,6 +7,7 @@ image-classification pipeline gets from its PIL backend, before rescaling.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import warnings
@@ -25,8 +26,11 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from vit_api.checkpoints.preprocessing import Preprocessing, Size
+from vit_api.checkpoints.preprocessing import Preprocessing
+from vit_api.decoding.colours import to_grey_or_rgb, to_rgb
+from vit_api.decoding.geometry import Box, Layout, crop_corner, layout_of, resized_size
 from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, check_gif, check_jpeg, check_sides
+from vit_api.decoding.resizing import resize
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
 
 # Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, a JPEG with several
@@ -48,10 +52,11 @@ Image.MAX_IMAGE_PIXELS = None
 bound_directories()
 
 # A JPEG is scaled while it is decoded only to sizes at least this many times the resize target. On six photos at 4 to
-# 20 times the target, with 2 a pixel is off by 0.33 on average and by 2 at the 99th percentile, about what saving the
-# photo again at quality 85 does (0.40 and 2); with 1 it is 0.93 and 6, with 3 it is 0.21 and 1.3, but then photos of
-# less than 6 times the target aren't scaled at all. tests/unit/decoding/test_images.py holds it to that.
-DRAFT_MARGIN = 2
+# 20 times the target, with 2.4 a pixel is off by 0.26 on average and by 1.5 at the 99th percentile, less than what
+# saving the photo again at quality 85 does (0.40 and 2); with 2 it is 0.34 and 2, with 1 it is 0.90 and 6. With 3 it is
+# 0.21 and 1.2, but then a frame of 1080 lines isn't scaled for 224. tests/unit/decoding/test_images.py holds it to
+# that, and benchmarks/results/resizing.json has what it means for answers: with 2, not every filter passes the gate.
+DRAFT_MARGIN = 2.4
 
 # An AVIF may have more pixels than its container says, up to 16,384 pixels a side, and libavif notices only after
 # decoding them into hundreds of megabytes. So a process decodes one AVIF at a time; libavif has its own threads.
@@ -67,7 +72,6 @@ _TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES = (5, 6, 7, 8)
 
 _IGNORE_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -76,7 +80,7 @@ def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact:
     """Decode an upload, apply its orientation, convert it to RGB, resize it and crop its centre.
 
     For animations and multi-page files, the first image is used. Alpha is dropped, not blended, as in transformers; see
-    `_rgb` for a single transparent colour. Thread-safe.
+    `colours.to_rgb` for a single transparent colour. Thread-safe.
 
     Args:
         upload: The bytes of an image file.
@@ -102,8 +106,9 @@ def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact:
         _check_structure(upload, format_name, max_side)
         with _lock_of(format_name), Image.open(UploadFile(upload), formats=[format_name]) as image:
             _check_size(image, max_side)
-            pixels = None if exact else _decode_reduced(image, preprocessing)
-            return np.asarray(pixels or _decode_fully(image, preprocessing, max_side))
+            if exact:
+                return np.asarray(_decode_exactly(image, preprocessing, max_side))
+            return np.asarray(_decode_fast(image, preprocessing))
     except ViTError:
         raise
     except TooComplex as error:
@@ -156,103 +161,61 @@ def _check_size(image: Image.Image, max_side: int) -> None:
         raise ValueError("The image has no pixels.")
 
 
-def _decode_fully(image: Image.Image, preprocessing: Preprocessing, max_side: int) -> Image.Image:
+def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, max_side: int) -> Image.Image:
     """Decode every pixel; turn, convert and resize in the order of transformers' pipeline, for bit-exact results."""
     image.load()
-    rgb = _rgb(_turn(image, _orientation(image)), preprocessing)
-    target = _resized_size(rgb.size, preprocessing)
-    if preprocessing.crop is not None and max(target) > max_side:
-        return _resize_centre(rgb, target, preprocessing)
-    return _crop(rgb.resize(target, preprocessing.resample), preprocessing.crop)
+    rgb = to_rgb(_turn(image, _orientation(image)), preprocessing)
+    if preprocessing.crop is not None and max(resized_size(rgb.size, preprocessing)) > max_side:
+        layout = layout_of(rgb.size, 1, preprocessing)
+        return _resize_kept(rgb, (0, 0, *rgb.size), layout, preprocessing, exact=True).crop(layout.margins)
+    resized = resize(rgb, resized_size(rgb.size, preprocessing), preprocessing.resample, exact=True)
+    if preprocessing.crop is None:
+        return resized
+    # A smaller image is padded with black, as in transformers' center_crop.
+    left, top = crop_corner(resized.size, preprocessing.crop)
+    return resized.crop((left, top, left + preprocessing.crop[1], top + preprocessing.crop[0]))
 
 
-def _decode_reduced(image: Image.Image, preprocessing: Preprocessing) -> Image.Image | None:
-    """Scale a JPEG during decoding; return None if it is not a JPEG or not much larger than needed."""
+def _decode_fast(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Decode no more than needed: large JPEGs are scaled meanwhile, and only what the crop keeps is resized."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
-        return None
+        image.load()  # TIFF turns itself, and other formats may correct their size
     orientation = _orientation(image)
-    swaps = orientation in _SWAPS_SIDES
-    width, height = _resized_size(image.size[::-1] if swaps else image.size, preprocessing)
-    target = (height, width) if swaps else (width, height)  # as it is stored in the file
-    # No mode is requested, so CMYK and greyscale images keep theirs. The box is the picture's true extent, since the
+    layout = layout_of(image.size, orientation, preprocessing)
+    # No mode is requested, so CMYK and greyscale images keep theirs. The extent is the picture's true one, since the
     # scaled sides are rounded up to whole pixels.
-    header_size = image.size
-    drafted = image.draft(None, (target[0] * DRAFT_MARGIN, target[1] * DRAFT_MARGIN))
-    if drafted is None or image.size == header_size:
-        return None
-    resized = _rgb(image, preprocessing).resize(target, preprocessing.resample, box=drafted[1])
-    return _crop(_turn(resized, orientation), preprocessing.crop)
+    # Of the pixels that the nearest-neighbour filter picks, none may be an average.
+    width, height = (math.ceil(side * DRAFT_MARGIN) for side in layout.target)
+    is_nearest = preprocessing.resample == Image.Resampling.NEAREST
+    drafted = None if is_nearest else image.draft(None, (width, height))
+    extent = (0.0, 0.0, float(image.width), float(image.height)) if drafted is None else drafted[1]
+    resized = _resize_kept(to_grey_or_rgb(image, preprocessing), extent, layout, preprocessing, exact=False)
+    upright = _turn(resized, orientation)
+    if layout.margins != (0, 0, *upright.size):
+        upright = upright.crop(layout.margins)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> object:
+def _resize_kept(
+    image: Image.Image, extent: Box, layout: Layout, preprocessing: Preprocessing, *, exact: bool
+) -> Image.Image:
+    """Resize only what the crop keeps.
+
+    An image of 1 x 8000 pixels would otherwise be resized to 256 x 2,048,000. Pillow keeps the corners of the box in
+    single precision, so pixel values can differ by 1 from those of the whole resize.
+    """
+    return resize(image, layout.kept_size, preprocessing.resample, layout.box(extent), exact=exact)
+
+
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; EXIF data that can't be read is ignored."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(orientation) if orientation in _TRANSPOSE_BY_ORIENTATION else 1
     except Exception:
         return 1
 
 
-def _turn(image: Image.Image, orientation: object) -> Image.Image:
-    method = _TRANSPOSE_BY_ORIENTATION.get(orientation)  # type: ignore[call-overload]
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSE_BY_ORIENTATION.get(orientation)
     return image if method is None else image.transpose(method)
-
-
-def _rgb(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Convert to RGB as transformers does: alpha is dropped; 16 bits are clipped or scaled as PIL does.
-
-    The pipeline's own conversion drops alpha, but keeps the one transparent colour of a GIF or PNG beside the RGB
-    pixels. A processor that converts once more (`do_convert_rgb`) then replaces that colour by white.
-    """
-    image.load()
-    if not preprocessing.has_white_background:
-        image.info.pop("transparency", None)  # otherwise PIL computes a transparent colour that is never used
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    if rgb.info.get("transparency") is None:
-        return rgb
-    white = Image.new("RGBA", rgb.size, "white")
-    return Image.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")
-
-
-def _resized_size(size: Size, preprocessing: Preprocessing) -> Size:
-    """Return the (width, height) of an image of `size` (width, height) after the resize.
-
-    The longer edge is rounded down, as in transformers' get_resize_output_image_size.
-    """
-    if preprocessing.size is not None:
-        return preprocessing.size[1], preprocessing.size[0]
-    assert preprocessing.shortest_edge is not None
-    width, height = size
-    short = preprocessing.shortest_edge
-    if width <= height:
-        return short, int(short * height / width)
-    return int(short * width / height), short
-
-
-def _crop(image: Image.Image, crop: Size | None) -> Image.Image:
-    """Crop the centre; a smaller image is padded with black, as in transformers' center_crop."""
-    if crop is None:
-        return image
-    left, top = _crop_corner(image.size, crop)
-    return image.crop((left, top, left + crop[1], top + crop[0]))
-
-
-def _crop_corner(size: Size, crop: Size) -> Size:
-    """Return (left, top) of a centred crop (height, width) in an image (width, height); negative means padding."""
-    return (size[0] - crop[1]) // 2, (size[1] - crop[0]) // 2
-
-
-def _resize_centre(rgb: Image.Image, target: Size, preprocessing: Preprocessing) -> Image.Image:
-    """Resize only what the crop keeps, for narrow images whose resized edge would exceed the accepted size.
-
-    An image of 1 x 8000 pixels would otherwise be resized to 256 x 2,048,000. PIL keeps the corners of the box in
-    single precision, so pixel values can differ by 1 from those of the whole resize.
-    """
-    assert preprocessing.crop is not None
-    height, width = preprocessing.crop
-    left, top = _crop_corner(target, preprocessing.crop)
-    kept = (max(left, 0), max(top, 0), min(left + width, target[0]), min(top + height, target[1]))
-    x_scale, y_scale = rgb.width / target[0], rgb.height / target[1]
-    box = (kept[0] * x_scale, kept[1] * y_scale, kept[2] * x_scale, kept[3] * y_scale)
-    resized = rgb.resize((kept[2] - kept[0], kept[3] - kept[1]), preprocessing.resample, box=box)
-    left, top = min(left, 0), min(top, 0)
-    return resized.crop((left, top, left + width, top + height))

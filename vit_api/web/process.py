@@ -15,6 +15,7 @@ from vit_api import __version__
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
+from vit_api.decoding.resizing import resizer_name
 from vit_api.errors import NotReady
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.metrics_board import MetricsWriter
@@ -147,7 +148,8 @@ def _identity(shared: Shared) -> str:
     dtypes = shared.worker_board.dtypes()
     if not dtypes:
         raise NotReady("The model is still loading. Retry shortly.")
-    decoding = "exact" if shared.settings.exact_decode else "draft"
+    exact = shared.settings.exact_decode
+    decoding = ["exact" if exact else "draft", resizer_name(exact=exact)]
     return json.dumps([__version__, shared.checkpoint.name, shared.checkpoint_identity, dtypes, decoding])
 
 
@@ -206,7 +208,13 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         return cache_info(shared.cache_board, has_redis=has_redis) if settings.cache_size else None
 
     health = operations_router(
-        checkpoint, shared.worker_board, shared.table, shared.devices, settings=shown, cache_info=cache
+        checkpoint,
+        shared.worker_board,
+        shared.table,
+        shared.devices,
+        resizer=resizer_name(exact=settings.exact_decode),
+        settings=shown,
+        cache_info=cache,
     )
     key = settings.operator_key
     clear = cache_router(
