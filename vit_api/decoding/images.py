@@ -11,6 +11,7 @@ import math
 import re
 import threading
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +24,19 @@ from PIL import (
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
 from vit_api.checkpoints.preprocessing import Preprocessing
-from vit_api.decoding.colours import to_grey_or_rgb, to_rgb
+from vit_api.decoding import heif, jpeg, tiff
+from vit_api.decoding.colours import Colour, on_background, to_eye, to_rgb
+from vit_api.decoding.formats import identify
 from vit_api.decoding.geometry import Box, Layout, crop_corner, layout_of, resized_size
-from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, check_gif, check_jpeg, check_sides
-from vit_api.decoding.resizing import resize
+from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, gif_extent
+from vit_api.decoding.memory import check_memory, check_size, picture_bytes
+from vit_api.decoding.png import picture_only
+from vit_api.decoding.resizing import resize, without_alpha
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
 
 # Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, a JPEG with several
@@ -44,7 +50,6 @@ _PLUGINS = (
     TiffImagePlugin,
     AvifImagePlugin,
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # PIL's own guard against decompression bombs counts pixels, warns before it refuses, and has a process-wide limit. Here
 # each side is checked from the header instead, so the guard is disabled.
@@ -58,11 +63,14 @@ bound_directories()
 # that, and benchmarks/results/resizing.json has what it means for answers: with 2, not every filter passes the gate.
 DRAFT_MARGIN = 2.4
 
-# An AVIF may have more pixels than its container says, up to 16,384 pixels a side, and libavif notices only after
-# decoding them into hundreds of megabytes. So a process decodes one AVIF at a time; libavif has its own threads.
-_AVIF_LOCK = threading.Lock()
+# An AVIF or HEIC may have more pixels than its container says, up to 16,384 pixels a side, and the libraries notice
+# only after decoding them into hundreds of megabytes. So a process decodes one of them at a time.
+_LYING_LOCK = threading.Lock()
 
-_SIGNATURE_BYTES = 16
+# Beyond it, exact decoding resizes only what the crop keeps.
+_MAX_RESIZED_SIDE = 4096
+_SAVE_AGAIN = "Save it again, as PNG for example."
+_UNSUPPORTED = re.compile("[Uu]nsupported|not supported|not available|cannot handle")
 _TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -76,61 +84,153 @@ _TRANSPOSE_BY_ORIENTATION = {
 _IGNORE_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact: bool) -> npt.NDArray[np.uint8]:
+MAX_DECODE_BYTES = 350 * 2**20
+"""Default of the memory that decoding one image may take."""
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """How an upload is decoded; see `decode`."""
+
+    exact: bool
+    max_side: int
+    max_bytes: int
+    background: Colour | None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An upload whose header has been read.
+
+    Attributes:
+        format_name: One of `formats.FORMATS`.
+        image: The picture, not decoded yet.
+        held_bytes: What decoding holds besides the pixels.
+    """
+
+    format_name: str
+    image: Image.Image
+    held_bytes: int = 0
+
+
+def decode(
+    upload: bytes,
+    preprocessing: Preprocessing,
+    *,
+    exact: bool,
+    max_side: int = 65_535,
+    max_bytes: int = MAX_DECODE_BYTES,
+    background: Colour | None = None,
+) -> npt.NDArray[np.uint8]:
     """Decode an upload, apply its orientation, convert it to RGB, resize it and crop its centre.
 
-    For animations and multi-page files, the first image is used. Alpha is dropped, not blended, as in transformers; see
-    `colours.to_rgb` for a single transparent colour. Thread-safe.
+    For animations and multi-page files, the first image is used. Thread-safe.
 
     Args:
         upload: The bytes of an image file.
         preprocessing: The resize and the crop to apply.
+        exact: Decode every pixel of a JPEG, and convert and resize as transformers does, bit for bit; otherwise one
+            that is much larger than needed is scaled by 1/2, 1/4 or 1/8 during decoding, and 16 bits are scaled.
         max_side: The longest side that is accepted, in pixels.
-        exact: Decode every pixel of a JPEG; otherwise one that is much larger than needed is scaled by 1/2, 1/4 or 1/8
-            during decoding.
+        max_bytes: The memory that decoding may take.
+        background: The colour that shows through transparent pixels; None to drop alpha, as in transformers.
 
     Returns:
         uint8 pixels of shape `preprocessing.pixel_shape`.
 
     Raises:
         EmptyUpload: The upload has no bytes.
-        UnsupportedImage: The upload is in none of the FORMATS.
-        ImageTooLarge: A side is longer than `max_side`; raised before any pixel is decoded.
-        BadImage: The file is corrupt, truncated or too complex, or of a kind that PIL does not support.
+        UnsupportedImage: The upload is in none of the FORMATS, or of a kind of its format that is not read.
+        ImageTooLarge: A side is too long, or decoding takes too much memory; raised before any pixel is decoded.
+        BadImage: The file is corrupt, truncated or too complex.
     """
     if not upload:
-        raise EmptyUpload("The image is empty: send the bytes of an image file.")
-    format_name = _format(upload)
+        raise EmptyUpload("The image is empty. Send the bytes of an image file.")
+    format_name = identify(upload)
     _silence_pillow()
     try:
-        _check_structure(upload, format_name, max_side)
-        with _lock_of(format_name), Image.open(UploadFile(upload), formats=[format_name]) as image:
-            _check_size(image, max_side)
-            if exact:
-                return np.asarray(_decode_exactly(image, preprocessing, max_side))
-            return np.asarray(_decode_fast(image, preprocessing))
+        with _lock_of(format_name):
+            return _decode(upload, format_name, preprocessing, _Decoding(exact, max_side, max_bytes, background))
     except ViTError:
         raise
     except TooComplex as error:
-        raise BadImage(
-            f"The {format_name} image is too complex: {error}. Save it again, as PNG for example."
-        ) from error
+        raise BadImage(f"The {format_name} image is too complex: {error}. {_SAVE_AGAIN}") from error
     except Exception as error:
         # PIL raises whatever its parsers run into: OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise BadImage(
-            f"The {format_name} image can't be decoded: it is corrupt, truncated or of a kind that is not supported. "
-            "Save it again, as PNG for example."
-        ) from error
+        raise _failure(upload, format_name, error) from error
 
 
-def _format(upload: bytes) -> str:
-    """Detect the format from the file's first bytes."""
-    start = upload[:_SIGNATURE_BYTES]
-    for name in FORMATS:
-        accept = Image.OPEN[name][1]
-        if accept is not None and accept(start) is True:
-            return name
-    raise UnsupportedImage(f"The upload is not an image in a supported format: send one of {', '.join(FORMATS)}.")
+def _decode(
+    upload: bytes, format_name: str, preprocessing: Preprocessing, decoding: _Decoding
+) -> npt.NDArray[np.uint8]:
+    opened = _open(upload, format_name, decoding)
+    with opened.image as image:
+        check_size(*image.size, decoding.max_side)
+        if min(image.size) < 1:
+            raise ValueError("The image has no pixels.")
+        if decoding.exact:
+            _check_memory(opened, decoding)
+            return np.asarray(_decode_exactly(image, preprocessing, decoding))
+        return np.asarray(_decode_fast(opened, preprocessing, decoding))
+
+
+def _open(upload: bytes, format_name: str, decoding: _Decoding) -> _Opened:
+    """Check the structure of a file, drop what is not needed of it, and read its header."""
+    held_bytes = 0
+    if format_name == "JPEG":
+        upload, held_bytes = _prepare_jpeg(upload, decoding)
+    elif format_name == "PNG":
+        upload = picture_only(upload)
+    elif format_name == "GIF":
+        extent = gif_extent(upload)
+        check_size(*extent, decoding.max_side)
+        check_memory(extent, picture_bytes("GIF", "P", extent, exact=decoding.exact), decoding.max_bytes)
+    elif format_name == "TIFF":
+        tiff.refuse_raw(upload)
+    file = UploadFile(upload)
+    if format_name == "HEIC":
+        return _Opened(format_name, heif.open_heif(file))
+    image = Image.open(file, formats=[format_name])
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and not decoding.exact:
+        tiff.refuse_kind(image, upload)
+    return _Opened(format_name, image, held_bytes)
+
+
+def _prepare_jpeg(upload: bytes, decoding: _Decoding) -> tuple[bytes, int]:
+    """Return a JPEG that libjpeg reads to its end, and the memory for its coefficients."""
+    upload = jpeg.without_leading_bytes(upload)
+    structure = jpeg.read_structure(upload)
+    if structure.has_end:
+        return upload, structure.coefficient_bytes
+    completed = upload.removesuffix(jpeg.END[:1]) + jpeg.END
+    with Image.open(UploadFile(completed), formats=["JPEG"]) as image:
+        check_size(*image.size, decoding.max_side)
+        _check_memory(_Opened("JPEG", image, structure.coefficient_bytes), decoding)
+        whole = image.histogram()
+    # Of a picture whose scans are complete, bytes that follow them change nothing.
+    with Image.open(UploadFile(upload + jpeg.noise(len(upload)) + jpeg.END), formats=["JPEG"]) as image:
+        if image.histogram() != whole:
+            raise BadImage(f"The JPEG image is truncated. {_SAVE_AGAIN}")
+    return completed, structure.coefficient_bytes
+
+
+def _check_memory(opened: _Opened, decoding: _Decoding) -> None:
+    """Check what decoding a picture, as it is set up now, takes."""
+    image = opened.image
+    needed = picture_bytes(opened.format_name, image.mode, image.size, exact=decoding.exact) + opened.held_bytes
+    check_memory(image.size, needed, decoding.max_bytes)
+
+
+def _failure(upload: bytes, format_name: str, error: Exception) -> ViTError:
+    """Return what is wrong with a file that could not be decoded: whether it is damaged, or only not supported."""
+    if format_name == "TIFF" and (isinstance(error, UnidentifiedImageError) or tiff.lacks_codec(upload)):
+        kind = tiff.kind_of(upload)
+        return tiff.not_read(kind) if kind else BadImage(f"The TIFF image is corrupt or truncated. {_SAVE_AGAIN}")
+    if format_name == "HEIC" and heif.is_of_other_codec(error):
+        return UnsupportedImage(f"The HEIF image has a codec that is not supported. {_SAVE_AGAIN}")
+    if isinstance(error, OSError) and _UNSUPPORTED.search(str(error)):
+        return UnsupportedImage(f"The {format_name} image is of a kind that is not supported. {_SAVE_AGAIN}")
+    return BadImage(f"The {format_name} image is corrupt or truncated. {_SAVE_AGAIN}")
 
 
 def _silence_pillow() -> None:
@@ -144,28 +244,18 @@ def _silence_pillow() -> None:
 
 
 def _lock_of(format_name: str) -> contextlib.AbstractContextManager[object]:
-    """Return the lock to hold while decoding a format; see `_AVIF_LOCK`."""
-    return _AVIF_LOCK if format_name == "AVIF" else contextlib.nullcontext()
+    """Return the lock to hold while decoding a format; see `_LYING_LOCK`."""
+    return _LYING_LOCK if format_name in ("AVIF", "HEIC") else contextlib.nullcontext()
 
 
-def _check_structure(upload: bytes, format_name: str, max_side: int) -> None:
-    if format_name == "JPEG":
-        check_jpeg(upload)
-    elif format_name == "GIF":
-        check_gif(upload, max_side)
-
-
-def _check_size(image: Image.Image, max_side: int) -> None:
-    check_sides(*image.size, max_side)
-    if min(image.size) < 1:
-        raise ValueError("The image has no pixels.")
-
-
-def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, max_side: int) -> Image.Image:
+def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: _Decoding) -> Image.Image:
     """Decode every pixel; turn, convert and resize in the order of transformers' pipeline, for bit-exact results."""
     image.load()
-    rgb = to_rgb(_turn(image, _orientation(image)), preprocessing)
-    if preprocessing.crop is not None and max(resized_size(rgb.size, preprocessing)) > max_side:
+    turned = _turn(image, _orientation(image))
+    if decoding.background is not None:
+        turned = on_background(turned, decoding.background)
+    rgb = to_rgb(turned, preprocessing)
+    if preprocessing.crop is not None and max(resized_size(rgb.size, preprocessing)) > _MAX_RESIZED_SIDE:
         layout = layout_of(rgb.size, 1, preprocessing)
         return _resize_kept(rgb, (0, 0, *rgb.size), layout, preprocessing, exact=True).crop(layout.margins)
     resized = resize(rgb, resized_size(rgb.size, preprocessing), preprocessing.resample, exact=True)
@@ -176,24 +266,38 @@ def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, max_side: 
     return resized.crop((left, top, left + preprocessing.crop[1], top + preprocessing.crop[0]))
 
 
-def _decode_fast(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def _decode_fast(opened: _Opened, preprocessing: Preprocessing, decoding: _Decoding) -> Image.Image:
     """Decode no more than needed: large JPEGs are scaled meanwhile, and only what the crop keeps is resized."""
+    image, background = opened.image, decoding.background
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
+        _check_memory(opened, decoding)
         image.load()  # TIFF turns itself, and other formats may correct their size
     orientation = _orientation(image)
     layout = layout_of(image.size, orientation, preprocessing)
-    # No mode is requested, so CMYK and greyscale images keep theirs. The extent is the picture's true one, since the
-    # scaled sides are rounded up to whole pixels.
-    # Of the pixels that the nearest-neighbour filter picks, none may be an average.
-    width, height = (math.ceil(side * DRAFT_MARGIN) for side in layout.target)
-    is_nearest = preprocessing.resample == Image.Resampling.NEAREST
-    drafted = None if is_nearest else image.draft(None, (width, height))
-    extent = (0.0, 0.0, float(image.width), float(image.height)) if drafted is None else drafted[1]
-    resized = _resize_kept(to_grey_or_rgb(image, preprocessing), extent, layout, preprocessing, exact=False)
-    upright = _turn(resized, orientation)
+    extent = _scale_jpeg(image, layout, preprocessing)
+    _check_memory(opened, decoding)
+    image.load()
+    picture = to_eye(image, preprocessing, background)
+    if picture.mode == "RGBA" and background is None:
+        picture = without_alpha(picture)
+    resized = _resize_kept(picture, extent, layout, preprocessing, exact=False)
+    upright = _turn(resized if background is None else on_background(resized, background), orientation)
     if layout.margins != (0, 0, *upright.size):
         upright = upright.crop(layout.margins)
     return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _scale_jpeg(image: Image.Image, layout: Layout, preprocessing: Preprocessing) -> Box:
+    """Have a JPEG that is much larger than needed scaled while it is decoded; return the extent of the picture.
+
+    No mode is requested, so CMYK and greyscale images keep theirs. The extent is the picture's true one, since the
+    scaled sides are rounded up to whole pixels.
+    """
+    drafted = None
+    if preprocessing.resample != Image.Resampling.NEAREST:  # of the pixels that it picks, none may be an average
+        width, height = (math.ceil(side * DRAFT_MARGIN) for side in layout.target)
+        drafted = image.draft(None, (width, height))
+    return (0.0, 0.0, float(image.width), float(image.height)) if drafted is None else drafted[1]
 
 
 def _resize_kept(

@@ -14,6 +14,7 @@ from vit_api.decoding.geometry import Box
 
 try:
     import cykooz_resizer as simd
+    from cykooz_resizer.alpha import set_image_mode
 except ImportError:  # it has wheels for some platforms only
     simd = None
 
@@ -32,7 +33,7 @@ _SIMD_FILTERS = (
         Resample.LANCZOS: simd.FilterType.lanczos3,
     }
 )
-_SIMD_MODES = ("L", "RGB")
+_SIMD_MODES = ("L", "RGB", "RGBA")
 _of_thread = threading.local()
 
 
@@ -43,6 +44,18 @@ def resizer_name(*, exact: bool) -> str:
         exact: Whether the pixels must be Pillow's, bit for bit.
     """
     return "pillow" if exact or simd is None else "cykooz-resizer"
+
+
+def without_alpha(image: Image.Image) -> Image.Image:
+    """Return an RGBA picture as RGB, for `resize`.
+
+    PIL keeps four bytes per pixel for either, so the resizer can take the one for the other; a converted copy of a
+    large picture takes hundreds of megabytes.
+    """
+    if simd is None:
+        return image.convert("RGB")
+    set_image_mode(image, "RGB")
+    return image
 
 
 def resize(
@@ -60,7 +73,7 @@ def resize(
     kind = _SIMD_FILTERS.get(Resample(resample))
     if exact or kind is None or image.mode not in _SIMD_MODES:
         return image.resize(size, resample, box=box)
-    options = simd.ResizeOptions(simd.ResizeAlg.convolution(kind), use_alpha=False)
+    options = simd.ResizeOptions(simd.ResizeAlg.convolution(kind))
     if box is not None:
         left, top, right, bottom = box
         options.crop_box = simd.CropBox(

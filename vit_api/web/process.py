@@ -149,7 +149,7 @@ def _identity(shared: Shared) -> str:
     if not dtypes:
         raise NotReady("The model is still loading. Retry shortly.")
     exact = shared.settings.exact_decode
-    decoding = ["exact" if exact else "draft", resizer_name(exact=exact)]
+    decoding = ["exact" if exact else "draft", resizer_name(exact=exact), shared.settings.background]
     return json.dumps([__version__, shared.checkpoint.name, shared.checkpoint_identity, dtypes, decoding])
 
 
