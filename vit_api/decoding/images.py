@@ -69,6 +69,7 @@ _LYING_LOCK = threading.Lock()
 
 # Beyond it, exact decoding resizes only what the crop keeps.
 _MAX_RESIZED_SIDE = 4096
+_END_CHECKS = 3  # a JPEG without its last marker is decoded so many times
 _SAVE_AGAIN = "Save it again, as PNG for example."
 _UNSUPPORTED = re.compile("[Uu]nsupported|not supported|not available|cannot handle")
 _TRANSPOSE_BY_ORIENTATION = {
@@ -202,6 +203,8 @@ def _prepare_jpeg(upload: bytes, decoding: _Decoding) -> tuple[bytes, int]:
     structure = jpeg.read_structure(upload)
     if structure.has_end:
         return upload, structure.coefficient_bytes
+    if _END_CHECKS * structure.scans * structure.samples > jpeg.MAX_SCANNED_SAMPLES:
+        raise TooComplex(f"it has {structure.scans} scans of its size, and no end")
     completed = upload.removesuffix(jpeg.END[:1]) + jpeg.END
     with Image.open(UploadFile(completed), formats=["JPEG"]) as image:
         check_size(*image.size, decoding.max_side)

@@ -25,7 +25,7 @@ _BYTES_PER_PIXEL_OF_MODE = {
 }
 _OTHER_MODES = 8.4
 # transformers' order of work: the picture is turned, then converted, and the first one is held all along.
-_EXACT_EXTRA = 8.0
+_EXACT = 12.6
 
 
 def check_size(width: int, height: int, max_side: int) -> None:
@@ -50,7 +50,7 @@ def picture_bytes(format_name: str, mode: str, size: tuple[int, int], *, exact: 
         exact: Whether it is decoded as transformers does.
     """
     per_pixel = _BYTES_PER_PIXEL.get(format_name) or _BYTES_PER_PIXEL_OF_MODE.get(mode, _OTHER_MODES)
-    return int(size[0] * size[1] * (per_pixel + _EXACT_EXTRA * exact))
+    return int(size[0] * size[1] * (max(per_pixel, _EXACT) if exact else per_pixel))
 
 
 def check_memory(size: tuple[int, int], needed_bytes: int, max_bytes: int) -> None:

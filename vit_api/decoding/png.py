@@ -22,6 +22,7 @@ _BEFORE_DATA = frozenset([b"tRNS", b"eXIf"])
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 # Orientation may be in these texts. PIL unpacks up to 1 MiB of each before it complains.
 _EXIF_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
+_MAX_KEPT = 4
 _MAX_KEPT_BYTES = 1 << 16
 _MAX_UNPACKED_BYTES = 1 << 20
 
@@ -53,7 +54,7 @@ def picture_only(upload: bytes) -> bytes:
         if name in _PICTURE:
             (data if name == b"IDAT" else header).append(chunk)
             is_changed |= name != b"IDAT" and bool(data or rest)
-        elif _is_kept(name, chunk, length):
+        elif len(rest) < _MAX_KEPT and _is_kept(name, chunk, length):
             rest.append(chunk)
             is_changed |= bool(data)
         else:
