@@ -56,6 +56,7 @@ bench: .venv/dev.stamp
 bench-cache: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.cache_hit
 	$(BIN)/python -m benchmarks.cache_memory
+	$(BIN)/python -m benchmarks.answer_table
 	$(BIN)/python -m benchmarks.metrics_cost
 	$(BIN)/python -m benchmarks.cancellation
 

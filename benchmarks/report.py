@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     accuracy,
+    answer_table,
     batching,
     cache_hit,
     cache_memory,
@@ -34,6 +35,7 @@ _SECTION = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy.table,
+    "answer_table": answer_table.table,
     "batching": batching.table,
     "cache_hit": cache_hit.table,
     "cache_memory": cache_memory.table,

@@ -136,7 +136,10 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
     try:
         application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class)
     except OSError as error:
-        sys.exit(f"error: The system refuses a queue of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE.")
+        sys.exit(
+            f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "
+            "or VIT_API_CACHE_SIZE."
+        )
     if resizer_name(exact=settings.exact_decode) == "pillow" and not settings.exact_decode:
         logger.warning("cykooz-resizer is not installed: Pillow resizes images, which takes 4 times as long")
     logger.info(

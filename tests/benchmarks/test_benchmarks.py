@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks import (
     accuracy,
+    answer_table,
     batching,
     cache_hit,
     cache_memory,
@@ -49,6 +50,17 @@ def test_the_uploads_have_the_sizes_that_are_named() -> None:
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     assert 500 < len(png) < 900
     assert 60_000 < len(jpeg) < 70_000
+
+
+def test_answer_table(tmp_path: Path) -> None:
+    """Every kind of look-up is measured, and an entry takes what the page says."""
+    file = tmp_path / "answer_table.json"
+    answer_table.main(["--rounds", "1", "--entries", "2000", "--look-ups", "200", "--out", str(file)])
+    result = read(file)["result"]
+    for costs in result["us_per_look_up"].values():
+        assert set(costs) == {"nothing", "local hit", "shared hit", "rendering"}
+        assert min(costs.values()) > 0
+    assert all(200 < size < 500 for size in result["bytes_per_entry"].values())
 
 
 def test_cache_memory(tmp_path: Path) -> None:
@@ -179,5 +191,5 @@ def test_cancellation(tmp_path: Path) -> None:
     """Our time limit and watch, beside scopes of asyncio and anyio."""
     file = tmp_path / "cancellation.json"
     cancellation.main(["--rounds", "1", "--calls", "10", "--out", str(file)])
-    ours = {"TimeLimit", "Request.unless_gone"}
+    ours = {"TimeLimit", "unless_gone"}
     assert set(read(file)["us_per_call"]) == ours | {"asyncio.timeout", "anyio.fail_after", "anyio.create_task_group"}

@@ -94,5 +94,10 @@ def on_background(image: Image.Image, background: Colour) -> Image.Image:
 def _deep_to_grey(image: Image.Image) -> Image.Image:
     """Keep the high byte of 16 bits, as PIL does for RGB; PIL would clip grey to white."""
     values = np.asarray(image)
-    grey = (values >> (tiff.bits_of(image) - 8)).astype(np.uint8)
+    bits = tiff.bits_of(image)
+    if bits == 16:
+        high = 0 if values.dtype.byteorder == ">" else 1
+        grey = np.ascontiguousarray(values.view(np.uint8)[:, high::2])
+    else:
+        grey = (values >> (bits - 8)).astype(np.uint8)
     return Image.fromarray(255 - grey if tiff.is_inverted(image) else grey)

@@ -15,6 +15,7 @@ from vit_api.errors import UnsupportedImage
 # Each scan of a progressive JPEG is a pass over the whole picture, but takes only 33 bytes in the file: 1,000 scans of
 # 4096 x 4096 pixels take seconds. Encoders write about 10; libtiff, too, refuses more than 100.
 MAX_SCANS = 100
+USUAL_SCANS = 12
 MAX_SCANNED_SAMPLES = 100 * 4096 * 4096
 # PIL keeps a record of each segment, of which 10 MB can hold 2.6 million. An ICC profile of 10 MB has 160 segments.
 MAX_SEGMENTS = 2_000
@@ -89,7 +90,8 @@ def read_structure(upload: bytes) -> JpegStructure:
         if code == _SCAN:
             scans += 1
             components_of_scan = components_of_scan or int.from_bytes(upload[position + 2 : position + 3])
-        if scans > MAX_SCANS or segments > MAX_SEGMENTS or scans * samples > max(MAX_SCANNED_SAMPLES, samples):
+        is_long = scans > USUAL_SCANS and scans * samples > MAX_SCANNED_SAMPLES
+        if scans > MAX_SCANS or segments > MAX_SEGMENTS or is_long:
             raise TooComplex(f"it has {scans} scans, {segments} segments")
         if code not in _WITHOUT_LENGTH:
             position += int.from_bytes(upload[position : position + 2], "big")

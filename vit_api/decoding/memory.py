@@ -19,8 +19,8 @@ _BYTES_PER_PIXEL_OF_MODE = {
     "RGB": 4.2,
     "RGBA": 4.2,
     "RGBX": 4.2,
-    "I;16": 5.2,
-    "I;16B": 5.2,
+    "I;16": 6.3,
+    "I;16B": 6.3,
     "F": 13.0,
 }
 _OTHER_MODES = 8.4

@@ -310,7 +310,7 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str]] = {
     "png of 64 megapixels": (lambda: encode(Image.new("RGB", (8000, 8000), 100), "PNG"), PIXELS),
     "png of 64 megapixels with alpha": (lambda: encode(Image.new("RGBA", (8000, 8000), 100), "PNG"), PIXELS),
     "png of 64 megapixels with a palette": (lambda: encode(Image.new("P", (8000, 8000), 100), "PNG"), PIXELS),
-    "png of 64 megapixels of 16 bits": (lambda: encode(Image.new("I;16", (8000, 8000), 100), "PNG"), PIXELS),
+    "png of 57 megapixels of 16 bits": (lambda: encode(Image.new("I;16", (7550, 7550), 100), "PNG"), PIXELS),
     "png of 43 megapixels of grey and alpha": (lambda: encode(Image.new("LA", (6550, 6550), 100), "PNG"), PIXELS),
     "png of 100 megapixels": (lambda: encode(Image.new("RGB", (10_000, 10_000), 100), "PNG"), LARGE),
     "gif of 64 megapixels": (lambda: encode(Image.new("P", (8000, 8000), 100), "GIF"), PIXELS),
