@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.decoding import image_limits, images
 from vit_api.decoding.colours import parse_background
+from vit_api.decoding.cost import Cost, estimate
 from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
@@ -116,6 +117,10 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
     def is_quick(self, upload: Upload) -> bool:
         """Return whether decoding takes no longer than passing the upload to another thread."""
         return isinstance(upload, Pixels) or image_limits.is_quick(upload)
+
+    def estimate_cost(self, upload: Upload) -> Cost:
+        """Return what decoding is expected to take."""
+        return estimate(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
         """Gather images into one batch and send it to the device."""

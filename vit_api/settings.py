@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         Field(
             ge=16,
             le=16_384,
-            description="Maximum memory to decode an image, in MiB; one that takes more gets a 413",
+            description="Maximum memory to decode images in each HTTP process, in MiB; an image over it gets a 413",
         ),
     ] = 350.0
     background: Annotated[
@@ -287,7 +287,7 @@ class Settings(BaseSettings):
 
     @property
     def max_decode_bytes(self) -> int:
-        """Maximum memory to decode an image, in bytes."""
+        """Maximum memory to decode images in each HTTP process, in bytes."""
         return int(self.max_decode_mb * 2**20)
 
     @property

@@ -22,7 +22,7 @@ _BEFORE_DATA = frozenset([b"tRNS", b"eXIf"])
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 # Orientation may be in these texts. PIL unpacks up to 1 MiB of each before it complains.
 _EXIF_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
-_MAX_KEPT = 4
+_MAX_CANDIDATES = 4
 _MAX_KEPT_BYTES = 1 << 16
 _MAX_UNPACKED_BYTES = 1 << 20
 
@@ -39,6 +39,7 @@ def picture_only(upload: bytes) -> bytes:
     header: list[memoryview] = []
     data: list[memoryview] = []
     rest: list[memoryview] = []
+    candidates = 0
     position, count, is_changed, has_end = len(SIGNATURE), 0, False, False
     view = memoryview(upload)
     while position + _CHUNK.size <= len(upload):
@@ -54,9 +55,11 @@ def picture_only(upload: bytes) -> bytes:
         if name in _PICTURE:
             (data if name == b"IDAT" else header).append(chunk)
             is_changed |= name != b"IDAT" and bool(data or rest)
-        elif len(rest) < _MAX_KEPT and _is_kept(name, chunk, length):
-            rest.append(chunk)
-            is_changed |= bool(data)
+        elif candidates < _MAX_CANDIDATES and _is_candidate(name, chunk, length):
+            candidates += 1
+            is_intact = _is_intact(name, chunk)
+            rest += [chunk] * is_intact
+            is_changed |= bool(data) or not is_intact
         else:
             is_changed = True
         position = end
@@ -65,21 +68,26 @@ def picture_only(upload: bytes) -> bytes:
     return b"".join([SIGNATURE, *header, *rest, *data, _END])
 
 
-def _is_kept(name: bytes, chunk: memoryview, length: int) -> bool:
+def _is_candidate(name: bytes, chunk: memoryview, length: int) -> bool:
     """Return whether an ancillary chunk may say how the picture looks: transparency and orientation."""
     if name in _BEFORE_DATA:
-        return zlib.crc32(chunk[4:-4]).to_bytes(4, "big") == chunk[-4:]
-    if name not in _TEXTS or length > _MAX_KEPT_BYTES:
+        return True
+    start = bytes(chunk[_CHUNK.size : _CHUNK.size + max(map(len, _EXIF_TEXTS))])
+    return name in _TEXTS and length <= _MAX_KEPT_BYTES and start.startswith(_EXIF_TEXTS)
+
+
+def _is_intact(name: bytes, chunk: memoryview) -> bool:
+    """Return whether a chunk's checksum is right, and PIL would read its text."""
+    if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
         return False
-    content = bytes(chunk[_CHUNK.size : -_CHECKSUM_BYTES])
-    if not content.startswith(_EXIF_TEXTS) or zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
-        return False
-    _, _, value = content.partition(b"\0")
+    _, _, value = bytes(chunk[_CHUNK.size : -_CHECKSUM_BYTES]).partition(b"\0")
     if name == b"iTXt":
         return value[:1] == b"\0"  # not compressed
+    if name != b"zTXt":
+        return True
     unpacker = zlib.decompressobj()
     try:
-        unpacker.decompress(value[1:] if name == b"zTXt" else b"", _MAX_UNPACKED_BYTES)
+        unpacker.decompress(value[1:], _MAX_UNPACKED_BYTES)
     except zlib.error:
         return False
     return not unpacker.unconsumed_tail

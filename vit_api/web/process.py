@@ -137,6 +137,7 @@ def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: M
         shared.answers[number],
         metrics_writer=metrics_writer,
         decode_threads=settings.decode_threads,
+        max_decode_bytes=settings.max_decode_bytes,
     )
     redis = redis_counts = None
     if settings.redis_url is not None:
