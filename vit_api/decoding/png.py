@@ -65,7 +65,8 @@ def picture_only(upload: bytes) -> bytes:
         position = end
     if not is_changed and has_end:
         return upload
-    return b"".join([SIGNATURE, *header, *rest, *data, _END])
+    is_cut = position > len(upload)  # within a chunk, which must not be filled up with others
+    return b"".join([SIGNATURE, *header, *rest, *data, b"" if is_cut else _END])
 
 
 def _is_candidate(name: bytes, chunk: memoryview, length: int) -> bool:

@@ -204,6 +204,13 @@ def test_a_png_without_its_end_is_read() -> None:
     np.testing.assert_array_equal(pixels(plain[:-12] + b"\0" * 5), pixels(plain))
 
 
+@pytest.mark.parametrize("missing", [24, 30, 40, 200])
+def test_a_png_that_is_cut_in_its_data_is_corrupt(missing: int) -> None:
+    """The end that is added must not be taken for data."""
+    with pytest.raises(BadImage):
+        pixels(samples.image_files()["png"][:-missing])
+
+
 @pytest.mark.parametrize("after", [False, True], ids=["before the data", "after the data"])
 def test_orientation_in_the_exif_of_a_png_is_kept(after: bool) -> None:
     """Before the data or behind it, as the standard allows."""
