@@ -4,9 +4,9 @@ Knows neither what is computed nor where its result is stored.
 
 Theory of operation
 -------------------
-The process that computes a key holds a claim on it: a POSIX record lock, fcntl(2), on the byte of an empty in-memory file
-whose offset is part of the key. Only one process can hold it, and the kernel releases it when that process ends, in
-whatever way.
+The process that computes a key holds a claim on it: a POSIX record lock, fcntl(2), on one byte of an empty in-memory
+file, whose offset is part of the key. Only one process can hold it, and the kernel releases it when that process ends,
+in whatever way.
 
 A process that waits for a key is counted in the key's cell, in shared memory. The process that releases a claim writes
 the key to the pipe of every process with a count in its cell. A waiting process is counted before it tries to claim the

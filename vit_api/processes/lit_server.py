@@ -1,4 +1,7 @@
-"""LitServe's server, with HTTP processes and a supervisor of our own. The only module that touches its internals.
+"""LitServe's server, with HTTP processes and a supervisor of our own.
+
+LitServe's internals are used only here and in `worker.loop`, and a test checks them against the installed version.
+Other modules use its public hooks.
 
 LitServe provides devices, worker processes, their set-up and their loop. Ours are the HTTP processes (LitServe's share
 one socket, and a manager process for all queues) and the supervision (LitServe loses the requests of a dead worker, and
@@ -7,6 +10,7 @@ leaves orphans behind). Knows nothing of images or models.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing as mp
 import os
 import signal
@@ -77,13 +81,17 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         """
         self._listeners = listeners
         supervisor = supervise(self._start_http, self._start_worker)
+        status = 1
         with stop_signals() as stop:
             try:
                 supervisor.start_http()
                 supervisor.start_workers()
-                return supervisor.watch(stop)
+                status = supervisor.watch(stop)
             finally:
-                supervisor.stop()
+                if not supervisor.stop():
+                    logging.shutdown()
+                    os._exit(status)  # otherwise multiprocessing would wait for what is left behind
+        return status
 
     def _start_http(self, number: int) -> BaseProcess:
         self._listeners.get(number)

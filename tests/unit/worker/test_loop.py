@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
 
 from tests.support.loop_bench import SLOTS, LoopBench
+from tests.support.server import ROOT
 from vit_api.ipc.records import Status, unpack_answers
 from vit_api.ipc.slots import SlotState
 from vit_api.metrics import BATCH_DURATION, BATCH_SIZE, MODEL_DURATION, QUEUE_WAIT
@@ -38,10 +40,29 @@ def test_a_worker_whose_device_broke_ends_with_its_images() -> None:
     bench = LoopBench()
     bench.api.is_broken = True
     bench.queue(0, 255)
-    with pytest.raises(SystemExit):
+    with bench.ends_the_process():
         bench.run_until(1)
     assert bench.table.count_by_state()[SlotState.RUNNING] == 1
     assert bench.answers.read(SLOTS) == b""
+
+
+_ENDS = """
+import atexit, os
+from tests.support.loop_bench import LoopBench
+atexit.register(os.abort)  # as CUDA's finalizers may, on a broken device
+bench = LoopBench()
+bench.api.is_broken = True
+bench.queue(0, 255)
+bench.loop.run(bench.api)
+"""
+
+
+def test_a_broken_device_runs_no_finalizers() -> None:
+    """The process ends with its own status, and its last message is in the log."""
+    command = [sys.executable, "-c", _ENDS]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "the device no longer works" in ended.stderr
 
 
 def test_an_image_whose_numbers_overflow_fails_alone() -> None:
@@ -77,7 +98,7 @@ def test_a_batch_that_does_not_fit_is_split() -> None:
 
 
 def test_an_image_that_does_not_fit_alone() -> None:
-    """It is told so; its neighbours get their answers."""
+    """It fails with `out_of_memory`; the other images get their results."""
     bench = LoopBench()
     for slot, value in enumerate([1, 254, 3, 4]):
         bench.queue(slot, value)
@@ -122,9 +143,9 @@ def test_batches_and_waits_are_counted() -> None:
     for slot in range(33):
         bench.queue(slot, 255 if slot == 32 else slot)
     bench.run_until(33)
-    places = {metric: bench.metrics_board.totals(metric)[()] for metric in (BATCH_SIZE, BATCH_DURATION, QUEUE_WAIT)}
-    assert [sum(numbers[:-1]) for numbers in places.values()] == [2, 2, 33]
-    assert places[BATCH_SIZE][-1] == 33
-    assert places[BATCH_DURATION][-1] > 0
-    assert places[QUEUE_WAIT][-1] > 0
+    totals = {metric: bench.metrics_board.totals(metric)[()] for metric in (BATCH_SIZE, BATCH_DURATION, QUEUE_WAIT)}
+    assert [sum(numbers[:-1]) for numbers in totals.values()] == [2, 2, 33]
+    assert totals[BATCH_SIZE][-1] == 33
+    assert totals[BATCH_DURATION][-1] > 0
+    assert totals[QUEUE_WAIT][-1] > 0
     assert sum(bench.metrics_board.totals(MODEL_DURATION)[()][:-1]) == 1
