@@ -15,6 +15,7 @@ from collections.abc import Callable
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.command_line import main_settings
+from vit_api.decoding.resizing import resizer_name
 from vit_api.devices import choose_devices
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
@@ -64,7 +65,9 @@ class Application:
             dtype=settings.dtype,
             engine=settings.engine,
             max_image_side=settings.max_image_side,
+            max_decode_bytes=settings.max_decode_bytes,
             exact_decode=settings.exact_decode,
+            background=settings.background,
             cpu_threads=settings.cpu_threads,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
@@ -137,6 +140,8 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
             f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "
             "or VIT_API_CACHE_SIZE."
         )
+    if resizer_name(exact=settings.exact_decode) == "pillow" and not settings.exact_decode:
+        logger.warning("cykooz-resizer is not installed: Pillow resizes images, which takes 4 times as long")
     logger.info(
         "serving %s on http://%s:%d with %d HTTP processes and %d workers on %s",
         *(checkpoint.name, settings.host, settings.port, settings.api_servers),

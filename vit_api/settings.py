@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -112,7 +113,7 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[
         float, Field(gt=0, le=3600, description="Seconds that requests in flight get to finish during shutdown")
     ] = 30.0
-    max_upload_mb: Annotated[float, Field(gt=0, le=1024, description="Maximum size of one upload, in MiB")] = 10.0
+    max_upload_mb: Annotated[float, Field(gt=0, le=1024, description="Maximum size of one upload, in MiB")] = 32.0
     max_batch_upload_mb: Annotated[
         float, Field(gt=0, le=4096, description="Maximum size of one request with several uploads, in MiB")
     ] = 100.0
@@ -126,9 +127,22 @@ class Settings(BaseSettings):
     ] = 512.0
     max_image_side: Annotated[
         int, Field(ge=16, le=65_535, description="Maximum width and height of an image, in pixels")
-    ] = 4096
+    ] = 65_535
+    max_decode_mb: Annotated[
+        float,
+        Field(
+            ge=16,
+            le=16_384,
+            description="Maximum memory to decode images in each HTTP process, in MiB; an image over it gets a 413",
+        ),
+    ] = 350.0
+    background: Annotated[
+        str,
+        Field(description="Colour behind transparent pixels: none (alpha is dropped), white, black or #rrggbb"),
+    ] = "none"
     exact_decode: Annotated[
-        bool, Field(description="Decode large JPEGs at full size instead of letting the JPEG decoder scale them down")
+        bool,
+        Field(description="Decode pixels exactly as transformers does: JPEGs at full size, Pillow's resize"),
     ] = False
     decode_threads: Annotated[int, Field(ge=1, le=64, description="Image-decoding threads in each HTTP process")] = 2
     cache_size: Annotated[
@@ -211,6 +225,13 @@ class Settings(BaseSettings):
             parse_keys(value.get_secret_value())
         return value
 
+    @field_validator("background")
+    @classmethod
+    def _check_background(cls, value: str) -> str:
+        if not re.fullmatch(r"none|white|black|#[0-9a-fA-F]{6}", value):
+            raise ValueError("Input should be none, white, black or #rrggbb")
+        return value.lower()
+
     @field_validator("rate_limit", "trusted_proxies", "cors_origins")
     @classmethod
     def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -263,6 +284,11 @@ class Settings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """Maximum size of one upload, in bytes."""
         return int(self.max_upload_mb * 2**20)
+
+    @property
+    def max_decode_bytes(self) -> int:
+        """Maximum memory to decode images in each HTTP process, in bytes."""
+        return int(self.max_decode_mb * 2**20)
 
     @property
     def max_batch_upload_bytes(self) -> int:

@@ -26,7 +26,7 @@ def test_defaults() -> None:
     settings = load_settings([])
     assert settings.model == "google/vit-base-patch16-224"
     assert (settings.port, settings.max_batch_size, settings.max_wait_ms) == (7860, 32, 5)
-    assert (settings.request_timeout_s, settings.max_upload_mb, settings.max_image_side) == (30, 10, 4096)
+    assert (settings.request_timeout_s, settings.max_upload_mb, settings.max_image_side) == (30, 32, 65_535)
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:

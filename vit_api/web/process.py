@@ -15,6 +15,7 @@ from vit_api import __version__
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
+from vit_api.decoding.resizing import resizer_name
 from vit_api.errors import NotReady
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.flight_board import ProcessFlights
@@ -136,6 +137,7 @@ def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: M
         shared.answers[number],
         metrics_writer=metrics_writer,
         decode_threads=settings.decode_threads,
+        max_decode_bytes=settings.max_decode_bytes,
     )
     redis = redis_counts = None
     if settings.redis_url is not None:
@@ -157,7 +159,8 @@ def _identity(shared: Shared) -> str:
     dtypes = shared.worker_board.dtypes()
     if not dtypes:
         raise NotReady("The model is still loading. Retry shortly.")
-    decoding = "exact" if shared.settings.exact_decode else "draft"
+    exact = shared.settings.exact_decode
+    decoding = ["exact" if exact else "draft", resizer_name(exact=exact), shared.settings.background]
     return json.dumps([__version__, shared.checkpoint.name, shared.checkpoint_identity, dtypes, decoding])
 
 
@@ -216,7 +219,13 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         return None if table is None else cache_info(shared.cache_board, table, has_redis=has_redis)
 
     health = operations_router(
-        checkpoint, shared.worker_board, shared.table, shared.devices, settings=shown, cache_info=cache
+        checkpoint,
+        shared.worker_board,
+        shared.table,
+        shared.devices,
+        resizer=resizer_name(exact=settings.exact_decode),
+        settings=shown,
+        cache_info=cache,
     )
     key = settings.operator_key
     clear = cache_router(
