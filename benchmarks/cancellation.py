@@ -2,8 +2,8 @@
 
     python -m benchmarks.cancellation
 
-Compares this server's code with scopes of asyncio and anyio, in one process and in turns; medians. The time limit is
-paid by every request, the watch by cache misses only.
+Compares this server's code with scopes of asyncio and anyio, in one process and in turns; medians. Requests
+whose bodies come in pieces need the time limit, cache misses the watch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import uvloop
 
 from benchmarks.harness import command_line, results, tables
 from vit_api.errors import BodyTimeout
-from vit_api.web.requests import Request, RequestLimits
+from vit_api.web.hang_ups import unless_gone
 from vit_api.web.time_limit import TimeLimit
 
 _LIMIT_S = 10.0
-_SCOPE: dict[str, Any] = {"method": "POST", "path": "/predict", "query_string": b"", "headers": []}
 
 
 async def _work() -> None:
@@ -58,16 +57,8 @@ def _time_limits() -> dict[str, Callable[[], Awaitable[None]]]:
 
 
 def _watches() -> dict[str, Callable[[], Awaitable[None]]]:
-    request = Request(
-        _SCOPE,
-        _connected,
-        b"id",
-        RequestLimits(max_pending_bytes=0, request_timeout_s=30, body_timeout_s=10),
-        arrived_at=0.0,
-    )
-
     async def ours() -> None:
-        await request.unless_gone(_yielding_work())
+        await unless_gone(_yielding_work(), _connected)
 
     async def of_anyio() -> None:
         async with anyio.create_task_group() as tasks:
@@ -75,7 +66,7 @@ def _watches() -> dict[str, Callable[[], Awaitable[None]]]:
             await _yielding_work()
             tasks.cancel_scope.cancel()
 
-    return {"Request.unless_gone": ours, "anyio.create_task_group": of_anyio}
+    return {"unless_gone": ours, "anyio.create_task_group": of_anyio}
 
 
 async def measure(rounds: int, calls: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from vit_api.ipc.records import Prediction
 from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.observers.request_metrics import RequestMetrics
-from vit_api.web.requests import Request, RequestLimits
+from vit_api.web.requests import Request
 
 _LIMIT_US = 5.0
 
@@ -32,14 +32,7 @@ def _ours() -> Callable[[], None]:
     board = MetricsBoard(["http-0", "http-1", "worker-0"], metrics.COUNTED)
     observer = RequestMetrics(board.metrics_writer("http-1"))
     scope = {"method": "POST", "path": "/predict", "query_string": b"", "headers": []}
-    request = Request(
-        scope,
-        _nothing,
-        b"id",
-        RequestLimits(max_pending_bytes=1000, request_timeout_s=30, body_timeout_s=10),
-        arrived_at=0.0,
-        endpoint="/predict",
-    )
+    request = Request(scope, b"id", arrived_at=0.0, timeout_s=30.0, endpoint="/predict")
     hit = ClassifierResult(CachedPrediction(Prediction((1,), (0.0,), 1.0)), Source.HIT)
 
     def count() -> None:
@@ -47,10 +40,6 @@ def _ours() -> Callable[[], None]:
         observer.observe(Exchange(request, 200, time.monotonic(), (hit,)))
 
     return count
-
-
-async def _nothing() -> dict[str, Any]:
-    return {}
 
 
 def _theirs() -> Callable[[], None]:

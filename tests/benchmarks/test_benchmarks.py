@@ -179,5 +179,5 @@ def test_cancellation(tmp_path: Path) -> None:
     """Our time limit and watch, beside scopes of asyncio and anyio."""
     file = tmp_path / "cancellation.json"
     cancellation.main(["--rounds", "1", "--calls", "10", "--out", str(file)])
-    ours = {"TimeLimit", "Request.unless_gone"}
+    ours = {"TimeLimit", "unless_gone"}
     assert set(read(file)["us_per_call"]) == ours | {"asyncio.timeout", "anyio.fail_after", "anyio.create_task_group"}

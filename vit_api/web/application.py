@@ -60,12 +60,13 @@ def create_app(
     app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
     hot = [route for route in routes if isinstance(route, HotRoute)]
     entry = Entry(
-        hot if rate_limits is None else [rate_limits.limited(route) for route in hot],
+        hot,
         app,
         observers,
         limits=request_limits,
         is_draining=is_draining,
-        admit=None if keys is None else keys.admit,
+        check_key=None if keys is None else keys.check,
+        charge=None if rate_limits is None else rate_limits.charge,
     )
     return CrossOrigin(entry, cors_origins) if cors_origins else entry
 

@@ -10,17 +10,20 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit_api.errors import InternalError, NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
+from vit_api.web.bodies import BodyReader
+from vit_api.web.eager import EagerStart
+from vit_api.web.hang_ups import unless_gone
 from vit_api.web.observers.exchange import Exchange, Observer
 from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, Response, error_response
-from vit_api.web.routes import Handler, HotRoute
+from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,8 @@ class Entry:
         observers: Told of each answered request.
         limits: The memory and the time that requests may take.
         is_draining: Returns whether the server is shutting down, so that clients should disconnect.
-        admit: Raises a `ViTError` if a request must not be answered, before any of its body is read.
+        check_key: Raises a `ViTError` if a request has no valid key.
+        charge: Raises a `ViTError` if the client of a hot route's request has used up its rate limit.
     """
 
     def __init__(
@@ -47,14 +51,17 @@ class Entry:
         *,
         limits: RequestLimits,
         is_draining: Callable[[], bool],
-        admit: Callable[[Request], None] | None = None,
+        check_key: Callable[[Request], None] | None = None,
+        charge: Callable[[Request], Awaitable[None]] | None = None,
     ) -> None:
-        self._hot = {(route.method, route.path): (route.handler, route.endpoint) for route in hot_routes}
+        self._hot = {(route.method, route.path): route for route in hot_routes}
         self._fallback = fallback
         self._observers = observers
-        self._limits = limits
+        self._timeout_s = limits.request_timeout_s
+        self._bodies = BodyReader(limits)
         self._is_draining = is_draining
-        self._admit = admit
+        self._check_key = check_key
+        self._charge = charge
         # As unique as a random number and much cheaper: random for each process, and counted within it.
         self._id_start = os.urandom(12).hex().encode()
         self._id_numbers = itertools.count()
@@ -64,43 +71,45 @@ class Entry:
         if scope["type"] != "http":
             await self._fallback(scope, receive, send)
             return
-        arrived_at = time.monotonic()
-        handler, endpoint = self._hot.get((scope["method"], scope["path"]), (None, ""))
-        request = Request(scope, receive, self._new_id(), self._limits, arrived_at=arrived_at, endpoint=endpoint)
+        route = self._hot.get((scope["method"], scope["path"]))
+        request = Request(
+            scope,
+            b"%s%08x" % (self._id_start, next(self._id_numbers)),
+            arrived_at=time.monotonic(),
+            timeout_s=self._timeout_s,
+            endpoint="" if route is None else route.endpoint,
+        )
+        response: Response | None = None
         client_id = request.headers.get(REQUEST_ID)
         if client_id is not None and _VALID_ID.fullmatch(client_id):
             request.id = client_id
         try:
-            response = await self._answer(request, handler)
+            if self._check_key is not None:
+                self._check_key(request)
+            if route is not None:
+                response = await self._answer(route, request, receive)
+            elif not request.path.isprintable():  # FastAPI would ignore a line break at the end of a path
+                raise NotFound("There is no such path. See /docs for the paths that there are.")
         except ClientDisconnect:
             self._observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
             return
+        except Exception as error:
+            failure = error if isinstance(error, ViTError) else _unexpected(request.id)
+            response = error_response(failure, request.id.decode(), time.monotonic() - request.timeline.arrived_at)
         finally:
-            request.close()
+            self._bodies.release(request)
         if response is None:
             await self._fall_back(request, receive, send)
             return
         await response.send(send, request, is_last=self._is_draining())
         self._observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
 
-    def _new_id(self) -> bytes:
-        return b"%s%08x" % (self._id_start, next(self._id_numbers))
-
-    async def _answer(self, request: Request, handler: Handler | None) -> Response | None:
-        """Return the response of a hot route, or of a request that is refused; None if FastAPI is to answer."""
-        try:
-            if self._admit is not None:
-                self._admit(request)
-            if handler is not None:
-                return await handler(request)
-            if not request.path.isprintable():  # FastAPI would ignore a line break at the end of a path
-                raise NotFound("There is no such path. See /docs for the paths that there are.")
-        except ClientDisconnect:
-            raise
-        except Exception as error:
-            failure = error if isinstance(error, ViTError) else _unexpected(request.id)
-            return error_response(failure, request.id.decode(), time.monotonic() - request.timeline.arrived_at)
-        return None
+    async def _answer(self, route: HotRoute, request: Request, receive: Receive) -> Response:
+        if self._charge is not None:
+            await self._charge(request)  # before the body is read, so that a refused upload costs nothing
+        await self._bodies.read(request, receive, route.body_limit(request))
+        handling = EagerStart(route.handler(request))
+        return handling.result if handling.is_done else await unless_gone(handling.finish(), receive)
 
     async def _fall_back(self, request: Request, receive: Receive, send: Send) -> None:
         """Have FastAPI answer."""

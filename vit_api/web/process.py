@@ -43,7 +43,6 @@ from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistic
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
 from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, Encoder, PredictRoutes
-from vit_api.web.protocols.request_classifier import RequestClassifier
 from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import ProtocolRoutes, Route
 from vit_api.web.uploads import Uploads
@@ -153,20 +152,19 @@ def _identity(shared: Shared) -> str:
 
 def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[ProtocolRoutes]:
     settings, checkpoint = shared.settings, shared.checkpoint
-    requests = RequestClassifier(core.classifier)
     uploads = Uploads(
         max_bytes=settings.max_upload_bytes,
         max_count=MAX_IMAGES_PER_REQUEST,
         max_total_bytes=settings.max_batch_upload_bytes,
     )
     return [
-        PredictRoutes(requests, encoder, uploads, model_name=checkpoint.name),
-        HuggingFaceRoutes(requests, uploads, checkpoint.labels),
-        _open_inference(shared, requests),
+        PredictRoutes(core.classifier, encoder, uploads, model_name=checkpoint.name),
+        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels),
+        _open_inference(shared, core.classifier),
     ]
 
 
-def _open_inference(shared: Shared, requests: RequestClassifier) -> OpenInferenceRoutes:
+def _open_inference(shared: Shared, classifier: Classifier) -> OpenInferenceRoutes:
     settings, checkpoint = shared.settings, shared.checkpoint
     inputs = Inputs(
         checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
@@ -185,7 +183,7 @@ def _open_inference(shared: Shared, requests: RequestClassifier) -> OpenInferenc
     )
     cache_board = shared.cache_board if settings.cache_size else None
     return OpenInferenceRoutes(
-        requests,
+        classifier,
         inputs,
         outputs,
         model,

@@ -6,16 +6,16 @@ FastAPI.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastapi.routing import APIRoute
 
-from vit_api.web.requests import Request
+from vit_api.web.requests import BodyLimit, Request
 from vit_api.web.responses import Response
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 Responses = dict[int | str, dict[str, Any]]
 """Responses by status, as FastAPI takes them."""
@@ -77,7 +77,9 @@ class HotRoute:
         method: The HTTP method.
         path: The path that is served.
         endpoint: Its name in the metrics, one of `metrics.ENDPOINTS`.
-        handler: Answers its requests.
+        handler: Answers its requests, once their bodies were read.
+        body_limit: Returns the maximum size of a request's body, by its headers. Raises a `ViTError` if these show
+            that the request can't be answered, before any of the body is read.
         operation: Its description; None if another route's describes it, too.
     """
 
@@ -85,6 +87,7 @@ class HotRoute:
     path: str
     endpoint: str
     handler: Handler
+    body_limit: Callable[[Request], BodyLimit]
     operation: Operation | None = None
 
 

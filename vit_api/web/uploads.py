@@ -1,4 +1,4 @@
-"""Reads uploads from requests: raw bodies, multipart forms and JSON with base64. Knows nothing of images."""
+"""Finds uploads in the bodies of requests: raw, in multipart forms, or as base64 in JSON. Knows nothing of images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from multipart import MultipartError, MultipartSegment, ParserLimitReached, Push
 
 from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
-from vit_api.web.requests import Request
+from vit_api.web.requests import BodyLimit, Request
 
 _ENVELOPE_BYTES = 64 * 1024
 """Maximum overhead of a form's or JSON's syntax around an upload."""
 
 _FORM = b"multipart/form-data"
 _JSON = b"application/json"
-_MAX_TYPE_CHARACTERS = 32
 _JSON_START = b"{"
 _LEADING_SPACE = 64
 _MAX_JSON_MARKS = 1000
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 
 class Uploads:
-    """Read the uploads of requests, within limits.
+    """Find the uploads of requests, within limits.
 
     Args:
         max_bytes: Maximum size of one upload.
@@ -40,30 +39,49 @@ class Uploads:
     def __init__(self, *, max_bytes: int, max_count: int, max_total_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._max_count = max_count
-        self._max_total_bytes = max_total_bytes
+        self._raw = BodyLimit(max_bytes, max_bytes)
+        self._form = BodyLimit(max_bytes + _ENVELOPE_BYTES, max_bytes)
+        self._json = BodyLimit(max_bytes * 4 // 3 + _ENVELOPE_BYTES, max_bytes)  # base64: 4 characters for 3 bytes
+        self._several = BodyLimit(max_total_bytes, max_total_bytes)
 
-    async def read_one(self, request: Request) -> bytes:
+    def limit_of_one(self, request: Request) -> BodyLimit:
+        """Return the maximum size of a body with one upload, by its content type."""
+        return self._form if request.media_type.startswith(_FORM) else self.limit_of_raw_or_json(request)
+
+    def limit_of_raw_or_json(self, request: Request) -> BodyLimit:
+        """Return the maximum size of a body with one upload on a path that takes no forms."""
+        return self._json if request.media_type.startswith(_JSON) else self._raw
+
+    def limit_of_several(self, request: Request) -> BodyLimit:
+        """Return the maximum size of a body with several uploads.
+
+        Raises:
+            BadRequest: The body is not a form.
+        """
+        if not request.media_type.startswith(_FORM):
+            raise BadRequest("The body is not a form. Send the images as multipart/form-data in the field 'files'.")
+        return self._several
+
+    async def find_one(self, request: Request) -> bytes:
         """Return the request's upload: the form field `file`, the JSON field `image`, or the body itself.
 
         Raises:
             BadRequest: The form, the JSON or the base64 is malformed, or has no upload.
             EmptyUpload: The body or the upload is empty.
-            UploadTooLarge: The body or the upload exceeds the maximum; the rest was not read.
+            UploadTooLarge: The upload exceeds the maximum.
         """
-        content_type = request.headers.get(b"content-type", b"")
-        if content_type[:_MAX_TYPE_CHARACTERS].lower().startswith(_FORM):
-            body = await self._read_enveloped(request, self._max_bytes)
-            uploads = await parse_body(body, self._parse_form, content_type, "file")
+        if request.media_type.startswith(_FORM):
+            uploads = await self._parsed_form(request, "file")
             if len(uploads) != 1:
                 raise BadRequest(
                     f"The form must have exactly one upload in the field 'file', not {len(uploads)}."
                     " Send several images to /predict/batch."
                 )
             return self._checked(uploads[0])
-        upload, _ = await self.read_raw_or_json(request, _image_in_json)
+        upload, _ = await self.find_raw_or_json(request, _image_in_json)
         return upload
 
-    async def read_raw_or_json(
+    async def find_raw_or_json(
         self, request: Request, parse: Callable[[bytes], tuple[bytes, T]]
     ) -> tuple[bytes, T | None]:
         """Return the request's upload, and the parameters beside it if the body is JSON.
@@ -78,42 +96,30 @@ class Uploads:
         Raises:
             BadRequest: The JSON or the base64 is malformed, or has no upload.
             EmptyUpload: The body or the upload is empty.
-            UploadTooLarge: The body or the upload exceeds the maximum; the rest was not read.
+            UploadTooLarge: The upload exceeds the maximum.
         """
-        content_type = request.headers.get(b"content-type", b"")
-        is_json = content_type[:_MAX_TYPE_CHARACTERS].lower().startswith(_JSON)
-        # Base64 encodes 3 bytes as 4 characters.
-        body = await (
-            self._read_enveloped(request, self._max_bytes * 4 // 3) if is_json else request.read_body(self._max_bytes)
-        )
+        body = request.take_body()
         # No image starts with a brace, and `curl -d` declares JSON as a form, so the content decides.
-        if body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (is_json and _is_text(body)):
+        start = body[:_LEADING_SPACE].lstrip()
+        if start.startswith(_JSON_START) or (request.media_type.startswith(_JSON) and _is_text(body)):
             upload, rest = await parse_body(body, parse)
             return self._checked(upload), rest
         return self._checked(body), None
 
-    async def read_many(self, request: Request) -> list[bytes | ViTError]:
+    async def find_several(self, request: Request) -> list[bytes | ViTError]:
         """Return the uploads in the form field `files`, in order; an empty or too large one is replaced by its error.
 
         Raises:
-            BadRequest: The body is not a well-formed form, or has no uploads or too many.
-            UploadTooLarge: The body exceeds the maximum; the rest was not read.
+            BadRequest: The form is malformed, or has no uploads or too many.
         """
-        content_type = request.headers.get(b"content-type", b"")
-        if not content_type[:_MAX_TYPE_CHARACTERS].lower().startswith(_FORM):
-            raise BadRequest("The body is not a form. Send the images as multipart/form-data in the field 'files'.")
-        body = await request.read_body(self._max_total_bytes)
-        uploads = await parse_body(body, self._parse_form, content_type, "files")
+        uploads = await self._parsed_form(request, "files")
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"The form field 'files' must have 1 to {self._max_count} images, not {len(uploads)}.")
         return [self._checked_or_error(upload) for upload in uploads]
 
-    async def _read_enveloped(self, request: Request, max_bytes: int) -> bytes:
-        """Read a body that wraps an upload of at most `max_bytes`; an error reports the limit of the upload itself."""
-        try:
-            return await request.read_body(max_bytes + _ENVELOPE_BYTES)
-        except UploadTooLarge:
-            raise UploadTooLarge(self._max_bytes) from None
+    async def _parsed_form(self, request: Request, field: str) -> list[bytes]:
+        content_type = request.headers[b"content-type"]
+        return await parse_body(request.take_body(), self._parse_form, content_type, field)
 
     def _checked(self, upload: bytes) -> bytes:
         if not upload:

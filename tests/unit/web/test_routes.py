@@ -88,7 +88,14 @@ def test_a_route_may_share_the_description_of_another() -> None:
         raise AssertionError("no request is answered here")
 
     operation = Operation("/x/{name}", "do_it", "Do it.", {"image/*": {"schema": {"type": "string"}}})
-    routes = [HotRoute("POST", "/x/y", "/predict", never, operation), HotRoute("POST", "/x/z", "/predict", never)]
+
+    def limit(_: object) -> Any:
+        raise AssertionError("no body is read here")
+
+    routes = [
+        HotRoute("POST", "/x/y", "/predict", never, limit, operation),
+        HotRoute("POST", "/x/z", "/predict", never, limit),
+    ]
     assert [(route.path, route.methods, route.name) for route in described(routes)] == [
         ("/x/{name}", {"POST"}, "do_it")
     ]

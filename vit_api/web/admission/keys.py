@@ -79,14 +79,15 @@ class KeyCheck:
         is_page = path in self._open or path.startswith(_OPEN_FOLDERS)
         return path == OPERATOR_PATH or (is_page and method in _READING)
 
-    def admit(self, request: Request) -> None:
+    def check(self, request: Request) -> None:
         """Check the request's key and store its digest on the request, before the body is read.
 
         Raises:
             Unauthorized: The key is missing or invalid.
         """
         if not self.is_open(request.method, request.path):
-            request.admission.key_digest = check_key(self._ring, request.headers, "API key")
+            digest = check_key(self._ring, request.headers, "API key")
+            request.admission = request.admission._replace(key_digest=digest)
 
 
 def describe_keys(schema: dict[str, Any], keys: KeyCheck | None) -> None:

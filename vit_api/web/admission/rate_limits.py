@@ -6,7 +6,6 @@ drafts merge them into one header, which few clients read yet. Every response of
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -17,8 +16,6 @@ from vit_api.access.rate_limiter import RateLimiter, Verdict
 from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
 from vit_api.web.requests import Request
-from vit_api.web.responses import Response
-from vit_api.web.routes import HotRoute
 
 
 class RateLimits:
@@ -35,34 +32,28 @@ class RateLimits:
         self._addresses = addresses
         self._policy = ", ".join(f"{rate.amount};w={rate.window_s}" for rate in rates).encode()
 
-    def limited(self, route: HotRoute) -> HotRoute:
-        """Return a route whose handler is called only while the client is within its limits.
+    async def charge(self, request: Request) -> None:
+        """Count one image for a request's client, before the body is read, so that a refused upload costs nothing.
 
-        One image is counted before the body is read, so that a refused upload costs nothing. Further images of the
-        request are counted by `Admission.charge` before they reach the model.
-        """
-
-        async def limited_handler(request: Request) -> Response:
-            client = request.admission.key_digest.hex() or self._addresses.of(request.scope)
-            request.admission.charge = functools.partial(self._charge, request, client)
-            await self._charge(request, client, 1)
-            return await route.handler(request)
-
-        return dataclasses.replace(route, handler=limited_handler)
-
-    async def _charge(self, request: Request, client: str, images: int) -> None:
-        """Count images for a client.
+        Further images of the request are counted by `Admission.charge` before they reach the model.
 
         Raises:
-            RateLimited: The client exceeds a limit; the images were not counted.
+            RateLimited: The client exceeds a limit; the image was not counted.
         """
+        client = request.admission.key_digest.hex() or self._addresses.of(request.scope)
+        await self._charge(request, client, 1)
+
+    async def _charge(self, request: Request, client: str, images: int) -> None:
         verdict = await self._limiter.take(client, images)
         reset_s = max(1, math.ceil(verdict.reset_s))
-        request.admission.headers = (
-            (b"ratelimit-limit", b"%d" % verdict.rate.amount),
-            (b"ratelimit-remaining", b"%d" % verdict.remaining),
-            (b"ratelimit-reset", b"%d" % reset_s),
-            (b"ratelimit-policy", self._policy),
+        request.admission = request.admission._replace(
+            charge=functools.partial(self._charge, request, client),
+            headers=(
+                (b"ratelimit-limit", b"%d" % verdict.rate.amount),
+                (b"ratelimit-remaining", b"%d" % verdict.remaining),
+                (b"ratelimit-reset", b"%d" % reset_s),
+                (b"ratelimit-policy", self._policy),
+            ),
         )
         if verdict.is_refused:
             raise RateLimited(_refusal(verdict, images), reset_s)

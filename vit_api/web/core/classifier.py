@@ -10,6 +10,7 @@ import asyncio
 import enum
 import functools
 import hashlib
+import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, NamedTuple, Protocol
 
@@ -95,12 +96,14 @@ class ClassifierResult(NamedTuple):
         source: Where it comes from.
         answer: The worker's answer, with its timings; None for a hit.
         decode_s: Seconds that decoding took, if the model ran.
+        looked_up_at: When this process's cache was asked, in seconds of the monotonic clock.
     """
 
     cached: CachedPrediction
     source: Source
     answer: AnswerRecord | None = None
     decode_s: float = 0.0
+    looked_up_at: float = 0.0
 
     @property
     def prediction(self) -> Prediction:
@@ -163,41 +166,32 @@ class Classifier:
             delay_s = min(self._cache.ttl_s, _MAX_SWEEP_INTERVAL_S)
             self._sweeper = asyncio.get_running_loop().call_later(delay_s, self._sweep)
 
-    async def look_up(
-        self, upload: Upload, *, bypass_cache: bool = False
-    ) -> tuple[bytes | None, ClassifierResult | None]:
-        """Return the upload's key, and the result if this process has cached it. Never waits for other requests.
+    async def classify(self, upload: Upload, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+        """Classify an upload, from the cache if possible; what is computed is cached. A hit waits for nothing.
 
         Args:
             upload: The image.
-            bypass_cache: Find nothing, so that the image is computed again.
+            deadline: When to give up, in seconds of the monotonic clock.
+            bypass_cache: Run the model even if the answer is cached, here or in the shared tier.
 
         Raises:
             NotReady: No worker has started yet.
-        """
-        if self._cache is None:
-            return None, None
-        key = await self._key_of(upload)
-        if bypass_cache or (cached := self._cache.get(key)) is None:
-            return key, None
-        self._tally.add("hits")
-        return key, ClassifierResult(cached, Source.HIT)
-
-    async def compute(
-        self, key: bytes | None, upload: Upload, deadline: float, *, bypass_cache: bool = False
-    ) -> ClassifierResult:
-        """Classify an upload that this process has not cached, and cache the result.
-
-        Args:
-            key: The upload's key, from `look_up`.
-            upload: The image.
-            deadline: When to give up, in seconds of the monotonic clock.
-            bypass_cache: Run the model even if the shared tier has the answer.
-
-        Raises:
             DeadlineExceeded: The deadline passed first.
             ViTError: The reason why it can't be classified.
         """
+        key: bytes | None = None
+        if self._cache is not None:
+            key = await self._key_of(upload)
+            if not bypass_cache and (cached := self._cache.get(key)) is not None:
+                self._tally.add("hits")
+                return ClassifierResult(cached, Source.HIT, looked_up_at=time.monotonic())
+        looked_up_at = time.monotonic()
+        result = await self._compute(key, upload, deadline, bypass_cache=bypass_cache)
+        return result._replace(looked_up_at=looked_up_at)
+
+    async def _compute(
+        self, key: bytes | None, upload: Upload, deadline: float, *, bypass_cache: bool
+    ) -> ClassifierResult:
         if key is None:
             return await self._fly(object(), deadline, functools.partial(self._run, None, upload))
         # A caller that bypasses the cache must not join a flight that may still find an old answer in the shared tier;

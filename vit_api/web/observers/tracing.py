@@ -134,11 +134,12 @@ def _stages(exchange: Exchange) -> Iterator[_Stage]:
     if request.timeline.parsed_at is None:
         return
     yield _Stage("parse", request.timeline.arrived_at, request.timeline.parsed_at)
-    if request.timeline.looked_up_at is None:
+    outcome = exchange.outcomes[0] if len(exchange.outcomes) == 1 else None
+    if not isinstance(outcome, ClassifierResult):
         return
-    yield _Stage("cache", request.timeline.parsed_at, request.timeline.looked_up_at)
-    outcome = exchange.outcomes[0] if exchange.outcomes else None
-    if not isinstance(outcome, ClassifierResult) or (answer := outcome.own_answer) is None:
+    yield _Stage("cache", request.timeline.parsed_at, outcome.looked_up_at)
+    answer = outcome.own_answer
+    if answer is None:
         return
     # Processes exchange durations, not times, so count back from the response. The gap before is the wait for a thread.
     began_at = exchange.ended_at - answer.inference_s

@@ -6,6 +6,7 @@ Owns that API's field names: `inputs`, `parameters`, `label`, `score`. Knows not
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
-from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
+from vit_api.web.protocols.results import UploadClassifier, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -88,13 +89,13 @@ class HuggingFaceRoutes:
     """The route that Hugging Face's clients post to.
 
     Args:
-        requests: Classifies the uploads of requests.
-        uploads: Reads the uploads of requests.
+        classifier: Classifies the uploads.
+        uploads: Finds the uploads in requests.
         labels: The class names, by index.
     """
 
-    def __init__(self, requests: RequestClassifier, uploads: Uploads, labels: Sequence[str]) -> None:
-        self._requests = requests
+    def __init__(self, classifier: UploadClassifier, uploads: Uploads, labels: Sequence[str]) -> None:
+        self._classifier = classifier
         self._uploads = uploads
         self._labels = labels
 
@@ -108,12 +109,13 @@ class HuggingFaceRoutes:
             responses=ANSWER | FAILURES,
             response_model=list[LabelScore],
         )
-        return [HotRoute("POST", "/", "/", self.classify, operation)]
+        return [HotRoute("POST", "/", "/", self.classify, self._uploads.limit_of_raw_or_json, operation)]
 
     async def classify(self, request: Request) -> Response:
         """Classify one image."""
-        upload, parameters = await self._uploads.read_raw_or_json(request, _inputs_in_json)
-        result = await self._requests.classify(request, upload)
+        upload, parameters = await self._uploads.find_raw_or_json(request, _inputs_in_json)
+        request.timeline.parsed_at = time.monotonic()
+        result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
         return Response(200, self._body(result, parameters or _Parameters()), source_headers(result), (result,))
 
     def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:

@@ -5,6 +5,7 @@ Knows nothing of how an image is classified.
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -13,7 +14,7 @@ from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
-from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_several, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -67,14 +68,14 @@ class PredictRoutes:
     """The handlers of this server's own API.
 
     Args:
-        requests: Classifies the uploads.
+        classifier: Classifies the uploads.
         encoder: Renders the predictions.
         uploads: Finds the uploads in requests.
         model_name: The name in each response.
     """
 
-    def __init__(self, requests: RequestClassifier, encoder: Encoder, uploads: Uploads, *, model_name: str) -> None:
-        self._requests = requests
+    def __init__(self, classifier: UploadClassifier, encoder: Encoder, uploads: Uploads, *, model_name: str) -> None:
+        self._classifier = classifier
         self._encoder = encoder
         self._uploads = uploads
         self._end = b',"model":' + to_json(model_name) + b"}"
@@ -99,23 +100,26 @@ class PredictRoutes:
             FAILURES,
             list[PredictResponse | ErrorResponse],
         )
+        uploads = self._uploads
         return [
-            HotRoute("POST", "/predict", "/predict", self.predict, one),
-            HotRoute("POST", "/predict/batch", "/predict/batch", self.predict_batch, several),
+            HotRoute("POST", "/predict", "/predict", self.predict, uploads.limit_of_one, one),
+            HotRoute("POST", "/predict/batch", "/predict/batch", self.predict_batch, uploads.limit_of_several, several),
         ]
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
         top_k = _top_k_of(request)
-        upload = await self._uploads.read_one(request)
-        result = await self._requests.classify(request, upload)
+        upload = await self._uploads.find_one(request)
+        request.timeline.parsed_at = time.monotonic()
+        result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; one that fails has an error object in its position."""
         top_k = _top_k_of(request)
-        uploads = await self._uploads.read_many(request)
-        results = await self._requests.classify_all(request, uploads)
+        uploads = await self._uploads.find_several(request)
+        request.timeline.parsed_at = time.monotonic()
+        results = await classify_several(self._classifier, request, uploads)
         request_id = request.id.decode()
         bodies = [
             to_json(error_body(result, request_id))

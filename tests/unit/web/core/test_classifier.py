@@ -67,8 +67,7 @@ class Bench:
         self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
 
     async def classify(self, upload: Upload, **options: bool) -> ClassifierResult:
-        key, result = await self.classifier.look_up(upload, **options)
-        return result or await self.classifier.compute(key, upload, time.monotonic() + _LONG_S, **options)
+        return await self.classifier.classify(upload, time.monotonic() + _LONG_S, **options)
 
     async def sources(self, *uploads: Upload) -> list[str]:
         return [(await self.classify(upload)).source.value for upload in uploads]

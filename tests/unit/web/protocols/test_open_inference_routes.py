@@ -21,6 +21,7 @@ from vit_api.ipc.records import AnswerRecord, Prediction, Status
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import COUNTED
 from vit_api.web.application import create_app
+from vit_api.web.bodies import BodyReader
 from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.open_inference.inputs import Inputs
@@ -28,9 +29,9 @@ from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistic
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
 from vit_api.web.protocols.open_inference.tensors import pack_bytes
-from vit_api.web.protocols.request_classifier import RequestClassifier
 from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.responses import Response, to_json
+from vit_api.web.routes import HotRoute
 
 _NAME = "google/vit-base-patch16-224"
 _QUOTED = _NAME.replace("/", "%2F")
@@ -71,7 +72,7 @@ class Scripted:
         """Make the routes, for one event loop."""
         anything: Any = self
         return OpenInferenceRoutes(
-            RequestClassifier(anything),
+            anything,
             self.inputs,
             self.outputs,
             self.model,
@@ -80,12 +81,9 @@ class Scripted:
             max_body_bytes=self.max_body_bytes,
         )
 
-    async def look_up(self, upload: bytes, *, bypass_cache: bool = False) -> tuple[None, ClassifierResult | None]:
-        return None, ClassifierResult(CachedPrediction(_TOP), Source.HIT) if upload == b"known" else None
-
-    async def compute(
-        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
-    ) -> ClassifierResult:
+    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+        if upload == b"known":
+            return ClassifierResult(CachedPrediction(_TOP), Source.HIT)
         if upload == b"full":
             raise _FULL
         return ClassifierResult(
@@ -204,14 +202,12 @@ def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> 
         return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
 
     async def answer() -> Response:
-        request = Request(
-            scope,
-            receive,
-            b"id",
-            RequestLimits(max_pending_bytes=scripted.max_body_bytes, request_timeout_s=30, body_timeout_s=10),
-            arrived_at=time.monotonic(),
+        request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
+        (route, *_) = (route for route in scripted.routes().routes() if isinstance(route, HotRoute))
+        await BodyReader(RequestLimits(scripted.max_body_bytes, 30, 10)).read(
+            request, receive, route.body_limit(request)
         )
-        return await scripted.routes().infer(request)
+        return await route.handler(request)
 
     return asyncio.run(answer())
 
@@ -231,14 +227,12 @@ class _Measured(Scripted):
     held_bytes = 0
     may_hold_bytes = 0
 
-    async def compute(
-        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
-    ) -> ClassifierResult:
+    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
         give_up_at = time.monotonic() + 10  # the thread that read the body may let go of it a little later
         while (held := tracemalloc.get_traced_memory()[0]) > self.may_hold_bytes and time.monotonic() < give_up_at:
             await asyncio.sleep(0.01)
         self.held_bytes = held
-        return await super().compute(key, upload, deadline)
+        return await super().classify(upload, deadline)
 
 
 @pytest.mark.parametrize("form", ["file", "binary", "json"])

@@ -14,7 +14,6 @@ from vit_api.web.application import create_app
 from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.predict import PredictRoutes
-from vit_api.web.protocols.request_classifier import RequestClassifier
 from vit_api.web.requests import RequestLimits
 from vit_api.web.uploads import Uploads
 
@@ -32,13 +31,8 @@ class Scripted:
         self.worded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    async def look_up(self, upload: bytes, *, bypass_cache: bool = False) -> tuple[None, ClassifierResult | None]:
+    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
         self.asked.append(bypass_cache)
-        return None, ClassifierResult(self.known, Source.HIT) if upload == b"known" else None
-
-    async def compute(
-        self, key: None, upload: bytes, deadline: float, *, bypass_cache: bool = False
-    ) -> ClassifierResult:
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
@@ -61,8 +55,7 @@ def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
     """Send one request through the application, without a server."""
     anything: Any = scripted
     limits = Uploads(max_bytes=1000, max_count=32, max_total_bytes=10_000)
-    requests = RequestClassifier(anything)
-    routes = PredictRoutes(requests, anything, limits, model_name='a "model"')
+    routes = PredictRoutes(anything, anything, limits, model_name='a "model"')
 
     async def nothing() -> None:
         pass
@@ -222,9 +215,7 @@ def test_observers_see_each_request_once(upload: str, status: int, outcomes: lis
     (exchange,) = scripted.exchanges
     request = exchange.request
     assert (exchange.status, request.received_bytes) == (status, len(upload))
-    assert (
-        request.timeline.arrived_at <= request.timeline.parsed_at <= request.timeline.looked_up_at <= exchange.ended_at
-    )
+    assert request.timeline.arrived_at <= request.timeline.parsed_at <= exchange.ended_at
     assert [o.source.value if isinstance(o, ClassifierResult) else o.code for o in exchange.outcomes] == outcomes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION, Outputs
 from vit_api.web.protocols.open_inference.tensors import element
-from vit_api.web.protocols.request_classifier import RequestClassifier, source_headers
-from vit_api.web.requests import Headers, Request
+from vit_api.web.protocols.results import UploadClassifier, classify_several, source_headers
+from vit_api.web.requests import BodyLimit, Headers, Request
 from vit_api.web.responses import Response
 from vit_api.web.routes import CLASSIFICATION, HotRoute, Operation, Route
 from vit_api.web.uploads import SHORT_BODY_BYTES, parse_body
@@ -74,7 +75,7 @@ class OpenInferenceRoutes:
     """The routes of the protocol, for the one model of this server.
 
     Args:
-        requests: Classifies the uploads of requests.
+        classifier: Classifies the uploads.
         inputs: Converts inputs to uploads.
         outputs: Encodes responses.
         model: The model's metadata and configuration.
@@ -85,7 +86,7 @@ class OpenInferenceRoutes:
 
     def __init__(
         self,
-        requests: RequestClassifier,
+        classifier: UploadClassifier,
         inputs: Inputs,
         outputs: Outputs,
         model: ModelInfo,
@@ -94,13 +95,14 @@ class OpenInferenceRoutes:
         worker_board: WorkerBoard,
         max_body_bytes: int,
     ) -> None:
-        self._requests = requests
+        self._classifier = classifier
         self._inputs = inputs
         self._outputs = outputs
         self._model = model
         self._statistics = statistics
         self._worker_board = worker_board
-        self._max_body_bytes = max_body_bytes
+        self._file_limit = BodyLimit(inputs.max_upload_bytes, inputs.max_upload_bytes)
+        self._body_limit = BodyLimit(max_body_bytes, max_body_bytes)
 
     def routes(self) -> list[Route]:
         """Return all routes. The longer paths come first, since a model's name may have slashes."""
@@ -125,17 +127,26 @@ class OpenInferenceRoutes:
                 dict[str, Any],
                 ("open inference protocol", CLASSIFICATION),
             )
-            routes.append(HotRoute("POST", f"{path}/infer", _ENDPOINT, self.infer, operation))
+            routes.append(HotRoute("POST", f"{path}/infer", _ENDPOINT, self.infer, self._limit_of, operation))
         return routes
 
-    async def infer(self, request: Request) -> Response:
-        """Classify the images of a request; if one fails, the request fails."""
+    def _limit_of(self, request: Request) -> BodyLimit:
+        """Return the maximum size of a request's body.
+
+        Raises:
+            UnsupportedEncoding: The body is compressed.
+        """
         if request.headers.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
             # A few compressed bytes can expand to all of the memory, and images are compressed already.
             raise UnsupportedEncoding(
                 "Content-Encoding is not supported. Send the body uncompressed, without that header."
             )
-        asked, uploads = await self._read(request)
+        return self._file_limit if is_raw(request.headers.get(HEADER_LENGTH)) else self._body_limit
+
+    async def infer(self, request: Request) -> Response:
+        """Classify the images of a request; if one fails, the request fails."""
+        asked, uploads = await self._parse_body(request)
+        request.timeline.parsed_at = time.monotonic()
         results, headers = await self._classify(request, asked, uploads)
         body, header_length = self._outputs.encode(asked, [result.prediction for result in results])
         if header_length is None:
@@ -143,12 +154,11 @@ class OpenInferenceRoutes:
         headers = [*headers, (HEADER_LENGTH, b"%d" % header_length)]
         return Response(200, body, headers, results, _BINARY)
 
-    async def _read(self, request: Request) -> tuple[InferRequest, Sequence[Upload]]:
+    async def _parse_body(self, request: Request) -> tuple[InferRequest, Sequence[Upload]]:
         length = request.headers.get(HEADER_LENGTH)
-        body = await request.read_body(self._inputs.max_upload_bytes if is_raw(length) else self._max_body_bytes)
         is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
         short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
-        return await parse_body(body, self._parse, length, short_bytes=short_bytes)
+        return await parse_body(request.take_body(), self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
         asked, tensor = parse_request(body, header_length, self._inputs.json_limits)
@@ -160,10 +170,11 @@ class OpenInferenceRoutes:
     ) -> tuple[list[ClassifierResult], Headers]:
         """Return the result of each image; for a single image also the headers with its source."""
         if len(uploads) == 1:
-            result = await self._requests.classify(request, uploads[0])
+            bypass_cache = request.bypasses_cache
+            result = await self._classifier.classify(uploads[0], request.deadline, bypass_cache=bypass_cache)
             return [result], source_headers(result)
         results: list[ClassifierResult] = []
-        for number, outcome in enumerate(await self._requests.classify_all(request, uploads)):
+        for number, outcome in enumerate(await classify_several(self._classifier, request, uploads)):
             if isinstance(outcome, ViTError):
                 raise outcome.about(element(asked.input_name, number))
             results.append(outcome)

@@ -1,0 +1,74 @@
+"""What the protocols share: several uploads of one request, and the headers that say where a result comes from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from vit_api.decoding.uploads import Upload
+from vit_api.errors import InternalError, ViTError
+from vit_api.web.core.classifier import ClassifierResult, Source
+from vit_api.web.requests import Headers, Request
+
+
+class UploadClassifier(Protocol):
+    """Classifies uploads, see `core.classifier.Classifier`."""
+
+    async def classify(self, upload: Upload, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+        """Classify one upload."""
+
+
+async def classify_several(
+    classifier: UploadClassifier, request: Request, uploads: Sequence[Upload | ViTError]
+) -> list[ClassifierResult | ViTError]:
+    """Classify the uploads of a request; one that fails, or already has, has its error in its place.
+
+    They are batched together with those of all other requests. The client is charged for those after the first.
+
+    Args:
+        classifier: Classifies each upload.
+        request: The request, which was admitted.
+        uploads: Its uploads, or the reasons why they can't be classified.
+
+    Raises:
+        RateLimited: The client's rate limit does not allow so many now.
+        ViTError: All failed, at least one because of the server, so that clients see a 503 as one.
+    """
+    if len(uploads) > 1:
+        await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
+    bypass_cache = request.bypasses_cache
+
+    async def outcome_of(upload: Upload | ViTError) -> ClassifierResult | ViTError:
+        if isinstance(upload, ViTError):
+            return upload
+        try:
+            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache)
+        except ViTError as error:
+            return error
+
+    results = await asyncio.gather(*map(outcome_of, uploads))
+    failures = [result for result in results if isinstance(result, ViTError)]
+    ours = [failure for failure in failures if failure.status >= InternalError.status]
+    if ours and len(failures) == len(results):
+        raise ours[0]
+    return results
+
+
+_HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
+
+
+def source_headers(result: ClassifierResult) -> Headers:
+    """Return the headers that say where a result comes from and, for a miss, how long its stages took."""
+    answer = result.answer
+    if answer is None:
+        return _HIT_HEADERS
+    cache = (b"x-cache", result.source.value.encode())
+    if result.source is not Source.MISS:
+        return (cache,)
+    return (
+        cache,
+        (b"x-queue-time-ms", b"%.3f" % (answer.queue_s * 1000)),
+        (b"x-inference-time-ms", b"%.3f" % (answer.inference_s * 1000)),
+        (b"x-batch-size", b"%d" % answer.batch_size),
+    )
