@@ -56,7 +56,6 @@ bench-cache: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.cache_hit
 	$(BIN)/python -m benchmarks.cache_memory
 	$(BIN)/python -m benchmarks.metrics_cost
-	$(BIN)/python -m benchmarks.cancellation
 
 clean:
 	rm -rf .venv dist

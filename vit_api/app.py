@@ -18,7 +18,7 @@ from vit_api.command_line import main_settings
 from vit_api.devices import choose_devices
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
-from vit_api.processes.lifecycle import serve_http
+from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.listeners import Listeners
 from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
@@ -26,7 +26,7 @@ from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
 from vit_api.shared import Shared
 from vit_api.web.observers.tracing import is_installed
-from vit_api.web.process import build_application
+from vit_api.web.process import build_application, build_door
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
@@ -106,8 +106,10 @@ class Application:
 
     def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
+            raise_descriptor_limit()
             app = build_application(self.shared, self.lit_api, number)
-            serve_http(app, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
+            door = build_door(self.shared, app, number)
+            serve_http(app, door, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
 
         return serve
 

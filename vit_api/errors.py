@@ -88,10 +88,6 @@ class BodyTimeout(ViTError):
     status = 408
     code = "body_timeout"
 
-    def headers(self) -> dict[str, str]:
-        """Close the connection, as RFC 9110, section 15.5.9, suggests: the rest of the body may still arrive."""
-        return {"connection": "close"}
-
 
 class HeadTimeout(ViTError):
     """The request line and the headers did not arrive in time."""

@@ -8,14 +8,14 @@ import functools
 import json
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from vit_api.errors import BadRequest, Overloaded, UploadTooLarge, ViTError
+from vit_api.errors import Overloaded, UploadTooLarge, ViTError
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.limits import DoorLimits
@@ -113,7 +113,9 @@ class DoorBench:
         """Let the requests whose bodies begin with `wait` be answered."""
         self._open_gate = True
 
-    async def app(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[Any]]) -> None:
+    async def app(
+        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[Any]]
+    ) -> None:
         """Answer every other path, as an ASGI application: `/read` reads the body first."""
         body = b""
         if scope["path"] == "/read":
@@ -149,7 +151,9 @@ class DoorBench:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._end = asyncio.Event()
-        config = uvicorn.Config(self.app, log_config=None, lifespan="off", ws="none", proxy_headers=False)
+        config = uvicorn.Config(
+            self.app, interface="asgi3", log_config=None, lifespan="off", ws="none", proxy_headers=False
+        )
         config.load()
         make = functools.partial(
             Door, self, self.connections, DateHeader(), config=config, server_state=self.state, app_state={}
@@ -210,6 +214,3 @@ def split_answers(received: bytes) -> Iterator[tuple[int, dict[bytes, bytes], by
 def statuses(received: bytes) -> list[int]:
     """Return the statuses of all answers."""
     return [status for status, _, _ in split_answers(received)]
-
-
-

@@ -164,9 +164,9 @@ class Connections:
         for connection in list(self._waiting[Wait.BODY]):
             samples = connection.rate_samples
             samples.append(connection.received_bytes)
-            if len(samples) > window:
-                if samples[-1] - samples.pop(0) < window * self.limits.min_body_bytes_per_s:
-                    connection.time_is_up()
+            least = window * self.limits.min_body_bytes_per_s
+            if len(samples) > window and samples[-1] - samples.pop(0) < least:
+                connection.time_is_up()
 
     def _abort_blocked(self, now: float) -> None:
         limit_s = self.limits.write_timeout_s

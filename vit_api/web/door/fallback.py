@@ -34,7 +34,6 @@ class AsgiExchange:
 
     def __init__(self, door: Door, scope: dict[str, Any]) -> None:
         self._door = door
-        self._keeps_alive = door.keeps_alive and door.head.version == "1.1"
         self.flow = FlowControl(door.transport)
         self._has_ended = False
         self._cycle = RequestResponseCycle(
@@ -47,7 +46,7 @@ class AsgiExchange:
             default_headers=door.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=door.head.expects_continue,
-            keep_alive=self._keeps_alive,
+            keep_alive=self._keeps_alive(),
             on_response=self._on_response,
         )
 
@@ -71,7 +70,13 @@ class AsgiExchange:
             if len(cycle.body) > HIGH_WATER_LIMIT and not is_complete:
                 self.flow.pause_reading()
         cycle.more_body = not is_complete
+        if not cycle.response_started:
+            cycle.keep_alive = self._keeps_alive()
         cycle.message_event.set()
+
+    def _keeps_alive(self) -> bool:
+        """Return whether the connection stays open; uvicorn can't tell a client of HTTP/1.0 so."""
+        return self._door.keeps_alive and self._door.head.version == "1.1"
 
     def fail(self, error: ViTError) -> None:
         """Refuse the rest of the body, and close."""

@@ -60,7 +60,7 @@ class HotExchange:
             self._refuse(error)
             return
         if self._body:
-            self._body += content  # type: ignore[operator]  # a bytearray unless it is empty
+            self._body += content  # a bytearray unless it is empty
         elif is_complete:
             self._body = content
         else:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import resource
+from pathlib import Path
 from typing import NamedTuple
 
 _RESERVED_DESCRIPTORS = 48
 """Kept free for what is not a client: Redis, traces, files, and a burst of new connections."""
-_BACKLOG = 2048
 
 
 class DoorLimits(NamedTuple):
@@ -40,19 +39,8 @@ class DoorLimits(NamedTuple):
     drain_s: float = 1.0
 
 
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit of open files to the hard one; the default of 1024 is for programs that use select(2)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def connections_possible() -> int:
+def max_connections() -> int:
     """Return how many connections this process can have, by its descriptors. To be called before the first one."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    in_use = len(os.listdir("/proc/self/fd"))
+    in_use = len(list(Path("/proc/self/fd").iterdir()))
     return max(1, limit - in_use - _RESERVED_DESCRIPTORS)
-
-
-def backlog_for(max_connections: int) -> int:
-    """Return how many connections the kernel may establish ahead; all are accepted at once, so they must be few."""
-    return max(1, min(_BACKLOG, max_connections // 8))

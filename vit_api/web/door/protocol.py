@@ -34,7 +34,7 @@ from vit_api.web.responses import Response
 
 _MAX_AHEAD_BYTES = 64 * 1024
 """How much a client may send ahead of answers before it is no longer read."""
-_MAX_DISCARDED_BYTES = 64 * 1024
+_MAX_DISCARDED_BYTES = 4 * 2**20
 """How much of a refused body is read to keep the connection alive; for more it is closed."""
 _MAX_BLANK_LINES = 4
 _PROBE_S = 0.001
@@ -140,7 +140,7 @@ class Door(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything; an unfinished request is abandoned."""
-        self.server_state.connections.discard(self)  # type: ignore[arg-type]
+        self.server_state.connections.discard(self)
         self._connections.remove(self)
         was_open = self._state in (_BODY, _ANSWERING)
         self._state = _CLOSED
@@ -152,7 +152,7 @@ class Door(asyncio.Protocol):
     def data_received(self, data: bytes | bytearray) -> None:
         """Read what arrived."""
         if self._ahead:
-            self._ahead += data  # type: ignore[operator]  # a bytearray unless it is empty
+            self._ahead += data  # a bytearray unless it is empty
             data = self._ahead
         self._run(data)
 
@@ -251,15 +251,11 @@ class Door(asyncio.Protocol):
 
     def respond(self, request: HotRequest, response: Response) -> None:
         """Write an answer and go on to the next request."""
-        keeps_alive = self.keeps_alive and (b"connection", b"close") not in response.headers
-        if keeps_alive:
-            connection = b"" if self.head.version == "1.1" else KEEP_ALIVE
-        else:
-            connection = CLOSE
-        headers = [header for header in request.headers(response) if header[0] != b"connection"]
+        keeps_alive = self.keeps_alive
+        connection = (b"" if self.head.version == "1.1" else KEEP_ALIVE) if keeps_alive else CLOSE
         common = self._date_header.render(self.server_state.default_headers)
-        body = b"" if self.head is not None and self.head.method == "HEAD" else response.body
-        self.write(render(response.status, common, headers, connection, body))
+        body = b"" if self.head.method == "HEAD" else response.body
+        self.write(render(response.status, common, request.headers(response), connection, body))
         request.end(response)
         self.finish(keeps_alive)
 
@@ -274,7 +270,7 @@ class Door(asyncio.Protocol):
         elif not keeps_alive:
             self.close()
         elif self._state is _BODY:
-            self._connections.await_client(self, Wait.BODY)  # the rest is discarded
+            self._begin_discarding()
         else:
             self._state = _HEAD
             self._connections.await_client(self, Wait.REQUEST)
@@ -435,7 +431,7 @@ class Door(asyncio.Protocol):
             self._state = _ANSWERING
             self._connections.await_client(self, None)
         else:
-            self._connections.await_client(self, Wait.BODY)
+            self._connections.await_client(self, Wait.LINGER if exchange is None else Wait.BODY)
         if exchange is not None:
             exchange.receive(content, is_complete)
         elif is_complete:  # the rest of a refused body
@@ -459,13 +455,17 @@ class Door(asyncio.Protocol):
         self._exchange = None
         self._state = _LINGERING
         self._ahead = b""
-        self.linger_until = self.loop.time() + self._connections.limits.linger_s
-        self._connections.await_client(self, Wait.LINGER)
+        self._begin_discarding()
         if self._is_read_paused:
             self._is_read_paused = False
             self.transport.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+    def _begin_discarding(self) -> None:
+        """Limit the time in which the client may send what nobody wants."""
+        self.linger_until = self.loop.time() + self._connections.limits.linger_s
+        self._connections.await_client(self, Wait.LINGER)
 
     def _probe(self, after_s: float) -> None:
         """Find out whether a client that sends no more still reads.
