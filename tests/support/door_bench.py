@@ -177,7 +177,7 @@ class DoorBench:
 
     def connect(self) -> socket.socket:
         """Return a connection to it."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 

@@ -20,19 +20,47 @@ Parsed = tuple[str, bytes, list[tuple[bytes, bytes]], bytes]
 """Method, target, headers and body."""
 
 _METHODS = st.sampled_from([b"POST", b"GET", b"PUT", b"post", b"X-Y", b"P(T", b"", b"POST "])
-_TARGETS = st.sampled_from([b"/hot", b"/hot?a=b", b"/%20", b"*", b"hot", b"http://x/hot", b"/a b", b"/\xe9", b"/a\x00", b""])
-_VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.2", b"http/1.1", b"HTTP/1.1 ", b"HTTP/11", b""])
+_TARGETS = st.sampled_from(
+    [b"/hot", b"/hot?a=b", b"/%20", b"*", b"hot", b"http://x/hot", b"/a b", b"/\xe9", b"/a\x00", b""]
+)
+_VERSIONS = st.sampled_from(
+    [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/1.2", b"http/1.1", b"HTTP/1.1 ", b"HTTP/11", b""]
+)
 _LINE_ENDS = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n", b"\n\r"])
 _NAMES = st.sampled_from(
-    [b"Host", b"Content-Length", b"Transfer-Encoding", b"X-A", b"X A", b"X-A ", b" X-A", b"\tX-A", b"X\x00", b"", b"\xe9"]
+    [
+        b"Host",
+        b"Content-Length",
+        b"Transfer-Encoding",
+        b"X-A",
+        b"X A",
+        b"X-A ",
+        b" X-A",
+        b"\tX-A",
+        b"X\x00",
+        b"",
+        b"\xe9",
+    ]
 )
 _VALUES = st.sampled_from(
     [b"x", b"5", b"05", b"+5", b"-5", b"5, 5", b"0x5", b"5 5", b"9" * 30, b"0" * 5000 + b"5", b"", b" ", b"chunked"]
     + [b"Chunked", b"gzip, chunked", b"chunked, chunked", b"xchunked", b"a\x00b", b"a\rb", b"a\x0bb", b"\xff", b"a\tb"]
 )
 _BODIES = st.sampled_from(
-    [b"", b"hello", b"hel", b"5\r\nhello\r\n0\r\n\r\n", b"5\nhello\r\n0\r\n\r\n", b"5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n"]
-    + [b"05\r\nhello\r\n00\r\n\r\n", b"-5\r\nhello\r\n0\r\n\r\n", b"5\r\nhelloX\r\n0\r\n\r\n", b"0x5\r\nhello\r\n0\r\n\r\n"]
+    [
+        b"",
+        b"hello",
+        b"hel",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"5\nhello\r\n0\r\n\r\n",
+        b"5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n",
+    ]
+    + [
+        b"05\r\nhello\r\n00\r\n\r\n",
+        b"-5\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhelloX\r\n0\r\n\r\n",
+        b"0x5\r\nhello\r\n0\r\n\r\n",
+    ]
     + [b"5\r\nhello\r\n0\r\nbad trailer\r\n\r\n", b"ffffffffffffffffffff\r\nx", b" 5\r\nhello\r\n0\r\n\r\n", b"g\r\n"]
 )
 _GOOD_FIELDS = [(b"Host", b"x")]
@@ -150,7 +178,7 @@ _TWO = (
     b"POST /hot HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMA\r\n"
     b"Content-Length: 5\r\n\r\nhello",
     b"POST /hot HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: x-a\r\n\r\n"
-    b"2\r\nhe\r\n3;name=\"v\"\r\nllo\r\n0\r\nX-A: b\r\n\r\n",
+    b'2\r\nhe\r\n3;name="v"\r\nllo\r\n0\r\nX-A: b\r\n\r\n',
 )
 
 
@@ -186,7 +214,9 @@ def test_pipelined_requests_are_answered_in_order(bench: DoorBench, size: int) -
         ),
         pytest.param(b"POST /hot HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, id="chunked 1.0"),
         pytest.param(
-            b"POST /hot HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"0" * 5000 + b"5\r\n\r\nhello", 400, id="5,000 digits"
+            b"POST /hot HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"0" * 5000 + b"5\r\n\r\nhello",
+            400,
+            id="5,000 digits",
         ),
         pytest.param(
             b"POST /hot HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 200,
