@@ -56,7 +56,9 @@ COPY --from=code /app /app
 # compiles nothing. Empty settings are ignored, so the last two have no effect if no model was preloaded.
 ARG PRELOAD_MODEL=""
 ARG PRELOAD_REVISION=""
+# Without the capabilities, NVIDIA's container toolkit may leave out the driver's libraries. PyTorch's images set them.
 ENV PATH=/opt/venv/bin:$PATH \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     HOME=/home/user \
     HF_HOME=/home/user/.cache/huggingface \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -1,9 +1,13 @@
 # `make run` serves the embedded model, `make test` runs the whole test suite. Both create .venv first.
+# On a GPU, PyPI's torch needs driver 580 or newer; TORCH_INDEX names another index for torch alone: see docs/gpu.md.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
+TORCH_INDEX ?=
+TORCH = $(shell grep '^torch==' requirements.txt)
+INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel bench bench-cache soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel peers results bench-quick soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -42,31 +46,30 @@ wheel: .venv/dev.stamp
 container-test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
 
-bench: .venv/dev.stamp
-	$(BIN)/python -m benchmarks.accuracy
-	$(BIN)/python -m benchmarks.compare
-	$(BIN)/python -m benchmarks.batching
-	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.profile
-	$(BIN)/python -m benchmarks.tune
-	$(BIN)/python -m benchmarks.overload
-	$(BIN)/python -m benchmarks.report
+# Makes the environments of the servers that ours is compared with.
+peers: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.harness.peers
 
-bench-cache: .venv/dev.stamp
-	$(BIN)/python -m benchmarks.cache_hit
-	$(BIN)/python -m benchmarks.cache_memory
-	$(BIN)/python -m benchmarks.metrics_cost
+# Reruns everything that the READMEs and docs quote, for about a hundred minutes, and writes the tables. Needs a clean tree.
+results: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.rerun $(BENCHMARKS)
+
+# Each benchmark in its shortest form, to see that it runs.
+bench-quick: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.rerun --quick $(BENCHMARKS)
 
 clean:
-	rm -rf .venv dist
+	rm -rf .venv .venv-peers dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/run.stamp: requirements.txt | .venv/bin/python
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
 .venv/dev.stamp: requirements.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python
+	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@ .venv/run.stamp

@@ -2,64 +2,87 @@
 
     python -m benchmarks.cache_hit
 
-One HTTP process per server; wrk with one thread and 32 connections. The reference for raw bodies is a bare ASGI app
-that reads, hashes, looks up and answers; for forms, a FastAPI endpoint that hashes the upload. The machine's speed
-changes from second to second, so the two take turns, and only the ratio of neighbours counts.
+One HTTP process per server; wrk with one thread and 32 connections. For raw bodies there are two references, which
+read, hash, look up and answer: an ASGI app on uvicorn, and the limit of what Python allows, a protocol on httptools and
+uvloop without a framework. For forms, it is a FastAPI endpoint that hashes the upload. The machine's speed changes from
+second to second, so all take turns, and only the ratio of neighbours counts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import command_line, pictures, results, servers, tables, wrk
 
 _CONNECTIONS = 32
+_OURS, _UVICORN, _PROTOCOL, _FASTAPI = "this server", "bare uvicorn", "bare protocol", "FastAPI form"
 
 
 @dataclass(frozen=True)
 class Case:
-    """An upload, how it is sent, and the ratio to the reference that is the goal."""
+    """An upload and how it is sent.
+
+    Attributes:
+        name: In words.
+        body: What is sent.
+        content_type: What it is.
+        references: What this server is compared with.
+        goal: The ratio to the first reference that is the goal.
+    """
 
     name: str
     body: bytes
     content_type: str
+    references: tuple[str, ...]
     goal: float
 
 
 def cases() -> list[Case]:
     """Return a 700-byte PNG and a 65 KB JPEG, each raw and as a form."""
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
+    raw, form = (_UVICORN, _PROTOCOL), (_FASTAPI,)
     return [
-        Case("raw PNG", png, wrk.RAW, 0.6),
-        Case("raw JPEG", jpeg, wrk.RAW, 0.85),
-        Case("form PNG", wrk.as_form(png), wrk.FORM, 3.0),
-        Case("form JPEG", wrk.as_form(jpeg), wrk.FORM, 2.0),
+        Case("raw PNG", png, wrk.RAW, raw, 0.6),
+        Case("raw JPEG", jpeg, wrk.RAW, raw, 0.85),
+        Case("form PNG", wrk.as_form(png), wrk.FORM, form, 3.0),
+        Case("form JPEG", wrk.as_form(jpeg), wrk.FORM, form, 2.0),
     ]
 
 
-def measure(case: Case, ours: servers.Server, reference: servers.Server, rounds: int, seconds: float) -> dict[str, Any]:
-    """Load the two in turns; return rates, CPU time per request, and the ratio of the rates."""
-    runs: dict[str, list[tuple[float, float]]] = {"ours": [], "reference": []}
+def measure(case: Case, of: Mapping[str, servers.Server], rounds: int, seconds: float) -> dict[str, Any]:
+    """Load this server and the case's references in turns.
+
+    Returns:
+        Medians of the rates and of the CPU time per request, and of the ratios of neighbouring rates.
+    """
+    names = (_OURS, *case.references)
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for number in range(rounds):
-        pair = [("ours", ours), ("reference", reference)]
-        for name, server in pair if number % 2 else reversed(pair):
-            runs[name].append(_load(server, case, seconds))
-    rates = {name: [rate for rate, _ in pairs] for name, pairs in runs.items()}
-    costs = {name: statistics.median(cost for _, cost in pairs) for name, pairs in runs.items()}
-    ratios = [mine / theirs for mine, theirs in zip(rates["ours"], rates["reference"], strict=True)]
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            turns[name].append(_load(of[name], case, seconds))
+    rates = {name: [rate for rate, _ in pairs] for name, pairs in turns.items()}
     return {
         "case": case.name,
         "bytes": len(case.body),
-        "requests_per_s": {name: round(statistics.median(values)) for name, values in rates.items()},
-        "cpu_us_per_request": {name: round(cost * 1e6, 1) for name, cost in costs.items()},
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
+        "servers": {
+            name: {
+                "requests_per_s": round(statistics.median(rates[name])),
+                "cpu_us_per_request": round(statistics.median(cost for _, cost in pairs) * 1e6, 1),
+            }
+            for name, pairs in turns.items()
+        },
+        "ratios": {name: _ratio(rates[_OURS], rates[name]) for name in case.references},
         "goal": case.goal,
     }
+
+
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return round(statistics.median(mine / their for mine, their in zip(ours, theirs, strict=True)), 3)
 
 
 def _load(server: servers.Server, case: Case, seconds: float) -> tuple[float, float]:
@@ -69,39 +92,53 @@ def _load(server: servers.Server, case: Case, seconds: float) -> tuple[float, fl
     return load.rate, (server.cpu_seconds() - before) / load.requests
 
 
+@contextlib.contextmanager
+def _servers() -> Iterator[dict[str, servers.Server]]:
+    with contextlib.ExitStack() as stack:
+        bare_protocol = servers.module("benchmarks.baselines.bare_protocol", "/")
+        yield {
+            _OURS: stack.enter_context(servers.vit_api(api_servers=1)),
+            _UVICORN: stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app", "/")),
+            _PROTOCOL: stack.enter_context(bare_protocol),
+            _FASTAPI: stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app", "/openapi.json")),
+        }
+
+
 def run(rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Measure every case; return one result per case."""
-    with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(servers.vit_api(api_servers=1))
-        bare = stack.enter_context(servers.uvicorn("benchmarks.baselines.bare_asgi:app", "/"))
-        fastapi = stack.enter_context(servers.uvicorn("benchmarks.baselines.fastapi_upload:app", "/openapi.json"))
-        measured = []
+    measured = []
+    with _servers() as running:
         for case in cases():
-            result = measure(case, ours, bare if case.name.startswith("raw") else fastapi, rounds, seconds)
-            measured.append(result)
-            print(_row(result), flush=True)
+            measured.append(measure(case, running, rounds, seconds))
+            print(_row(measured[-1]), flush=True)
     return measured
 
 
 def _row(result: dict[str, Any]) -> str:
-    rates, costs = result["requests_per_s"], result["cpu_us_per_request"]
-    return (
-        f"{result['case']:10} {rates['ours']:7,}/s against {rates['reference']:7,}/s, "
-        f"{costs['ours']:6.1f} us of CPU against {costs['reference']:6.1f}: "
-        f"ratio {result['ratio']:.2f}, goal {result['goal']}"
+    figures = (
+        f"{name} {row['requests_per_s']:,}/s, {row['cpu_us_per_request']:.1f} us of CPU"
+        for name, row in result["servers"].items()
     )
+    ratios = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in result["ratios"].items())
+    return f"{result['case']:10} {'; '.join(figures)}: {ratios}, goal {result['goal']}"
 
 
 def table(report: dict[str, Any]) -> str:
-    """Return the table of a result: one line per case."""
-    head = ("upload", "hits/s", "reference/s", "CPU per request", "reference", "ratio, median of neighbours", "goal")
-    rows = []
-    for result in report["results"]:
-        rates, costs = result["requests_per_s"], result["cpu_us_per_request"]
-        cpu = [f"{costs[name]:.0f} us" for name in ("ours", "reference")]
+    """Return the table of a result: one line per case and reference."""
+    head = ("upload", "hits/s", "CPU per request", "reference", "its hits/s", "its CPU", "ratio, median", "goal")
+    return tables.markdown(head, (row for result in report["results"] for row in _table_rows(result)))
+
+
+def _table_rows(result: dict[str, Any]) -> Iterator[tables.Row]:
+    ours = _cells(result["servers"][_OURS])
+    goals = [result["goal"], *("-" for _ in result["ratios"])]
+    for (name, ratio), goal in zip(result["ratios"].items(), goals, strict=False):
         what = f"{result['case']}, {result['bytes']:,} bytes"
-        rows.append((what, f"{rates['ours']:,}", f"{rates['reference']:,}", *cpu, result["ratio"], result["goal"]))
-    return tables.markdown(head, rows)
+        yield what, *ours, name, *_cells(result["servers"][name]), ratio, goal
+
+
+def _cells(figures: dict[str, Any]) -> tuple[str, str]:
+    return f"{figures['requests_per_s']:,}", f"{figures['cpu_us_per_request']:.0f} us"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from benchmarks.harness import command_line, process_group, results, tables
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.records import MAX_TOP_K, Prediction
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import CachedPrediction
+from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.responses import to_json
 
 _LABEL = "entertainment center, {}"  # as long as ImageNet's labels are on average
@@ -31,7 +31,7 @@ def measure(entries: int) -> dict[str, Any]:
         cached = CachedPrediction(Prediction(tuple(range(MAX_TOP_K)), (0.5,) * MAX_TOP_K, 0.05))
         top = [{"label": _LABEL.format(number), "confidence": 0.012345} for _ in range(5)]
         cached.rendered[5] = to_json({"predictions": top})[:-1]
-        cache.put(hashlib.sha256(str(number).encode()).digest(), cached)
+        cache.put(hashlib.sha256(str(number).encode()).digest(), cached, epoch=0)
     return {
         "entries": entries,
         "bytes_per_entry": round((process_group.resident_bytes(os.getpid()) - before) / entries),

@@ -1,181 +1,188 @@
-"""This server against others with the same LitAPI and checkpoint, on one machine and in one run.
+"""This server against others with the same checkpoint and forward pass, on one machine and in one run.
 
     python -m benchmarks.compare
 
-The others are stock LitServe, a FastAPI endpoint without batching, and no server at all: one process per core that only
-decodes and runs full batches, which is the upper limit. The machine's speed changes from second to second, so all take
-turns, and only the ratio of neighbours counts. Caches are off. The client is wrk if installed, else the bundled one.
+The others are Triton, mosec, stock LitServe, and no server at all: one process per core that only decodes, with Pillow,
+and runs full batches. Triton and mosec get environments of their own, which the first run makes (`make peers`). The
+machine's speed changes from second to second, so all take turns, and only the ratio of neighbours counts. Caches are
+off, and every upload is unique. The client is wrk if installed, else the bundled one; it shares the cores with the
+servers. The result is written after each cell, so a run that is cut short keeps what it measured.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
+import os
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import client, client_processes, command_line, pictures, results, servers, summary, tables, wrk
+from benchmarks.compare_parts import cells, subjects
+from benchmarks.compare_parts.cells import Cell
+from benchmarks.compare_parts.subjects import OURS, Load, Subject
+from benchmarks.compare_parts.table import table
+from benchmarks.harness import command_line, machine, peers, results, wrk
 from benchmarks.harness.no_server import NoServer
 
-_OURS, _STOCK, _UNBATCHED, _LIMIT = "this server", "stock LitServe", "FastAPI, no batching", "no server"
+__all__ = ["main", "table"]
+
 _CONNECTIONS = (1, 32, 128)
+_ROUNDS, _TURN_S = 5, 5.0
+_QUICK: dict[str, Any] = {"rounds": 1, "seconds": 1.0, "connections": (8,), "cells": ["png-32", "jpeg-65k-224"]}
 _WARM_UP_S = 1.0
-_STALL_S = 3600
-"""Longer than any pause, during which a worker makes no progress."""
-_MAX_BATCH_SIZE = 32
-_MAX_WAIT_MS = 5
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A server under comparison, and how it takes uploads."""
-
-    name: str
-    server: servers.Server
-    is_form: bool = False
-
-    def load(self, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-        """Load it while all others are paused.
-
-        Raises:
-            RuntimeError: A request failed.
-        """
-        post = _post_with_wrk if wrk.is_installed() else _post_with_bundled
-        with self.server.turn():
-            post(self, upload, connections, _WARM_UP_S)
-            self.server.settle()
-            result = post(self, upload, connections, seconds)
-        result.check(self.name)
-        return result
-
-
-def _post_with_wrk(subject: Subject, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-    body, content_type = (wrk.as_form(upload), wrk.FORM) if subject.is_form else (upload, wrk.RAW)
-    return wrk.post(subject.server.url + "/predict", body, content_type, connections=connections, seconds=seconds)
-
-
-def _post_with_bundled(subject: Subject, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-    plan = client.Plan(
-        subject.server.url + "/predict",
-        (upload,),
-        concurrency=connections,
-        warm_up_s=0,
-        seconds=seconds,
-        is_form=subject.is_form,
-    )
-    result = summary.summarise(client_processes.run(plan), seconds)
-    latency = result["latency_ms"]
-    failures = sum(result["errors"].values())
-    return wrk.Load(result["requests"], seconds, failures, latency.get("p50", 0.0), latency.get("p99", 0.0))
-
-
-@contextlib.contextmanager
-def subjects(model: str, dtype: str) -> Iterator[list[Subject]]:
-    """Run the servers under comparison, all paused."""
-    settings = {"cache_size": 0, "max_batch_size": _MAX_BATCH_SIZE, "max_wait_ms": _MAX_WAIT_MS, "cpu_threads": 1}
-    settings["worker_stall_s"] = _STALL_S
-    with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(servers.vit_api(model=model, dtype=dtype, **settings))
-        stock = stack.enter_context(servers.baseline("stock_litserve", "/health", model, dtype=dtype))
-        unbatched = stack.enter_context(servers.baseline("fastapi_unbatched", "/", model, dtype=dtype))
-        for server in (ours, stock, unbatched):
-            server.pause()
-        yield [Subject(_OURS, ours), Subject(_STOCK, stock, is_form=True), Subject(_UNBATCHED, unbatched)]
+_SETTLE_S = 0.7
+"""What a turn takes apart from its loads: the server finishes what it was sent."""
+_START_S = 25.0
+"""What the start of all servers with one model takes, and their end."""
+_LIMIT_SHARE = 0.5
+"""The length of a turn without a server, as a share of a server's."""
 
 
 def measure(
-    subjects: Sequence[Subject], limit: NoServer, upload: bytes, connections: int, *, rounds: int, seconds: float
+    of: Sequence[Subject], limit: NoServer, upload: bytes, connections: int, *, rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Load all in turns; return medians, and the medians of the ratios of neighbours."""
-    loads: dict[str, list[wrk.Load]] = {subject.name: [] for subject in subjects}
+    loads: dict[str, list[Load]] = {subject.name: [] for subject in of}
     limits = []
     for number in range(rounds):
-        first = number % len(subjects)
-        for subject in (*subjects[first:], *subjects[:first]):
-            loads[subject.name].append(subject.load(upload, connections, seconds))
-        limits.append(limit.images_per_s(upload, seconds))
-    servers_ = {name: _medians(runs) for name, runs in loads.items()}
-    return {"servers": servers_, "limit_per_s": round(statistics.median(limits)), "ratios": _ratios(loads, limits)}
-
-
-def _medians(runs: Sequence[wrk.Load]) -> dict[str, float]:
-    fields: dict[str, Callable[[wrk.Load], float]] = {
-        "requests_per_s": lambda run: run.rate,
-        "p50_ms": lambda run: run.p50_ms,
-        "p99_ms": lambda run: run.p99_ms,
+        first = number % len(of)
+        for subject in (*of[first:], *of[:first]):
+            loads[subject.name].append(subject.load(upload, connections, seconds, _WARM_UP_S))
+        limits.append(limit.images_per_s(upload, seconds * _LIMIT_SHARE))
+    ours = loads[OURS]
+    of_the_limit = [mine.load.rate / its for mine, its in zip(ours, limits, strict=True)]
+    return {
+        "servers": {name: _figures(turns) for name, turns in loads.items()},
+        "limit_per_s": round(statistics.median(limits)),
+        "of_the_limit": round(statistics.median(of_the_limit), 3),
+        "ratios": {name: _ratios(ours, turns) for name, turns in loads.items() if name != OURS},
     }
-    return {name: round(statistics.median(map(of, runs)), 2) for name, of in fields.items()}
 
 
-def _ratios(loads: dict[str, list[wrk.Load]], limits: Sequence[float]) -> dict[str, float]:
-    ours = loads[_OURS]
-    ratios = {f"rate / {_LIMIT}": [run.rate / limit for run, limit in zip(ours, limits, strict=True)]}
-    for name in (_STOCK, _UNBATCHED):
-        pairs = list(zip(ours, loads[name], strict=True))
-        ratios[f"rate / {name}"] = [mine.rate / theirs.rate for mine, theirs in pairs]
-        ratios[f"p50 / {name}"] = [mine.p50_ms / theirs.p50_ms for mine, theirs in pairs]
-    ratios["p99 / p50"] = [run.p99_ms / run.p50_ms for run in ours]
-    return {name: round(statistics.median(values), 3) for name, values in ratios.items()}
+def _figures(turns: Sequence[Load]) -> dict[str, float | None]:
+    """Return the medians of one server's turns, and the number of errors in all of them."""
+    costs = [turn.cpu_us for turn in turns if turn.cpu_us is not None]
+    return {
+        "requests_per_s": round(statistics.median(turn.load.rate for turn in turns), 1),
+        "p50_ms": round(statistics.median(turn.load.p50_ms for turn in turns), 2),
+        "p99_ms": round(statistics.median(turn.load.p99_ms for turn in turns), 2),
+        "cpu_us_per_request": round(statistics.median(costs), 1) if costs else None,
+        "errors": sum(turn.load.failures for turn in turns),
+    }
 
 
-def uploads() -> dict[str, bytes]:
-    """Return the uploads by name."""
-    return {"700-byte PNG": pictures.small_png(), "65 KB JPEG": pictures.noisy_jpeg(65_000)}
+def _ratios(ours: Sequence[Load], theirs: Sequence[Load]) -> dict[str, float | None]:
+    """Return the medians over the rounds of ours / theirs; None if a server answered no request in any round."""
+    figures: dict[str, Callable[[Load], float | None]] = {
+        "rate": lambda turn: turn.load.rate,
+        "cpu": lambda turn: turn.cpu_us,
+    }
+    found = {}
+    for name, figure in figures.items():
+        pairs = [(figure(mine), figure(their)) for mine, their in zip(ours, theirs, strict=True)]
+        ratios = [mine / their for mine, their in pairs if mine is not None and their]
+        found[name] = round(statistics.median(ratios), 3) if ratios else None
+    return found
 
 
-def run(model: str, dtype: str, rounds: int, seconds: float, connections: Sequence[int]) -> list[dict[str, Any]]:
-    """Measure each upload at each number of connections."""
-    results = []
-    with subjects(model, dtype) as compared, NoServer.running(model, dtype) as limit:
-        for name, upload in uploads().items():
-            for count in connections:
-                result = {"upload": name, "bytes": len(upload), "connections": count}
-                results.append(result | measure(compared, limit, upload, count, rounds=rounds, seconds=seconds))
-                print(_row(results[-1]), flush=True)
-    return results
+def run(options: argparse.Namespace, of: list[peers.Peer]) -> Iterator[dict[str, Any]]:
+    """Measure each cell of the options at each number of connections; yield each result."""
+    for model, chosen in groupby(_chosen(options), key=lambda cell: cell.model):
+        with tempfile.TemporaryDirectory() as folder:
+            served = cells.checkpoint(model, Path(folder))
+            with (
+                subjects.running(served, options.dtype, of) as compared,
+                NoServer.running(served, options.dtype) as limit,
+            ):
+                for cell in chosen:
+                    yield from _cell(cell, options, compared, limit)
+
+
+def _cell(cell: Cell, options: argparse.Namespace, of: list[Subject], limit: NoServer) -> Iterator[dict[str, Any]]:
+    upload = cell.make()
+    subjects.check_answers(of, upload)
+    for count in options.connections:
+        seconds = cell.seconds(options.seconds, count)
+        what = {"cell": cell.name, "upload": cell.upload, "model": cell.model, "bytes": len(upload)}
+        measured = measure(of, limit, upload, count, rounds=options.rounds, seconds=seconds)
+        yield what | {"connections": count, "turn_s": seconds} | measured
+
+
+def _chosen(options: argparse.Namespace) -> list[Cell]:
+    return [cell for cell in cells.CELLS if cell.name in options.cells]
+
+
+def expected_s(options: argparse.Namespace, servers: int) -> float:
+    """Return about how long a run takes, with this many servers."""
+    chosen = _chosen(options)
+    total = _START_S * len({cell.model for cell in chosen})
+    for cell in chosen:
+        for count in options.connections:
+            seconds = cell.seconds(options.seconds, count)
+            turns = servers * (_WARM_UP_S + seconds + 2 * _SETTLE_S) + _LIMIT_SHARE * seconds
+            total += options.rounds * turns
+    return total
 
 
 def _row(result: dict[str, Any]) -> str:
-    rates = ", ".join(f"{name} {row['requests_per_s']:,.0f}/s" for name, row in result["servers"].items())
-    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
-    return f"{result['upload']}, {result['connections']}: {rates}, {_LIMIT} {result['limit_per_s']:,}/s; {ratios}"
+    figures = (
+        f"{name} {row['requests_per_s']:,.0f}/s, p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms, "
+        f"{row['cpu_us_per_request'] or 0:,.0f} us, {row['errors']} errors"
+        for name, row in result["servers"].items()
+    )
+    what = f"{result['cell']}, {result['connections']} connections"
+    return f"{what}: {'; '.join(figures)}; no server {result['limit_per_s']:,}/s"
 
 
-def table(report: dict[str, Any]) -> str:
-    """Return the table of a result: one line per upload and number of connections."""
-    names = list(report["results"][0]["servers"])
-    ratio_names = ("of the limit", "over LitServe", "p50 / FastAPI's", "p99 / p50")
-    rows = []
-    for result in report["results"]:
-        ratios = result["ratios"]
-        cells = (result["servers"][name] for name in names)
-        shown = [f"{cell['requests_per_s']:,.0f}/s, {cell['p50_ms']:.1f} ms" for cell in cells]
-        chosen = (ratios[f"rate / {_LIMIT}"], ratios[f"rate / {_STOCK}"], ratios[f"p50 / {_UNBATCHED}"])
-        row = (result["upload"], result["connections"], *shown, f"{result['limit_per_s']:,}/s")
-        rows.append((*row, *(f"{value:.2f}" for value in (*chosen, ratios["p99 / p50"]))))
-    return tables.markdown(("upload", "connections", *names, _LIMIT, *ratio_names), rows)
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    names = [cell.name for cell in cells.CELLS]
+    parser = command_line.parser("compare", __doc__)
+    parser.add_argument("--dtype", default="auto", help="dtype of all (default: %(default)s)")
+    parser.add_argument(
+        "--cells", nargs="+", choices=names, metavar="CELL", help=f"what to measure: {', '.join(names)}"
+    )
+    parser.add_argument("--connections", type=int, nargs="+", help="numbers of connections (default: 1 32 128)")
+    parser.add_argument("--rounds", type=int, help=f"turns of each measurement (default: {_ROUNDS})")
+    parser.add_argument("--seconds", type=float, help=f"length of a turn (default: {_TURN_S:g})")
+    parser.add_argument("--quick", action="store_true", help="one short turn of two cells; installs no server")
+    options = command_line.parse(parser, arguments)
+    full = {"rounds": _ROUNDS, "seconds": _TURN_S, "connections": _CONNECTIONS, "cells": names}
+    for name, default in (_QUICK if options.quick else full).items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = command_line.parser("compare", __doc__)
-    parser.add_argument("--model", default="digits", help="checkpoint of all (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="dtype of all (default: %(default)s)")
-    command_line.add_turns(parser, rounds=9, seconds=2)
-    parser.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
-    options = command_line.parse(parser, arguments)
-    measured = run(options.model, options.dtype, options.rounds, options.seconds, options.connections)
-    report = {
+    options = _options(arguments)
+    found, missing = subjects.available(may_install=not options.quick)
+    versions = subjects.versions(found)
+    print("Compared: " + ", ".join(f"{name} ({version})" for name, version in versions.items()))
+    for name, reason in missing.items():
+        print(f"{name} does not run: {reason}")
+    minutes = expected_s(options, len(versions)) / 60
+    print(f"{len(os.sched_getaffinity(0))} cores; this takes about {minutes:.0f} minutes.", flush=True)
+    unmeasured = [f"{cell.name} x {count}" for cell in _chosen(options) for count in options.connections]
+    report: dict[str, Any] = {
         "client": "wrk -t1" if wrk.is_installed() else "bundled",
-        "model": Path(options.model).name,
         "dtype": options.dtype,
         "rounds": options.rounds,
-        "seconds": options.seconds,
-        "results": measured,
+        "warm_up_s": _WARM_UP_S,
+        "max_batch_size": subjects.MAX_BATCH_SIZE,
+        "servers": versions,
+        "missing_servers": missing,
     }
-    results.write(options.out, report)
+    described = machine.describe()
+    measured: list[dict[str, Any]] = []
+    for result in run(options, found):
+        print(_row(result), flush=True)
+        measured.append(result)
+        unmeasured.remove(f"{result['cell']} x {result['connections']}")
+        results.write(options.out, report | {"unmeasured": unmeasured, "results": measured}, described)
 
 
 if __name__ == "__main__":

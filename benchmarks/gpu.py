@@ -2,14 +2,16 @@
 
     python -m benchmarks.gpu --out gpu.json
 
-Takes up to 8 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in a
+Takes up to 6 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in a
 process of its own with a time limit. A part that fails is noted in the result, which is written again after each part.
-`--device cpu --quick` checks with a tiny model what can run without a GPU; its figures mean nothing.
+torch.compile takes minutes: `--only compiled` measures it. `--device cpu --quick` checks with a tiny model what can run
+without a GPU; its figures mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import signal
 import subprocess
@@ -20,9 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.gpu_parts import goals
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.table import table
 from benchmarks.harness import machine, results
+from vit_api.devices import CudaReport, ask_torch, reason
 
 _NO_CUDA = 2
 _GRACE_S = 40.0
@@ -47,7 +51,7 @@ def _compiled(part: Part) -> None:
     from benchmarks.gpu_parts import alone, gate
 
     alone.run_compiled(part)
-    gate.judge(part, ("auto",), ("compile",))
+    gate.judge_compiled(part)
 
 
 def _pipeline(part: Part) -> None:
@@ -74,15 +78,16 @@ def _memory(part: Part) -> None:
     memory.run(part)
 
 
-# In this order. torch.compile comes last, since it may take longer than all others together.
+# In this order.
 _PARTS = {
     "alone": _Planned(_alone, 0.3),
-    "pipeline": _Planned(_pipeline, 0.3),
+    "pipeline": _Planned(_pipeline, 0.35),
     "served": _Planned(_served, 0.5),
     "gate": _Planned(_gate, 0.5),
     "memory": _Planned(_memory, 0.5),
     "compiled": _Planned(_compiled, 1.0),
 }
+_DEFAULT_PARTS = "alone,pipeline,served,gate,memory"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,15 +96,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.part:
         _run_here(options)
         return
-    reason = None if options.quick else results.refusal(options.out)
-    if reason:
-        sys.exit(reason)
-    device = _device(options.device)
-    if device is None:
-        print("There is no CUDA device: `--device cpu --quick` runs what can run without one.")
+    refusal = None if options.quick else results.refusal(options.out)
+    if refusal:
+        sys.exit(refusal)
+    gpu = ask_torch() if options.device.startswith("cuda") else None
+    if gpu is not None and not gpu.usable:
+        print(f"There is no CUDA device. {reason(gpu)} `--device cpu --quick` runs what can run without one.")
         sys.exit(_NO_CUDA)
     with tempfile.TemporaryDirectory() as folder:
-        report = _run(options, device, Path(folder))
+        report = _run(options, gpu, Path(folder))
     print(table(report))
     failed = [name for name, part in report["parts"].items() if part["status"] != "ok"]
     if failed:
@@ -112,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("gpu.json"), help="result file (default: %(default)s)")
     add("--device", default="cuda:0", help="device in torch's notation (default: %(default)s)")
     add("--quick", action="store_true", help="a tiny model and short measurements that mean nothing")
-    add("--minutes", type=float, default=7.0, help="time limit of all parts together (default: %(default)s)")
-    add("--only", default=",".join(_PARTS), help="parts, separated by commas (default: %(default)s)")
+    add("--minutes", type=float, default=5.5, help="time limit of all parts together (default: %(default)s)")
+    add("--only", default=_DEFAULT_PARTS, help="parts, separated by commas (default: %(default)s)")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a server setting, such as api_servers=8")
     add("--part", choices=_PARTS, help=argparse.SUPPRESS)
     add("--folder", type=Path, help=argparse.SUPPRESS)
@@ -121,14 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _device(wanted: str) -> str | None:
-    """Return the device, or None if it is a CUDA device and CUDA is not available."""
-    import torch
-
-    return wanted if not wanted.startswith("cuda") or torch.cuda.is_available() else None
-
-
-def _run(options: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
+def _run(options: argparse.Namespace, gpu: CudaReport | None, folder: Path) -> dict[str, Any]:
     """Run all parts one after the other; return the report, which is written after each."""
     from benchmarks.harness import checkpoints
 
@@ -137,25 +135,29 @@ def _run(options: argparse.Namespace, device: str, folder: Path) -> dict[str, An
     (checkpoints.save_tiny_vit if options.quick else checkpoints.save_vit_base)(checkpoint)
     report: dict[str, Any] = {
         "machine": machine.describe(),
-        "device": device,
+        "device": options.device,
+        "gpu": None if gpu is None else dataclasses.asdict(gpu),
         "model": "tiny" if options.quick else "ViT-B/16, seeded",
         "parts": {},
     }
     for name in options.only.split(","):
         seconds = (deadline - time.monotonic()) * _PARTS[name].share
         print(f"{name}: up to {max(0.0, seconds):.0f} s ...", flush=True)
-        report["parts"][name] = _run_part(options, name, device, folder, seconds)
+        report["parts"][name] = _run_part(options, name, folder, seconds)
+        if not options.quick:
+            found = {name: part["result"] for name, part in report["parts"].items()}
+            report["goals"] = {"on": goals.HARDWARE, "verdicts": goals.verdicts(found)}
         options.out.write_text(json.dumps(report, indent=1) + "\n")
         print(f"{name}: {report['parts'][name]['status']}", flush=True)
     return report
 
 
-def _run_part(options: argparse.Namespace, name: str, device: str, folder: Path, seconds: float) -> dict[str, Any]:
+def _run_part(options: argparse.Namespace, name: str, folder: Path, seconds: float) -> dict[str, Any]:
     """Run a part in a process of its own; return its findings and how it ended."""
     if seconds < 1:
         return {"status": "skipped", "why": "no time left", "result": {}}
     file, log = folder / f"{name}.json", folder / f"{name}.log"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--device", device, "--out", str(file)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--part", name, "--device", options.device, "--out", str(file)]
     command += ["--folder", str(folder / "checkpoint"), "--seconds", str(seconds)]
     command += [f"--set={setting}" for setting in options.set] + ["--quick"] * options.quick
     started = time.monotonic()

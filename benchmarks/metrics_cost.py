@@ -19,7 +19,7 @@ from benchmarks.harness import command_line, results, tables
 from vit_api import metrics
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import Prediction
-from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.observers.request_metrics import RequestMetrics
 from vit_api.web.requests import Request

@@ -1,9 +1,9 @@
-"""Join the benchmarks' tables and plots into benchmarks/README.md.
+"""Join the benchmarks' tables and plots into benchmarks/README.md, and the figures into the pages that quote them.
 
     python -m benchmarks.report
 
 Each benchmark makes its own table. The text between `<!-- NAME -->` and `<!-- end -->` is the table of
-`results/NAME.json`; everything else is written by hand.
+`results/NAME.json`; everything else is written by hand. For figures in sentences, see `quotes`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     accuracy,
+    answer_table,
     batching,
     cache_hit,
     cache_memory,
@@ -21,6 +22,7 @@ from benchmarks import (
     metrics_cost,
     overload,
     profile,
+    quotes,
     scaling,
     soak,
     tune,
@@ -32,6 +34,7 @@ _SECTION = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy.table,
+    "answer_table": answer_table.table,
     "batching": batching.table,
     "cache_hit": cache_hit.table,
     "cache_memory": cache_memory.table,
@@ -53,15 +56,20 @@ def render(page: str) -> str:
 
 def _section(match: re.Match[str]) -> str:
     start, name, end = match.groups()
+    if not results.file_of(name).exists():
+        return f"{start}Not measured yet: `python -m benchmarks.{name}`.\n{end}"
     result = results.read(name)
     return f"{start}{TABLES[name](result)}\n\n{machine.caption(result['machine'])}\n{end}"
 
 
 def main() -> None:
-    """Write the page's tables and the plots."""
+    """Write the page's tables, the figures that pages quote, and the plots."""
     README.write_text(render(README.read_text()))
+    for page in quotes.PAGES:
+        page.write_text(quotes.render(page.read_text()))
     for name, plot in _PLOTS.items():
-        plot(results.read(name), results.FOLDER)
+        if results.file_of(name).exists():
+            plot(results.read(name), results.FOLDER)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,10 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
     try:
         application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class)
     except OSError as error:
-        sys.exit(f"error: The system refuses a queue of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE.")
+        sys.exit(
+            f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "
+            "or VIT_API_CACHE_SIZE."
+        )
     logger.info(
         "serving %s on http://%s:%d with %d HTTP processes and %d workers on %s",
         *(checkpoint.name, settings.host, settings.port, settings.api_servers),

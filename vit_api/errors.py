@@ -154,6 +154,10 @@ class UnsupportedEncoding(ViTError):
     status = 415
     code = "unsupported_encoding"
 
+    def headers(self) -> dict[str, str]:
+        """Say which encodings are supported; see RFC 9110, section 15.5.16."""
+        return {"accept-encoding": "gzip, deflate"}
+
 
 class RateLimited(ViTError):
     """The client has exceeded its rate limit."""

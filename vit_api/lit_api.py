@@ -34,11 +34,11 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
 
     Args:
         checkpoint: The model to serve.
-        dtype: The dtype to compute in; see `model.choose_dtype`.
+        dtype: The dtype to compute in; see `model.precision`.
         engine: How to run the model; see `model.engines`.
         max_image_side: Maximum width and height of an image, in pixels.
         exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
-        cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.choose_threads`.
+        cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.precision`.
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
 
     Attributes:

@@ -153,10 +153,17 @@ MODEL_INFO = _gauge(
 )
 VERSION_INFO = _gauge("inference_version_info", "Always 1; the label is the version of the server", "version")
 
-CACHE_HITS = _read_counter("cache_hits_total", "Images served from the cache, Redis included")
+CACHE_HITS = _read_counter("cache_hits_total", "Images served from the cache, shared memory and Redis included")
 CACHE_MISSES = _read_counter("cache_misses_total", "Images that were neither cached nor in flight")
 CACHE_COALESCED = _read_counter("cache_coalesced_total", "Images that waited for an identical one in flight")
-CACHE_ENTRIES = _gauge("cache_entries", "Cache entries")
+CACHE_ENTRIES = _gauge("cache_entries", "Entries in the HTTP processes' own caches")
+SHARED_HITS = _read_counter(
+    "cache_shared_hits_total", "Look-ups in shared memory, after a miss in the HTTP process, that found an entry"
+)
+SHARED_REJECTED = _read_counter(
+    "cache_shared_rejected_total", "Entries in shared memory that were being overwritten, or incomplete"
+)
+SHARED_ENTRIES = _gauge("cache_shared_entries", "Entries in shared memory, each found by all HTTP processes")
 REDIS_UP = _gauge("cache_redis_connections", "HTTP processes that have a working connection to Redis")
 REDIS_HITS = _read_counter("cache_redis_hits_total", "Redis look-ups that found an entry")
 REDIS_MISSES = _read_counter("cache_redis_misses_total", "Redis look-ups that found none")
@@ -185,7 +192,15 @@ GPU_ENERGY = _read_counter("gpu_energy_joules_total", "Energy used by the GPU si
 
 PROCESS = (CPU, MEMORY, VIRTUAL, STARTED, OPEN_FILES, MAX_FILES)
 GPU = (GPU_MEMORY_USED, GPU_MEMORY, GPU_UTILISATION, GPU_POWER, GPU_ENERGY)
-CACHE = (CACHE_HITS, CACHE_MISSES, CACHE_COALESCED, CACHE_ENTRIES)
+CACHE = (
+    CACHE_HITS,
+    CACHE_MISSES,
+    CACHE_COALESCED,
+    CACHE_ENTRIES,
+    SHARED_HITS,
+    SHARED_REJECTED,
+    SHARED_ENTRIES,
+)
 REDIS = (REDIS_UP, REDIS_HITS, REDIS_MISSES, REDIS_REJECTED, REDIS_FAILURES, REDIS_SKIPPED)
 SERVER = (SLOTS, WORKERS, READY, STARTUP, WORKER_RESTARTS, IMAGES, MODEL_INFO, VERSION_INFO)
 

@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=1_000_000,
-            description="Cache entries of each HTTP process, 1.2 to 2 KB each; 0 turns the cache off",
+            description="Cache entries of each HTTP process, 1.5 to 2.3 KB each; 0 turns the cache off",
         ),
     ] = 10_000
     cache_ttl_s: Annotated[

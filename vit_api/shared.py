@@ -5,9 +5,11 @@ from __future__ import annotations
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard
+from vit_api.ipc.flight_board import FlightBoard
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.ipc.records import RecordPipe
+from vit_api.ipc.records import PACKED_PREDICTION_BYTES, RecordPipe
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.settings import Settings
@@ -27,6 +29,8 @@ class Shared:
         answers: Carry answers to the HTTP processes, by number.
         worker_board: The status of the workers.
         cache_board: The counts of the caches, and the epoch by which they are cleared.
+        answer_table: What the HTTP processes have computed; None if caching is off.
+        flight_board: What they compute now.
         budgets: What each client has used; None without rate limits.
         metrics_board: The values of the metrics.
         checkpoint_identity: Distinguishes the checkpoints of servers that share a Redis; empty without Redis.
@@ -42,6 +46,9 @@ class Shared:
         self.answers = [RecordPipe.for_answers(slots) for _ in range(processes)]
         self.worker_board = WorkerBoard(len(devices) * settings.workers_per_device)
         self.cache_board = CacheBoard(processes)
+        size = settings.cache_size
+        self.answer_table = AnswerTable(processes, size, PACKED_PREDICTION_BYTES) if size else None
+        self.flight_board = FlightBoard(processes)
         self.budgets = Budgets(settings.rates, processes) if settings.rates else None
         names = ["main", *(f"http-{number}" for number in range(processes))]
         names += [f"worker-{number}" for number in range(self.worker_board.workers)]

@@ -1,4 +1,4 @@
-"""No server: decode uploads and run them in full batches, as the upper limit of any server on this machine.
+"""No server: decode uploads with Pillow and run them in full batches, the limit of a server with Pillow's decoder.
 
 One process per core. Reads lines `SECONDS BYTES` from standard input, each followed by an upload of that many bytes,
 and prints the images/s of that many seconds. Argument: model.

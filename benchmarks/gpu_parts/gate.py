@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import AutoModelForImageClassification
 
 from benchmarks.accuracy import CLEAR_MARGINS, Probabilities, compare, probabilities_of
-from benchmarks.gpu_parts.alone import release
+from benchmarks.gpu_parts.alone import dtypes, release
 from benchmarks.gpu_parts.part import Part
 from benchmarks.harness import pictures
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.lit_api import ViTAPI
 
 _PICTURES = 96
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def run(part: Part) -> None:
-    """Judge the eager engine, and on a GPU CUDA graphs, in each dtype."""
-    judge(part, _DTYPES[:1] if part.is_quick else _DTYPES, ("eager", "cudagraph") if part.is_cuda else ("eager",))
+    """Judge the eager engine, and on a GPU CUDA graphs, in each dtype, that of `auto` first."""
+    checkpoint = load_checkpoint(str(part.folder))
+    judge(part, dtypes(part, checkpoint), ("eager", "cudagraph") if part.is_cuda else ("eager",))
 
 
-def judge(part: Part, dtypes: Sequence[str], engines: Sequence[str]) -> None:
+def judge_compiled(part: Part) -> None:
+    """Judge the compiled engine in the dtype of `auto`."""
+    judge(part, dtypes(part, load_checkpoint(str(part.folder)))[:1], ("compile",))
+
+
+def judge(part: Part, names: Sequence[str], engines: Sequence[str]) -> None:
     """Compare each dtype and engine with the reference."""
     checkpoint = load_checkpoint(str(part.folder))
-    uploads = list(pictures.photos(6 if part.is_quick else _PICTURES))
-    expected = _reference(checkpoint, uploads, part.device)
-    for dtype in dtypes:
-        for engine in engines:
-            api = ViTAPI(checkpoint, dtype=dtype, engine=engine, exact_decode=True, max_batch_size=part.max_batch_size)
-            api.setup(part.device)
-            assert api.model is not None
-            row = {"engine": api.model.engine.name, "dtype": dtype, "startup_s": round(api.startup_s, 1)}
-            verdict = compare(expected, probabilities_of(api, uploads), CLEAR_MARGINS["exact"])
-            part.found("rows", [row | verdict])
-            device = api.model.device
-            del api
-            release(device)
+    # The largest batches only: torch.compile would compile each other size.
+    uploads = list(pictures.photos(part.max_batch_size if part.is_quick else _PICTURES))
+    sample = _Sample(checkpoint, uploads, _reference(checkpoint, uploads, part.device))
+    for dtype in names:
+        if part.has_time():
+            part.attempt(dtype, _judge, part, dtype, engines, sample)
+        release(torch.device(part.device))
+
+
+class _Sample(NamedTuple):
+    """Uploads, and the probabilities of the reference."""
+
+    checkpoint: Checkpoint
+    uploads: Sequence[bytes]
+    expected: Probabilities
+
+
+def _judge(part: Part, dtype: str, engines: Sequence[str], sample: _Sample) -> None:
+    """Load a model once, and compare each of its engines."""
+    api = ViTAPI(sample.checkpoint, dtype=dtype, engine="eager", exact_decode=True, max_batch_size=part.max_batch_size)
+    api.setup(part.device)
+    model = api.model
+    assert model is not None
+    for engine in engines:
+        started = time.monotonic()
+        model.prepare(engine, (part.max_batch_size,) if engine == "compile" else None)
+        if model.engine.name != engine:
+            part.found("problems", [f"{engine} {dtype} cannot be used: see the warnings"])
+            continue
+        row = {"engine": engine, "dtype": dtype, "startup_s": round(time.monotonic() - started, 1)}
+        found = probabilities_of(api, sample.uploads)
+        part.found("rows", [row | compare(sample.expected, found, CLEAR_MARGINS["exact"])])
 
 
 @torch.inference_mode()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
+
+_P = ParamSpec("_P")
 
 MAX_BATCH_SIZE = 32
 FLOP_PER_IMAGE = 35.1e9
@@ -53,6 +57,15 @@ class Part:
     def has_time(self, seconds: float = 0.0) -> bool:
         """Return whether there is time for something that takes this long."""
         return time.monotonic() + seconds < self.started_at + self.seconds
+
+    def attempt(self, what: str, measure: Callable[_P, object], *arguments: _P.args, **options: _P.kwargs) -> None:
+        """Measure something; if that fails, record why, and go on."""
+        try:
+            measure(*arguments, **options)
+        except Exception as error:
+            traceback.print_exc()
+            first_line = str(error).strip().partition("\n")[0]
+            self.found("problems", [f"{what}: {type(error).__name__}: {first_line}"])
 
     def found(self, name: str, value: Any) -> None:
         """Record a finding; lists of the same name are joined."""

@@ -1,18 +1,22 @@
 """(b) The pipeline without HTTP: pixels in slots, answers out, with a worker as the server has it.
 
 This process plays the HTTP half: it keeps slots queued, whose pixels stay as they are, and reads answers. The worker
-measures the model alone before it serves, so that both are of one process and moment.
+measures the model alone before and after it serves, so that all are of one process and of equal clocks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import select
+import signal
 import time
 from multiprocessing.connection import Connection
 
 import numpy as np
 
+from benchmarks.gpu_parts import clocks
 from benchmarks.gpu_parts.part import Part
 from vit_api.app import Application
 from vit_api.checkpoints.checkpoint import load_checkpoint
@@ -25,6 +29,7 @@ from vit_api.worker.batching import BatchingPolicy
 
 _SECONDS = 8.0
 _WARM_UP_S = 1.0
+_ALONE_S = 2.0
 _START_S = 120.0
 _ANSWERS_PER_READ = 1024
 
@@ -40,7 +45,8 @@ class OneAtATime(BatchingPolicy):
 def run(part: Part) -> None:
     """Measure with two batches on the device, and with one at a time."""
     for name, policy in (("pipelined", BatchingPolicy), ("one at a time", OneAtATime)):
-        _measure(part, name, policy)
+        if part.has_time(_SECONDS + 2 * _ALONE_S):
+            part.attempt(name, _measure, part, name, policy)
 
 
 def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
@@ -54,36 +60,62 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     shared.table.pixels[:] = noise.integers(0, 256, shared.table.pixels.shape, dtype=np.uint8)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    seconds = part.lasting(1.0)
-    worker = context.Process(target=_work, args=(lit_api, part.device, seconds, theirs), daemon=True)
+    seconds = part.lasting(_ALONE_S), part.lasting(_WARM_UP_S)
+    worker = context.Process(target=_work, args=(lit_api, part.device, *seconds, theirs), daemon=True)
     worker.start()
     theirs.close()
     try:
-        if not ours.poll(_START_S):
-            raise RuntimeError("the worker did not start in time")
-        alone_per_s: float = ours.recv()
-        images_per_s, mean_batch = _feed(shared, waiting, part.lasting(_WARM_UP_S), part.lasting(_SECONDS))
+        before_per_s = _received(ours)
+        with clocks.watched(part.device) as watched:
+            images_per_s, mean_batch = _feed(shared, waiting, part.lasting(_WARM_UP_S), part.lasting(_SECONDS))
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGUSR1)
+        after_per_s = _received(ours)
     finally:
         worker.kill()
         worker.join()
+    alone_per_s = (before_per_s + after_per_s) / 2
     row = {"policy": name, "images_per_s": round(images_per_s, 1), "mean_batch": round(mean_batch, 2)}
-    row |= {"alone_per_s": round(alone_per_s, 1), "share_of_alone": round(images_per_s / alone_per_s, 4)}
+    row |= {"alone_before_per_s": round(before_per_s, 1), "alone_after_per_s": round(after_per_s, 1)}
+    row |= {"share_of_alone": round(images_per_s / alone_per_s, 4), "clocks": watched.summary()}
     part.found("rows", [row])
 
 
-def _work(api: ViTAPI, device: str, seconds: float, parent: Connection) -> None:
-    """Be a worker: set up, say how fast the model is alone, and serve until killed."""
+def _received(worker: Connection) -> float:
+    if not worker.poll(_START_S):
+        raise RuntimeError("the worker did not measure in time")
+    rate: float = worker.recv()
+    return rate
+
+
+class _Stop(BaseException):
+    """Ends the worker's loop, which handles every `Exception`."""
+
+
+def _work(api: ViTAPI, device: str, seconds: float, warm_up_s: float, parent: Connection) -> None:
+    """Be a worker: set up, say how fast the model is alone, serve until SIGUSR1, and say it again."""
     import torch
 
     from benchmarks.gpu_parts.timing import seconds_per_call
 
+    def stop(*_: object) -> None:
+        raise _Stop
+
     api.setup(device)
     assert api.model is not None
     model, size = api.model, api.max_batch_size
-    with torch.inference_mode():
-        pixels = torch.randint(0, 256, (size, *model.pixel_shape), dtype=torch.uint8, device=model.device)
-        parent.send(size / seconds_per_call(lambda: model.engine.run(pixels), model.device, seconds))
-    api.loop(api, device, 0, None, None, {}, None)
+    pixels = torch.randint(0, 256, (size, *model.pixel_shape), dtype=torch.uint8, device=model.device)
+
+    @torch.inference_mode()
+    def send_rate() -> None:
+        each_s = seconds_per_call(lambda: model.engine.run(pixels), model.device, seconds, warm_up_s)
+        parent.send(size / each_s)
+
+    send_rate()
+    signal.signal(signal.SIGUSR1, stop)
+    with contextlib.suppress(_Stop):
+        api.loop(api, device, 0, None, None, {}, None)
+    send_rate()
 
 
 def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tuple[float, float]:

@@ -1,35 +1,32 @@
 """(c) The whole server under load, with 500 x 375 JPEGs from clients on the same machine.
 
-A closed loop finds the peak, with wrk if installed and else with the bundled client. An open loop at 80% of the peak
-measures latency. Without wrk and aiohttp there is no client, and the part is skipped.
+A closed loop finds the peak, and an open loop at 80% of it measures latency. Both are of the bundled client, on cores
+of its own, so that 80% of the peak is 80% of what the server can do beside that client. wrk, which needs fewer cores,
+adds a figure of its own. Without aiohttp there is only that one; without both, the part is skipped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_parts.cuda_order import uuid_of
+from benchmarks.gpu_parts import clocks
 from benchmarks.gpu_parts.part import Part
 from benchmarks.harness import pictures, process_group, servers, wrk
-from vit_api.web.operations.gpu_stats import read_gpu
 
-_CONNECTIONS = (64, 128, 256)
+_CONNECTIONS, _QUICK_CONNECTIONS = (64, 128, 256), (8,)
 _PEAK_S = 8.0
 _LATENCY_S = 12.0
 _WARM_UP_S = 2.0
 _LOAD_SHARE = 0.8
-_SAMPLE_S = 0.2
 _STAGES_S = 3.0
 _SETTINGS = {"cache_size": 0, "max_batch_size": 32, "queue_size": 1024}
 
@@ -40,12 +37,16 @@ def run(part: Part) -> None:
     if not has_client and not wrk.is_installed():
         part.found("skipped", "needs wrk, or aiohttp for the bundled client (requirements-bench.txt)")
         return
-    cores = len(os.sched_getaffinity(0))
-    settings = {"model": part.folder, "device": part.device, "api_servers": max(1, cores - 2), **_SETTINGS}
+    ours, theirs = split_cores(sorted(os.sched_getaffinity(0)))
+    settings = {"model": part.folder, "device": part.device, "api_servers": max(1, len(theirs) - 1), **_SETTINGS}
     settings |= part.settings
     part.found("settings", {name: str(value) for name, value in settings.items() if name != "model"})
-    started = time.monotonic()
-    with servers.vit_api(**settings) as server:
+    part.found("cores", {"clients": ours, "server": theirs})
+    with contextlib.ExitStack() as stack:
+        started = time.monotonic()
+        with _on(theirs):  # it inherits them
+            server = stack.enter_context(servers.vit_api(**settings))
+        stack.enter_context(_on(ours))
         part.found("ready_after_s", round(time.monotonic() - started, 1))
         peak = _find_peak(part, server, has_client=has_client)
         if has_client and part.has_time(_LATENCY_S + _WARM_UP_S):
@@ -54,28 +55,52 @@ def run(part: Part) -> None:
             _find_stages(part, server)
 
 
+def split_cores(cores: list[int]) -> tuple[list[int], list[int]]:
+    """Return the cores of the clients, a quarter, and those of the server; all are shared if there is only one."""
+    count = max(1, len(cores) // 4)
+    return (cores[-count:], cores[:-count]) if len(cores) > 1 else (cores, cores)
+
+
+@contextlib.contextmanager
+def _on(cores: list[int]) -> Iterator[None]:
+    """Run this thread, and the processes that it starts, on these cores until the context ends."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _find_peak(part: Part, server: servers.Server, *, has_client: bool) -> float:
     """Return the best rate of the closed loops; record the CPU and GPU usage of each."""
     best = 0.0
-    for connections in _CONNECTIONS[: 1 if part.is_quick else None]:
+    for connections in _QUICK_CONNECTIONS if part.is_quick else _CONNECTIONS:
         if best and not part.has_time(_PEAK_S + _LATENCY_S):
             break
-        cpu_before, start = _cpu_seconds(server), time.monotonic()
-        with _gpu_samples(part.device) as samples:
-            row = _load_with_wrk(part, server, connections) if wrk.is_installed() else None
-            if row is None and has_client:
-                row = _load(part, server, connections=connections)
-        assert row is not None
-        elapsed_s, cpu_after = time.monotonic() - start, _cpu_seconds(server)
-        row["gpu_busy_share"] = round(statistics.mean(samples), 3) if samples else None
-        row["cores_used"] = {kind: round((cpu_after[kind] - cpu_before[kind]) / elapsed_s, 2) for kind in cpu_after}
-        part.found("peak", [{"connections": connections} | row])
+        row = _observed(part, server, connections, _load if has_client else _load_with_wrk)
         best = max(best, row["requests_per_s"])
     part.found("images_per_s", best)
+    if has_client and wrk.is_installed() and part.has_time(2 * _PEAK_S + _LATENCY_S):
+        _observed(part, server, connections, _load_with_wrk)
     return best
 
 
-def _load_with_wrk(part: Part, server: servers.Server, connections: int) -> dict[str, Any]:
+def _observed(
+    part: Part, server: servers.Server, connections: int, load: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    """Run a closed loop; return its figures, which are recorded with the CPU and GPU usage."""
+    cpu_before, start = _cpu_seconds(server), time.monotonic()
+    with clocks.watched(part.device) as watched:
+        row = load(part, server, connections=connections)
+    elapsed_s, cpu_after = time.monotonic() - start, _cpu_seconds(server)
+    row |= {"gpu_busy_share": watched.busy_share, "clocks": watched.summary()}
+    row["cores_used"] = {kind: round((cpu_after[kind] - cpu_before[kind]) / elapsed_s, 2) for kind in cpu_after}
+    part.found("peak", [{"connections": connections} | row])
+    return row
+
+
+def _load_with_wrk(part: Part, server: servers.Server, *, connections: int) -> dict[str, Any]:
     """Send one image repeatedly; the cache is off."""
     upload = next(pictures.photos(1))
     url, seconds = server.url + "/predict", max(1.0, part.lasting(_PEAK_S))
@@ -96,10 +121,9 @@ def _load(part: Part, server: servers.Server, *, connections: int | None = None,
         concurrency=connections,
         rate=rate,
         warm_up_s=part.lasting(_WARM_UP_S),
-        seconds=max(0.5, part.lasting(_PEAK_S if connections else _LATENCY_S)),
+        seconds=max(2.0, part.lasting(_PEAK_S if connections else _LATENCY_S)),
     )
-    processes = max(1, len(os.sched_getaffinity(0)) // 4)
-    found = summary.summarise(client_processes.run(plan, processes), plan.seconds)
+    found = summary.summarise(client_processes.run(plan, len(os.sched_getaffinity(0))), plan.seconds)
     return {
         "client": "bundled",
         "requests_per_s": found["goodput_per_s"],
@@ -147,28 +171,3 @@ def _cpu_seconds(server: servers.Server) -> dict[str, float]:
     for pid, kind in process_group.kinds(server.group).items():
         used[kind] += sum(process_group.cpu_seconds_by_thread(pid).values())
     return dict(used)
-
-
-@contextlib.contextmanager
-def _gpu_samples(device: str) -> Iterator[list[float]]:
-    """Collect the GPU's utilisation until the context ends; nothing without NVML."""
-    samples: list[float] = []
-    uuid = uuid_of(device)
-    if uuid is None:
-        yield samples
-        return
-    is_over = threading.Event()
-
-    def collect() -> None:
-        while not is_over.wait(_SAMPLE_S):
-            stats = read_gpu(uuid)
-            if stats is not None and stats.utilization_ratio is not None:
-                samples.append(stats.utilization_ratio)
-
-    thread = threading.Thread(target=collect)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        is_over.set()
-        thread.join()

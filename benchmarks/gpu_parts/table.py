@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.gpu_parts import goals
 from benchmarks.gpu_parts.part import MAX_BATCH_SIZE
-
-_GOALS = {
-    "alone": 6000.0,
-    "pipeline": 0.95,
-    "served": 0.6,
-    "p99_ms": 40.0,
-}
-"""On one H100."""
 
 Row = tuple[str, str]
 
@@ -25,20 +18,20 @@ def table(report: dict[str, Any]) -> str:
         *_alone(results.get("alone", {}), "alone"),
         *_alone(results.get("compiled", {}), "compiled"),
         *_pipeline(results.get("pipeline", {})),
-        *_served(results.get("served", {}), best_alone(results)),
-        *_gate([*results.get("gate", {}).get("rows", []), *_verdicts(results.get("compiled", {}))]),
+        *_served(results.get("served", {}), goals.best_alone(results)),
+        *_gate([*results.get("gate", {}).get("rows", []), *_judged(results.get("compiled", {}))]),
         *_memory(results.get("memory", {})),
+        *_verdicts(report.get("goals", {})),
         *_problems(report["parts"]),
     ]
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
 
 
-def best_alone(results: dict[str, Any]) -> float | None:
-    """Return the images/s of the engine and dtype of `auto` at the largest batch, or None if it was not measured."""
-    rows = [row for row in results.get("alone", {}).get("rows", []) if row["engine"] != "transformers"]
-    mine = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
-    return mine[-1]["images_per_s"] if mine else None
+def _throttled(row: dict[str, Any]) -> str:
+    """Return what slowed the GPU down during a measurement; empty if nothing did."""
+    causes = row.get("clocks", {}).get("throttled", {})
+    return "".join(f"; {cause} {share:.0%} of the time" for cause, share in causes.items())
 
 
 def _alone(result: dict[str, Any], name: str) -> Iterator[Row]:
@@ -47,14 +40,16 @@ def _alone(result: dict[str, Any], name: str) -> Iterator[Row]:
             continue
         share = row.get("share_of_peak")
         peak = "" if share is None else f", {share:.1%} of the peak"
-        goal = f" (goal: {_GOALS['alone']:,.0f})" if row["batch"] == MAX_BATCH_SIZE else ""
+        goal = f" (goal: {goals.ALONE_PER_S:,})" if row["batch"] == MAX_BATCH_SIZE else ""
         what = f"(a) {row['engine']} {row['dtype']} {row['batch']}"
-        yield what, f"{row['images_per_s']:,.0f} images/s{goal}, {row['ms']:.3f} ms{peak}"
+        yield what, f"{row['images_per_s']:,.0f} images/s{goal}, {row['ms']:.3f} ms{peak}{_throttled(row)}"
+    if "matrix_peak_tflops" in result:
+        yield f"(a) {result['dtype']} matrix product", f"{result['matrix_peak_tflops']:,g} TFLOP/s"
 
 
 def _pipeline(result: dict[str, Any]) -> Iterator[Row]:
     for row in result.get("rows", []):
-        share = f"{row['share_of_alone']:.3f} of the model only (goal: {_GOALS['pipeline']})"
+        share = f"{row['share_of_alone']:.3f} of the model only (goal: {goals.PIPELINE_SHARE})"
         yield (
             f"(b) {row['policy']}",
             f"{row['images_per_s']:,.0f} images/s, batches of {row['mean_batch']:.1f}, {share}",
@@ -63,7 +58,9 @@ def _pipeline(result: dict[str, Any]) -> Iterator[Row]:
 
 def _served(result: dict[str, Any], alone_per_s: float | None) -> Iterator[Row]:
     for row in result.get("peak", []):
-        share = f", {row['requests_per_s'] / alone_per_s:.2f} of (a) (goal: {_GOALS['served']})" if alone_per_s else ""
+        share = (
+            f", {row['requests_per_s'] / alone_per_s:.2f} of (a) (goal: {goals.SERVED_SHARE})" if alone_per_s else ""
+        )
         busy = "" if row["gpu_busy_share"] is None else f", GPU busy {row['gpu_busy_share']:.0%}"
         used = ", ".join(f"{kind} {cores}" for kind, cores in row["cores_used"].items())
         latency = f"p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms"
@@ -71,14 +68,14 @@ def _served(result: dict[str, Any], alone_per_s: float | None) -> Iterator[Row]:
         yield what, f"{row['requests_per_s']:,.0f} images/s{share}, {latency}{busy}; cores: {used}"
     if "at_80_percent" in result:
         row = result["at_80_percent"]
-        latency = f"p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms (goal: {_GOALS['p99_ms']:g})"
+        latency = f"p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms (goal: {goals.P99_MS})"
         yield "(c) at 80% of the peak", f"{row['rate']:,.0f} offered/s, {latency}"
         yield from (("", warning) for warning in row["warnings"])
     if "skipped" in result:
         yield "(c)", f"skipped: {result['skipped']}"
 
 
-def _verdicts(result: dict[str, Any]) -> list[dict[str, Any]]:
+def _judged(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in result.get("rows", []) if "passes" in row]
 
 
@@ -98,6 +95,14 @@ def _memory(result: dict[str, Any]) -> Iterator[Row]:
         yield "(e) energy", f"{result['joules_per_image']} J per image, {result['mean_watts']} W"
     if "skipped" in result:
         yield "(e)", f"skipped: {result['skipped']}"
+
+
+def _verdicts(report: dict[str, Any]) -> Iterator[Row]:
+    said = {True: "met", False: "NOT met", None: "not measured"}
+    for verdict in report.get("verdicts", []):
+        bound = f"at most {verdict['at_most']:,g}" if "at_most" in verdict else f"at least {verdict['at_least']:,g}"
+        found = "" if verdict["found"] is None else f": {verdict['found']:,g}"
+        yield f"goal on {report['on']}", f"{verdict['goal']}, {bound}{found}: {said[verdict['met']]}"
 
 
 def _problems(parts: dict[str, Any]) -> Iterator[Row]:

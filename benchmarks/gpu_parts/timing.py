@@ -18,6 +18,8 @@ _PEAK_TFLOPS = {
     "H100 NVL": {"float16": 835.5, "bfloat16": 835.5, "float32": 60.0},
     "H100 PCIe": {"float16": 756.0, "bfloat16": 756.0, "float32": 51.2},
     "H100": {"float16": 989.4, "bfloat16": 989.4, "float32": 66.9},
+    "A10G": {"float16": 70.0, "bfloat16": 70.0, "float32": 35.0},
+    "A10": {"float16": 125.0, "bfloat16": 125.0, "float32": 31.2},
     "A100": {"float16": 312.0, "bfloat16": 312.0, "float32": 19.5},
     "L40S": {"float16": 362.0, "bfloat16": 362.0, "float32": 91.6},
     "L4": {"float16": 121.0, "bfloat16": 121.0, "float32": 30.3},
@@ -32,21 +34,41 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: float) -> float:
+def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: float, warm_up_s: float = 0.0) -> float:
     """Return the seconds per call of back-to-back calls, measured over about `seconds`.
 
     Includes Python's launch overhead where that takes longer than the device.
+
+    Args:
+        call: What to time.
+        device: Where it runs.
+        seconds: How long to measure.
+        warm_up_s: How long to run it before. An idle GPU takes most of a second to raise its clocks, and one with a low
+            power limit lowers them again under load.
     """
-    for _ in range(_CALLS_BETWEEN_LOOKS):
-        call()
-    synchronize(device)
+    _run(call, device, warm_up_s)
+    calls, elapsed_s = _run(call, device, seconds)
+    return elapsed_s / calls
+
+
+def _run(call: Callable[[], object], device: torch.device, seconds: float) -> tuple[int, float]:
+    """Run a call for about this long, at least a few times; return how often, and how long it took."""
     calls, start = 0, time.perf_counter()
-    while (elapsed_s := time.perf_counter() - start) < seconds:
+    while not calls or time.perf_counter() - start < seconds:
         for _ in range(_CALLS_BETWEEN_LOOKS):
             call()
         synchronize(device)
         calls += _CALLS_BETWEEN_LOOKS
-    return elapsed_s / calls
+    return calls, time.perf_counter() - start
+
+
+@torch.inference_mode()
+def measured_tflops(device: torch.device, dtype: torch.dtype, seconds: float, side: int) -> float:
+    """Return the TFLOP/s of a large square matrix product: what this GPU reaches at its power limit."""
+    factors = torch.randn((2, side, side), dtype=dtype, device=device)
+    out = torch.empty((side, side), dtype=dtype, device=device)
+    each_s = seconds_per_call(lambda: torch.mm(factors[0], factors[1], out=out), device, seconds, seconds)
+    return float(f"{2 * side**3 / each_s / 1e12:.4g}")
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:

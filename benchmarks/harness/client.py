@@ -21,8 +21,6 @@ import aiohttp
 from benchmarks.harness import wrk
 
 _OK = 200
-_FREE_BOX = b"\0\0\0\x18free"
-"""Starts what makes an upload unique: a box of 24 bytes after its end, which no image format's reader minds."""
 _REPEATED_FROM = 64
 """How many of the last uploads a repeated one is drawn from."""
 
@@ -179,7 +177,7 @@ class _Client:
         """Return a unique upload, or one of the last that were sent."""
         if self._sent and self._dice.random() < self._plan.repeat_share:
             return self._dice.choice(self._sent)
-        upload = self._dice.choice(self._plan.pictures) + _FREE_BOX + os.urandom(16)
+        upload = self._dice.choice(self._plan.pictures) + wrk.FREE_BOX + os.urandom(16)
         if self._plan.repeat_share:
             self._sent = [*self._sent[1 - _REPEATED_FROM :], upload]
         return upload

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 _PACKAGES = ("litserve", "torch", "fastapi", "uvicorn", "uvloop", "httptools", "cachetools", "multipart", "redis")
 _CAPTIONED = ("python", "torch", "litserve", "uvicorn")
-_WRITTEN = ("benchmarks/results", "benchmarks/README.md")
+_WRITTEN = ("benchmarks/results", "benchmarks/README.md", "README.md", "docs")
 """What benchmarks and their report write: one result must not keep the next from being written."""
 
 

@@ -14,11 +14,11 @@ _GRAIN = 5
 """Pixels between random colours, which are blended."""
 
 
-def small_png() -> bytes:
-    """Return a 28 x 28 PNG of about 700 bytes: a soft grey blot."""
+def small_png(side: int = 28) -> bytes:
+    """Return a square PNG, of about 700 bytes for a side of 28: a soft grey blot."""
     noise = np.random.default_rng(0).integers(0, 256, (5, 5), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(noise).resize((28, 28), Image.Resampling.BICUBIC).save(file, "PNG")
+    Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(file, "PNG")
     return file.getvalue()
 
 

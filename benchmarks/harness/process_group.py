@@ -6,6 +6,10 @@ import contextlib
 import os
 from pathlib import Path
 
+_ITS_OWN = slice(11, 13)
+_WITH_CHILDREN = slice(11, 15)
+"""utime, stime, cutime and cstime after the process's name; see proc(5)."""
+
 
 def living(group: int) -> list[int]:
     """Return the ids of the living processes of a process group."""
@@ -35,8 +39,8 @@ def kinds(group: int) -> dict[int, str]:
 
 
 def cpu_seconds(group: int) -> float:
-    """Return the CPU time that the living processes of a group have used."""
-    return sum(_cpu_seconds(Path(f"/proc/{pid}/stat")) for pid in living(group))
+    """Return the CPU time that the living processes of a group have used, and those that they have waited for."""
+    return sum(_cpu_seconds(Path(f"/proc/{pid}/stat"), _WITH_CHILDREN) for pid in living(group))
 
 
 def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
@@ -44,13 +48,13 @@ def cpu_seconds_by_thread(pid: int) -> dict[int, float]:
     return {int(task.name): _cpu_seconds(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
-def _cpu_seconds(stat: Path) -> float:
+def _cpu_seconds(stat: Path, fields: slice = _ITS_OWN) -> float:
     """Return the CPU time in a process's or thread's `stat`, or 0 if it is gone."""
     try:
-        fields = _fields(stat)
+        ticks = _fields(stat)[fields]
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int:

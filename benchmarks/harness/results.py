@@ -26,9 +26,18 @@ def read(name: str) -> dict[str, Any]:
     return result
 
 
-def write(file: Path, figures: dict[str, Any]) -> None:
-    """Write a result: the machine, and what was measured on it."""
-    file.write_text(json.dumps({"machine": machine.describe(), **figures}, indent=1) + "\n")
+def write(file: Path, figures: dict[str, Any], described: dict[str, Any] | None = None) -> None:
+    """Write a result: the machine, and what was measured on it. The file is whole at any time.
+
+    Args:
+        file: Where to.
+        figures: What was measured.
+        described: The machine as it was when the measurement began (default: as it is now).
+    """
+    content = {"machine": described or machine.describe(), **figures}
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(file)
 
 
 def refusal(file: Path) -> str | None:

@@ -49,7 +49,7 @@ class Server:
     group: int
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that its processes have used."""
+        """Return the CPU time that its processes have used, those that ended among them."""
         return process_group.cpu_seconds(self.group)
 
     def settle(self) -> None:
@@ -104,6 +104,14 @@ def uvicorn(app: str, ready_path: str) -> Iterator[Server]:
     port = free_port()
     options = ("--host", "127.0.0.1", "--port", str(port), "--no-access-log", "--log-level", "warning")
     with _python(("-m", "uvicorn", app, *options), port, ready_path) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def module(name: str, ready_path: str) -> Iterator[Server]:
+    """Run a Python module that serves; its argument is the port."""
+    port = free_port()
+    with _python(("-m", name, str(port)), port, ready_path) as server:
         yield server
 
 

@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import re
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 _TIMEOUT_S = 60
 BOUNDARY = "----benchmark-5f1d"
+FREE_BOX = b"\0\0\0\x18free"
+"""Starts what makes an upload unique: a box of 24 bytes after its end, which no image format's reader minds."""
+_MARK = b"{unique-request}"
+"""Stands for the box's content, which is another in each request."""
 RAW = "application/octet-stream"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk measured; latencies are over all requests."""
+    """What a client measured; latencies are over all responses.
+
+    Attributes:
+        requests: The responses, errors among them.
+        seconds: How long it loaded the server.
+        failures: Requests without a response, and responses with an error status.
+        p50_ms: The median latency.
+        p99_ms: Its 99th percentile.
+        error_statuses: The responses with an error status.
+    """
 
     requests: int
     seconds: float
     failures: int
     p50_ms: float
     p99_ms: float
+    error_statuses: int = 0
+
+    @property
+    def successes(self) -> int:
+        """The responses without an error status."""
+        return self.requests - self.error_statuses
 
     @property
     def rate(self) -> float:
-        """Requests/s."""
-        return self.requests / self.seconds
+        """Successful requests/s."""
+        return self.successes / self.seconds
 
     def check(self, name: str) -> None:
         """Raise a RuntimeError with this name unless there were requests and none failed."""
@@ -56,8 +78,55 @@ def as_form(upload: bytes) -> bytes:
     return head.encode() + upload + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
-def post(url: str, body: bytes, content_type: str, *, connections: int, seconds: float) -> Load:
-    """Send one body repeatedly, with one thread.
+def marked(upload: bytes) -> bytes:
+    """Return an upload that `post` makes unique in each request, so that no cache has it."""
+    return upload + FREE_BOX + _MARK
+
+
+_SCRIPT = """
+local file = io.open("BODY", "rb")
+local body = file:read("*a")
+file:close()
+wrk.method, wrk.body = "POST", body
+local from, to = body:find("MARK", 1, true)
+if from then
+  local before, after, count
+  function init()
+    local whole = wrk.format()
+    before = whole:sub(1, #whole - #body + from - 1)
+    after, count = body:sub(to + 1), 0
+  end
+  function request()
+    count = count + 1
+    return before .. string.format("RUN%08x", count) .. after
+  end
+end
+function done(summary, latency)
+  local e = summary.errors
+  local failures = e.connect + e.read + e.write + e.status + e.timeout
+  local p50, p99 = latency:percentile(50), latency:percentile(99)
+  print(string.format("counted %d %d %d %d %d %d",
+    summary.requests, summary.duration, failures, p50, p99, e.status))
+end
+"""
+
+
+def _script(body: Path, headers: Mapping[str, str]) -> str:
+    lines = [f'wrk.headers["{name}"] = "{value}"\n' for name, value in headers.items()]
+    filled = _SCRIPT.replace("BODY", str(body)).replace("MARK", _MARK.decode()).replace("RUN", secrets.token_hex(4))
+    return "".join(lines) + filled
+
+
+def post(
+    url: str,
+    body: bytes,
+    content_type: str,
+    *,
+    connections: int,
+    seconds: float,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Load:
+    """Send one body repeatedly, with one thread; an upload in it that is `marked` is unique in each request.
 
     Raises:
         RuntimeError: wrk failed.
@@ -65,18 +134,7 @@ def post(url: str, body: bytes, content_type: str, *, connections: int, seconds:
     with tempfile.TemporaryDirectory() as folder:
         body_file, script = Path(folder) / "body", Path(folder) / "post.lua"
         body_file.write_bytes(body)
-        script.write_text(
-            f'local file = io.open("{body_file}", "rb")\n'
-            'wrk.method, wrk.body = "POST", file:read("*a")\n'
-            f'wrk.headers["Content-Type"] = "{content_type}"\n'
-            "file:close()\n"
-            "function done(summary, latency)\n"
-            "  local e = summary.errors\n"
-            "  local failures = e.connect + e.read + e.write + e.status + e.timeout\n"
-            "  local p50, p99 = latency:percentile(50), latency:percentile(99)\n"
-            '  print(string.format("counted %d %d %d %d %d", summary.requests, summary.duration, failures, p50, p99))\n'
-            "end\n"
-        )
+        script.write_text(_script(body_file, {"Content-Type": content_type, **headers}))
         command = [
             "wrk",
             "-t1",
@@ -88,8 +146,8 @@ def post(url: str, body: bytes, content_type: str, *, connections: int, seconds:
             url,
         ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
-    counted = re.search(r"^counted (\d+) (\d+) (\d+) (\d+) (\d+)$", result.stdout, re.MULTILINE)
+    counted = re.search(r"^counted (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)$", result.stdout, re.MULTILINE)
     if counted is None:
         raise RuntimeError(f"wrk failed: {result.stdout}{result.stderr}")
-    requests, microseconds, failures, p50_us, p99_us = map(int, counted.groups())
-    return Load(requests, microseconds / 1e6, failures, p50_us / 1e3, p99_us / 1e3)
+    requests, microseconds, failures, p50_us, p99_us, statuses = map(int, counted.groups())
+    return Load(requests, microseconds / 1e6, failures, p50_us / 1e3, p99_us / 1e3, statuses)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.gpu_parts import goals
 from benchmarks.gpu_parts.table import table
 from benchmarks.gpu_parts.timing import peak_tflops, share_of_peak
 
@@ -25,12 +26,17 @@ def run(tmp_path: Path, *options: str) -> Any:
 
 def test_every_part_that_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each finds what it is there for; torch.compile has a test of its own."""
-    report = run(tmp_path, "--only", "alone,pipeline,served,gate,memory")
+    report = run(tmp_path)
+    assert list(report["parts"]) == ["alone", "pipeline", "served", "gate", "memory"]
     assert {part["status"] for part in report["parts"].values()} == {"ok"}
     results = {name: part["result"] for name, part in report["parts"].items()}
     assert {row["engine"] for row in results["alone"]["rows"]} == {"transformers", "eager"}
     assert [row["policy"] for row in results["pipeline"]["rows"]] == ["pipelined", "one at a time"]
     assert all(row["images_per_s"] > 0 for row in results["pipeline"]["rows"])
+    assert all(row["alone_before_per_s"] > 0 and row["alone_after_per_s"] > 0 for row in results["pipeline"]["rows"])
+    assert results["alone"]["matrix_peak_tflops"] > 0
+    assert "problems" not in results["alone"]
+    assert {"clients", "server"} == set(results["served"]["cores"])
     assert results["served"]["images_per_s"] > 0
     assert results["served"]["at_80_percent"]["p99_ms"] > 0
     assert all(row["passes"] for row in results["gate"]["rows"])
@@ -64,7 +70,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as caught:
         gpu.main(["--out", str(tmp_path / "gpu.json")])
     assert caught.value.code == 2
-    assert "There is no CUDA device" in capsys.readouterr().out
+    assert "There is no CUDA device. torch " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,6 +84,8 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("Tesla T4", 65.0),
         ("NVIDIA L40S", 362.0),
         ("NVIDIA L4", 121.0),
+        ("NVIDIA A10G", 70.0),
+        ("NVIDIA A10", 125.0),
         ("NVIDIA GH200 480GB", None),
     ],
 )
@@ -93,13 +101,24 @@ def test_the_table_of_a_gpus_report() -> None:
     row = {"engine": "cudagraph", "dtype": "bfloat16", "batch": 32, "ms": 4.0, "images_per_s": 8000.0}
     peak = {"connections": 256, "client": "wrk", "requests_per_s": 4800.0, "p50_ms": 20.0, "p99_ms": 31.0}
     parts = {
-        "alone": {"status": "ok", "result": {"rows": [row | {"share_of_peak": 0.28}]}},
+        "alone": {
+            "status": "ok",
+            "result": {
+                "dtype": "bfloat16",
+                "matrix_peak_tflops": 700.0,
+                "rows": [row | {"share_of_peak": 0.28, "clocks": {"throttled": {"power cap": 0.5}}}],
+            },
+        },
         "served": {"status": "ok", "result": {"peak": [peak | {"gpu_busy_share": 0.7, "cores_used": {"http": 9.5}}]}},
         "compiled": {"status": "ok", "result": {"problems": ["no compiler"]}},
         "memory": {"status": "error", "log": ["why"], "result": {"rows": []}},
     }
-    text = table({"parts": parts})
-    assert "8,000 images/s (goal: 6,000), 4.000 ms, 28.0% of the peak" in text
+    found = {name: part["result"] for name, part in parts.items()}
+    text = table({"parts": parts, "goals": {"on": goals.HARDWARE, "verdicts": goals.verdicts(found)}})
+    assert "8,000 images/s (goal: 9,000), 4.000 ms, 28.0% of the peak; power cap 50% of the time" in text
+    assert "700 TFLOP/s" in text
+    assert "(a) images/s of the model only, batches of 32, at least 9,000: 8,000: NOT met" in text
+    assert "(c) peak over HTTP, share of the model only, at least 0.6: not measured" in text
     assert "4,800 images/s, 0.60 of (a) (goal: 0.6)" in text
     assert "GPU busy 70%" in text
     assert "no compiler" in text

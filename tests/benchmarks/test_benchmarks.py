@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,16 @@ import pytest
 
 from benchmarks import (
     accuracy,
+    answer_table,
     batching,
     cache_hit,
     cache_memory,
-    compare,
     overload,
     profile,
     scaling,
     soak,
 )
 from benchmarks.harness import pictures, wrk
-from benchmarks.harness.no_server import NoServer
 from tests.support.server import ROOT
 
 needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
@@ -39,7 +36,11 @@ def test_cache_hit(tmp_path: Path) -> None:
     cache_hit.main(["--rounds", "1", "--out", str(result)])
     content = json.loads(result.read_text())
     assert [case["case"] for case in content["results"]] == ["raw PNG", "raw JPEG", "form PNG", "form JPEG"]
-    assert all(min(case["requests_per_s"].values()) > 0 for case in content["results"])
+    for case in content["results"]:
+        assert set(case["servers"]) == {"this server", *case["ratios"]}
+        assert all(min(server.values()) > 0 for server in case["servers"].values())
+    assert set(content["results"][0]["ratios"]) == {"bare uvicorn", "bare protocol"}
+    assert cache_hit.table(content).count("\n") == 7
     assert content["machine"]["cores"] >= 1
 
 
@@ -48,6 +49,17 @@ def test_the_uploads_have_the_sizes_that_are_named() -> None:
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     assert 500 < len(png) < 900
     assert 60_000 < len(jpeg) < 70_000
+
+
+def test_answer_table(tmp_path: Path) -> None:
+    """Every kind of look-up is measured, and an entry takes what the page says."""
+    file = tmp_path / "answer_table.json"
+    answer_table.main(["--rounds", "1", "--entries", "2000", "--look-ups", "200", "--out", str(file)])
+    result = read(file)["result"]
+    for costs in result["us_per_look_up"].values():
+        assert set(costs) == {"nothing", "local hit", "shared hit", "rendering"}
+        assert min(costs.values()) > 0
+    assert all(200 < size < 500 for size in result["bytes_per_entry"].values())
 
 
 def test_cache_memory(tmp_path: Path) -> None:
@@ -80,31 +92,6 @@ def test_soak(tmp_path: Path) -> None:
 
 def read(file: Path) -> Any:
     return json.loads(file.read_text())
-
-
-@pytest.fixture(scope="module")
-def compared() -> Iterator[tuple[list[compare.Subject], NoServer]]:
-    """Run what the comparison compares, for both clients."""
-    with compare.subjects("digits", "auto") as subjects, NoServer.running("digits", "auto") as limit:
-        yield subjects, limit
-
-
-@pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=needs_wrk, id="wrk"), pytest.param(False, id="bundled")])
-def test_compare(
-    compared: tuple[list[compare.Subject], NoServer], has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each server answers each request, and all have a ratio."""
-    subjects, limit = compared
-    file = tmp_path / "compare.json"
-    monkeypatch.setattr(compare, "subjects", lambda *_: contextlib.nullcontext(subjects))
-    monkeypatch.setattr(NoServer, "running", lambda *_: contextlib.nullcontext(limit))
-    monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
-    monkeypatch.setattr(compare, "uploads", lambda: {"PNG": pictures.small_png()})
-    compare.main(["--rounds", "1", "--seconds", "1", "--connections", "4", "--out", str(file)])
-    for result in read(file)["results"]:
-        assert len(result["servers"]) == 3
-        assert result["limit_per_s"] > 0
-        assert all(ratio > 0 for ratio in result["ratios"].values())
 
 
 def test_batching(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import quotes, report
 from benchmarks.harness import machine, results
 
-_FROM_A_CHANGED_TREE = ("compare", "profile", "scaling")
+_FROM_A_CHANGED_TREE = ("profile", "scaling")
 """Measured before this was refused. To be measured again; then the name must go from here."""
+_NOT_YET_MEASURED = ["compare"]
+"""What it measures is new. Once it is measured, the name must go from here."""
 
 
 def _committed() -> Iterator[Any]:
@@ -32,10 +34,44 @@ def test_the_page_has_the_results() -> None:
     assert report.render(page) == page
 
 
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in quotes.PAGES])
+def test_pages_quote_the_results(page: Path) -> None:
+    """Each figure is what its result has; `python -m benchmarks.report` writes them."""
+    content = page.read_text()
+    assert quotes.render(content) == content
+    assert quotes._QUOTE.search(content)
+
+
+def test_an_outdated_quote_is_written_again() -> None:
+    """In its place only, and an unknown one is an error."""
+    soak = results.read("soak")
+    line = "We sent <!-- soak.requests -->7<!-- end --> requests to <!-- soak.workers -->0<!-- end --> workers."
+    shown = f"We sent <!-- soak.requests -->{soak['requests']:,}<!-- end --> requests to "
+    assert quotes.render(line).startswith(shown)
+    with pytest.raises(KeyError):
+        quotes.render("<!-- soak.unknown -->7<!-- end -->")
+
+
+@pytest.mark.parametrize("name", quotes._FIGURES)
+def test_every_figure_is_quoted(name: str) -> None:
+    """Somewhere on the pages."""
+    content = "".join(page.read_text() for page in quotes.PAGES)
+    assert [key for key in quotes._FIGURES[name] if f"<!-- {name}.{key} -->" not in content] == []
+
+
 def test_every_table_is_on_the_page() -> None:
     """No benchmark's result is left out."""
     page = report.README.read_text()
     assert [name for name in report.TABLES if f"<!-- {name} -->\n" not in page] == []
+
+
+def test_every_table_has_its_result() -> None:
+    """Apart from those that are named here, which the page says are not measured yet."""
+    assert [name for name in report.TABLES if not results.file_of(name).exists()] == _NOT_YET_MEASURED
+    for name in _NOT_YET_MEASURED:
+        assert f"<!-- {name} -->\nNot measured yet: `python -m benchmarks.{name}`.\n<!-- end -->" in report.render(
+            report.README.read_text()
+        )
 
 
 @pytest.mark.parametrize("file", list(_committed()))
@@ -65,6 +101,7 @@ def tree(tmp_path: Path) -> Path:
         pytest.param(["vit_api/app.py"], ["vit_api/app.py"], id="a changed file"),
         pytest.param(["vit_api/new/one.py"], ["vit_api/new/one.py"], id="a new file in a new folder"),
         pytest.param(["benchmarks/results/soak.json", "benchmarks/README.md"], [], id="another benchmark's result"),
+        pytest.param(["README.md", "docs/cache.md"], [], id="pages that quote results"),
     ],
 )
 def test_uncommitted_changes(tree: Path, changed: list[str], uncommitted: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +63,23 @@ def test_what_a_server_leaves_behind_is_killed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), servers.running([sys.executable, "-c", _LEAVES_A_CHILD], url, log=log):
         pass
     wait_until(lambda: not process_group.living(int(log.read_text())))
+
+
+def test_the_cpu_time_of_ended_children_counts(tmp_path: Path) -> None:
+    """A server that replaces a process does not get cheaper."""
+    child = "import time\nwhile time.process_time() < 0.3: pass"
+    program = f"import signal, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    try:
+        wait_until(lambda: process_group.cpu_seconds(process.pid) >= 0.3 and _has_no_child(process.pid))
+        assert process_group.cpu_seconds(process.pid) >= 0.3
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _has_no_child(pid: int) -> bool:
+    return process_group.living(pid) == [pid]
 
 
 def test_our_servers_settings_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_unfinished_heads_keep_nobody_out() -> None:
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
             connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
         assert [server.predict(_SEVEN).status_code for _ in range(20)] == [200] * 20
-        assert _count(server, "inference_http_evicted_total") >= 80
+        assert _count(server, "inference_http_evicted_total") > 20
         log = server.log.read_text()
         assert log.count("closing the idlest") == 1
         assert "Too many open files" not in log

@@ -211,6 +211,19 @@ def test_a_worker_that_hangs_is_replaced() -> None:
         assert "made no progress for 1 s" in server.log.read_text()
 
 
+def test_a_worker_that_cannot_be_killed_does_not_keep_the_server_running() -> None:
+    """As while its driver hangs: the main process ends with status 1, so that a container or a node is restarted."""
+    options = {"program": ("-m", "tests.support.unkillable_server"), "worker_stall_s": 1}
+    with serve(**options) as server:
+        worker = _worker(server)
+        os.kill(worker, signal.SIGSTOP)
+        assert server.process.wait(120) == 1
+        wait_until(lambda: worker not in living(server.process.pid))  # the kernel's signal does end it here
+        log = server.log.read_text()
+    assert "worker-0 did not end when it was killed: its driver hangs; shutting down" in log
+    assert f"process {worker} does not end, although it was killed; it is left behind" in log
+
+
 def test_an_image_that_kills_its_worker_harms_no_other() -> None:
     """Its neighbours get their answers; it is tried three times, then its client gets a 500."""
     options = {"program": ("-m", "tests.support.deadly_server"), "cache_size": 0, "request_timeout_s": _SLOW_RESTART_S}

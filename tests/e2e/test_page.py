@@ -184,9 +184,8 @@ def test_a_chosen_image_is_classified(page: Page) -> None:
 def test_a_repeated_image_comes_from_the_cache(page: Page) -> None:
     """The page says so, and shows the chosen number of classes."""
     page.js("document.getElementById('top-k').value = 2")
-    for _ in range(2):  # two HTTP processes, each with its own cache
-        page.choose(_THREE)
-        page.wait_for("digit-3.png: 3")
+    page.choose(_THREE)
+    page.wait_for("digit-3.png: 3")
     wait_until(lambda: _is_hit_after_another_try(page))
     assert page.count("#answer .bars li") == 2
 

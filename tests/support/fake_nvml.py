@@ -58,5 +58,17 @@ class FakeNvml:
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> Any:
         return self._tell("energy", 1_500)
 
+    def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> Any:
+        return self._tell("clocks", 1395)
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> Any:
+        return self._tell("clocks", 1980)
+
+    def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> Any:
+        return self._tell("temperature", 71)
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> Any:
+        return self._tell("reasons", 0x04 | 0x01)
+
 
 TWO_GPUS = (("GPU-aa-1", "H200"), ("GPU-bb-2", "H200"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import litserve as ls
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from vit_api.errors import OutOfDeviceMemory
@@ -16,6 +20,7 @@ from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, RequestRec
 from vit_api.ipc.slots import OwnerSlots, SlotTable, WorkerSlots
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.metrics import COUNTED
+from vit_api.worker import loop
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
@@ -89,6 +94,13 @@ class LoopBench:
         generation = int(self.table._shared["generations"][slot])
         assert WorkerSlots(self.table, 9).claim(slot, generation) is not None
         self.slots.requeue(slot, isolated=True)
+
+    @contextlib.contextmanager
+    def ends_the_process(self) -> Iterator[None]:
+        """Check that the loop ends the process, which goes on here."""
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(loop, "_end_process", sys.exit)
+            yield
 
     def run_until(self, count: int) -> dict[int, AnswerRecord]:
         """Run batches until so many answers are there, and return them by slot."""

@@ -1,54 +1,206 @@
-"""Which devices the setting selects, and what is said when a GPU is missing."""
+"""Which devices the setting selects, and what is said when a GPU is missing; torch and NVML are faked."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vit_api.devices import choose_devices
+from tests.support import fake_torch
+from vit_api import devices
+from vit_api.devices import CudaReport, choose_devices, reason
+
+Install = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def _outside_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SPACE_ID", "ACCELERATOR"):
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPACE_ID", "ACCELERATOR", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
+    has_device_files(monkeypatch, True)
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
+    """Let the child import a fake torch; see `fake_torch.install`."""
+    return lambda *gpus, **options: fake_torch.install(monkeypatch, tmp_path, *gpus, **options)
+
+
+def has_device_files(monkeypatch: pytest.MonkeyPatch, value: bool) -> None:
+    monkeypatch.setattr(devices, "_has_device_files", lambda: value)
+
+
+def report(**fields: Any) -> CudaReport:
+    defaults = {"torch": "2.13.0+cu130", "cuda": "13.0", "has_library": True, "problem": fake_torch.NO_GPU}
+    return CudaReport(**(defaults | fields))
 
 
 @pytest.mark.parametrize(
     ("device", "gpus", "expected"),
     [
-        pytest.param("auto", 0, ["cpu"], id="auto without a GPU"),
-        pytest.param("auto", 2, ["cuda:0", "cuda:1"], id="auto with GPUs"),
-        pytest.param("cpu", 2, ["cpu"], id="the CPU in spite of GPUs"),
-        pytest.param("cuda", 2, ["cuda:0", "cuda:1"], id="every GPU"),
-        pytest.param("cuda:3", 0, ["cuda:3"], id="one GPU"),
-        pytest.param("cuda:0,2", 0, ["cuda:0", "cuda:2"], id="some GPUs"),
+        pytest.param("auto", ["H100"] * 2, ["cuda:0", "cuda:1"], id="auto"),
+        pytest.param("cuda", ["H100"] * 2, ["cuda:0", "cuda:1"], id="every GPU"),
+        pytest.param("cuda:1", ["H100"] * 2, ["cuda:1"], id="one GPU"),
+        pytest.param("cuda:0,2", ["H100"] * 3, ["cuda:0", "cuda:2"], id="some GPUs"),
+        pytest.param("auto", ["NVIDIA H100 MIG 1g.10gb"], ["cuda:0"], id="a MIG slice"),
     ],
 )
-def test_the_setting_selects_devices(
-    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, expected: list[str]
+def test_the_devices_are_those_that_torch_computes_on(
+    install: Install, device: str, gpus: list[str], expected: list[str]
 ) -> None:
-    """Numbered GPUs are taken as they are named; the others are those that the driver lists."""
-    monkeypatch.setattr("vit_api.devices.check_cuda_with_nvidia_smi", lambda: gpus)
+    """Their names, kinds and UUIDs are CUDA's affair; here they have numbers."""
+    install(*gpus)
     assert choose_devices(device) == expected
 
 
-def test_gpus_that_are_not_there_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the variable and what else it may be."""
-    monkeypatch.setattr("vit_api.devices.check_cuda_with_nvidia_smi", lambda: 0)
-    with pytest.raises(ValueError, match=r"VIT_API_DEVICE is cuda.*set it to auto or cpu\."):
-        choose_devices("cuda")
+def test_the_cpu_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where it is asked for, nor where there is no sign of a GPU."""
+    monkeypatch.setattr(devices, "ask_torch", lambda: pytest.fail("torch was asked"))
+    assert choose_devices("cpu") == ["cpu"]
+    has_device_files(monkeypatch, False)
+    assert choose_devices("auto") == ["cpu"]
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "device", "gpus", "is_warned"),
+    "name", [pytest.param("nvidia0", id="driver"), pytest.param("dxg", id="WSL"), pytest.param("nvmap", id="Jetson")]
+)
+def test_signs_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    """A device file is one; the driver's other files are there without a GPU, too."""
+    monkeypatch.undo()
+    (tmp_path / "nvidiactl").touch()
+    assert not devices._has_device_files(tmp_path)
+    (tmp_path / name).touch()
+    assert devices._has_device_files(tmp_path)
+
+
+def test_a_gpu_that_does_not_compute_is_left_out(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """The others serve, and a warning says why; a later server with this GPU by its number does not start."""
+    install("NVIDIA H100", ("Tesla P100", fake_torch.NO_KERNEL), "NVIDIA H100")
+    assert choose_devices("auto") == ["cuda:0", "cuda:2"]
+    (warning,) = caplog.messages
+    assert warning == (
+        "cuda:1 (Tesla P100) is not used: CUDA error: no kernel image is available for execution on the device"
+    )
+    with pytest.raises(ValueError, match=r"cuda:0,1, but cuda:1 can't be used: CUDA error: no kernel image"):
+        choose_devices("cuda:0,1")
+
+
+def test_a_number_that_is_not_there_stops_the_start(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the numbers that there are, and what decides on them."""
+    install("NVIDIA H100", "NVIDIA H100")
+    with pytest.raises(ValueError, match=r"there is no cuda:2: the numbers go from 0 to 1\.$"):
+        choose_devices("cuda:2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
+    with pytest.raises(ValueError, match=r"from 0 to 1, among those that CUDA_VISIBLE_DEVICES selects\.$"):
+        choose_devices("cuda:1,2")
+
+
+def test_gpus_that_are_not_there_stop_the_start(install: Install) -> None:
+    """Whether all are asked for or one; the message says why."""
+    install(problem=fake_torch.TOO_OLD)
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(ValueError, match=rf"^VIT_API_DEVICE is {device}, but no GPU can be used: .*too old"):
+            choose_devices(device)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
     [
-        pytest.param("t4-small", "auto", 0, True, id="paid for, not found"),
-        pytest.param("t4-small", "auto", 1, False, id="found"),
-        pytest.param("t4-small", "cpu", 0, False, id="not wanted"),
-        pytest.param("none", "auto", 0, False, id="not paid for"),
-        pytest.param("", "auto", 0, False, id="not said"),
+        pytest.param({"problem": fake_torch.TOO_OLD}, "too old for that", id="an old driver"),
+        pytest.param({"version": "2.13.0+cpu", "cuda": None}, "built without CUDA", id="torch without CUDA"),
+        pytest.param({"problem": fake_torch.WRONG_LIBRARY}, "Error 803: system has unsupported", id="another library"),
+        pytest.param({"dies": True}, "failed with status -6: a driver that aborts", id="a driver that aborts"),
+        pytest.param({"hangs": True}, "did not answer within 2 s", id="a driver that hangs"),
+    ],
+)
+def test_the_cpu_is_never_used_in_silence(
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, Any],
+    why: str,
+) -> None:
+    """Where there is a GPU, one warning says why the model does not run on it."""
+    if options.get("hangs"):
+        monkeypatch.setattr(devices, "_REPORT_S", 2.0)
+    # The child finds no library of a driver here.
+    monkeypatch.setattr(devices, "CudaReport", lambda **fields: CudaReport(**(fields | {"has_library": True})))
+    install(**options)
+    with caplog.at_level(logging.WARNING):
+        assert choose_devices("auto") == ["cpu"]
+    (warning,) = caplog.messages
+    assert warning.startswith("The model runs on the CPU, many times slower than on a GPU: ")
+    assert why in warning
+
+
+@pytest.mark.parametrize(
+    ("visible", "fields", "why"),
+    [
+        pytest.param("", {}, "CUDA_VISIBLE_DEVICES is '', which selects no GPU", id="empty"),
+        pytest.param("-1", {}, "CUDA_VISIBLE_DEVICES is '-1', which selects no GPU", id="minus one"),
+        pytest.param("GPU-ff", {}, "CUDA_VISIBLE_DEVICES is 'GPU-ff', which selects no GPU", id="an unknown UUID"),
+        pytest.param("-1", {"driver_gpus": ["H100", "H100"]}, "The driver lists H100, H100.", id="which there are"),
+        pytest.param(None, {"has_library": False}, "NVIDIA_DRIVER_CAPABILITIES=compute,utility", id="utility only"),
+        pytest.param("0", {"has_library": False}, "NVIDIA_DRIVER_CAPABILITIES=compute,utility", id="with a number"),
+        pytest.param(
+            None,
+            {"problem": fake_torch.TOO_OLD, "driver": "535.104.05"},
+            "built for CUDA 13.0, and the NVIDIA driver 535.104.05 is too old for that: CUDA 13 needs driver 580 or "
+            "newer, CUDA 12 needs 525. Update the driver, or install an older build: pip install --force-reinstall "
+            "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126",
+            id="an old driver",
+        ),
+        pytest.param(
+            None,
+            {"torch": "2.13.0+cpu", "cuda": None, "driver": "535.104.05"},
+            "torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126",
+            id="no CUDA, an old driver",
+        ),
+        pytest.param(
+            None,
+            {"gpus": [{"name": "P100", "problem": "CUDA error: no kernel image"}]},
+            "cuda:0 (P100): CUDA error: no kernel image",
+            id="an old GPU",
+        ),
+        pytest.param(None, {"problem": "Error 999."}, "Error 999. Set VIT_API_DEVICE to auto or cpu", id="unknown"),
+    ],
+)
+def test_the_reason_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, fields: dict[str, Any], why: str
+) -> None:
+    """Each with the variable to set, or the command that installs another torch."""
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert why in reason(report(**fields))
+
+
+def test_a_new_driver_needs_no_other_index() -> None:
+    """PyPI's torch runs on it."""
+    text = reason(report(torch="2.13.0+cpu", cuda=None, driver="580.65.06"))
+    assert text.endswith("pip install --force-reinstall torch==2.13.0")
+
+
+def test_the_real_torch_reports_itself() -> None:
+    """The report runs with this environment's torch, and says why it can't use a GPU, if it can't."""
+    torch = pytest.importorskip("torch")
+    found = devices.ask_torch()
+    assert found.torch == torch.__version__
+    assert found.cuda == torch.version.cuda
+    assert bool(found.usable) == torch.cuda.is_available()
+    assert bool(found.problem) != bool(found.gpus)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "device", "has_files", "is_warned"),
+    [
+        pytest.param("t4-small", "auto", False, True, id="paid for, not found"),
+        pytest.param("t4-small", "auto", True, True, id="paid for, not usable"),
+        pytest.param("t4-small", "cpu", True, False, id="not wanted"),
+        pytest.param("none", "auto", False, False, id="not paid for"),
+        pytest.param("", "auto", False, False, id="not said"),
     ],
 )
 def test_a_space_whose_gpu_is_missing_is_warned(
@@ -56,13 +208,14 @@ def test_a_space_whose_gpu_is_missing_is_warned(
     caplog: pytest.LogCaptureFixture,
     accelerator: str,
     device: str,
-    gpus: int,
+    has_files: bool,
     is_warned: bool,
 ) -> None:
     """A server that is slow for this reason looks healthy otherwise."""
     monkeypatch.setenv("SPACE_ID", "org/name")
     monkeypatch.setenv("ACCELERATOR", accelerator)
-    monkeypatch.setattr("vit_api.devices.check_cuda_with_nvidia_smi", lambda: gpus)
+    has_device_files(monkeypatch, has_files)
+    monkeypatch.setattr(devices, "ask_torch", report)
     with caplog.at_level(logging.WARNING):
-        assert choose_devices(device) == (["cuda:0"] if gpus else ["cpu"])
+        assert choose_devices(device) == ["cpu"]
     assert ("t4-small" in caplog.text) is is_warned

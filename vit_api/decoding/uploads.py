@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
+import re
 from dataclasses import dataclass
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +32,48 @@ Upload = bytes | Pixels
 """An image to classify: the bytes of a file, or pixels."""
 
 
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
+_URL_SAFE = str.maketrans("-_", "+/")
+_WHITE_SPACE = str.maketrans("", "", " \t\r\n\v\f")
+_DATA_URL = re.compile(r"\s*data:([^,]*),", re.IGNORECASE)
+_MAX_DATA_URL_HEADER = 1024
+
+
 def decode_base64(text: str, field: str = "image") -> bytes:
-    """Decode standard base64, with or without the prefix of a `data:` URL.
+    """Decode base64 as clients write it.
+
+    That is the standard alphabet or the URL-safe one (RFC 4648, sections 4 and 5), with or without padding, with line
+    breaks (MIME) and white space anywhere, or a `data:` URL (RFC 2397) of base64 or of percent-encoded bytes.
 
     Args:
-        text: Base64.
+        text: Base64 or a `data:` URL.
         field: The name of the field that has it, for the error.
 
     Raises:
         BadRequest: The text is not base64.
     """
-    payload = text.partition(",")[2] if text.startswith("data:") else text
+    url = _DATA_URL.match(text, 0, _MAX_DATA_URL_HEADER)
+    payload = text if url is None else text[url.end() :]
+    if url is not None:
+        if "%" in payload:
+            payload = unquote_to_bytes(payload).decode("latin-1")
+        if not unquote(url[1]).strip().lower().endswith("base64"):
+            return payload.encode("latin-1", "replace")
     try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadRequest(f"The field '{field}' is not valid base64.") from error
+        return binascii.a2b_base64(payload.encode("ascii"), strict_mode=True)
+    except ValueError:
+        return _decode_lenient(payload, field)
+
+
+def _decode_lenient(payload: str, field: str) -> bytes:
+    """Decode base64 that is not the plain standard form, which most is."""
+    payload = unquote(payload) if "%" in payload else payload
+    plain = payload.translate(_WHITE_SPACE).translate(_URL_SAFE).rstrip("=")
+    try:
+        return binascii.a2b_base64(plain.encode("ascii") + b"=" * (-len(plain) % 4), strict_mode=True)
+    except ValueError:
+        found = _NOT_BASE64.search(plain)
+        reason = f": it has the character {found[0]!r}" if found else ""
+        raise BadRequest(
+            f"The field '{field}' is not valid base64{reason}. Send the bytes of the image as base64."
+        ) from None

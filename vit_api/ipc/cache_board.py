@@ -14,6 +14,8 @@ COUNTS = (
     "hits",
     "misses",
     "coalesced",
+    "shared_hits",
+    "shared_rejected",
     "redis_up",
     "redis_hits",
     "redis_misses",

@@ -25,6 +25,7 @@ DEFAULT_TOP_K = 5
 _REQUEST = struct.Struct("<II")
 _ANSWER = struct.Struct(f"<IIBBHfff{MAX_TOP_K}I{MAX_TOP_K}f")
 _PREDICTION = struct.Struct(f"<Bf{MAX_TOP_K}I{MAX_TOP_K}f")
+PACKED_PREDICTION_BYTES = _PREDICTION.size
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 

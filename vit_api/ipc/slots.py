@@ -151,6 +151,11 @@ class SlotTable:
         """Count the images that may join a batch now: queued, neither claimed nor isolated."""
         return int(np.count_nonzero((self._states == SlotState.QUEUED) & (self._isolated == 0)))
 
+    def oldest_waiting_at(self) -> float:
+        """Return when the oldest image was queued that may join a batch now; infinity if there is none."""
+        waiting = (self._states == SlotState.QUEUED) & (self._isolated == 0)
+        return float(self._shared["queued_at"].min(where=waiting, initial=np.inf))
+
     def count_by_state(self) -> dict[SlotState, int]:
         """Count the slots in each state."""
         counts = np.bincount(self._states, minlength=len(SlotState))

@@ -26,16 +26,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vit_api.model import cuda_graphs
+from vit_api.model.cuda_graphs import Network, Run
+
 logger = logging.getLogger(__name__)
 
-Network = Callable[[Tensor], Tensor]
-Run = Callable[[], Tensor]
 Packed = TypeVar("Packed", Tensor, NDArray[np.float32])
 
-_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_COMMON_SIZES = 32
-_RUNS_BEFORE_CAPTURE = 2
-"""The first run loads libraries and selects algorithms, which can't be recorded."""
+_SIZES = {
+    "compile": (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+    "cudagraph": (
+        *(1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32),
+        *(40, 48, 56, 64, 80, 96, 112, 128),
+        *(160, 192, 224, 256),
+    ),
+}
+"""Where a batch fills the GPU, as one of 9 fills a T4, each image of padding costs as much as a real one. A recorded
+size takes a fraction of a second and little memory, so there are many; to compile one takes ten seconds or more."""
+_WARMED_SIZES = (1, 2, 4, 8, 16, 24, 32)
+"""Those that an engine that does not pad is warmed up with."""
 _MIN_LOG_PROBABILITY = -69.0
 """Probabilities below 1e-30 are treated as equal."""
 
@@ -58,14 +67,19 @@ class EngineError(Exception):
     """An engine is not available here, or its results differ from the eager engine's."""
 
 
-def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """Return the batch sizes to prepare, in ascending order; the last one is `max_batch_size`."""
-    return (*(size for size in _SIZES if size < max_batch_size), max_batch_size)
+def batch_sizes(engine: str, max_batch_size: int) -> tuple[int, ...]:
+    """Return the batch sizes to prepare, in ascending order; the last one is `max_batch_size`.
+
+    Args:
+        engine: `compile` or `cudagraph`.
+        max_batch_size: Maximum number of images in a batch.
+    """
+    return (*(size for size in _SIZES[engine] if size < max_batch_size), max_batch_size)
 
 
-def common_batch_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """Return those of `batch_sizes` that are frequent."""
-    return tuple(size for size in batch_sizes(max_batch_size) if size <= _COMMON_SIZES)
+def warmed_batch_sizes(max_batch_size: int) -> tuple[int, ...]:
+    """Return the batch sizes to warm up an engine with that prepares none, in ascending order."""
+    return tuple(sorted({min(size, max_batch_size) for size in _WARMED_SIZES}))
 
 
 def choose_engine(engine: str, device: torch.device) -> str:
@@ -110,7 +124,7 @@ def make_engine(
     compiled: Callable[[], Network],
     inputs: Callable[[int], Tensor],
     *,
-    max_batch_size: int,
+    sizes: tuple[int, ...],
     max_deviation: float,
 ) -> Engine:
     """Return the requested engine; if it fails or its results differ, log one warning and return the eager one.
@@ -120,15 +134,14 @@ def make_engine(
         eager: The function itself.
         compiled: Returns the compiled form of the function.
         inputs: Returns a uint8 tensor [n, height, width, 3] on the device for a number of images n.
-        max_batch_size: Maximum number of images in a batch.
+        sizes: The batch sizes to prepare, in ascending order.
         max_deviation: Maximum `deviation` from the results of the eager engine on noise.
     """
     if wanted == "eager":
         return Engine("eager", eager)
     started = time.monotonic()
-    sizes = batch_sizes(max_batch_size)
     try:
-        run = _padded(wanted, compiled() if wanted == "compile" else eager, eager, inputs(max_batch_size), sizes)
+        run = _padded(wanted, compiled() if wanted == "compile" else eager, eager, inputs(sizes[-1]), sizes)
         _check(run, eager, inputs, sizes, max_deviation)
     except Exception as error:  # from drivers, compilers or memory; the eager engine needs none of these
         logger.warning("The engine %s is not available; using eager instead: %s", wanted, _first_line(error))
@@ -140,7 +153,7 @@ def make_engine(
         return Engine(wanted, run, sizes)
     run = eager  # the exception is gone, too, so nothing refers to the recordings any more
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        cuda_graphs.free_memory()
     return Engine("eager", run)
 
 
@@ -172,7 +185,7 @@ def _padded(wanted: str, network: Network, eager: Network, inputs: Tensor, sizes
     """
     runs: Mapping[int, Run]
     if inputs.is_cuda:
-        runs = _capture(network, inputs, sizes)
+        runs = cuda_graphs.capture(network, inputs, sizes)
     elif wanted == "cudagraph":
         raise EngineError("There is no CUDA device.")
     else:
@@ -189,54 +202,31 @@ def _padded(wanted: str, network: Network, eager: Network, inputs: Tensor, sizes
     return run
 
 
-def _capture(network: Network, inputs: Tensor, sizes: tuple[int, ...]) -> Mapping[int, Run]:
-    """Record a network for each batch size.
-
-    All recordings share one memory pool: only one of them runs at a time, and its result is copied before the next one
-    starts. The largest is recorded first, so that the others fit in its memory.
-    """
-    pool = torch.cuda.graph_pool_handle()
-    compute = torch.cuda.current_stream(inputs.device)
-    stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(compute)
-    recordings: dict[int, Run] = {}
-    try:
-        for size in reversed(sizes):
-            pixels = inputs[:size]
-            with torch.cuda.stream(stream):
-                for _ in range(_RUNS_BEFORE_CAPTURE):
-                    network(pixels)
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: calls of other threads are neither recorded nor forbidden.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                packed = network(pixels)
-            recordings[size] = functools.partial(_replay, graph, packed)
-    finally:
-        torch.cuda.set_stream(compute)  # a failed capture leaves its own stream set
-    return recordings
-
-
-def _replay(graph: torch.cuda.CUDAGraph, packed: Tensor) -> Tensor:
-    """Launch a recording and return its output buffer."""
-    graph.replay()
-    return packed
-
-
 def _check(
     run: Network, eager: Network, inputs: Callable[[int], Tensor], sizes: tuple[int, ...], max_deviation: float
 ) -> None:
-    """Compare an engine with the eager one on noise, for each size with the maximum padding.
+    """Compare an engine with the eager one on noise.
+
+    These are batches of each size with the maximum padding, and two batches without a wait in between, as when two are
+    on the device, of which the first is the largest without padding.
 
     Raises:
         EngineError: The results differ.
     """
+
+    def compare(*batches: Tensor) -> None:
+        found = [run(noise).clone() for noise in batches]
+        for noise, result in zip(batches, found, strict=True):
+            off = deviation(eager(noise), result)
+            if not off <= max_deviation:
+                raise EngineError(f"Its results deviate by {off:.2g} for a batch of {len(noise)}.")
+
+    def noise(images: int) -> Tensor:
+        return inputs(images).random_(0, 256)
+
     for smaller in (0, *sizes[:-1]):
-        noise = inputs(smaller + 1).random_(0, 256)
-        expected = eager(noise)
-        off = deviation(expected, run(noise))
-        if not off <= max_deviation:
-            raise EngineError(f"Its results deviate by {off:.2g} for a batch of {len(noise)}.")
+        compare(noise(smaller + 1))
+    compare(noise(sizes[-1]), noise(1))
 
 
 def deviation(expected: Tensor, found: Tensor) -> float:
@@ -265,6 +255,11 @@ def _log_probabilities(packed: Tensor) -> tuple[Tensor, Tensor]:
     return logs.clamp(min=_MIN_LOG_PROBABILITY), indices.long()
 
 
-def _first_line(error: Exception) -> str:
-    """Return an exception as one line; those of compilers have hundreds."""
+def _first_line(error: BaseException) -> str:
+    """Return the cause of an exception as one line; those of compilers have hundreds.
+
+    A failed capture raises a second error at its end, which only says that there was a first one.
+    """
+    while error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,17 +1,15 @@
 """A Vision Transformer on a device: uint8 pixels in, the most probable classes out.
 
-Combines `vit`, `engines` and `staging`. Must not know slots or HTTP. Only workers and `classify` import it, because the
-import of torch takes seconds.
+Combines `vit`, `precision`, `engines` and `staging`. Must not know slots or HTTP. Only workers and `classify` import
+it, because the import of torch takes seconds.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,33 +18,25 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.cores import available_cores
-from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc.records import MAX_TOP_K, Prediction
+from vit_api.model import cuda_graphs
+from vit_api.model.cuda_graphs import Network
 from vit_api.model.engines import (
     Engine,
-    Network,
     batch_sizes,
     choose_engine,
-    common_batch_sizes,
     compile_network,
     make_engine,
     pack,
     unpack,
+    warmed_batch_sizes,
 )
+from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
+from vit_api.model.precision import choose_dtype, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.model.vit import fuse
 
 logger = logging.getLogger(__name__)
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
-_BFLOAT16_CAPABILITY = (8, 0)
-_NARROW = 128
-"""Models below this width have operations too short for bfloat16 or several threads to pay off on the CPU."""
 
 _MAX_DEVIATION = {torch.float32: 1e-3}
 _MAX_DEVIATION_ELSE = 0.05
@@ -69,75 +59,10 @@ class Launched(NamedTuple):
         return self.arrival.query()
 
 
-def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
-    """Return the dtype to compute in; `auto` selects the fastest one that the hardware supports natively.
-
-    This is bfloat16 on CUDA devices with compute capability 8.0 or higher and on CPUs with AVX512-BF16 or AMX, float16
-    on older CUDA devices (T4: 7.5), and float32 otherwise, and for narrow models on the CPU.
-
-    Args:
-        dtype: The setting.
-        device: The device that runs the model.
-        width: The model's hidden size; 0 if it has several or none.
-    """
-    if dtype != "auto":
-        return _DTYPES[dtype]
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
-        return torch.bfloat16 if has_bfloat16 else torch.float16
-    if 0 < width < _NARROW:
-        return torch.float32
-    return torch.bfloat16 if _cpu_flags() & _BFLOAT16_CPU_FLAGS else torch.float32
-
-
-def choose_threads(device: torch.device, width: int) -> int:
-    """Return the number of threads for one operation on the CPU.
-
-    That is one for each core, but a single one if a GPU computes, and for narrow models, whose operations are so short
-    that threads would mostly wait for each other.
-
-    Args:
-        device: The device that runs the model.
-        width: The model's hidden size; 0 if it has several or none.
-    """
-    return 1 if device.type == "cuda" or 0 < width < _NARROW else available_cores()
-
-
 def _width(config: PreTrainedConfig) -> int:
     """Return the model's hidden size, or 0 if it has several or none."""
     width = getattr(config, "hidden_size", 0)
     return width if isinstance(width, int) else 0
-
-
-def _cpu_flags() -> set[str]:
-    """Return the instruction-set flags that Linux reports for the first processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
-
-
-def _translate_memory_error(step: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Make a step raise `OutOfDeviceMemory` instead of torch's error, for callers that must not import torch."""
-
-    @functools.wraps(step)
-    def translated(*arguments: _P.args, **options: _P.kwargs) -> _T:
-        try:
-            return step(*arguments, **options)
-        except torch.OutOfMemoryError as error:
-            raise OutOfDeviceMemory("The device does not have enough free memory.") from error
-
-    return translated
-
-
-def _disable_tf32() -> None:
-    """Disable TF32, which rounds factors to 10 bits of mantissa; by default torch uses it in convolutions.
-
-    On devices with TF32, float32 is never selected by `auto`: a user who sets it wants the reference. float16 has as
-    many bits as TF32.
-    """
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
 
 
 class VisionModel:
@@ -147,7 +72,7 @@ class VisionModel:
         checkpoint: The checkpoint. Weights are loaded only from safetensors, and code only from transformers.
         device: torch's name of the device: `cpu`, `cuda:0`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        cpu_threads: Threads for one operation on the CPU in this process; by default, see `choose_threads`.
+        cpu_threads: Threads for one operation on the CPU in this process; by default, see `precision`.
         max_batch_size: Maximum number of images in a batch.
 
     Attributes:
@@ -173,9 +98,10 @@ class VisionModel:
         width = _width(config)
         self.dtype = choose_dtype(dtype, self.device, width)
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
-        _disable_tf32()
+        make_exact()
         self.device_name, self.device_uuid = "CPU", ""
         if self.device.type == "cuda":
+            disable_cudnn_attention()
             torch.cuda.set_device(self.device)  # for streams, events and graphs, which use the current device
             properties = torch.cuda.get_device_properties(self.device)
             self.device_name, self.device_uuid = properties.name, f"GPU-{properties.uuid}"
@@ -209,38 +135,42 @@ class VisionModel:
         )
 
     @torch.inference_mode()
-    def prepare(self, engine: str) -> None:
+    def prepare(self, engine: str, sizes: tuple[int, ...] | None = None) -> None:
         """Set up an engine and warm up each batch size, so that no request pays for one-time initialisation.
 
         Args:
             engine: `auto`, `eager`, `compile` or `cudagraph`. If it is not available, the model stays eager, and a
                 warning says why.
+            sizes: The batch sizes to prepare, in ascending order; by default, those of `engines.batch_sizes`.
 
         Raises:
             RuntimeError: The model's output is infinite or NaN.
         """
+        name = choose_engine(engine, self.device)
+        warmed = warmed_batch_sizes(self._max_batch_size)
+        prepared = sizes or (warmed if name == "eager" else batch_sizes(name, self._max_batch_size))
 
         def compiled() -> Network:
-            logits = compile_network(self._logits, len(batch_sizes(self._max_batch_size)))
+            logits = compile_network(self._logits, len(prepared))
             return lambda pixels: pack(logits(pixels), self._top_k)
 
         self.engine = make_engine(
-            choose_engine(engine, self.device),
+            name,
             self._run_eagerly,
             compiled,
             lambda images: torch.zeros((images, *self.pixel_shape), dtype=torch.uint8, device=self.device),
-            max_batch_size=self._max_batch_size,
+            sizes=prepared,
             max_deviation=_MAX_DEVIATION.get(self.dtype, _MAX_DEVIATION_ELSE),
         )
         started = time.monotonic()
-        sizes = self.engine.sizes or common_batch_sizes(self._max_batch_size)
-        for size in sizes:
+        warmed = self.engine.sizes or warmed
+        for size in warmed:
             black = [np.zeros(self.pixel_shape, np.uint8)] * size
             if not all(prediction.is_finite for prediction in self.collect(self.launch(self.stage(black)))):
                 raise RuntimeError(f"The model's output is infinite or NaN in {self.dtype}: set another dtype.")
-        logger.info("Warmed up batches of %s in %.1f s", list(sizes), time.monotonic() - started)
+        logger.info("Warmed up batches of %s in %.1f s", list(warmed), time.monotonic() - started)
 
-    @_translate_memory_error
+    @translate_memory_error
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:
         """Gather images, each uint8 [height, width, 3], and start their copy to the device.
 
@@ -249,7 +179,7 @@ class VisionModel:
         """
         return self._staging.stage(images)
 
-    @_translate_memory_error
+    @translate_memory_error
     @torch.inference_mode()
     def launch(self, staged: Staged) -> Launched:
         """Launch the model on a staged batch, and the copy of its predictions to the host.
@@ -263,8 +193,13 @@ class VisionModel:
             self._staging.give_back(staged)
         return Launched(*self._link.fetch(packed))
 
+    @translate_memory_error
     def collect(self, launched: Launched) -> list[Prediction]:
-        """Wait for this batch only, and return one prediction per image."""
+        """Wait for this batch only, and return one prediction per image.
+
+        Raises:
+            OutOfDeviceMemory: The computation did not fit.
+        """
         launched.arrival.synchronize()
         logits, indices, probabilities = unpack(launched.packed.numpy())
         columns = zip(indices.astype(np.int32).tolist(), logits.tolist(), probabilities[:, 0].tolist(), strict=True)
@@ -288,12 +223,10 @@ class VisionModel:
         """
         try:
             return bool(torch.ones(1, device=self.device).item() == 1)
-        except torch.OutOfMemoryError:
-            return True
-        except RuntimeError:
-            return False
+        except RuntimeError as error:
+            return is_out_of_memory(error)
 
     def free_memory(self) -> None:
         """Release the device memory that torch caches."""
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            cuda_graphs.free_memory()

@@ -7,6 +7,7 @@ leaves orphans behind). Knows nothing of images or models.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing as mp
 import os
 import signal
@@ -77,13 +78,17 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         """
         self._listeners = listeners
         supervisor = supervise(self._start_http, self._start_worker)
+        status = 1
         with stop_signals() as stop:
             try:
                 supervisor.start_http()
                 supervisor.start_workers()
-                return supervisor.watch(stop)
+                status = supervisor.watch(stop)
             finally:
-                supervisor.stop()
+                if not supervisor.stop():
+                    logging.shutdown()
+                    os._exit(status)  # otherwise multiprocessing would wait for what is left behind
+        return status
 
     def _start_http(self, number: int) -> BaseProcess:
         self._listeners.get(number)

@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -20,6 +20,7 @@ from socket import socket
 from vit_api.ipc.metrics_board import Counter
 from vit_api.ipc.slots import MAX_DEATHS, SlotTable
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState
+from vit_api.processes import ending
 from vit_api.processes.recovery import Recovery
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class Supervisor:
         self._drain_timeout_s = drain_timeout_s
         self._http: list[_Member] = []
         self._workers: list[_Member] = []
+        self._given_up: list[_Member] = []
         self._awake_since = 0.0
 
     def start_http(self) -> None:
@@ -166,10 +168,13 @@ class Supervisor:
             return 1
         return 0
 
-    def stop(self) -> None:
-        """End the remaining processes at once."""
-        _end([member.process for member in self._http], 0.0)
-        _end([member.process for member in self._workers], _WORKER_STOP_S)
+    def stop(self) -> bool:
+        """End the remaining processes at once; return whether all of them ended."""
+        left = ending.end([member.process for member in self._http], 0.0)
+        left += ending.end([member.process for member in (*self._workers, *self._given_up)], _WORKER_STOP_S)
+        for process in left:
+            logger.critical("process %s does not end, although it was killed; it is left behind", process.pid)
+        return not left
 
     def _wait(self, stop: socket, timeout_s: float) -> bool:
         """Wait until a process ends or the time is up; return whether a signal was received."""
@@ -225,8 +230,8 @@ class Supervisor:
         for number, member in enumerate(self._workers):
             if member.process.is_alive() and self._hangs(number):
                 logger.error("%s made no progress for %g s; killing it", member.name, self._worker_stall_s)
-                member.process.kill()
-                member.process.join()
+                if not ending.kill(member.process):
+                    raise _WorkerCrashLoop(f"{member.name} did not end when it was killed: its driver hangs")
             if not member.process.is_alive():
                 _log_end(member)
                 self._restart_worker(number, member)
@@ -255,7 +260,7 @@ class Supervisor:
         """Fail the waiting images, then have the HTTP processes end."""
         self._worker_board.mark_draining()
         self._worker_board.mark_gone()
-        self._workers = []
+        self._given_up, self._workers = self._workers, []
         for member in self._http:
             member.process.terminate()
         end = time.monotonic() + _LAST_ANSWERS_S
@@ -271,16 +276,3 @@ def _log_end(member: _Member) -> None:
     code = member.process.exitcode
     how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
     logger.error("%s ended unexpectedly (%s)", member.name, how)
-
-
-def _end(processes: Iterable[BaseProcess], timeout_s: float) -> None:
-    """Terminate processes, wait for them, and kill those that don't end in time."""
-    alive = [process for process in processes if process.is_alive()]
-    for process in alive:
-        process.terminate()
-    end = time.monotonic() + timeout_s
-    for process in alive:
-        process.join(max(0.0, end - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()

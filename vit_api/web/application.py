@@ -19,8 +19,9 @@ from vit_api.errors import ViTError
 from vit_api.web.admission.cors import CrossOrigin
 from vit_api.web.admission.keys import KeyCheck, describe_keys
 from vit_api.web.admission.rate_limits import RateLimits, describe_limits
+from vit_api.web.bodies import BodyMemory
 from vit_api.web.entry import Entry
-from vit_api.web.hot_calls import Reception, UploadMemory
+from vit_api.web.hot_calls import Reception
 from vit_api.web.observers.exchange import Observer
 from vit_api.web.page.security_headers import STATIC_FOLDER, docs_router
 from vit_api.web.requests import RequestLimits
@@ -80,7 +81,7 @@ def create_app(
     app = _fastapi(routes, start, stop)
     app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
     reception = Reception(
-        UploadMemory(request_limits.max_pending_bytes),
+        BodyMemory(request_limits.max_pending_bytes),
         request_limits.request_timeout_s,
         observers,
         check_key=None if keys is None else keys.check,

@@ -10,8 +10,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-from vit_api.errors import InternalError, Overloaded, UploadTooLarge, ViTError
+from vit_api.errors import InternalError, UploadTooLarge, ViTError
 from vit_api.metrics import CLIENT_LEFT
+from vit_api.web.bodies import BodyMemory
+from vit_api.web.content_coding import codings_of
 from vit_api.web.observers.exchange import Exchange, Observer
 from vit_api.web.requests import BodyLimit, Headers, Request
 from vit_api.web.responses import REQUEST_ID, Response, error_response
@@ -20,29 +22,6 @@ from vit_api.web.routes import HotRoute
 logger = logging.getLogger(__name__)
 
 _UNKNOWN = BodyLimit(0, 0)
-
-
-class UploadMemory:
-    """The memory that the uploads of a process may take together.
-
-    Args:
-        max_bytes: The maximum.
-    """
-
-    __slots__ = ("free_bytes",)
-
-    def __init__(self, max_bytes: int) -> None:
-        self.free_bytes = max_bytes
-
-    def take(self, count: int) -> None:
-        """Reserve memory.
-
-        Raises:
-            Overloaded: So much is not free.
-        """
-        if count > self.free_bytes:
-            raise Overloaded("The server is overloaded: its memory for uploads is used up. Try again later.")
-        self.free_bytes -= count
 
 
 class Reception(NamedTuple):
@@ -57,7 +36,7 @@ class Reception(NamedTuple):
         cors_headers: Returns the headers that let a page of another origin read a response.
     """
 
-    memory: UploadMemory
+    memory: BodyMemory
     timeout_s: float
     observers: Sequence[Observer]
     check_key: Callable[[Request], None] | None = None
@@ -79,13 +58,14 @@ class HotCall:
         reception: What it shares with others.
     """
 
-    __slots__ = ("_limit", "_reception", "_request", "_route")
+    __slots__ = ("_codings", "_limit", "_reception", "_request", "_route")
 
     def __init__(self, request: Request, route: HotRoute | None, reception: Reception) -> None:
         self._request = request
         self._route = route
         self._reception = reception
         self._limit = _UNKNOWN
+        self._codings: Sequence[bytes] = ()
 
     async def admit(self) -> None:
         """Check key, rate limit and announced length, so that a refused upload costs nothing.
@@ -108,6 +88,8 @@ class HotCall:
         declared = request.headers.get(b"content-length")
         if declared is not None and int(declared) > limit.max_bytes:
             raise UploadTooLarge(limit.reported_bytes)
+        if b"content-encoding" in request.headers:
+            self._codings = codings_of(request.headers[b"content-encoding"])
 
     def receive(self, count: int) -> None:
         """Reserve memory for so many further bytes of the body.
@@ -119,7 +101,7 @@ class HotCall:
         size = self._request.received_bytes + count
         if size > self._limit.max_bytes:
             raise UploadTooLarge(self._limit.reported_bytes)
-        self._reception.memory.take(count)
+        self._reception.memory.reserve(self._request, count)
         self._request.received_bytes = size
 
     async def handle(self, body: bytes) -> Response:
@@ -130,6 +112,8 @@ class HotCall:
         request.deadline = time.monotonic() + self._reception.timeout_s
         assert self._route is not None
         try:
+            if self._codings:
+                await self._reception.memory.decode(request, self._codings, self._limit)
             return await self._route.handler(request)
         except ViTError as error:
             return self.fail(error)
@@ -150,7 +134,7 @@ class HotCall:
     def end(self, response: Response | None) -> None:
         """Record the outcome, and free the memory. To be called once; None: the client left first."""
         request = self._request
-        self._reception.memory.free_bytes += request.received_bytes
+        self._reception.memory.release(request)
         if response is None:
             self._reception.observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
         else:

@@ -17,6 +17,7 @@ from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
 from vit_api.errors import NotReady
 from vit_api.ipc.cache_board import CacheTally
+from vit_api.ipc.flight_board import ProcessFlights
 from vit_api.ipc.metrics_board import MetricsWriter
 from vit_api.ipc.slots import OwnerSlots
 from vit_api.shared import Shared
@@ -24,9 +25,12 @@ from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import CachedPrediction, Classifier
+from vit_api.web.core.classifier import Classifier
+from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.core.inference import Decoder, InferenceClient
 from vit_api.web.core.redis_tier import RedisTier
+from vit_api.web.core.shared_answers import SharedAnswers
+from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.limits import DoorLimits, max_connections
@@ -62,12 +66,14 @@ class _Core:
 
     classifier: Classifier
     inference: InferenceClient
+    flights: SharedFlights
     redis: RedisTier | None
     redis_counts: RedisCounts | None
     tracing: Tracing | None
 
     async def start(self) -> None:
         self.inference.start()
+        self.flights.start()
         self.classifier.start()
         for part in (self.redis, self.redis_counts):
             if part is not None:
@@ -75,6 +81,7 @@ class _Core:
 
     async def stop(self) -> None:
         self.classifier.stop()
+        self.flights.stop()
         self.inference.stop()
         for part in (self.redis, self.redis_counts):
             if part is not None:
@@ -158,9 +165,13 @@ def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: M
         classes, name = len(shared.checkpoint.labels), shared.checkpoint.name
         redis = RedisTier(url, namespace=name, classes=classes, ttl_s=settings.cache_ttl_s, tally=tally)
         redis_counts = None if shared.budgets is None else RedisCounts(url)
-    cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally)
-    classifier = Classifier(inference, tally, lambda: _identity(shared), cache if settings.cache_size else None, redis)
-    return _Core(classifier, inference, redis, redis_counts, Tracing() if settings.traces else None)
+    cache = None
+    if shared.answer_table is not None:
+        shared_answers = SharedAnswers(shared.answer_table, number, tally)
+        cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally, shared_answers)
+    flights = SharedFlights(ProcessFlights(shared.flight_board, number))
+    classifier = Classifier(inference, tally, lambda: _identity(shared), cache, redis, flights=flights)
+    return _Core(classifier, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
 
 
 def _identity(shared: Shared) -> str:
@@ -223,7 +234,8 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
     shown = settings.model_dump(mode="json") | {"model": checkpoint.name}
 
     def cache() -> CacheInfo | None:
-        return cache_info(shared.cache_board, has_redis=has_redis) if settings.cache_size else None
+        table = shared.answer_table
+        return None if table is None else cache_info(shared.cache_board, table, has_redis=has_redis)
 
     health = operations_router(
         checkpoint, shared.worker_board, shared.table, shared.devices, settings=shown, cache_info=cache
@@ -232,9 +244,14 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
     clear = cache_router(
         shared.cache_board, None if key is None else key.get_secret_value(), core.redis.clear if core.redis else None
     )
-    cache_board = shared.cache_board if settings.cache_size else None
     sources = Sources(
-        checkpoint, shared.metrics_board, shared.worker_board, shared.table, cache_board, has_redis=has_redis
+        checkpoint,
+        shared.metrics_board,
+        shared.worker_board,
+        shared.table,
+        shared.cache_board,
+        shared.answer_table,
+        has_redis=has_redis,
     )
     routers = (page_router(), health, clear, metrics_router(MetricsCollector(sources)))
     return [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from starlette.types import Scope
 
-_MAX_TYPE_CHARACTERS = 32
+_MAX_TYPE_CHARACTERS = 64
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -100,6 +100,7 @@ class Request:
         admission: Who sent it.
         body: The body, once it was read; empty after `take_body`.
         received_bytes: Bytes of the body that were read.
+        reserved_bytes: Memory that is reserved for the body, see `bodies.BodyMemory`.
     """
 
     __slots__ = (
@@ -114,6 +115,7 @@ class Request:
         "path",
         "query",
         "received_bytes",
+        "reserved_bytes",
         "scope",
         "timeline",
     )
@@ -134,6 +136,7 @@ class Request:
         self.admission = _OPEN
         self.body = b""
         self.received_bytes = 0
+        self.reserved_bytes = 0
 
     @property
     def elapsed_ms(self) -> float:

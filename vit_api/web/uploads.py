@@ -1,30 +1,68 @@
-"""Finds uploads in the bodies of requests: raw, in multipart forms, or as base64 in JSON. Knows nothing of images."""
+"""Finds uploads in the bodies of requests: raw, in forms, or as base64 in JSON. Knows nothing of images."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-from multipart import MultipartError, MultipartSegment, ParserLimitReached, PushMultipartParser, parse_options_header
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 
 from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
+from vit_api.web.forms import FormPart, parse_form
+from vit_api.web.parameters import Fields, refuse_slip
 from vit_api.web.requests import BodyLimit, Request
 
 _ENVELOPE_BYTES = 64 * 1024
 """Maximum overhead of a form's or JSON's syntax around an upload."""
 
 _FORM = b"multipart/form-data"
+_URLENCODED = b"application/x-www-form-urlencoded"
 _JSON = b"application/json"
 _JSON_START = b"{"
 _LEADING_SPACE = 64
 _MAX_JSON_MARKS = 1000
+_EXTRA_PARTS = 16
+"""Maximum number of a form's fields besides its uploads."""
+
+_MAX_FIELD_BYTES = 1024
+"""Longer fields of a form are no parameters."""
+
+_DATA_URL = b"data:"
+_TEXT = re.compile(rb"\s*(data:.*|[A-Za-z0-9+/_=-][A-Za-z0-9+/_=\s-]{15,})", re.IGNORECASE | re.DOTALL)
+"""The start of base64 or of a `data:` URL."""
+
 SHORT_BODY_BYTES = 256 * 1024
 """Forms, and JSON with an upload, are parsed on the event loop up to this size, and in a thread above it."""
 
 T = TypeVar("T")
+
+
+class FoundUpload(NamedTuple):
+    """The only upload of a request.
+
+    Attributes:
+        data: The bytes of the file.
+        fields: What else the form or the JSON has.
+    """
+
+    data: bytes
+    fields: Fields = ()
+
+
+class FoundUploads(NamedTuple):
+    """The uploads of a request.
+
+    Attributes:
+        data: The bytes of each file, or why it can't be classified.
+        fields: What else the form has.
+    """
+
+    data: list[bytes | ViTError]
+    fields: Fields = ()
 
 
 class Uploads:
@@ -41,16 +79,16 @@ class Uploads:
         self._max_count = max_count
         self._raw = BodyLimit(max_bytes, max_bytes)
         self._form = BodyLimit(max_bytes + _ENVELOPE_BYTES, max_bytes)
-        self._json = BodyLimit(max_bytes * 4 // 3 + _ENVELOPE_BYTES, max_bytes)  # base64: 4 characters for 3 bytes
+        # Base64 has 4 characters for 3 bytes, and line breaks after 60 to 76 of them.
+        self._json = BodyLimit(max_bytes * 4 // 3 * 31 // 30 + _ENVELOPE_BYTES, max_bytes)
         self._several = BodyLimit(max_total_bytes, max_total_bytes)
 
     def limit_of_one(self, request: Request) -> BodyLimit:
         """Return the maximum size of a body with one upload, by its content type."""
-        return self._form if request.media_type.startswith(_FORM) else self.limit_of_raw_or_json(request)
-
-    def limit_of_raw_or_json(self, request: Request) -> BodyLimit:
-        """Return the maximum size of a body with one upload on a path that takes no forms."""
-        return self._json if request.media_type.startswith(_JSON) else self._raw
+        media_type = request.media_type
+        if media_type.startswith(_FORM):
+            return self._form
+        return self._json if media_type.startswith((_JSON, _URLENCODED)) else self._raw
 
     def limit_of_several(self, request: Request) -> BodyLimit:
         """Return the maximum size of a body with several uploads.
@@ -62,101 +100,103 @@ class Uploads:
             raise BadRequest("The body is not a form. Send the images as multipart/form-data in the field 'files'.")
         return self._several
 
-    async def find_one(self, request: Request) -> bytes:
-        """Return the request's upload: the form field `file`, the JSON field `image`, or the body itself.
-
-        Raises:
-            BadRequest: The form, the JSON or the base64 is malformed, or has no upload.
-            EmptyUpload: The body or the upload is empty.
-            UploadTooLarge: The upload exceeds the maximum.
-        """
-        if request.media_type.startswith(_FORM):
-            uploads = await self._parsed_form(request, "file")
-            if len(uploads) != 1:
-                raise BadRequest(
-                    f"The form must have exactly one upload in the field 'file', not {len(uploads)}."
-                    " Send several images to /predict/batch."
-                )
-            return self._checked(uploads[0])
-        upload, _ = await self.find_raw_or_json(request, _image_in_json)
-        return upload
-
-    async def find_raw_or_json(
-        self, request: Request, parse: Callable[[bytes], tuple[bytes, T]]
-    ) -> tuple[bytes, T | None]:
-        """Return the request's upload, and the parameters beside it if the body is JSON.
+    async def find_one(self, request: Request, field: str = "image") -> FoundUpload:
+        """Return the request's upload: a file of a form, base64 in JSON, or the body itself.
 
         Args:
             request: A request of any content type.
-            parse: Returns the upload and the parameters in a JSON body.
-
-        Returns:
-            The upload, and what `parse` returned beside it; None for a raw body.
+            field: The field of JSON that has the upload.
 
         Raises:
-            BadRequest: The JSON or the base64 is malformed, or has no upload.
+            BadRequest: The form, the JSON or the base64 is malformed, or has no upload, or a form has several.
             EmptyUpload: The body or the upload is empty.
             UploadTooLarge: The upload exceeds the maximum.
         """
-        body = request.take_body()
+        body, media_type = request.take_body(), request.media_type
+        if media_type.startswith(_FORM):
+            found = await parse_body(body, self._one_in_form, request.headers[b"content-type"])
         # No image starts with a brace, and `curl -d` declares JSON as a form, so the content decides.
-        start = body[:_LEADING_SPACE].lstrip()
-        if start.startswith(_JSON_START) or (request.media_type.startswith(_JSON) and _is_text(body)):
-            upload, rest = await parse_body(body, parse)
-            return self._checked(upload), rest
-        return self._checked(body), None
+        elif body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (
+            media_type.startswith(_JSON) and _is_text(body)
+        ):
+            found = await parse_body(body, _one_in_json, field)
+        elif media_type.startswith(_URLENCODED) and (start := f"{field}=".encode()) in body[:_MAX_FIELD_BYTES]:
+            found = await parse_body(body, _one_in_urlencoded, start)
+        else:
+            found = FoundUpload(body)
+        self._check(found.data)
+        return found
 
-    async def find_several(self, request: Request) -> list[bytes | ViTError]:
-        """Return the uploads in the form field `files`, in order; an empty or too large one is replaced by its error.
+    async def find_several(self, request: Request) -> FoundUploads:
+        """Return the uploads in the form field `files`, or else all files of the form, in order.
+
+        An empty or too large one is replaced by its error.
 
         Raises:
             BadRequest: The form is malformed, or has no uploads or too many.
         """
-        uploads = await self._parsed_form(request, "files")
+        content_type = request.headers[b"content-type"]
+        uploads, fields = await parse_body(request.take_body(), self._several_in_form, content_type)
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"The form field 'files' must have 1 to {self._max_count} images, not {len(uploads)}.")
-        return [self._checked_or_error(upload) for upload in uploads]
+        return FoundUploads([self._checked_or_error(upload) for upload in uploads], fields)
 
-    async def _parsed_form(self, request: Request, field: str) -> list[bytes]:
-        content_type = request.headers[b"content-type"]
-        return await parse_body(request.take_body(), self._parse_form, content_type, field)
+    def _one_in_form(self, body: bytes, content_type: bytes) -> FoundUpload:
+        files, fields = _files_of(self._parse_form(body, content_type, "file"), ("file",))
+        if len(files) == 1:
+            return FoundUpload(_content_of(files[0]), fields)
+        if not files:
+            raise BadRequest("The form has no file. Send the image in the form field 'file'.")
+        names = ", ".join(f"'{name[:64]}' ({count})" for name, count in Counter(file.name for file in files).items())
+        raise BadRequest(
+            f"The form must have exactly one file, in the field 'file', not {len(files)}. It has {names}."
+            " Send several images to /predict/batch."
+        )
 
-    def _checked(self, upload: bytes) -> bytes:
+    def _several_in_form(self, body: bytes, content_type: bytes) -> tuple[list[bytes], Fields]:
+        files, fields = _files_of(self._parse_form(body, content_type, "files"), ("files", "files[]"))
+        return [_content_of(file) for file in files], fields
+
+    def _parse_form(self, body: bytes, content_type: bytes, field: str) -> list[FormPart]:
+        if not body:
+            raise EmptyUpload(f"The request has no body. Send the image in the form field '{field}'.")
+        return parse_form(body, content_type, max_parts=self._max_count + _EXTRA_PARTS)
+
+    def _check(self, upload: bytes) -> None:
         if not upload:
             raise EmptyUpload("The upload is empty. Send the bytes of an image file.")
         if len(upload) > self._max_bytes:
             raise UploadTooLarge(self._max_bytes)
-        return upload
 
     def _checked_or_error(self, upload: bytes) -> bytes | ViTError:
         try:
-            return self._checked(upload)
+            self._check(upload)
         except ViTError as error:
             return error
+        return upload
 
-    def _parse_form(self, body: bytes, content_type: bytes, field: str) -> list[bytes]:
-        """Return the contents of all parts with the name `field`."""
-        if not body:
-            raise EmptyUpload(f"The request has no body. Send the image in the form field '{field}'.")
-        boundary = parse_options_header(content_type.decode("latin-1"))[1].get("boundary", "")
-        uploads: list[bytes] = []
-        try:
-            max_parts = self._max_count + 16
-            # Latin-1 decodes any byte: file names are ignored, so a form must not be rejected because of one.
-            with PushMultipartParser(boundary, max_segment_count=max_parts, header_charset="latin-1") as parser:
-                chunks: list[bytes] | None = None
-                for event in parser.parse(body):
-                    if isinstance(event, MultipartSegment):
-                        chunks = [] if event.name == field else None
-                    elif event is not None and chunks is not None:
-                        chunks.append(event)
-                    elif event is None and chunks is not None:
-                        uploads.append(b"".join(chunks))
-        except ParserLimitReached:
-            raise BadRequest("The form has too many parts, or a part has too long headers.") from None
-        except MultipartError:
-            raise BadRequest("The multipart form is malformed or truncated.") from None
-        return uploads
+
+def _files_of(parts: list[FormPart], names: tuple[str, ...]) -> tuple[list[FormPart], Fields]:
+    """Split a form into its files and its other fields, which are parameters.
+
+    The files are the parts of the given names, or else those that are sent as files, or else those that are no
+    parameters.
+    """
+    choices = (
+        [part for part in parts if part.name in names],
+        [part for part in parts if part.filename is not None],
+        [part for part in parts if len(part.content) > _MAX_FIELD_BYTES or part.content.startswith(_DATA_URL)],
+    )
+    files = next(filter(None, choices), [])
+    others = [part for part in parts if part not in files and len(part.content) <= _MAX_FIELD_BYTES]
+    return files, [(part.name, part.content.decode("latin-1").strip()) for part in others if part.filename is None]
+
+
+def _content_of(file: FormPart) -> bytes:
+    """Return a file's bytes; scripts also send base64 or a `data:` URL as text. No image's first bytes look like it."""
+    if file.filename is None and _TEXT.fullmatch(file.content[:_LEADING_SPACE]):
+        return decode_base64(file.content.decode("latin-1"), file.name)
+    return file.content
 
 
 async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES) -> T:
@@ -199,9 +239,29 @@ def load_object(body: bytes, example: str) -> dict[str, Any]:
     return document
 
 
-def _image_in_json(body: bytes) -> tuple[bytes, None]:
-    example = '{"image": "<base64>"}'
-    image = load_object(body, example).get("image")
-    if not isinstance(image, str):
-        raise BadRequest(f"The JSON has no upload. Send {example}.")
-    return decode_base64(image), None
+def _one_in_json(body: bytes, field: str) -> FoundUpload:
+    example = f'{{"{field}": "<base64>"}}'
+    document = load_object(body, example)
+    image = document.pop(field, None)
+    if isinstance(image, str):
+        if image.startswith(("http://", "https://")):
+            raise BadRequest(f"'{field}' is a URL, and this server doesn't download images. Send the image as base64.")
+        return FoundUpload(decode_base64(image, field), list(document.items()))
+    if image is None:
+        for name in document:
+            refuse_slip(name, (field,))
+    raise BadRequest(f"The JSON has no upload. Send {example}.")
+
+
+def _one_in_urlencoded(body: bytes, start: bytes) -> FoundUpload:
+    """Find base64 in a form without files; a plus sign that was not escaped is a space by now."""
+    field = start[:-1].decode()
+    try:
+        fields = parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=_EXTRA_PARTS)
+    except ValueError:
+        raise BadRequest(f"The form has too many fields. Send at most {_EXTRA_PARTS}.") from None
+    image = next((value for name, value in fields if name == field), "")
+    return FoundUpload(
+        decode_base64(image.strip().replace(" ", "+"), field),
+        [(name, value) for name, value in fields if name != field],
+    )

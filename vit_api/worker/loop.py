@@ -7,7 +7,9 @@ Theory of operation
 -------------------
 `outcomes.start` launches a batch on the device and `outcomes.finish` waits for it. Up to two batches are on the device:
 the one that it computes, and one that is staged behind it. They are answered in their order, each as soon as it is
-done, whether or not another one comes. On the CPU a launched batch is done at once, so there is never a second one.
+done, whether or not another one comes. Where images wait when it is done, they are dispatched first: the device
+computes them while the host writes the answers. On the CPU a launched batch is done at once, so there is never a second
+one.
 
 While the device is busy, images stay unclaimed until enough of them wait for a full batch or the device is free (see
 `BatchingPolicy.should_stage`): another worker may be free before this one, and an image whose client leaves meanwhile
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import select
 import time
 from collections import defaultdict, deque
@@ -137,20 +140,23 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
     def run(self, lit_api: ViTAPI, *_: Any) -> None:
         """Start one batch, however long it takes to come, or answer one that the device has finished.
 
-        Raises:
-            SystemExit: The device no longer computes, so the next worker has to run these batches.
+        If the device no longer computes, end the process: the next worker has to run these batches.
         """
         try:
             self._run_once(lit_api)
         except BrokenDevice:
             logger.critical("the device no longer works; this worker ends, so that another one is started")
-            raise SystemExit(1) from None
+            _end_process()
 
     def _run_once(self, lit_api: ViTAPI) -> None:
         if not self._batches:
             self._start(lit_api, self._collect())
         elif self._should_stage_next(lit_api):
             self._start(lit_api, self._claim_waiting(self._policy.max_batch_size))
+        elif self._is_done(lit_api):
+            done_at = time.monotonic()
+            self._start(lit_api, self._claim_due())
+            self._answer_oldest(lit_api, done_at)
         else:
             self._answer_oldest(lit_api)
         while self._batches and (len(self._batches) == _MAX_STARTED or self._is_done(lit_api)):
@@ -179,23 +185,31 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         pixels = [self._table.pixels[claim.slot] for claim in claims]
         self._batches.append(_Batch(claims, started_at, outcomes.start(lit_api, pixels)))
 
-    def _answer_oldest(self, lit_api: ViTAPI) -> None:
-        """Wait for the batch that was started first, and answer it."""
+    def _answer_oldest(self, lit_api: ViTAPI, done_at: float | None = None) -> None:
+        """Wait for the batch that was started first, and answer it.
+
+        Args:
+            lit_api: Runs it.
+            done_at: When the device was done with it, in seconds of the monotonic clock; None: it may not be.
+        """
         batch = self._batches.popleft()
-        claims = batch.claims
-        results = outcomes.finish(lit_api, batch.started, self._observe_model_time)
+        claims, ended_at = batch.claims, 0.0
+
+        def observe(started: outcomes.Started) -> None:
+            nonlocal ended_at  # halves of a batch that did not fit are run later
+            ended_at = done_at if done_at is not None and started is batch.started else time.monotonic()
+            self._model_times.observe(ended_at - max(started.staged_at, self._done_at))
+
+        results = outcomes.finish(lit_api, batch.started, observe)
         for claim in claims:
             self._slots.finish(claim.slot)
         began_at = max(batch.started_at, self._done_at)  # until then, the device ran the batch before
-        self._done_at = time.monotonic()
+        self._done_at = ended_at or time.monotonic()
         self._record(claims, began_at)
         self._answer(
             _answer_of(claim, outcome, len(claims), began_at, self._done_at)
             for claim, outcome in zip(claims, results, strict=True)
         )
-
-    def _observe_model_time(self, started: outcomes.Started) -> None:
-        self._model_times.observe(time.monotonic() - max(started.staged_at, self._done_at))
 
     def _record(self, claims: Sequence[Claim], began_at: float) -> None:
         """Count a finished batch."""
@@ -229,6 +243,19 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             select.select([self._requests], [], [], min(wait_s, _HEARTBEAT_S))
         return batch
 
+    def _claim_due(self) -> list[Claim]:
+        """Claim the images that make a batch which the policy dispatches now, if they do."""
+        if self._isolated or self._was_isolated:
+            return []
+        waiting, oldest = self._table.count_waiting(), self._table.oldest_waiting_at()
+        wait_s = self._policy.remaining_wait_s(
+            now=time.monotonic(),
+            size=min(waiting, self._policy.max_batch_size),
+            oldest_queued_at=oldest,
+            incoming=max(0, self._table.count_incoming() - waiting),
+        )
+        return self._claim_waiting(self._policy.max_batch_size) if wait_s == 0 else []
+
     def _claim_waiting(self, max_images: int) -> list[Claim]:
         """Claim up to `max_images` queued images; answer the abandoned ones."""
         requests: list[RequestRecord] = []
@@ -259,6 +286,12 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             by_owner[self._table.owner_of(answer.slot)].append(answer.pack())
         for owner, records in by_owner.items():
             self._answers[owner].write(records)
+
+
+def _end_process() -> None:
+    """End this process with status 1, without finalizers: on a broken device, CUDA's may hang or abort the process."""
+    logging.shutdown()
+    os._exit(1)
 
 
 def _answer_of(claim: Claim, outcome: RunOutcome, batch_size: int, began_at: float, done_at: float) -> AnswerRecord:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from vit_api.model import engines
+from vit_api.model import cuda_graphs
+from vit_api.model.cuda_graphs import NotCapturableError
 from vit_api.model.staging import CudaLink, HostLink
 
 calls: list[str] = []
@@ -52,6 +53,25 @@ class FakeGraph:
         calls.append("replay")
 
 
+class SyncMode:
+    """torch's synchronisation debug mode: 0, or 2 while waiting is an error."""
+
+    now = 0
+
+    def get(self) -> int:
+        return self.now
+
+    def set(self, mode: int | str) -> None:
+        SyncMode.now = {"error": 2}.get(mode, mode)  # type: ignore[arg-type, assignment]
+        calls.append("waiting is an error" if self.now else "waiting is allowed")
+
+
+def item() -> None:
+    """Wait for the device, as `Tensor.item` does."""
+    if SyncMode.now:
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+
 @contextlib.contextmanager
 def fake_capture(graph: FakeGraph, *, pool: str, stream: FakeStream, capture_error_mode: str) -> Iterator[None]:
     calls.append(f"capture on {stream.name} in {pool}")
@@ -68,6 +88,10 @@ def fake_stream(stream: FakeStream) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _play_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     calls.clear()
+    mode = SyncMode()
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", mode.get)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.set)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *of: calls.append(f"end allocation {of}"))
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
@@ -109,21 +133,68 @@ def test_graphs_are_captured_from_the_largest_in_one_pool() -> None:
         return pixels.float()
 
     inputs = torch.arange(4)
-    recordings = engines._capture(network, inputs, (1, 2, 4))
-    assert seen == [4, 4, 4, 2, 2, 2, 1, 1, 1]
-    one = ["on side", "run", "run", "host waits for side", "capture on side in one pool", "run", "captured"]
+    recordings = cuda_graphs.capture(network, inputs, (1, 2, 4))
+    assert seen == [4, 4, 4, 4, 2, 2, 2, 2, 1, 1, 1, 1]
+    one = ["on side", "run", "run", "waiting is an error", "run", "waiting is allowed", "host waits for side"]
+    one += ["capture on side in one pool", "run", "captured"]
     assert calls == ["side waits for compute", *one, *one, *one, "back to compute"]
     calls.clear()
     assert recordings[2]().tolist() == [0, 1]
     assert calls == ["replay"]
 
 
-def test_a_failed_capture_leaves_the_stream_as_it_was() -> None:
-    """The fallback and its events are on the compute stream."""
+def test_a_network_that_waits_is_never_captured() -> None:
+    """Not even its capture begins: one that fails leaves the allocator unable to free memory."""
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        item()
+        return pixels.float()
+
+    with pytest.raises(NotCapturableError, match="waits for the GPU"):
+        cuda_graphs.capture(network, torch.arange(4), (1, 4))
+    assert not any(call.startswith("capture") for call in calls)
+    assert calls[-2:] == ["waiting is allowed", "back to compute"]
+
+
+def test_another_error_in_the_check_is_itself() -> None:
+    """Such as a lack of memory."""
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        if SyncMode.now:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return pixels.float()
 
     with pytest.raises(torch.OutOfMemoryError):
-        engines._capture(network, torch.arange(4), (1, 4))
+        cuda_graphs.capture(network, torch.arange(4), (1, 4))
+    assert calls[-2:] == ["waiting is allowed", "back to compute"]
+
+
+@pytest.mark.parametrize("is_told", [pytest.param(False, id="not told"), pytest.param(True, id="told by capture_end")])
+def test_a_failed_capture_is_put_right(monkeypatch: pytest.MonkeyPatch, is_told: bool) -> None:
+    """The fallback and its events are on the compute stream, and the allocator knows that the capture is over."""
+    if is_told:
+
+        def refuse(*_: object) -> None:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", refuse)
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        if calls[-1].startswith("capture"):
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        return pixels.float()
+
+    with pytest.raises(RuntimeError, match="when stream is capturing"):
+        cuda_graphs.capture(network, torch.arange(4), (1, 4))
+    assert (calls[-2:] == ["end allocation (None, 'one pool')", "back to compute"]) is not is_told
     assert calls[-1] == "back to compute"
+
+
+def test_memory_that_cannot_be_freed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a failed capture in a torch where it can't be put right."""
+
+    def fail() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    cuda_graphs.free_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -18,10 +19,11 @@ from tests.support.server import serve
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.ipc.records import Prediction
 from vit_api.lit_api import ViTAPI
-from vit_api.model import engines
+from vit_api.model import cuda_graphs, engines
 from vit_api.model.compile_cache import keep_compiled_code
-from vit_api.model.engines import Engine, batch_sizes, common_batch_sizes, deviation, make_engine, pack
+from vit_api.model.engines import Engine, batch_sizes, deviation, make_engine, pack, warmed_batch_sizes
 from vit_api.model.model import VisionModel
+from vit_api.model.precision import disable_cudnn_attention
 
 needs_gpu = [
     pytest.mark.gpu,
@@ -41,7 +43,8 @@ def inputs(images: int) -> torch.Tensor:
 
 
 def make(wanted: str, compiled: Callable[[], engines.Network], max_batch_size: int = 8) -> Engine:
-    return make_engine(wanted, arithmetic, compiled, inputs, max_batch_size=max_batch_size, max_deviation=1e-3)
+    sizes = batch_sizes("compile", max_batch_size)
+    return make_engine(wanted, arithmetic, compiled, inputs, sizes=sizes, max_deviation=1e-3)
 
 
 def noise(batch: int) -> torch.Tensor:
@@ -49,19 +52,28 @@ def noise(batch: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("most", "sizes"),
+    ("engine", "most", "sizes"),
     [
-        (32, (1, 2, 4, 8, 16, 24, 32)),
-        (1, (1,)),
-        (12, (1, 2, 4, 8, 12)),
-        (40, (1, 2, 4, 8, 16, 24, 32, 40)),
-        (256, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)),
+        ("cudagraph", 1, (1,)),
+        ("cudagraph", 9, (1, 2, 3, 4, 6, 8, 9)),
+        ("cudagraph", 32, (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32)),
+        ("cudagraph", 33, (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 33)),
+        ("compile", 12, (1, 2, 4, 8, 12)),
+        ("compile", 40, (1, 2, 4, 8, 16, 24, 32, 40)),
+        ("compile", 256, (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)),
     ],
 )
-def test_sizes_end_with_the_largest_batch(most: int, sizes: tuple[int, ...]) -> None:
-    """The limit is always one of the sizes; warm-up stops at 32."""
-    assert batch_sizes(most) == sizes
-    assert common_batch_sizes(most) == tuple(size for size in sizes if size <= 32)
+def test_sizes_end_with_the_largest_batch(engine: str, most: int, sizes: tuple[int, ...]) -> None:
+    """The limit is always one of the sizes."""
+    assert batch_sizes(engine, most) == sizes
+
+
+def test_recorded_batches_have_little_padding() -> None:
+    """At most a quarter of the images that a batch has, from 3 images on; the eager engine is warmed up to 32."""
+    sizes = batch_sizes("cudagraph", 256)
+    assert all((-batch + min(size for size in sizes if size >= batch)) / batch <= 0.25 for batch in range(3, 257))
+    assert warmed_batch_sizes(256) == (1, 2, 4, 8, 16, 24, 32)
+    assert warmed_batch_sizes(12) == (1, 2, 4, 8, 12)
 
 
 def test_auto_is_eager_on_the_cpu_and_graphs_on_cuda() -> None:
@@ -131,6 +143,50 @@ def test_an_engine_that_fails_or_disagrees_is_not_used(
     assert why in warning.getMessage()
     assert wanted in warning.getMessage()
     assert "\n" not in warning.getMessage()
+
+
+def test_the_check_runs_full_batches_and_two_at_once() -> None:
+    """A result that the next batch overwrites is found, and one that is wrong only in the largest batch."""
+    seen: list[int] = []
+    output = torch.zeros(8, 7)
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return arithmetic(pixels)
+
+    assert make("compile", lambda: network).name == "compile"
+    assert seen == [1, 2, 4, 8, 8, 1]
+
+    def wrong_if_full(pixels: torch.Tensor) -> torch.Tensor:
+        packed = arithmetic(pixels)
+        packed[7:] *= 1.5
+        return packed
+
+    assert make("compile", lambda: wrong_if_full).name == "eager"
+
+    def late(pixels: torch.Tensor) -> torch.Tensor:
+        """Give the results of the batch before, as a copy that is not waited for would."""
+        before = output[: len(pixels)].clone()
+        output[: len(pixels)] = arithmetic(pixels)
+        return output[: len(pixels)] if not before.any() else before
+
+    assert make("compile", lambda: late).name == "eager"
+
+
+def test_the_first_error_of_a_failed_capture_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its end raises another one, which says nothing of the cause."""
+
+    def fail(*_: object) -> Any:
+        try:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(engines, "_padded", fail)
+    assert make("cudagraph", _fail).name == "eager"
+    assert "eager instead: RuntimeError: CUDA error: operation not permitted when stream is capturing" in caplog.text
 
 
 def test_deviation_ignores_places_that_are_as_good() -> None:
@@ -220,11 +276,23 @@ def test_the_server_serves_without_the_engine_that_was_wanted() -> None:
         assert server.log.read_text().count("The engine cudagraph is not available") == 1
 
 
+def test_attention_can_be_kept_off_cudnn() -> None:
+    """As the model does on CUDA; torch's flag exists without it."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        disable_cudnn_attention()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_float32_is_exact() -> None:
-    """float32 is never replaced by TF32."""
+    """float32 is never replaced by TF32, nor are the sums of 16-bit products by sums in 16 bits."""
     VisionModel(load_checkpoint("digits"), "cpu", "float32", 1)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+    assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
 
 
 class TestOnCuda:
@@ -238,6 +306,7 @@ class TestOnCuda:
         model = VisionModel(load_checkpoint("digits"), "cuda:0", dtype, None, max_batch_size=4)
         batches = [images, images[:1], images[:2], images[1:], images]
         eager = [predictions(model, batch) for batch in batches]
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
         model.prepare("cudagraph")
         assert model.engine.name == "cudagraph"
         for expected, found in zip(eager, [predictions(model, batch) for batch in batches], strict=True):
@@ -262,8 +331,33 @@ class TestOnCuda:
         def no_memory(*_: Any) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(engines, "_capture", no_memory)
+        monkeypatch.setattr(cuda_graphs, "capture", no_memory)
         model.prepare("cudagraph")
         assert model.engine.name == "eager"
         assert "out of memory" in caplog.text
         assert len(predictions(model, images)) == 3
+
+    @pytest.mark.parametrize("is_checked", [pytest.param(True, id="checked"), pytest.param(False, id="captured")])
+    def test_a_model_that_waits_for_the_gpu_stays_eager(
+        self, monkeypatch: pytest.MonkeyPatch, images: Any, caplog: pytest.LogCaptureFixture, is_checked: bool
+    ) -> None:
+        """With one warning, and with memory that can be freed, even if its capture was tried."""
+        if not is_checked:
+            monkeypatch.setattr(cuda_graphs, "_forbid_waits", contextlib.nullcontext)
+        model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
+        logits = model._logits
+
+        def waiting(pixels: torch.Tensor) -> torch.Tensor:
+            return logits(pixels) + 0 * pixels.sum().item()
+
+        model._logits = waiting
+        expected = predictions(model, images)
+        model.prepare("cudagraph")
+        assert model.engine.name == "eager"
+        (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert ("waits for the GPU" in warning.getMessage()) is is_checked
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        for _ in range(50):
+            assert [one.indices for one in predictions(model, images)] == [one.indices for one in expected]
+        assert torch.cuda.memory_allocated() <= before + 2**20

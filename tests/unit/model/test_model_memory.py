@@ -14,18 +14,20 @@ from vit_api.ipc.slots import OwnerSlots, SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.lit_api import ViTAPI
 from vit_api.metrics import COUNTED
+from vit_api.model.memory_errors import translate_memory_error
+from vit_api.model.staging import Done
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
 
-def let_memory_suffice_for(most: int, lit_api: ViTAPI) -> None:
+def let_memory_suffice_for(most: int, lit_api: ViTAPI, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
     """Make the network raise as CUDA does, for more than `most` images."""
     assert lit_api.model is not None
     network = lit_api.model._logits
 
     def small(pixels: torch.Tensor) -> torch.Tensor:
         if len(pixels) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error(_CUBLAS)
         return network(pixels)
 
     lit_api.model._logits = small
@@ -47,11 +49,67 @@ def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
         lit_api.predict(lit_api.batch(images))
 
 
+_CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+_NVML = 'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1131, please report'
+_CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_short"),
+    [
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True, id="allocator"),
+        pytest.param(torch.AcceleratorError("CUDA error: out of memory\nSearch for", 2), True, id="pinned memory"),
+        pytest.param(RuntimeError(_CUBLAS), True, id="cuBLAS"),
+        pytest.param(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True, id="cuDNN"),
+        pytest.param(
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True, id="cuDNN 9"
+        ),
+        pytest.param(RuntimeError(_NVML), True, id="allocator without NVML"),
+        pytest.param(RuntimeError(_CPU), True, id="CPU"),
+        pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False, id="another of cuBLAS"),
+        pytest.param(
+            torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), False, id="sticky"
+        ),
+        pytest.param(ValueError("out of memory"), False, id="not torch's"),
+    ],
+)
+def test_each_library_has_its_own_words_for_it(error: Exception, is_short: bool) -> None:
+    """All of them become one error, and no other error does."""
+
+    @translate_memory_error
+    def step() -> None:
+        raise error
+
+    with pytest.raises(OutOfDeviceMemory if is_short else type(error)):
+        step()
+
+
+@pytest.mark.parametrize("hook", ["batch", "predict", "unbatch"])
+def test_memory_may_be_short_in_each_step(lit_api: ViTAPI, monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
+    """Staging needs pinned memory, the launch everything, and what CUDA reports late is raised by the wait."""
+    model = lit_api.model
+    assert model is not None
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory", 2)
+
+    images = [np.zeros(lit_api.checkpoint.preprocessing.pixel_shape, np.uint8)] * 2
+    failing: dict[str, tuple[object, str]] = {
+        "batch": (model._staging, "stage"),
+        "predict": (model._link, "fetch"),
+        "unbatch": (Done, "synchronize"),
+    }
+    monkeypatch.setattr(*failing[hook], fail)
+    with pytest.raises(OutOfDeviceMemory):
+        lit_api.unbatch(lit_api.predict(lit_api.batch(images)))
+
+
 @pytest.mark.parametrize(
     ("failure", "works"),
     [
         pytest.param(None, True, id="it computes"),
         pytest.param(torch.OutOfMemoryError("CUDA out of memory"), True, id="it is full"),
+        pytest.param(torch.AcceleratorError("CUDA error: out of memory", 2), True, id="its driver has no memory"),
         pytest.param(torch.AcceleratorError("CUDA error: an illegal memory access", 700), False, id="it is broken"),
     ],
 )
@@ -78,13 +136,21 @@ def test_a_model_that_overflows_is_not_served(lit_api: ViTAPI) -> None:
         lit_api.model.prepare("eager")
 
 
-@pytest.mark.parametrize("most", [0, 1, 3, 31])
-def test_a_batch_is_split_until_it_fits(lit_api: ViTAPI, most: int, noise: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    ("most", "error"),
+    [
+        *((most, torch.OutOfMemoryError) for most in (0, 1, 3, 31)),
+        pytest.param(3, RuntimeError, id="3, of cuBLAS"),
+    ],
+)
+def test_a_batch_is_split_until_it_fits(
+    lit_api: ViTAPI, most: int, error: type[RuntimeError], noise: np.random.Generator
+) -> None:
     """Each image gets the result that it gets on its own; if not even one fits, each fails."""
     shape = lit_api.checkpoint.preprocessing.pixel_shape
     pixels = noise.integers(0, 256, (32, *shape), dtype=np.uint8)
     alone = [lit_api.unbatch(lit_api.predict(lit_api.batch([image])))[0] for image in pixels]
-    let_memory_suffice_for(most, lit_api)
+    let_memory_suffice_for(most, lit_api, error)
     table, requests, answers = SlotTable(1, 32, shape), RecordPipe.for_requests(32), RecordPipe.for_answers(32)
     loop = SlotLoop(
         table,

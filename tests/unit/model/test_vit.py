@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import BeitConfig, BeitForImageClassification, ViTConfig, ViTForImageClassification
 
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.cores import available_cores
-from vit_api.model.model import VisionModel, choose_threads
+from vit_api.model import vit
+from vit_api.model.model import VisionModel
+from vit_api.model.precision import choose_threads
 from vit_api.model.vit import FusedViT, fuse
 
 SCALE = torch.tensor([1 / 127.5, 1 / 100, 1 / 60]).view(3, 1, 1)
@@ -74,6 +77,80 @@ def test_a_fused_form_that_differs_is_not_used(caplog: pytest.LogCaptureFixture)
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels)) is not None
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels) + 1) is None
     assert "transformers' own is used" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@torch.inference_mode()
+def test_logits_are_float32(dtype: torch.dtype) -> None:
+    """They are finer than the dtype's own, of which several would be equal."""
+    model = model_of(num_labels=500).to(dtype)
+    logits = FusedViT(model, SCALE, SHIFT)(noise(8))
+    assert logits.dtype == torch.float32
+    assert dtype == torch.float32 or not torch.equal(logits, logits.to(dtype).float())
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@torch.inference_mode()
+def test_gelu_in_the_matrix_product_is_the_same_function(layers: int) -> None:
+    """On the CPU, torch computes it exactly there, too; with and without the shortcut of the last layer."""
+    model = model_of(num_hidden_layers=layers)
+    pixels = noise(5)
+    logits = FusedViT(model, SCALE, SHIFT, fuse_gelu=True)(pixels)
+    torch.testing.assert_close(logits, reference(model, pixels), rtol=1e-3, atol=1e-3)
+
+
+def _tanh_gelu(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, use_gelu: bool) -> torch.Tensor:
+    """Compute what CUDA does instead of the exact GELU."""
+    assert use_gelu
+    return F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
+
+
+def _relu(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, use_gelu: bool) -> torch.Tensor:
+    return torch.addmm(bias, x, weight).relu()
+
+
+def _unsupported(*_: Any, **__: Any) -> torch.Tensor:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul")
+
+
+@pytest.mark.parametrize(
+    ("operation", "is_used"),
+    [
+        pytest.param(_tanh_gelu, True, id="the approximation"),
+        pytest.param(_relu, False, id="another function"),
+        pytest.param(_unsupported, False, id="not there"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_gelu_is_fused_only_where_it_is_as_accurate(
+    monkeypatch: pytest.MonkeyPatch, operation: Any, is_used: bool, dtype: torch.dtype
+) -> None:
+    """Otherwise the fused ViT computes it separately."""
+    monkeypatch.setattr(vit, "_may_fuse_gelu", lambda model: True)
+    monkeypatch.setattr(torch, "_addmm_activation", operation)
+    model = model_of().to(dtype)
+    fused = fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels))
+    assert fused is not None
+    assert fused._fuse_gelu is is_used
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "dtype", "is_tried"),
+    [
+        pytest.param({}, "cuda", torch.float16, True, id="16 bits on CUDA"),
+        pytest.param({}, "cuda", torch.float32, False, id="float32"),
+        pytest.param({}, "cpu", torch.bfloat16, False, id="CPU"),
+        pytest.param({"hidden_act": "gelu_new"}, "cuda", torch.float16, False, id="another activation"),
+    ],
+)
+def test_where_a_fused_gelu_is_tried(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], device: str, dtype: torch.dtype, is_tried: bool
+) -> None:
+    """Where it saves memory traffic, and its approximation is below the dtype's rounding."""
+    model = model_of(**config).to(dtype)
+    monkeypatch.setattr(type(model), "device", torch.device(device))
+    assert vit._may_fuse_gelu(model) is is_tried
 
 
 @torch.inference_mode()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
+import subprocess
+import sys
 
 from tests.support.loop_bench import SLOTS, LoopBench
+from tests.support.server import ROOT
 from vit_api.ipc.records import Status, unpack_answers
 from vit_api.ipc.slots import SlotState
 from vit_api.metrics import BATCH_DURATION, BATCH_SIZE, MODEL_DURATION, QUEUE_WAIT
@@ -38,10 +40,29 @@ def test_a_worker_whose_device_broke_ends_with_its_images() -> None:
     bench = LoopBench()
     bench.api.is_broken = True
     bench.queue(0, 255)
-    with pytest.raises(SystemExit):
+    with bench.ends_the_process():
         bench.run_until(1)
     assert bench.table.count_by_state()[SlotState.RUNNING] == 1
     assert bench.answers.read(SLOTS) == b""
+
+
+_ENDS = """
+import atexit, os
+from tests.support.loop_bench import LoopBench
+atexit.register(os.abort)  # as CUDA's finalizers may, on a broken device
+bench = LoopBench()
+bench.api.is_broken = True
+bench.queue(0, 255)
+bench.loop.run(bench.api)
+"""
+
+
+def test_a_broken_device_runs_no_finalizers() -> None:
+    """The process ends with its own status, and its last message is in the log."""
+    command = [sys.executable, "-c", _ENDS]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert "the device no longer works" in ended.stderr
 
 
 def test_an_image_whose_numbers_overflow_fails_alone() -> None:

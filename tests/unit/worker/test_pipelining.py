@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc.records import AnswerRecord, Status, unpack_answers
 from vit_api.ipc.slots import SlotState
 from vit_api.processes.recovery import Recovery
+from vit_api.worker.batching import BatchingPolicy
 
 
 class Ticket:
@@ -109,12 +111,69 @@ def test_a_smaller_batch_waits_for_the_device() -> None:
     bench.queue_many(0, 32)
     bench.step()
     bench.queue_many(32, 5)
+    while_busy: list[SlotState] = []
+    is_done = bench.api.is_done
+
+    def unclaimed_while_busy(output: Any) -> bool:
+        if output.name == "1" and output.polls_left > 0:
+            while_busy.extend(bench.table.state_of(slot) for slot in range(32, 37))
+            if output.polls_left == 5:
+                bench.queue_many(37, 3)
+        return is_done(output)
+
+    bench.api.is_done = unclaimed_while_busy  # type: ignore[method-assign]
     assert len(bench.step()) == 32
-    assert [bench.table.state_of(slot) for slot in range(32, 37)] == [SlotState.QUEUED] * 5
-    bench.queue_many(37, 3)
-    bench.step()
+    assert set(while_busy) == {SlotState.QUEUED}
     assert len(bench.step()) == 8
-    assert bench.api.events == ["+1", "=1", "+2", "=2"]
+    assert bench.api.batches == [32, 8]
+
+
+def test_the_device_gets_work_before_the_answers_are_written() -> None:
+    """Images that wait when a batch is done are launched first: the device computes while the host answers."""
+    bench = DeviceBench()
+    bench.queue_many(0, 20)
+    assert bench.step() == {}
+    bench.queue_many(20, 5)
+    assert sorted(bench.step()) == list(range(20))
+    assert bench.api.events == ["+1", "+2", "=1"]
+    assert sorted(bench.step()) == list(range(20, 25))
+    assert bench.api.events == ["+1", "+2", "=1", "=2"]
+
+
+def test_images_that_may_still_wait_are_not_launched_early() -> None:
+    """As long as another image is being decoded, until the oldest has waited its time."""
+    bench = DeviceBench()
+    bench.loop._policy = BatchingPolicy(max_batch_size=32, max_wait_s=3600)
+    bench.queue_many(0, 20)
+    bench.step()
+    bench.queue_many(20, 5)
+    assert bench.slots.take() is not None
+    assert sorted(bench.step()) == list(range(20))
+    assert bench.api.events == ["+1", "=1"]
+    bench.table._shared["queued_at"][22] -= 7200
+    assert bench.step() == {}
+    assert bench.api.batches == [20, 5]
+
+
+def test_the_time_of_the_next_launch_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch ends when the device is done with it, not when the next one is launched or it is answered."""
+    bench = DeviceBench()
+    bench.queue_many(0, 20)
+    bench.step()
+    bench.queue_many(20, 5)
+    predict, launched_at = bench.api.predict, []
+
+    def launch(x: Any, **options: Any) -> Any:
+        launched_at.append(time.monotonic())
+        return predict(x, **options)
+
+    monkeypatch.setattr(bench.api, "predict", launch)
+    assert len(bench.step()) == 20
+    assert bench.loop._done_at <= launched_at[0]
+    second = bench.step()[24]
+    assert second.queue_s + second.inference_s == pytest.approx(
+        bench.loop._done_at - bench.table._shared["queued_at"][24], abs=1e-5
+    )
 
 
 def test_what_others_took_is_no_batch() -> None:
@@ -166,7 +225,7 @@ def test_an_error_that_surfaces_in_a_poll(is_broken: bool) -> None:
     bench.api.is_done = bench.api.unbatch = fail  # type: ignore[method-assign]
     bench.queue(0, 7)
     if is_broken:
-        with pytest.raises(SystemExit):
+        with bench.ends_the_process():
             bench.step()
         assert bench.table.state_of(0) == SlotState.RUNNING
     else:

@@ -1,4 +1,4 @@
-"""Values cached for a limited time (TTL) and up to a limited number (LRU), in one HTTP process.
+"""Values cached for a limited time (TTL) and up to a limited number (LRU), in one HTTP process and in a tier behind it.
 
 Knows nothing of images, models or HTTP.
 """
@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from cachetools import TTLCache
+from cachetools import TLRUCache
 
 from vit_api.ipc.cache_board import CacheTally
 
 V = TypeVar("V")
+
+
+class SharedValues(Protocol[V]):
+    """A tier in memory that several HTTP processes share; it never waits."""
+
+    def get(self, key: bytes, now: float, epoch: int) -> tuple[V, float] | None:
+        """Return a value of this epoch and when it expires, which is after `now`; or None."""
+
+    def put(self, key: bytes, value: V, expires_at: float, epoch: int) -> None:
+        """Cache a value."""
 
 
 class AnswerCache(Generic[V]):
@@ -25,31 +35,69 @@ class AnswerCache(Generic[V]):
         size: Maximum number of values.
         ttl_s: Seconds until a value expires.
         tally: Publishes the number of values; its board has the epoch, which changes when the caches are cleared.
-        clock: Seconds.
+        shared: A tier that all HTTP processes share, and in which what is not found here is looked up.
+        clock: Seconds, the same in all processes.
     """
 
     def __init__(
-        self, size: int, ttl_s: float, tally: CacheTally, *, clock: Callable[[], float] = time.monotonic
+        self,
+        size: int,
+        ttl_s: float,
+        tally: CacheTally,
+        shared: SharedValues[V] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ttl_s = ttl_s
-        self._values: TTLCache[bytes, V] = TTLCache(size, ttl_s, timer=clock)
+        self._clock = clock
+        self._expires_at = 0.0  # of the value that is being put
+        self._values: TLRUCache[bytes, V] = TLRUCache(size, lambda *_: self._expires_at, timer=clock)
         self._tally = tally
         self._cache_board = tally.cache_board
+        self._shared = shared
         self._epoch = -1
         self.refresh()
 
     def get(self, key: bytes) -> V | None:
-        """Return the value, or None if it is unknown or expired."""
+        """Return the value, or None if it is unknown or expired, here and in the shared tier."""
         if self._epoch != self._cache_board.epoch:
             self.refresh()
         try:
             return self._values[key]
         except KeyError:
-            return None
+            return None if self._shared is None else self._get_shared(key, self._shared)
 
-    def put(self, key: bytes, value: V) -> None:
-        """Cache a value, for a full TTL from now."""
+    def _get_shared(self, key: bytes, shared: SharedValues[V]) -> V | None:
+        """Return a value of the shared tier, and cache it here until it expires there."""
+        found = shared.get(key, self._clock(), self._epoch)
+        if found is None:
+            return None
+        value, expires_at = found
+        self._put(key, value, expires_at)
+        return value
+
+    def put(self, key: bytes, value: V, epoch: int) -> bool:
+        """Cache a value here and in the shared tier, for a full TTL from now.
+
+        Args:
+            key: The key.
+            value: The value.
+            epoch: The epoch in which it was requested or looked up.
+
+        Returns:
+            Whether it was cached: not if the caches have been cleared since.
+        """
         self._apply_clear()
+        if epoch != self._epoch:
+            return False
+        expires_at = self._clock() + self.ttl_s
+        self._put(key, value, expires_at)
+        if self._shared is not None:
+            self._shared.put(key, value, expires_at, epoch)
+        return True
+
+    def _put(self, key: bytes, value: V, expires_at: float) -> None:
+        self._expires_at = expires_at
         self._values[key] = value
         self._publish_count()
 

@@ -1,29 +1,33 @@
 """The core of the HTTP half: an upload goes in, its classification comes out.
 
-Looks the upload up by its hash, in this process and then in the shared tier, and computes what is not cached, once for
-all callers that ask at the same time. Knows nothing of HTTP, slots or Redis.
+Looks the upload up by its hash, in memory and then in a tier beyond this server, and computes what is not cached, once
+for all callers that ask at the same time, in whichever HTTP process. Knows nothing of HTTP, slots or Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
 from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.records import AnswerRecord, Prediction
 from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.core.single_flight import SingleFlight
 
 _MAX_INLINE_HASH_BYTES = 2**18
 """Longer uploads are hashed in a thread: hashing so many bytes takes 0.15 ms, and a request may have 32 uploads."""
 
 _MAX_SWEEP_INTERVAL_S = 60.0
+
+_MAX_WAIT_SHARE = 0.5
+"""Part of the time until the deadline for which another HTTP process is waited for; the rest suffices to compute."""
 
 
 class Inference(Protocol):
@@ -34,7 +38,7 @@ class Inference(Protocol):
 
 
 class SharedTier(Protocol):
-    """A cache that several HTTP processes and servers share. It never raises and never takes long."""
+    """A cache that several servers share. It never raises and never takes long."""
 
     async def get(self, key: bytes) -> Prediction | None:
         """Return the cached prediction."""
@@ -43,83 +47,11 @@ class SharedTier(Protocol):
         """Cache a prediction, if possible."""
 
 
-class Source(enum.Enum):
-    """Where a result comes from; the values are what clients see."""
-
-    HIT = "hit"
-    """From a cache; the model did not run."""
-    MISS = "miss"
-    """The model ran for this upload."""
-    COALESCED = "coalesced"
-    """The model ran for an identical upload that was already in flight."""
-
-
-class CachedPrediction:
-    """A prediction in the form in which it is cached: packed, since a cache may hold millions of them.
-
-    Attributes:
-        packed: The prediction.
-        rendered: Parts of responses that were made from it, by a key of each protocol's own; the last few.
-    """
-
-    __slots__ = ("packed", "rendered")
-
-    _MAX_RENDERED = 2
-    _MAX_RENDERED_BYTES = 512
-
-    def __init__(self, prediction: Prediction) -> None:
-        self.packed = prediction.pack()
-        self.rendered: dict[Hashable, bytes] = {}
-
-    @property
-    def prediction(self) -> Prediction:
-        """The most probable classes, unpacked at each call."""
-        return Prediction.unpack(self.packed)
-
-    def add_rendered(self, key: Hashable, rendered: bytes) -> None:
-        """Cache a rendered part in place of the oldest, so that clients can't multiply the memory by asking for many.
-
-        A long part, such as one of 20 classes with long names, is not cached.
-        """
-        if len(rendered) > self._MAX_RENDERED_BYTES:
-            return
-        if len(self.rendered) >= self._MAX_RENDERED:
-            del self.rendered[next(iter(self.rendered))]
-        self.rendered[key] = rendered
-
-
-class ClassifierResult(NamedTuple):
-    """The classification of one upload.
-
-    Attributes:
-        cached: The prediction.
-        source: Where it comes from.
-        answer: The worker's answer, with its timings; None for a hit.
-        decode_s: Seconds that decoding took, if the model ran.
-        looked_up_at: When this process's cache was asked, in seconds of the monotonic clock.
-    """
-
-    cached: CachedPrediction
-    source: Source
-    answer: AnswerRecord | None = None
-    decode_s: float = 0.0
-    looked_up_at: float = 0.0
-
-    @property
-    def prediction(self) -> Prediction:
-        """The most probable classes; unpacked at each call for a hit."""
-        return self.cached.prediction if self.answer is None else self.answer.prediction
-
-    @property
-    def own_answer(self) -> AnswerRecord | None:
-        """The worker's answer if the model ran for this upload; a coalesced one has another upload's timings."""
-        return self.answer if self.source is Source.MISS else None
-
-
 class _Found(NamedTuple):
     """The outcome of a flight; see `ClassifierResult`."""
 
     cached: CachedPrediction
+    source: Source
     answer: AnswerRecord | None = None
     decode_s: float = 0.0
 
@@ -133,7 +65,9 @@ class Classifier:
         identity: Returns what determines an answer besides the upload: model, revision, dtype, decode mode. Called for
             the first upload; raises NotReady until that is known.
         cache: This process's cache; None disables caching.
-        shared: A tier shared by several processes, asked after `cache`.
+        shared: A tier shared by several servers, asked after `cache`.
+        flights: The computations of this server's HTTP processes, each of which others may wait for; None if there is
+            only this process.
     """
 
     def __init__(
@@ -143,12 +77,15 @@ class Classifier:
         identity: Callable[[], str],
         cache: AnswerCache[CachedPrediction] | None = None,
         shared: SharedTier | None = None,
+        *,
+        flights: SharedFlights | None = None,
     ) -> None:
         self._inference = inference
         self._tally = tally
         self._identity = identity
         self._cache = cache
         self._shared = shared
+        self._shared_flights = flights
         self._flights: SingleFlight[_Found] = SingleFlight()
 
     def start(self) -> None:
@@ -194,11 +131,11 @@ class Classifier:
     ) -> ClassifierResult:
         if key is None:
             return await self._fly(object(), deadline, functools.partial(self._run, None, upload))
-        # A caller that bypasses the cache must not join a flight that may still find an old answer in the shared tier;
+        # A caller that bypasses the cache must not join a flight that may still find an old answer in another tier;
         # the opposite is fine.
-        bypass_cache = bypass_cache or self._flights.is_in_flight((key, True))
-        compute = self._run if bypass_cache else self._find_or_run
-        return await self._fly((key, bypass_cache), deadline, functools.partial(compute, key, upload))
+        if bypass_cache or self._flights.is_in_flight((key, True)):
+            return await self._fly((key, True), deadline, functools.partial(self._rerun, key, upload))
+        return await self._fly((key, False), deadline, functools.partial(self._find_or_run, key, upload, deadline))
 
     async def _key_of(self, upload: Upload) -> bytes:
         """Return the SHA-256 of the identity, the kind of upload, and its bytes."""
@@ -225,11 +162,28 @@ class Classifier:
         joins = self._flights.is_in_flight(key)
         if joins:
             self._tally.add("coalesced")
-        cached, answer, decode_s = await self._flights.join(key, deadline, compute)
-        source = Source.HIT if answer is None else Source.COALESCED if joins else Source.MISS
+        cached, source, answer, decode_s = await self._flights.join(key, deadline, compute)
+        if joins and source is Source.MISS:
+            source = Source.COALESCED
         return ClassifierResult(cached, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: Upload) -> _Found:
+    async def _find_or_run(self, key: bytes, upload: Upload, deadline: float) -> _Found:
+        """Wait for the HTTP process that computes the upload; if none does, or it fails, find or compute it here."""
+        cache, flights = self._cache, self._shared_flights
+        if cache is None or flights is None:
+            return await self._find_beyond_or_run(key, upload)
+        max_wait_s = (deadline - time.monotonic()) * _MAX_WAIT_SHARE
+        turn = await flights.claim(key, functools.partial(cache.get, key), max_wait_s)
+        if turn.found is not None:
+            self._tally.add("coalesced" if turn.has_waited else "hits")
+            return _Found(turn.found, Source.COALESCED if turn.has_waited else Source.HIT)
+        try:
+            return await self._find_beyond_or_run(key, upload)
+        finally:
+            if turn.is_held:
+                flights.release(key)
+
+    async def _find_beyond_or_run(self, key: bytes, upload: Upload) -> _Found:
         epoch = self._tally.cache_board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
@@ -237,7 +191,17 @@ class Classifier:
         self._tally.add("hits")
         cached = CachedPrediction(prediction)
         self._store(key, cached, epoch)
-        return _Found(cached)
+        return _Found(cached, Source.HIT)
+
+    async def _rerun(self, key: bytes, upload: Upload) -> _Found:
+        """Run the model whatever is cached or in flight; other HTTP processes wait for it if they can."""
+        flights = self._shared_flights
+        is_held = flights is not None and flights.claim_now(key)
+        try:
+            return await self._run(key, upload)
+        finally:
+            if flights is not None and is_held:
+                flights.release(key)
 
     async def _run(self, key: bytes | None, upload: Upload) -> _Found:
         self._tally.add("misses")
@@ -246,14 +210,11 @@ class Classifier:
         cached = CachedPrediction(answer.prediction)
         if key is not None and self._store(key, cached, epoch) and self._shared is not None:
             self._shared.put(key, answer.prediction)
-        return _Found(cached, answer, decode_s)
+        return _Found(cached, Source.MISS, answer, decode_s)
 
     def _store(self, key: bytes, cached: CachedPrediction, epoch: int) -> bool:
         """Cache what was found or begun in `epoch`; return whether the caches were not cleared since."""
-        is_current = epoch == self._tally.cache_board.epoch
-        if self._cache is not None and is_current:
-            self._cache.put(key, cached)
-        return is_current
+        return self._cache is not None and self._cache.put(key, cached, epoch)
 
 
 def _seed_of(identity: str) -> hashlib._Hash:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from vit_api.errors import ViTError
-from vit_api.web.core.classifier import ClassifierResult, Source
+from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from vit_api.errors import ViTError
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.requests import Request
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vit_api import __version__
 from vit_api.errors import InternalError
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.observers.exchange import Exchange
 
 if TYPE_CHECKING:

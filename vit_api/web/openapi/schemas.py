@@ -66,6 +66,14 @@ class WorkerInfo(_Body):
     restarts: int = Field(description="How often the worker was restarted after a crash")
 
 
+class SharedCacheInfo(_Body):
+    """The cache tier in shared memory, in which each HTTP process of this server finds what the others computed."""
+
+    entries: int = Field(description="Results in shared memory now")
+    hits: int = Field(description="Images that this HTTP process had not cached and found in shared memory")
+    rejected: int = Field(description="Entries read while they were overwritten, or incomplete; each counts as a miss")
+
+
 class RedisInfo(_Body):
     """The cache tier that several servers share, as seen by this server's HTTP processes."""
 
@@ -80,10 +88,11 @@ class RedisInfo(_Body):
 class CacheInfo(_Body):
     """Cache statistics of all HTTP processes since the server started."""
 
-    entries: int = Field(description="Results cached now")
-    hits: int = Field(description="Images served from the cache, including Redis")
+    entries: int = Field(description="Results cached now by the HTTP processes, each for itself")
+    hits: int = Field(description="Images served from the cache, including shared memory and Redis")
     misses: int = Field(description="Images that were neither cached nor in flight")
     coalesced: int = Field(description="Images that waited for an identical image in flight")
+    shared: SharedCacheInfo
     redis: RedisInfo | None = Field(description="Null if there is no Redis")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ from fastapi import APIRouter, Request
 
 from vit_api.access.api_keys import KeyRing, digest_of
 from vit_api.errors import Forbidden
+from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard
 from vit_api.web.admission.keys import check_key
-from vit_api.web.openapi.schemas import CacheCleared, CacheInfo, ErrorResponse, RedisInfo
+from vit_api.web.openapi.schemas import CacheCleared, CacheInfo, ErrorResponse, RedisInfo, SharedCacheInfo
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +27,19 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def cache_info(cache_board: CacheBoard, *, has_redis: bool) -> CacheInfo:
+def shared_entries(cache_board: CacheBoard, answer_table: AnswerTable) -> int:
+    """Return the number of results that are in shared memory now."""
+    return answer_table.count(time.monotonic(), cache_board.epoch)
+
+
+def cache_info(cache_board: CacheBoard, answer_table: AnswerTable, *, has_redis: bool) -> CacheInfo:
     """Return the statistics of all HTTP processes' caches."""
     counts = cache_board.totals()
+    shared = SharedCacheInfo(
+        entries=shared_entries(cache_board, answer_table),
+        hits=counts["shared_hits"],
+        rejected=counts["shared_rejected"],
+    )
     redis = RedisInfo(
         processes_connected=counts["redis_up"],
         hits=counts["redis_hits"],
@@ -41,6 +53,7 @@ def cache_info(cache_board: CacheBoard, *, has_redis: bool) -> CacheInfo:
         hits=counts["hits"],
         misses=counts["misses"],
         coalesced=counts["coalesced"],
+        shared=shared,
         redis=redis if has_redis else None,
     )
 
@@ -51,7 +64,7 @@ def cache_router(cache_board: CacheBoard, operator_key: str | None, clear_redis:
     Args:
         cache_board: Makes all HTTP processes clear their caches.
         operator_key: Key that authorises clearing; None disables the endpoint.
-        clear_redis: Clears the shared tier and returns how many entries it had; None if there is none.
+        clear_redis: Clears Redis and returns how many entries it had; None if there is none.
     """
     router = APIRouter(tags=["operations"])
 

@@ -13,11 +13,13 @@ from prometheus_client.registry import Collector
 
 from vit_api import __version__, metrics
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState
 from vit_api.metrics import Kind, Metric
+from vit_api.web.operations.cache import shared_entries
 from vit_api.web.operations.gpu_stats import GpuStats, read_gpu
 
 _CACHE = {
@@ -25,6 +27,8 @@ _CACHE = {
     metrics.CACHE_MISSES: "misses",
     metrics.CACHE_COALESCED: "coalesced",
     metrics.CACHE_ENTRIES: "entries",
+    metrics.SHARED_HITS: "shared_hits",
+    metrics.SHARED_REJECTED: "shared_rejected",
 }
 _REDIS = {
     metrics.REDIS_UP: "redis_up",
@@ -54,15 +58,17 @@ class Sources(NamedTuple):
         metrics_board: The counters and histograms of all processes.
         worker_board: The workers' statuses.
         slots: The slots for images, by state.
-        cache_board: The caches' counts; None if caching is off.
-        has_redis: Whether there is a shared tier.
+        cache_board: The caches' counts.
+        answer_table: The entries in shared memory; None if caching is off.
+        has_redis: Whether there is a tier beyond this server.
     """
 
     checkpoint: Checkpoint
     metrics_board: MetricsBoard
     worker_board: WorkerBoard
     slots: SlotTable
-    cache_board: CacheBoard | None
+    cache_board: CacheBoard
+    answer_table: AnswerTable | None
     has_redis: bool
 
 
@@ -86,8 +92,10 @@ class MetricsCollector(Collector):
         """Yield every metric with its current values."""
         yield from (_counted(self._sources.metrics_board, metric) for metric in metrics.COUNTED)
         yield from self._server()
-        if self._sources.cache_board is not None:
+        if self._sources.answer_table is not None:
             yield from self._caches(self._sources.cache_board.totals())
+            entries = shared_entries(self._sources.cache_board, self._sources.answer_table)
+            yield _family(metrics.SHARED_ENTRIES, [([], entries)])
         yield from _processes(self._sources.metrics_board.pids())
         yield from self._gpus()
 

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
+from vit_api.web.parameters import Fields, collect
 from vit_api.web.protocols.results import UploadClassifier, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
-from vit_api.web.uploads import Uploads, load_object
+from vit_api.web.uploads import Uploads
 
 
 def _sigmoids(prediction: Prediction) -> list[float]:
@@ -41,7 +41,6 @@ _SCORES: Mapping[str, Callable[[Prediction], Sequence[float]]] = {
 }
 """How scores are computed, by the name of `function_to_apply`; each function preserves the order of the classes."""
 
-_EXAMPLE = '{"inputs": "<base64>", "parameters": {"top_k": 5}}'
 _CONTENT = {
     "application/octet-stream": {"schema": FILE},
     "image/*": {"schema": FILE},
@@ -85,6 +84,9 @@ class _Parameters(NamedTuple):
     function_to_apply: str = _SOFTMAX
 
 
+_DEFAULTS = _Parameters()
+
+
 class HuggingFaceRoutes:
     """The route that Hugging Face's clients post to.
 
@@ -109,14 +111,15 @@ class HuggingFaceRoutes:
             responses=ANSWER | FAILURES,
             response_model=list[LabelScore],
         )
-        return [HotRoute("POST", "/", "/", self.classify, self._uploads.limit_of_raw_or_json, operation)]
+        return [HotRoute("POST", "/", "/", self.classify, self._uploads.limit_of_one, operation)]
 
     async def classify(self, request: Request) -> Response:
         """Classify one image."""
-        upload, parameters = await self._uploads.find_raw_or_json(request, _inputs_in_json)
+        upload, fields = await self._uploads.find_one(request, "inputs")
+        parameters = _parameters_of(request.query, fields) if fields or request.query else _DEFAULTS
         request.timeline.parsed_at = time.monotonic()
         result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
-        return Response(200, self._body(result, parameters or _Parameters()), source_headers(result), (result,))
+        return Response(200, self._body(result, parameters), source_headers(result), (result,))
 
     def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:
         """Return the response's JSON, which is serialised once for each cached prediction and parameters."""
@@ -132,40 +135,34 @@ class HuggingFaceRoutes:
         return to_json([{"label": self._labels[index], "score": score} for index, score in top])
 
 
-def _inputs_in_json(body: bytes) -> tuple[bytes, _Parameters]:
-    """Return the upload and the parameters in a JSON body.
+def _parameters_of(query: bytes, fields: Fields) -> _Parameters:
+    """Return the parameters of a request: in the `parameters` of the JSON, beside `inputs`, in the query, or in a form.
 
-    Other fields are ignored, such as the `options` of older clients.
-
-    Raises:
-        BadRequest: The body has no upload, or invalid parameters.
-    """
-    document = load_object(body, _EXAMPLE)
-    inputs = document.get("inputs")
-    if not isinstance(inputs, str):
-        raise BadRequest(f"The JSON has no upload. Send {_EXAMPLE}.")
-    if inputs.startswith(("http://", "https://")):
-        raise BadRequest("'inputs' is a URL, and this server doesn't download images. Send the image itself as base64.")
-    return decode_base64(inputs, "inputs"), _parameters_of(document.get("parameters"))
-
-
-def _parameters_of(given: Any) -> _Parameters:
-    """Return the parameters that a client sent; null means the default, as in Hugging Face's own clients.
+    Null means the default, as in Hugging Face's own clients. Other fields of the JSON are ignored, such as the
+    `options` of older clients.
 
     Raises:
         BadRequest: A parameter is invalid or unknown. Ignoring a misspelt one would silently apply its default.
     """
-    if given is None:
-        given = {}
-    if not isinstance(given, dict):
+    nested = next((value for name, value in fields if name == "parameters"), None)
+    if nested is not None and not isinstance(nested, dict):
         raise BadRequest("'parameters' must be an object, such as {\"top_k\": 5}.")
-    unknown = sorted(given.keys() - set(_Parameters._fields))
+    nested = nested or {}
+    unknown = sorted(nested.keys() - set(_Parameters._fields))
     if unknown:
         raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {' and '.join(_Parameters._fields)}.")
-    top_k = DEFAULT_TOP_K if given.get("top_k") is None else given["top_k"]
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise BadRequest("'top_k' must be a positive integer.")
-    function = _SOFTMAX if given.get("function_to_apply") is None else given["function_to_apply"]
+    beside = [(name, value) for name, value in fields if name != "parameters"]
+    sent = [(name, value) for name, value in (*nested.items(), *beside) if value is not None]
+    values = collect(_Parameters._fields, query, sent)
+    function = values.get("function_to_apply", _SOFTMAX)
     if not isinstance(function, str) or function not in _SCORES:
         raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")
-    return _Parameters(min(top_k, MAX_TOP_K), function)
+    return _Parameters(_top_k_of(values.get("top_k", DEFAULT_TOP_K)), function)
+
+
+def _top_k_of(value: Any) -> int:
+    """Return how many classes to return: as in transformers, all that there are if more are requested."""
+    top_k = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise BadRequest("'top_k' must be a positive integer.")
+    return min(top_k, MAX_TOP_K)

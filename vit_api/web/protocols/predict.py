@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
-from vit_api.errors import BadRequest, ViTError
+from vit_api.errors import ViTError
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
+from vit_api.web.parameters import Fields, collect, integer_of
 from vit_api.web.protocols.results import UploadClassifier, classify_several, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
@@ -53,7 +53,7 @@ _TOP_K = {
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": DEFAULT_TOP_K},
 }
 
-_TOP_KS = {str(k): k for k in range(1, MAX_TOP_K + 1)}
+_PARAMETERS = ("top_k",)
 _PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, MAX_TOP_K + 1)}
 
 
@@ -108,16 +108,16 @@ class PredictRoutes:
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
-        top_k = _top_k_of(request)
-        upload = await self._uploads.find_one(request)
+        upload, fields = await self._uploads.find_one(request)
+        top_k = _top_k_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
         result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; one that fails has an error object in its position."""
-        top_k = _top_k_of(request)
-        uploads = await self._uploads.find_several(request)
+        uploads, fields = await self._uploads.find_several(request)
+        top_k = _top_k_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
         results = await classify_several(self._classifier, request, uploads)
         request_id = request.id.decode()
@@ -135,21 +135,18 @@ class PredictRoutes:
         if start is None:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
             result.cached.add_rendered(top_k, start)
-        cached = b"true" if result.answer is None else b"false"
+        cached = b"true" if result.source is Source.HIT else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, request.elapsed_ms, self._end)
 
 
-def _top_k_of(request: Request) -> int:
-    """Return the query's `top_k`.
+def _top_k_of(request: Request, fields: Fields) -> int:
+    """Return `top_k` of the query or the body.
 
     Raises:
-        BadRequest: It is not an integer from 1 to 20.
+        BadRequest: It is not an integer from 1 to 20, has several values, or is misspelt.
     """
-    query = request.query
-    top_k = _PLAIN_QUERIES.get(query)
+    top_k = None if fields else _PLAIN_QUERIES.get(request.query)
     if top_k is None:
-        values = dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
-        top_k = _TOP_KS.get(values.get("top_k", str(DEFAULT_TOP_K)))
-    if top_k is None:
-        raise BadRequest(f"'top_k' must be an integer from 1 to {MAX_TOP_K}.")
+        values = collect(_PARAMETERS, request.query, fields)
+        top_k = integer_of("top_k", values.get("top_k", DEFAULT_TOP_K), MAX_TOP_K)
     return top_k

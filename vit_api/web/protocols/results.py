@@ -8,7 +8,7 @@ from typing import Protocol
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import InternalError, ViTError
-from vit_api.web.core.classifier import ClassifierResult, Source
+from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 
 
@@ -60,11 +60,11 @@ _HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
 
 def source_headers(result: ClassifierResult) -> Headers:
     """Return the headers that say where a result comes from and, for a miss, how long its stages took."""
-    answer = result.answer
-    if answer is None:
+    if result.source is Source.HIT:
         return _HIT_HEADERS
     cache = (b"x-cache", result.source.value.encode())
-    if result.source is not Source.MISS:
+    answer = result.own_answer
+    if answer is None:
         return (cache,)
     return (
         cache,

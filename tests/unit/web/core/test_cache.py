@@ -26,8 +26,8 @@ def make_cache(size: int = 3, ttl_s: float = 10.0) -> tuple[AnswerCache[str], Cl
 
 def test_a_value_lives_for_its_time() -> None:
     """It is there until just before the end of its time, and asking for it doesn't make that longer."""
-    cache, clock, _ = make_cache()
-    cache.put(b"a", "A")
+    cache, clock, board = make_cache()
+    cache.put(b"a", "A", board.epoch)
     clock.now += 9.9
     assert cache.get(b"a") == "A"
     clock.now += 0.1
@@ -36,10 +36,10 @@ def test_a_value_lives_for_its_time() -> None:
 
 def test_putting_a_value_again_begins_its_time_anew() -> None:
     """A refreshed answer lives as long as a new one."""
-    cache, clock, _ = make_cache()
-    cache.put(b"a", "A")
+    cache, clock, board = make_cache()
+    cache.put(b"a", "A", board.epoch)
     clock.now += 9
-    cache.put(b"a", "A2")
+    cache.put(b"a", "A2", board.epoch)
     clock.now += 9
     assert cache.get(b"a") == "A2"
 
@@ -49,9 +49,9 @@ def test_the_least_recently_used_goes_first() -> None:
     cache, clock, board = make_cache(size=3)
     for name in "abc":
         clock.now += 1
-        cache.put(name.encode(), name)
+        cache.put(name.encode(), name, board.epoch)
     assert cache.get(b"a") == "a"
-    cache.put(b"d", "d")
+    cache.put(b"d", "d", board.epoch)
     assert [cache.get(name.encode()) for name in "abcd"] == ["a", None, "c", "d"]
     assert board.totals()["entries"] == 3
 
@@ -59,9 +59,9 @@ def test_the_least_recently_used_goes_first() -> None:
 def test_what_is_too_old_is_forgotten_without_being_asked_for() -> None:
     """`refresh` gives the memory back, and the count is right."""
     cache, clock, board = make_cache()
-    cache.put(b"a", "A")
+    cache.put(b"a", "A", board.epoch)
     clock.now += 5
-    cache.put(b"b", "B")
+    cache.put(b"b", "B", board.epoch)
     assert board.totals()["entries"] == 2
     clock.now += 5
     cache.refresh()
@@ -75,12 +75,66 @@ def test_clearing_reaches_the_caches_of_all_processes(looks_up: bool) -> None:
     board = CacheBoard(2)
     caches: list[AnswerCache[str]] = [AnswerCache(3, 10, CacheTally(board, number)) for number in range(2)]
     for cache in caches:
-        cache.put(b"a", "A")
+        cache.put(b"a", "A", board.epoch)
     board.clear()
     for cache in caches:
         if looks_up:
             assert cache.get(b"a") is None
         else:
-            cache.put(b"b", "B")
+            cache.put(b"b", "B", board.epoch)
             assert (cache.get(b"a"), cache.get(b"b")) == (None, "B")
     assert board.totals()["entries"] == (0 if looks_up else 2)
+
+
+class Shelf:
+    """A shared tier in a dict: value, expiry and epoch by key."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, tuple[str, float, int]] = {}
+
+    def get(self, key: bytes, now: float, epoch: int) -> tuple[str, float] | None:
+        value, expires_at, stored_epoch = self.entries.get(key, ("", 0.0, -1))
+        return (value, expires_at) if stored_epoch == epoch and expires_at > now else None
+
+    def put(self, key: bytes, value: str, expires_at: float, epoch: int) -> None:
+        self.entries[key] = (value, expires_at, epoch)
+
+
+def make_caches(ttl_s: float = 10.0) -> tuple[list[AnswerCache[str]], Shelf, Clock, CacheBoard]:
+    """Return the caches of two processes that share a shelf."""
+    clock, board, shelf = Clock(), CacheBoard(2), Shelf()
+    caches = [AnswerCache[str](3, ttl_s, CacheTally(board, number), shelf, clock=clock) for number in range(2)]
+    return caches, shelf, clock, board
+
+
+def test_what_one_process_cached_the_others_find() -> None:
+    """And cache it themselves, for no longer than it lives there."""
+    (first, second), shelf, clock, board = make_caches()
+    first.put(b"a", "A", board.epoch)
+    clock.now += 9
+    assert second.get(b"a") == "A"
+    shelf.entries.clear()
+    assert second.get(b"a") == "A"
+    assert board.totals()["entries"] == 2
+    clock.now += 1
+    assert (first.get(b"a"), second.get(b"a")) == (None, None)
+
+
+def test_what_was_evicted_here_is_found_in_the_shared_tier() -> None:
+    """The tier may hold more than one process."""
+    (first, _), _, _, board = make_caches()
+    for name in "abcd":
+        first.put(name.encode(), name, board.epoch)
+    assert first.get(b"a") == "a"
+
+
+def test_a_value_from_before_a_clear_is_cached_nowhere() -> None:
+    """And a caller that began to compute it before the caches were cleared is told so."""
+    (first, second), shelf, _, board = make_caches()
+    epoch = board.epoch
+    board.clear()
+    assert not first.put(b"a", "A", epoch)
+    assert (first.get(b"a"), second.get(b"a"), shelf.entries) == (None, None, {})
+    assert first.put(b"a", "A", board.epoch)
+    board.clear()
+    assert (first.get(b"a"), second.get(b"a")) == (None, None)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import anyio
 import pytest
 
+from tests.support.remote_process import RemoteProcess
 from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadImage, NotReady
+from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
-from vit_api.ipc.records import MAX_TOP_K, AnswerRecord, Prediction, Status
+from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
+from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, AnswerRecord, Prediction, Status
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import CachedPrediction, Classifier, ClassifierResult, Source
+from vit_api.web.core.classifier import Classifier
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.shared_answers import SharedAnswers
+from vit_api.web.core.shared_flights import SharedFlights
 
 _LONG_S = 60.0
 pytestmark = pytest.mark.anyio
@@ -244,6 +250,109 @@ async def test_without_a_cache_every_upload_is_computed() -> None:
     bench.model.gate.set()
     assert [result.source for result in await asyncio.gather(*tasks)] == [Source.MISS] * 3
     assert len(bench.model.uploads) == 3
+
+
+class Server:
+    """Two HTTP processes: this one, and one that the test plays."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        tally = CacheTally(self.bench.cache_board, 0)
+        self.table, self.board = AnswerTable(2, 100, PACKED_PREDICTION_BYTES), FlightBoard(2)
+        cache = AnswerCache[CachedPrediction](100, 100, tally, SharedAnswers(self.table, 0, tally))
+        self.flights = SharedFlights(ProcessFlights(self.board, 0))
+        classifier = Classifier(self.bench.model, tally, lambda: "model", cache, flights=self.flights)
+        self.bench.classifier = classifier
+        self.other = RemoteProcess(self.board, 1, self.table)
+
+    def publish(self, key: bytes, prediction: Prediction) -> None:
+        """Have the other process cache a prediction."""
+        self.other("put", key, prediction.pack(), time.monotonic() + _LONG_S, 0)
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    """Run two HTTP processes."""
+    made = Server()
+    made.flights.start()
+    yield made
+    made.flights.stop()
+    made.other.kill()
+
+
+_TOP = Prediction((7, 3), (1.5, 0.5), 0.75)
+
+
+async def test_what_another_process_computed_is_a_hit(server: Server) -> None:
+    """The model does not run, and each tier is counted."""
+    server.publish(await server.bench.classifier._key_of(b"a"), _TOP)
+    first, second = [await server.bench.classify(b"a") for _ in range(2)]
+    assert (first.source, second.source) == (Source.HIT, Source.HIT)
+    assert (first.prediction, server.bench.model.uploads) == (_TOP, [])
+    assert server.bench.counts() == (2, 0, 0)
+    assert server.bench.cache_board.totals()["shared_hits"] == 1
+
+
+async def test_what_another_process_computes_is_waited_for(server: Server) -> None:
+    """By all who ask for it here; each is coalesced, and has the other process's prediction."""
+    key = await server.bench.classifier._key_of(b"a")
+    assert server.other("claim", key)
+    tasks = [asyncio.ensure_future(server.bench.classify(b"a")) for _ in range(3)]
+    await until(lambda: any(server.board.waiting))
+    server.publish(key, _TOP)
+    server.other("release", key)
+    results = await asyncio.gather(*tasks)
+    assert {result.source for result in results} == {Source.COALESCED}
+    assert {result.prediction for result in results} == {_TOP}
+    assert {result.own_answer for result in results} == {None}
+    assert server.bench.model.uploads == []
+    assert server.bench.counts() == (0, 0, 3)
+
+
+async def test_what_another_process_fails_to_compute_is_computed_here(server: Server) -> None:
+    """Its failure is not this process's: only one of them may be overloaded, or have a client that hung up."""
+    key = await server.bench.classifier._key_of(b"a")
+    assert server.other("claim", key)
+    task = asyncio.ensure_future(server.bench.classify(b"a"))
+    await until(lambda: any(server.board.waiting))
+    server.other("release", key)
+    assert (await task).source is Source.MISS
+    assert server.other("claim", key)
+
+
+@pytest.mark.parametrize("upload", [pytest.param(b"a", id="computed"), pytest.param(b"!", id="failed")])
+@pytest.mark.parametrize("bypass_cache", [True, False])
+async def test_while_this_process_computes_others_wait(server: Server, upload: bytes, bypass_cache: bool) -> None:
+    """Until it has published the result, or has failed."""
+    key, model = await server.bench.classifier._key_of(upload), server.bench.model
+    model.gate.clear()
+    task = asyncio.ensure_future(server.bench.classify(upload, bypass_cache=bypass_cache))
+    await until(lambda: len(model.uploads) == 1)
+    assert not server.other("claim", key)
+    model.gate.set()
+    await asyncio.wait([task])
+    assert server.other("claim", key)
+    is_cached = server.table.get(key, time.monotonic(), 0) is not None
+    assert is_cached == (task.exception() is None)
+
+
+async def test_bypassing_the_cache_waits_for_no_other_process(server: Server) -> None:
+    """It may have begun before; its claim stays its own."""
+    key = await server.bench.classifier._key_of(b"a")
+    assert server.other("claim", key)
+    assert (await server.bench.classify(b"a", bypass_cache=True)).source is Source.MISS
+    assert server.other("release", key) is None
+
+
+async def test_a_client_that_gives_up_lets_another_process_compute(server: Server) -> None:
+    """A cancelled computation holds nothing."""
+    key, model = await server.bench.classifier._key_of(b"a"), server.bench.model
+    model.gate.clear()
+    task = asyncio.ensure_future(server.bench.classify(b"a"))
+    await until(lambda: len(model.uploads) == 1)
+    task.cancel()
+    await asyncio.wait([task])
+    await until(lambda: bool(server.other("claim", key)))
 
 
 def test_the_whole_top_20_is_cached() -> None:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.errors import ViTError
+from vit_api.ipc.cache_board import CacheBoard
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
@@ -97,7 +98,9 @@ def _collect(read_gpu: Callable[[str], GpuStats | None], *devices: str) -> dict[
         uuid = f"GPU-{device}" if device.startswith("cuda") else ""
         workers.publish(number, WorkerStatus(WorkerState.READY, device, "a chip", "float16", device_uuid=uuid))
     counts = MetricsBoard(["http-0"], metrics.COUNTED)
-    sources = Sources(load_checkpoint("digits", None), counts, workers, SlotTable(1, 1, (1, 1, 3)), None, False)
+    sources = Sources(
+        load_checkpoint("digits", None), counts, workers, SlotTable(1, 1, (1, 1, 3)), CacheBoard(1), None, False
+    )
     families = MetricsCollector(sources, read_gpu).collect()
     return {(s.name, s.labels["device"]): s.value for f in families if f.name.startswith("gpu_") for s in f.samples}
 

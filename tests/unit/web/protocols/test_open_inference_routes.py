@@ -21,8 +21,8 @@ from vit_api.ipc.records import AnswerRecord, Prediction, Status
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import COUNTED
 from vit_api.web.application import create_app
-from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
-from vit_api.web.hot_calls import HotCall, Reception, UploadMemory
+from vit_api.web.bodies import BodyMemory
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
@@ -199,7 +199,7 @@ def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> 
     async def answer() -> Response:
         request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
         (route, *_) = (route for route in scripted.routes().routes() if isinstance(route, HotRoute))
-        call = HotCall(request, route, Reception(UploadMemory(scripted.max_body_bytes), 30, []))
+        call = HotCall(request, route, Reception(BodyMemory(scripted.max_body_bytes), 30, []))
         await call.admit()
         body = b""
         while chunks:

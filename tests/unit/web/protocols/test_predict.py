@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 from typing import Any
 
 import httpx
@@ -12,7 +14,7 @@ from tests.support.door_transport import DoorTransport
 from vit_api.errors import BadImage, Overloaded
 from vit_api.ipc.records import MAX_TOP_K, AnswerRecord, Prediction, Status
 from vit_api.web.application import create_app
-from vit_api.web.core.classifier import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.predict import PredictRoutes
 from vit_api.web.requests import RequestLimits
@@ -159,17 +161,83 @@ def test_cache_control_in_two_lines() -> None:
 
 @pytest.mark.parametrize(
     ("query", "top_k"),
-    [("", 5), ("top_k=3", 3), ("top_k=3&top_k=4", 4), ("other=1", 5), ("other=1&top_k=%32", 2), ("a=b&top_k=20", 20)],
+    [("", 5), ("top_k=3", 3), ("top_k=3&top_k=3", 3), ("other=1", 5), ("other=1&top_k=%32", 2), ("a=b&top_k=20", 20)],
 )
 def test_top_k_in_any_query(query: str, top_k: int) -> None:
     """The plain query and any other way to write it mean the same."""
     assert len(post(Scripted(), f"/predict?{query}", content=b"known").json()["predictions"]) == top_k
 
 
-@pytest.mark.parametrize("query", ["top_k=0", "top_k=21", "top_k=", "top_k=x", "top_k=1.0", "top_k=%ff", "top_k=-1"])
+@pytest.mark.parametrize(
+    "query",
+    ["top_k=0", "top_k=21", "top_k=", "top_k=x", "top_k=1.0", "top_k=%ff", "top_k=-1", "top_k=3&top_k=4", "topk=3"],
+)
 def test_bad_top_k(query: str) -> None:
     """Anything else is refused."""
     assert post(Scripted(), f"/predict?{query}", content=b"known").json()["code"] == "bad_request"
+
+
+_BASE64 = base64.b64encode(b"known").decode()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"json": {"image": _BASE64, "top_k": 3}}, id="JSON"),
+        pytest.param({"json": {"image": _BASE64, "top_k": "3", "user": {"id": 7}}}, id="JSON, as text"),
+        pytest.param({"files": {"file": b"known"}, "data": {"top_k": "3"}}, id="form"),
+        pytest.param({"data": {"image": _BASE64, "top_k": "3"}}, id="form without a file"),
+        pytest.param({"files": {"file": b"known"}, "params": {"top_k": "3"}}, id="query of a form"),
+        pytest.param({"json": {"image": _BASE64, "top_k": 3}, "params": {"top_k": "3"}}, id="the same twice"),
+    ],
+)
+def test_top_k_in_any_body(options: dict[str, Any]) -> None:
+    """Where the upload is, or in the query."""
+    response = post(Scripted(), "/predict", **options)
+    assert len(response.json()["predictions"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"json": {"image": _BASE64, "topK": 3}}, "Did you mean 'top_k'", id="slip in JSON"),
+        pytest.param({"json": {"imgae": _BASE64}}, "Did you mean 'image'", id="slip for the image"),
+        pytest.param({"json": {"image": "https://x.org/a.png"}}, "doesn't download", id="URL"),
+        pytest.param({"json": {"image": _BASE64, "top_k": 3}, "params": {"top_k": "4"}}, "more than one", id="two"),
+        pytest.param({"files": {"file": b"known"}, "data": {"top-k": "3"}}, "Did you mean 'top_k'", id="slip, form"),
+        pytest.param({"files": {"a": b"known", "b": b"known"}}, "'a' (1), 'b' (1)", id="two files"),
+        pytest.param({"files": [("file", b"known"), ("file", b"bad")]}, "'file' (2)", id="two in one field"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(options: dict[str, Any], message: str) -> None:
+    """With a 400 that names what was found."""
+    response = post(Scripted(), "/predict", **options)
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert message in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"files": {"image": b"known"}}, id="another field"),
+        pytest.param({"files": {"image": b"known"}, "data": {"note": "x"}}, id="beside a text field"),
+        pytest.param({"files": {"file": b"known", "thumbnail": b"bad"}}, id="'file' among others"),
+        pytest.param({"files": {"image": (None, f"data:image/png;base64,{_BASE64}")}}, id="data URL"),
+        pytest.param({"files": {"file": (None, base64.b64encode(b"known" + bytes(20)))}}, id="base64"),
+        pytest.param({"content": gzip.compress(b"known"), "headers": {"content-encoding": "gzip"}}, id="gzip"),
+    ],
+)
+def test_an_upload_is_found_where_clients_put_it(options: dict[str, Any]) -> None:
+    """A form with one file needs no special name."""
+    assert post(Scripted(), "/predict", **options).json()["cached"] is True
+
+
+@pytest.mark.parametrize("field", ["files", "files[]", "image"])
+def test_the_files_of_a_batch(field: str) -> None:
+    """In their order, in any one field."""
+    files = [(field, b"known"), (field, b"bad")]
+    response = post(Scripted(), "/predict/batch", files=files, data={"top_k": "2"}).json()
+    assert [len(response[0]["predictions"]), response[1]["code"]] == [2, "bad_image"]
 
 
 @pytest.mark.parametrize("upload", [b"known", b"bad", b"full", b"x" * 1001])

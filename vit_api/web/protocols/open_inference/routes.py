@@ -11,9 +11,9 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
 from vit_api.decoding.uploads import Upload
-from vit_api.errors import NotFound, NotReady, UnsupportedEncoding, ViTError
+from vit_api.errors import NotFound, NotReady, ViTError
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.web.core.classifier import ClassifierResult
+from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
@@ -31,7 +31,6 @@ _ENDPOINT = "/v2/models/infer"
 _MODEL = "/v2/models/{model_name:path}"
 _VERSION = _MODEL + "/versions/{version}"
 _BINARY = b"application/octet-stream"
-_PLAIN = b"identity"
 _SHORT_JSON_DIGITS = 4
 _SHORT_JSON_BYTES = 10**_SHORT_JSON_DIGITS
 """JSON up to this size is parsed on the event loop; JSON of many numbers takes much longer than an upload in base64."""
@@ -131,16 +130,7 @@ class OpenInferenceRoutes:
         return routes
 
     def _limit_of(self, request: Request) -> BodyLimit:
-        """Return the maximum size of a request's body.
-
-        Raises:
-            UnsupportedEncoding: The body is compressed.
-        """
-        if request.headers.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
-            # A few compressed bytes can expand to all of the memory, and images are compressed already.
-            raise UnsupportedEncoding(
-                "Content-Encoding is not supported. Send the body uncompressed, without that header."
-            )
+        """Return the maximum size of a request's body."""
         return self._file_limit if is_raw(request.headers.get(HEADER_LENGTH)) else self._body_limit
 
     async def infer(self, request: Request) -> Response:

@@ -1,0 +1,44 @@
+"""Our LitAPI with Pillow's decoder, whatever our own decoder becomes: what a user of Pillow would write.
+
+Every server that ours is compared with decodes like this, and runs our forward pass on our checkpoint. So all of them
+classify the same pixels with the same code, and what differs is the server.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vit_api.lit_api import ViTAPI
+
+_REDUCING_GAP = 2
+"""How many times the target a JPEG that is scaled while it is decoded must be; as in `Image.thumbnail`."""
+
+
+class PillowAPI(ViTAPI):
+    """Classify images that Pillow decodes; for checkpoints that resize to a fixed size."""
+
+    # No annotation on `request`: LitServe would have FastAPI parse the body as that type.
+    def decode_request(self, request, **_: Any) -> NDArray[np.uint8]:  # type: ignore[no-untyped-def]
+        """Decode an upload: the bytes of an image, or a form with the field `file`.
+
+        Returns:
+            uint8 [height, width, 3].
+
+        Raises:
+            OSError: Pillow can't decode it.
+            ValueError: The checkpoint resizes to no fixed size.
+        """
+        upload = request if isinstance(request, (bytes, bytearray)) else request["file"].file.read()
+        size = self.checkpoint.preprocessing.size
+        if size is None:
+            raise ValueError("The benchmarks' checkpoints resize to a fixed size.")
+        height, width = size
+        with Image.open(io.BytesIO(upload)) as image:
+            image.draft("RGB", (_REDUCING_GAP * width, _REDUCING_GAP * height))
+            resample = Image.Resampling(self.checkpoint.preprocessing.resample)
+            return np.asarray(image.convert("RGB").resize((width, height), resample))

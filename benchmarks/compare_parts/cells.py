@@ -1,0 +1,53 @@
+"""The cells of the comparison: an upload, and the model that classifies it. Knows nothing of servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness import checkpoints, pictures
+
+SMALL, LARGE = "32 px", "224 px"
+CAMERA = "camera-224"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An upload and a model.
+
+    Attributes:
+        name: On the command line and in the result.
+        upload: In words.
+        model: The model, by the size of its pixels.
+        make: Returns the upload.
+        long_from: Connections from which on a turn is twice as long, since most requests would not finish in it.
+    """
+
+    name: str
+    upload: str
+    model: str
+    make: Callable[[], bytes]
+    long_from: int | None = None
+
+    def seconds(self, turn_s: float, connections: int) -> float:
+        """Return the length of a turn with this many connections."""
+        is_long = self.long_from is not None and connections >= self.long_from
+        return 2 * turn_s if is_long else turn_s
+
+
+CELLS = (
+    Cell("png-32", "PNG of 32 px", SMALL, lambda: pictures.small_png(32)),
+    Cell("jpeg-65k-32", "65 KB JPEG, 500x375", SMALL, lambda: pictures.noisy_jpeg(65_000)),
+    Cell("jpeg-65k-224", "65 KB JPEG, 500x375", LARGE, lambda: pictures.noisy_jpeg(65_000)),
+    Cell("jpeg-110k-224", "110 KB JPEG, 500x375", LARGE, lambda: pictures.noisy_jpeg(110_000)),
+    Cell(CAMERA, "2.4 MB JPEG, 4032x3024", LARGE, pictures.camera_jpeg, long_from=128),
+)
+
+
+def checkpoint(model: str, folder: Path) -> str:
+    """Return what to serve for a cell's model: the embedded one, or one that is made in a folder."""
+    if model == SMALL:
+        return "digits"
+    checkpoints.save_two_layer_vit(folder)
+    return str(folder)

@@ -1,0 +1,105 @@
+"""Rerun every benchmark with a committed result, one after the other, and write the tables: `make results`.
+
+    python -m benchmarks.rerun [NAME ...]
+
+Says first how long it takes. Each benchmark runs in a process of its own and writes its own result. One that fails is
+reported at the end, and does not keep the others from running. `--quick` runs each in its shortest form, and writes the
+results into a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.harness import machine, results
+
+
+class _Planned(NamedTuple):
+    """A benchmark.
+
+    Attributes:
+        name: Of its module and its result.
+        minutes: About how long it takes on two cores.
+        quick: The arguments of its shortest form.
+    """
+
+    name: str
+    minutes: float
+    quick: tuple[str, ...]
+
+
+_TURN = ("--rounds", "1", "--seconds", "1")
+PLAN = (
+    _Planned("accuracy", 1, ("--max-images", "20")),
+    _Planned("compare", 44, ("--quick",)),
+    _Planned("batching", 8, ("--rates", "20", *_TURN)),
+    _Planned("scaling", 8, ("--only", "camera", *_TURN)),
+    _Planned("profile", 2, ("--seconds", "2")),
+    _Planned("tune", 15, ("--settings", "max_wait_ms", "--connections", "8", *_TURN)),
+    _Planned("overload", 3, ("--rounds", "1", "--seconds", "2")),
+    _Planned("cache_hit", 6, ("--rounds", "1")),
+    _Planned("cache_memory", 1, ("--entries", "2000")),
+    _Planned("answer_table", 2, ("--rounds", "1", "--entries", "100", "--look-ups", "10")),
+    _Planned("metrics_cost", 1, ("--rounds", "1", "--counts", "100")),
+    _Planned("soak", 5.5, ("--minutes", "0.2")),
+)
+
+
+def run(planned: _Planned, folder: Path | None) -> int:
+    """Run one benchmark; return its exit status.
+
+    Args:
+        planned: Which.
+        folder: Where the result of its shortest form goes; None runs the whole, for the committed result.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{planned.name}"]
+    if folder is not None:
+        command += [*planned.quick, "--out", str(folder / f"{planned.name}.json")]
+    return subprocess.run(command, cwd=machine.ROOT, check=False).returncode
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmarks of the command line; exit with status 1 if one failed or must not be written."""
+    names = [planned.name for planned in PLAN]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rerun", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run (default: {', '.join(names)})")
+    parser.add_argument("--quick", action="store_true", help="the shortest form of each, whose result is not kept")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(names):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if not options.quick and (reason := results.refusal(results.FOLDER)):
+        sys.exit(reason)
+    chosen = [planned for planned in PLAN if planned.name in options.names or not options.names]
+    if not options.quick:
+        print(f"{len(chosen)} benchmarks, about {sum(planned.minutes for planned in chosen):.0f} minutes.", flush=True)
+    if failed := _run_all(chosen, is_quick=options.quick):
+        sys.exit(f"Failed: {', '.join(failed)}; see above.")
+
+
+def _run_all(chosen: Sequence[_Planned], *, is_quick: bool) -> list[str]:
+    """Run benchmarks, and write the tables of their results; return the names of those that failed."""
+    failed = []
+    with tempfile.TemporaryDirectory() as name:
+        for planned in chosen:
+            print(f"--- {planned.name}", flush=True)
+            started = time.monotonic()
+            if run(planned, Path(name) if is_quick else None):
+                failed.append(planned.name)
+            print(f"--- {planned.name}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+    if (
+        not is_quick
+        and subprocess.run([sys.executable, "-m", "benchmarks.report"], cwd=machine.ROOT, check=False).returncode
+    ):
+        failed.append("report")
+    return failed
+
+
+if __name__ == "__main__":
+    main()

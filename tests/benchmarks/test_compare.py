@@ -1,0 +1,266 @@
+"""The comparison with other servers: its servers, its client, its figures and its tables."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks import compare
+from benchmarks.compare_parts import cells, subjects
+from benchmarks.compare_parts.subjects import Load, Subject
+from benchmarks.compare_parts.table import table
+from benchmarks.harness import peers, pictures, wrk
+from benchmarks.harness.peer_environments import Environment, NotInstalled
+
+needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
+
+
+@pytest.mark.parametrize("name", [peer.name for peer in peers.all_peers()])
+def test_a_peer_serves_the_same_answers(name: str) -> None:
+    """Beside our server: each answers a picture alike, and all unique uploads of a load."""
+    (peer,) = (peer for peer in peers.all_peers() if peer.name == name)
+    try:
+        peer.require(may_install=True)
+    except NotInstalled as error:
+        pytest.skip(str(error))
+    with subjects.running("digits", "auto", [peer]) as running:
+        assert [subject.name for subject in running] == [subjects.OURS, subjects.STOCK, name]
+        subjects.check_answers(running, pictures.small_png(32))
+        subjects.check_answers(running, pictures.noisy_jpeg(65_000))
+        load = running[-1].load(pictures.small_png(32), connections=4, seconds=1, warm_up_s=1)
+        assert load.load.successes > 0
+        assert load.load.failures == 0
+        assert load.cpu_us is not None
+        assert load.cpu_us > 0
+
+
+@pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=needs_wrk, id="wrk"), pytest.param(False, id="bundled")])
+def test_compare(has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest form with neither Triton nor mosec: says so, and measures the others."""
+    monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
+    monkeypatch.setattr(Environment, "is_installed", lambda _: False)
+    file = tmp_path / "compare.json"
+    compare.main(["--quick", "--cells", "png-32", "--connections", "2", "--out", str(file)])
+    report = json.loads(file.read_text())
+    assert set(report["missing_servers"]) == {"Triton", "mosec"}
+    (result,) = report["results"]
+    assert set(result["servers"]) == {subjects.OURS, subjects.STOCK}
+    assert result["limit_per_s"] > 0
+    for figures in result["servers"].values():
+        assert figures["errors"] == 0
+        assert min(value for name, value in figures.items() if name != "errors") > 0
+    assert report["unmeasured"] == []
+    assert "make peers" in table(report)
+
+
+def test_quick_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says which servers are missing, and how to get them."""
+    monkeypatch.setattr(Environment, "is_installed", lambda _: False)
+    monkeypatch.setattr(Environment, "install", lambda _: pytest.fail("installed"))
+    found, missing = subjects.available(may_install=False)
+    assert found == []
+    assert all("make peers" in reason for reason in missing.values())
+
+
+def test_a_peer_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
+    """With its file and pip's reason; a half-made environment does not count."""
+    (tmp_path / "requirements-peers-none.txt").write_text("/no/such/folder/none-1-py3-none-any.whl\n")
+    environment = Environment("none", tmp_path, tmp_path / "environments")
+    with pytest.raises(NotInstalled, match=r"requirements-peers-none\.txt can't be installed: .+"):
+        environment.install()
+    assert not environment.is_installed()
+
+
+def test_an_environment_is_made_once_for_its_pins(tmp_path: Path) -> None:
+    """Other pins are another environment, and the older one goes."""
+    requirements = tmp_path / "requirements-peers-empty.txt"
+    requirements.write_text("# nothing\n")
+    environment = Environment("empty", tmp_path, tmp_path / "environments")
+    environment.install()
+    first = environment.path
+    made_at = (first / "complete").stat().st_mtime_ns
+    environment.install()
+    assert (first / "complete").stat().st_mtime_ns == made_at
+    requirements.write_text("# nothing else\n")
+    assert environment.path != first
+    assert not environment.is_installed()
+
+
+@pytest.mark.parametrize("name", ["triton", "mosec"])
+def test_peers_are_pinned_exactly(name: str) -> None:
+    """And without dependencies, since pip installs none of them."""
+    lines = Environment(name).requirements.read_text().splitlines()
+    packages = [line.partition("#")[0].strip() for line in lines if not line.startswith("#")]
+    assert packages
+    assert all("==" in package for package in packages)
+
+
+class _Recorder(BaseHTTPRequestHandler):
+    """Keeps each request's body and one header; every third is answered with an error."""
+
+    protocol_version = "HTTP/1.1"
+    seen: list[tuple[bytes, str | None]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.seen.append((body, self.headers["x-kind"]))
+        self.send_response(503 if len(self.seen) % 3 == 0 else 200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def recorder() -> Iterator[tuple[str, list[tuple[bytes, str | None]]]]:
+    """A server that keeps what it is sent: its URL, and what that was."""
+    handler = type("Handler", (_Recorder,), {"seen": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/predict", handler.seen
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@needs_wrk
+@pytest.mark.parametrize("is_form", [pytest.param(False, id="raw"), pytest.param(True, id="form")])
+def test_every_upload_is_unique(recorder: tuple[str, list[tuple[bytes, str | None]]], is_form: bool) -> None:
+    """In one load and in the next, and starts with the same picture; error statuses are no successes."""
+    url, seen = recorder
+    picture = pictures.small_png()
+    body = wrk.as_form(wrk.marked(picture)) if is_form else wrk.marked(picture)
+    loads = [wrk.post(url, body, wrk.RAW, connections=1, seconds=1, headers={"X-Kind": "test"}) for _ in range(2)]
+    bodies = [body for body, _ in seen]
+    assert len(bodies) > 3
+    assert len(set(bodies)) == len(bodies)
+    assert {len(body) for body in bodies} == {len(body)}
+    assert all(picture + wrk.FREE_BOX in body for body in bodies)
+    assert {kind for _, kind in seen} == {"test"}
+    for load in loads:
+        assert 0 < load.error_statuses < load.requests
+        assert load.successes == load.requests - load.error_statuses
+
+
+@needs_wrk
+def test_an_unmarked_body_is_sent_as_it_is(recorder: tuple[str, list[tuple[bytes, str | None]]]) -> None:
+    """For cache hits, each request must be the same."""
+    url, seen = recorder
+    wrk.post(url, b"the same", wrk.RAW, connections=1, seconds=1)
+    assert {body for body, _ in seen} == {b"the same"}
+
+
+def test_tensors_of_triton_are_read() -> None:
+    """JSON with the sizes, labels with their lengths, and float32."""
+    labels = b"".join(struct.pack("<I", len(name)) + name for name in (b"cat", b"dog fish"))
+    outputs = [{"parameters": {"binary_data_size": size}} for size in (len(labels), 8)]
+    head = json.dumps({"outputs": outputs}).encode()
+    content = head + labels + struct.pack("<2f", 0.75, 0.25)
+    response = httpx.Response(200, content=content, headers={"inference-header-content-length": str(len(head))})
+    assert subjects._read_tensors(response) == {"cat": 0.75, "dog fish": 0.25}
+
+
+class _Answers(Subject):
+    """A subject with fixed answers and loads, and no server."""
+
+    def __init__(self, name: str, answer: dict[str, float], loads: list[Load]) -> None:
+        super().__init__(name, server=None)  # type: ignore[arg-type]
+        object.__setattr__(self, "fixed", answer)
+        object.__setattr__(self, "loads", iter(loads))
+
+    def answer(self, _: bytes) -> dict[str, float]:
+        return self.fixed  # type: ignore[attr-defined,no-any-return]
+
+    def load(self, *_: Any) -> Load:
+        return next(self.loads)  # type: ignore[attr-defined,no-any-return]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [pytest.param({"a": 0.9, "b": 0.07}, id="a probability"), pytest.param({"a": 0.95, "c": 0.05}, id="labels")],
+)
+def test_a_server_that_computes_something_else_is_refused(answer: dict[str, float]) -> None:
+    """By more than 0.02, or with other labels."""
+    ours = _Answers(subjects.OURS, {"a": 0.95, "b": 0.05}, [])
+    subjects.check_answers([ours, _Answers("close", {"a": 0.94, "b": 0.06}, [])], b"")
+    with pytest.raises(RuntimeError, match="off answers"):
+        subjects.check_answers([ours, _Answers("off", answer, [])], b"")
+
+
+def _turn(requests: int, cpu_s: float, errors: int = 0) -> Load:
+    return Load(wrk.Load(requests, 1.0, errors, 10.0, 20.0, errors), cpu_s)
+
+
+class _Limit:
+    def images_per_s(self, *_: Any) -> float:
+        return 400.0
+
+
+def test_figures_are_medians_and_errors_are_summed() -> None:
+    """Only successes count for rates and CPU time; ratios are of neighbours."""
+    ours = _Answers(subjects.OURS, {}, [_turn(100, 0.1), _turn(200, 0.4), _turn(300, 0.3)])
+    other = _Answers("other", {}, [_turn(50, 0.1), _turn(110, 0.2, errors=10), _turn(600, 0.3)])
+    result = compare.measure([ours, other], _Limit(), b"", 1, rounds=3, seconds=1)  # type: ignore[arg-type]
+    assert result["servers"][subjects.OURS]["requests_per_s"] == 200
+    assert result["servers"][subjects.OURS]["cpu_us_per_request"] == 1000
+    assert result["servers"]["other"] == {
+        "requests_per_s": 100, "p50_ms": 10, "p99_ms": 20, "cpu_us_per_request": 2000, "errors": 10
+    }  # fmt: skip
+    assert result["ratios"] == {"other": {"rate": 2.0, "cpu": 1.0}}
+    assert result["of_the_limit"] == 0.5
+
+
+def test_a_server_that_answers_nothing_has_no_ratio() -> None:
+    """And its row says how many requests failed."""
+    ours = _Answers(subjects.OURS, {}, [_turn(100, 0.1)])
+    other = _Answers("other", {}, [_turn(7, 0.1, errors=7)])
+    result = compare.measure([ours, other], _Limit(), b"", 1, rounds=1, seconds=1)  # type: ignore[arg-type]
+    assert result["ratios"]["other"] == {"rate": None, "cpu": None}
+    what = {"upload": "PNG", "model": "32 px", "connections": 1}
+    report = {
+        "servers": {subjects.OURS: "commit 1", "other": "other 2"},
+        "missing_servers": {"third": "it is not installed."},
+        "unmeasured": ["camera-224 x 128"],
+        "results": [what | result],
+    }
+    shown = table(report)
+    assert "| PNG | 32 px | 1 | - | - | 0.25 |" in shown
+    assert "| PNG | 32 px | 1 | other | 0 | 10.0 ms | 20.0 ms | - | 7 |" in shown
+    assert "third did not run: it is not installed." in shown
+    assert "not measured: camera-224 x 128." in shown
+
+
+def test_where_we_lose_is_in_bold() -> None:
+    """Fewer requests/s than theirs, or more CPU time."""
+    ours, other = _Answers(subjects.OURS, {}, [_turn(100, 0.2)]), _Answers("other", {}, [_turn(200, 0.1)])
+    result = compare.measure([ours, other], _Limit(), b"", 1, rounds=1, seconds=1)  # type: ignore[arg-type]
+    report = {"servers": {subjects.OURS: "", "other": ""}, "missing_servers": {}, "unmeasured": []}
+    what = {"upload": "PNG", "model": "32 px", "connections": 1}
+    assert "| **0.50** | **4.00** | 0.25 |" in table(report | {"results": [what | result]})
+
+
+def test_a_full_run_fits_into_45_minutes() -> None:
+    """With all servers, by its own estimate, which it prints first."""
+    options = compare._options(["--out", "elsewhere.json"])
+    assert options.rounds >= 5
+    assert options.seconds == 5
+    assert compare.expected_s(options, servers=4) <= 45 * 60
+
+
+def test_the_cells_are_what_they_are_called() -> None:
+    """A PNG, photos of 65 and 110 KB, and a camera's picture of 12 megapixels."""
+    sizes = {cell.name: len(cell.make()) for cell in cells.CELLS}
+    assert sizes["png-32"] < 1500
+    assert 60_000 < sizes["jpeg-65k-32"] == sizes["jpeg-65k-224"] < 70_000
+    assert 105_000 < sizes["jpeg-110k-224"] < 115_000
+    assert 2_000_000 < sizes["camera-224"] < 3_000_000

@@ -1,0 +1,67 @@
+"""`make results`: all benchmarks with a committed result, one after the other."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report, rerun
+from benchmarks.harness import machine
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that are run, of which those of `scaling` fail."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, int("benchmarks.scaling" in command))
+
+    monkeypatch.setattr(rerun.subprocess, "run", run)
+    monkeypatch.setattr(machine, "uncommitted", list)
+    return commands
+
+
+def test_every_table_is_measured_again() -> None:
+    """None is left out."""
+    assert {planned.name for planned in rerun.PLAN} == set(report.TABLES)
+
+
+def test_one_that_fails_does_not_keep_the_others_from_running(
+    ran: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tables are written at the end, and the failure is named; the time is said first."""
+    with pytest.raises(SystemExit, match="Failed: scaling; see above"):
+        rerun.main([])
+    modules = [command[2] for command in ran]
+    assert modules == [*(f"benchmarks.{planned.name}" for planned in rerun.PLAN), "benchmarks.report"]
+    assert all(len(command) == 3 for command in ran)
+    assert capsys.readouterr().out.startswith(f"{len(rerun.PLAN)} benchmarks, about ")
+
+
+def test_the_shortest_forms_write_elsewhere(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a folder that is not the repository's, from any tree, and no table."""
+    monkeypatch.setattr(machine, "uncommitted", lambda: ["server.py"])
+    rerun.main(["--quick", "soak", "accuracy"])
+    assert [command[2] for command in ran] == ["benchmarks.accuracy", "benchmarks.soak"]
+    for command in ran:
+        assert not Path(command[command.index("--out") + 1]).is_relative_to(machine.ROOT)
+
+
+def test_a_changed_tree_is_refused_before_anything_runs(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not benchmark by benchmark."""
+    monkeypatch.setattr(machine, "uncommitted", lambda: ["server.py"])
+    with pytest.raises(SystemExit, match="uncommitted changes"):
+        rerun.main([])
+    assert ran == []
+
+
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the names that there are."""
+    with pytest.raises(SystemExit):
+        rerun.main(["speed"])
+    assert "no such benchmark: speed; there are accuracy, compare" in capsys.readouterr().err

@@ -1,0 +1,18 @@
+"""Our server, whose workers can't be ended by the main process, as while a GPU's driver hangs."""
+
+from __future__ import annotations
+
+from multiprocessing.context import SpawnProcess
+
+from vit_api.app import main
+from vit_api.processes import ending
+
+
+def _ignore(_: SpawnProcess) -> None:
+    """Do nothing, as a signal does to a process that waits for a driver in the kernel."""
+
+
+if __name__ == "__main__":
+    SpawnProcess.kill = SpawnProcess.terminate = _ignore  # type: ignore[method-assign]
+    ending._KILL_S = 1.0
+    main()

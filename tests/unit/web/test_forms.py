@@ -1,0 +1,173 @@
+"""Multipart forms as real clients write them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vit_api.errors import BadRequest
+from vit_api.web.forms import FormPart, parse_form
+
+_BOUNDARY = b"----FormBoundary7MA4"
+_TYPE = b"multipart/form-data; boundary=" + _BOUNDARY
+_DISPOSITION = b'Content-Disposition: form-data; name="file"; filename="a.png"'
+_PNG = b"\x89PNG\r\n\x1a\n\0\n\n--\r\n--x\r"
+
+
+def _form(
+    *parts: bytes, boundary: bytes = _BOUNDARY, line_end: bytes = b"\r\n", end: bytes = b"--\r\n", start: bytes = b""
+) -> bytes:
+    """Return a form of parts, each of which has its headers."""
+    delimiter = b"--" + boundary
+    return start + b"".join(delimiter + line_end + part + line_end for part in parts) + delimiter + end
+
+
+def _part(content: bytes, *headers: bytes, line_end: bytes = b"\r\n") -> bytes:
+    return line_end.join((*headers, b"", content))
+
+
+def _parse(body: bytes, content_type: bytes = _TYPE) -> list[FormPart]:
+    return parse_form(body, content_type, max_parts=5)
+
+
+@pytest.mark.parametrize("boundary", [b"b", b"=?:/()", b"a b", b"'+_,-.", b"\xff", b"x" * 70])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        pytest.param(b"multipart/form-data; boundary=%b", id="plain"),
+        pytest.param(b'multipart/form-data; boundary="%b"', id="quoted"),
+        pytest.param(b"multipart/form-data;boundary=%b", id="no space"),
+        pytest.param(b"multipart/form-data ; \t BOUNDARY = %b ", id="spaces and capitals"),
+        pytest.param(b"multipart/form-data; charset=utf-8; boundary=%b; x=y", id="among other parameters"),
+    ],
+)
+def test_any_boundary_that_clients_make(boundary: bytes, content_type: bytes) -> None:
+    """Quoted or not: many clients don't quote what RFC 2045 says that they must."""
+    body = _form(_part(_PNG, _DISPOSITION), boundary=boundary)
+    assert _parse(body, content_type % boundary) == [FormPart("file", "a.png", _PNG)]
+
+
+def test_a_quoted_boundary_may_have_escapes() -> None:
+    """A backslash before any character; see RFC 9110, section 5.6.4."""
+    body = _form(_part(_PNG, _DISPOSITION), boundary=b'a"b')
+    assert _parse(body, rb'multipart/form-data; boundary="a\"\b"') == [FormPart("file", "a.png", _PNG)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(_form(_part(_PNG, _DISPOSITION)), id="as the RFC has it"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION), end=b"--"), id="no line end after the last boundary"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION), end=b"\r\n"), id="no -- at the end"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION), end=b""), id="no -- and no line end"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION), start=b"This is a form.\r\n"), id="preamble"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION), end=b"--\r\nThe end, --boundary"), id="epilogue"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION), end=b"-- \t\r\n"), id="space after the last boundary"),
+        pytest.param(_form(_part(b"x", b"X-A: b"), _part(_PNG, _DISPOSITION)), id="a part without disposition"),
+        pytest.param(_form(_part(b"x"), _part(_PNG, _DISPOSITION)), id="a part without headers"),
+        pytest.param(_form(_part(b"x", b"Content-Disposition: form-data"), _part(_PNG, _DISPOSITION)), id="no name"),
+        pytest.param(_form(b"", _part(_PNG, _DISPOSITION)), id="an empty part"),
+        pytest.param(_form(_part(_PNG, *(b"X-%d: y" % i for i in range(100)), _DISPOSITION)), id="many headers"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION, b"no header at all")), id="an odd line"),
+        pytest.param(
+            _form(_part(_PNG, b'content-disposition:form-data;\r\n name="file";\r\n\tfilename="a.png"')), id="folded"
+        ),
+        pytest.param(
+            _form(_part(_PNG, b"Content-Disposition: form-data; name=file; filename=a.png")), id="unquoted names"
+        ),
+        pytest.param(_form(_part(_PNG, _DISPOSITION, b"Content-Length: 9")), id="a wrong length"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION, b"Content-Transfer-Encoding: binary")), id="a transfer encoding"),
+    ],
+)
+def test_forms_as_clients_write_them(body: bytes) -> None:
+    """The file is whole."""
+    assert _parse(body) == [FormPart("file", "a.png", _PNG)]
+
+
+@pytest.mark.parametrize("content", [b"", b"\r", b"x\r", b"a\nb", _PNG])
+def test_lines_that_end_with_a_line_feed_alone(content: bytes) -> None:
+    """As scripts write them; the file's own bytes stay."""
+    body = _form(_part(content, _DISPOSITION, line_end=b"\n"), line_end=b"\n", end=b"--\n")
+    assert _parse(body) == [FormPart("file", "a.png", content)]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content"),
+    [
+        (b"base64", b"iVBO\r\nRw0K"),
+        (b"BASE64", b"iVBORw0K"),
+        (b"quoted-printable", b"=89PN=\r\nG=0D=0A"),
+        (b"8bit", b"\x89PNG\r\n"),
+    ],
+)
+def test_transfer_encodings(encoding: bytes, content: bytes) -> None:
+    """Deprecated, but libraries for mail still write them."""
+    part = _part(content, _DISPOSITION, b"Content-Transfer-Encoding: " + encoding)
+    assert _parse(_form(part)) == [FormPart("file", "a.png", b"\x89PNG\r\n")]
+
+
+@pytest.mark.parametrize(
+    ("header", "filename"),
+    [
+        (b'filename="\xe9.png"', "\xe9.png"),
+        ('filename="日本.png"'.encode(), "日本.png"),
+        (b'filename="' + b"x" * 5000 + b'"', "x" * 5000),
+        (b'filename=""', ""),
+        (b'filename="a;b.png"', "a;b.png"),
+    ],
+)
+def test_any_file_name(header: bytes, filename: str) -> None:
+    """None is a reason to refuse a form."""
+    part = _part(_PNG, b'Content-Disposition: form-data; name="file"; ' + header)
+    assert _parse(_form(part)) == [FormPart("file", filename, _PNG)]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "message"),
+    [
+        pytest.param(b"x", b"multipart/form-data", "no boundary", id="no boundary"),
+        pytest.param(b"x", b'multipart/form-data; boundary=""', "no boundary", id="empty boundary"),
+        pytest.param(b"x", b"multipart/form-data; boundary=" + b"x" * 300, "too long", id="endless boundary"),
+        pytest.param(b"x", _TYPE, "does not occur", id="no form"),
+        pytest.param(b"--" + _BOUNDARY + b"x--", _TYPE, "does not occur", id="another boundary"),
+        pytest.param(_form(_part(_PNG, _DISPOSITION))[: -len(_BOUNDARY) - 7], _TYPE, "truncated", id="truncated"),
+        pytest.param(_form(_part(b"x", b"x" * 20_000, _DISPOSITION)), _TYPE, "too long", id="endless headers"),
+        pytest.param(_form(*[_part(b"x", _DISPOSITION)] * 6), _TYPE, "too many parts", id="too many parts"),
+        pytest.param(
+            _form(_part(b"x", _DISPOSITION, b"Content-Transfer-Encoding: base64")), _TYPE, "base64", id="bad base64"
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(body: bytes, content_type: bytes, message: str) -> None:
+    """In words that help."""
+    with pytest.raises(BadRequest, match=message):
+        _parse(body, content_type)
+
+
+@given(
+    contents=st.lists(st.binary(max_size=200), max_size=5),
+    line_end=st.sampled_from([b"\r\n", b"\n"]),
+    boundary=st.from_regex(rb"[0-9A-Za-z'()+_,./:=?-]{1,70}", fullmatch=True),
+)
+def test_every_form_is_parsed_back(contents: list[bytes], line_end: bytes, boundary: bytes) -> None:
+    """Whatever its files contain, but for the boundary itself."""
+    contents = [content.replace(b"--" + boundary, b"") for content in contents]
+    parts = [
+        _part(content, b'Content-Disposition: form-data; name="%d"' % i, line_end=line_end)
+        for i, content in enumerate(contents)
+    ]
+    body = _form(*parts, boundary=boundary, line_end=line_end)
+    parsed = _parse(body, b"multipart/form-data; boundary=" + boundary)
+    assert parsed == ([FormPart(str(i), None, content) for i, content in enumerate(contents)])
+
+
+@given(body=st.binary(max_size=300), cut=st.integers(0, 300))
+def test_no_body_breaks_the_parser(body: bytes, cut: int) -> None:
+    """Any bytes, and any part of a form, are parts or an error."""
+    for sent in (body, _form(_part(body, _DISPOSITION))[:cut]):
+        try:
+            parts = _parse(sent)
+        except BadRequest:
+            continue
+        assert all(isinstance(part, FormPart) for part in parts)

@@ -1,0 +1,72 @@
+"""Parameters from queries, forms and JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vit_api.errors import BadRequest
+from vit_api.web.parameters import Fields, collect, integer_of
+
+_KNOWN = ("top_k", "threshold")
+
+
+@pytest.mark.parametrize(
+    ("query", "fields", "values"),
+    [
+        (b"", (), {}),
+        (b"top_k=3", (), {"top_k": "3"}),
+        (b"", [("top_k", 3)], {"top_k": 3}),
+        (b"threshold=0.5", [("top_k", "3")], {"threshold": "0.5", "top_k": "3"}),
+        (b"top_k=3&top_k=3", [("top_k", 3)], {"top_k": "3"}),
+        (b"utm_source=x&other=1", [("user", "me"), ("options", {"a": 1})], {}),
+    ],
+)
+def test_parameters_of_every_source(query: bytes, fields: Fields, values: dict[str, Any]) -> None:
+    """The same value twice is one value, and what nobody could mean is ignored."""
+    assert collect(_KNOWN, query, fields) == values
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [(b"top_k=3&top_k=4", ()), (b"top_k=3", [("top_k", 4)]), (b"", [("top_k", "3"), ("top_k", "4")])],
+)
+def test_two_values_are_refused(query: bytes, fields: Fields) -> None:
+    """Nobody can know which was meant."""
+    with pytest.raises(BadRequest, match="'top_k' has more than one value"):
+        collect(_KNOWN, query, fields)
+
+
+@pytest.mark.parametrize(
+    "name", ["topk", "top-k", "topK", "Top_K", "TOP_K", "top.k", "top k", "top_k[]", "tok_p", "top_n", "k", "limit"]
+)
+def test_a_slip_is_refused(name: str) -> None:
+    """The error names what was meant."""
+    with pytest.raises(BadRequest, match="Did you mean 'top_k'"):
+        collect(_KNOWN, b"", [(name, "3")])
+
+
+def test_a_slip_for_a_longer_name() -> None:
+    """The nearest known name is suggested."""
+    with pytest.raises(BadRequest, match="Did you mean 'threshold'"):
+        collect(_KNOWN, b"treshold=1")
+
+
+def test_a_query_of_very_many_parameters() -> None:
+    """It is refused before each is compared."""
+    with pytest.raises(BadRequest, match="too many"):
+        collect(_KNOWN, b"&".join(b"a%d=1" % i for i in range(5000)))
+
+
+@pytest.mark.parametrize(("value", "number"), [("1", 1), ("20", 20), (7, 7), ("07", 7)])
+def test_integers(value: Any, number: int) -> None:
+    """As text or as JSON has them."""
+    assert integer_of("top_k", value, 20) == number
+
+
+@pytest.mark.parametrize("value", ["", "0", "21", "x", "1.0", "-1", "+1", "²", "9" * 5000, 0, 21, 1.0, True, None, []])
+def test_anything_else_is_no_integer(value: Any) -> None:
+    """The error says what is."""
+    with pytest.raises(BadRequest, match="'top_k' must be an integer from 1 to 20"):
+        integer_of("top_k", value, 20)

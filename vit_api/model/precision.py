@@ -1,0 +1,84 @@
+"""Chooses the dtype and the threads to compute with, and makes torch round no more than the dtype does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vit_api.cores import available_cores
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
+_BFLOAT16_CAPABILITY = (8, 0)
+_NARROW = 128
+"""Models below this width have operations too short for bfloat16 or several threads to pay off on the CPU."""
+
+
+def choose_dtype(dtype: str, device: torch.device, width: int) -> torch.dtype:
+    """Return the dtype to compute in; `auto` selects the fastest one that the hardware supports natively.
+
+    This is bfloat16 on CUDA devices with compute capability 8.0 or higher and on CPUs with AVX512-BF16 or AMX, float16
+    on older CUDA devices (T4: 7.5), and float32 otherwise, and for narrow models on the CPU.
+
+    Args:
+        dtype: The setting.
+        device: The device that runs the model.
+        width: The model's hidden size; 0 if it has several or none.
+    """
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if has_bfloat16(device) else torch.float16
+    if 0 < width < _NARROW:
+        return torch.float32
+    return torch.bfloat16 if _cpu_flags() & _BFLOAT16_CPU_FLAGS else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether a CUDA device computes in bfloat16 natively; older ones emulate it, many times slower."""
+    return torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
+
+
+def choose_threads(device: torch.device, width: int) -> int:
+    """Return the number of threads for one operation on the CPU.
+
+    That is one for each core, but a single one if a GPU computes, and for narrow models, whose operations are so short
+    that threads would mostly wait for each other.
+
+    Args:
+        device: The device that runs the model.
+        width: The model's hidden size; 0 if it has several or none.
+    """
+    return 1 if device.type == "cuda" or 0 < width < _NARROW else available_cores()
+
+
+def make_exact() -> None:
+    """Disable what rounds more than the dtype does.
+
+    - TF32 rounds factors to 10 bits of mantissa; by default torch uses it in convolutions. On devices with TF32,
+      float32 is never selected by `auto`: a user who sets it wants the reference. float16 has as many bits as TF32.
+    - With few rows, matrix products are split along the summed dimension. By default the partial sums of 16-bit
+      products are rounded to 16 bits, too; in float16 they can overflow.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def disable_cudnn_attention() -> None:
+    """Keep attention off cuDNN, which prepares a plan for each batch size, at its first use.
+
+    On Hopper and later, builds with cuDNN 9.15 or newer prefer it to the flash kernel (check_prefer_cudnn_attention in
+    torch's sdp_utils.cpp). Preparing a plan takes a large part of a second, while images wait.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _cpu_flags() -> set[str]:
+    """Return the instruction-set flags that Linux reports for the first processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()

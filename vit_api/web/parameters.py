@@ -1,0 +1,84 @@
+"""Parameters of requests, whichever way they are sent: in the query, as form fields, or in JSON.
+
+Nothing is ignored in silence that a client may rely on: two values for one parameter, or a name that looks like a slip.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+from vit_api.errors import BadRequest
+
+Fields = Sequence[tuple[str, Any]]
+"""Parameters as they were sent: names and values, of which JSON's have types."""
+
+_SEPARATORS = re.compile(r"[-_.\s\[\]]")
+_SIMILARITY = 0.75
+"""From 0 to 1, by difflib: that of two names of four letters of which one differs."""
+
+_SYNONYMS = dict.fromkeys(("k", "n", "limit", "count", "maxresults", "numlabels"), "top_k")
+"""Names of the same parameter in other APIs, without separators."""
+
+_MAX_FIELDS = 100
+_MAX_SHOWN = 64
+
+
+def collect(known: Collection[str], query: bytes, fields: Fields = ()) -> dict[str, Any]:
+    """Return the values of the known parameters in a query and in a body.
+
+    Args:
+        known: The names of the parameters.
+        query: The query string, as sent.
+        fields: What else has parameters, such as the fields of a form.
+
+    Raises:
+        BadRequest: A parameter has two values, or an unknown name looks like a known one.
+    """
+    try:
+        sent = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+    except ValueError:
+        raise BadRequest(f"The query has too many parameters. Send at most {_MAX_FIELDS}.") from None
+    values: dict[str, Any] = {}
+    for name, value in (*sent, *fields[:_MAX_FIELDS]):
+        if name not in known:
+            refuse_slip(name, known)
+        elif str(values.setdefault(name, value)) != str(value):
+            shown = ", ".join(repr(one)[:_MAX_SHOWN] for one in (values[name], value))
+            raise BadRequest(f"'{name}' has more than one value: {shown}. Send it once.")
+    return values
+
+
+def refuse_slip(name: str, known: Iterable[str]) -> None:
+    """Refuse an unknown name that is nearly a known one: ignoring it would silently apply a default.
+
+    Raises:
+        BadRequest: It differs from a known name by its case, its separators, or a letter or two.
+    """
+    plain = {_SEPARATORS.sub("", one).lower(): one for one in known}
+    sent = _SEPARATORS.sub("", name[:_MAX_SHOWN]).lower()
+    near = difflib.get_close_matches(sent, plain, 1, _SIMILARITY)
+    meant = plain[near[0]] if near else _SYNONYMS.get(sent)
+    if meant in plain.values():
+        raise BadRequest(f"There is no parameter {name[:_MAX_SHOWN]!r}. Did you mean '{meant}'?")
+
+
+def integer_of(name: str, value: Any, maximum: int) -> int:
+    """Return a positive integer, which a query or a form sends as text.
+
+    Args:
+        name: The parameter, for the error.
+        value: What was sent.
+        maximum: The largest value that is accepted.
+
+    Raises:
+        BadRequest: It is not an integer from 1 to `maximum`.
+    """
+    is_digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= len(str(maximum)) + 1
+    number = int(value) if is_digits else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= maximum:
+        raise BadRequest(f"'{name}' must be an integer from 1 to {maximum}.")
+    return number
