@@ -21,7 +21,7 @@ from vit_api.web.admission.keys import KeyCheck, describe_keys
 from vit_api.web.admission.rate_limits import RateLimits, describe_limits
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.entry import Entry
-from vit_api.web.hot_calls import Reception
+from vit_api.web.hot_calls import CallContext
 from vit_api.web.observers.exchange import Observer
 from vit_api.web.page.security_headers import STATIC_FOLDER, docs_router
 from vit_api.web.requests import RequestLimits
@@ -80,7 +80,7 @@ def create_app(
     """
     app = _fastapi(routes, start, stop)
     app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
-    reception = Reception(
+    context = CallContext(
         BodyMemory(request_limits.max_pending_bytes),
         request_limits.request_timeout_s,
         observers,
@@ -88,7 +88,7 @@ def create_app(
         charge=None if rate_limits is None else rate_limits.charge,
         cors_headers=CrossOrigin(app, cors_origins).answer_headers if cors_origins else None,
     )
-    entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, reception, is_draining)
+    entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context, is_draining)
     return WebApplication(entry, CrossOrigin(entry, cors_origins) if cors_origins else entry)
 
 

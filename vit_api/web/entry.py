@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit_api.errors import NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
-from vit_api.web.hot_calls import HotCall, Reception
+from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.requests import Request
 from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, error_response
@@ -38,16 +38,16 @@ class Entry:
     Args:
         hot_routes: The routes that the door has answered.
         fallback: Answers everything else.
-        reception: Admits requests, and records their outcomes.
+        context: Admits requests, and records their outcomes.
         is_draining: Returns whether the server is shutting down, so that clients should disconnect.
     """
 
     def __init__(
-        self, hot_routes: Sequence[HotRoute], fallback: ASGIApp, reception: Reception, is_draining: Callable[[], bool]
+        self, hot_routes: Sequence[HotRoute], fallback: ASGIApp, context: CallContext, is_draining: Callable[[], bool]
     ) -> None:
         self._hot = {(route.method, route.path): route for route in hot_routes}
         self._fallback = fallback
-        self._reception = reception
+        self._context = context
         self.is_draining = is_draining
         # As unique as a random number and much cheaper: random for each process, and counted within it.
         self._id_start = os.urandom(12).hex().encode()
@@ -58,11 +58,11 @@ class Entry:
         route = self._hot.get((scope["method"], scope["path"]))
         if route is None:
             return None
-        return HotCall(self._request(scope, route.endpoint), route, self._reception)
+        return HotCall(self._request(scope, route.endpoint), route, self._context)
 
     def refuse(self, scope: dict[str, Any]) -> HotCall:
         """Return a request that can only fail."""
-        return HotCall(self._request(_MALFORMED | scope, ""), None, self._reception)
+        return HotCall(self._request(_MALFORMED | scope, ""), None, self._context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope: have FastAPI answer."""
@@ -71,14 +71,14 @@ class Entry:
             return
         request = self._request(scope, "")
         try:
-            if self._reception.check_key is not None:
-                self._reception.check_key(request)
+            if self._context.check_key is not None:
+                self._context.check_key(request)
             if not request.path.isprintable():  # FastAPI would ignore a line break at the end of a path
                 raise NotFound("There is no such path. See /docs for the paths that there are.")
         except ViTError as error:
             response = error_response(error, request.id.decode(), time.monotonic() - request.timeline.arrived_at)
             await response.send(send, request)
-            self._reception.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
+            self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
             return
         await self._fall_back(request, receive, send)
 
@@ -87,7 +87,7 @@ class Entry:
             scope,
             b"%s%08x" % (self._id_start, next(self._id_numbers)),
             arrived_at=time.monotonic(),
-            timeout_s=self._reception.timeout_s,
+            timeout_s=self._context.timeout_s,
             endpoint=endpoint,
         )
         client_id = request.headers.get(REQUEST_ID)
@@ -112,4 +112,4 @@ class Entry:
         if request.method == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._fallback(scope, receive, send_with_id)
-        self._reception.observe(Exchange(request, status, time.monotonic()))
+        self._context.observe(Exchange(request, status, time.monotonic()))

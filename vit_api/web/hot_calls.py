@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _UNKNOWN = BodyLimit(0, 0)
 
 
-class Reception(NamedTuple):
+class CallContext(NamedTuple):
     """What the requests of a process have in common.
 
     Attributes:
@@ -55,15 +55,15 @@ class HotCall:
     Args:
         request: The request; its body is not read yet.
         route: Its route; None for a request that can only fail.
-        reception: What it shares with others.
+        context: What it shares with others.
     """
 
-    __slots__ = ("_codings", "_limit", "_reception", "_request", "_route")
+    __slots__ = ("_codings", "_context", "_limit", "_request", "_route")
 
-    def __init__(self, request: Request, route: HotRoute | None, reception: Reception) -> None:
+    def __init__(self, request: Request, route: HotRoute | None, context: CallContext) -> None:
         self._request = request
         self._route = route
-        self._reception = reception
+        self._context = context
         self._limit = _UNKNOWN
         self._codings: Sequence[bytes] = ()
 
@@ -73,13 +73,13 @@ class HotCall:
         Raises:
             ViTError: The request is refused.
         """
-        request, reception = self._request, self._reception
+        request, context = self._request, self._context
         assert self._route is not None
         try:
-            if reception.check_key is not None:
-                reception.check_key(request)
-            if reception.charge is not None:
-                await reception.charge(request)
+            if context.check_key is not None:
+                context.check_key(request)
+            if context.charge is not None:
+                await context.charge(request)
             self._limit = limit = self._route.body_limit(request)
         except ViTError:
             raise
@@ -101,7 +101,7 @@ class HotCall:
         size = self._request.received_bytes + count
         if size > self._limit.max_bytes:
             raise UploadTooLarge(self._limit.reported_bytes)
-        self._reception.memory.reserve(self._request, count)
+        self._context.memory.reserve(self._request, count)
         self._request.received_bytes = size
 
     async def handle(self, body: bytes) -> Response:
@@ -109,11 +109,11 @@ class HotCall:
         request = self._request
         request.body = body
         # A slow upload takes nothing from the time of the answer: it has limits of its own.
-        request.deadline = time.monotonic() + self._reception.timeout_s
+        request.deadline = time.monotonic() + self._context.timeout_s
         assert self._route is not None
         try:
             if self._codings:
-                await self._reception.memory.decode(request, self._codings, self._limit)
+                await self._context.memory.decode(request, self._codings, self._limit)
             return await self._route.handler(request)
         except ViTError as error:
             return self.fail(error)
@@ -127,18 +127,18 @@ class HotCall:
 
     def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
         """Return all headers of a response but those that belong to the connection."""
-        request, cors_headers = self._request, self._reception.cors_headers
+        request, cors_headers = self._request, self._context.cors_headers
         headers = [*response.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
         return headers if cors_headers is None else [*headers, *cors_headers(request)]
 
     def end(self, response: Response | None) -> None:
         """Record the outcome, and free the memory. To be called once; None: the client left first."""
         request = self._request
-        self._reception.memory.release(request)
+        self._context.memory.release(request)
         if response is None:
-            self._reception.observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
+            self._context.observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
         else:
-            self._reception.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
+            self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
 
     def _unexpected(self) -> ViTError:
         """Log the exception that is being handled."""

@@ -10,7 +10,7 @@ import pytest
 
 from vit_api.errors import Overloaded, UnsupportedEncoding, UploadTooLarge, ViTError
 from vit_api.web.bodies import BodyMemory
-from vit_api.web.hot_calls import HotCall, Reception
+from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.requests import BodyLimit, Request
 from vit_api.web.responses import Response
@@ -40,7 +40,7 @@ class Bench:
         scope = {"method": "POST", "path": "/predict", "query_string": b"", "headers": sent}
         request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
         route = HotRoute("POST", "/predict", "/predict", self.handle, lambda _: self._limit)
-        return HotCall(request, route, Reception(self.memory, 30, [self]))
+        return HotCall(request, route, CallContext(self.memory, 30, [self]))
 
     async def answer(self, body: bytes, **headers: str) -> Response:
         call = self.call(**headers)

@@ -56,7 +56,7 @@ class State(enum.Enum):
 _HEAD, _BODY, _ANSWERING, _LINGERING, _CLOSED = State
 
 
-class Exchange(Protocol):
+class Answering(Protocol):
     """One request and its answer."""
 
     def start(self) -> None:
@@ -121,7 +121,7 @@ class Door(asyncio.Protocol):
         self._is_stopping = False
         self._is_half_closed = False
         self._has_begun_answer = False
-        self._exchange: Exchange | None = None
+        self._exchange: Answering | None = None
         self._left = 0
         self._chunks: ChunkedBody | None = None
         self._has_room = connections.make_room(self.loop)

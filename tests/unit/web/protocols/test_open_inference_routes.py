@@ -23,6 +23,7 @@ from vit_api.metrics import COUNTED
 from vit_api.web.application import create_app
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
+from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
@@ -199,7 +200,7 @@ def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> 
     async def answer() -> Response:
         request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
         (route, *_) = (route for route in scripted.routes().routes() if isinstance(route, HotRoute))
-        call = HotCall(request, route, Reception(BodyMemory(scripted.max_body_bytes), 30, []))
+        call = HotCall(request, route, CallContext(BodyMemory(scripted.max_body_bytes), 30, []))
         await call.admit()
         body = b""
         while chunks:
