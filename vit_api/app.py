@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
-from vit_api.command_line import main_settings
+from vit_api.command_line import main_settings, unknown_variables
 from vit_api.devices import choose_devices
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
@@ -122,6 +122,8 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
     """Run the server with this process's settings; exit when it has stopped."""
     settings = main_settings()
     _logging(settings)()
+    for warning in unknown_variables():
+        logger.warning("%s", warning)
     if settings.traces and not is_installed():
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     try:

@@ -54,14 +54,15 @@ _BODIES = st.sampled_from(
         b"5\r\nhello\r\n0\r\n\r\n",
         b"5\nhello\r\n0\r\n\r\n",
         b"5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n",
-    ]
-    + [
         b"05\r\nhello\r\n00\r\n\r\n",
         b"-5\r\nhello\r\n0\r\n\r\n",
         b"5\r\nhelloX\r\n0\r\n\r\n",
         b"0x5\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n0\r\nbad trailer\r\n\r\n",
+        b"ffffffffffffffffffff\r\nx",
+        b" 5\r\nhello\r\n0\r\n\r\n",
+        b"g\r\n",
     ]
-    + [b"5\r\nhello\r\n0\r\nbad trailer\r\n\r\n", b"ffffffffffffffffffff\r\nx", b" 5\r\nhello\r\n0\r\n\r\n", b"g\r\n"]
 )
 _GOOD_FIELDS = [(b"Host", b"x")]
 
