@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import numpy as np
 import pytest
 
 from scripts.train_digits import load_split, scan_to_image
 from tests.support.samples import encode
 from tests.support.server import RunningServer, serve
+
+# A deadline for each example would be a timing assertion, which fails on a busy machine.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What browsers are told: cross-origin requests, and what pages may do."""
+"""Headers for browsers: cross-origin requests, and what pages may do."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_origins() -> None:
 
 @pytest.mark.parametrize("path", ["/predict", "/health", "/docs", "/docs/static/swagger-ui.css", "/nowhere"])
 def test_no_answer_is_taken_for_something_else(digits_server: RunningServer, path: str) -> None:
-    """Browsers are told to believe the type."""
+    """`nosniff` makes browsers trust the content type."""
     for response in (digits_server.predict(_SEVEN, path), digits_server.get(path)):
         assert response.headers["x-content-type-options"] == "nosniff"
 

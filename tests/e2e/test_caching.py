@@ -86,8 +86,8 @@ def _cache(server: RunningServer) -> dict:
     return server.get("/info").json()["cache"]
 
 
-def _asked(server: RunningServer) -> int:
-    """Count the images that the server was asked for, the waiting ones included."""
+def _requested(server: RunningServer) -> int:
+    """Count the images that clients requested, those in flight included."""
     cache = _cache(server)
     return int(cache["hits"] + cache["misses"] + cache["coalesced"])
 
@@ -120,8 +120,8 @@ def test_no_cache_computes_and_refreshes(server: RunningServer) -> None:
     assert _images(server) == before + 2
 
 
-def test_bad_images_are_not_remembered(server: RunningServer) -> None:
-    """The same error each time, without an entry."""
+def test_errors_are_not_cached(server: RunningServer) -> None:
+    """Each request gets the same error, and no entry is added."""
     entries = _cache(server)["entries"]
     for _ in range(2):
         response = server.predict(_SEVEN[:200])
@@ -132,11 +132,11 @@ def test_bad_images_are_not_remembered(server: RunningServer) -> None:
 
 def test_identical_images_at_once_are_one_inference(server: RunningServer) -> None:
     """With four slots, forty clients of one image are all answered, by one run of the model."""
-    upload, before, asked = _SEVEN + b"at once", _images(server), _asked(server)
+    upload, before, asked = _SEVEN + b"at once", _images(server), _requested(server)
     with ThreadPoolExecutor(_WAITERS + 1) as clients, paused(worker_of(server)):
         requests = [clients.submit(server.predict, upload) for _ in range(_WAITERS)]
         other = clients.submit(server.predict, _THREE + b"at once")
-        wait_until(lambda: _asked(server) == asked + _WAITERS + 1)
+        wait_until(lambda: _requested(server) == asked + _WAITERS + 1)
         assert not any(request.done() for request in requests)
     replies = [request.result(60) for request in requests]
     assert [_label(reply) for reply in replies] == ["7"] * _WAITERS
@@ -159,23 +159,23 @@ def test_repeats_within_one_request(server: RunningServer) -> None:
     assert _images(server) == before + 2
 
 
-def test_a_waiter_that_disconnects_takes_nothing_along(server: RunningServer) -> None:
+def test_a_waiter_that_disconnects_affects_no_other(server: RunningServer) -> None:
     """Of three clients of one image, the first hangs up; the others get their answers, from one inference."""
-    upload, before, asked = _SEVEN + b"hangs up", _images(server), _asked(server)
+    upload, before, asked = _SEVEN + b"hangs up", _images(server), _requested(server)
     with ThreadPoolExecutor(2) as clients, paused(worker_of(server)):
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
             head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(upload)}\r\n\r\n"
             connection.sendall(head.encode() + upload)
-            wait_until(lambda: _asked(server) == asked + 1)
+            wait_until(lambda: _requested(server) == asked + 1)
             requests = [clients.submit(server.predict, upload) for _ in range(2)]
-            wait_until(lambda: _asked(server) == asked + 3)
+            wait_until(lambda: _requested(server) == asked + 3)
         wait_until(lambda: server.get("/health/live").status_code == 200)
     assert [_label(request.result(60)) for request in requests] == ["7", "7"]
     assert _images(server) == before + 1
 
 
-def test_entries_go_when_their_time_is_over() -> None:
-    """Also if nobody asks for anything any more."""
+def test_entries_expire() -> None:
+    """They are evicted even if no further request arrives."""
     with serve(cache_ttl_s=1) as server:
         post_all(server.port, [[_SEVEN]] * 8)
         assert _cache(server)["misses"] >= 1
@@ -214,7 +214,7 @@ def test_without_a_key_nobody_may_clear(digits_server: RunningServer) -> None:
     ],
 )
 def test_only_the_operator_may_clear(server: RunningServer, headers: dict[str, str]) -> None:
-    """Anyone else gets a 401 that names the scheme, and nothing is forgotten."""
+    """Anyone else gets a 401 that names the scheme, and the cache is not cleared."""
     server.predict(_SEVEN)
     response = _clear(server, **headers)
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
@@ -238,8 +238,8 @@ def _until_connected(server: RunningServer, processes: int) -> None:
     wait_until(lambda: _cache(server)["redis"]["processes_connected"] == processes)
 
 
-def test_two_replicas_share_what_they_know(replicas: Replicas) -> None:
-    """What one computed the other answers without its model, and clearing clears Redis."""
+def test_two_replicas_share_their_results(replicas: Replicas) -> None:
+    """A result computed by one is a hit on the other, and clearing one clears Redis."""
     first, second, redis = replicas.first, replicas.second, replicas.redis
     hits = _cache(second)["redis"]["hits"]
 
@@ -258,8 +258,8 @@ def test_two_replicas_share_what_they_know(replicas: Replicas) -> None:
     assert redis.entries() == {}
 
 
-def test_a_poisoned_value_in_redis_is_computed_anew(replicas: Replicas) -> None:
-    """The answer is right, the value is counted and overwritten."""
+def test_a_corrupt_value_in_redis_is_replaced(replicas: Replicas) -> None:
+    """The result is correct; the value is counted and overwritten."""
     first, second, redis = replicas.first, replicas.second, replicas.redis
     rejected = _cache(second)["redis"]["rejected"]
 
@@ -307,8 +307,8 @@ def test_redis_killed_and_started_again_under_load(redis: RedisServer) -> None:
             replies = []
             for fault in (redis.kill, redis.start, redis.kill, redis.start):
                 loading = client.submit(load)
-                asked = _asked(server)
-                wait_until(lambda asked=asked: _asked(server) > asked + 100)
+                asked = _requested(server)
+                wait_until(lambda asked=asked: _requested(server) > asked + 100)
                 fault()
                 replies.append(loading.result(120))
         expected = ["7" if upload.startswith(_SEVEN) else "3" for n in range(8) for upload in uploads[n::8]]

@@ -1,4 +1,4 @@
-"""Many clients at once: their own answers, full batches, no waiting for nothing, no busy waiting."""
+"""Concurrent clients: each gets its own result, batches are full, and nothing waits needlessly or busily."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
 
 @pytest.fixture(scope="module")
 def patient_server() -> Iterator[RunningServer]:
-    """Let images wait for company for 10 s, and bodies come for 1 s."""
+    """Run a server with a batch window of 10 s and a body timeout of 1 s."""
     with serve(max_wait_ms=10_000, body_timeout_s=1, cache_size=0) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def hasty_server() -> Iterator[RunningServer]:
-    """Give a request 1 s, and one at a time a place."""
+    """Run a server with one slot and a request timeout of 1 s."""
     with serve(request_timeout_s=1, queue_size=1, api_servers=1, cache_size=0) as server:
         yield server
 
@@ -101,7 +101,7 @@ def test_31_good_images_and_a_corrupt_one(busy_server: RunningServer) -> None:
         assert _top(replies[number]) == pytest.approx(alone[number], abs=_ROUNDING)
 
 
-def test_a_lone_request_does_not_wait_for_company(patient_server: RunningServer) -> None:
+def test_a_single_request_is_not_delayed(patient_server: RunningServer) -> None:
     """With a wait of 10 s allowed, a request on an idle server is in the queue for a fraction of that."""
     image = _different_images(1)[0]
     waits = [float(patient_server.predict(image).headers["x-queue-time-ms"]) for _ in range(5)]
@@ -109,7 +109,7 @@ def test_a_lone_request_does_not_wait_for_company(patient_server: RunningServer)
 
 
 def test_idle_processes_do_not_busy_wait(digits_server: RunningServer) -> None:
-    """All processes together use less than 2 % of a core while nobody asks, also after a burst."""
+    """All processes together use less than 2 % of a core when idle, also after a burst."""
     image = _different_images(1)[0]
     post_all(digits_server.port, [[image] * 4] * 32)
     group = digits_server.process.pid

@@ -68,7 +68,7 @@ def test_top_k(digits_server: RunningServer, top_k: int) -> None:
     assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
 
 
-def test_headers_tell_where_the_time_went(digits_server: RunningServer) -> None:
+def test_headers_report_the_stages(digits_server: RunningServer) -> None:
     """Queue, inference and batch size are there, and belong to this request."""
     response = digits_server.predict(_SEVEN, headers=_FRESH)
     assert float(response.headers["x-queue-time-ms"]) >= 0
@@ -77,7 +77,7 @@ def test_headers_tell_where_the_time_went(digits_server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/predict", "/health", "/nowhere"])
-def test_a_sane_request_id_is_taken_over(digits_server: RunningServer, path: str) -> None:
+def test_a_valid_request_id_is_kept(digits_server: RunningServer, path: str) -> None:
     """The client's id comes back, on any path."""
     response = digits_server.predict(_SEVEN, path, headers={"x-request-id": "abc-123.X"})
     assert response.headers["x-request-id"] == "abc-123.X"
@@ -303,7 +303,7 @@ def test_docs_need_no_other_host(digits_server: RunningServer) -> None:
 def test_no_input_makes_a_500(
     digits_server: RunningServer, path: str, content_type: str, start: bytes, rest: bytes
 ) -> None:
-    """Whatever is sent, the client is told what is wrong with it."""
+    """Any body gets a response that says what is wrong with it."""
     headers = {b"content-type": content_type.encode("latin-1")}
     response = httpx.post(digits_server.url + path, content=start + rest, headers=headers, timeout=60)  # type: ignore[arg-type]
     assert response.status_code < 500, response.text
@@ -339,7 +339,7 @@ def test_a_wrong_method_is_told_all_right_ones(
 
 @pytest.mark.parametrize("path", ["/%0A", "/predict%0A", "/predict/batch%0a", "/v2/models/digits/infer%0A", "/%00"])
 def test_a_path_with_control_characters_is_none(digits_server: RunningServer, path: str) -> None:
-    """Patterns may take a line break at the end for nothing."""
+    """`$` in a pattern also matches before a trailing line break."""
     response = httpx.post(digits_server.url + path, content=b"x", timeout=30)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 

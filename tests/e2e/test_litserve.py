@@ -1,4 +1,4 @@
-"""The LitAPI is a real one, and LitServe is as our one module that touches its internals expects it."""
+"""The LitAPI is a real one, and LitServe's internals are as our modules expect them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_stock_server_batches_too(stock_url: str, held_out: list[tuple[bytes
 
 
 def test_litserve_is_the_version_we_know() -> None:
-    """A new version has to be looked at: `vit_api/processes/lit_server.py` says what we take from it."""
+    """A new version must be reviewed: `vit_api/processes/lit_server.py` names the modules that use its internals."""
     assert version("litserve") == "0.2.19"
 
 
@@ -100,7 +100,7 @@ def test_litserve_is_the_version_we_know() -> None:
     ],
 )
 def test_internals_are_where_we_expect_them(what: object, parameters: list[str]) -> None:
-    """LitServe's internals that `processes.lit_server` and `worker.loop` use have the expected signatures."""
+    """LitServe's internals that `lit_server` and `worker.loop` use have the expected signatures."""
     assert list(inspect.signature(what).parameters) == parameters  # type: ignore[arg-type]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -69,7 +68,7 @@ def _same(ours: list[tuple[str, float]]) -> Any:
     return [(label, pytest.approx(p, abs=1e-5)) for label, p in ours]
 
 
-def test_the_server_tells_of_itself(client: triton.InferenceServerClient) -> None:
+def test_the_server_describes_itself(client: triton.InferenceServerClient) -> None:
     """Whether it lives and takes images, what it is, and which models it has."""
     assert client.is_server_live()
     assert client.is_server_ready()
@@ -111,7 +110,7 @@ def test_the_models_metadata(client: triton.InferenceServerClient, version: str)
 
 
 def test_the_models_configuration(client: triton.InferenceServerClient) -> None:
-    """As Triton words it: batching, and tensors without the batch's dimension."""
+    """It has Triton's form: batching, and tensors without the batch dimension."""
     config = client.get_model_config("digits")
     assert (config["name"], config["max_batch_size"]) == ("digits", 32)
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 5000}
@@ -246,7 +245,7 @@ def _many() -> triton.InferInput:
 def test_bad_inputs(
     client: triton.InferenceServerClient, inputs: list[triton.InferInput], status: int, message: str
 ) -> None:
-    """The client is told what is wrong, and with which image."""
+    """The error says what is wrong, and with which image."""
     _fails(lambda: client.infer("digits", inputs), status, message)
 
 
@@ -351,14 +350,10 @@ def test_too_many_values_in_json(digits_server: RunningServer) -> None:
     assert "as binary data" in response.json()["error"]
 
 
-def test_the_asynchronous_client(digits_server: RunningServer) -> None:
-    """It is told the same as the other one, answers and errors."""
-
-    async def run(use: Callable[[Any], Awaitable[None]]) -> None:
-        async with triton_aio.InferenceServerClient(_address(digits_server)) as client:
-            await use(client)
-
-    async def scenario(client: Any) -> None:
+@pytest.mark.anyio
+async def test_the_asynchronous_client(digits_server: RunningServer) -> None:
+    """It gets the same results and errors as the blocking one."""
+    async with triton_aio.InferenceServerClient(_address(digits_server)) as client:
         assert await client.is_server_live()
         assert await client.is_server_ready()
         assert await client.is_model_ready("digits", "1")
@@ -375,5 +370,3 @@ def test_the_asynchronous_client(digits_server: RunningServer) -> None:
             await client.infer("other", [pixels])
         with pytest.raises(triton.InferenceServerException, match="corrupt"):
             await client.infer("digits", [_files(_SEVEN[:200])])
-
-    asyncio.run(run(scenario))

@@ -180,8 +180,10 @@ def test_a_killed_process_leaves_its_results_to_all() -> None:
 
 
 def _is_replaced(server: RunningServer, pid: int) -> bool:
-    processes = http_processes_of(server)
-    return pid not in processes and len(processes) == _PROCESSES
+    """Return whether a killed process has a successor, and all of them accept connections."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = sum(row[1].endswith(f":{server.port:04X}") and row[3] == "0A" for row in rows)
+    return pid not in http_processes_of(server) and listening == _PROCESSES
 
 
 def _holders(server: RunningServer) -> set[int]:

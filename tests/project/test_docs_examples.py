@@ -31,6 +31,7 @@ _NOT_RUN = {
     ("docs/container.md", "docker build"): _DOCKER,
     ("docs/container.md", "docker run"): _DOCKER,
     ("docs/container.md", "docker compose"): _DOCKER,
+    ("docs/gpu.md", "make run TORCH_INDEX"): "installs packages; tests/project/test_torch_index.py checks the commands",
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
     ("docs/space.md", "pip install"): _SPACE,
     ("docs/space.md", "hf "): _SPACE,

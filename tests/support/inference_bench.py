@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.support.waiting import LONG_S, until
 from vit_api.errors import BadImage
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, Status, unpack_requests
@@ -20,7 +20,6 @@ from vit_api.metrics import DECODE
 from vit_api.web.core.inference import InferenceClient
 
 _READY = WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32")
-LONG_S = 60.0
 
 
 class InferenceBench:
@@ -87,14 +86,6 @@ class InferenceBench:
     async def until_all_free(self) -> None:
         await until(lambda: self.slots.free_count == len(self.table))
         assert self.table.count_by_state()[SlotState.FREE] == len(self.table)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll a condition to a deadline."""
-    deadline = time.monotonic() + LONG_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,7 @@
-"""LitServe's server, with HTTP processes and a supervisor of our own. The only module that touches its internals.
+"""LitServe's server, with HTTP processes and a supervisor of our own.
+
+LitServe's internals are used only here and in `worker.loop`, and a test checks them against the installed version.
+Other modules use its public hooks.
 
 LitServe provides devices, worker processes, their set-up and their loop. Ours are the HTTP processes (LitServe's share
 one socket, and a manager process for all queues) and the supervision (LitServe loses the requests of a dead worker, and

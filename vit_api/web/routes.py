@@ -49,7 +49,10 @@ class Operation:
     tags: Sequence[str] = (CLASSIFICATION,)
 
     def as_route(self, method: str) -> APIRoute:
-        """Return a route that is only described, never served."""
+        """Return a FastAPI route from which the description is generated; `web.entry` serves the hot route itself.
+
+        FastAPI describes routes with a function only, hence the empty one; it is never called.
+        """
 
         async def described() -> None: ...
 

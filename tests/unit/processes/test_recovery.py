@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from tests.support.inference_bench import InferenceBench, running, until
+from tests.support.inference_bench import InferenceBench, running
+from tests.support.waiting import until
 from vit_api.errors import InferenceFailed, WorkersGone
 from vit_api.ipc.records import AnswerRecord, Status, unpack_requests
 from vit_api.ipc.slots import Claim, OwnerSlots, SlotState, SlotTable, WorkerSlots

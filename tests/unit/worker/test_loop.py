@@ -98,7 +98,7 @@ def test_a_batch_that_does_not_fit_is_split() -> None:
 
 
 def test_an_image_that_does_not_fit_alone() -> None:
-    """It is told so; its neighbours get their answers."""
+    """It fails with `out_of_memory`; the other images get their results."""
     bench = LoopBench()
     for slot, value in enumerate([1, 254, 3, 4]):
         bench.queue(slot, value)
@@ -143,9 +143,9 @@ def test_batches_and_waits_are_counted() -> None:
     for slot in range(33):
         bench.queue(slot, 255 if slot == 32 else slot)
     bench.run_until(33)
-    places = {metric: bench.metrics_board.totals(metric)[()] for metric in (BATCH_SIZE, BATCH_DURATION, QUEUE_WAIT)}
-    assert [sum(numbers[:-1]) for numbers in places.values()] == [2, 2, 33]
-    assert places[BATCH_SIZE][-1] == 33
-    assert places[BATCH_DURATION][-1] > 0
-    assert places[QUEUE_WAIT][-1] > 0
+    totals = {metric: bench.metrics_board.totals(metric)[()] for metric in (BATCH_SIZE, BATCH_DURATION, QUEUE_WAIT)}
+    assert [sum(numbers[:-1]) for numbers in totals.values()] == [2, 2, 33]
+    assert totals[BATCH_SIZE][-1] == 33
+    assert totals[BATCH_DURATION][-1] > 0
+    assert totals[QUEUE_WAIT][-1] > 0
     assert sum(bench.metrics_board.totals(MODEL_DURATION)[()][:-1]) == 1

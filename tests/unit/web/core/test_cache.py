@@ -34,8 +34,8 @@ def test_a_value_lives_for_its_time() -> None:
     assert cache.get(b"a") is None
 
 
-def test_putting_a_value_again_begins_its_time_anew() -> None:
-    """A refreshed answer lives as long as a new one."""
+def test_putting_a_value_again_restarts_its_lifetime() -> None:
+    """A replaced value has the full TTL again."""
     cache, clock, board = make_cache()
     cache.put(b"a", "A", board.epoch)
     clock.now += 9
@@ -56,7 +56,7 @@ def test_the_least_recently_used_goes_first() -> None:
     assert board.totals()["entries"] == 3
 
 
-def test_what_is_too_old_is_forgotten_without_being_asked_for() -> None:
+def test_expired_entries_are_evicted_without_a_look_up() -> None:
     """`refresh` gives the memory back, and the count is right."""
     cache, clock, board = make_cache()
     cache.put(b"a", "A", board.epoch)

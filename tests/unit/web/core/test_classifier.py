@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
-import anyio
 import pytest
 
 from tests.support.remote_process import RemoteProcess
+from tests.support.waiting import LONG_S, until
 from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.errors import BadImage, NotReady
 from vit_api.ipc.answer_table import AnswerTable
@@ -22,7 +22,6 @@ from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResul
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
 
-_LONG_S = 60.0
 pytestmark = pytest.mark.anyio
 
 
@@ -73,7 +72,7 @@ class Bench:
         self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
 
     async def classify(self, upload: Upload, **options: bool) -> ClassifierResult:
-        return await self.classifier.classify(upload, time.monotonic() + _LONG_S, **options)
+        return await self.classifier.classify(upload, time.monotonic() + LONG_S, **options)
 
     async def sources(self, *uploads: Upload) -> list[str]:
         return [(await self.classify(upload)).source.value for upload in uploads]
@@ -81,13 +80,6 @@ class Bench:
     def counts(self) -> tuple[int, int, int]:
         totals = self.cache_board.totals()
         return totals["hits"], totals["misses"], totals["coalesced"]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll a condition to a deadline."""
-    with anyio.fail_after(_LONG_S):
-        while not condition():
-            await anyio.sleep(0.001)
 
 
 async def test_a_repeated_upload_is_a_hit() -> None:
@@ -267,7 +259,7 @@ class Server:
 
     def publish(self, key: bytes, prediction: Prediction) -> None:
         """Have the other process cache a prediction."""
-        self.other("put", key, prediction.pack(), time.monotonic() + _LONG_S, 0)
+        self.other("put", key, prediction.pack(), time.monotonic() + LONG_S, 0)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.inference_bench import LONG_S, InferenceBench, running, until
+from tests.support.inference_bench import InferenceBench, running
+from tests.support.waiting import LONG_S, until
 from vit_api.errors import BadImage, InferenceFailed, NotReady, Overloaded
 from vit_api.ipc.records import Status, unpack_requests
 from vit_api.ipc.slots import SlotState

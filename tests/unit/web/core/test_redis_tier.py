@@ -7,15 +7,16 @@ import contextlib
 import math
 import socket
 import struct
-import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
+import anyio
 import pytest
 
 from benchmarks.harness.servers import free_port
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.server import paused
+from tests.support.waiting import LONG_S, until
 from vit_api.errors import RedisUnavailable
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.records import MAX_TOP_K, Prediction
@@ -24,7 +25,6 @@ from vit_api.web.core.redis_tier import RedisTier
 
 _KEY = bytes(range(32))
 _TOP = Prediction((3, 1, 2), (2.0, -0.25, -120.0), 0.5)
-_LONG_S = 60.0
 pytestmark = pytest.mark.anyio
 
 
@@ -48,27 +48,20 @@ async def running(url: str, **options: object) -> AsyncIterator[tuple[RedisTier,
         await tier.stop()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Poll a condition to a deadline."""
-    deadline = time.monotonic() + _LONG_S
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
 async def until_up(board: CacheBoard) -> None:
     """Wait until the tier found Redis."""
     await until(lambda: board.totals()["redis_up"] == 1)
 
 
 async def get(tier: RedisTier, board: CacheBoard, key: bytes) -> Prediction | None:
-    """Look a key up, again where this busy machine kept Redis from answering in time."""
-    while True:
-        skipped = board.totals()["redis_skipped"]
-        found = await tier.get(key)
-        if board.totals()["redis_skipped"] == skipped:
-            return found
-        await asyncio.sleep(0.05)
+    """Look a key up, again if a busy machine kept Redis from answering in time."""
+    with anyio.fail_after(LONG_S):
+        while True:
+            skipped = board.totals()["redis_skipped"]
+            found = await tier.get(key)
+            if board.totals()["redis_skipped"] == skipped:
+                return found
+            await asyncio.sleep(0.05)
 
 
 async def test_it_remembers_for_its_time(redis: RedisServer) -> None:

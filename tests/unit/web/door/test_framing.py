@@ -43,7 +43,30 @@ _NAMES = st.sampled_from(
     ]
 )
 _VALUES = st.sampled_from(
-    [b"x", b"5", b"05", b"+5", b"-5", b"5, 5", b"0x5", b"5 5", b"9" * 30, b"0" * 5000 + b"5", b"", b" ", b"chunked", b"Chunked", b"gzip, chunked", b"chunked, chunked", b"xchunked", b"a\x00b", b"a\rb", b"a\x0bb", b"\xff", b"a\tb",]
+    [
+        b"x",
+        b"5",
+        b"05",
+        b"+5",
+        b"-5",
+        b"5, 5",
+        b"0x5",
+        b"5 5",
+        b"9" * 30,
+        b"0" * 5000 + b"5",
+        b"",
+        b" ",
+        b"chunked",
+        b"Chunked",
+        b"gzip, chunked",
+        b"chunked, chunked",
+        b"xchunked",
+        b"a\x00b",
+        b"a\rb",
+        b"a\x0bb",
+        b"\xff",
+        b"a\tb",
+    ]
 )
 _BODIES = st.sampled_from(
     [
@@ -61,7 +84,7 @@ _BODIES = st.sampled_from(
         b"ffffffffffffffffffff\r\nx",
         b" 5\r\nhello\r\n0\r\n\r\n",
         b"g\r\n",
-    ,]
+    ]
 )
 _GOOD_FIELDS = [(b"Host", b"x")]
 

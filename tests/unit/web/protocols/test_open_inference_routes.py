@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's paths, with a classifier that the test scripts, without a server."""
+"""The routes of the Open Inference Protocol, with a fake classifier and without a server."""
 
 from __future__ import annotations
 
@@ -34,12 +34,14 @@ from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute
 
+pytestmark = pytest.mark.anyio
+
 _NAME = "google/vit-base-patch16-224"
 _QUOTED = _NAME.replace("/", "%2F")
 _TOP = Prediction((1, 0), (math.log(3), 0.0), 0.75)
 _FULL = Overloaded("planted", 7)
-_MOST_BODY_BYTES = 1000
-_MOST_UPLOAD_BYTES = 100
+_MAX_BODY_BYTES = 1000
+_MAX_UPLOAD_BYTES = 100
 
 
 def _inputs(max_upload_bytes: int) -> Inputs:
@@ -47,15 +49,15 @@ def _inputs(max_upload_bytes: int) -> Inputs:
 
 
 class Scripted:
-    """A classifier whose upload says what becomes of it, and the application around it."""
+    """A fake classifier whose result depends on the upload, and the application around it."""
 
     def __init__(self, devices: tuple[str, ...] = ("cpu",), *, has_cache: bool = True) -> None:
         self.board = WorkerBoard(1)
         self.cache = CacheBoard(1) if has_cache else None
         self.counts = MetricsBoard(["http-0"], COUNTED)
         self.exchanges: list[Exchange] = []
-        self.max_body_bytes = _MOST_BODY_BYTES
-        self.inputs = _inputs(max_upload_bytes=_MOST_UPLOAD_BYTES)
+        self.max_body_bytes = _MAX_BODY_BYTES
+        self.inputs = _inputs(max_upload_bytes=_MAX_UPLOAD_BYTES)
         self.outputs = Outputs(_NAME, ["a", "b"])
         self.model = ModelInfo(
             _NAME,
@@ -70,7 +72,7 @@ class Scripted:
         )
 
     def routes(self) -> OpenInferenceRoutes:
-        """Make the routes, for one event loop."""
+        """Return the routes, for one event loop."""
         anything: Any = self
         return OpenInferenceRoutes(
             anything,
@@ -83,7 +85,7 @@ class Scripted:
         )
 
     async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
-        if upload == b"known":
+        if upload == b"cached":
             return ClassifierResult(CachedPrediction(_TOP), Source.HIT)
         if upload == b"full":
             raise _FULL
@@ -94,7 +96,7 @@ class Scripted:
     def observe(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
 
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send one request through the application."""
 
         async def nothing() -> None:
@@ -109,30 +111,27 @@ class Scripted:
             is_draining=lambda: False,
         )
 
-        async def send() -> httpx.Response:
-            async with httpx.AsyncClient(transport=DoorTransport(app), base_url="http://test") as client:
-                return await client.request(method, path, **options)
+        async with httpx.AsyncClient(transport=DoorTransport(app), base_url="http://test") as client:
+            return await client.request(method, path, **options)
 
-        return asyncio.run(send())
-
-    def infer(self, *uploads: bytes, path: str = f"/v2/models/{_NAME}/infer") -> httpx.Response:
-        """Ask for the classes of image files."""
+    async def infer(self, *uploads: bytes, path: str = f"/v2/models/{_NAME}/infer") -> httpx.Response:
+        """Send image files to the model."""
         data = [base64.b64encode(upload).decode() for upload in uploads]
         tensor = {"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}
-        return self.ask("POST", path, json={"inputs": [tensor], "outputs": [{"name": "labels"}]})
+        return await self.send("POST", path, json={"inputs": [tensor], "outputs": [{"name": "labels"}]})
 
 
 @pytest.mark.parametrize("name", [_NAME, _QUOTED])
 @pytest.mark.parametrize("version", ["", "/versions/1"])
-def test_a_models_name_may_have_slashes(name: str, version: str) -> None:
-    """Quoted or not, in every path."""
+async def test_a_models_name_may_have_slashes(name: str, version: str) -> None:
+    """They may be percent-encoded or not, in every path."""
     scripted = Scripted()
     scripted.board.publish(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
     start = f"/v2/models/{name}{version}"
     for end in ("", "/ready", "/config"):
-        assert scripted.ask("GET", start + end).json()["name"] == _NAME
-    assert scripted.ask("GET", f"{start}/stats").json()["model_stats"][0]["name"] == _NAME
-    assert scripted.infer(b"x", path=f"{start}/infer").json()["outputs"][0]["data"] == ["b", "a"]
+        assert (await scripted.send("GET", start + end)).json()["name"] == _NAME
+    assert (await scripted.send("GET", f"{start}/stats")).json()["model_stats"][0]["name"] == _NAME
+    assert (await scripted.infer(b"x", path=f"{start}/infer")).json()["outputs"][0]["data"] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -144,18 +143,18 @@ def test_a_models_name_may_have_slashes(name: str, version: str) -> None:
         "/v2/models/",
     ],
 )
-def test_parts_of_the_name_are_no_model(path: str) -> None:
-    """In the error's form."""
-    response = Scripted().ask("GET", path)
+async def test_an_unknown_model_or_path_is_not_found(path: str) -> None:
+    """The 404 has the body that all errors have."""
+    response = await Scripted().send("GET", path)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
-def test_an_answer_says_where_it_comes_from() -> None:
-    """That of a lone image, as for /predict; and those who watch see each image, at the protocol's endpoint."""
+async def test_headers_report_the_source() -> None:
+    """A request with one image has the headers of `/predict`; observers see every image, at the protocol's endpoint."""
     scripted = Scripted()
-    assert scripted.infer(b"known").headers["x-cache"] == "hit"
-    assert scripted.infer(b"new").headers["x-queue-time-ms"] == "1.000"
-    assert "x-cache" not in scripted.infer(b"known", b"new").headers
+    assert (await scripted.infer(b"cached")).headers["x-cache"] == "hit"
+    assert (await scripted.infer(b"new")).headers["x-queue-time-ms"] == "1.000"
+    assert "x-cache" not in (await scripted.infer(b"cached", b"new")).headers
     assert [len(exchange.outcomes) for exchange in scripted.exchanges] == [1, 1, 2]
     assert {exchange.request.endpoint for exchange in scripted.exchanges} == {"/v2/models/infer"}
 
@@ -168,17 +167,17 @@ def test_an_answer_says_where_it_comes_from() -> None:
         pytest.param([b"full", b"full"], "planted", id="all"),
     ],
 )
-def test_our_failures_say_when_to_come_back(uploads: list[bytes], start: str) -> None:
-    """The whole request is a 503, since the protocol has no answer for a part of one."""
-    response = Scripted().infer(*uploads)
+async def test_overload_has_retry_after(uploads: list[bytes], start: str) -> None:
+    """The whole request is a 503, since the protocol has no partial responses."""
+    response = await Scripted().infer(*uploads)
     assert (response.status_code, response.headers["retry-after"]) == (503, "7")
     assert response.json()["error"].startswith(start)
     assert response.json()["code"] == "overloaded"
-    assert _FULL.message == "planted"  # others may have got the same one
+    assert _FULL.message == "planted"  # other requests may share the instance
 
 
-def test_a_failure_is_about_something_without_a_change() -> None:
-    """Of any kind, whatever its constructor takes."""
+def test_about_returns_a_copy_of_the_error() -> None:
+    """This holds for each class of error, whatever its constructor takes."""
     for kind in ViTError.__subclasses__():
         error = kind.__new__(kind, "m")
         error.message = "m"
@@ -186,74 +185,71 @@ def test_a_failure_is_about_something_without_a_change() -> None:
         assert (type(same), same.message, str(same), error.message) == (kind, "this: m", "this: m", "m")
 
 
-def test_a_body_has_its_limit() -> None:
-    """As with any other upload."""
-    response = Scripted().infer(*[b"x" * 100] * 4, b"x" * _MOST_BODY_BYTES)
+async def test_a_body_over_the_limit_is_rejected() -> None:
+    """The response is a 413, as for any other upload."""
+    response = await Scripted().infer(*[b"x" * 100] * 4, b"x" * _MAX_BODY_BYTES)
     assert (response.status_code, response.json()["code"]) == (413, "upload_too_large")
 
 
-def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> Response:
-    """Have the handler answer a request whose body is taken from `chunks` as it is read."""
+async def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: str) -> Response:
+    """Call the handler with a request whose body is read from `chunks`."""
     sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"method": "POST", "path": "/v2", "query_string": b"", "headers": sent}
 
-    async def answer() -> Response:
-        request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
-        (route, *_) = (route for route in scripted.routes().routes() if isinstance(route, HotRoute))
-        call = HotCall(request, route, CallContext(BodyMemory(scripted.max_body_bytes), 30, []))
-        await call.admit()
-        body = b""
-        while chunks:
-            body += chunks.pop(0)
-            call.receive(len(body) - request.received_bytes)
-        request.body, body = body, b""
-        return await route.handler(request)
-
-    return asyncio.run(answer())
+    request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
+    (route, *_) = (route for route in scripted.routes().routes() if isinstance(route, HotRoute))
+    call = HotCall(request, route, CallContext(BodyMemory(scripted.max_body_bytes), 30, []))
+    await call.admit()
+    body = b""
+    while chunks:
+        body += chunks.pop(0)
+        call.receive(len(body) - request.received_bytes)
+    request.body, body = body, b""
+    return await route.handler(request)
 
 
-def test_a_body_that_is_a_file_has_a_files_limit() -> None:
-    """No more of it is read, though other bodies may be longer."""
-    chunks = [b"x" * _MOST_UPLOAD_BYTES, b"x", b"never read"]
+async def test_a_raw_body_has_the_limit_of_an_upload() -> None:
+    """Reading stops at that limit, although other bodies may be longer."""
+    chunks = [b"x" * _MAX_UPLOAD_BYTES, b"x", b"never read"]
     with pytest.raises(UploadTooLarge) as raised:
-        _infer_directly(Scripted(), chunks, inference_header_content_length="0")
-    assert raised.value.message == UploadTooLarge(_MOST_UPLOAD_BYTES).message
+        await _infer_directly(Scripted(), chunks, inference_header_content_length="0")
+    assert raised.value.message == UploadTooLarge(_MAX_UPLOAD_BYTES).message
     assert chunks == [b"never read"]
 
 
 class _Measured(Scripted):
-    """Classifies an image once no more memory is held than may be, and notes how much that is."""
+    """Waits until no more memory is held than allowed, records how much that is, then classifies."""
 
     held_bytes = 0
-    may_hold_bytes = 0
+    max_held_bytes = 0
 
     async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
-        give_up_at = time.monotonic() + 10  # the thread that read the body may let go of it a little later
-        while (held := tracemalloc.get_traced_memory()[0]) > self.may_hold_bytes and time.monotonic() < give_up_at:
+        deadline_at = time.monotonic() + 10  # the thread that parsed the body may release it a little later
+        while (held := tracemalloc.get_traced_memory()[0]) > self.max_held_bytes and time.monotonic() < deadline_at:
             await asyncio.sleep(0.01)
         self.held_bytes = held
         return await super().classify(upload, deadline)
 
 
 @pytest.mark.parametrize("form", ["file", "binary", "json"])
-def test_a_body_is_forgotten_once_its_images_are_found(form: str) -> None:
-    """They alone are held until the answer, whatever they came in."""
+async def test_a_body_is_released_once_it_is_parsed(form: str) -> None:
+    """Only the uploads are held until the response, in whichever form they arrived."""
     size = 2**20
     scripted = _Measured()
     scripted.inputs = _inputs(max_upload_bytes=size)
     scripted.max_body_bytes = 2 * size
-    scripted.may_hold_bytes = size * 5 // 4
+    scripted.max_held_bytes = size * 5 // 4
     tracemalloc.start()
     try:
         chunks, headers = _large_request(form, size)
-        assert _infer_directly(scripted, chunks, **headers).status == 200
+        assert (await _infer_directly(scripted, chunks, **headers)).status == 200
     finally:
         tracemalloc.stop()
-    assert size <= scripted.held_bytes <= scripted.may_hold_bytes
+    assert size <= scripted.held_bytes <= scripted.max_held_bytes
 
 
 def _large_request(form: str, size: int) -> tuple[list[bytes], dict[str, str]]:
-    """Return the body with one image of so many bytes, and its headers."""
+    """Return a body with one upload of `size` bytes, and its headers."""
     if form == "file":
         return [bytes(size)], {"inference_header_content_length": "0"}
     tensor: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [1]}
@@ -264,41 +260,41 @@ def _large_request(form: str, size: int) -> tuple[list[bytes], dict[str, str]]:
     return [header + packed], {"inference_header_content_length": str(len(header))}
 
 
-def test_before_a_worker_is_ready() -> None:
-    """It lives, and says that it is not ready, and when to ask again."""
+async def test_before_a_worker_is_ready() -> None:
+    """The server is live but not ready, with `Retry-After`."""
     scripted = Scripted()
-    assert scripted.ask("GET", "/v2/health/live").status_code == 200
+    assert (await scripted.send("GET", "/v2/health/live")).status_code == 200
     for path in ("/v2/health/ready", f"/v2/models/{_NAME}/ready"):
-        response = scripted.ask("GET", path)
+        response = await scripted.send("GET", path)
         assert (response.status_code, response.json()["code"], response.headers["retry-after"]) == (
             503,
             "not_ready",
             "5",
         )
-    (entry,) = scripted.ask("POST", "/v2/repository/index").json()
+    (entry,) = (await scripted.send("POST", "/v2/repository/index")).json()
     assert entry["state"] == "UNAVAILABLE"
 
 
 @pytest.mark.parametrize("is_ready", [True, False])
-def test_probes_may_ask_for_the_status_alone(is_ready: bool) -> None:
-    """As at /health/ready."""
+async def test_probes_may_use_head(is_ready: bool) -> None:
+    """HEAD returns the status of GET, as at /health/ready."""
     scripted = Scripted()
     if is_ready:
         scripted.board.publish(0, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
-    assert scripted.ask("HEAD", "/v2/health/live").status_code == 200
-    assert scripted.ask("HEAD", "/v2/health/ready").status_code == (200 if is_ready else 503)
+    assert (await scripted.send("HEAD", "/v2/health/live")).status_code == 200
+    assert (await scripted.send("HEAD", "/v2/health/ready")).status_code == (200 if is_ready else 503)
 
 
-def test_the_configuration_says_where_the_model_runs() -> None:
-    """On each GPU as often as set, with what batching waits for."""
-    config = Scripted(("cuda:0", "cuda:1"), has_cache=False).ask("GET", f"/v2/models/{_NAME}/config").json()
+async def test_the_configuration_has_devices_and_batching() -> None:
+    """It lists the GPUs, the workers on each, and the batching delay."""
+    config = (await Scripted(("cuda:0", "cuda:1"), has_cache=False).send("GET", f"/v2/models/{_NAME}/config")).json()
     assert config["instance_group"] == [{"name": _NAME, "count": 2, "kind": "KIND_GPU", "gpus": [0, 1]}]
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 2500}
     assert (config["max_batch_size"], config["response_cache"]) == (8, {"enable": False})
 
 
-def test_without_a_cache_its_counts_are_left_out() -> None:
-    """A 0 would say that there is one."""
+async def test_without_a_cache_its_counts_are_left_out() -> None:
+    """A 0 would mean that there is a cache."""
     for has_cache in (True, False):
-        (stats,) = Scripted(has_cache=has_cache).ask("GET", "/v2/models/stats").json()["model_stats"]
+        (stats,) = (await Scripted(has_cache=has_cache).send("GET", "/v2/models/stats")).json()["model_stats"]
         assert ("cache_hit" in stats["inference_stats"]) is has_cache
