@@ -92,16 +92,35 @@ class Settings(BaseSettings):
         Field(ge=1, le=32_768, description="Maximum number of images in the server; further ones get a 503"),
     ] = 1024
     request_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="Time limit of a request, in seconds; past it the response is a 504")
+        float,
+        Field(
+            gt=0, le=3600, description="Time limit of a request once its body has arrived, in seconds; past it a 504"
+        ),
     ] = 30.0
+    header_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=3600,
+            description="Time limit for receiving the headers of a request, in seconds; past it the response is a 408",
+        ),
+    ] = 10.0
     body_timeout_s: Annotated[
         float,
         Field(
             gt=0,
             le=3600,
-            description="Time limit for receiving a request body, in seconds; past it the response is a 408",
+            description="Time limit between two pieces of a request body, in seconds; past it the response is a 408",
         ),
     ] = 10.0
+    keep_alive_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=86_400,
+            description="Seconds that an idle connection is kept; more than a load balancer in front keeps it",
+        ),
+    ] = 75.0
     worker_stall_s: Annotated[
         float,
         Field(gt=0, le=86_400, description="Seconds without a heartbeat after which a worker is killed and replaced"),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from fastapi.routing import APIRoute
-from starlette.types import ASGIApp
 
-from vit_api import __version__
+from vit_api import __version__, metrics
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
@@ -24,7 +24,7 @@ from vit_api.ipc.slots import OwnerSlots
 from vit_api.shared import Shared
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
-from vit_api.web.application import create_app
+from vit_api.web.application import WebApplication, create_app
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction
@@ -32,6 +32,10 @@ from vit_api.web.core.inference import Decoder, InferenceClient
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
+from vit_api.web.door.answers import DateHeader
+from vit_api.web.door.connections import Connections
+from vit_api.web.door.limits import DoorLimits, max_connections
+from vit_api.web.door.protocol import Door
 from vit_api.web.observers.access_log import AccessLog
 from vit_api.web.observers.exchange import Observer
 from vit_api.web.observers.request_metrics import RequestMetrics
@@ -87,8 +91,8 @@ class _Core:
             await asyncio.to_thread(self.tracing.close)
 
 
-def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -> ASGIApp:
-    """Return the ASGI application of an HTTP process. To be called in that process.
+def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -> WebApplication:
+    """Return the application of an HTTP process. To be called in that process.
 
     Args:
         shared: What it shares with the other processes.
@@ -117,13 +121,31 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         request_limits=RequestLimits(
             max_pending_bytes=settings.max_pending_bytes,
             request_timeout_s=settings.request_timeout_s,
-            body_timeout_s=settings.body_timeout_s,
         ),
         is_draining=shared.worker_board.is_draining,
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
     )
+
+
+def build_door(shared: Shared, application: WebApplication, number: int) -> functools.partial[Door]:
+    """Return what makes the protocol of each connection, for `uvicorn.Config(http=...)`.
+
+    Args:
+        shared: What the process shares with others.
+        application: Its application.
+        number: Its number.
+    """
+    settings = shared.settings
+    limits = DoorLimits(
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
+        max_connections=max_connections(),
+    )
+    evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
+    return functools.partial(Door, application.entry, Connections(limits, evicted.add), DateHeader())
 
 
 def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
