@@ -77,7 +77,9 @@ async def test_memory_is_given_back() -> None:
     assert [exchange.status for exchange in bench.exchanges] == [499]
 
 
-@pytest.mark.parametrize(("coding", "body"), [("deflate", zlib.compress(b"")), ("gzip", gzip.compress(b"0"))])
+@pytest.mark.parametrize(
+    ("coding", "body"), [("deflate", zlib.compress(b"")), ("gzip", gzip.compress(b"0"))], ids=["deflate", "gzip"]
+)
 async def test_a_compressed_body_is_decoded(coding: str, body: bytes) -> None:
     """Of any supported coding."""
     response = await Bench(limit=40, max_bytes=200).answer(body, content_encoding=coding)
