@@ -54,7 +54,9 @@ def test_an_outdated_quote_is_written_again() -> None:
 
 @pytest.mark.parametrize("name", quotes._FIGURES)
 def test_every_figure_is_quoted(name: str) -> None:
-    """Somewhere on the pages."""
+    """Somewhere on the pages, once there is a result."""
+    if name in _NOT_YET_MEASURED:
+        pytest.skip("not yet measured")
     content = "".join(page.read_text() for page in quotes.PAGES)
     assert [key for key in quotes._FIGURES[name] if f"<!-- {name}.{key} -->" not in content] == []
 
