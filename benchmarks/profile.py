@@ -18,31 +18,44 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import command_line, pictures, process_group, results, servers, tables, wrk
+from benchmarks.harness.machine import ROOT
 
 _SAMPLES_PER_S = 200
 _WARM_UP_S = 2.0
 _CONNECTIONS = 128
 _SETTINGS = {"cpu_threads": 1, "cache_size": 0}
 
+
+def _modules(folder: str) -> tuple[str, ...]:
+    """Return the modules of a folder of the package, as py-spy writes them."""
+    return tuple(f"vit_api/{folder}/{file.name}" for file in sorted((ROOT / "vit_api" / folder).glob("*.py")))
+
+
 # By stage: parts of its frames' names, which py-spy writes as `function (file:line)`. The innermost frame that has one
 # decides.
 STAGES = {
     "hash": ("_hash (vit_api/web/core/classifier.py",),
-    "decode": ("decode_request", "vit_api/decoding/images.py", "vit_api/decoding/image_limits.py", "PIL/"),
+    "decode": ("decode_request", *_modules("decoding"), "PIL/"),
     "encode": ("encode_response", "PredictRoutes._body", "to_json", "json/"),
-    "send": ("Response.send", "RequestResponseCycle.send"),
+    "send": ("vit_api/web/door/answers.py", "RequestResponseCycle.send"),
     "slot": ("vit_api/ipc/slots.py",),
     "pipe": ("vit_api/ipc/records.py", "InferenceClient._read_answers", "SlotLoop._answer"),
     "batch": ("VisionModel.stage", "SlotLoop._collect", "SlotLoop._claim"),
     "forward": ("VisionModel.launch", "vit_api/model/engines.py", "vit_api/model/vit.py"),
     "collect": ("VisionModel.collect",),
-    "parse": ("uvicorn/", "vit_api/web/uploads.py", "vit_api/web/requests.py", "vit_api/web/entry.py"),
+    "parse": (
+        "uvicorn/",
+        *_modules("web/door"),
+        "vit_api/web/forms.py",
+        "vit_api/web/hot_calls.py",
+        "vit_api/web/requests.py",
+        "vit_api/web/uploads.py",
+    ),
     "event loop": (
         "concurrent/futures/",
         "asyncio/",
         "threading.py",
         "vit_api/web/core/cache.py",
-        "vit_api/web/time_limit.py",
     ),
 }
 OTHERS_CODE = ("PIL/", "json/", "uvicorn/", "RequestResponseCycle.", "concurrent/futures/", "asyncio/", "threading.py")
