@@ -267,11 +267,11 @@ async def test_a_reply_that_redis_never_gives(
     async with running(redis.url) as (tier, board):
         await until_up(board)
 
-        async def ask(_: object) -> object:
+        async def query(_: object) -> object:
             return reply
 
         with monkeypatch.context() as patch:
-            patch.setattr(tier, "_ask", ask)
+            patch.setattr(tier, "_query", query)
             assert await tier.get(_KEY) is None
             assert await tier.get(_KEY) is None
         await until_up(board)
@@ -297,7 +297,7 @@ async def test_a_stop_while_redis_hangs(redis: RedisServer) -> None:
         await until_up(board)
         with paused(redis.pid):
             under_way = asyncio.ensure_future(tier.get(_KEY))
-            while tier._asked_at is None:
+            while tier._query_sent_at is None:
                 await asyncio.sleep(0)
             assert await tier.get(bytes(32)) is None
             await tier.stop()
