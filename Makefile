@@ -13,7 +13,7 @@ run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -41,6 +41,7 @@ PLAN = (
     _Planned("compare", 44, ("--quick",)),
     _Planned("batching", 8, ("--rates", "20", *_TURN)),
     _Planned("scaling", 8, ("--only", "camera", *_TURN)),
+    _Planned("resizing", 1, ("--max-images", "20")),
     _Planned("profile", 2, ("--seconds", "2")),
     _Planned("tune", 15, ("--settings", "max_wait_ms", "--connections", "8", *_TURN)),
     _Planned("overload", 3, ("--rounds", "1", "--seconds", "2")),
@@ -48,7 +49,6 @@ PLAN = (
     _Planned("cache_memory", 1, ("--entries", "2000")),
     _Planned("answer_table", 2, ("--rounds", "1", "--entries", "100", "--look-ups", "10")),
     _Planned("metrics_cost", 1, ("--rounds", "1", "--counts", "100")),
-    _Planned("cancellation", 1, ("--rounds", "1", "--calls", "10")),
     _Planned("soak", 5.5, ("--minutes", "0.2")),
 )
 

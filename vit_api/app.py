@@ -14,11 +14,12 @@ from collections.abc import Callable
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
-from vit_api.command_line import main_settings
+from vit_api.command_line import main_settings, unknown_variables
+from vit_api.decoding.resizing import resizer_name
 from vit_api.devices import choose_devices
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
-from vit_api.processes.lifecycle import serve_http
+from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.listeners import Listeners
 from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
@@ -26,7 +27,7 @@ from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
 from vit_api.shared import Shared
 from vit_api.web.observers.tracing import is_installed
-from vit_api.web.process import build_application
+from vit_api.web.process import build_application, build_door
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
@@ -64,7 +65,9 @@ class Application:
             dtype=settings.dtype,
             engine=settings.engine,
             max_image_side=settings.max_image_side,
+            max_decode_bytes=settings.max_decode_bytes,
             exact_decode=settings.exact_decode,
+            background=settings.background,
             cpu_threads=settings.cpu_threads,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
@@ -106,8 +109,10 @@ class Application:
 
     def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
+            raise_descriptor_limit()
             app = build_application(self.shared, self.lit_api, number)
-            serve_http(app, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
+            door = build_door(self.shared, app, number)
+            serve_http(app, door, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
 
         return serve
 
@@ -120,6 +125,8 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
     """Run the server with this process's settings; exit when it has stopped."""
     settings = main_settings()
     _logging(settings)()
+    for warning in unknown_variables():
+        logger.warning("%s", warning)
     if settings.traces and not is_installed():
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     try:
@@ -137,6 +144,8 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
             f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "
             "or VIT_API_CACHE_SIZE."
         )
+    if resizer_name(exact=settings.exact_decode) == "pillow" and not settings.exact_decode:
+        logger.warning("cykooz-resizer is not installed: Pillow resizes images, which takes 4 times as long")
     logger.info(
         "serving %s on http://%s:%d with %d HTTP processes and %d workers on %s",
         *(checkpoint.name, settings.host, settings.port, settings.api_servers),

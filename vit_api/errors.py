@@ -88,9 +88,12 @@ class BodyTimeout(ViTError):
     status = 408
     code = "body_timeout"
 
-    def headers(self) -> dict[str, str]:
-        """Close the connection, as RFC 9110, section 15.5.9, suggests: the rest of the body may still arrive."""
-        return {"connection": "close"}
+
+class HeadTimeout(ViTError):
+    """The request line and the headers did not arrive in time."""
+
+    status = 408
+    code = "header_timeout"
 
 
 class NotFound(ViTError):
@@ -122,6 +125,20 @@ class ImageTooLarge(ViTError):
 
     status = 413
     code = "image_too_large"
+
+
+class UriTooLong(ViTError):
+    """The request line exceeds the maximum size."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class HeadersTooLarge(ViTError):
+    """The headers or trailers exceed their maximum size or number."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class UnsupportedImage(ViTError):
@@ -162,6 +179,20 @@ class InferenceFailed(ViTError):
 
     status = 500
     code = "inference_failed"
+
+
+class UnsupportedTransfer(ViTError):
+    """The body has a transfer encoding other than chunked; see RFC 9112, section 6.1."""
+
+    status = 501
+    code = "unsupported_transfer"
+
+
+class UnsupportedVersion(ViTError):
+    """The version of HTTP is neither 1.1 nor 1.0."""
+
+    status = 505
+    code = "unsupported_version"
 
 
 class OutOfDeviceMemory(ViTError):

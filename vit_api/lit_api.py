@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.decoding import image_limits, images
+from vit_api.decoding.colours import parse_background
+from vit_api.decoding.cost import Cost, estimate
 from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
@@ -37,7 +39,9 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         dtype: The dtype to compute in; see `model.precision`.
         engine: How to run the model; see `model.engines`.
         max_image_side: Maximum width and height of an image, in pixels.
+        max_decode_bytes: Memory that decoding one image may take.
         exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
+        background: The colour that shows through transparent pixels: none, white, black or #rrggbb.
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.precision`.
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
 
@@ -52,8 +56,10 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         *,
         dtype: str = "auto",
         engine: str = "auto",
-        max_image_side: int = 4096,
+        max_image_side: int = 65_535,
+        max_decode_bytes: int = images.MAX_DECODE_BYTES,
         exact_decode: bool = False,
+        background: str = "none",
         cpu_threads: int | None = None,
         **lit_api_options: Any,
     ) -> None:
@@ -62,7 +68,9 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self._dtype = dtype
         self._engine = engine
         self._max_image_side = max_image_side
+        self._max_decode_bytes = max_decode_bytes
         self._exact_decode = exact_decode
+        self._background = parse_background(background)
         self._cpu_threads = cpu_threads
         self.model: VisionModel | None = None
         self.startup_s = 0.0
@@ -101,12 +109,18 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
             _upload_of(request),
             self.checkpoint.preprocessing,
             max_side=self._max_image_side,
+            max_bytes=self._max_decode_bytes,
             exact=self._exact_decode,
+            background=self._background,
         )
 
     def is_quick(self, upload: Upload) -> bool:
         """Return whether decoding takes no longer than passing the upload to another thread."""
         return isinstance(upload, Pixels) or image_limits.is_quick(upload)
+
+    def estimate_cost(self, upload: Upload) -> Cost:
+        """Return what decoding is expected to take."""
+        return estimate(upload)
 
     def batch(self, inputs: Sequence[NDArray[np.uint8]]) -> Staged:
         """Gather images into one batch and send it to the device."""

@@ -99,6 +99,9 @@ REJECTED = _counter(
     reason=REASONS,
 )
 DECODE = _histogram("inference_decode_seconds", "Time to decode an image, without the wait for a thread")
+EVICTED = _counter(
+    "inference_http_evicted_total", "Connections closed, the idlest first, because file descriptors ran out"
+)
 
 # Recorded by the workers.
 QUEUE_WAIT = _histogram(
@@ -119,6 +122,7 @@ COUNTED = (
     RECEIVED,
     REJECTED,
     DECODE,
+    EVICTED,
     QUEUE_WAIT,
     BATCH_SIZE,
     BATCH_DURATION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -91,16 +92,35 @@ class Settings(BaseSettings):
         Field(ge=1, le=32_768, description="Maximum number of images in the server; further ones get a 503"),
     ] = 1024
     request_timeout_s: Annotated[
-        float, Field(gt=0, le=3600, description="Time limit of a request, in seconds; past it the response is a 504")
+        float,
+        Field(
+            gt=0, le=3600, description="Time limit of a request once its body has arrived, in seconds; past it a 504"
+        ),
     ] = 30.0
+    header_timeout_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=3600,
+            description="Time limit for receiving the headers of a request, in seconds; past it the response is a 408",
+        ),
+    ] = 10.0
     body_timeout_s: Annotated[
         float,
         Field(
             gt=0,
             le=3600,
-            description="Time limit for receiving a request body, in seconds; past it the response is a 408",
+            description="Time limit between two pieces of a request body, in seconds; past it the response is a 408",
         ),
     ] = 10.0
+    keep_alive_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=86_400,
+            description="Seconds that an idle connection is kept; more than a load balancer in front keeps it",
+        ),
+    ] = 75.0
     worker_stall_s: Annotated[
         float,
         Field(gt=0, le=86_400, description="Seconds without a heartbeat after which a worker is killed and replaced"),
@@ -112,7 +132,7 @@ class Settings(BaseSettings):
     drain_timeout_s: Annotated[
         float, Field(gt=0, le=3600, description="Seconds that requests in flight get to finish during shutdown")
     ] = 30.0
-    max_upload_mb: Annotated[float, Field(gt=0, le=1024, description="Maximum size of one upload, in MiB")] = 10.0
+    max_upload_mb: Annotated[float, Field(gt=0, le=1024, description="Maximum size of one upload, in MiB")] = 32.0
     max_batch_upload_mb: Annotated[
         float, Field(gt=0, le=4096, description="Maximum size of one request with several uploads, in MiB")
     ] = 100.0
@@ -126,9 +146,22 @@ class Settings(BaseSettings):
     ] = 512.0
     max_image_side: Annotated[
         int, Field(ge=16, le=65_535, description="Maximum width and height of an image, in pixels")
-    ] = 4096
+    ] = 65_535
+    max_decode_mb: Annotated[
+        float,
+        Field(
+            ge=16,
+            le=16_384,
+            description="Maximum memory to decode images in each HTTP process, in MiB; an image over it gets a 413",
+        ),
+    ] = 350.0
+    background: Annotated[
+        str,
+        Field(description="Colour behind transparent pixels: none (alpha is dropped), white, black or #rrggbb"),
+    ] = "none"
     exact_decode: Annotated[
-        bool, Field(description="Decode large JPEGs at full size instead of letting the JPEG decoder scale them down")
+        bool,
+        Field(description="Decode pixels exactly as transformers does: JPEGs at full size, Pillow's resize"),
     ] = False
     decode_threads: Annotated[int, Field(ge=1, le=64, description="Image-decoding threads in each HTTP process")] = 2
     cache_size: Annotated[
@@ -211,6 +244,13 @@ class Settings(BaseSettings):
             parse_keys(value.get_secret_value())
         return value
 
+    @field_validator("background")
+    @classmethod
+    def _check_background(cls, value: str) -> str:
+        if not re.fullmatch(r"none|white|black|#[0-9a-fA-F]{6}", value):
+            raise ValueError("Input should be none, white, black or #rrggbb")
+        return value.lower()
+
     @field_validator("rate_limit", "trusted_proxies", "cors_origins")
     @classmethod
     def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -263,6 +303,11 @@ class Settings(BaseSettings):
     def max_upload_bytes(self) -> int:
         """Maximum size of one upload, in bytes."""
         return int(self.max_upload_mb * 2**20)
+
+    @property
+    def max_decode_bytes(self) -> int:
+        """Maximum memory to decode images in each HTTP process, in bytes."""
+        return int(self.max_decode_mb * 2**20)
 
     @property
     def max_batch_upload_bytes(self) -> int:

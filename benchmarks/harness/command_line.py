@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from benchmarks.harness import results
 
@@ -29,8 +31,16 @@ def add_turns(to: argparse.ArgumentParser, *, rounds: int, seconds: float, note:
 
 
 def parse(with_parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options; exit with status 1 if the result must not be written where it should go."""
+    """Return the options; exit with status 1 if the result must not be written where it should go.
+
+    From here on SIGTERM, which `timeout` sends, ends the benchmark as Ctrl-C does: its servers are stopped first.
+    """
     options = with_parser.parse_args(arguments)
     if reason := results.refusal(options.out):
         sys.exit(reason)
+    signal.signal(signal.SIGTERM, _stop)
     return options
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -18,7 +18,6 @@ from benchmarks import (
     batching,
     cache_hit,
     cache_memory,
-    cancellation,
     overload,
     profile,
     scaling,
@@ -160,11 +159,3 @@ def test_metrics_cost(tmp_path: Path) -> None:
     options = ["--rounds", "1", "--counts", "100", "--out", str(file)]
     subprocess.run([sys.executable, "-m", "benchmarks.metrics_cost", *options], cwd=ROOT, check=True, timeout=60)
     assert set(read(file)["us_per_hit"]) == {"ours", "prometheus_client"}
-
-
-def test_cancellation(tmp_path: Path) -> None:
-    """Our time limit and watch, beside scopes of asyncio and anyio."""
-    file = tmp_path / "cancellation.json"
-    cancellation.main(["--rounds", "1", "--calls", "10", "--out", str(file)])
-    ours = {"TimeLimit", "unless_gone"}
-    assert set(read(file)["us_per_call"]) == ours | {"asyncio.timeout", "anyio.fail_after", "anyio.create_task_group"}

@@ -59,7 +59,7 @@ def test_other_preflights_are_refused(server: RunningServer, changed: dict[str, 
 
 
 def test_scripts_can_read_every_answer(server: RunningServer) -> None:
-    """Pages of an allowed origin can read predictions and errors: 400, 401, 404 and 429."""
+    """Pages of an allowed origin can read predictions and errors: 401, 404 and 429."""
     answers = [
         _ask(server, "POST", "/predict", origin=_FRIEND, **headers) for headers in ({}, *[{"x_api_key": _KEY}] * 3)
     ] + [_ask(server, "GET", "/nowhere", origin=_FRIEND, x_api_key=_KEY)]
@@ -79,7 +79,7 @@ def test_scripts_of_other_origins_can_read_nothing(server: RunningServer) -> Non
 
 
 def test_cross_origin_is_off_by_default(digits_server: RunningServer) -> None:
-    """By default responses name no origin, and a preflight is an unknown request."""
+    """By default responses have no CORS headers, and a preflight gets a 405."""
     assert _ask(digits_server, "OPTIONS", "/predict", origin=_FRIEND, **_PREFLIGHT).status_code == 405
     response = _ask(digits_server, "POST", "/predict", origin=_FRIEND)
     assert response.status_code == 200

@@ -142,7 +142,7 @@ def test_errors(
 
 
 def test_get_predict_is_not_allowed(digits_server: RunningServer) -> None:
-    """`GET /predict` gets a 405 that says how to use the path."""
+    """`GET /predict` gets a 405 with `Allow: POST`."""
     response = digits_server.get("/predict")
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"

@@ -592,7 +592,7 @@ def test_the_page_requests_a_key(browser: Page, locked: RunningServer) -> None:
 
 
 def test_a_key_is_kept_for_the_tab(browser: Page, locked: RunningServer) -> None:
-    """The page keeps the key when it is reloaded."""
+    """A key that is stored for the tab is used without a prompt."""
     browser.driver.get(locked.url + "/page/icon.svg")
     browser.js("sessionStorage.setItem('vit-api-key', arguments[0])", _KEY)
     browser.open(locked.url + "/")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.support.waiting import LONG_S, until
+from vit_api.decoding.cost import Cost
 from vit_api.errors import BadImage
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, Status, unpack_requests
@@ -45,10 +46,14 @@ class InferenceBench:
             self.answers,
             metrics_writer=self.metrics_board.metrics_writer("http-0"),
             decode_threads=1,
+            max_decode_bytes=2**30,
         )
 
     def is_quick(self, upload: bytes) -> bool:
         return upload.startswith(b"q")
+
+    def estimate_cost(self, upload: bytes) -> Cost:
+        return Cost(0.001, 1)
 
     def decode_request(self, request: bytes) -> NDArray[np.uint8]:
         self.decoded_in = threading.current_thread()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.server import ROOT, environment
-from vit_api.command_line import SettingsError, load_settings
+from vit_api.command_line import SettingsError, load_settings, unknown_variables
 from vit_api.settings import Settings
 
 
@@ -26,7 +26,7 @@ def test_defaults() -> None:
     settings = load_settings([])
     assert settings.model == "google/vit-base-patch16-224"
     assert (settings.port, settings.max_batch_size, settings.max_wait_ms) == (7860, 32, 5)
-    assert (settings.request_timeout_s, settings.max_upload_mb, settings.max_image_side) == (30, 10, 4096)
+    assert (settings.request_timeout_s, settings.max_upload_mb, settings.max_image_side) == (30, 32, 65_535)
 
 
 def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +156,38 @@ def test_a_bad_value_stops_the_server() -> None:
     assert result.returncode != 0
     assert "VIT_API_MAX_WAIT_MS" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_keys_that_are_set_but_empty_stop_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A secret that was not filled in must not open the server to everybody."""
+    monkeypatch.setenv("VIT_API_API_KEYS", value)
+    with pytest.raises(SettingsError, match="VIT_API_API_KEYS: The variable is set but empty"):
+        load_settings([])
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+@pytest.mark.parametrize("name", ["VIT_API_API_KEY", "VIT_API_KEYS", "VIT_API_APIKEYS", "VIT_API_OPERATER_KEY"])
+def test_a_misspelt_key_setting_stops_the_start(monkeypatch: pytest.MonkeyPatch, name: str, where: str) -> None:
+    """It names the variable and the setting that may have been meant, and never the key."""
+    if where == "file":
+        Path(".env").write_text(f"{name}=a-long-secret-key\n")
+    else:
+        monkeypatch.setenv(name, "a-long-secret-key")
+    with pytest.raises(SettingsError, match=f"{name}: There is no such setting. Did you mean VIT_API_") as raised:
+        load_settings([])
+    assert "secret" not in str(raised.value)
+
+
+def test_other_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the nearest setting, if there is one."""
+    monkeypatch.setenv("VIT_API_MAX_BATCHSIZE", "8")
+    monkeypatch.setenv("VIT_API_ZZZ", "8")
+    monkeypatch.setenv("VIT_API_PORT", "8000")
+    near, far = [line for line in unknown_variables() if "BATCHSIZE" in line or "ZZZ" in line]
+    assert (
+        near
+        == "VIT_API_MAX_BATCHSIZE: There is no such setting, so it is ignored. Did you mean VIT_API_MAX_BATCH_SIZE?"
+    )
+    assert far == "VIT_API_ZZZ: There is no such setting, so it is ignored."
+    load_settings([])

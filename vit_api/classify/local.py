@@ -123,7 +123,9 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
         dtype=settings.dtype,
         engine=settings.engine,
         max_image_side=settings.max_image_side,
+        max_decode_bytes=settings.max_decode_bytes,
         exact_decode=settings.exact_decode,
+        background=settings.background,
         cpu_threads=settings.cpu_threads,
         max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
     )

@@ -7,9 +7,11 @@ image-classification pipeline gets from its PIL backend, before rescaling.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import threading
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +24,19 @@ from PIL import (
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
-from vit_api.checkpoints.preprocessing import Preprocessing, Size
-from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, check_gif, check_jpeg, check_sides
+from vit_api.checkpoints.preprocessing import Preprocessing
+from vit_api.decoding import heif, jpeg, tiff
+from vit_api.decoding.colours import Colour, on_background, to_eye, to_rgb
+from vit_api.decoding.formats import identify
+from vit_api.decoding.geometry import Box, Layout, crop_corner, layout_of, resized_size
+from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, gif_extent
+from vit_api.decoding.memory import check_memory, check_size, picture_bytes
+from vit_api.decoding.png import picture_only
+from vit_api.decoding.resizing import resize, without_alpha
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
 
 # Importing a plugin registers its format; no other format can be opened. JPEG includes MPO, a JPEG with several
@@ -40,7 +50,6 @@ _PLUGINS = (
     TiffImagePlugin,
     AvifImagePlugin,
 )
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 # PIL's own guard against decompression bombs counts pixels, warns before it refuses, and has a process-wide limit. Here
 # each side is checked from the header instead, so the guard is disabled.
@@ -48,16 +57,21 @@ Image.MAX_IMAGE_PIXELS = None
 bound_directories()
 
 # A JPEG is scaled while it is decoded only to sizes at least this many times the resize target. On six photos at 4 to
-# 20 times the target, with 2 a pixel is off by 0.33 on average and by 2 at the 99th percentile, about what saving the
-# photo again at quality 85 does (0.40 and 2); with 1 it is 0.93 and 6, with 3 it is 0.21 and 1.3, but then photos of
-# less than 6 times the target aren't scaled at all. tests/unit/decoding/test_images.py holds it to that.
-DRAFT_MARGIN = 2
+# 20 times the target, with 2.4 a pixel is off by 0.26 on average and by 1.5 at the 99th percentile, less than what
+# saving the photo again at quality 85 does (0.40 and 2); with 2 it is 0.34 and 2, with 1 it is 0.90 and 6. With 3 it is
+# 0.21 and 1.2, but then a frame of 1080 lines isn't scaled for 224. tests/unit/decoding/test_images.py holds it to
+# that, and benchmarks/results/resizing.json has what it means for answers: with 2, not every filter passes the gate.
+DRAFT_MARGIN = 2.4
 
-# An AVIF may have more pixels than its container says, up to 16,384 pixels a side, and libavif notices only after
-# decoding them into hundreds of megabytes. So a process decodes one AVIF at a time; libavif has its own threads.
-_AVIF_LOCK = threading.Lock()
+# An AVIF or HEIC may have more pixels than its container says, up to 16,384 pixels a side, and the libraries notice
+# only after decoding them into hundreds of megabytes. So a process decodes one of them at a time.
+_LYING_LOCK = threading.Lock()
 
-_SIGNATURE_BYTES = 16
+# Beyond it, exact decoding resizes only what the crop keeps.
+_MAX_RESIZED_SIDE = 4096
+_END_CHECKS = 3  # a JPEG without its last marker is decoded so many times
+_SAVE_AGAIN = "Save it again, as PNG for example."
+_UNSUPPORTED = re.compile("[Uu]nsupported|not supported|not available|cannot handle")
 _TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,65 +81,159 @@ _TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES = (5, 6, 7, 8)
 
 _IGNORE_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-def decode(upload: bytes, preprocessing: Preprocessing, *, max_side: int, exact: bool) -> npt.NDArray[np.uint8]:
+MAX_DECODE_BYTES = 350 * 2**20
+"""Default of the memory that decoding one image may take."""
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """How an upload is decoded; see `decode`."""
+
+    exact: bool
+    max_side: int
+    max_bytes: int
+    background: Colour | None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An upload whose header has been read.
+
+    Attributes:
+        format_name: One of `formats.FORMATS`.
+        image: The picture, not decoded yet.
+        held_bytes: What decoding holds besides the pixels.
+    """
+
+    format_name: str
+    image: Image.Image
+    held_bytes: int = 0
+
+
+def decode(
+    upload: bytes,
+    preprocessing: Preprocessing,
+    *,
+    exact: bool,
+    max_side: int = 65_535,
+    max_bytes: int = MAX_DECODE_BYTES,
+    background: Colour | None = None,
+) -> npt.NDArray[np.uint8]:
     """Decode an upload, apply its orientation, convert it to RGB, resize it and crop its centre.
 
-    For animations and multi-page files, the first image is used. Alpha is dropped, not blended, as in transformers; see
-    `_rgb` for a single transparent colour. Thread-safe.
+    For animations and multi-page files, the first image is used. Thread-safe.
 
     Args:
         upload: The bytes of an image file.
         preprocessing: The resize and the crop to apply.
+        exact: Decode every pixel of a JPEG, and convert and resize as transformers does, bit for bit; otherwise one
+            that is much larger than needed is scaled by 1/2, 1/4 or 1/8 during decoding, and 16 bits are scaled.
         max_side: The longest side that is accepted, in pixels.
-        exact: Decode every pixel of a JPEG; otherwise one that is much larger than needed is scaled by 1/2, 1/4 or 1/8
-            during decoding.
+        max_bytes: The memory that decoding may take.
+        background: The colour that shows through transparent pixels; None to drop alpha, as in transformers.
 
     Returns:
         uint8 pixels of shape `preprocessing.pixel_shape`.
 
     Raises:
         EmptyUpload: The upload has no bytes.
-        UnsupportedImage: The upload is in none of the FORMATS.
-        ImageTooLarge: A side is longer than `max_side`; raised before any pixel is decoded.
-        BadImage: The file is corrupt, truncated or too complex, or of a kind that PIL does not support.
+        UnsupportedImage: The upload is in none of the FORMATS, or of a kind of its format that is not read.
+        ImageTooLarge: A side is too long, or decoding takes too much memory; raised before any pixel is decoded.
+        BadImage: The file is corrupt, truncated or too complex.
     """
     if not upload:
-        raise EmptyUpload("The image is empty: send the bytes of an image file.")
-    format_name = _format(upload)
+        raise EmptyUpload("The image is empty. Send the bytes of an image file.")
+    format_name = identify(upload)
     _silence_pillow()
     try:
-        _check_structure(upload, format_name, max_side)
-        with _lock_of(format_name), Image.open(UploadFile(upload), formats=[format_name]) as image:
-            _check_size(image, max_side)
-            pixels = None if exact else _decode_reduced(image, preprocessing)
-            return np.asarray(pixels or _decode_fully(image, preprocessing, max_side))
+        with _lock_of(format_name):
+            return _decode(upload, format_name, preprocessing, _Decoding(exact, max_side, max_bytes, background))
     except ViTError:
         raise
     except TooComplex as error:
-        raise BadImage(
-            f"The {format_name} image is too complex: {error}. Save it again, as PNG for example."
-        ) from error
+        raise BadImage(f"The {format_name} image is too complex: {error}. {_SAVE_AGAIN}") from error
     except Exception as error:
         # PIL raises whatever its parsers run into: OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise BadImage(
-            f"The {format_name} image can't be decoded: it is corrupt, truncated or of a kind that is not supported. "
-            "Save it again, as PNG for example."
-        ) from error
+        raise _failure(upload, format_name, error) from error
 
 
-def _format(upload: bytes) -> str:
-    """Detect the format from the file's first bytes."""
-    start = upload[:_SIGNATURE_BYTES]
-    for name in FORMATS:
-        accept = Image.OPEN[name][1]
-        if accept is not None and accept(start) is True:
-            return name
-    raise UnsupportedImage(f"The upload is not an image in a supported format: send one of {', '.join(FORMATS)}.")
+def _decode(
+    upload: bytes, format_name: str, preprocessing: Preprocessing, decoding: _Decoding
+) -> npt.NDArray[np.uint8]:
+    opened = _open(upload, format_name, decoding)
+    with opened.image as image:
+        check_size(*image.size, decoding.max_side)
+        if min(image.size) < 1:
+            raise ValueError("The image has no pixels.")
+        if decoding.exact:
+            _check_memory(opened, decoding)
+            return np.asarray(_decode_exactly(image, preprocessing, decoding))
+        return np.asarray(_decode_fast(opened, preprocessing, decoding))
+
+
+def _open(upload: bytes, format_name: str, decoding: _Decoding) -> _Opened:
+    """Check the structure of a file, drop what is not needed of it, and read its header."""
+    held_bytes = 0
+    if format_name == "JPEG":
+        upload, held_bytes = _prepare_jpeg(upload, decoding)
+    elif format_name == "PNG":
+        upload = picture_only(upload)
+    elif format_name == "GIF":
+        extent = gif_extent(upload)
+        check_size(*extent, decoding.max_side)
+        check_memory(extent, picture_bytes("GIF", "P", extent, exact=decoding.exact), decoding.max_bytes)
+    elif format_name == "TIFF":
+        tiff.refuse_raw(upload)
+    file = UploadFile(upload)
+    if format_name == "HEIC":
+        return _Opened(format_name, heif.open_heif(file))
+    image = Image.open(file, formats=[format_name])
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and not decoding.exact:
+        tiff.refuse_kind(image, upload)
+    return _Opened(format_name, image, held_bytes)
+
+
+def _prepare_jpeg(upload: bytes, decoding: _Decoding) -> tuple[bytes, int]:
+    """Return a JPEG that libjpeg reads to its end, and the memory for its coefficients."""
+    upload = jpeg.without_leading_bytes(upload)
+    structure = jpeg.read_structure(upload)
+    if structure.has_end:
+        return upload, structure.coefficient_bytes
+    if _END_CHECKS * structure.scans * structure.samples > jpeg.MAX_SCANNED_SAMPLES:
+        raise TooComplex(f"it has {structure.scans} scans of its size, and no end")
+    completed = upload.removesuffix(jpeg.END[:1]) + jpeg.END
+    with Image.open(UploadFile(completed), formats=["JPEG"]) as image:
+        check_size(*image.size, decoding.max_side)
+        _check_memory(_Opened("JPEG", image, structure.coefficient_bytes), decoding)
+        whole = image.histogram()
+    # Of a picture whose scans are complete, bytes that follow them change nothing.
+    with Image.open(UploadFile(upload + jpeg.noise(len(upload)) + jpeg.END), formats=["JPEG"]) as image:
+        if image.histogram() != whole:
+            raise BadImage(f"The JPEG image is truncated. {_SAVE_AGAIN}")
+    return completed, structure.coefficient_bytes
+
+
+def _check_memory(opened: _Opened, decoding: _Decoding) -> None:
+    """Check what decoding a picture, as it is set up now, takes."""
+    image = opened.image
+    needed = picture_bytes(opened.format_name, image.mode, image.size, exact=decoding.exact) + opened.held_bytes
+    check_memory(image.size, needed, decoding.max_bytes)
+
+
+def _failure(upload: bytes, format_name: str, error: Exception) -> ViTError:
+    """Return what is wrong with a file that could not be decoded: whether it is damaged, or only not supported."""
+    if format_name == "TIFF" and (isinstance(error, UnidentifiedImageError) or tiff.lacks_codec(upload)):
+        kind = tiff.kind_of(upload)
+        return tiff.not_read(kind) if kind else BadImage(f"The TIFF image is corrupt or truncated. {_SAVE_AGAIN}")
+    if format_name == "HEIC" and heif.is_of_other_codec(error):
+        return UnsupportedImage(f"The HEIF image has a codec that is not supported. {_SAVE_AGAIN}")
+    if isinstance(error, OSError) and _UNSUPPORTED.search(str(error)):
+        return UnsupportedImage(f"The {format_name} image is of a kind that is not supported. {_SAVE_AGAIN}")
+    return BadImage(f"The {format_name} image is corrupt or truncated. {_SAVE_AGAIN}")
 
 
 def _silence_pillow() -> None:
@@ -139,120 +247,82 @@ def _silence_pillow() -> None:
 
 
 def _lock_of(format_name: str) -> contextlib.AbstractContextManager[object]:
-    """Return the lock to hold while decoding a format; see `_AVIF_LOCK`."""
-    return _AVIF_LOCK if format_name == "AVIF" else contextlib.nullcontext()
+    """Return the lock to hold while decoding a format; see `_LYING_LOCK`."""
+    return _LYING_LOCK if format_name in ("AVIF", "HEIC") else contextlib.nullcontext()
 
 
-def _check_structure(upload: bytes, format_name: str, max_side: int) -> None:
-    if format_name == "JPEG":
-        check_jpeg(upload)
-    elif format_name == "GIF":
-        check_gif(upload, max_side)
-
-
-def _check_size(image: Image.Image, max_side: int) -> None:
-    check_sides(*image.size, max_side)
-    if min(image.size) < 1:
-        raise ValueError("The image has no pixels.")
-
-
-def _decode_fully(image: Image.Image, preprocessing: Preprocessing, max_side: int) -> Image.Image:
+def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: _Decoding) -> Image.Image:
     """Decode every pixel; turn, convert and resize in the order of transformers' pipeline, for bit-exact results."""
     image.load()
-    rgb = _rgb(_turn(image, _orientation(image)), preprocessing)
-    target = _resized_size(rgb.size, preprocessing)
-    if preprocessing.crop is not None and max(target) > max_side:
-        return _resize_centre(rgb, target, preprocessing)
-    return _crop(rgb.resize(target, preprocessing.resample), preprocessing.crop)
+    turned = _turn(image, _orientation(image))
+    if decoding.background is not None:
+        turned = on_background(turned, decoding.background)
+    rgb = to_rgb(turned, preprocessing)
+    if preprocessing.crop is not None and max(resized_size(rgb.size, preprocessing)) > _MAX_RESIZED_SIDE:
+        layout = layout_of(rgb.size, 1, preprocessing)
+        return _resize_kept(rgb, (0, 0, *rgb.size), layout, preprocessing, exact=True).crop(layout.margins)
+    resized = resize(rgb, resized_size(rgb.size, preprocessing), preprocessing.resample, exact=True)
+    if preprocessing.crop is None:
+        return resized
+    # A smaller image is padded with black, as in transformers' center_crop.
+    left, top = crop_corner(resized.size, preprocessing.crop)
+    return resized.crop((left, top, left + preprocessing.crop[1], top + preprocessing.crop[0]))
 
 
-def _decode_reduced(image: Image.Image, preprocessing: Preprocessing) -> Image.Image | None:
-    """Scale a JPEG during decoding; return None if it is not a JPEG or not much larger than needed."""
+def _decode_fast(opened: _Opened, preprocessing: Preprocessing, decoding: _Decoding) -> Image.Image:
+    """Decode no more than needed: large JPEGs are scaled meanwhile, and only what the crop keeps is resized."""
+    image, background = opened.image, decoding.background
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
-        return None
+        _check_memory(opened, decoding)
+        image.load()  # TIFF turns itself, and other formats may correct their size
     orientation = _orientation(image)
-    swaps = orientation in _SWAPS_SIDES
-    width, height = _resized_size(image.size[::-1] if swaps else image.size, preprocessing)
-    target = (height, width) if swaps else (width, height)  # as it is stored in the file
-    # No mode is requested, so CMYK and greyscale images keep theirs. The box is the picture's true extent, since the
-    # scaled sides are rounded up to whole pixels.
-    header_size = image.size
-    drafted = image.draft(None, (target[0] * DRAFT_MARGIN, target[1] * DRAFT_MARGIN))
-    if drafted is None or image.size == header_size:
-        return None
-    resized = _rgb(image, preprocessing).resize(target, preprocessing.resample, box=drafted[1])
-    return _crop(_turn(resized, orientation), preprocessing.crop)
+    layout = layout_of(image.size, orientation, preprocessing)
+    extent = _scale_jpeg(image, layout, preprocessing)
+    _check_memory(opened, decoding)
+    image.load()
+    picture = to_eye(image, preprocessing, background)
+    if picture.mode == "RGBA" and background is None:
+        picture = without_alpha(picture)
+    resized = _resize_kept(picture, extent, layout, preprocessing, exact=False)
+    upright = _turn(resized if background is None else on_background(resized, background), orientation)
+    if layout.margins != (0, 0, *upright.size):
+        upright = upright.crop(layout.margins)
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> object:
+def _scale_jpeg(image: Image.Image, layout: Layout, preprocessing: Preprocessing) -> Box:
+    """Have a JPEG that is much larger than needed scaled while it is decoded; return the extent of the picture.
+
+    No mode is requested, so CMYK and greyscale images keep theirs. The extent is the picture's true one, since the
+    scaled sides are rounded up to whole pixels.
+    """
+    drafted = None
+    if preprocessing.resample != Image.Resampling.NEAREST:  # of the pixels that it picks, none may be an average
+        width, height = (math.ceil(side * DRAFT_MARGIN) for side in layout.target)
+        drafted = image.draft(None, (width, height))
+    return (0.0, 0.0, float(image.width), float(image.height)) if drafted is None else drafted[1]
+
+
+def _resize_kept(
+    image: Image.Image, extent: Box, layout: Layout, preprocessing: Preprocessing, *, exact: bool
+) -> Image.Image:
+    """Resize only what the crop keeps.
+
+    An image of 1 x 8000 pixels would otherwise be resized to 256 x 2,048,000. Pillow keeps the corners of the box in
+    single precision, so pixel values can differ by 1 from those of the whole resize.
+    """
+    return resize(image, layout.kept_size, preprocessing.resample, layout.box(extent), exact=exact)
+
+
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; EXIF data that can't be read is ignored."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(orientation) if orientation in _TRANSPOSE_BY_ORIENTATION else 1
     except Exception:
         return 1
 
 
-def _turn(image: Image.Image, orientation: object) -> Image.Image:
-    method = _TRANSPOSE_BY_ORIENTATION.get(orientation)  # type: ignore[call-overload]
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSE_BY_ORIENTATION.get(orientation)
     return image if method is None else image.transpose(method)
-
-
-def _rgb(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Convert to RGB as transformers does: alpha is dropped; 16 bits are clipped or scaled as PIL does.
-
-    The pipeline's own conversion drops alpha, but keeps the one transparent colour of a GIF or PNG beside the RGB
-    pixels. A processor that converts once more (`do_convert_rgb`) then replaces that colour by white.
-    """
-    image.load()
-    if not preprocessing.has_white_background:
-        image.info.pop("transparency", None)  # otherwise PIL computes a transparent colour that is never used
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    if rgb.info.get("transparency") is None:
-        return rgb
-    white = Image.new("RGBA", rgb.size, "white")
-    return Image.alpha_composite(white, rgb.convert("RGBA")).convert("RGB")
-
-
-def _resized_size(size: Size, preprocessing: Preprocessing) -> Size:
-    """Return the (width, height) of an image of `size` (width, height) after the resize.
-
-    The longer edge is rounded down, as in transformers' get_resize_output_image_size.
-    """
-    if preprocessing.size is not None:
-        return preprocessing.size[1], preprocessing.size[0]
-    assert preprocessing.shortest_edge is not None
-    width, height = size
-    short = preprocessing.shortest_edge
-    if width <= height:
-        return short, int(short * height / width)
-    return int(short * width / height), short
-
-
-def _crop(image: Image.Image, crop: Size | None) -> Image.Image:
-    """Crop the centre; a smaller image is padded with black, as in transformers' center_crop."""
-    if crop is None:
-        return image
-    left, top = _crop_corner(image.size, crop)
-    return image.crop((left, top, left + crop[1], top + crop[0]))
-
-
-def _crop_corner(size: Size, crop: Size) -> Size:
-    """Return (left, top) of a centred crop (height, width) in an image (width, height); negative means padding."""
-    return (size[0] - crop[1]) // 2, (size[1] - crop[0]) // 2
-
-
-def _resize_centre(rgb: Image.Image, target: Size, preprocessing: Preprocessing) -> Image.Image:
-    """Resize only what the crop keeps, for narrow images whose resized edge would exceed the accepted size.
-
-    An image of 1 x 8000 pixels would otherwise be resized to 256 x 2,048,000. PIL keeps the corners of the box in
-    single precision, so pixel values can differ by 1 from those of the whole resize.
-    """
-    assert preprocessing.crop is not None
-    height, width = preprocessing.crop
-    left, top = _crop_corner(target, preprocessing.crop)
-    kept = (max(left, 0), max(top, 0), min(left + width, target[0]), min(top + height, target[1]))
-    x_scale, y_scale = rgb.width / target[0], rgb.height / target[1]
-    box = (kept[0] * x_scale, kept[1] * y_scale, kept[2] * x_scale, kept[3] * y_scale)
-    resized = rgb.resize((kept[2] - kept[0], kept[3] - kept[1]), preprocessing.resample, box=box)
-    left, top = min(left, 0), min(top, 0)
-    return resized.crop((left, top, left + width, top + height))

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 import signal
 import socket
 import struct
@@ -41,6 +42,9 @@ _FILTER_CODE = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) f
 _FILTER = struct.pack("HL", len(_DROP_NEW), ctypes.addressof(_FILTER_CODE))
 _ACCEPT_S = 0.2
 """How long to accept the connections that the kernel has already established."""
+
+_MIN_BACKLOG, _MAX_BACKLOG = 16, 2048
+"""How many connections the kernel establishes ahead."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -106,11 +110,25 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeout_s: float) -> None:
-    """Serve an ASGI application until SIGTERM, then finish the requests in flight. For a forked process.
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open files to the hard one; the usual 1024 is for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def serve_http(
+    app: ASGIApp,
+    protocol: Callable[..., asyncio.Protocol],
+    listener: socket.socket,
+    *,
+    parent: int,
+    stop_timeout_s: float,
+) -> None:
+    """Serve an application until SIGTERM, then finish the requests in flight. For a forked process.
 
     Args:
-        app: The application.
+        app: The ASGI application.
+        protocol: Makes uvicorn's protocol for each connection.
         listener: A bound socket.
         parent: Id of the process to end with.
         stop_timeout_s: Seconds that requests in flight get to finish.
@@ -124,16 +142,19 @@ def serve_http(app: ASGIApp, listener: socket.socket, *, parent: int, stop_timeo
     keep_freed_memory()
     # Objects that exist now are never freed: without them, collections are shorter and their pages stay shared.
     gc.freeze()
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=protocol,  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,  # access.client_address decides which are trusted
+        # All that the kernel has established are accepted at once, and each takes a descriptor.
+        backlog=max(_MIN_BACKLOG, min(_MAX_BACKLOG, soft // 8)),
         timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
     )
     _Server(config).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""The ASGI application of an HTTP process: the entry, FastAPI behind it, and the description at /openapi.json."""
+"""The application of an HTTP process: the entry, FastAPI behind it, and the description at /openapi.json."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vit_api import __version__
 from vit_api.errors import ViTError
 from vit_api.web.admission.cors import CrossOrigin
 from vit_api.web.admission.keys import KeyCheck, describe_keys
 from vit_api.web.admission.rate_limits import RateLimits, describe_limits
+from vit_api.web.bodies import BodyMemory
 from vit_api.web.entry import Entry
+from vit_api.web.hot_calls import CallContext
 from vit_api.web.observers.exchange import Observer
 from vit_api.web.page.security_headers import STATIC_FOLDER, docs_router
 from vit_api.web.requests import RequestLimits
@@ -29,6 +31,26 @@ from vit_api.web.routes import HotRoute, Route, described
 _TITLE = "ViT API"
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
 _SERVERS = [{"url": ".", "description": "The server of this description"}]  # relative, for proxies that add a prefix
+
+
+class WebApplication:
+    """The application of one HTTP process.
+
+    Args:
+        entry: Opens requests.
+        asgi: Answers all that are not of a hot route.
+
+    Attributes:
+        entry: See above.
+    """
+
+    def __init__(self, entry: Entry, asgi: ASGIApp) -> None:
+        self.entry = entry
+        self._asgi = asgi
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        await self._asgi(scope, receive, send)
 
 
 def create_app(
@@ -42,8 +64,8 @@ def create_app(
     keys: KeyCheck | None = None,
     rate_limits: RateLimits | None = None,
     cors_origins: Sequence[str] = (),
-) -> ASGIApp:
-    """Return the ASGI application of one HTTP process.
+) -> WebApplication:
+    """Return the application of one HTTP process.
 
     Args:
         routes: The table of routes, in the order of the description.
@@ -58,17 +80,16 @@ def create_app(
     """
     app = _fastapi(routes, start, stop)
     app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
-    hot = [route for route in routes if isinstance(route, HotRoute)]
-    entry = Entry(
-        hot,
-        app,
+    context = CallContext(
+        BodyMemory(request_limits.max_pending_bytes),
+        request_limits.request_timeout_s,
         observers,
-        limits=request_limits,
-        is_draining=is_draining,
         check_key=None if keys is None else keys.check,
         charge=None if rate_limits is None else rate_limits.charge,
+        cors_headers=CrossOrigin(app, cors_origins).answer_headers if cors_origins else None,
     )
-    return CrossOrigin(entry, cors_origins) if cors_origins else entry
+    entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context, is_draining)
+    return WebApplication(entry, CrossOrigin(entry, cors_origins) if cors_origins else entry)
 
 
 def _fastapi(

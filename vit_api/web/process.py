@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from fastapi.routing import APIRoute
-from starlette.types import ASGIApp
 
-from vit_api import __version__
+from vit_api import __version__, metrics
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
+from vit_api.decoding.resizing import resizer_name
 from vit_api.errors import NotReady
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.flight_board import ProcessFlights
@@ -23,7 +24,7 @@ from vit_api.ipc.slots import OwnerSlots
 from vit_api.shared import Shared
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
-from vit_api.web.application import create_app
+from vit_api.web.application import WebApplication, create_app
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction
@@ -31,6 +32,10 @@ from vit_api.web.core.inference import Decoder, InferenceClient
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
+from vit_api.web.door.answers import DateHeader
+from vit_api.web.door.connections import Connections
+from vit_api.web.door.limits import DoorLimits, max_connections
+from vit_api.web.door.protocol import Door
 from vit_api.web.observers.access_log import AccessLog
 from vit_api.web.observers.exchange import Observer
 from vit_api.web.observers.request_metrics import RequestMetrics
@@ -86,8 +91,8 @@ class _Core:
             await asyncio.to_thread(self.tracing.close)
 
 
-def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -> ASGIApp:
-    """Return the ASGI application of an HTTP process. To be called in that process.
+def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -> WebApplication:
+    """Return the application of an HTTP process. To be called in that process.
 
     Args:
         shared: What it shares with the other processes.
@@ -116,13 +121,31 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         request_limits=RequestLimits(
             max_pending_bytes=settings.max_pending_bytes,
             request_timeout_s=settings.request_timeout_s,
-            body_timeout_s=settings.body_timeout_s,
         ),
         is_draining=shared.worker_board.is_draining,
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
     )
+
+
+def build_door(shared: Shared, application: WebApplication, number: int) -> functools.partial[Door]:
+    """Return what makes the protocol of each connection, for `uvicorn.Config(http=...)`.
+
+    Args:
+        shared: What the process shares with others.
+        application: Its application.
+        number: Its number.
+    """
+    settings = shared.settings
+    limits = DoorLimits(
+        header_timeout_s=settings.header_timeout_s,
+        body_timeout_s=settings.body_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
+        max_connections=max_connections(),
+    )
+    evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
+    return functools.partial(Door, application.entry, Connections(limits, evicted.add), DateHeader())
 
 
 def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
@@ -136,6 +159,7 @@ def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: M
         shared.answers[number],
         metrics_writer=metrics_writer,
         decode_threads=settings.decode_threads,
+        max_decode_bytes=settings.max_decode_bytes,
     )
     redis = redis_counts = None
     if settings.redis_url is not None:
@@ -157,7 +181,8 @@ def _identity(shared: Shared) -> str:
     dtypes = shared.worker_board.dtypes()
     if not dtypes:
         raise NotReady("The model is still loading. Retry shortly.")
-    decoding = "exact" if shared.settings.exact_decode else "draft"
+    exact = shared.settings.exact_decode
+    decoding = ["exact" if exact else "draft", resizer_name(exact=exact), shared.settings.background]
     return json.dumps([__version__, shared.checkpoint.name, shared.checkpoint_identity, dtypes, decoding])
 
 
@@ -216,7 +241,13 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         return None if table is None else cache_info(shared.cache_board, table, has_redis=has_redis)
 
     health = operations_router(
-        checkpoint, shared.worker_board, shared.table, shared.devices, settings=shown, cache_info=cache
+        checkpoint,
+        shared.worker_board,
+        shared.table,
+        shared.devices,
+        resizer=resizer_name(exact=settings.exact_decode),
+        settings=shown,
+        cache_info=cache,
     )
     key = settings.operator_key
     clear = cache_router(

@@ -21,13 +21,11 @@ class RequestLimits(NamedTuple):
 
     Attributes:
         max_pending_bytes: Maximum size of the bodies of all requests in flight.
-        request_timeout_s: Seconds from a request's arrival to a 504.
-        body_timeout_s: Seconds from a request's arrival until its body must be read.
+        request_timeout_s: Seconds from the arrival of a request's body to a 504.
     """
 
     max_pending_bytes: int
     request_timeout_s: float
-    body_timeout_s: float
 
 
 class BodyLimit(NamedTuple):
@@ -102,7 +100,7 @@ class Request:
         admission: Who sent it.
         body: The body, once it was read; empty after `take_body`.
         received_bytes: Bytes of the body that were read.
-        reserved_bytes: Memory that is reserved for the body, see `bodies.BodyReader`.
+        reserved_bytes: Memory that is reserved for the body, see `bodies.BodyMemory`.
     """
 
     __slots__ = (

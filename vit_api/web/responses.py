@@ -49,11 +49,9 @@ class Response(NamedTuple):
             *self.headers,
         ]
 
-    async def send(self, send: Send, request: Request, *, is_last: bool = False) -> None:
-        """Send it in answer to a request; the last one on a connection closes it."""
+    async def send(self, send: Send, request: Request) -> None:
+        """Send it over ASGI in answer to a request."""
         headers = [*self.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
-        if is_last:
-            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -30,7 +32,15 @@ CROPPED = Preprocessing(None, 36, (32, 32), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 # Lengths, counts and offsets at which parsers go wrong, as two and four bytes of either order.
 EDGES = [bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\xff\xff", b"\0\1", b"\1\0", b"\x80"]
 
-real_files = st.sampled_from(sorted(samples.image_files())).map(samples.image_files().__getitem__)
+
+def heic() -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(samples.photo()).save(file, quality=50)
+    return file.getvalue()
+
+
+FILES = {**samples.image_files(), "heic": heic()}
+real_files = st.sampled_from(sorted(FILES)).map(FILES.__getitem__)
 
 
 @st.composite
@@ -85,10 +95,10 @@ def test_mutated_files_give_pixels_or_an_error_of_ours(
     check(upload, preprocessing, exact=exact)
 
 
-@pytest.mark.parametrize("name", sorted(samples.image_files()))
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_a_file_cut_anywhere_gives_pixels_or_an_error_of_ours(name: str) -> None:
     """Every length of the header, and 48 lengths of the rest."""
-    upload = samples.image_files()[name]
+    upload = FILES[name]
     step = 1 if EXAMPLES else len(upload) // 48
     for length in [*range(min(48, len(upload))), *range(48, len(upload), step)]:
         check(upload[:length], SQUARE, exact=True)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -32,7 +33,8 @@ from vit_api.errors import BadImage, ViTError
 
 MAX_SIDE = 4096
 MAX_UPLOAD_BYTES = 10 * 2**20
-# The largest picture accepted, as a lossless WebP, takes 262 MB: libwebp holds two frames, PIL the picture twice.
+MAX_LARGE_UPLOAD_BYTES = 32 * 2**20
+# What one image may take by default, and what the allocator adds.
 MAX_GROWTH_MB = 360
 # The slowest file here takes 1.4 s of CPU time, or what BURN_CPU_S lets it have.
 MAX_CPU_S = 8
@@ -62,6 +64,20 @@ def lying_avif(side: int) -> bytes:
     """An AVIF whose container says 64 x 64 pixels."""
     true_size, told = (b"ispe" + struct.pack(">III", 0, length, length) for length in (side, 64))
     upload = encode(Image.new("L", (side, side), 100), "AVIF", speed=10)
+    assert true_size in upload
+    return upload.replace(true_size, told)
+
+
+def heic(width: int, height: int, mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    pillow_heif.from_pillow(Image.new(mode, (width, height), (90, 100, 110))).save(file, quality=90)
+    return file.getvalue()
+
+
+def lying_heic(side: int) -> bytes:
+    """A HEIC whose container says 64 x 64 pixels."""
+    true_size, told = (b"ispe" + struct.pack(">III", 0, length, length) for length in (side, 64))
+    upload = heic(side, side)
     assert true_size in upload
     return upload.replace(true_size, told)
 
@@ -205,6 +221,8 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "avif of more pixels than it says": (lambda: lying_avif(6000), PIXELS),
     "avif of many frames": (lambda: animation("AVIF", 50), PIXELS),
     "jpeg of 80 more scans": (lambda: jpeg_of_scans(80), PIXELS),
+    "heic of more pixels than it says": (lambda: lying_heic(6000), BAD),
+    "jpeg of 80 scans without its end": (lambda: jpeg_of_scans(80)[:-2], BAD),
     "jpeg of 1000 more scans": (lambda: jpeg_of_scans(1_000), BAD),
     "jpeg of empty segments": (lambda: jpeg_with(filled(jpeg_segment(0xE0, b""))), BAD),
     "jpeg of EXIF in pieces": (lambda: jpeg_with(filled(jpeg_segment(0xE1, b"Exif\0\0a"))), BAD),
@@ -227,10 +245,25 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "png with EXIF whose tags share": (lambda: exif_png(directory(sharing(7, 300, 8_000_000), LOADED)), PIXELS),
     "png turned by a million fractions": (lambda: exif_png(directory(sharing(5, 1, 8_000_000, 274), LOADED)), PIXELS),
     "png with a text of 8 MB": (lambda: png_with(png_chunk(b"tEXt", b"Comment\0" + LOADED)), PIXELS),
-    "png with texts of 100 MB": (lambda: png_with(png_chunk(b"zTXt", b"a\0\0" + zeros(2**20)) * 100), BAD),
+    "png with texts of 100 MB": (lambda: png_with(png_chunk(b"zTXt", b"a\0\0" + zeros(2**20)) * 100), PIXELS),
+    "png of colour profiles": (lambda: png_with(filled(png_chunk(b"iCCP", b"p\0\0" + zeros(2**20)))), PIXELS),
+    "png of empty chunks": (lambda: png_with(filled(png_chunk(b"teST", b""))), BAD),
+    "png of empty data": (lambda: png_with(filled(png_chunk(b"IDAT", b""))), BAD),
+    "png of texts that break off": (
+        lambda: png_with(filled(png_chunk(b"zTXt", b"a\0\0" + zeros(2**20)[:-6] + b"broken"))),
+        PIXELS,
+    ),
+    "png of EXIF in texts": (
+        lambda: png_with(filled(png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zeros(2**19)))),
+        PIXELS,
+    ),
+    "png of EXIF again and again": (
+        lambda: png_with(filled(png_chunk(b"eXIf", directory([(274, 3, 1, 3)], bytes(400))))),
+        PIXELS,
+    ),
     "png with an international text of 16 MB": (
         lambda: png_with(png_chunk(b"iTXt", b"a\0\1\0\0\0" + zeros(2**24))),
-        BAD,
+        PIXELS,
     ),
     "tiff whose tags share": (lambda: tiff(sharing(7, 300, 8_000_000), LOADED), BAD),
     "tiff of 60000 tags": (lambda: directory([(tag, 3, 1, 0) for tag in range(60_000)]), BAD),
@@ -252,12 +285,56 @@ BURNING: dict[str, Callable[[], bytes]] = {
     "gif with a comment in bytes": lambda: gif(b"!\xfe" + filled(b"\1a") + b"\0"),
     "gif with a comment in blocks": lambda: gif(b"!\xfe" + filled(b"\xff" + b"a" * 255) + b"\0"),
     "jpeg with 10 MB between segments": lambda: jpeg_with(jpeg_segment(0xE0, b"") + filled(b"\0")),
-    "png of empty chunks": lambda: png_with(filled(png_chunk(b"teST", b""))),
-    "png of colour profiles": lambda: png_with(filled(png_chunk(b"iCCP", b"p\0\0" + zeros(2**20)))),
-    "png of texts that break off": lambda: png_with(
-        filled(png_chunk(b"zTXt", b"a\0\0" + zeros(2**20)[:-6] + b"broken"))
-    ),
     "bmp of runs of no pixels": lambda: bmp_runs(filled(b"\0\0")),
+}
+
+
+# What the default limits allow that exact decoding within MAX_SIDE does not.
+BY_DEFAULT = {"1 x 60000": PIXELS, "60000 x 1": PIXELS}
+
+# The largest picture of each kind that is accepted by default, and a larger one.
+LARGEST: dict[str, tuple[Callable[[], bytes], str]] = {
+    "jpeg of 108 megapixels": (lambda: encode(Image.new("RGB", (12_000, 9000), 100), "JPEG"), PIXELS),
+    "progressive jpeg of 108 megapixels": (
+        lambda: encode(Image.new("RGB", (12_000, 9000), 100), "JPEG", progressive=True),
+        PIXELS,
+    ),
+    "progressive jpeg of 108 megapixels with full chroma": (
+        lambda: encode(Image.new("RGB", (12_000, 9000), 100), "JPEG", progressive=True, subsampling=0),
+        LARGE,
+    ),
+    "jpeg of 85 megapixels without its end": (
+        lambda: encode(Image.new("RGB", (9200, 9200), 100), "JPEG")[:-2],
+        PIXELS,
+    ),
+    "png of 64 megapixels": (lambda: encode(Image.new("RGB", (8000, 8000), 100), "PNG"), PIXELS),
+    "png of 64 megapixels with alpha": (lambda: encode(Image.new("RGBA", (8000, 8000), 100), "PNG"), PIXELS),
+    "png of 64 megapixels with a palette": (lambda: encode(Image.new("P", (8000, 8000), 100), "PNG"), PIXELS),
+    "png of 57 megapixels of 16 bits": (lambda: encode(Image.new("I;16", (7550, 7550), 100), "PNG"), PIXELS),
+    "png of 43 megapixels of grey and alpha": (lambda: encode(Image.new("LA", (6550, 6550), 100), "PNG"), PIXELS),
+    "png of 100 megapixels": (lambda: encode(Image.new("RGB", (10_000, 10_000), 100), "PNG"), LARGE),
+    "gif of 64 megapixels": (lambda: encode(Image.new("P", (8000, 8000), 100), "GIF"), PIXELS),
+    "tiff of 64 megapixels": (
+        lambda: encode(Image.new("RGB", (8000, 8000), 100), "TIFF", compression="tiff_lzw"),
+        PIXELS,
+    ),
+    "tiff of 28 megapixels of floats": (
+        lambda: encode(Image.new("F", (5300, 5300), 0.5), "TIFF", compression="tiff_lzw"),
+        PIXELS,
+    ),
+    "bmp of 10 megapixels": (lambda: encode(Image.new("RGB", (3300, 3300), 100), "BMP"), PIXELS),
+    "webp of 21 megapixels": (
+        lambda: encode(Image.new("RGBA", (4640, 4640), 100), "WEBP", lossless=True, quality=0, method=0),
+        PIXELS,
+    ),
+    "webp of 25 megapixels": (lambda: encode(Image.new("RGB", (5000, 5000), 100), "WEBP", method=0), LARGE),
+    "avif of 20 megapixels": (lambda: encode(Image.new("RGBA", (4500, 4500), 100), "AVIF", speed=10), PIXELS),
+    "avif of 20 megapixels, 4:4:4": (
+        lambda: encode(Image.new("RGBA", (4500, 4500), 100), "AVIF", speed=10, subsampling="4:4:4"),
+        PIXELS,
+    ),
+    "heic of 48 megapixels": (lambda: heic(8064, 6048), PIXELS),
+    "heic of 60 megapixels": (lambda: heic(10_000, 6000), LARGE),
 }
 
 
@@ -274,13 +351,13 @@ class Decoder:
             text=True,
         )
 
-    def decode(self, upload: bytes, cpu_s: float = image_limits.MAX_CPU_S) -> str:
+    def decode(self, upload: bytes, cpu_s: float = image_limits.MAX_CPU_S, *, exact: bool = True) -> str:
         """Return how the decoding ended, `pixels` or an error's code, once its memory and CPU time are checked."""
-        assert len(upload) <= MAX_UPLOAD_BYTES
+        assert len(upload) <= MAX_LARGE_UPLOAD_BYTES
         self._file.write_bytes(upload)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps([str(self._file), cpu_s]), file=self._process.stdin, flush=True)
+        print(json.dumps([str(self._file), cpu_s, exact]), file=self._process.stdin, flush=True)
         result = json.loads(self._process.stdout.readline())
         assert result["status"] == 0, result
         assert result["growth_mb"] < MAX_GROWTH_MB, result
@@ -302,9 +379,19 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Decoder]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_hostile_file_costs_little(name: str, decoder: Decoder) -> None:
-    """It gives pixels or the right error, within MAX_GROWTH_MB and MAX_CPU_S."""
+    """It gives pixels or the right error, within MAX_GROWTH_MB and MAX_CPU_S, by exact and by default decoding."""
     build, expected = FILES[name]
-    assert decoder.decode(build()) == expected
+    upload = build()
+    assert len(upload) <= MAX_UPLOAD_BYTES
+    assert decoder.decode(upload) == expected
+    assert decoder.decode(upload, exact=False) == BY_DEFAULT.get(name, expected)
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_picture_takes_no_more_memory_than_stated(name: str, decoder: Decoder) -> None:
+    """Of each kind, by default; a larger one is refused."""
+    build, expected = LARGEST[name]
+    assert decoder.decode(build(), exact=False) == expected
 
 
 @pytest.mark.parametrize("name", BURNING)
@@ -332,14 +419,15 @@ def test_tags_that_share_a_little_are_read() -> None:
     assert (pixels[0] != pixels[1]).any()
 
 
-def _decode_in_fork(path: str, cpu_s: float, results: int) -> None:
+def _decode_in_fork(path: str, cpu_s: float, exact: bool, results: int) -> None:
     upload = Path(path).read_bytes()
     resource.setrlimit(resource.RLIMIT_CPU, (4 * MAX_CPU_S, 4 * MAX_CPU_S))
     resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))
     image_limits.MAX_CPU_S = cpu_s
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        pixels = decode(upload, MODEL, max_side=MAX_SIDE, exact=True)
+        max_side = MAX_SIDE if exact else 65_535
+        pixels = decode(upload, MODEL, max_side=max_side, exact=exact)
         outcome = PIXELS if pixels.shape == MODEL.pixel_shape else str(pixels.shape)
     except ViTError as error:
         outcome = error.code
@@ -406,17 +494,18 @@ def test_a_png_with_compressed_text_is_not_quick() -> None:
     assert not image_limits.is_quick(start + chunk + end)
 
 
-def test_avifs_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("upload", [pytest.param(small("AVIF"), id="avif"), pytest.param(heic(64, 64), id="heic")])
+def test_files_that_may_lie_are_decoded_one_at_a_time(upload: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the memory of several that lie about their size does not add up."""
     busy, most = 0, 0
     both_started = threading.Barrier(2)
-    check_size = images._check_size
+    check_size = images.check_size
 
-    def slow_check(image: Image.Image, max_side: int) -> None:
+    def slow_check(width: int, height: int, max_side: int) -> None:
         nonlocal busy, most
         busy += 1
         most = max(most, busy)
-        check_size(image, max_side)
+        check_size(width, height, max_side)
         busy -= 1
 
     def run(upload: bytes) -> None:
@@ -424,8 +513,8 @@ def test_avifs_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
         for _ in range(20):
             decode(upload, MODEL, max_side=MAX_SIDE, exact=True)
 
-    monkeypatch.setattr(images, "_check_size", slow_check)
-    threads = [threading.Thread(target=run, args=(small("AVIF"),)) for _ in range(2)]
+    monkeypatch.setattr(images, "check_size", slow_check)
+    threads = [threading.Thread(target=run, args=(upload,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -123,12 +123,15 @@ def test_any_size_gives_the_pixels_of_the_pipeline(
 
 @pytest.mark.parametrize("size", [(600, 2), (2, 600), (301, 1), (1, 301)])
 @pytest.mark.parametrize("crop", [(32, 32), (41, 20)])
-def test_a_strip_is_resized_where_the_crop_is_only(size: tuple[int, int], crop: tuple[int, int]) -> None:
-    """Beyond the longest side accepted, pixels differ from the whole resize by 1 at most."""
+def test_a_strip_is_resized_where_the_crop_is_only(
+    size: tuple[int, int], crop: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the longest side that is resized whole, pixels differ from the whole resize by 1 at most."""
     preprocessing = Preprocessing(None, 36, crop, 3, 1.0, (0.0,) * 3, (1.0,) * 3)
     upload = samples.encode(samples.photo(size))
-    bounded = decode(upload, preprocessing, max_side=600, exact=True).astype(int)
-    whole = decode(upload, preprocessing, max_side=100_000, exact=True).astype(int)
+    whole = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True).astype(int)
+    monkeypatch.setattr(images, "_MAX_RESIZED_SIDE", 600)
+    bounded = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True).astype(int)
     assert bounded.shape == preprocessing.pixel_shape
     assert np.abs(bounded - whole).max() <= 1
 
@@ -170,12 +173,26 @@ def test_a_reduced_jpeg_keeps_its_mode_and_its_orientation(size: Any, orientatio
     assert np.abs(exact - reduced).mean() < 1.0
 
 
-@pytest.mark.parametrize("name", sorted(set(samples.image_files())))
-def test_small_images_are_always_exact(name: str) -> None:
-    """Without `exact`, only JPEGs of at least four times the target differ."""
+@pytest.mark.parametrize("name", sorted(name for name in samples.image_files() if "16-bit" not in name))
+def test_the_default_decoding_stays_close_to_the_exact_one(name: str) -> None:
+    """Of small images, every pixel is decoded; only the resize rounds in other places."""
     upload = samples.image_files()[name]
-    fast = decode(upload, SQUARE, max_side=MAX_SIDE, exact=False)
-    np.testing.assert_array_equal(fast, decode(upload, SQUARE, max_side=MAX_SIDE, exact=True))
+    fast = decode(upload, SQUARE, max_side=MAX_SIDE, exact=False).astype(int)
+    exact = decode(upload, SQUARE, max_side=MAX_SIDE, exact=True).astype(int)
+    assert np.abs(fast - exact).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("crop", [(32, 32), (33, 31), (50, 20), (20, 51), (60, 61)])
+@pytest.mark.parametrize("size", [(90, 61), (61, 90)], ids=["wide", "tall"])
+def test_the_default_decoding_resizes_the_right_part(size: Any, crop: tuple[int, int], orientation: int) -> None:
+    """It resizes what the crop keeps of the stored picture, then turns it; a shift by one pixel would show."""
+    preprocessing = Preprocessing(None, 37, crop, 2, 1.0, (0.0,) * 3, (1.0,) * 3)
+    upload = samples.encode(samples.photo(size), exif=samples.orientation_exif(orientation))
+    fast = decode(upload, preprocessing, max_side=MAX_SIDE, exact=False).astype(int)
+    exact = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True).astype(int)
+    assert fast.shape == preprocessing.pixel_shape
+    assert np.abs(fast - exact).max() <= 1
 
 
 def test_an_mpo_is_reduced_as_a_jpeg_is() -> None:
@@ -203,7 +220,6 @@ def test_an_empty_upload_is_refused() -> None:
         pytest.param(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", id="pdf"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", id="eps"),
         pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", id="svg"),
-        pytest.param(b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", id="heic"),
         pytest.param(samples.encode(samples.photo((8, 8)), "PPM"), id="ppm"),
         pytest.param(samples.encode(samples.photo((8, 8)), "TGA"), id="tga"),
         pytest.param(samples.encode(samples.photo((32, 32)), "ICO"), id="ico"),
@@ -211,8 +227,8 @@ def test_an_empty_upload_is_refused() -> None:
     ],
 )
 def test_other_formats_are_refused(upload: bytes) -> None:
-    """The message lists the supported formats."""
-    with pytest.raises(UnsupportedImage, match="AVIF"):
+    """The message says what to send."""
+    with pytest.raises(UnsupportedImage, match=r"AVIF|PNG|Send the image"):
         decode(upload, SQUARE, max_side=MAX_SIDE, exact=True)
 
 
@@ -221,9 +237,7 @@ def test_a_file_cut_to_its_start_is_a_bad_image(name: str) -> None:
     """A known signature with nothing behind it; the message gives no internals away."""
     with pytest.raises(BadImage) as caught:
         decode(samples.image_files()[name][:24], SQUARE, max_side=MAX_SIDE, exact=True)
-    assert (
-        "image can't be decoded: it is corrupt, truncated or of a kind that is not supported." in caught.value.message
-    )
+    assert "image is corrupt or truncated." in caught.value.message
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -263,13 +277,10 @@ def test_size_is_refused_before_a_pixel_is_decoded() -> None:
     ],
 )
 def test_a_bomb_in_the_metadata_does_no_harm(chunk: bytes) -> None:
-    """16 MiB of zeros behind a few kilobytes are refused or skipped."""
+    """16 MiB of zeros behind a few kilobytes are skipped."""
     plain = samples.image_files()["png"]
     upload = plain[:33] + chunk + plain[33:]
-    try:
-        pixels = decode(upload, SQUARE, max_side=MAX_SIDE, exact=True)
-    except BadImage:
-        return
+    pixels = decode(upload, SQUARE, max_side=MAX_SIDE, exact=True)
     np.testing.assert_array_equal(pixels, decode(plain, SQUARE, max_side=MAX_SIDE, exact=True))
 
 
@@ -290,7 +301,7 @@ def test_running_out_of_memory_is_an_error_of_ours(monkeypatch: pytest.MonkeyPat
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "_decode_fully", fail)
+    monkeypatch.setattr(images, "_decode_exactly", fail)
     with pytest.raises(BadImage):
         decode(samples.image_files()["png"], SQUARE, max_side=MAX_SIDE, exact=True)
 

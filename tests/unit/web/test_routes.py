@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.door_transport import DoorTransport
 from vit_api.app import Application
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.settings import Settings
@@ -20,13 +21,13 @@ _METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH"}
 
 
 @pytest.fixture(scope="module")
-def transport() -> httpx.ASGITransport:
+def transport() -> DoorTransport:
     """Return a way to the application of an HTTP process whose worker has not started."""
     shared = Shared(Settings(api_servers=1), load_checkpoint("digits"), ["cpu"])
-    return httpx.ASGITransport(build_application(shared, Application(shared).lit_api, 0))
+    return DoorTransport(build_application(shared, Application(shared).lit_api, 0))
 
 
-async def _ask(transport: httpx.ASGITransport, method: str, path: str) -> httpx.Response:
+async def _ask(transport: DoorTransport, method: str, path: str) -> httpx.Response:
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.request(method, path)
 
@@ -44,7 +45,7 @@ def _filled(path: str, operation: dict[str, Any]) -> str:
 
 
 @pytest.mark.anyio
-async def test_every_described_operation_is_served(transport: httpx.ASGITransport) -> None:
+async def test_every_described_operation_is_served(transport: DoorTransport) -> None:
     """None is an unknown path or a wrong method, whichever of the two ways answers it."""
     document = (await _ask(transport, "GET", "/openapi.json")).json()
     for method, path, operation in _operations(document):
@@ -53,7 +54,7 @@ async def test_every_described_operation_is_served(transport: httpx.ASGITranspor
 
 
 @pytest.mark.anyio
-async def test_no_other_method_is_served(transport: httpx.ASGITransport) -> None:
+async def test_no_other_method_is_served(transport: DoorTransport) -> None:
     """Each other one is refused, with the described ones in `Allow`."""
     document = (await _ask(transport, "GET", "/openapi.json")).json()
     for path, operations in document["paths"].items():
@@ -68,7 +69,7 @@ async def test_no_other_method_is_served(transport: httpx.ASGITransport) -> None
 
 
 @pytest.mark.anyio
-async def test_every_hot_route_is_described_where_it_is_served(transport: httpx.ASGITransport) -> None:
+async def test_every_hot_route_is_described_where_it_is_served(transport: DoorTransport) -> None:
     """A path of the table is an instance of its description's template."""
     document = (await _ask(transport, "GET", "/openapi.json")).json()
     classify = {

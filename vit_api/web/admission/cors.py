@@ -5,12 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers as StarletteHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from vit_api.errors import BadRequest
+from vit_api.web.requests import Headers, Request
 from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, error_body, to_json
 
 _METHODS = ("GET", "HEAD", "POST")
@@ -29,6 +30,7 @@ _EXPOSED = (
     "ratelimit-reset",
     "www-authenticate",
 )
+_VARY: Headers = ((b"vary", b"Origin"),)
 
 
 class CrossOrigin(CORSMiddleware):
@@ -47,8 +49,18 @@ class CrossOrigin(CORSMiddleware):
         super().__init__(
             app, allow_origins=origins, allow_methods=_METHODS, allow_headers=["*"], expose_headers=_EXPOSED
         )
+        self._simple = tuple((name.lower().encode(), value.encode()) for name, value in self.simple_headers.items())
 
-    def preflight_response(self, request_headers: Headers) -> Response:
+    def answer_headers(self, request: Request) -> Headers:
+        """Return the headers that let a page read the answer to its request; as `send` adds them for ASGI."""
+        origin = request.headers.get(b"origin")
+        if origin is None:
+            return _VARY
+        if self.allow_all_origins or not self.is_allowed_origin(origin.decode("latin-1")):
+            return (*self._simple, *_VARY)
+        return (*self._simple, (b"access-control-allow-origin", origin), *_VARY)
+
+    def preflight_response(self, request_headers: StarletteHeaders) -> Response:
         """Answer a preflight; a refusal is an error response like any other."""
         answer = super().preflight_response(request_headers)
         request_id = uuid.uuid4().hex

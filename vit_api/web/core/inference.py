@@ -7,15 +7,16 @@ only the slot table and the records.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_api import metrics
+from vit_api.decoding.cost import Cost
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import (
     DeadlineExceeded,
@@ -31,6 +32,7 @@ from vit_api.ipc.metrics_board import MetricsWriter
 from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status, unpack_answers
 from vit_api.ipc.slots import MAX_DEATHS, OwnerSlots
 from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.service_rate import ServiceRate
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,9 @@ class Decoder(Protocol):
 
     def is_quick(self, upload: Upload) -> bool:
         """Return whether decoding is so short that the event loop may do it."""
+
+    def estimate_cost(self, upload: Upload) -> Cost:
+        """Return what decoding is expected to take."""
 
 
 class _Job:
@@ -85,6 +90,7 @@ class InferenceClient:
         answers: Carries the workers' answers to this process.
         metrics_writer: Records decoding times.
         decode_threads: Number of decoding threads.
+        max_decode_bytes: Memory that they may take together.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class InferenceClient:
         *,
         metrics_writer: MetricsWriter,
         decode_threads: int,
+        max_decode_bytes: int,
     ) -> None:
         self._decoder = decoder
         self._slots = slots
@@ -104,7 +111,7 @@ class InferenceClient:
         self._worker_board = worker_board
         self._requests = requests
         self._answers = answers
-        self._decode_threads = decode_threads
+        self._turns = DecodeTurns(decode_threads, max_decode_bytes)
         self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
         self._rate = ServiceRate()
@@ -113,13 +120,13 @@ class InferenceClient:
     def start(self) -> None:
         """Start the decoding threads and listen for answers, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._executor = ThreadPoolExecutor(self._decode_threads, thread_name_prefix="decode")
+        self._turns.start()
         self._loop.add_reader(self._answers.fileno(), self._read_answers)
 
     def stop(self) -> None:
         """Stop listening; images still being decoded are dropped."""
         self._loop.remove_reader(self._answers.fileno())
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._turns.stop()
 
     async def infer(self, upload: Upload) -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
@@ -138,13 +145,15 @@ class InferenceClient:
             InferenceFailed: The model raised.
             ViTError: The upload can't be decoded.
         """
-        is_quick = self._decoder.is_quick(upload)  # before a slot is taken, which an exception would leak
+        # Before a slot is taken, which an exception would leak.
+        is_quick = self._decoder.is_quick(upload)
+        cost = None if is_quick else self._decoder.estimate_cost(upload)
         slot, generation = self._take_slot()
         job = self._jobs[slot] = _Job(upload, self._loop.create_future())
-        if is_quick:
+        if cost is None:
             self._decode_into(slot, generation, job)
         else:
-            self._executor.submit(self._decode_into, slot, generation, job)
+            self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost)
         try:
             return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:

@@ -113,5 +113,6 @@ class InfoResponse(_Body):
     workers: list[WorkerInfo]
     slots: dict[str, int] = Field(description="Queue slots by state, including free ones")
     cache: CacheInfo | None = Field(description="Null if caching is off")
+    resizer: str = Field(description="The package that resizes images: cykooz-resizer or pillow")
     versions: dict[str, str]
     settings: dict[str, object] = Field(description="The settings in effect, without secrets")

@@ -14,7 +14,18 @@ from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.web.openapi.schemas import CacheInfo, HealthResponse, InfoResponse, WorkerInfo
 
-_PACKAGES = ("litserve", "torch", "transformers", "pillow", "numpy", "fastapi", "uvicorn", "redis")
+_PACKAGES = (
+    "litserve",
+    "torch",
+    "transformers",
+    "pillow",
+    "pillow-heif",
+    "cykooz-resizer",
+    "numpy",
+    "fastapi",
+    "uvicorn",
+    "redis",
+)
 _UNAVAILABLE = 503
 
 
@@ -24,6 +35,7 @@ def operations_router(
     table: SlotTable,
     devices: Sequence[str],
     *,
+    resizer: str,
     settings: dict[str, Any],
     cache_info: Callable[[], CacheInfo | None],
 ) -> APIRouter:
@@ -34,6 +46,7 @@ def operations_router(
         worker_board: The workers' statuses.
         table: The slots for images.
         devices: The devices that the model runs on.
+        resizer: The package that resizes images.
         settings: The settings to show, without secrets.
         cache_info: Returns the caches' statistics; None if caching is off.
     """
@@ -89,6 +102,7 @@ def operations_router(
             workers=[_worker_info(worker_board, worker) for worker in range(worker_board.workers)],
             slots={state.name.lower(): count for state, count in table.count_by_state().items()},
             cache=cache_info(),
+            resizer=resizer,
             versions={"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES},
             settings=settings,
         )

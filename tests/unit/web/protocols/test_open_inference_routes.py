@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import Message
 
+from tests.support.door_transport import DoorTransport
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.errors import Overloaded, UploadTooLarge, ViTError
 from vit_api.ipc.cache_board import CacheBoard
@@ -21,8 +21,9 @@ from vit_api.ipc.records import AnswerRecord, Prediction, Status
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import COUNTED
 from vit_api.web.application import create_app
-from vit_api.web.bodies import BodyReader
+from vit_api.web.bodies import BodyMemory
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
+from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
@@ -106,11 +107,11 @@ class Scripted:
             [self],
             start=nothing,
             stop=nothing,
-            request_limits=RequestLimits(max_pending_bytes=10_000, request_timeout_s=30, body_timeout_s=10),
+            request_limits=RequestLimits(max_pending_bytes=10_000, request_timeout_s=30),
             is_draining=lambda: False,
         )
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=DoorTransport(app), base_url="http://test") as client:
             return await client.request(method, path, **options)
 
     async def infer(self, *uploads: bytes, path: str = f"/v2/models/{_NAME}/infer") -> httpx.Response:
@@ -195,15 +196,15 @@ async def _infer_directly(scripted: Scripted, chunks: list[bytes], **headers: st
     sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"method": "POST", "path": "/v2", "query_string": b"", "headers": sent}
 
-    async def receive() -> Message:
-        if not chunks:
-            await asyncio.Event().wait()  # the client stays connected until the response
-        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
-
     request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
     (route, *_) = (route for route in scripted.routes().routes() if isinstance(route, HotRoute))
-    reader = BodyReader(RequestLimits(scripted.max_body_bytes, 30, 10))
-    await reader.read(request, receive, route.body_limit(request))
+    call = HotCall(request, route, CallContext(BodyMemory(scripted.max_body_bytes), 30, []))
+    await call.admit()
+    body = b""
+    while chunks:
+        body += chunks.pop(0)
+        call.receive(len(body) - request.received_bytes)
+    request.body, body = body, b""
     return await route.handler(request)
 
 

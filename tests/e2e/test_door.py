@@ -1,0 +1,143 @@
+"""HTTP as real clients speak it, and as attackers do, on a real server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.support.door_bench import read_all, split_answers
+from tests.support.server import ROOT, RunningServer, paused, serve, wait_until, worker_of
+
+_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run a server with one HTTP process and short time limits."""
+    with serve(api_servers=1, header_timeout_s=1, body_timeout_s=1, max_upload_mb=5) as running:
+        yield running
+
+
+def _post(body: bytes, path: str = "/predict", *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def _ask(server: RunningServer, data: bytes) -> list[tuple[int, dict[bytes, bytes], bytes]]:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        return list(split_answers(read_all(connection)))
+
+
+def _count(server: RunningServer, metric: str) -> float:
+    for line in server.get("/metrics").text.splitlines():
+        if line.startswith(metric + " "):
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    "path", ["/health", "/info", "/metrics", "/", "/docs", "/openapi.json", "/v2", "/v2/models/digits"]
+)
+def test_head_is_answered_wherever_get_is(server: RunningServer, path: str) -> None:
+    """With the same status and headers, and no body."""
+    get, head = server.get(path), httpx.head(server.url + path, timeout=30)
+    assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+@pytest.mark.parametrize("form", [["--data-binary", "@examples/digit-7.png"], ["-F", "file=@examples/digit-7.png"]])
+@pytest.mark.parametrize(
+    "options", [["--http2"], ["--http1.0"], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect: 100-continue"]]
+)
+def test_curl(server: RunningServer, form: list[str], options: list[str]) -> None:
+    """Raw or as a form: an upgrade to HTTP/2 is ignored, and no body is lost."""
+    command = ["curl", "-s", "--max-time", "30", *options, *form, server.url + "/predict"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    assert json.loads(answer)["predictions"][0]["label"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "code"),
+    [
+        pytest.param(b"nonsense\r\n\r\n", 400, "bad_request", id="no HTTP"),
+        pytest.param(b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 200, 431, "headers_too_large", id="headers"),
+        pytest.param(b"GET /" + b"a" * 70_000, 414, "uri_too_long", id="target"),
+        pytest.param(_post(b"x" * 6_000_000)[:500_000], 413, "upload_too_large", id="too long"),
+        pytest.param(_post(b"x", "/health"), 405, "method_not_allowed", id="wrong method"),
+    ],
+)
+def test_refusals_are_ours(server: RunningServer, data: bytes, status: int, code: str) -> None:
+    """Each is JSON with an id, whatever was wrong with the request."""
+    (answer,) = _ask(server, data)
+    body = json.loads(answer[2])
+    assert (answer[0], body["code"]) == (status, code)
+    assert body["request_id"].encode() == answer[1][b"x-request-id"]
+
+
+def test_a_hang_up_after_two_requests_is_counted(server: RunningServer) -> None:
+    """Nothing is computed for nobody, and no traceback is logged."""
+    images = [_SEVEN + b"hang-up 1", _SEVEN + b"hang-up 2"]
+    metric = 'inference_requests_total{endpoint="/predict",status="499"}'
+    before, ran = _count(server, metric), server.get("/info").json()["workers"][0]["images"]
+    with paused(worker_of(server)):
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        connection.sendall(_post(images[0]) + _post(images[1]))
+        wait_until(lambda: _is_queued(server))
+        connection.close()
+        wait_until(lambda: _count(server, metric) > before)
+    assert server.predict(_SEVEN, headers={"cache-control": "no-cache"}).status_code == 200
+    assert server.get("/info").json()["workers"][0]["images"] == ran + 1
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_half_closed_client_gets_its_answer(server: RunningServer) -> None:
+    """Though it waits for the model."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        with paused(worker_of(server)):
+            connection.sendall(_post(_SEVEN, "/predict", "cache-control: no-cache"))
+            connection.shutdown(socket.SHUT_WR)
+            wait_until(lambda: _is_queued(server))
+        ((status, _, _),) = split_answers(read_all(connection))
+    assert status == 200
+
+
+def _is_queued(server: RunningServer) -> bool:
+    return any(_count(server, f'inference_slots{{state="{state}"}}') > 0 for state in ("queued", "running"))
+
+
+def test_unfinished_heads_keep_nobody_out() -> None:
+    """With 256 descriptors, 250 such connections at a time, again and again; one line in the log, and a metric."""
+    limit = (
+        f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); os.execv({sys.executable!r}, "
+    )
+    program = ("-c", limit + f"[{sys.executable!r}, {str(ROOT / 'server')!r} + '.py'])")
+    with serve(program=program, api_servers=1) as server, contextlib.ExitStack() as stack:
+        for _ in range(250):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+            connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
+        assert [server.predict(_SEVEN).status_code for _ in range(20)] == [200] * 20
+        assert _count(server, "inference_http_evicted_total") > 20
+        log = server.log.read_text()
+        assert log.count("closing the idlest") == 1
+        assert "Too many open files" not in log
+
+
+def test_the_limit_of_descriptors_is_raised() -> None:
+    """To the hard one, without being asked."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = (
+        f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (300, {hard})); os.execv({sys.executable!r}, "
+    )
+    program = ("-c", limit + f"[{sys.executable!r}, {str(ROOT / 'server')!r} + '.py'])")
+    with serve(program=program, api_servers=1) as server:
+        assert f'process_max_fds{{process="http-0"}} {hard}' in server.get("/metrics").text.replace(".0", "")

@@ -1,0 +1,53 @@
+"""httpx in front of an application, without sockets: hot routes as the door has them answered, others over ASGI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from vit_api.errors import ViTError
+from vit_api.web.application import WebApplication
+from vit_api.web.hot_calls import HotCall
+from vit_api.web.responses import Response
+
+
+class DoorTransport(httpx.AsyncBaseTransport):
+    """A way to an application.
+
+    Args:
+        application: Answers the requests.
+    """
+
+    def __init__(self, application: WebApplication) -> None:
+        self._application = application
+        self._asgi = httpx.ASGITransport(application)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        scope: dict[str, Any] = {
+            "type": "http",
+            "http_version": "1.1",
+            "server": ("test", 80),
+            "client": ("127.0.0.1", 123),
+            "scheme": "http",
+            "method": request.method,
+            "path": request.url.path,
+            "query_string": request.url.query,
+            "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        }
+        call = self._application.entry.open(scope)
+        if call is None:
+            return await self._asgi.handle_async_request(request)
+        response = await _answer(call, await request.aread())
+        headers = call.headers(response)
+        call.end(response)
+        return httpx.Response(response.status, headers=headers, content=response.body)
+
+
+async def _answer(call: HotCall, body: bytes) -> Response:
+    try:
+        await call.admit()
+        call.receive(len(body))
+    except ViTError as error:
+        return call.fail(error)
+    return await call.handle(body)

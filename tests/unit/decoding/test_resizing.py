@@ -1,0 +1,125 @@
+"""The resize with SIMD is as good as Pillow's, whatever the filter, the ratio and the box."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.support import samples
+from vit_api.decoding import resizing
+from vit_api.decoding.resizing import resize, resizer_name
+
+# Those that an image processor can name.
+FILTERS = {Image.Resampling(number).name.lower(): number for number in range(6)}
+# The largest and the mean difference from Pillow's pixels, on photos. A sharpening filter overshoots at edges, and the
+# two clip that at different points.
+LIMITS = {
+    "nearest": (0, 0.0),
+    "box": (0, 0.0),
+    "hamming": (0, 0.0),
+    "bilinear": (1, 0.2),
+    "bicubic": (10, 0.2),
+    "lanczos": (24, 0.3),
+}
+SIZES = [(224, 224), (341, 256), (32, 32), (17, 91), (700, 900), (1, 1), (1, 224), (500, 3)]
+
+needs_simd = pytest.mark.skipif(resizing.simd is None, reason="cykooz-resizer has no wheel for this platform")
+
+
+def differences(
+    image: Image.Image, size: tuple[int, int], resample: int, box: resizing.Box | None = None
+) -> np.ndarray:
+    ours, pillows = (np.asarray(resize(image, size, resample, box, exact=exact)).astype(int) for exact in (False, True))
+    assert ours.shape == pillows.shape
+    return np.abs(ours - pillows)
+
+
+@needs_simd
+def test_the_fast_resizer_is_in_use() -> None:
+    """Exact decoding keeps Pillow's."""
+    assert resizer_name(exact=False) == "cykooz-resizer"
+    assert resizer_name(exact=True) == "pillow"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "P"])
+@pytest.mark.parametrize("name", FILTERS)
+def test_pixels_are_close_to_pillows(name: str, mode: str) -> None:
+    """Every filter, on photos, larger and smaller, in modes with SIMD and without."""
+    largest, mean = LIMITS[name]
+    found = [
+        differences(photo.convert(mode), size, FILTERS[name])
+        for photo in (samples.photos()["china"], samples.photos()["chelsea"])
+        for size in SIZES
+        if mode != "P" or name == "nearest"
+    ]
+    assert max((difference.max() for difference in found), default=0) <= largest
+    assert max((difference.mean() for difference in found), default=0) <= mean
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    target=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    corners=st.lists(st.floats(0, 1), min_size=4, max_size=4, unique=True),
+)
+def test_any_box_and_ratio_are_as_pillow_has_them(
+    name: str, size: tuple[int, int], target: tuple[int, int], corners: list[float]
+) -> None:
+    """Fractions of pixels, slivers and boxes up to the edge; a shift of the box by one pixel would show."""
+    left, right = sorted((corners[0] * size[0], corners[1] * size[0]))
+    top, bottom = sorted((corners[2] * size[1], corners[3] * size[1]))
+    if right - left < 1e-3 or bottom - top < 1e-3:
+        return  # Pillow keeps the corners in single precision
+    ramp = Image.fromarray(np.linspace(0, 255, size[0] * size[1]).reshape(size[::-1]).astype(np.uint8))
+    assert differences(ramp, target, FILTERS[name], (left, top, right, bottom)).mean() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 3), (4096, 4096)])
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_plain_picture_stays_plain(name: str, size: tuple[int, int]) -> None:
+    """Whatever the ratio; the largest of these is in several blocks of Pillow's memory."""
+    resized = np.asarray(resize(Image.new("RGB", size, (250, 3, 77)), (224, 240), FILTERS[name], exact=False))
+    assert (resized == (250, 3, 77)).all()
+
+
+def test_a_large_picture_is_read_in_all_its_blocks() -> None:
+    """Pillow allocates pictures beyond 16 MiB in blocks."""
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
+    assert differences(Image.fromarray(noise), (64, 64), FILTERS["bilinear"]).max() <= 1
+
+
+def test_threads_resize_at_once() -> None:
+    """A resizer has buffers, which no two threads share."""
+    photo = samples.photos()["china"]
+    expected = np.asarray(resize(photo, (224, 224), 2, exact=False))
+    wrong: list[object] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                if (np.asarray(resize(photo, (224, 224), 2, exact=False)) != expected).any():
+                    wrong.append("pixels")
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_pillow_resizes_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then every filter is bit for bit Pillow's."""
+    monkeypatch.setattr(resizing, "simd", None)
+    monkeypatch.setattr(resizing, "_SIMD_FILTERS", {})
+    assert resizer_name(exact=False) == "pillow"
+    for resample in FILTERS.values():
+        assert not differences(samples.photos()["china"], (224, 224), resample).any()

@@ -1,0 +1,169 @@
+"""Whose turn it is to be decoded: with work that waits for the test, so that nothing depends on time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from vit_api.decoding.cost import Cost
+from vit_api.web.core.decode_turns import LARGE_S, DecodeTurns
+
+LONG_S = 60
+SMALL, LARGE = Cost(0.001, 1), Cost(10 * LARGE_S, 1)
+
+
+class Works:
+    """Works that block until the test lets them go, and the order in which they began."""
+
+    def __init__(self, threads: int, max_bytes: int) -> None:
+        self.time_s = 0.0
+        self.turns = DecodeTurns(threads, max_bytes, lambda: self.time_s)
+        self.begun: list[Any] = []
+        self._gates: dict[Any, threading.Event] = {}
+        self._changed = threading.Condition()
+
+    def add(self, name: Any, cost: Cost) -> None:
+        gate = self._gates[name] = threading.Event()
+        self.turns.submit(self._work(name, gate), cost)
+
+    def _work(self, name: Any, gate: threading.Event) -> Callable[[], None]:
+        def work() -> None:
+            with self._changed:
+                self.begun.append(name)
+                self._changed.notify_all()
+            assert gate.wait(LONG_S)
+
+        return work
+
+    def finish(self, name: Any) -> None:
+        self._gates[name].set()
+
+    def finish_all(self) -> None:
+        for gate in self._gates.values():
+            gate.set()
+
+    def wait_for(self, count: int) -> list[Any]:
+        """Return what has begun, once that is so many."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.begun) >= count, LONG_S), self.begun
+            return list(self.begun)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Works]]:
+    """A factory of started turns; all work is let go at the end."""
+    started: list[Works] = []
+
+    def begin(threads: int = 1, max_bytes: int = 100) -> Works:
+        works = Works(threads, max_bytes)
+        works.turns.start()
+        started.append(works)
+        return works
+
+    yield begin
+    for works in started:
+        works.turns.stop()
+        works.finish_all()
+
+
+def test_a_small_image_overtakes_large_ones(start: Callable[..., Works]) -> None:
+    """That came before it and have not begun."""
+    works = start()
+    for number in range(4):
+        works.add(number, LARGE)
+    works.wait_for(1)
+    works.add("small", SMALL)
+    works.finish(0)
+    assert works.wait_for(2)[1] == "small"
+
+
+def test_a_large_image_is_overtaken_only_by_as_much_as_it_costs(start: Callable[..., Works]) -> None:
+    """Small images that keep coming don't hold it up for ever."""
+    works = start()
+    works.add(0, SMALL)
+    works.add("large", LARGE)
+    for number in range(1, 2000):
+        begun = works.wait_for(number)
+        if "large" in begun:
+            break
+        works.add(number, SMALL)
+        works.finish(begun[-1])
+    assert 400 < len(begun) < 600  # it costs as much as 500 of them
+
+
+def test_large_images_leave_a_thread_to_the_small(start: Callable[..., Works]) -> None:
+    """However many there are."""
+    works = start(threads=3)
+    for number in range(6):
+        works.add(number, LARGE)
+    works.wait_for(2)
+    works.add("small", SMALL)
+    assert works.wait_for(3)[2] == "small"
+    assert len(works.begun) == 3
+
+
+def test_memory_is_bounded(start: Callable[..., Works]) -> None:
+    """An image waits until what it takes is free; a smaller one does not wait for it."""
+    works = start(threads=4, max_bytes=100)
+    works.add("a", Cost(0.001, 60))
+    works.add("b", Cost(0.001, 40))
+    works.wait_for(2)
+    works.add("c", Cost(0.001, 50))
+    works.finish("b")
+    works.add("d", Cost(LARGE_S, 10))
+    assert works.wait_for(3)[2] == "d"
+    works.finish("a")
+    assert works.wait_for(4)[3] == "c"
+
+
+def test_an_image_beyond_the_bound_is_decoded_with_no_other(start: Callable[..., Works]) -> None:
+    """The decoder refuses it, which takes no memory."""
+    works = start(threads=2, max_bytes=100)
+    works.add("a", Cost(0.001, 1000))
+    works.wait_for(1)
+    works.add("b", Cost(0.001, 1))
+    works.finish("a")
+    assert works.wait_for(2) == ["a", "b"]
+
+
+def test_cheaper_and_earlier_images_are_due_first(start: Callable[..., Works]) -> None:
+    """Among large ones: a photo overtakes what is much dearer, but not what has waited for long."""
+    works = start()
+    works.add("first", LARGE)
+    works.wait_for(1)
+    works.add("dear", Cost(4 * LARGE_S, 1))
+    works.add("cheap", Cost(LARGE_S, 1))
+    works.time_s += 10
+    works.add("late", Cost(LARGE_S, 1))
+    works.finish_all()
+    assert works.wait_for(4) == ["first", "cheap", "dear", "late"]
+
+
+def test_work_that_raises_costs_no_thread(start: Callable[..., Works], caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged."""
+    works = start()
+
+    def fail() -> None:
+        raise RuntimeError("planted")
+
+    works.turns.submit(fail, SMALL)
+    works.add("next", SMALL)
+    assert works.wait_for(1) == ["next"]
+    assert "planted" in caplog.text
+
+
+def test_a_stop_drops_what_has_not_begun(start: Callable[..., Works]) -> None:
+    """And ends the threads."""
+    works = start()
+    works.add("first", SMALL)
+    works.wait_for(1)
+    works.add("second", SMALL)
+    works.turns.stop()
+    works.finish_all()
+    for thread in works.turns._threads:
+        thread.join(LONG_S)
+        assert not thread.is_alive()
+    assert works.begun == ["first"]

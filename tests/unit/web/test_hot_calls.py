@@ -1,0 +1,108 @@
+"""Requests of hot routes: what is admitted, and the memory of their bodies."""
+
+from __future__ import annotations
+
+import gzip
+import time
+import zlib
+
+import pytest
+
+from vit_api.errors import Overloaded, UnsupportedEncoding, UploadTooLarge, ViTError
+from vit_api.web.bodies import BodyMemory
+from vit_api.web.hot_calls import CallContext, HotCall
+from vit_api.web.observers.exchange import Exchange
+from vit_api.web.requests import BodyLimit, Request
+from vit_api.web.responses import Response
+from vit_api.web.routes import HotRoute
+
+pytestmark = pytest.mark.anyio
+
+
+class Bench:
+    """Requests that share a memory; their handler returns their bodies."""
+
+    def __init__(self, max_bytes: int = 100, limit: int = 10) -> None:
+        self.exchanges: list[Exchange] = []
+        self.memory = BodyMemory(max_bytes)
+        self._limit = BodyLimit(limit, 8)
+
+    def observe(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+
+    async def handle(self, request: Request) -> Response:
+        if request.body == b"bug":
+            raise ZeroDivisionError
+        return Response(200, request.take_body())
+
+    def call(self, **headers: str) -> HotCall:
+        sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        scope = {"method": "POST", "path": "/predict", "query_string": b"", "headers": sent}
+        request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
+        route = HotRoute("POST", "/predict", "/predict", self.handle, lambda _: self._limit)
+        return HotCall(request, route, CallContext(self.memory, 30, [self]))
+
+    async def answer(self, body: bytes, **headers: str) -> Response:
+        call = self.call(**headers)
+        await call.admit()
+        call.receive(len(body))
+        response = await call.handle(body)
+        call.end(response)
+        return response
+
+
+async def test_a_body_that_is_too_long_is_refused() -> None:
+    """By its announced length, or once it exceeds the limit; the error reports the limit of the upload."""
+    with pytest.raises(UploadTooLarge) as announced:
+        await Bench().call(content_length="11").admit()
+    call = Bench().call()
+    await call.admit()
+    call.receive(10)
+    with pytest.raises(UploadTooLarge) as received:
+        call.receive(1)
+    assert announced.value.message == received.value.message == UploadTooLarge(8).message
+
+
+async def test_memory_is_given_back() -> None:
+    """Whatever became of the request."""
+    bench = Bench(max_bytes=10)
+    first, second = bench.call(), bench.call()
+    for call in (first, second):
+        await call.admit()
+    first.receive(10)
+    with pytest.raises(Overloaded):
+        second.receive(1)
+    first.end(None)
+    second.receive(10)
+    assert [exchange.status for exchange in bench.exchanges] == [499]
+
+
+@pytest.mark.parametrize(("coding", "body"), [("deflate", zlib.compress(b"")), ("gzip", gzip.compress(b"0"))])
+async def test_a_compressed_body_is_decoded(coding: str, body: bytes) -> None:
+    """Of any supported coding."""
+    response = await Bench(limit=40, max_bytes=200).answer(body, content_encoding=coding)
+    assert response.body in (b"", b"0")
+
+
+async def test_a_body_of_another_coding_is_refused_by_its_header() -> None:
+    """Before any of it is read."""
+    with pytest.raises(UnsupportedEncoding):
+        await Bench().call(content_encoding="br").admit()
+
+
+async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
+    """Until it is known how long it is; then of what it is."""
+    body = gzip.compress(b"0" * 50)
+    refused = await Bench(max_bytes=1000, limit=1000).answer(body, content_encoding="gzip")
+    assert refused.status == Overloaded.status
+    taken = await Bench(max_bytes=1000 + len(body), limit=1000).answer(body, content_encoding="gzip")
+    assert taken.body == b"0" * 50
+
+
+async def test_a_bug_is_an_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """Its traceback is in the log, and nowhere else."""
+    response = await Bench().answer(b"bug")
+    assert response.status == 500
+    assert isinstance(response.outcomes[0], ViTError)
+    assert "ZeroDivisionError" in caplog.text
+    assert b"ZeroDivision" not in response.body

@@ -1,0 +1,125 @@
+"""The structure of a JPEG file: what it announces, what it costs, and repairs that every browser makes, too.
+
+Knows no pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from vit_api.decoding.formats import MAX_LEADING_BYTES
+from vit_api.decoding.image_limits import TooComplex
+from vit_api.errors import UnsupportedImage
+
+# Each scan of a progressive JPEG is a pass over the whole picture, but takes only 33 bytes in the file: 1,000 scans of
+# 4096 x 4096 pixels take seconds. Encoders write about 10; libtiff, too, refuses more than 100.
+MAX_SCANS = 100
+USUAL_SCANS = 12
+MAX_SCANNED_SAMPLES = 100 * 4096 * 4096
+# PIL keeps a record of each segment, of which 10 MB can hold 2.6 million. An ICC profile of 10 MB has 160 segments.
+MAX_SEGMENTS = 2_000
+
+END = b"\xff\xd9"
+
+_START = b"\xff\xd8"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+_WITHOUT_LENGTH = frozenset([0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)])  # to PIL
+_SCAN, _END = 0xDA, 0xD9
+_FRAMES = frozenset([*range(0xC0, 0xD0)]) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset([0xC2, 0xCA])
+_HIERARCHICAL = frozenset([0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF])
+_COEFFICIENT_BYTES = 2
+
+
+@dataclass(frozen=True)
+class JpegStructure:
+    """What a JPEG announces of its first picture.
+
+    Attributes:
+        scans: Number of scans.
+        samples: Samples of all components, after chroma subsampling.
+        keeps_coefficients: Whether the decoder holds the whole picture's coefficients: it has several scans.
+        has_end: Whether the last marker is there.
+    """
+
+    scans: int
+    samples: int
+    keeps_coefficients: bool
+    has_end: bool
+
+    @property
+    def coefficient_bytes(self) -> int:
+        """Memory for coefficients, whatever the size that the picture is scaled to."""
+        return self.samples * _COEFFICIENT_BYTES if self.keeps_coefficients else 0
+
+
+def noise(length: int) -> bytes:
+    """Return bytes for the scans of a truncated JPEG to run into, at most 64 KiB; there is no marker among them."""
+    return bytes(range(1, 255)) * (min(length, 1 << 16) // 254 + 1)
+
+
+def without_leading_bytes(upload: bytes) -> bytes:
+    """Drop what is before the first marker, and between it and the second; libjpeg skips only the latter."""
+    start = upload.find(_START, 0, MAX_LEADING_BYTES)
+    following = upload.find(b"\xff", start + 2, start + 2 + MAX_LEADING_BYTES)
+    if start == 0 and following in (2, -1):
+        return upload
+    return _START + upload[following:] if following > 0 else upload[max(start, 0) :]
+
+
+def read_structure(upload: bytes) -> JpegStructure:
+    """Count the scans and segments of a JPEG's first picture in the way that libjpeg and PIL find them.
+
+    Raises:
+        TooComplex: There are too many.
+        UnsupportedImage: The JPEG is of a kind that libjpeg does not read.
+    """
+    segments = scans = position = samples = components = components_of_scan = 0
+    is_progressive = has_end = False
+    while found := _MARKER.search(upload, position):
+        position = found.end()
+        code = upload[position - 1]
+        if code == _END and scans:
+            has_end = True
+            break
+        segments += 1
+        if code in _FRAMES and not components:
+            is_progressive = code in _PROGRESSIVE
+            components, samples = _read_frame(code, upload[position : position + 2 + 6 + 3 * 4])
+        if code == _SCAN:
+            scans += 1
+            components_of_scan = components_of_scan or int.from_bytes(upload[position + 2 : position + 3])
+        is_long = scans > USUAL_SCANS and scans * samples > MAX_SCANNED_SAMPLES
+        if scans > MAX_SCANS or segments > MAX_SEGMENTS or is_long:
+            raise TooComplex(f"it has {scans} scans, {segments} segments")
+        if code not in _WITHOUT_LENGTH:
+            position += int.from_bytes(upload[position : position + 2], "big")
+    keeps = is_progressive or components_of_scan < components
+    return JpegStructure(scans, samples, keeps, has_end)
+
+
+def _read_frame(code: int, header: bytes) -> tuple[int, int]:
+    """Return the number of components, and the samples of all of them.
+
+    Args:
+        code: The marker's.
+        header: What follows the marker: length, precision, height, width, components.
+    """
+    if len(header) < 8:
+        return 0, 0
+    precision, components = header[2], header[7]
+    height, width = (int.from_bytes(header[at : at + 2], "big") for at in (3, 5))
+    if precision != 8:
+        raise UnsupportedImage(
+            f"The JPEG has {precision} bits per sample, and only 8 are supported. Save it again, as PNG for example."
+        )
+    if code in _HIERARCHICAL or components not in (1, 3, 4):
+        what = "is hierarchical" if code in _HIERARCHICAL else f"has {components} components"
+        raise UnsupportedImage(f"The JPEG {what}, which is not supported. Save it again, as PNG for example.")
+    factors = [divmod(header[at], 16) for at in range(9, min(8 + 3 * components, len(header)), 3)]
+    if not factors or not all(across and down for across, down in factors):
+        return components, width * height * components
+    most_across, most_down = max(across for across, _ in factors), max(down for _, down in factors)
+    share = sum(across * down for across, down in factors) / (most_across * most_down)
+    return components, int(width * height * share)

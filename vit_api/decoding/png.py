@@ -1,0 +1,94 @@
+"""The chunks of a PNG file: keeps those that its first picture needs, as browsers do.
+
+Knows no pixels.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from vit_api.decoding.image_limits import TooComplex
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_CHUNKS = 100_000
+"""Encoders write 4 KB and more into a chunk; PIL's parser reads each of them in Python."""
+
+_CHUNK = struct.Struct(">I4s")  # length, name
+_CHECKSUM_BYTES = 4
+_END = _CHUNK.pack(0, b"IEND") + zlib.crc32(b"IEND").to_bytes(4, "big")
+_PICTURE = frozenset([b"IHDR", b"PLTE", b"IDAT"])
+_BEFORE_DATA = frozenset([b"tRNS", b"eXIf"])
+_TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
+# Orientation may be in these texts. PIL unpacks up to 1 MiB of each before it complains.
+_EXIF_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
+_MAX_CANDIDATES = 4
+_MAX_KEPT_BYTES = 1 << 16
+_MAX_UNPACKED_BYTES = 1 << 20
+
+
+def picture_only(upload: bytes) -> bytes:
+    """Return a PNG without the chunks that don't change the pixels of its first picture.
+
+    Text, colour profiles and the frames of an animation are skipped, not read. So is an ancillary chunk whose checksum
+    is wrong, as libpng does. A palette that follows what refers to it is moved before it, and a missing end is added.
+
+    Raises:
+        TooComplex: It has too many chunks.
+    """
+    header: list[memoryview] = []
+    data: list[memoryview] = []
+    rest: list[memoryview] = []
+    candidates = 0
+    position, count, is_changed, has_end = len(SIGNATURE), 0, False, False
+    view = memoryview(upload)
+    while position + _CHUNK.size <= len(upload):
+        length, name = _CHUNK.unpack_from(upload, position)
+        end = position + _CHUNK.size + length + _CHECKSUM_BYTES
+        count += 1
+        if count > MAX_CHUNKS:
+            raise TooComplex(f"it has more than {MAX_CHUNKS} chunks")
+        if name == b"IEND":
+            has_end = True
+            break
+        chunk = view[position:end]
+        if name in _PICTURE:
+            (data if name == b"IDAT" else header).append(chunk)
+            is_changed |= name != b"IDAT" and bool(data or rest)
+        elif candidates < _MAX_CANDIDATES and _is_candidate(name, chunk, length):
+            candidates += 1
+            is_intact = _is_intact(name, chunk)
+            rest += [chunk] * is_intact
+            is_changed |= bool(data) or not is_intact
+        else:
+            is_changed = True
+        position = end
+    if not is_changed and has_end:
+        return upload
+    is_cut = position > len(upload)  # within a chunk, which must not be filled up with others
+    return b"".join([SIGNATURE, *header, *rest, *data, b"" if is_cut else _END])
+
+
+def _is_candidate(name: bytes, chunk: memoryview, length: int) -> bool:
+    """Return whether an ancillary chunk may say how the picture looks: transparency and orientation."""
+    if name in _BEFORE_DATA:
+        return True
+    start = bytes(chunk[_CHUNK.size : _CHUNK.size + max(map(len, _EXIF_TEXTS))])
+    return name in _TEXTS and length <= _MAX_KEPT_BYTES and start.startswith(_EXIF_TEXTS)
+
+
+def _is_intact(name: bytes, chunk: memoryview) -> bool:
+    """Return whether a chunk's checksum is right, and PIL would read its text."""
+    if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
+        return False
+    _, _, value = bytes(chunk[_CHUNK.size : -_CHECKSUM_BYTES]).partition(b"\0")
+    if name == b"iTXt":
+        return value[:1] == b"\0"  # not compressed
+    if name != b"zTXt":
+        return True
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(value[1:], _MAX_UNPACKED_BYTES)
+    except zlib.error:
+        return False
+    return not unpacker.unconsumed_tail

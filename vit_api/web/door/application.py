@@ -1,0 +1,52 @@
+"""What the door needs of the application behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from vit_api.errors import ViTError
+from vit_api.web.responses import Response
+
+
+class HotRequest(Protocol):
+    """A request of a hot route, which the door answers without ASGI."""
+
+    def admit(self) -> Coroutine[Any, Any, None]:
+        """Decide whether the request is answered, before any of its body is read.
+
+        Raises:
+            ViTError: Why it is not.
+        """
+
+    def receive(self, count: int) -> None:
+        """Reserve memory for so many further bytes of the body.
+
+        Raises:
+            ViTError: The body is too large, or memory is used up.
+        """
+
+    def handle(self, body: bytes) -> Coroutine[Any, Any, Response]:
+        """Return the response; a failure is one, too."""
+
+    def fail(self, error: ViTError) -> Response:
+        """Return the response for a failure."""
+
+    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
+        """Return all headers of a response, but those that belong to the connection."""
+
+    def end(self, response: Response | None) -> None:
+        """Record the outcome, once; None: the client left first."""
+
+
+class DoorApplication(Protocol):
+    """The application of a process."""
+
+    def is_draining(self) -> bool:
+        """Return whether the server is shutting down, so that clients should disconnect."""
+
+    def open(self, scope: dict[str, Any]) -> HotRequest | None:
+        """Return a request by its ASGI scope; None if its route is not hot."""
+
+    def refuse(self, scope: dict[str, Any]) -> HotRequest:
+        """Return a request that can only fail: its head is malformed, and the scope has what is known of it."""

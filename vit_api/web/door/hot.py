@@ -1,0 +1,108 @@
+"""Requests of hot routes: answered in the call that reads them if the answer is cached, in a task otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from vit_api.errors import ViTError
+from vit_api.web.door.application import HotRequest
+from vit_api.web.eager import EagerStart
+
+if TYPE_CHECKING:
+    from vit_api.web.door.protocol import Door
+
+
+class HotExchange:
+    """One request of a hot route.
+
+    Args:
+        door: Its connection.
+        request: The request.
+    """
+
+    __slots__ = ("_body", "_door", "_has_ended", "_request", "_task")
+
+    def __init__(self, door: Door, request: HotRequest) -> None:
+        self._door = door
+        self._request = request
+        self._body: bytes | bytearray = b""
+        self._task: asyncio.Task[None] | None = None
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Admit the request, or refuse it at once."""
+        try:
+            admitting = EagerStart(self._request.admit())
+        except ViTError as error:
+            self._refuse(error)
+            return
+        if not admitting.is_done:
+            self._door.hold()
+            self._start_task(self._admit(admitting))
+
+    async def _admit(self, admitting: EagerStart[None]) -> None:
+        try:
+            await admitting.finish()
+        except ViTError as error:
+            self._door.resume_body()
+            self._refuse(error)
+        else:
+            self._door.resume_body()
+            self._door.proceed()
+
+    def receive(self, content: bytes | bytearray, is_complete: bool) -> None:
+        """Collect the body; answer when it is complete."""
+        try:
+            self._request.receive(len(content))
+        except ViTError as error:
+            self._refuse(error)
+            return
+        if self._body:
+            self._body += content  # a bytearray unless it is empty
+        elif is_complete:
+            self._body = content
+        else:
+            self._body = bytearray(content)
+        if is_complete:
+            body, self._body = self._body, b""
+            self._answer(body if isinstance(body, bytes) else bytes(body))
+
+    def fail(self, error: ViTError) -> None:
+        """Refuse the rest of the body, and close."""
+        self._door.head.keeps_alive = False
+        self._refuse(error)
+
+    def abandon(self) -> None:
+        """Stop: the client left."""
+        if self._task is not None:
+            self._task.cancel()
+        if not self._has_ended:
+            self._has_ended = True
+            self._request.end(None)
+
+    def _answer(self, body: bytes) -> None:
+        handling = EagerStart(self._request.handle(body))
+        if handling.is_done:
+            self._respond(handling.result)
+        else:
+            self._start_task(self._finish(handling))
+
+    async def _finish(self, handling: EagerStart[Any]) -> None:
+        response = await handling.finish()
+        if not self._has_ended:
+            self._respond(response)
+
+    def _refuse(self, error: ViTError) -> None:
+        self._body = b""
+        self._respond(self._request.fail(error))
+
+    def _respond(self, response: Any) -> None:
+        self._has_ended = True
+        self._door.respond(self._request, response)
+
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = self._door.loop.create_task(work)
+        self._door.server_state.tasks.add(self._task)
+        self._task.add_done_callback(self._door.server_state.tasks.discard)

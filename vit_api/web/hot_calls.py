@@ -1,0 +1,146 @@
+"""Requests of hot routes: admitted by their heads, then handled, and their outcomes recorded.
+
+What the door calls; see `web.door.application`. Knows nothing of connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from vit_api.errors import InternalError, UploadTooLarge, ViTError
+from vit_api.metrics import CLIENT_LEFT
+from vit_api.web.bodies import BodyMemory
+from vit_api.web.content_coding import codings_of
+from vit_api.web.observers.exchange import Exchange, Observer
+from vit_api.web.requests import BodyLimit, Headers, Request
+from vit_api.web.responses import REQUEST_ID, Response, error_response
+from vit_api.web.routes import HotRoute
+
+logger = logging.getLogger(__name__)
+
+_UNKNOWN = BodyLimit(0, 0)
+
+
+class CallContext(NamedTuple):
+    """What the requests of a process have in common.
+
+    Attributes:
+        memory: What their bodies may take.
+        timeout_s: Seconds from the arrival of a body until its response is due.
+        observers: Told of each answered request.
+        check_key: Raises a `ViTError` if a request has no valid key.
+        charge: Raises a `ViTError` if the client of a hot route's request has used up its rate limit.
+        cors_headers: Returns the headers that let a page of another origin read a response.
+    """
+
+    memory: BodyMemory
+    timeout_s: float
+    observers: Sequence[Observer]
+    check_key: Callable[[Request], None] | None = None
+    charge: Callable[[Request], Awaitable[None]] | None = None
+    cors_headers: Callable[[Request], Headers] | None = None
+
+    def observe(self, exchange: Exchange) -> None:
+        """Tell all observers."""
+        for observer in self.observers:
+            observer.observe(exchange)
+
+
+class HotCall:
+    """One request of a hot route.
+
+    Args:
+        request: The request; its body is not read yet.
+        route: Its route; None for a request that can only fail.
+        context: What it shares with others.
+    """
+
+    __slots__ = ("_codings", "_context", "_limit", "_request", "_route")
+
+    def __init__(self, request: Request, route: HotRoute | None, context: CallContext) -> None:
+        self._request = request
+        self._route = route
+        self._context = context
+        self._limit = _UNKNOWN
+        self._codings: Sequence[bytes] = ()
+
+    async def admit(self) -> None:
+        """Check key, rate limit and announced length, so that a refused upload costs nothing.
+
+        Raises:
+            ViTError: The request is refused.
+        """
+        request, context = self._request, self._context
+        assert self._route is not None
+        try:
+            if context.check_key is not None:
+                context.check_key(request)
+            if context.charge is not None:
+                await context.charge(request)
+            self._limit = limit = self._route.body_limit(request)
+        except ViTError:
+            raise
+        except Exception:
+            raise self._unexpected() from None
+        declared = request.headers.get(b"content-length")
+        if declared is not None and int(declared) > limit.max_bytes:
+            raise UploadTooLarge(limit.reported_bytes)
+        if b"content-encoding" in request.headers:
+            self._codings = codings_of(request.headers[b"content-encoding"])
+
+    def receive(self, count: int) -> None:
+        """Reserve memory for so many further bytes of the body.
+
+        Raises:
+            UploadTooLarge: The body exceeds its limit.
+            Overloaded: The process has no memory left for uploads.
+        """
+        size = self._request.received_bytes + count
+        if size > self._limit.max_bytes:
+            raise UploadTooLarge(self._limit.reported_bytes)
+        self._context.memory.reserve(self._request, count)
+        self._request.received_bytes = size
+
+    async def handle(self, body: bytes) -> Response:
+        """Return the response; a failure is one, too."""
+        request = self._request
+        request.body = body
+        # A slow upload takes nothing from the time of the answer: it has limits of its own.
+        request.deadline = time.monotonic() + self._context.timeout_s
+        assert self._route is not None
+        try:
+            if self._codings:
+                await self._context.memory.decode(request, self._codings, self._limit)
+            return await self._route.handler(request)
+        except ViTError as error:
+            return self.fail(error)
+        except Exception:
+            return self.fail(self._unexpected())
+
+    def fail(self, error: ViTError) -> Response:
+        """Return the response for a failure."""
+        request = self._request
+        return error_response(error, request.id.decode(), time.monotonic() - request.timeline.arrived_at)
+
+    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
+        """Return all headers of a response but those that belong to the connection."""
+        request, cors_headers = self._request, self._context.cors_headers
+        headers = [*response.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
+        return headers if cors_headers is None else [*headers, *cors_headers(request)]
+
+    def end(self, response: Response | None) -> None:
+        """Record the outcome, and free the memory. To be called once; None: the client left first."""
+        request = self._request
+        self._context.memory.release(request)
+        if response is None:
+            self._context.observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
+        else:
+            self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
+
+    def _unexpected(self) -> ViTError:
+        """Log the exception that is being handled."""
+        logger.exception("request %s failed unexpectedly", self._request.id.decode())
+        return InternalError("The server failed. Its log says why.")
