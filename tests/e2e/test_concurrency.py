@@ -155,7 +155,7 @@ def test_the_deadline_is_kept_while_the_worker_hangs(server_with_one_slot: Runni
     ],
 )
 def test_a_body_that_stalls_gets_a_408(request: pytest.FixtureRequest, name: str) -> None:
-    """The timeout starts when the request arrives; the connection is closed, as the rest may still come."""
+    """The connection is closed too, since the rest of the body may still come."""
     server: RunningServer = request.getfixturevalue(name)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
