@@ -26,7 +26,9 @@ MAX_WAIT_MS = 5
 _STALL_S = 3600
 """Longer than any pause, during which a worker makes no progress."""
 _REQUEST_S = 60
-_MAX_DIFFERENCE = 0.02
+_MAX_DIFFERENCE = 0.05
+"""Of a probability. The benchmark's JPEGs are noisy, so that resizing by SIMD or by Pillow shows more than in a photo."""
+
 _TRITON_HEADER = "inference-header-content-length"
 Answer = dict[str, float]
 
@@ -179,7 +181,7 @@ def check_answers(of: list[Subject], upload: bytes) -> None:
     """Compare the answers of all: figures of a server that computes something else would mean nothing.
 
     Raises:
-        RuntimeError: A server's answer differs from ours by more than 0.02.
+        RuntimeError: A server's answer differs from ours by more than 0.05.
     """
     ours, *others = of
     expected = ours.answer(upload)

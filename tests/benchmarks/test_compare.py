@@ -190,7 +190,7 @@ class _Answers(Subject):
     [pytest.param({"a": 0.9, "b": 0.07}, id="a probability"), pytest.param({"a": 0.95, "c": 0.05}, id="labels")],
 )
 def test_a_server_that_computes_something_else_is_refused(answer: dict[str, float]) -> None:
-    """By more than 0.02, or with other labels."""
+    """By more than 0.05, or with other labels."""
     ours = _Answers(subjects.OURS, {"a": 0.95, "b": 0.05}, [])
     subjects.check_answers([ours, _Answers("close", {"a": 0.94, "b": 0.06}, [])], b"")
     with pytest.raises(RuntimeError, match="off answers"):

@@ -20,7 +20,7 @@ _PREFLIGHT = {"access-control-request-method": "POST", "access-control-request-h
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run a server that pages of two origins may use, with a key, twice a day."""
+    """Run a server with an API key and a rate limit, which allows pages of two origins."""
     with serve(api_servers=1, api_keys=_KEY, cors_origins=f"{_FRIEND}, {_OTHER_FRIEND}", rate_limit="2/day") as running:
         yield running
 
@@ -33,7 +33,7 @@ def _ask(server: RunningServer, method: str, path: str, **headers: str) -> httpx
 @pytest.mark.parametrize("origin", [_FRIEND, _OTHER_FRIEND])
 @pytest.mark.parametrize("path", ["/predict", "/info"])
 def test_a_preflight_needs_no_key(server: RunningServer, path: str, origin: str) -> None:
-    """A browser sends none; it learns that it may send one."""
+    """A preflight without a key succeeds, and allows the headers that carry a key."""
     response = _ask(server, "OPTIONS", path, origin=origin, **_PREFLIGHT)
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == origin
@@ -51,7 +51,7 @@ def test_a_preflight_needs_no_key(server: RunningServer, path: str, origin: str)
     ],
 )
 def test_other_preflights_are_refused(server: RunningServer, changed: dict[str, str]) -> None:
-    """In the one form that errors have."""
+    """A preflight that is not allowed gets an error in the API's form."""
     response = _ask(server, "OPTIONS", "/predict", **(_PREFLIGHT | changed))
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")
     assert response.json()["request_id"] == response.headers["x-request-id"]
@@ -59,7 +59,7 @@ def test_other_preflights_are_refused(server: RunningServer, changed: dict[str, 
 
 
 def test_scripts_can_read_every_answer(server: RunningServer) -> None:
-    """Predictions, and what went wrong: no key, no image, nowhere, too often."""
+    """Pages of an allowed origin can read predictions and errors: 401, 404 and 429."""
     answers = [
         _ask(server, "POST", "/predict", origin=_FRIEND, **headers) for headers in ({}, *[{"x_api_key": _KEY}] * 3)
     ] + [_ask(server, "GET", "/nowhere", origin=_FRIEND, x_api_key=_KEY)]
@@ -71,15 +71,15 @@ def test_scripts_can_read_every_answer(server: RunningServer) -> None:
         assert answer.headers["vary"] == "Origin"
 
 
-def test_scripts_of_others_can_read_nothing(server: RunningServer) -> None:
-    """The browser withholds an answer that doesn't name the page's origin."""
+def test_scripts_of_other_origins_can_read_nothing(server: RunningServer) -> None:
+    """Responses to other origins have no `Access-Control-Allow-Origin` header."""
     response = _ask(server, "GET", "/health", origin="https://foe.example")
     assert response.status_code == 200
     assert "access-control-allow-origin" not in response.headers
 
 
 def test_cross_origin_is_off_by_default(digits_server: RunningServer) -> None:
-    """No origin is named, and a preflight is no request that the server knows."""
+    """By default responses have no CORS headers, and a preflight gets a 405."""
     assert _ask(digits_server, "OPTIONS", "/predict", origin=_FRIEND, **_PREFLIGHT).status_code == 405
     response = _ask(digits_server, "POST", "/predict", origin=_FRIEND)
     assert response.status_code == 200
@@ -87,7 +87,7 @@ def test_cross_origin_is_off_by_default(digits_server: RunningServer) -> None:
 
 
 def test_origins() -> None:
-    """As browsers name them, or all."""
+    """The setting accepts origins in the form that browsers send, or `*`."""
     assert parse_origins("*") == ("*",)
     assert parse_origins("http://[::1]:8080, https://a.example") == ("http://[::1]:8080", "https://a.example")
     for wrong in ("null", "https://*.example", "HTTPS://A.example", "https://a.example/", ""):
@@ -96,14 +96,14 @@ def test_origins() -> None:
 
 
 @pytest.mark.parametrize("path", ["/predict", "/health", "/docs", "/docs/static/swagger-ui.css", "/nowhere"])
-def test_no_answer_is_taken_for_something_else(digits_server: RunningServer, path: str) -> None:
-    """`nosniff` makes browsers trust the content type."""
+def test_responses_forbid_content_sniffing(digits_server: RunningServer, path: str) -> None:
+    """Responses have `X-Content-Type-Options: nosniff`."""
     for response in (digits_server.predict(_SEVEN, path), digits_server.get(path)):
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_docs_run_their_own_scripts_alone(digits_server: RunningServer) -> None:
-    """Nothing inline but what is named by its hash; and only a Space of Hugging Face may frame the page."""
+def test_the_docs_run_only_their_own_scripts(digits_server: RunningServer) -> None:
+    """Inline scripts are allowed only by hash, and only a Hugging Face Space may frame the page."""
     response = digits_server.get("/docs")
     policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
     assert policy["default-src"] == "'self'"
@@ -115,6 +115,6 @@ def test_the_docs_run_their_own_scripts_alone(digits_server: RunningServer) -> N
 
 
 def test_a_script_is_named_by_its_hash() -> None:
-    """The example of CSP Level 2, section 4.2.5."""
+    """The hash matches the example in CSP Level 2, section 4.2.5."""
     policy = page_headers("<script>alert('Hello, world.');</script>")["content-security-policy"]
     assert "'sha256-qznLcsROx4GACP2dm0UCKCzCG+HiZ1guq6ZZDob/Tng='" in policy

@@ -26,7 +26,7 @@ _WAITERS = 40
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run one HTTP process, so that every request meets the same cache, with room for few images."""
+    """Run a server with one HTTP process, so that all requests use one cache, and with a small cache."""
     with serve(api_servers=1, queue_size=4, operator_key=_KEY) as running:
         yield running
 
@@ -60,7 +60,7 @@ def replicas() -> Iterator[Replicas]:
 
 @pytest.fixture(scope="module")
 def without_redis() -> Iterator[RunningServer]:
-    """Run a server whose Redis is not there."""
+    """Run a server that is configured with a Redis that does not run."""
     with serve(redis_url=f"redis://:{_PASSWORD}@127.0.0.1:{free_port()}/0", operator_key=_KEY) as running:
         yield running
 
@@ -73,7 +73,7 @@ def two_processes() -> Iterator[RunningServer]:
 
 
 def _different(count: int, start: bytes = _SEVEN) -> list[bytes]:
-    """Uploads that differ, of the same picture: what comes after a PNG's end doesn't show."""
+    """Return uploads with different bytes that decode to the same image: data after a PNG's end is ignored."""
     return [start + number.to_bytes(4, "big") for number in range(count)]
 
 
@@ -97,8 +97,8 @@ def _label(response: httpx.Response | Reply) -> str:
     return str(body["predictions"][0]["label"])
 
 
-def test_a_repeated_image_is_a_hit_whichever_way_it_comes(server: RunningServer) -> None:
-    """Raw, then as a form; with any top_k; and the worker runs it once."""
+def test_a_repeated_image_is_a_hit_in_any_form(server: RunningServer) -> None:
+    """Raw and form uploads with any top_k share a cache entry: the worker runs the image once."""
     upload, before = _SEVEN + b"repeated", _images(server)
     first = server.predict(upload, "/predict?top_k=1")
     hits = [server.predict(upload, "/predict?top_k=20"), httpx.post(server.url + "/predict", files={"file": upload})]
@@ -112,7 +112,7 @@ def test_a_repeated_image_is_a_hit_whichever_way_it_comes(server: RunningServer)
 
 
 def test_no_cache_computes_and_refreshes(server: RunningServer) -> None:
-    """It is a miss each time, and leaves an answer that others hit."""
+    """Requests with `Cache-Control: no-cache` are misses, and refresh the entry that other requests hit."""
     upload, before = _SEVEN + b"fresh", _images(server)
     headers = {"cache-control": "no-cache"}
     assert [server.predict(upload, headers=headers).headers["x-cache"] for _ in range(2)] == ["miss"] * 2
@@ -131,7 +131,7 @@ def test_errors_are_not_cached(server: RunningServer) -> None:
 
 
 def test_identical_images_at_once_are_one_inference(server: RunningServer) -> None:
-    """With four slots, forty clients of one image are all answered, by one run of the model."""
+    """With four slots, forty concurrent requests with one image all succeed, and the model runs it once."""
     upload, before, asked = _SEVEN + b"at once", _images(server), _requested(server)
     with ThreadPoolExecutor(_WAITERS + 1) as clients, paused(worker_of(server)):
         requests = [clients.submit(server.predict, upload) for _ in range(_WAITERS)]
@@ -148,7 +148,7 @@ def test_identical_images_at_once_are_one_inference(server: RunningServer) -> No
 
 
 def test_repeats_within_one_request(server: RunningServer) -> None:
-    """One inference for each image that differs, the answers in order; the next time all are hits."""
+    """Repeated images in a request are computed once, and results keep their order; the next request hits."""
     uploads = [upload + b"in a batch" for upload in (_SEVEN, _THREE, _SEVEN, _SEVEN, _THREE)]
     before = _images(server)
     for is_cached in (False, True):
@@ -184,7 +184,7 @@ def test_entries_expire() -> None:
 
 
 def test_the_cache_can_be_off() -> None:
-    """Then identical images are computed each, and `/info` has no figures."""
+    """With the cache off, each identical image is computed, and `/info` has no cache statistics."""
     with serve(cache_size=0) as server:
         assert [server.predict(_SEVEN).headers["x-cache"] for _ in range(3)] == ["miss"] * 3
         assert _images(server) == 3
@@ -195,8 +195,8 @@ def _clear(server: RunningServer, **headers: str) -> httpx.Response:
     return httpx.post(server.url + "/cache/clear", headers=headers, timeout=30)
 
 
-def test_without_a_key_nobody_may_clear(digits_server: RunningServer) -> None:
-    """Not even with one that happens to be empty."""
+def test_clearing_needs_a_configured_key(digits_server: RunningServer) -> None:
+    """Without an operator key, clearing is refused, even with an empty key."""
     for headers in ({}, {"x-api-key": ""}, {"authorization": "Bearer"}):
         response = _clear(digits_server, **headers)
         assert (response.status_code, response.json()["code"]) == (403, "forbidden")
@@ -214,7 +214,7 @@ def test_without_a_key_nobody_may_clear(digits_server: RunningServer) -> None:
     ],
 )
 def test_only_the_operator_may_clear(server: RunningServer, headers: dict[str, str]) -> None:
-    """Anyone else gets a 401 that names the scheme, and the cache is not cleared."""
+    """Other clients get a 401 that names the scheme, and the cache is not cleared."""
     server.predict(_SEVEN)
     response = _clear(server, **headers)
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
@@ -224,7 +224,7 @@ def test_only_the_operator_may_clear(server: RunningServer, headers: dict[str, s
 
 @pytest.mark.parametrize("headers", [{"x-api-key": _KEY}, {"authorization": f"bearer {_KEY}"}])
 def test_clearing_reaches_every_process(two_processes: RunningServer, headers: dict[str, str]) -> None:
-    """Two HTTP processes have cached the image; after one answered the clear, it is computed once for both."""
+    """After one HTTP process handled the clear, an image that both had cached is computed again."""
     server = two_processes
     wait_until(lambda: post_all(server.port, [[_SEVEN]] * 8) and _cache(server)["entries"] == 2)
     assert _clear(server, **headers).json() == {"entries": 2, "redis_entries": None}
@@ -285,7 +285,7 @@ def _computed_once(server: RunningServer, upload: bytes, redis: RedisServer) -> 
 
 
 def test_another_checkpoint_of_the_same_name_shares_nothing(redis: RedisServer, tmp_path: Path) -> None:
-    """Two directories with one name and other weights: the second computes, and Redis has an entry of each."""
+    """Checkpoints with the same name and different weights have separate entries in Redis."""
     for number in (1, 2):
         folder = make_checkpoint(tmp_path / str(number) / "model", classes=9 + number)
         with serve(folder, redis_url=redis.url, api_servers=1) as server:
@@ -294,8 +294,8 @@ def test_another_checkpoint_of_the_same_name_shares_nothing(redis: RedisServer, 
             wait_until(lambda expected=number: len(redis.entries()) == expected)
 
 
-def test_redis_killed_and_started_again_under_load(redis: RedisServer) -> None:
-    """Every request gets its right answer; afterwards Redis is in use again."""
+def test_redis_killed_and_restarted_under_load(redis: RedisServer) -> None:
+    """Every request gets the right result while Redis restarts; afterwards Redis is used again."""
     uploads = _different(400) + _different(400, _THREE)
     with serve(redis_url=redis.url, cache_size=50) as server:
         _until_connected(server, 2)
@@ -332,7 +332,7 @@ def test_a_redis_that_hangs_fails_no_request(redis: RedisServer) -> None:
 
 
 def test_a_server_starts_without_its_redis(without_redis: RunningServer) -> None:
-    """Answers come, and /cache/clear says that Redis could not be cleared."""
+    """Requests succeed, and `/cache/clear` reports that Redis could not be cleared."""
     assert [without_redis.predict(_SEVEN).status_code for _ in range(3)] == [200] * 3
     response = _clear(without_redis, **{"x-api-key": _KEY})
     assert (response.status_code, response.json()["code"]) == (503, "redis_unavailable")

@@ -28,7 +28,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def client(server: RunningServer) -> Iterator[Client]:
-    """Return a client of it."""
+    """Return a client of the server."""
     with Client(server.url) as connected:
         yield connected
 
@@ -44,8 +44,8 @@ def test_all_inputs_have_the_same_answer(client: Client) -> None:
     assert results[0].model == "digits"
 
 
-def test_a_pillow_image_is_turned_as_its_exif_says(client: Client) -> None:
-    """It has the answer that its file has."""
+def test_a_pillow_image_keeps_its_exif_orientation(client: Client) -> None:
+    """A Pillow image with an EXIF orientation gets the same result as its file."""
     with Image.open(SEVEN) as digit:
         lying = digit.convert("RGB").transpose(Image.Transpose.ROTATE_90)
     upload = encode(lying, "PNG", exif=orientation_exif(6))
@@ -56,15 +56,15 @@ def test_a_pillow_image_is_turned_as_its_exif_says(client: Client) -> None:
 
 
 def test_fresh_and_cached(client: Client) -> None:
-    """The headers say where an answer comes from and, for a computed one, where the time went."""
+    """A result has its source and, if it was computed, the time of each stage."""
     fresh = client.classify(SEVEN, fresh=True)
     assert (fresh.cached, fresh.source) == (False, "miss")
     assert fresh.batch_size == 1
     assert None not in (fresh.queue_time_ms, fresh.inference_time_ms, fresh.request_id)
 
 
-def test_an_error_has_the_servers_words(client: Client) -> None:
-    """It has its code, its status, and an id to look for in its log."""
+def test_an_error_has_the_servers_details(client: Client) -> None:
+    """A `ClassifyError` has the code, status and request id of the server's response."""
     with pytest.raises(Rejected, match="not an image") as raised:
         client.classify(b"text")
     assert (raised.value.code, raised.value.status) == ("unsupported_image", 415)
@@ -72,27 +72,27 @@ def test_an_error_has_the_servers_words(client: Client) -> None:
 
 
 def test_too_large_an_upload(client: Client) -> None:
-    """The server refuses it by its length, without reading it; the client reads that answer."""
+    """The server refuses it by its `Content-Length`, and the client reads the response."""
     with pytest.raises(Rejected) as raised:
         client.classify(bytes(2**20 + 1))
     assert raised.value.code == "upload_too_large"
 
 
 def _right(outcomes: list[Outcome], held_out: list[tuple[bytes, str]]) -> int:
-    """Count the digits that were read right."""
+    """Count the digits that were classified correctly."""
     results = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     return sum(result.top.label == label for result, (_, label) in zip(results, held_out, strict=True))
 
 
 def test_many_images_with_the_sync_client(client: Client, held_out: list[tuple[bytes, str]]) -> None:
-    """Hardly any digit is misread."""
+    """Nearly all digits are classified correctly."""
     outcomes = list(client.classify_many([upload for upload, _ in held_out[:100]], concurrency=32))
     assert _right(outcomes, held_out[:100]) >= 90
 
 
 @pytest.mark.anyio
 async def test_many_images_with_the_async_client(server: RunningServer, held_out: list[tuple[bytes, str]]) -> None:
-    """Hardly any digit is misread."""
+    """Nearly all digits are classified correctly."""
     async with AsyncClient(server.url) as client:
         uploads = [upload for upload, _ in held_out[:100]]
         outcomes = [outcome async for outcome in client.classify_many(uploads, concurrency=32)]
@@ -101,7 +101,7 @@ async def test_many_images_with_the_async_client(server: RunningServer, held_out
 
 @pytest.mark.anyio
 async def test_both_clients_agree(server: RunningServer, client: Client, held_out: list[tuple[bytes, str]]) -> None:
-    """They get the same labels, in the order of the images."""
+    """Both clients return the same labels, in the order of the images."""
     uploads = [upload for upload, _ in held_out[:20]]
     sync = await asyncio.to_thread(lambda: list(client.classify_many(uploads)))
     async with AsyncClient(server.url) as async_client:
@@ -112,7 +112,7 @@ async def test_both_clients_agree(server: RunningServer, client: Client, held_ou
 
 
 def test_the_command_agrees_with_and_without_a_server(server: RunningServer) -> None:
-    """It prints the same labels and probabilities for the same files."""
+    """`classify` prints the same labels and probabilities for the same files."""
     found = []
     for where in (["--url", server.url], ["--model", "digits"]):
         result = subprocess.run(

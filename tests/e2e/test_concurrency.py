@@ -1,4 +1,4 @@
-"""Concurrent clients: each gets its own result, batches are full, and nothing waits needlessly or busily."""
+"""Concurrent clients: each gets its own result, batches fill up, and no process waits needlessly or busily."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_IDLE_CPU = 0.02
 
 @pytest.fixture(scope="module")
 def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """Run a model that is slow beside its clients, as a real one is, so that it is the limit and images queue up."""
+    """Run a model that is slow compared to its clients, so that images queue up."""
     folder = make_checkpoint(tmp_path_factory.mktemp("busy") / "busy")
     torch.manual_seed(0)
     config = ViTConfig(
@@ -43,14 +43,14 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
 
 
 @pytest.fixture(scope="module")
-def patient_server() -> Iterator[RunningServer]:
+def server_with_long_window() -> Iterator[RunningServer]:
     """Run a server with a batch window of 10 s and a body timeout of 1 s."""
     with serve(max_wait_ms=10_000, body_timeout_s=1, cache_size=0) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def hasty_server() -> Iterator[RunningServer]:
+def server_with_one_slot() -> Iterator[RunningServer]:
     """Run a server with one slot and a request timeout of 1 s."""
     with serve(request_timeout_s=1, queue_size=1, api_servers=1, cache_size=0) as server:
         yield server
@@ -67,14 +67,14 @@ def _top(reply: Reply) -> dict[str, float]:
 
 
 def _assert_distinct(tops: list[dict[str, float]]) -> None:
-    """Check that no two images have answers so alike that a mix-up would go unseen."""
+    """Check that all images have clearly different results, so that a mix-up would be detected."""
     table = np.array([[top[label] for label in sorted(top)] for top in tops])
     distances = np.abs(table[:, None] - table[None]).max(axis=2) + np.eye(len(table))
     assert distances.min() > 2 * _ROUNDING
 
 
 def test_each_of_128_clients_gets_its_own_answer_in_full_batches(busy_server: RunningServer) -> None:
-    """Each answer is the one that the image gets alone; the mean batch is above 8, and none is above 32."""
+    """Results equal those of single requests; the mean batch is above 8, the largest at most 32."""
     images = _different_images(_CLIENTS)
     alone = [_top(reply) for reply in post_all(busy_server.port, [images], "/predict?top_k=10")[0]]
     rounds = post_all(busy_server.port, [[image] * 4 for image in images], "/predict?top_k=10")
@@ -90,7 +90,7 @@ def test_each_of_128_clients_gets_its_own_answer_in_full_batches(busy_server: Ru
 
 
 def test_31_good_images_and_a_corrupt_one(busy_server: RunningServer) -> None:
-    """The bad one gets a 400; each other gets the answer that it gets alone."""
+    """The corrupt image gets a 400; each other image gets the same result as on its own."""
     images = _different_images(32)
     alone = [_top(reply) for reply in post_all(busy_server.port, [images])[0]]
     images[13] = images[13][: len(images[13]) // 2]
@@ -101,15 +101,15 @@ def test_31_good_images_and_a_corrupt_one(busy_server: RunningServer) -> None:
         assert _top(replies[number]) == pytest.approx(alone[number], abs=_ROUNDING)
 
 
-def test_a_single_request_is_not_delayed(patient_server: RunningServer) -> None:
-    """With a wait of 10 s allowed, a request on an idle server is in the queue for a fraction of that."""
+def test_a_single_request_is_not_delayed(server_with_long_window: RunningServer) -> None:
+    """With a batch window of 10 s, an image on an idle server is queued for a fraction of that."""
     image = _different_images(1)[0]
-    waits = [float(patient_server.predict(image).headers["x-queue-time-ms"]) for _ in range(5)]
+    waits = [float(server_with_long_window.predict(image).headers["x-queue-time-ms"]) for _ in range(5)]
     assert sorted(waits)[2] < 1000
 
 
 def test_idle_processes_do_not_busy_wait(digits_server: RunningServer) -> None:
-    """All processes together use less than 2 % of a core when idle, also after a burst."""
+    """All idle processes together use less than 2% of a core, also after a burst."""
     image = _different_images(1)[0]
     post_all(digits_server.port, [[image] * 4] * 32)
     group = digits_server.process.pid
@@ -123,8 +123,8 @@ def test_idle_processes_do_not_busy_wait(digits_server: RunningServer) -> None:
     assert share < _MAX_IDLE_CPU
 
 
-def test_a_full_queue_says_when_to_come_back() -> None:
-    """More images at once than slots: each is answered, with its prediction or a 503 with Retry-After."""
+def test_a_full_queue_sends_retry_after() -> None:
+    """With more images than slots, each request gets its prediction or a 503 with `Retry-After`."""
     with serve(queue_size=4, api_servers=1) as server:
         images = _different_images(64)
         replies = [replies[0] for replies in post_all(server.port, [[image] for image in images])]
@@ -136,9 +136,9 @@ def test_a_full_queue_says_when_to_come_back() -> None:
         assert server.predict(images[0]).status_code == 200
 
 
-def test_the_deadline_is_kept_while_the_worker_hangs(hasty_server: RunningServer) -> None:
-    """The image gets a 504 and keeps its slot until the worker lets go of it; then all is as before."""
-    image, server = _different_images(1)[0], hasty_server
+def test_the_deadline_is_kept_while_the_worker_hangs(server_with_one_slot: RunningServer) -> None:
+    """The request gets a 504; its slot is freed when the worker continues, and the server recovers."""
+    image, server = _different_images(1)[0], server_with_one_slot
     assert server.predict(image).status_code == 200
     with paused(worker_of(server)):
         late, turned_away = server.predict(image), server.predict(image)
@@ -148,10 +148,14 @@ def test_the_deadline_is_kept_while_the_worker_hangs(hasty_server: RunningServer
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("patient_server", id="body_timeout_s"), pytest.param("hasty_server", id="request_timeout_s")]
+    "name",
+    [
+        pytest.param("server_with_long_window", id="body_timeout_s"),
+        pytest.param("server_with_one_slot", id="request_timeout_s"),
+    ],
 )
 def test_a_body_that_stalls_gets_a_408(request: pytest.FixtureRequest, name: str) -> None:
-    """The time counts from the request's arrival; the connection is closed, since the rest may still come."""
+    """The connection is closed too, since the rest of the body may still come."""
     server: RunningServer = request.getfixturevalue(name)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")

@@ -1,4 +1,4 @@
-"""The embedded model, as a client sees it."""
+"""The embedded model on a running server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAX_BYTES = 2 * 2**20
 
 
 def test_held_out_digits(digits_server: RunningServer, held_out: list[tuple[bytes, str]]) -> None:
-    """At least 98.5 % of the scans that training never saw are named right by the running server."""
+    """The running server classifies at least 98.5% of the held-out scans correctly."""
     clients = [[upload for upload, _ in held_out[start::8]] for start in range(8)]
     labels = [[label for _, label in held_out[start::8]] for start in range(8)]
     replies = post_all(digits_server.port, clients)
@@ -21,6 +21,6 @@ def test_held_out_digits(digits_server: RunningServer, held_out: list[tuple[byte
 
 
 def test_the_checkpoint_is_small() -> None:
-    """It travels with the repository, so it is at most 2 MB."""
+    """The checkpoint is at most 2 MB, since it is part of the repository."""
     folder = ROOT / "vit_api" / "checkpoints" / "digits"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= _MAX_BYTES

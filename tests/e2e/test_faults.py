@@ -1,4 +1,4 @@
-"""Real faults on real servers: processes that are killed or hang, and stops under load. Every request is counted."""
+"""Real faults on real servers: killed and hanging processes, and stops under load. Every request is counted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _uploads(count: int) -> list[bytes]:
 
 
 def _check(uploads: list[bytes], replies: list[Reply]) -> None:
-    """Check that each upload has exactly one answer, and the right one."""
+    """Check that each upload has exactly one result, and the right one."""
     assert len(replies) == len(uploads)
     for upload, reply in zip(uploads, replies, strict=True):
         assert reply.status == 200, reply.body
@@ -51,7 +51,7 @@ def _check(uploads: list[bytes], replies: list[Reply]) -> None:
 
 
 class Load:
-    """Clients that post in the background until they are done; `check` waits for that, and checks every answer."""
+    """Clients that post in the background; `check` waits for them, and checks every result."""
 
     def __init__(self, server: RunningServer, requests: int) -> None:
         self._server = server
@@ -67,11 +67,11 @@ class Load:
         self._pool.shutdown()
 
     def until_answered(self, share: float) -> None:
-        """Wait until about this share of the images was answered."""
+        """Wait until about this share of the images has been answered."""
         wait_until(lambda: self._replies.done() or _images(self._server) >= share * len(self._uploads), 120)
 
     def check(self) -> None:
-        """Wait for the end, and check every answer."""
+        """Wait until all clients are done, and check every result."""
         for number, replies in enumerate(self._replies.result(240)):
             _check(self._uploads[number::_CLIENTS], replies)
 
@@ -107,7 +107,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def test_a_worker_killed_under_load_costs_no_request(server: RunningServer) -> None:
-    """It is killed twice in the middle of its work; every client gets its answer from the next worker."""
+    """The worker is killed twice under load; every client gets its result from a successor."""
     before = _restarts(server)
     with Load(server, 3000) as load:
         for share in (0.2, 0.6):
@@ -119,7 +119,7 @@ def test_a_worker_killed_under_load_costs_no_request(server: RunningServer) -> N
 
 
 def test_images_that_wait_for_a_dead_worker_are_answered(server: RunningServer) -> None:
-    """A worker is stopped with a full queue and then killed: what it held and what waited is answered by the next."""
+    """A worker with a full queue is killed: its successor answers the queued and the claimed images."""
     uploads = _uploads(40)
     worker = _worker(server)
     os.kill(worker, signal.SIGSTOP)
@@ -146,7 +146,7 @@ def _sockets(server: RunningServer, *, remote: bool, state: str) -> int:
 
 
 def test_a_killed_http_process_is_replaced(server: RunningServer) -> None:
-    """The other one never notices; the new one serves, and the slots of the dead one are in use again."""
+    """The other process is unaffected; the successor serves requests, and the slots are reclaimed."""
     victim, survivor = http_processes_of(server)
     with paused(_worker(server)), ThreadPoolExecutor(64) as clients:
         requests = [clients.submit(_outcome, server, upload) for upload in _uploads(40)]
@@ -173,7 +173,7 @@ def _outcome(server: RunningServer, upload: bytes) -> int | None:
 
 
 def test_of_two_workers_one_is_killed_under_load() -> None:
-    """The other one goes on, and the server stays ready; every client gets its answer."""
+    """The server stays ready, and every client gets its result from the other worker or the successor."""
     with serve(cache_size=0, workers_per_device=2, request_timeout_s=_SLOW_RESTART_S) as server:
         with Load(server, 2000) as load:
             load.until_answered(0.3)
@@ -187,7 +187,7 @@ def test_of_two_workers_one_is_killed_under_load() -> None:
 
 
 def test_an_http_process_that_keeps_dying_stops_the_server() -> None:
-    """The requests of the others are finished first; the exit status says that something is wrong."""
+    """The other processes finish their requests, and the server exits with a non-zero status."""
     with serve(cache_size=0, api_servers=2) as server:
 
         def has_ended_after_a_kill() -> bool:
@@ -201,7 +201,7 @@ def test_an_http_process_that_keeps_dying_stops_the_server() -> None:
 
 
 def test_a_worker_that_hangs_is_replaced() -> None:
-    """It is stopped with a request in flight, killed after the set time, and the request answered by the next."""
+    """A suspended worker is killed after the timeout, and its successor answers the request."""
     with serve(cache_size=0, worker_stall_s=1, request_timeout_s=_SLOW_RESTART_S) as server:
         hung = _worker(server)
         os.kill(hung, signal.SIGSTOP)
@@ -212,7 +212,7 @@ def test_a_worker_that_hangs_is_replaced() -> None:
 
 
 def test_a_worker_that_cannot_be_killed_does_not_keep_the_server_running() -> None:
-    """As while its driver hangs: the main process ends with status 1, so that a container or a node is restarted."""
+    """The main process exits with status 1, so that its container is restarted."""
     options = {"program": ("-m", "tests.support.unkillable_server"), "worker_stall_s": 1}
     with serve(**options) as server:
         worker = _worker(server)
@@ -225,7 +225,7 @@ def test_a_worker_that_cannot_be_killed_does_not_keep_the_server_running() -> No
 
 
 def test_an_image_that_kills_its_worker_harms_no_other() -> None:
-    """Its neighbours get their answers; it is tried three times, then its client gets a 500."""
+    """Other images of its batch are answered; after three tries its client gets a 500."""
     options = {"program": ("-m", "tests.support.deadly_server"), "cache_size": 0, "request_timeout_s": _SLOW_RESTART_S}
     with serve(**options, api_servers=1) as server:
         uploads = [*_uploads(12), _DEADLY]
@@ -239,7 +239,7 @@ def test_an_image_that_kills_its_worker_harms_no_other() -> None:
 
 
 def test_a_worker_that_keeps_dying_stops_the_server() -> None:
-    """What waits is answered with a 503, and the exit status says that something is wrong."""
+    """Queued images get a 503, and the server exits with a non-zero status."""
     with serve(cache_size=0, request_timeout_s=_SLOW_RESTART_S, api_servers=1) as server, ThreadPoolExecutor(8) as pool:
         worker = _worker(server)
         os.kill(worker, signal.SIGSTOP)
@@ -264,7 +264,7 @@ def test_a_worker_that_keeps_dying_stops_the_server() -> None:
     "keeps_alive", [pytest.param(False, id="a connection a request"), pytest.param(True, id="kept alive")]
 )
 def test_a_stop_under_load_loses_nothing(keeps_alive: bool) -> None:
-    """It is not ready at once, still serves for the delay, then the port closes; every answer is complete and right."""
+    """It serves until the shutdown delay ends, then closes the port; every response is complete."""
     with serve(cache_size=0, drain_delay_s=2) as server, ThreadPoolExecutor(_CLIENTS) as pool:
         clients = [pool.submit(_post_until_refused, server, upload, keeps_alive) for upload in _uploads(_CLIENTS)]
         wait_until(lambda: _images(server) > 100)
@@ -279,7 +279,7 @@ def test_a_stop_under_load_loses_nothing(keeps_alive: bool) -> None:
 
 
 def _post_until_refused(server: RunningServer, upload: bytes, keeps_alive: bool) -> list[int]:
-    """Post again and again until the connection is refused; anything but a response or a refusal is an error."""
+    """Post repeatedly until the connection is refused; any other failure is an error."""
     statuses = []
     limits = httpx.Limits(max_keepalive_connections=1 if keeps_alive else 0)
     with httpx.Client(timeout=60, limits=limits, **PLAIN_HTTP) as client:
@@ -291,7 +291,7 @@ def _post_until_refused(server: RunningServer, upload: bytes, keeps_alive: bool)
 
 
 def test_a_second_signal_stops_at_once() -> None:
-    """It does so even if a request is in flight that would take long."""
+    """The server stops although a slow request is in flight."""
     with serve(cache_size=0, drain_timeout_s=3600, request_timeout_s=3600) as server, ThreadPoolExecutor(1) as pool:
         with paused(_worker(server)):
             request = pool.submit(_outcome, server, _SEVEN)
@@ -305,7 +305,7 @@ def test_a_second_signal_stops_at_once() -> None:
 
 
 def _hang_up(server: RunningServer, upload: bytes, after: Callable[[], None]) -> None:
-    """Send a whole request, and close the connection without reading the answer."""
+    """Send a complete request, and close the connection without reading the response."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(upload)}\r\n\r\n"
         connection.sendall(head.encode() + upload)
@@ -313,7 +313,7 @@ def _hang_up(server: RunningServer, upload: bytes, after: Callable[[], None]) ->
 
 
 def test_an_image_whose_client_hung_up_is_not_run() -> None:
-    """It waits for the worker when its client leaves; the worker skips it, and its slot is free again."""
+    """The client leaves while its image is queued: the worker skips the image, and the slot is freed."""
     with serve(api_servers=1, queue_size=1, request_timeout_s=_SLOW_RESTART_S) as server:
         worker = _worker(server)
         with paused(worker):
@@ -329,7 +329,7 @@ def _misses(server: RunningServer) -> int:
 
 
 def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
-    """No slot, descriptor or memory of theirs is left."""
+    """Ten thousand disconnects leak no slots, descriptors or memory."""
     with serve(api_servers=1, queue_size=32) as server:
         (http,) = http_processes_of(server)
 
@@ -350,8 +350,8 @@ _IDLE_DESCRIPTORS = 60
 """More than an HTTP process has open without connections."""
 
 
-def test_idle_and_trickling_connections_hold_up_nobody() -> None:
-    """Of 500 connections some are silent and some send part of a body; others are answered, the latter get a 408."""
+def test_idle_and_slow_connections_block_no_other() -> None:
+    """With 500 idle or slow connections, other requests succeed; slow bodies get a 408."""
     with serve(api_servers=1, body_timeout_s=3) as server, contextlib.ExitStack() as stack:
         connections = [
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(500)

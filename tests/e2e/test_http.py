@@ -1,4 +1,4 @@
-"""The HTTP API of a real server: every way in, every error, and what describes them."""
+"""The HTTP API of a real server: request forms, errors, and its description."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FRESH = {"cache-control": "no-cache"}
 
 @pytest.fixture(scope="module")
 def small_server() -> Iterator[RunningServer]:
-    """Run a server that takes little: 1 MB, 256 pixels, few slots."""
+    """Run a server with low limits: 1 MB, 256 pixels, few slots."""
     with serve(max_upload_mb=1, max_batch_upload_mb=2, max_image_side=256, queue_size=2, api_servers=1) as server:
         yield server
 
@@ -46,8 +46,8 @@ def _as_json(upload: bytes, prefix: str = "") -> bytes:
         pytest.param({"content": _as_json(_SEVEN, "data:image/png;base64,")}, id="JSON, data URL, no type"),
     ],
 )
-def test_every_way_in_gives_the_same_answer(digits_server: RunningServer, request_options: dict[str, Any]) -> None:
-    """Raw, multipart and JSON carry the same image, so they get the same answer."""
+def test_all_request_forms_give_the_same_result(digits_server: RunningServer, request_options: dict[str, Any]) -> None:
+    """Raw, multipart and JSON uploads of one image get the same result."""
     headers = _FRESH | request_options.pop("headers", {})
     response = httpx.post(digits_server.url + "/predict", timeout=60, headers=headers, **request_options)
     assert response.status_code == 200, response.text
@@ -62,14 +62,14 @@ def test_every_way_in_gives_the_same_answer(digits_server: RunningServer, reques
 
 @pytest.mark.parametrize("top_k", [1, 5, 10, 20])
 def test_top_k(digits_server: RunningServer, top_k: int) -> None:
-    """As many classes as asked for, or as there are, most probable first."""
+    """The response has `top_k` classes, or all if there are fewer, most probable first."""
     top = digits_server.top(_SEVEN, top_k)
     assert len(top) == min(top_k, 10)
     assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
 
 
 def test_headers_report_the_stages(digits_server: RunningServer) -> None:
-    """Queue, inference and batch size are there, and belong to this request."""
+    """The headers have the request's own queue time, inference time and batch size."""
     response = digits_server.predict(_SEVEN, headers=_FRESH)
     assert float(response.headers["x-queue-time-ms"]) >= 0
     assert 0 < float(response.headers["x-inference-time-ms"]) < response.json()["processing_time_ms"]
@@ -78,7 +78,7 @@ def test_headers_report_the_stages(digits_server: RunningServer) -> None:
 
 @pytest.mark.parametrize("path", ["/predict", "/health", "/nowhere"])
 def test_a_valid_request_id_is_kept(digits_server: RunningServer, path: str) -> None:
-    """The client's id comes back, on any path."""
+    """The response repeats the client's id on every path."""
     response = digits_server.predict(_SEVEN, path, headers={"x-request-id": "abc-123.X"})
     assert response.headers["x-request-id"] == "abc-123.X"
 
@@ -86,8 +86,8 @@ def test_a_valid_request_id_is_kept(digits_server: RunningServer, path: str) -> 
 @pytest.mark.parametrize(
     "bad", [pytest.param("a b", id="space"), pytest.param("x" * 200, id="long"), pytest.param("", id="empty")]
 )
-def test_another_request_id_is_replaced(digits_server: RunningServer, bad: str) -> None:
-    """An id that could spoil a log is not repeated."""
+def test_an_invalid_request_id_is_replaced(digits_server: RunningServer, bad: str) -> None:
+    """An id that could corrupt a log line is not repeated."""
     response = digits_server.predict(_SEVEN, headers={"x-request-id": bad})
     assert len(response.headers["x-request-id"]) == 32
 
@@ -133,7 +133,7 @@ _ERRORS = [
 def test_errors(
     digits_server: RunningServer, path: str, body: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
-    """Each fault has its status and code, in the one form that errors have."""
+    """Each error has its status and code, in the API's form."""
     response = digits_server.predict(body, path, headers=headers)
     assert (response.status_code, response.json()["code"]) == (status, code)
     assert set(response.json()) == {"error", "code", "request_id"}
@@ -142,7 +142,7 @@ def test_errors(
 
 
 def test_get_predict_is_not_allowed(digits_server: RunningServer) -> None:
-    """A browser that opens /predict learns what to do."""
+    """`GET /predict` gets a 405 with `Allow: POST`."""
     response = digits_server.get("/predict")
     assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
@@ -162,27 +162,27 @@ def test_too_large(small_server: RunningServer, body: bytes, code: str) -> None:
 
 
 def test_a_declared_length_over_the_limit_is_refused_before_the_body(small_server: RunningServer) -> None:
-    """Not one byte of the body is sent, and the answer is there."""
+    """The response arrives before any of the body is sent."""
     with socket.create_connection(("127.0.0.1", small_server.port), timeout=30) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n")
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_chunked_body_over_the_limit_is_refused(small_server: RunningServer) -> None:
-    """A body without a declared length is cut off at the limit."""
+    """A body without a declared length is refused once it exceeds the limit."""
     response = httpx.post(small_server.url + "/predict", content=(b"x" * 65536 for _ in range(20)), timeout=60)
     assert (response.status_code, response.json()["code"]) == (413, "upload_too_large")
 
 
 def test_a_request_for_more_images_than_slots_is_answered_in_part(small_server: RunningServer) -> None:
-    """With two slots, the third image of one request is turned away, and only that one."""
+    """With two slots, only the third image of a request fails."""
     files = [("files", _SEVEN + bytes([number])) for number in range(3)]
     results = httpx.post(small_server.url + "/predict/batch", files=files, timeout=60).json()
     assert [result.get("code") for result in results] == [None, None, "overloaded"]
 
 
 def test_batch_keeps_order_and_isolates_faults(digits_server: RunningServer, held_out: list[tuple[bytes, str]]) -> None:
-    """A bad image has its error in its place; each other has the answer that it gets alone."""
+    """A corrupt image has an error at its position; the others get the same result as on their own."""
     uploads = [upload for upload, _ in held_out[:10]]
     sent = [*uploads[:4], b"not an image", *uploads[4:8], b"", uploads[8][:-30], uploads[9]]
     files = [("files", (f"{number}.png", upload)) for number, upload in enumerate(sent)]
@@ -205,13 +205,13 @@ def _assert_same(ours: list[tuple[str, float]], theirs: list[tuple[str, float]])
 
 @pytest.mark.parametrize("count", [32, 33])
 def test_batch_takes_32_images(digits_server: RunningServer, count: int) -> None:
-    """32 are answered, 33 refused."""
+    """32 images are accepted, 33 are refused."""
     response = httpx.post(digits_server.url + "/predict/batch", files=[("files", _SEVEN)] * count, timeout=60)
     assert (response.status_code, len(response.json())) == ((200, 32) if count == 32 else (400, 3))
 
 
 def test_health(digits_server: RunningServer) -> None:
-    """A ready server says so, on each path for probes."""
+    """A ready server returns 200 on each health path."""
     body = digits_server.get("/health").json()
     assert body == digits_server.get("/health/ready").json()
     assert (body["status"], body["model_loaded"], body["gpu_available"]) == ("ok", True, False)
@@ -221,20 +221,20 @@ def test_health(digits_server: RunningServer) -> None:
 
 @pytest.mark.parametrize("path", ["/health", "/health/ready", "/health/live"])
 def test_probes_may_use_head(digits_server: RunningServer, path: str) -> None:
-    """HEAD answers as GET does, without a body."""
+    """HEAD returns the same status and headers as GET, without a body."""
     response = httpx.head(digits_server.url + path, timeout=30)
     assert (response.status_code, response.content) == (200, b"")
 
 
 def test_a_file_name_in_any_charset(digits_server: RunningServer) -> None:
-    """The name of a form's file doesn't matter, so none is refused."""
+    """File names in forms are ignored, so no charset is refused."""
     part = b'--b\r\ncontent-disposition: form-data; name="file"; filename="\xe9.png"\r\n\r\n'
     response = digits_server.predict(part + _SEVEN + b"\r\n--b--\r\n", headers=_MULTIPART)
     assert response.status_code == 200
 
 
 def test_a_long_json_is_parsed_too(digits_server: RunningServer) -> None:
-    """A body that is parsed in a thread gets the same answer."""
+    """JSON that is parsed in a thread gets the same result."""
     padding = b" " * _MB
     response = digits_server.predict(_as_json(_SEVEN)[:-1] + padding + b"}")
     assert response.status_code == 200
@@ -242,7 +242,7 @@ def test_a_long_json_is_parsed_too(digits_server: RunningServer) -> None:
 
 
 def test_info_has_no_paths(digits_server: RunningServer) -> None:
-    """Versions, settings and labels are there; where things lie on the machine is not."""
+    """`/info` has versions, settings and labels, but no paths of the machine."""
     response = digits_server.get("/info")
     body = response.json()
     assert (body["model"], body["labels"], body["input_shape"]) == ("digits", 10, [32, 32, 3])
@@ -255,7 +255,7 @@ def test_info_has_no_paths(digits_server: RunningServer) -> None:
 
 
 def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
-    """The description names all paths, a file picker's field, and the errors."""
+    """The description has all paths, a file field, and the errors."""
     paths = digits_server.get("/openapi.json").json()["paths"]
     model = "/v2/models/{model_name}"
     starts = (model, f"{model}/versions/{{version}}")
@@ -283,7 +283,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
 
 
 def test_docs_need_no_other_host(digits_server: RunningServer) -> None:
-    """The page and all that it loads come from this server."""
+    """The docs page loads all of its files from this server."""
     page = digits_server.get("/docs").text
     assert "https://" not in page
     for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
@@ -303,7 +303,7 @@ def test_docs_need_no_other_host(digits_server: RunningServer) -> None:
 def test_no_input_makes_a_500(
     digits_server: RunningServer, path: str, content_type: str, start: bytes, rest: bytes
 ) -> None:
-    """Any body gets a response that says what is wrong with it."""
+    """Arbitrary bodies get a client error or a result, never a 500."""
     headers = {b"content-type": content_type.encode("latin-1")}
     response = httpx.post(digits_server.url + path, content=start + rest, headers=headers, timeout=60)  # type: ignore[arg-type]
     assert response.status_code < 500, response.text
@@ -315,7 +315,7 @@ def test_the_first_file_of_the_examples_is_a_digit() -> None:
 
 
 def test_an_error_says_how_long_it_took(digits_server: RunningServer) -> None:
-    """In the form of W3C's Server Timing, which browsers show."""
+    """Errors have a `Server-Timing` header as W3C specifies, which browsers show."""
     timing = digits_server.predict(b"no image").headers["server-timing"]
     assert timing.startswith("total;dur=")
     assert 0 < float(timing.partition("=")[2]) < 30_000
@@ -329,16 +329,14 @@ def test_an_error_says_how_long_it_took(digits_server: RunningServer) -> None:
         pytest.param("GET", "/predict", "POST", id="a path that classifies"),
     ],
 )
-def test_a_wrong_method_is_told_all_right_ones(
-    digits_server: RunningServer, method: str, path: str, methods: str
-) -> None:
+def test_a_405_lists_the_allowed_methods(digits_server: RunningServer, method: str, path: str, methods: str) -> None:
     """RFC 9110, section 10.2.1: `Allow` lists the methods that the resource supports."""
     response = httpx.request(method, digits_server.url + path, timeout=30)
     assert (response.status_code, response.headers["allow"]) == (405, methods)
 
 
 @pytest.mark.parametrize("path", ["/%0A", "/predict%0A", "/predict/batch%0a", "/v2/models/digits/infer%0A", "/%00"])
-def test_a_path_with_control_characters_is_none(digits_server: RunningServer, path: str) -> None:
+def test_a_path_with_control_characters_is_not_found(digits_server: RunningServer, path: str) -> None:
     """`$` in a pattern also matches before a trailing line break."""
     response = httpx.post(digits_server.url + path, content=b"x", timeout=30)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
@@ -346,7 +344,7 @@ def test_a_path_with_control_characters_is_none(digits_server: RunningServer, pa
 
 @pytest.mark.parametrize(("path", "field"), [("/predict", "image"), ("/", "inputs")])
 def test_json_is_an_upload_and_little_else(digits_server: RunningServer, path: str, field: str) -> None:
-    """Millions of numbers would hold up all threads while they are read."""
+    """JSON with millions of numbers is refused, since parsing it would block all threads."""
     body = {field: "eA==", "more": [1.5] * 2000}
     response = httpx.post(digits_server.url + path, json=body, timeout=30)
     assert response.status_code == 400

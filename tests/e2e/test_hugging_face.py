@@ -1,4 +1,4 @@
-"""`POST /` as Hugging Face's own clients use it, and as anyone may who reads that API's description."""
+"""`POST /` with Hugging Face's own clients, and with requests written from the API's description."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def exact_client() -> Iterator[InferenceClient]:
 
 
 @pytest.fixture(scope="module")
-def sharp_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model that has more classes than an answer, and is sure of them."""
+def model_with_30_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model with 30 classes, more than a response may have, and clear differences between them."""
     return sharpen(make_checkpoint(tmp_path_factory.mktemp("models") / "sharp", "vit", classes=30))
 
 
 @pytest.fixture(scope="module")
-def strict_server(sharp_model: Path) -> Iterator[RunningServer]:
-    """Run that model exactly, for those who have a key, and not for too many or too large images."""
+def strict_server(model_with_30_classes: Path) -> Iterator[RunningServer]:
+    """Run that model in float32, with an API key and limits on the number and size of images."""
     with serve(
-        sharp_model,
+        model_with_30_classes,
         exact_decode=True,
         dtype="float32",
         api_keys=f"{_KEY},{_BUSY_KEY}",
@@ -69,13 +69,13 @@ def strict_server(sharp_model: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def strict_client(strict_server: RunningServer) -> InferenceClient:
-    """Return a client with a key."""
+    """Return a client of the strict server, with its key."""
     return InferenceClient(model=strict_server.url, api_key=_KEY)
 
 
 @pytest.fixture(scope="module")
 def file_url() -> Iterator[str]:
-    """Serve the examples on another port, and return the address of one."""
+    """Serve the examples on another port, and return the URL of one."""
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(_FILE.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -90,7 +90,7 @@ def _pairs(elements: Any) -> list[tuple[str, float]]:
 
 
 def _assert_same(found: list[tuple[str, float]], expected: list[tuple[str, float]]) -> None:
-    """Two processes may have computed an image, in batches of other sizes, which round in another way."""
+    """Compare with a tolerance: images may run in batches of different sizes, which round differently."""
     assert [label for label, _ in found] == [label for label, _ in expected]
     assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-4)
 
@@ -101,7 +101,7 @@ def _post(server: RunningServer, content: Any, **headers: str) -> httpx.Response
 
 
 def test_a_path_bytes_and_a_url_have_the_same_answer(client: InferenceClient, file_url: str) -> None:
-    """With parameters, in JSON, and without, as they are; five classes by default."""
+    """As JSON with parameters or as raw bytes without; five classes by default."""
     forms: list[Any] = [str(_FILE), _FILE, _SEVEN, file_url]
     answers = [_pairs(client.image_classification(form)) for form in forms]
     assert (answers[0][0][0], len(answers[0])) == ("7", 5)
@@ -110,7 +110,7 @@ def test_a_path_bytes_and_a_url_have_the_same_answer(client: InferenceClient, fi
 
 
 def test_a_pillow_image_is_refused_by_the_client_itself(client: InferenceClient) -> None:
-    """Whatever the server is; docs/hugging-face.md says what to do, until a client sends it."""
+    """The client rejects it before it sends a request; docs/hugging-face.md has a workaround."""
     with Image.open(_FILE) as image, pytest.raises(ValueError, match="Expected binary inputs"):
         client.image_classification(image)
 
@@ -126,14 +126,14 @@ async def test_the_asynchronous_client(digits_server: RunningServer, client: Inf
 
 
 def test_it_agrees_with_predict(digits_server: RunningServer, client: InferenceClient) -> None:
-    """The same classes, whose probabilities `/predict` rounds."""
+    """The classes are those of `/predict`, which rounds probabilities."""
     answer = _pairs(client.image_classification(_FILE, top_k=10))
     assert [(label, round(score, 6)) for label, score in answer] == digits_server.top(_SEVEN, 10)
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (10, 10), (11, 10), (10**30, 10)])
 def test_more_classes_than_there_are(client: InferenceClient, top_k: int, count: int) -> None:
-    """All of them are named, as transformers does."""
+    """All classes are returned, as transformers does."""
     assert len(client.image_classification(_FILE, top_k=top_k)) == count
 
 
@@ -142,7 +142,7 @@ def test_more_classes_than_there_are(client: InferenceClient, top_k: int, count:
 def test_functions_equal_the_pipelines(
     exact_client: InferenceClient, held_out: list[tuple[bytes, str]], function: Any
 ) -> None:
-    """The embedded model's scores, of each function, down to the least likely class."""
+    """The scores of each function equal the pipeline's, down to the least likely class."""
     classify = pipeline("image-classification", model=str(EMBEDDED["digits"]), device="cpu")
     for upload, _ in held_out[:10]:
         with Image.open(io.BytesIO(upload)) as image:
@@ -153,9 +153,9 @@ def test_functions_equal_the_pipelines(
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("function", [None, *_FUNCTIONS])
-def test_the_first_20_of_30_classes(sharp_model: Path, strict_client: InferenceClient, function: Any) -> None:
-    """They have the pipeline's scores, by default and by each function; more than 20 there never are."""
-    classify = pipeline("image-classification", model=str(sharp_model), device="cpu")
+def test_the_first_20_of_30_classes(model_with_30_classes: Path, strict_client: InferenceClient, function: Any) -> None:
+    """Scores equal the pipeline's, by default and for each function; at most 20 are returned."""
+    classify = pipeline("image-classification", model=str(model_with_30_classes), device="cpu")
     for image in photos().values():
         upload = encode(image, "PNG")
         with Image.open(io.BytesIO(upload)) as decoded:
@@ -168,7 +168,7 @@ def test_the_first_20_of_30_classes(sharp_model: Path, strict_client: InferenceC
 
 @pytest.mark.parametrize("content_type", ["", "image/png", "application/octet-stream", "application/json", "text/html"])
 def test_raw_bytes_of_any_type(digits_server: RunningServer, content_type: str) -> None:
-    """The content decides, not what it is called."""
+    """The format is detected from the content, whatever the Content-Type."""
     response = _post(digits_server, _SEVEN, **({"content-type": content_type} if content_type else {}))
     assert (response.status_code, response.json()[0]["label"]) == (200, "7")
     assert response.headers["content-type"] == "application/json"
@@ -186,8 +186,8 @@ def test_raw_bytes_of_any_type(digits_server: RunningServer, content_type: str) 
         ),
     ],
 )
-def test_json_without_saying_so(digits_server: RunningServer, extra: dict[str, Any], count: int) -> None:
-    """What is not given has its default, and JSON needs no content type."""
+def test_json_without_a_content_type(digits_server: RunningServer, extra: dict[str, Any], count: int) -> None:
+    """JSON is detected without a Content-Type, and missing parameters have their defaults."""
     response = _post(digits_server, {"inputs": _BASE64} | extra)
     assert (response.status_code, len(response.json())) == (200, count)
 
@@ -219,8 +219,8 @@ def test_json_without_saying_so(digits_server: RunningServer, extra: dict[str, A
         pytest.param({"inputs": _BASE64, "parameters": {"function_to_apply": []}}, "softmax", id="a list of functions"),
     ],
 )
-def test_json_that_means_nothing(digits_server: RunningServer, content: Any, says: str) -> None:
-    """The error says what is wrong with it."""
+def test_invalid_json(digits_server: RunningServer, content: Any, says: str) -> None:
+    """The error says what is wrong with the request."""
     response = _post(digits_server, content, **{"content-type": "application/json"})
     body = response.json()
     assert (response.status_code, body["code"]) == (400, "bad_request")
@@ -228,7 +228,7 @@ def test_json_that_means_nothing(digits_server: RunningServer, content: Any, say
 
 
 def test_it_shares_the_cache_with_predict(digits_server: RunningServer) -> None:
-    """One upload is computed once, whichever path asks, and each has the same headers."""
+    """An upload is computed once for both paths, and both have the same headers."""
     upload = encode(Image.new("L", (9, 9), 77), "PNG")
     first, second = _post(digits_server, upload), digits_server.predict(upload)
     assert first.headers["x-cache"] == "miss"
@@ -238,7 +238,7 @@ def test_it_shares_the_cache_with_predict(digits_server: RunningServer) -> None:
 
 
 def test_requests_are_counted(digits_server: RunningServer) -> None:
-    """By their path, as those of the other paths are."""
+    """Requests are counted by their path, like those of other paths."""
     line = 'inference_requests_total{endpoint="/",status="415"}'
 
     def count() -> float:
@@ -258,7 +258,7 @@ def test_a_corrupt_image_as_the_client_shows_it(client: InferenceClient) -> None
 
 
 def test_what_is_no_image_as_the_client_shows_it(client: InferenceClient) -> None:
-    """An HfHubHTTPError with the status and the server's words."""
+    """An HfHubHTTPError with the server's status and message."""
     with pytest.raises(HfHubHTTPError, match="not an image") as raised:
         client.image_classification(b"text", top_k=1)
     assert raised.value.response.status_code == 415
@@ -266,7 +266,7 @@ def test_what_is_no_image_as_the_client_shows_it(client: InferenceClient) -> Non
 
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 1}])
 def test_too_large_an_upload_as_the_client_shows_it(strict_client: InferenceClient, parameters: Any) -> None:
-    """Refused while it is sent, as bytes and as base64, and the client reads why."""
+    """Refused while it is sent, as bytes and as base64; the client shows the reason."""
     with pytest.raises(HfHubHTTPError, match="exceeds the maximum of 1 MiB") as raised:
         strict_client.image_classification(bytes(2 * 2**20), **parameters)
     assert raised.value.response.status_code == 413
@@ -282,7 +282,7 @@ def test_too_large_an_upload_as_the_client_shows_it(strict_client: InferenceClie
 def test_no_key_as_the_client_shows_it(
     strict_server: RunningServer, key: str | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 401 that says how to send one, or that the one sent is invalid."""
+    """A 401 that says how to send a key, or that the key is invalid."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
     with pytest.raises(HfHubHTTPError, match=says) as raised:
@@ -291,7 +291,7 @@ def test_no_key_as_the_client_shows_it(
 
 
 def test_a_rate_limit_as_the_client_shows_it(strict_server: RunningServer) -> None:
-    """A 429 that says how many images the server takes, once they are used up."""
+    """A 429 that states the limit."""
     client = InferenceClient(model=strict_server.url, api_key=_BUSY_KEY)
     for _ in range(_RATE):
         assert client.image_classification(_SEVEN)
@@ -302,8 +302,8 @@ def test_a_rate_limit_as_the_client_shows_it(strict_server: RunningServer) -> No
 
 
 @pytest.mark.anyio
-async def test_a_timeout_of_the_clients(strict_server: RunningServer) -> None:
-    """Both raise InferenceTimeoutError after their own timeout."""
+async def test_client_timeouts(strict_server: RunningServer) -> None:
+    """Both clients raise InferenceTimeoutError after their own timeout."""
     upload = encode(Image.new("L", (9, 9), 99), "PNG")
     blocking = InferenceClient(model=strict_server.url, api_key=_KEY, timeout=0.5)
     with paused(worker_of(strict_server)):

@@ -1,4 +1,4 @@
-"""API keys on a real server: what requires one, and which one."""
+"""API keys on a real server: which paths require one, and which keys are accepted."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_refusals_are_counted(server: RunningServer) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/predict", "/info", "/nowhere"])
-def test_a_key_opens_everything(server: RunningServer, path: str, headers: dict[str, str]) -> None:
-    """Each key, in each header, on hot routes and on others."""
+def test_a_valid_key_is_accepted_everywhere(server: RunningServer, path: str, headers: dict[str, str]) -> None:
+    """Each key works in each header, on hot routes and on others."""
     method = "POST" if path == "/predict" else "GET"
     response = httpx.request(method, server.url + path, content=_SEVEN, headers=headers, timeout=60)
     assert response.status_code == (404 if path == "/nowhere" else 200)
@@ -71,8 +71,10 @@ def test_a_key_opens_everything(server: RunningServer, path: str, headers: dict[
         pytest.param({"authorization": f"Basic {_PLAIN}"}, 'Bearer realm="vit-api"', id="another scheme"),
     ],
 )
-def test_without_a_key_nothing_opens(server: RunningServer, path: str, headers: dict[str, str], challenge: str) -> None:
-    """The 401 says how a key comes, in the one form that errors have, and doesn't repeat what was sent."""
+def test_requests_without_a_valid_key_are_refused(
+    server: RunningServer, path: str, headers: dict[str, str], challenge: str
+) -> None:
+    """The 401 says how to send a key, in the API's form, and does not repeat what was sent."""
     raw = {name: value.encode("latin-1") for name, value in headers.items()}
     response = httpx.post(server.url + path, content=_SEVEN, headers=raw, timeout=60)  # type: ignore[arg-type]
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
@@ -88,13 +90,13 @@ def test_without_a_key_nothing_opens(server: RunningServer, path: str, headers: 
         *("/docs", "/docs/static/swagger-ui.css", "/openapi.json", "/", "/page/page.js"),
     ],
 )
-def test_what_is_open_to_all(server: RunningServer, path: str) -> None:
-    """Probes, and the pages that a browser opens before it can send a key."""
+def test_paths_without_a_key(server: RunningServer, path: str) -> None:
+    """Probes and pages need no key, since a browser opens them before it can send one."""
     assert server.get(path).status_code == 200
 
 
 def test_only_the_operators_key_clears(server: RunningServer) -> None:
-    """It works in either header; a client's key does not work."""
+    """The operator's key works in either header; a client's key does not."""
     path = server.url + "/cache/clear"
     for headers in ({"x-api-key": _OPERATOR}, {"authorization": f"Bearer {_OPERATOR}"}):
         assert httpx.post(path, headers=headers, timeout=30).status_code == 200
@@ -102,7 +104,7 @@ def test_only_the_operators_key_clears(server: RunningServer) -> None:
         assert httpx.post(path, headers=headers, timeout=30).status_code == 401
 
 
-def test_a_body_without_a_key_is_not_waited_for(server: RunningServer) -> None:
+def test_a_missing_key_is_refused_before_the_body(server: RunningServer) -> None:
     """The response arrives before any of the body is sent, and without `100 Continue`."""
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\nexpect: 100-continue\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
@@ -122,7 +124,7 @@ async def test_a_refused_upload_leaves_the_connection_usable(server: RunningServ
 
 
 def test_keys_are_shown_nowhere(server: RunningServer) -> None:
-    """They are neither in /info nor in the log, in plain text or as digests."""
+    """Neither `/info` nor the log has a key or a digest."""
     shown = server.get("/openapi.json").text + server.log.read_text()
     shown += httpx.get(server.url + "/info", headers={"x-api-key": _PLAIN}, timeout=30).text
     for key in (_PLAIN, _HASHED, _OPERATOR):
@@ -131,7 +133,7 @@ def test_keys_are_shown_nowhere(server: RunningServer) -> None:
 
 
 def test_the_description_says_which_paths_need_a_key(server: RunningServer, digits_server: RunningServer) -> None:
-    """So that /docs has a button for it; without keys only the operator's path does."""
+    """`/docs` has a button for the key; without keys only the operator's path does."""
     schema = server.get("/openapi.json").json()
     assert {(scheme["type"]) for scheme in schema["components"]["securitySchemes"].values()} == {"http", "apiKey"}
     secured = _secured(schema)

@@ -1,4 +1,4 @@
-"""Start and stop: what can't start says why, and what stops leaves nothing behind."""
+"""Start and stop: a failed start reports its reason, and a stop leaves no processes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_unknown_model_stops_the_start(tmp_path: Path) -> None:
-    """The reason is one line, not a stack trace."""
+    """The start fails with a one-line reason, without a stack trace."""
     result = _start_and_fail(model=tmp_path / "nothing")
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
 
 
 def test_an_unsupported_processor_is_refused_with_the_reason(tmp_path: Path) -> None:
-    """A processor that pads is named as such."""
+    """The message says that a processor that pads is not supported."""
     folder = make_checkpoint(tmp_path / "model")
     edit_json(folder / "preprocessor_config.json", do_pad=True)
     result = _start_and_fail(model=folder)
@@ -50,7 +50,7 @@ def test_an_unsupported_processor_is_refused_with_the_reason(tmp_path: Path) -> 
 
 
 def test_a_taken_port_stops_the_start() -> None:
-    """A second server doesn't silently share the port of the first."""
+    """A server does not start on a port that another one uses."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -60,14 +60,14 @@ def test_a_taken_port_stops_the_start() -> None:
 
 
 def test_a_second_server_on_the_same_port_is_refused(digits_server: RunningServer) -> None:
-    """This holds although the first one listens with SO_REUSEPORT."""
+    """SO_REUSEPORT does not let two servers share a port."""
     result = _start_and_fail(model="digits", port=digits_server.port)
     assert "Address already in use" in result.stderr
     assert digits_server.get("/health").status_code == 200
 
 
 def test_a_worker_that_cannot_start_stops_the_server(tmp_path: Path) -> None:
-    """Weights that don't fit the configuration end all processes, with a non-zero status."""
+    """Weights that don't fit the configuration stop all processes, with a non-zero exit status."""
     folder = make_checkpoint(tmp_path / "model")
     edit_json(folder / "config.json", hidden_size=48)
     result = _start_and_fail(model=folder)
@@ -93,7 +93,7 @@ def test_a_signal_stops_every_process(number: signal.Signals) -> None:
 
 
 def test_ctrl_c_in_a_terminal_drains_as_any_stop() -> None:
-    """There the signal reaches every process; the HTTP processes still serve until the main one says otherwise."""
+    """Every process gets the signal; the HTTP processes serve until the main process stops them."""
     with serve(drain_delay_s=2) as server:
         os.killpg(server.process.pid, signal.SIGINT)
         wait_until(lambda: server.get("/health").json()["status"] == "stopping")
@@ -103,7 +103,7 @@ def test_ctrl_c_in_a_terminal_drains_as_any_stop() -> None:
 
 
 def test_a_request_in_flight_is_answered_before_the_stop() -> None:
-    """After SIGTERM new connections are refused, and what was accepted is answered."""
+    """After SIGTERM, new connections are refused and accepted requests are answered."""
     upload = (ROOT / "examples" / "digit-7.png").read_bytes()
     with serve(queue_size=1, api_servers=1, cache_size=0) as server, ThreadPoolExecutor(2) as clients:
         with paused(worker_of(server)):
@@ -120,7 +120,7 @@ def test_a_request_in_flight_is_answered_before_the_stop() -> None:
 
 
 def test_no_orphan_survives_the_main_process() -> None:
-    """Killed outright, the main process takes all others along, and the port is free."""
+    """If the main process is killed, all others end, and the port is free."""
     with serve() as server:
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(60)
@@ -136,7 +136,7 @@ def _wait_until_gone(group: int) -> None:
 
 
 def test_not_ready_until_the_worker_is() -> None:
-    """While the model loads, the server answers that it is alive, not ready, and takes no images."""
+    """While the model loads, the server is alive but not ready, and refuses images."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "server.py")],

@@ -48,7 +48,7 @@ def stock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_both_servers_give_the_same_answers(
     stock_url: str, digits_server: RunningServer, held_out: list[tuple[bytes, str]]
 ) -> None:
-    """Unchanged, the LitAPI answers the same in LitServe's own loop: as multipart, and as JSON."""
+    """LitServe's own server gives the same results for multipart and JSON."""
     for number, (upload, _) in enumerate(held_out[:40]):
         if number % 2:
             stock = httpx.post(stock_url + "/predict", files={"file": upload}, timeout=60)
@@ -62,7 +62,7 @@ def test_both_servers_give_the_same_answers(
 
 
 def test_the_stock_server_batches_too(stock_url: str, held_out: list[tuple[bytes, str]]) -> None:
-    """LitServe's batched loop runs batch and unbatch on concurrent requests."""
+    """LitServe's batched loop calls `batch` and `unbatch` for concurrent requests."""
     bodies = [[b'{"image": "' + base64.b64encode(upload) + b'"}'] for upload, _ in held_out[:32]]
     replies = post_all(int(stock_url.rpartition(":")[2]), bodies)
     labels = [mine[0].body["predictions"][0]["label"] for mine in replies]
@@ -70,8 +70,8 @@ def test_the_stock_server_batches_too(stock_url: str, held_out: list[tuple[bytes
     assert right >= 31
 
 
-def test_litserve_is_the_version_we_know() -> None:
-    """A new version must be reviewed: `vit_api/processes/lit_server.py` names the modules that use its internals."""
+def test_litserve_is_the_reviewed_version() -> None:
+    """Review `vit_api/processes/lit_server.py`, which lists the internals in use, for each new version."""
     assert version("litserve") == "0.2.19"
 
 

@@ -1,4 +1,4 @@
-"""The log of a server: its format, its lines about requests, and what must not be in it."""
+"""A server's log: its format, its access lines, and what it must not contain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _requests(server: RunningServer) -> list[dict[str, Any]]:
 
 
 def test_each_request_has_a_line() -> None:
-    """With its stages; and all others' lines, LitServe's and uvicorn's among them, have the same format."""
+    """Access lines have the stages; LitServe's and uvicorn's lines are JSON as well."""
     with serve(access_log=1, log_format="json", log_level="debug", api_servers=1) as server:
         server.predict(_SEVEN, headers={"x-request-id": "first"})
         server.predict(_SEVEN, headers={"x-request-id": "second", "authorization": f"Bearer {_SECRET}"})
@@ -46,7 +46,7 @@ def test_each_request_has_a_line() -> None:
 
 
 def test_lines_about_requests_as_text() -> None:
-    """They are logged if the setting is on, whatever the level."""
+    """Access lines are logged if the setting is on, whatever the log level."""
     with serve(access_log=1, log_level="error", api_servers=1) as server:
         server.predict(_SEVEN)
         server.predict(_SEVEN, "/nowhere")
@@ -56,7 +56,7 @@ def test_lines_about_requests_as_text() -> None:
 
 
 def test_no_lines_about_requests(digits_server: RunningServer) -> None:
-    """They are not logged by default."""
+    """By default there are no access lines."""
     digits_server.predict(_SEVEN)
     digits_server.predict(_SEVEN, "/nowhere")
     text = digits_server.log.read_text()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2, spoken to a real server by Triton's own client, and by httpx where that can't lie."""
+"""The Open Inference Protocol v2 on a real server, with Triton's client, and httpx for malformed requests."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def _address(server: RunningServer) -> str:
 
 
 def _pixels(upload: bytes) -> NDArray[np.uint8]:
-    """Return what the server makes of an image file."""
+    """Return the pixels that the server decodes from an image file."""
     return images.decode(upload, _PREPROCESSING, max_side=4096, exact=False)
 
 
 def _normalised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return what the checkpoint's image processor makes of pixels."""
+    """Return the pixels as the checkpoint's image processor normalises them."""
     rescaled = pixels.astype(np.float32) * np.float32(_PREPROCESSING.scale)
     return (rescaled - np.float32(_PREPROCESSING.mean)) / np.float32(_PREPROCESSING.std)
 
@@ -69,7 +69,7 @@ def _same(ours: list[tuple[str, float]]) -> Any:
 
 
 def test_the_server_describes_itself(client: triton.InferenceServerClient) -> None:
-    """Whether it lives and takes images, what it is, and which models it has."""
+    """Liveness, readiness, metadata and the list of models."""
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.get_server_metadata() == {
@@ -88,13 +88,13 @@ def test_the_server_describes_itself(client: triton.InferenceServerClient) -> No
 def test_whether_a_model_is_ready(
     client: triton.InferenceServerClient, name: str, version: str, is_ready: bool
 ) -> None:
-    """The one that there is, with its version and without."""
+    """The served model is ready, with its version and without."""
     assert client.is_model_ready(name, version) is is_ready
 
 
 @pytest.mark.parametrize("version", ["", "1"])
 def test_the_models_metadata(client: triton.InferenceServerClient, version: str) -> None:
-    """Names, datatypes and shapes; and that probabilities are sorted."""
+    """Metadata has names, datatypes and shapes, and says that probabilities are sorted."""
     metadata = client.get_model_metadata("digits", version)
     assert (metadata["name"], metadata["versions"]) == ("digits", ["1"])
     shapes = {t["name"]: (t["datatype"], t["shape"]) for t in metadata["inputs"] + metadata["outputs"]}
@@ -110,7 +110,7 @@ def test_the_models_metadata(client: triton.InferenceServerClient, version: str)
 
 
 def test_the_models_configuration(client: triton.InferenceServerClient) -> None:
-    """It has Triton's form: batching, and tensors without the batch dimension."""
+    """The configuration has Triton's form, with batching and tensors without the batch dimension."""
     config = client.get_model_config("digits")
     assert (config["name"], config["max_batch_size"]) == ("digits", 32)
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 5000}
@@ -125,7 +125,7 @@ def test_the_models_configuration(client: triton.InferenceServerClient) -> None:
 
 
 def test_statistics_grow(client: triton.InferenceServerClient) -> None:
-    """By what the model ran for and what failed; none tells of what nobody measured."""
+    """Counts grow by what ran and what failed; what is not measured is left out."""
 
     def stats(name: str = "digits") -> dict[str, Any]:
         (found,) = client.get_inference_statistics(name)["model_stats"]
@@ -159,7 +159,7 @@ def test_pixels_get_the_answer_of_their_file(
     channels: str,
     is_binary: bool,
 ) -> None:
-    """In every type, layout and form, as /predict says of the file."""
+    """Each datatype, layout and encoding gets the result of /predict for the file."""
     data: NDArray[Any] = _pixels(_SEVEN) if datatype == "UINT8" else _normalised(_pixels(_SEVEN))
     data = np.ascontiguousarray(data[None] if channels == "last" else np.moveaxis(data[None], -1, 1))
     tensor = _tensor(name, datatype, data, is_binary=is_binary)
@@ -170,7 +170,7 @@ def test_pixels_get_the_answer_of_their_file(
 def test_files_get_their_own_answers(
     digits_server: RunningServer, client: triton.InferenceServerClient, is_binary: bool
 ) -> None:
-    """Several in one request, in their order, however the outputs are sent; the request's id comes back."""
+    """Results are in the order of the files, for each output encoding; the request's id is returned."""
     names = ["labels", "probabilities", "indices"]
     outputs = [triton.InferRequestedOutput(name, binary_data=is_binary) for name in names]
     result = client.infer("digits", [_files(_SEVEN, _THREE)], "1", outputs=outputs, request_id="own")
@@ -185,14 +185,14 @@ def test_files_get_their_own_answers(
 
 
 def test_a_file_as_one_of_a_batch_of_strings(client: triton.InferenceServerClient) -> None:
-    """Who goes by the configuration sends a second dimension of 1."""
+    """The configuration implies a second dimension of 1, which is accepted."""
     tensor = _tensor("image", "BYTES", np.array([[_SEVEN], [_THREE]], object))
     assert client.infer("digits", [tensor]).as_numpy("labels")[:, 0].tolist() == [b"7", b"3"]
 
 
 @pytest.mark.parametrize("is_binary", [True, False], ids=["binary", "JSON"])
 def test_a_classification(digits_server: RunningServer, client: triton.InferenceServerClient, is_binary: bool) -> None:
-    """Value, index and label of as many classes as asked for."""
+    """The output has the value, index and label of the requested number of classes."""
     output = triton.InferRequestedOutput("probabilities", binary_data=is_binary, class_count=2)
     found = client.infer("digits", [_files(_SEVEN)], outputs=[output]).as_numpy("probabilities")
     assert found.shape == (1, 2)
@@ -203,13 +203,13 @@ def test_a_classification(digits_server: RunningServer, client: triton.Inference
 
 
 def test_a_classification_of_more_classes_than_there_are(client: triton.InferenceServerClient) -> None:
-    """All of them, as from Triton."""
+    """All classes are returned, as Triton does."""
     output = triton.InferRequestedOutput("probabilities", class_count=100)
     assert client.infer("digits", [_files(_SEVEN)], outputs=[output]).as_numpy("probabilities").shape == (1, 10)
 
 
 def test_a_body_that_is_an_image(digits_server: RunningServer) -> None:
-    """As in Triton's raw binary requests; the headers say where the answer comes from."""
+    """As in Triton's raw binary requests; the headers have the source of the result."""
     response = httpx.post(digits_server.url + _INFER, content=_SEVEN, headers={_LENGTH: "0"} | _FRESH, timeout=60)
     assert response.headers["content-type"] == "application/octet-stream"
     assert response.headers["x-cache"] == "miss"
@@ -272,7 +272,7 @@ def test_bad_outputs(client: triton.InferenceServerClient, output: str, options:
 
 @pytest.mark.parametrize(("name", "version"), [("other", ""), ("other", "1"), ("a/b", ""), ("digits", "2")])
 def test_unknown_models_and_versions(client: triton.InferenceServerClient, name: str, version: str) -> None:
-    """Wherever they are asked for."""
+    """They are refused on every path."""
     message = "only version is '1'." if name == "digits" else f"no model '{name}'"
     _fails(lambda: client.infer(name, [_files(_SEVEN)], version), 404, message)
     for ask in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
@@ -281,7 +281,7 @@ def test_unknown_models_and_versions(client: triton.InferenceServerClient, name:
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_compressed_requests(client: triton.InferenceServerClient, algorithm: str) -> None:
-    """As Triton's own client compresses them."""
+    """Bodies compressed by Triton's client are accepted."""
     answers = [
         client.infer("digits", [_files(_SEVEN)], request_compression_algorithm=how).as_numpy("labels").tolist()
         for how in (None, algorithm)
@@ -336,14 +336,14 @@ _PACKED = struct.pack("<I", len(_SEVEN)) + _SEVEN
         ),
     ],
 )
-def test_lies_are_refused(digits_server: RunningServer, body: bytes, headers: dict[str, str]) -> None:
-    """Whatever lengths, sizes and shapes say, and however malformed the JSON is, in the error's form."""
+def test_inconsistent_requests_are_refused(digits_server: RunningServer, body: bytes, headers: dict[str, str]) -> None:
+    """Wrong lengths, sizes and shapes, and malformed JSON, get an error in the protocol's form."""
     response = httpx.post(digits_server.url + _INFER, content=body, headers=headers, timeout=60)
     assert (response.status_code, response.json()["code"]) == (400, "bad_request"), response.text
 
 
 def test_too_many_values_in_json(digits_server: RunningServer) -> None:
-    """They would stop everything else while they are parsed; the error says what to do."""
+    """They are refused, since parsing them would block the process; the error says what to do."""
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [32, 32, 32, 3], "data": [0] * (2**18 + 1)}
     response = httpx.post(digits_server.url + _INFER, content=to_json({"inputs": [tensor]}), timeout=60)
     assert response.status_code == 400

@@ -1,4 +1,4 @@
-"""The running server against its own description, by schemathesis: each operation with good, odd and bad requests.
+"""The running server against its own description, by schemathesis: valid, unusual and invalid requests.
 
 What is described later is tested without a change here. `make api-fuzz` runs it for longer, and at random.
 """
@@ -24,13 +24,13 @@ _KEY = "the-key-that-opens-everything"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run a server that has everything that may be described, and whose limits are out of reach."""
+    """Run a server with everything that the description may have, and limits that are not reached."""
     with serve(operator_key=_KEY, api_keys="another-key-of-this-test", rate_limit="1000000000/day") as running:
         yield running
 
 
 def _schemathesis(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it; the requests are the same each time, unless it is a long run."""
+    """Run schemathesis; requests are the same each time, except in a long run."""
     options = [
         "--checks",
         "all",
@@ -63,7 +63,7 @@ def _schemathesis(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_server_does_what_it_describes(server: RunningServer) -> None:
-    """Every operation is tested, and none surprises."""
+    """Every operation is tested, and every response matches the description."""
     described = server.get("/openapi.json").json()["paths"]
     count = sum(len(operations) for operations in described.values())
     result = _schemathesis(f"{server.url}/openapi.json")
@@ -75,7 +75,7 @@ def test_the_server_does_what_it_describes(server: RunningServer) -> None:
 @pytest.mark.skipif(_LONG_RUN is not None, reason="what a short run tells, a long one need not")
 @pytest.mark.parametrize("status", ["200", "401"])
 def test_a_description_that_is_wrong_is_found(server: RunningServer, status: str, tmp_path: Path) -> None:
-    """Without one of an operation's statuses, or with another body for it, the same run fails."""
+    """The same run fails if a status is missing or a body differs."""
     description = server.get("/openapi.json").json()
     responses = description["paths"]["/"]["post"]["responses"]
     if status == "200":

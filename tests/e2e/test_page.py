@@ -92,7 +92,7 @@ document.getElementById("pad").addEventListener("pointerup", () => {
 
 
 class Page:
-    """The page in a browser, as a user sees it."""
+    """The page in a browser, by what a user sees and does."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -168,7 +168,7 @@ def page(browser: Page, digits_server: RunningServer) -> Iterator[Page]:
 
 
 def test_a_chosen_image_is_classified(page: Page) -> None:
-    """With bars that have text, the source of the result, and where the time went."""
+    """The result has labelled bars, its source, and the time of each stage."""
     page.js("document.getElementById('fresh').click()")
     page.choose(_SEVEN)
     page.wait_for("digit-7.png: 7, 9")
@@ -182,7 +182,7 @@ def test_a_chosen_image_is_classified(page: Page) -> None:
 
 
 def test_a_repeated_image_comes_from_the_cache(page: Page) -> None:
-    """The page says so, and shows the chosen number of classes."""
+    """The page shows the cache as source, and the chosen number of classes."""
     page.js("document.getElementById('top-k').value = 2")
     page.choose(_THREE)
     page.wait_for("digit-3.png: 3")
@@ -198,7 +198,7 @@ def _is_hit_after_another_try(page: Page) -> bool:
 
 
 def test_a_dropped_image_is_classified(page: Page) -> None:
-    """Dropped by the browser itself, as from a file manager, wherever on the page."""
+    """The browser drops the file, as from a file manager, anywhere on the page."""
     drag = {"items": [], "files": [str(_SEVEN)], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
         page.driver.execute_cdp_cmd("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 500, "data": drag})
@@ -207,7 +207,7 @@ def test_a_dropped_image_is_classified(page: Page) -> None:
 
 
 def test_a_pasted_image_is_classified(page: Page) -> None:
-    """From the clipboard, without a field for it."""
+    """Pasting works anywhere on the page."""
     page.js(
         """const content = Uint8Array.from(atob(arguments[0]), (byte) => byte.charCodeAt(0));
         const clipboardData = new DataTransfer();
@@ -220,13 +220,13 @@ def test_a_pasted_image_is_classified(page: Page) -> None:
 
 @pytest.mark.parametrize(("at", "label"), list(enumerate("2357")))
 def test_an_example_is_classified(page: Page, at: int, label: str) -> None:
-    """By a click."""
+    """A click on an example classifies it."""
     page.driver.find_elements("css selector", "#examples button")[at].click()
     page.wait_for(f"digit-{label}.png: {label}")
 
 
 def test_photographs_are_shown_for_other_models(page: Page) -> None:
-    """They are there, and can be taken."""
+    """Other models have photographs as examples, which can be classified."""
     page.driver.execute_async_script(
         """import(new URL("page/examples.js", document.baseURI)).then(({ showExamples }) =>
         showExamples(false, () => new AbortController().signal, (files) => (window.taken = files), () => {}))
@@ -238,8 +238,8 @@ def test_photographs_are_shown_for_other_models(page: Page) -> None:
     wait_until(lambda: page.js("return window.taken?.[0].size > 0"))
 
 
-def test_a_drawn_seven_is_read(page: Page) -> None:
-    """Small and in a corner, as people draw."""
+def test_a_drawn_seven_is_classified(page: Page) -> None:
+    """A small drawing in a corner is classified correctly."""
     draw(page.driver, page.find("#pad"), [(0.1, 0.15), (0.45, 0.15), (0.25, 0.6)])
     page.wait_for("drawing.png: 7")
     page.find("#clear").click()
@@ -248,7 +248,7 @@ def test_a_drawn_seven_is_read(page: Page) -> None:
 
 
 def test_several_images_have_a_row_each(page: Page, tmp_path: Path) -> None:
-    """With progress; one that is not an image does not affect the others, and each can be shown."""
+    """The page shows progress; a file that is not an image does not affect the others."""
     wrong = tmp_path / "wrong.png"
     wrong.write_text("no image")
     page.choose(_SEVEN, wrong, *[_THREE] * 10)
@@ -261,7 +261,7 @@ def test_several_images_have_a_row_each(page: Page, tmp_path: Path) -> None:
 
 
 def test_an_error_is_shown_as_the_api_returns_it(page: Page, digits_server: RunningServer, tmp_path: Path) -> None:
-    """With its code and request id."""
+    """The error has its code and request id."""
     upload = tmp_path / "text.png"
     upload.write_text("this is no image")
     page.choose(upload)
@@ -282,7 +282,7 @@ def test_an_error_is_shown_as_the_api_returns_it(page: Page, digits_server: Runn
 )
 @pytest.mark.parametrize("names", [["it's a $7.png"], ["a.png", "b.png"]], ids=["one", "several"])
 def test_the_calls_run(page: Page, tmp_path: Path, language: str, program: list[str], names: list[str]) -> None:
-    """As copied from the page, also for a file whose name a shell would misread."""
+    """Copied commands run, also for file names with shell metacharacters."""
     if shutil.which(program[0]) is None:
         pytest.skip(f"needs {program[0]}")
     for name in names:
@@ -301,7 +301,7 @@ def test_the_calls_run(page: Page, tmp_path: Path, language: str, program: list[
 
 
 def test_a_call_is_copied(page: Page) -> None:
-    """By a button; a page needs no permission to write to the clipboard, only the test to read it."""
+    """The button copies the command; the page needs no permission for that."""
     page.find("#copy").click()
     wait_until(lambda: page.text("#copied") == "Copied.")
     page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
@@ -310,7 +310,7 @@ def test_a_call_is_copied(page: Page) -> None:
 
 
 def test_the_parts_of_the_time_are_the_total(page: Page) -> None:
-    """Whether or not the browser reports how long the upload took."""
+    """They add up, whether or not the browser reports the upload's duration."""
     found = page.driver.execute_async_script(
         """import(new URL("page/results.js", document.baseURI)).then(({ timeParts }) => {
           const headers = { "x-queue-time-ms": "3", "x-inference-time-ms": "4" };
@@ -324,7 +324,7 @@ def test_the_parts_of_the_time_are_the_total(page: Page) -> None:
 
 
 def test_live_metrics(page: Page, digits_server: RunningServer) -> None:
-    """From the metrics, while the panel is open."""
+    """The open panel shows figures from the server's metrics."""
     page.find("#live summary").click()
     wait_until(lambda: page.texts("#figures dd")[0].endswith(".0"))  # from now on, there is something to compare with
     assert digits_server.predict(_SEVEN.read_bytes(), headers={"cache-control": "no-cache"}).status_code == 200
@@ -334,7 +334,7 @@ def test_live_metrics(page: Page, digits_server: RunningServer) -> None:
 
 
 def test_figures_of_a_gpu(page: Page) -> None:
-    """GPU memory, if the server reports it; the cache hit ratio, if there is a cache."""
+    """The panel shows GPU memory and the cache hit ratio if the server reports them."""
     found = page.driver.execute_async_script(
         """const done = arguments[0];
         Promise.all(["live", "prometheus"].map((name) => import(new URL(`page/${name}.js`, document.baseURI)))).then(
@@ -350,7 +350,7 @@ def test_figures_of_a_gpu(page: Page) -> None:
 
 
 def test_a_response_of_another_server(page: Page) -> None:
-    """A proxy that requires a login answers 200 with its own page."""
+    """A login page with status 200 is not taken for a result."""
     page.js(
         """const open = XMLHttpRequest.prototype.open;
         XMLHttpRequest.prototype.open = function () { open.call(this, "GET", "."); };"""
@@ -361,7 +361,7 @@ def test_a_response_of_another_server(page: Page) -> None:
 
 
 def test_quantiles_of_a_histogram(page: Page) -> None:
-    """As with Prometheus' `histogram_quantile`; a restarted server counts from 0."""
+    """They equal those of `histogram_quantile`; after a restart counts start at 0."""
     found = page.driver.execute_async_script(
         """const done = arguments[0];
         import(new URL("page/prometheus.js", document.baseURI)).then((metrics) => {
@@ -377,7 +377,7 @@ def test_quantiles_of_a_histogram(page: Page) -> None:
 
 
 def test_a_slow_example_replaces_nothing_newer(page: Page) -> None:
-    """An example that was clicked first but loads last is not classified."""
+    """An example that finishes loading after a newer choice is not classified."""
     page.js(_SLOW_EXAMPLES)
     page.find("#examples button").click()
     page.choose(_SEVEN)
@@ -390,7 +390,7 @@ def test_a_slow_example_replaces_nothing_newer(page: Page) -> None:
 
 
 def test_a_drawing_replaces_nothing_newer(page: Page) -> None:
-    """A file that is chosen in the pause after a stroke is classified, not the drawing."""
+    """If a file is chosen in the pause after a stroke, the file is classified."""
     page.js(_CHOOSE_AT_PEN_UP, base64.b64encode(_SEVEN.read_bytes()).decode())
     draw(page.driver, page.find("#pad"), [(0.5, 0.1), (0.5, 0.9)])
     wait_until(lambda: page.js("return window.isPauseOver === true"))
@@ -398,7 +398,7 @@ def test_a_drawing_replaces_nothing_newer(page: Page) -> None:
 
 
 def test_an_example_that_is_not_served_is_not_classified(page: Page) -> None:
-    """A proxy may answer with its own page, which is not an image."""
+    """A proxy's page in place of an example is not classified."""
     page.js("window.fetch = async () => new Response('<html>', { status: 502 })")
     page.find("#examples button").click()
     page.wait_for("The example could not be loaded.")
@@ -406,7 +406,7 @@ def test_an_example_that_is_not_served_is_not_classified(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_controls_are_visible_in_either_scheme(page: Page, scheme: str) -> None:
-    """Their borders, in the dialog too; WCAG AA requires a contrast of 3."""
+    """Borders have a contrast of at least 3 (WCAG AA), in the dialog too."""
     show_as(page.driver, scheme, 1180, 900)
     page.js("document.getElementById('key-dialog').showModal()")
     contrasts = page.js(_FRAME_CONTRASTS)
@@ -416,7 +416,7 @@ def test_controls_are_visible_in_either_scheme(page: Page, scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_either_scheme(page: Page, scheme: str, tmp_path: Path) -> None:
-    """With a result or an error; WCAG AA requires a contrast of 4.5."""
+    """Results and errors have a contrast of at least 4.5 (WCAG AA)."""
     show_as(page.driver, scheme, 1180, 900)
     wrong = tmp_path / "wrong.png"
     wrong.write_text("no image")
@@ -435,7 +435,7 @@ def test_text_is_readable_in_either_scheme(page: Page, scheme: str, tmp_path: Pa
 
 
 def test_a_narrow_phone(page: Page, tmp_path: Path) -> None:
-    """Nothing is wider than the screen, and there is a button for the camera."""
+    """Nothing is wider than the screen, and there is a camera button."""
     show_as(page.driver, "light", 360, 740, is_phone=True)
     long = tmp_path / f"{'long' * 30}.png"
     shutil.copy(_SEVEN, long)
@@ -449,7 +449,7 @@ def test_a_narrow_phone(page: Page, tmp_path: Path) -> None:
 
 
 def test_keyboard_alone(page: Page) -> None:
-    """Everything is reachable, and the focus is visible."""
+    """Every control is reachable by keyboard, and the focus is visible."""
     seen = []
     page.js("document.activeElement.blur()")
     while not seen or seen[-1] != "call":
@@ -477,7 +477,7 @@ def test_keyboard_alone(page: Page) -> None:
 
 
 def test_screen_readers_have_a_name_for_everything(page: Page) -> None:
-    """As computed by the browser; results are announced in a live region."""
+    """Every control has an accessible name, and results are announced in a live region."""
     tree = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
     roles = {"button", "checkbox", "spinbutton", "radio", "link", "image", "img", "progressbar", "list", "region"}
     controls = [node for node in tree if not node["ignored"] and node["role"]["value"] in roles]
@@ -490,7 +490,7 @@ def test_screen_readers_have_a_name_for_everything(page: Page) -> None:
 
 
 def test_below_a_path(page: Page, proxy: str) -> None:
-    """Behind a proxy that serves other things too."""
+    """The page works behind a proxy with a path prefix."""
     page.open(f"{proxy}{PREFIX}/")
     page.find("#examples button").click()
     page.wait_for("digit-2.png: 2")
@@ -509,7 +509,7 @@ def test_the_docs_try_requests_out(page: Page, proxy: str, is_below: bool) -> No
 
 
 def test_within_a_frame(page: Page, proxy: str) -> None:
-    """Sandboxed, as in a Space."""
+    """The page works in a sandboxed frame, as in a Space."""
     page.driver.get(f"{proxy}{FRAME_PATH}?{PREFIX}/")
     page.driver.switch_to.frame(0)
     wait_until(lambda: page.count("#examples button") > 0)
@@ -519,14 +519,14 @@ def test_within_a_frame(page: Page, proxy: str) -> None:
 
 
 def test_other_sites_may_not_frame_it(page: Page, proxy: str, digits_server: RunningServer) -> None:
-    """Another port is another origin."""
+    """A page of another origin (here another port) can't frame it."""
     page.complaints()
     page.driver.get(f"{proxy}{FRAME_PATH}?{digits_server.url}/")
     assert any("frame-ancestors" in message for message in page.complaints())
 
 
 def test_nothing_comes_from_another_host(page: Page, digits_server: RunningServer) -> None:
-    """Neither for the page nor for a result."""
+    """Neither the page nor a result loads anything from another host."""
     page.choose(_SEVEN)
     page.wait_for("digit-7.png: 7")
     urls = page.js("return performance.getEntriesByType('resource').map((entry) => entry.name)")
@@ -546,7 +546,7 @@ def test_nothing_comes_from_another_host(page: Page, digits_server: RunningServe
     ],
 )
 def test_the_policy_refuses(page: Page, attack: str) -> None:
-    """Everything that an injection would need."""
+    """The Content-Security-Policy blocks what an injected script would need."""
     page.js(f"try {{ {attack} }} catch {{ }}")
     seen: list[str] = []
 
@@ -557,8 +557,8 @@ def test_the_policy_refuses(page: Page, attack: str) -> None:
     wait_until(is_refused)
 
 
-def test_files_are_asked_for_again_and_not_sent_again(digits_server: RunningServer) -> None:
-    """So that a page never mixes scripts of two versions; a missing file is an error like any other."""
+def test_files_are_revalidated(digits_server: RunningServer) -> None:
+    """An unchanged file gets a 304, so that a page never mixes scripts of two versions."""
     first = digits_server.get("/page/page.js")
     headers = {"if-none-match": first.headers["etag"]}
     again = httpx.get(digits_server.url + "/page/page.js", headers=headers, timeout=30)
@@ -577,8 +577,8 @@ def test_the_page_has_no_stray_files(tmp_path: Path) -> None:
     assert set(read_files(tmp_path)) == {"index.html", "page.js"}
 
 
-def test_a_key_is_asked_for(browser: Page, locked: RunningServer) -> None:
-    """Until it is valid; then it is used, and never shown."""
+def test_the_page_requests_a_key(browser: Page, locked: RunningServer) -> None:
+    """The page requests a key until it is valid, and never shows it."""
     browser.driver.get(locked.url + "/")
     wait_until(lambda: browser.js("return document.getElementById('key-dialog').open"))
     browser.press("wrong-key", _ENTER)
@@ -592,7 +592,7 @@ def test_a_key_is_asked_for(browser: Page, locked: RunningServer) -> None:
 
 
 def test_a_key_is_kept_for_the_tab(browser: Page, locked: RunningServer) -> None:
-    """The page does not ask again when it is reopened."""
+    """A key that is stored for the tab is used without a prompt."""
     browser.driver.get(locked.url + "/page/icon.svg")
     browser.js("sessionStorage.setItem('vit-api-key', arguments[0])", _KEY)
     browser.open(locked.url + "/")
@@ -600,7 +600,7 @@ def test_a_key_is_kept_for_the_tab(browser: Page, locked: RunningServer) -> None
 
 
 def test_without_a_key_the_page_says_so(browser: Page, locked: RunningServer) -> None:
-    """In the result and in the live metrics."""
+    """The result and the live metrics say that a key is required."""
     _open_without_a_key(browser, locked)
     browser.find("#key-cancel").click()
     browser.wait_for("An API key is required.")
@@ -609,7 +609,7 @@ def test_without_a_key_the_page_says_so(browser: Page, locked: RunningServer) ->
 
 
 def test_a_key_that_no_header_can_carry_is_refused(browser: Page, locked: RunningServer) -> None:
-    """With the reason, and before it is stored; the next one is tried."""
+    """The dialog says why and stores nothing; the next key is used."""
     _open_without_a_key(browser, locked)
     browser.press("schlüssel–€", _ENTER)  # noqa: RUF001
     wait_until(lambda: "ASCII" in browser.text("#key-reason"))
@@ -620,12 +620,12 @@ def test_a_key_that_no_header_can_carry_is_refused(browser: Page, locked: Runnin
 
 
 def test_a_stored_key_that_no_header_can_carry_is_dropped(browser: Page, locked: RunningServer) -> None:
-    """The page asks for another one."""
+    """The page requests another one."""
     _open_without_a_key(browser, locked, kept="schlüssel–€")  # noqa: RUF001
 
 
-def test_a_key_that_was_not_tried_yet_is_not_asked_for(browser: Page, locked: RunningServer) -> None:
-    """A late 401 is about the key that was sent, not about the one that was entered in the meantime."""
+def test_a_late_401_does_not_discard_a_new_key(browser: Page, locked: RunningServer) -> None:
+    """A 401 for an older key does not open the dialog again once a new key was entered."""
     browser.driver.get(locked.url + "/page/icon.svg")
     browser.js("sessionStorage.setItem('vit-api-key', arguments[0])", _KEY)
     browser.open(locked.url + "/")
@@ -648,7 +648,7 @@ def test_a_key_that_was_not_tried_yet_is_not_asked_for(browser: Page, locked: Ru
 
 
 def test_a_key_that_is_given_late_completes_the_page(browser: Page, locked: RunningServer) -> None:
-    """With the model's name, its examples and the pad, as if it had been entered at once."""
+    """Once a key is entered, the page shows the model's name, its examples and the pad."""
     _open_without_a_key(browser, locked)
     browser.find("#key-cancel").click()
     browser.wait_for("An API key is required.")

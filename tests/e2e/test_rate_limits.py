@@ -23,7 +23,7 @@ _SIX = 6
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run a server that takes six images from each client, and trusts the tests' X-Forwarded-For."""
+    """Run a server that allows six images per client, and trusts the tests' X-Forwarded-For."""
     with serve(rate_limit=f"{_SIX}/day; 100/year", trusted_proxies="127.0.0.1") as running:
         yield running
 
@@ -42,7 +42,7 @@ def _batch(server: RunningServer, count: int, address: str) -> httpx.Response:
 
 
 def test_all_processes_share_a_budget(server: RunningServer) -> None:
-    """Of forty requests at once, on connections that both processes accept, six are answered; hits count, too."""
+    """Of forty concurrent requests to two processes, six succeed; cache hits count as well."""
     with ThreadPoolExecutor(8) as clients:
         headers = {"headers": _as("192.0.2.1")}
         responses = list(clients.map(lambda _: server.predict(_SEVEN, **headers), range(40)))
@@ -51,8 +51,8 @@ def test_all_processes_share_a_budget(server: RunningServer) -> None:
     assert sorted(remaining) == list(range(_SIX))
 
 
-def test_a_refusal_says_when_to_come_back(server: RunningServer) -> None:
-    """In the headers, and in the one form that errors have."""
+def test_a_refusal_has_retry_after(server: RunningServer) -> None:
+    """The headers say when to retry; the error has the API's form."""
     response = [server.predict(_SEVEN, headers=_as("192.0.2.2")) for _ in range(_SIX + 1)][-1]
     assert (response.status_code, response.json()["code"]) == (429, "rate_limited")
     assert response.headers["retry-after"] == response.headers["ratelimit-reset"]
@@ -62,7 +62,7 @@ def test_a_refusal_says_when_to_come_back(server: RunningServer) -> None:
 
 
 def test_each_image_of_a_request_counts(server: RunningServer) -> None:
-    """Four leave two; three more are refused as a whole, and cost the one that every request does."""
+    """Four images leave two; a request with three more is refused, and costs one."""
     address = "192.0.2.3"
     first, second, third = _batch(server, 4, address), _batch(server, 3, address), _batch(server, 1, address)
     assert [response.status_code for response in (first, second, third)] == [200, 429, 200]
@@ -71,7 +71,7 @@ def test_each_image_of_a_request_counts(server: RunningServer) -> None:
 
 
 def test_each_image_of_a_tensor_counts(server: RunningServer) -> None:
-    """As in any other request with several."""
+    """Each image of a tensor counts, as in other requests."""
 
     def infer(images: int) -> httpx.Response:
         data = [base64.b64encode(_SEVEN).decode()] * images
@@ -94,21 +94,21 @@ def test_a_request_over_the_whole_budget_says_so(server: RunningServer) -> None:
 
 
 def test_failures_count(server: RunningServer) -> None:
-    """A bad image cost its decoding, and its answer has the headers as well."""
+    """A corrupt image counts, since it was decoded; its response has the rate limit's headers."""
     response = server.predict(b"no image", headers=_as("192.0.2.5"))
     assert (response.status_code, _remaining(response)) == (415, _SIX - 1)
 
 
 @pytest.mark.parametrize("path", ["/health", "/info", "/docs", "/nowhere"])
 def test_other_paths_are_not_limited(server: RunningServer, path: str) -> None:
-    """Probes and operators are never turned away."""
+    """Probes and operator paths are never limited."""
     for _ in range(_SIX + 1):
         response = httpx.get(server.url + path, headers=_as("192.0.2.6"), timeout=30)
         assert response.status_code != 429
         assert "ratelimit-limit" not in response.headers
 
 
-def test_a_refused_body_is_not_waited_for(server: RunningServer) -> None:
+def test_a_request_over_the_limit_is_refused_before_the_body(server: RunningServer) -> None:
     """The response arrives before any of the body is sent."""
     _batch(server, _SIX, "192.0.2.7")
     head = b"POST /predict HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 192.0.2.7\r\ncontent-length: 9999999\r\n\r\n"
@@ -117,8 +117,8 @@ def test_a_refused_body_is_not_waited_for(server: RunningServer) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 429 ")
 
 
-def test_a_killed_process_leaves_its_counts(server: RunningServer) -> None:
-    """A client that has used half of its budget still has the other half after all HTTP processes were replaced."""
+def test_counts_survive_killed_processes(server: RunningServer) -> None:
+    """A client that has used half of its budget has the other half after all processes restart."""
     with ThreadPoolExecutor(3) as clients:
         list(clients.map(lambda _: server.predict(_SEVEN, headers=_as("192.0.2.8")), range(3)))
     for pid in http_processes_of(server):
@@ -146,7 +146,7 @@ def test_limits_are_off_by_default(digits_server: RunningServer) -> None:
 
 
 def test_the_description_says_what_is_limited(server: RunningServer, digits_server: RunningServer) -> None:
-    """Where there are limits."""
+    """With limits, the description has the 429 of the limited paths."""
     paths = server.get("/openapi.json").json()["paths"]
     limited = {path for path in paths for operation in paths[path].values() if "429" in operation["responses"]}
     infer = {"/v2/models/{model_name}/infer", "/v2/models/{model_name}/versions/{version}/infer"}

@@ -1,4 +1,4 @@
-"""What a scraper sees of a real server, and what Prometheus' own tools say of it where they are installed."""
+"""Metrics of a real server, checked by Prometheus' own tools where they are installed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Scrape:
 
 
 def test_each_request_is_counted_once(server: RunningServer) -> None:
-    """A miss, a hit, a corrupt image and a batch, each at its endpoint, by its status, with its bytes and stages."""
+    """A miss, a hit, a corrupt image and a batch count by endpoint and status, with bytes and stages."""
     before = Scrape(server)
     assert server.predict(_SEVEN, headers=_FRESH).headers["x-cache"] == "miss"
     while server.predict(_SEVEN).headers["x-cache"] != "hit":  # each HTTP process has to miss it once
@@ -84,7 +84,7 @@ def test_each_request_is_counted_once(server: RunningServer) -> None:
 
 
 def test_a_client_that_leaves_is_counted(server: RunningServer) -> None:
-    """As 499, since it never saw an answer."""
+    """A client that disconnects counts as status 499."""
 
     def left() -> float:
         return Scrape(server)("inference_requests_total", endpoint="/predict", status="499")
@@ -100,8 +100,8 @@ def _cut_off() -> Iterator[bytes]:
     raise httpx.ReadTimeout("the client gives up")
 
 
-def test_everything_that_is_promised_is_there(server: RunningServer) -> None:
-    """All but what belongs to Redis and to GPUs; every process is named, every sample known."""
+def test_all_documented_metrics_are_exported(server: RunningServer) -> None:
+    """All except those of Redis and GPUs; each sample is documented, and each process is named."""
     scrape = Scrape(server)
     names = {name for name, _ in scrape.samples}
     absent = {metric.name for metric in (*metrics.REDIS, *metrics.GPU)}
@@ -117,7 +117,7 @@ def test_everything_that_is_promised_is_there(server: RunningServer) -> None:
 
 
 def test_openmetrics(server: RunningServer) -> None:
-    """In the newer format, too, for those who ask for it."""
+    """OpenMetrics is served to clients that accept it."""
     accept = {"accept": "application/openmetrics-text; version=1.0.0"}
     response = httpx.get(server.url + "/metrics", headers=accept, timeout=30)
     assert response.headers["content-type"].startswith("application/openmetrics-text")
@@ -126,7 +126,7 @@ def test_openmetrics(server: RunningServer) -> None:
 
 
 def test_counts_outlive_their_processes() -> None:
-    """Counters go on where a killed HTTP process and a killed worker left them, and the restarts are counted."""
+    """Counters continue after an HTTP process and a worker are killed, and restarts are counted."""
     with serve(cache_size=0) as server:
         for _ in range(20):
             server.predict(_SEVEN)
@@ -153,7 +153,7 @@ def _is_whole_again(server: RunningServer) -> bool:
 
 @needs_prometheus
 def test_promtool_finds_no_fault(server: RunningServer) -> None:
-    """Names, units, types and help are as Prometheus likes them."""
+    """Names, units, types and help pass promtool's checks."""
     text = server.get("/metrics").text
     result = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60, check=False
@@ -163,7 +163,7 @@ def test_promtool_finds_no_fault(server: RunningServer) -> None:
 
 @needs_prometheus
 def test_prometheus_scrapes_it(server: RunningServer, tmp_path: Path) -> None:
-    """The real one, with the repository's alert rules loaded."""
+    """A real Prometheus scrapes it, with the repository's alert rules loaded."""
     config = tmp_path / "prometheus.yml"
     rules = ROOT / "deploy" / "prometheus" / "alerts.yml"
     target = server.url.removeprefix("http://")

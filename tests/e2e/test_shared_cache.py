@@ -1,4 +1,4 @@
-"""HTTP processes that share their results, and wait for each other's: on a real server, and through its faults."""
+"""HTTP processes that share results and wait for each other, on a real server and through its faults."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def _different(count: int, name: str) -> list[bytes]:
-    """Uploads that differ, of the same picture: what comes after a PNG's end doesn't show."""
+    """Return uploads with different bytes that decode to the same image: data after a PNG's end is ignored."""
     return [_SEVEN + f"{name} {number}".encode() for number in range(count)]
 
 
@@ -65,7 +65,7 @@ def _at_once(server: RunningServer, upload: bytes) -> list[Reply]:
 
 
 def test_images_that_any_process_has_seen_are_hits(server: RunningServer) -> None:
-    """200 images sent twice run the model 200 times, whichever processes get them."""
+    """200 images sent twice run 200 times, whichever processes receive them."""
     uploads, before = _different(200, "twice"), _images(server)
     assert _one_by_one(server, uploads) == ["miss"] * 200
     hits = _cache(server)["shared"]["hits"]
@@ -75,7 +75,7 @@ def test_images_that_any_process_has_seen_are_hits(server: RunningServer) -> Non
 
 
 def test_one_image_on_many_connections_runs_once(server: RunningServer) -> None:
-    """One process computes it, the others wait for that, and all have the same answer."""
+    """One process computes it, the others wait, and all return the same result."""
     for upload in _different(5, "at once"):
         before = _images(server)
         replies = _at_once(server, upload)
@@ -86,7 +86,7 @@ def test_one_image_on_many_connections_runs_once(server: RunningServer) -> None:
 
 
 def test_processes_wait_for_the_one_that_computes(server: RunningServer) -> None:
-    """While the worker hangs, an image takes one slot for the whole server, and a worker's death loses no request."""
+    """An image takes one slot while the worker hangs, and a worker's death fails no request."""
     [upload] = _different(1, "slow")
     before = _images(server)
     with ThreadPoolExecutor(1) as client, paused(worker_of(server)):
@@ -103,7 +103,7 @@ def _running(server: RunningServer) -> int:
 
 
 def test_no_cache_is_computed_again_and_found_by_all(server: RunningServer) -> None:
-    """Each such request runs the model, and the others find the newest answer."""
+    """Each such request runs the model, and all processes then return the newest result."""
     [upload] = _different(1, "fresh")
     before = _images(server)
     assert _one_by_one(server, [upload] * 4, **{"cache-control": "no-cache"}) == ["miss"] * 4
@@ -112,7 +112,7 @@ def test_no_cache_is_computed_again_and_found_by_all(server: RunningServer) -> N
 
 
 def test_clearing_clears_shared_memory(server: RunningServer) -> None:
-    """No process finds what another computed before."""
+    """After a clear, no process finds earlier results."""
     uploads = _different(20, "cleared")
     _one_by_one(server, uploads)
     assert _cache(server)["shared"]["entries"] >= 20
@@ -123,7 +123,7 @@ def test_clearing_clears_shared_memory(server: RunningServer) -> None:
 
 
 def test_each_process_renders_any_number_of_classes(server: RunningServer) -> None:
-    """The prediction is shared, and a response has as many of its classes as the request asks for."""
+    """A shared prediction is rendered with the number of classes that each request has."""
     [upload] = _different(1, "top_k")
     first = server.predict(upload, "/predict?top_k=10").json()["predictions"]
     for top_k in (1, 3, 10):
@@ -132,7 +132,7 @@ def test_each_process_renders_any_number_of_classes(server: RunningServer) -> No
             assert (answer.headers["x-cache"], answer.json()["predictions"]) == ("hit", first[:top_k])
 
 
-def test_the_metrics_tell_the_tiers_apart(server: RunningServer) -> None:
+def test_the_metrics_have_counts_per_tier(server: RunningServer) -> None:
     """`/metrics` and `/info` have the same counts for shared memory."""
     [upload] = _different(1, "counted")
     _one_by_one(server, [upload] * 20)
@@ -145,7 +145,7 @@ def test_the_metrics_tell_the_tiers_apart(server: RunningServer) -> None:
 
 
 def test_entries_expire_for_all_processes() -> None:
-    """An answer that a process found in shared memory lives no longer than where it comes from."""
+    """A local copy of a shared result expires no later than the shared one."""
     with serve(api_servers=_PROCESSES, cache_ttl_s=3) as server:
         [upload] = _different(1, "short-lived")
         assert _one_by_one(server, [upload] * 8)[0] == "miss"
@@ -164,8 +164,8 @@ def test_a_small_cache_is_bounded() -> None:
         assert cache["entries"] <= 20
 
 
-def test_a_killed_process_leaves_its_results_to_all() -> None:
-    """Every HTTP process is killed, one after the other; their successors find all that they had computed."""
+def test_results_survive_killed_processes() -> None:
+    """After each HTTP process was killed in turn, their successors find all results."""
     uploads = _different(40, "left behind")
     with serve(api_servers=_PROCESSES) as server:
         assert _one_by_one(server, uploads) == ["miss"] * 40
@@ -187,7 +187,7 @@ def _is_replaced(server: RunningServer, pid: int) -> bool:
 
 
 def _holders(server: RunningServer) -> set[int]:
-    """Return the HTTP processes that compute an image that others may wait for, by the kernel's list of locks."""
+    """Return the HTTP processes that hold a claim on a key, from the kernel's list of locks."""
     pids = {int(line.split()[4]) for line in Path("/proc/locks").read_text().splitlines() if " POSIX " in line}
     return pids & set(http_processes_of(server))
 
@@ -210,7 +210,7 @@ def _send_all(clients: Executor, server: RunningServer, upload: bytes) -> list[F
 
 
 def test_when_the_process_that_computes_is_killed_another_one_does() -> None:
-    """One of those that wait for it takes over, while the image is still in the queue."""
+    """A waiting process takes over while the image is still in the queue."""
     [upload] = _different(1, "taken over")
     with serve(api_servers=2) as server, ThreadPoolExecutor(_CONNECTIONS) as clients:
         _one_by_one(server, _different(1, "warm-up"))

@@ -8,7 +8,7 @@ from tests.support.server import serve
 
 
 def test_a_server_in_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It starts, says what it misses, and has a process for each core that the Space has."""
+    """It starts, warns about missing settings, and runs one process per core of the Space."""
     for name, value in {"SPACE_ID": "org/name", "CPU_CORES": "1", "ACCELERATOR": "t4-small"}.items():
         monkeypatch.setenv(name, value)
     with serve(api_servers="") as server:  # empty: the default

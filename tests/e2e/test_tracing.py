@@ -1,4 +1,4 @@
-"""Traces, as a collector gets them from a real server."""
+"""Traces of a real server, as a collector receives them."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def _attributes(span: Any) -> dict[str, Any]:
     return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
 
 
-def test_a_request_goes_on_with_its_clients_trace(server: RunningServer, collector: Collector) -> None:
-    """Its span is below the client's, and its stages, one after the other, are below it."""
+def test_a_request_continues_its_clients_trace(server: RunningServer, collector: Collector) -> None:
+    """The request's span is a child of the client's, and its stages are children of it, in order."""
     server.predict(_SEVEN, headers={"traceparent": f"00-{_TRACE}-{_PARENT}-01", "cache-control": "no-cache"})
     wait_until(lambda: "POST /predict" in collector.of_trace(_TRACE))
     spans = collector.of_trace(_TRACE)
@@ -96,8 +96,8 @@ def test_a_request_goes_on_with_its_clients_trace(server: RunningServer, collect
     assert collector.services == {"vit-api"}
 
 
-def test_an_unsampled_trace_stays_so(server: RunningServer, collector: Collector) -> None:
-    """The client has decided."""
+def test_an_unsampled_trace_stays_unsampled(server: RunningServer, collector: Collector) -> None:
+    """The server follows the client's sampling decision."""
     server.predict(_SEVEN, headers={"traceparent": f"00-{_UNSAMPLED}-{_PARENT}-00"})
     server.predict(_SEVEN, headers={"traceparent": f"00-{_AFTER}-{_PARENT}-01"})
     wait_until(lambda: "POST /predict" in collector.of_trace(_AFTER))
@@ -105,7 +105,7 @@ def test_an_unsampled_trace_stays_so(server: RunningServer, collector: Collector
 
 
 def test_every_request_has_a_trace(collector: Collector) -> None:
-    """Hits without the stages that they skip, failures with their code, probes; what is left is sent at the stop."""
+    """Hits lack the skipped stages, failures have their code; remaining spans are sent at the stop."""
     before = len(collector.spans)
     with serve(traces=1, api_servers=1) as server:
         for upload in (_SEVEN, _SEVEN, _SEVEN[:100]):
@@ -119,7 +119,7 @@ def test_every_request_has_a_trace(collector: Collector) -> None:
     assert any(span.name == "GET" and _attributes(span)["url.path"] == "/health" for span in spans)
 
 
-def test_a_collector_that_is_not_there_costs_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_collector_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests are served, and the server stops in time."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")

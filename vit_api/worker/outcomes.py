@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 100e-6
-"""Interval at which a batch on the device is polled. A device can't be waited for together with a pipe, and a shorter
-sleep takes as long: Linux adds 50 us of timer slack."""
+"""Interval at which a batch on the device is polled: a device can't be waited for together with a pipe. Linux may
+delay each sleep by its timer slack (50 us by default, prctl(2)), so a shorter interval would gain little."""
 
 T = TypeVar("T")
 

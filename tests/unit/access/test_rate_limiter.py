@@ -130,7 +130,7 @@ def _take_and_die(budgets: Budgets) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def test_a_killed_process_leaves_its_counts() -> None:
+async def test_counts_survive_killed_processes() -> None:
     """Its successor and the other processes go on with them."""
     budgets = Budgets([_MINUTE], 2)
     process = mp.get_context("fork").Process(target=_take_and_die, args=(budgets,))

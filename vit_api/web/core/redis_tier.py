@@ -1,7 +1,7 @@
 """The shared tier: predictions in Redis, for all HTTP processes and all servers with the same model.
 
 Redis may be slow, full or down at any time. No request fails because of that or waits for longer than 20 ms: a late
-reply counts as a miss, and while Redis is down it is not asked but reconnected in the background.
+reply counts as a miss, and while Redis is down no query is sent, and the tier reconnects in the background.
 
 Theory of operation
 -------------------
@@ -39,7 +39,7 @@ _DEAD_S = 1.0
 _MAX_LOOK_UPS_PER_COMMAND = 200
 _MAX_UNWRITTEN = 10_000
 _MAX_WRITES_PER_PIPELINE = 200
-"""A pipeline is built on the event loop, at about 10 us a command."""
+"""Maximum number of commands in a pipeline, which is built on the event loop."""
 
 _FIRST_RETRY_S = 0.1
 _LAST_RETRY_S = 5.0
@@ -70,7 +70,7 @@ class RedisTier:
         self._epoch = tally.cache_board.epoch
         self._is_up = False
         self._is_stopped = False
-        self._asked_at: float | None = None  # when the look-up in flight was sent
+        self._query_sent_at: float | None = None  # when the look-up in flight was sent
         self._wanted: dict[bytes, asyncio.Future[Prediction | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
 
@@ -119,7 +119,7 @@ class RedisTier:
 
     def _is_slow(self) -> bool:
         """Return whether the look-up in flight has already taken too long for its waiters."""
-        return self._asked_at is not None and self._loop.time() - self._asked_at > _WAIT_S
+        return self._query_sent_at is not None and self._loop.time() - self._query_sent_at > _WAIT_S
 
     def _skip(self, future: asyncio.Future[Prediction | None]) -> None:
         if not future.done():
@@ -183,22 +183,22 @@ class RedisTier:
         wanted = {key: future for key, future in taken.items() if not future.done()}
         try:
             if wanted and self._is_up:
-                for (key, future), entry in zip(wanted.items(), await self._ask(wanted), strict=True):
+                for (key, future), entry in zip(wanted.items(), await self._query(wanted), strict=True):
                     if not future.done():
                         future.set_result(self._usable(key, entry))
         finally:
             for future in wanted.values():
                 self._skip(future)
 
-    async def _ask(self, keys: Collection[bytes]) -> Sequence[object]:
+    async def _query(self, keys: Collection[bytes]) -> Sequence[object]:
         """Return the reply for each key: bytes, None, or an error."""
-        self._asked_at = self._loop.time()
+        self._query_sent_at = self._loop.time()
         try:
             with anyio.fail_after(_DEAD_S):
                 reply: Sequence[object] = await self._redis.mget([self._name_of(key) for key in keys])
                 return reply
         finally:
-            self._asked_at = None
+            self._query_sent_at = None
 
     def _name_of(self, key: bytes) -> bytes:
         return self._prefix + key.hex().encode()

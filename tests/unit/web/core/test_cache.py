@@ -1,4 +1,4 @@
-"""The TTL cache, with a clock that the test turns."""
+"""The TTL cache, with a fake clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_api.web.core.cache import AnswerCache
 
 
 class Clock:
-    """A clock that the test turns."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -24,8 +24,8 @@ def make_cache(size: int = 3, ttl_s: float = 10.0) -> tuple[AnswerCache[str], Cl
     return AnswerCache(size, ttl_s, CacheTally(board, 1), clock=clock), clock, board
 
 
-def test_a_value_lives_for_its_time() -> None:
-    """It is there until just before the end of its time, and asking for it doesn't make that longer."""
+def test_a_value_expires_after_its_ttl() -> None:
+    """It is there until just before its TTL ends, and a look-up does not extend the TTL."""
     cache, clock, board = make_cache()
     cache.put(b"a", "A", board.epoch)
     clock.now += 9.9
@@ -44,8 +44,8 @@ def test_putting_a_value_again_restarts_its_lifetime() -> None:
     assert cache.get(b"a") == "A2"
 
 
-def test_the_least_recently_used_goes_first() -> None:
-    """Looking a value up counts as use."""
+def test_the_least_recently_used_is_evicted_first() -> None:
+    """A look-up counts as use."""
     cache, clock, board = make_cache(size=3)
     for name in "abc":
         clock.now += 1
@@ -57,7 +57,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_expired_entries_are_evicted_without_a_look_up() -> None:
-    """`refresh` gives the memory back, and the count is right."""
+    """`refresh` frees their memory and updates the count."""
     cache, clock, board = make_cache()
     cache.put(b"a", "A", board.epoch)
     clock.now += 5
@@ -71,7 +71,7 @@ def test_expired_entries_are_evicted_without_a_look_up() -> None:
 
 @pytest.mark.parametrize("looks_up", [True, False])
 def test_clearing_reaches_the_caches_of_all_processes(looks_up: bool) -> None:
-    """The next look-up, put or refresh finds nothing older."""
+    """After a clear, no look-up, put or refresh finds older entries."""
     board = CacheBoard(2)
     caches: list[AnswerCache[str]] = [AnswerCache(3, 10, CacheTally(board, number)) for number in range(2)]
     for cache in caches:
@@ -107,8 +107,8 @@ def make_caches(ttl_s: float = 10.0) -> tuple[list[AnswerCache[str]], Shelf, Clo
     return caches, shelf, clock, board
 
 
-def test_what_one_process_cached_the_others_find() -> None:
-    """And cache it themselves, for no longer than it lives there."""
+def test_results_are_found_by_other_processes() -> None:
+    """They cache the result too, with the remaining TTL."""
     (first, second), shelf, clock, board = make_caches()
     first.put(b"a", "A", board.epoch)
     clock.now += 9
@@ -121,7 +121,7 @@ def test_what_one_process_cached_the_others_find() -> None:
 
 
 def test_what_was_evicted_here_is_found_in_the_shared_tier() -> None:
-    """The tier may hold more than one process."""
+    """The shared tier may hold more than one process does."""
     (first, _), _, _, board = make_caches()
     for name in "abcd":
         first.put(name.encode(), name, board.epoch)
@@ -129,7 +129,7 @@ def test_what_was_evicted_here_is_found_in_the_shared_tier() -> None:
 
 
 def test_a_value_from_before_a_clear_is_cached_nowhere() -> None:
-    """And a caller that began to compute it before the caches were cleared is told so."""
+    """A value whose computation began before the clear is rejected."""
     (first, second), shelf, _, board = make_caches()
     epoch = board.epoch
     board.clear()

@@ -1,4 +1,4 @@
-"""The HTTP half's core, with an inference and a shared tier that the test plays."""
+"""The classifier, with a fake inference and a fake shared tier."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Model:
-    """Answers each upload with its first byte as the class; counts them. Waits while `gate` is closed."""
+    """Classifies each upload by its first byte, and counts uploads; waits while `gate` is closed."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -43,7 +43,7 @@ class Model:
 
 
 class Shelf:
-    """A shared tier in a dict; its answer waits while `gate` is closed."""
+    """A shared tier in a dict; look-ups wait while `gate` is closed."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -62,7 +62,7 @@ class Shelf:
 
 
 class Bench:
-    """A classifier and its neighbours."""
+    """A classifier and its collaborators."""
 
     def __init__(self, *, size: int = 100, shelf: Shelf | None = None, identity: str = "model") -> None:
         self.model = Model()
@@ -83,7 +83,7 @@ class Bench:
 
 
 async def test_a_repeated_upload_is_a_hit() -> None:
-    """With the prediction of the first, and no answer of a worker."""
+    """It gets the first prediction, without an answer of a worker."""
     bench = Bench()
     first, second = await bench.classify(b"a"), await bench.classify(b"a")
     assert (first.source, second.source) == (Source.MISS, Source.HIT)
@@ -95,13 +95,13 @@ async def test_a_repeated_upload_is_a_hit() -> None:
 
 
 async def test_any_other_byte_is_another_upload() -> None:
-    """The key covers all of it, short or long."""
+    """The key covers every byte, of short and long uploads."""
     bench, long = Bench(), bytes(3 * 2**20)
     assert await bench.sources(b"a", b"b", b"ab", long, long[:-1], long) == ["miss"] * 5 + ["hit"]
 
 
 async def test_pixels_are_not_the_file_with_the_same_bytes() -> None:
-    """Neither is answered with the cached answer of the other, short or long; else one could plant an answer."""
+    """Pixels and a file with equal bytes have different keys; otherwise one could poison the other."""
     for data in (b"a", bytes(3 * 2**20)):
         bench, shelf = Bench(), Shelf()
         assert await bench.sources(data, Pixels(data), data, Pixels(data)) == ["miss", "miss", "hit", "hit"]
@@ -112,7 +112,7 @@ async def test_pixels_are_not_the_file_with_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("upload", [pytest.param(b"a", id="short"), pytest.param(b"b" * 2**21, id="hashed in thread")])
 async def test_identical_uploads_at_once(upload: bytes) -> None:
-    """One inference, and each gets its answer."""
+    """One inference runs, and each caller gets its result."""
     bench = Bench()
     bench.model.gate.clear()
     tasks = [asyncio.ensure_future(bench.classify(upload)) for _ in range(20)]
@@ -125,7 +125,7 @@ async def test_identical_uploads_at_once(upload: bytes) -> None:
 
 
 async def test_failures_are_not_cached() -> None:
-    """The same bad image is looked at again each time."""
+    """A corrupt image is decoded again each time."""
     bench = Bench(shelf=(shelf := Shelf()))
     for _ in range(2):
         with pytest.raises(BadImage):
@@ -136,7 +136,7 @@ async def test_failures_are_not_cached() -> None:
 
 
 async def test_bypassing_the_cache_computes_and_refreshes() -> None:
-    """It replaces the old one, here and in the shared tier."""
+    """The new result replaces the cached one, here and in the shared tier."""
     shelf = Shelf()
     bench = Bench(shelf=shelf)
     await bench.classify(b"a")
@@ -148,7 +148,7 @@ async def test_bypassing_the_cache_computes_and_refreshes() -> None:
 
 
 async def test_a_caller_that_bypasses_the_cache_does_not_join_a_look_up() -> None:
-    """Two flights, since the first looks into the shared tier."""
+    """There are two flights, since the first one looks into the shared tier."""
     shelf = Shelf()
     await Bench(shelf=shelf).classify(b"a")
     bench = Bench(shelf=shelf)
@@ -158,7 +158,7 @@ async def test_a_caller_that_bypasses_the_cache_does_not_join_a_look_up() -> Non
 
 
 async def test_any_caller_joins_one_that_bypasses_the_cache() -> None:
-    """The other way round nothing is lost: one inference."""
+    """The result is fresh enough for any caller: one inference runs."""
     bench = Bench(shelf=Shelf())
     bench.model.gate.clear()
     tasks = [
@@ -172,7 +172,7 @@ async def test_any_caller_joins_one_that_bypasses_the_cache() -> None:
 
 
 async def test_what_was_begun_before_a_clear_is_not_cached() -> None:
-    """Neither here nor in the shared tier; whether it was computed or found there."""
+    """A result that was computed or looked up before a clear is cached in neither tier."""
     shelf = Shelf()
     bench = Bench(shelf=shelf)
     bench.model.gate.clear()
@@ -196,7 +196,7 @@ async def test_what_was_begun_before_a_clear_is_not_cached() -> None:
 
 
 async def test_the_shared_tier_answers_another_process() -> None:
-    """A hit there is a hit, for all who wait; then it is cached here."""
+    """A shared result is a hit for all callers that wait, and is then cached locally."""
     shelf = Shelf()
     await Bench(shelf=shelf).classify(b"a")
     other = Bench(shelf=shelf)
@@ -209,7 +209,7 @@ async def test_the_shared_tier_answers_another_process() -> None:
 
 
 async def test_another_identity_is_another_key() -> None:
-    """A server with another model, revision, dtype or decode mode finds nothing of this one's."""
+    """Servers with another model, revision, dtype or decode mode share no results."""
     shelf = Shelf()
     await Bench(shelf=shelf).classify(b"aa")
     assert await Bench(shelf=shelf, identity="model ").sources(b"aa") == ["miss"]
@@ -218,7 +218,7 @@ async def test_another_identity_is_another_key() -> None:
 
 
 async def test_before_the_identity_is_known() -> None:
-    """NotReady, and all is well afterwards."""
+    """Look-ups raise NotReady until the identity is known, and succeed afterwards."""
     bench, is_known = Bench(), False
 
     def identity() -> str:
@@ -234,7 +234,7 @@ async def test_before_the_identity_is_known() -> None:
 
 
 async def test_without_a_cache_every_upload_is_computed() -> None:
-    """Neither cached nor coalesced."""
+    """Uploads are neither cached nor coalesced."""
     bench = Bench(size=0)
     bench.model.gate.clear()
     tasks = [asyncio.ensure_future(bench.classify(b"a")) for _ in range(3)]
@@ -245,7 +245,7 @@ async def test_without_a_cache_every_upload_is_computed() -> None:
 
 
 class Server:
-    """Two HTTP processes: this one, and one that the test plays."""
+    """Two HTTP processes: this one, and a simulated one."""
 
     def __init__(self) -> None:
         self.bench = Bench()
@@ -286,7 +286,7 @@ async def test_what_another_process_computed_is_a_hit(server: Server) -> None:
 
 
 async def test_what_another_process_computes_is_waited_for(server: Server) -> None:
-    """By all who ask for it here; each is coalesced, and has the other process's prediction."""
+    """All callers here are coalesced, and get the other process's prediction."""
     key = await server.bench.classifier._key_of(b"a")
     assert server.other("claim", key)
     tasks = [asyncio.ensure_future(server.bench.classify(b"a")) for _ in range(3)]
@@ -302,7 +302,7 @@ async def test_what_another_process_computes_is_waited_for(server: Server) -> No
 
 
 async def test_what_another_process_fails_to_compute_is_computed_here(server: Server) -> None:
-    """Its failure is not this process's: only one of them may be overloaded, or have a client that hung up."""
+    """Its failure, such as an overload or a disconnect, may not apply here."""
     key = await server.bench.classifier._key_of(b"a")
     assert server.other("claim", key)
     task = asyncio.ensure_future(server.bench.classify(b"a"))
@@ -315,7 +315,7 @@ async def test_what_another_process_fails_to_compute_is_computed_here(server: Se
 @pytest.mark.parametrize("upload", [pytest.param(b"a", id="computed"), pytest.param(b"!", id="failed")])
 @pytest.mark.parametrize("bypass_cache", [True, False])
 async def test_while_this_process_computes_others_wait(server: Server, upload: bytes, bypass_cache: bool) -> None:
-    """Until it has published the result, or has failed."""
+    """They wait until it has published the result or failed."""
     key, model = await server.bench.classifier._key_of(upload), server.bench.model
     model.gate.clear()
     task = asyncio.ensure_future(server.bench.classify(upload, bypass_cache=bypass_cache))
@@ -329,7 +329,7 @@ async def test_while_this_process_computes_others_wait(server: Server, upload: b
 
 
 async def test_bypassing_the_cache_waits_for_no_other_process(server: Server) -> None:
-    """It may have begun before; its claim stays its own."""
+    """The other computation may have begun earlier; its claim is kept."""
     key = await server.bench.classifier._key_of(b"a")
     assert server.other("claim", key)
     assert (await server.bench.classify(b"a", bypass_cache=True)).source is Source.MISS
@@ -337,7 +337,7 @@ async def test_bypassing_the_cache_waits_for_no_other_process(server: Server) ->
 
 
 async def test_a_client_that_gives_up_lets_another_process_compute(server: Server) -> None:
-    """A cancelled computation holds nothing."""
+    """A cancelled computation releases its claim."""
     key, model = await server.bench.classifier._key_of(b"a"), server.bench.model
     model.gate.clear()
     task = asyncio.ensure_future(server.bench.classify(b"a"))
@@ -348,13 +348,13 @@ async def test_a_client_that_gives_up_lets_another_process_compute(server: Serve
 
 
 def test_the_whole_top_20_is_cached() -> None:
-    """Packed and unpacked, to the last bit of what a worker's answer carries."""
+    """Packing and unpacking keep every bit of a worker's answer."""
     top = Prediction(tuple(range(100, 100 + MAX_TOP_K)), tuple(1 / 2**k for k in range(1, MAX_TOP_K + 1)), 0.5)
     assert CachedPrediction(top).prediction == top
 
 
 def test_a_long_rendering_is_not_cached() -> None:
-    """What an entry of the cache takes is bounded, whatever clients ask for."""
+    """The size of a cache entry is bounded, whatever clients request."""
     cached = CachedPrediction(Prediction((1,), (0.0,), 1.0))
     cached.add_rendered("short", b"x" * 512)
     cached.add_rendered("long", b"x" * 513)

@@ -1,4 +1,4 @@
-"""The way to the workers, with a decoder that waits for the test and a worker that the test plays by hand."""
+"""The inference client, with a decoder and a worker that the test controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize(("upload", "is_on_the_loop"), [(b"q", True), (b"s", False)], ids=["quick", "slow"])
 async def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_the_loop: bool) -> None:
-    """The others have threads of their own."""
+    """Other images are decoded in threads."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(upload)
         bench.answer(await bench.claim())
@@ -28,7 +28,7 @@ async def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_t
 
 
 async def test_each_waiter_gets_its_own_prediction() -> None:
-    """Answers that come in another order find their waiters."""
+    """Answers may arrive in any order."""
     async with running(InferenceBench()) as bench:
         tasks = {value: bench.submit(bytes([value])) for value in (7, 8)}
         claims = [await bench.claim(), await bench.claim()]
@@ -39,14 +39,14 @@ async def test_each_waiter_gets_its_own_prediction() -> None:
 
 
 async def test_no_worker_means_not_ready() -> None:
-    """Before the first worker is ready, no slot is taken."""
+    """Before a worker is ready, images are refused and take no slot."""
     async with running(InferenceBench(is_ready=False)) as bench:
         with pytest.raises(NotReady):
             await bench.submit(b"a")
 
 
 async def test_no_slot_means_overloaded() -> None:
-    """The third image for two slots is turned away at once."""
+    """With two slots, a third image is refused at once."""
     async with running(InferenceBench()) as bench:
         tasks = [bench.submit(b"a"), bench.submit(b"b")]
         await asyncio.sleep(0)
@@ -58,7 +58,7 @@ async def test_no_slot_means_overloaded() -> None:
 
 
 async def test_a_bad_image_frees_its_slot() -> None:
-    """It never reaches the queue."""
+    """A corrupt image is not queued, and its slot is freed."""
     async with running(InferenceBench()) as bench:
         with pytest.raises(BadImage):
             await bench.submit(b"!")
@@ -76,7 +76,7 @@ async def test_a_failed_inference_is_reported() -> None:
 
 @pytest.mark.parametrize("stage", ["decoding", "queued", "running"])
 async def test_leaving_at_any_stage_frees_the_slot_later(stage: str) -> None:
-    """The slot is free only when its decoder or worker has let go of it."""
+    """The slot is freed once its decoder or worker is done with it."""
     async with running(InferenceBench()) as bench:
         if stage == "decoding":
             bench.gate.clear()
@@ -99,7 +99,7 @@ async def test_leaving_at_any_stage_frees_the_slot_later(stage: str) -> None:
 
 
 async def test_a_cancelled_waiter_does_not_abandon_the_next_image_in_its_slot() -> None:
-    """The answer came, the slot was taken again, and only then the first waiter is cancelled."""
+    """A late cancellation does not affect the slot's next use."""
     async with running(InferenceBench(slots=1)) as bench:
         first = bench.submit(b"a")
         bench.answer(await bench.claim())
@@ -115,7 +115,7 @@ async def test_a_cancelled_waiter_does_not_abandon_the_next_image_in_its_slot() 
 
 
 async def test_a_stale_answer_is_ignored() -> None:
-    """An answer of an earlier use of the slot changes nothing."""
+    """An answer to an earlier use of the slot has no effect."""
     async with running(InferenceBench(slots=1)) as bench:
         first = bench.submit(b"a")
         old = await bench.claim()
@@ -131,7 +131,7 @@ async def test_a_stale_answer_is_ignored() -> None:
 
 
 async def test_many_images_through_few_slots() -> None:
-    """A thousand images, four slots, a worker that answers at its own pace: each gets its own answer."""
+    """A thousand images through four slots each get their own result."""
     async with running(InferenceBench(slots=4)) as bench:
         stopped = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The shared tier on a real Redis: what it remembers, what it refuses to believe, and what it does without Redis."""
+"""The shared tier on a real Redis: storage, validation of values, and behaviour without Redis."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ async def running(url: str, **options: object) -> AsyncIterator[tuple[RedisTier,
 
 
 async def until_up(board: CacheBoard) -> None:
-    """Wait until the tier found Redis."""
+    """Wait until the tier has connected to Redis."""
     await until(lambda: board.totals()["redis_up"] == 1)
 
 
 async def get(tier: RedisTier, board: CacheBoard, key: bytes) -> Prediction | None:
-    """Look a key up, again if a busy machine kept Redis from answering in time."""
+    """Look a key up, with retries, since a busy machine may delay Redis."""
     with anyio.fail_after(LONG_S):
         while True:
             skipped = board.totals()["redis_skipped"]
@@ -64,8 +64,8 @@ async def get(tier: RedisTier, board: CacheBoard, key: bytes) -> Prediction | No
             await asyncio.sleep(0.05)
 
 
-async def test_it_remembers_for_its_time(redis: RedisServer) -> None:
-    """What was put is found, under the namespace and with the time to live."""
+async def test_entries_have_a_ttl(redis: RedisServer) -> None:
+    """Entries are stored under the namespace, with the time to live."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         assert await get(tier, board, _KEY) is None
@@ -79,7 +79,7 @@ async def test_it_remembers_for_its_time(redis: RedisServer) -> None:
 
 
 async def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
-    """Each gets its own."""
+    """Each concurrent look-up gets its own value."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         tops = {number.to_bytes(32, "big"): Prediction((number % 10,), (0.0,), number / 1024) for number in range(1000)}
@@ -90,8 +90,8 @@ async def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
         assert found == list(tops.values())
 
 
-async def test_clear_spares_the_others(redis: RedisServer) -> None:
-    """Only this namespace is cleared, though its name has wildcards."""
+async def test_clear_keeps_other_namespaces(redis: RedisServer) -> None:
+    """Only this namespace is cleared, although its name has wildcards."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         redis.client.set("vit-api:m1x:00", b"another model's")
@@ -105,12 +105,12 @@ async def test_clear_spares_the_others(redis: RedisServer) -> None:
 
 
 def _sealed(key: bytes, packed: bytes) -> bytes:
-    """An entry with a right checksum around anything."""
+    """Return an entry with a valid checksum around any payload."""
     return struct.pack("<4sI", b"ViT2", zlib.crc32(packed, zlib.crc32(key))) + packed
 
 
 def _of_an_older_server() -> bytes:
-    """An entry as the first format had it: probabilities, and no logits."""
+    """Return an entry in the first format, with probabilities and without logits."""
     packed = struct.pack("<B20I20f", 1, 7, *[0] * 19, 1.0, *[0.0] * 19)
     return struct.pack("<4sI", b"ViT1", zlib.crc32(packed, zlib.crc32(_KEY))) + packed
 
@@ -140,13 +140,13 @@ _GOOD = pack_entry(_KEY, _TOP)
         pytest.param(pack_entry(_KEY, Prediction((1, 2), (math.inf, 0.0), 1.0)), id="an endless logit"),
     ],
 )
-def test_what_is_foreign_or_corrupt_is_not_believed(entry: bytes) -> None:
-    """It is an error here, and so a miss for whoever asks."""
+def test_foreign_and_corrupt_entries_are_rejected(entry: bytes) -> None:
+    """Unpacking raises, which callers see as a miss."""
     with pytest.raises(ValueError, match=r"."):
         unpack_entry(_KEY, entry, classes=10)
 
 
-def test_what_was_packed_is_believed() -> None:
+def test_packed_entries_are_accepted() -> None:
     """Up to the top 20, with a probability that rounding lifted above one."""
     for top in (_TOP, Prediction(tuple(range(MAX_TOP_K)), (7.0,) * MAX_TOP_K, 1.0000001)):
         unpacked = unpack_entry(_KEY, pack_entry(_KEY, top), classes=MAX_TOP_K)
@@ -155,7 +155,7 @@ def test_what_was_packed_is_believed() -> None:
 
 
 async def test_a_poisoned_value_is_a_miss(redis: RedisServer) -> None:
-    """Counted, and overwritten by the next right one."""
+    """The value is counted, and overwritten by the next valid one."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         name = b"vit-api:m[1]*:" + _KEY.hex().encode()
@@ -168,7 +168,7 @@ async def test_a_poisoned_value_is_a_miss(redis: RedisServer) -> None:
 
 
 async def test_a_value_of_another_type_is_a_miss(redis: RedisServer) -> None:
-    """A list under the same name, say."""
+    """A key that holds a list, for example, is a miss."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         redis.client.rpush(b"vit-api:m[1]*:" + _KEY.hex().encode(), b"x")
@@ -177,7 +177,7 @@ async def test_a_value_of_another_type_is_a_miss(redis: RedisServer) -> None:
 
 
 async def test_no_redis_at_all() -> None:
-    """Look-ups and writes are skipped and counted; nothing is raised, but by `clear`."""
+    """Look-ups and writes are skipped and counted; only `clear` raises."""
     async with running(f"redis://127.0.0.1:{free_port()}/0") as (tier, board):
         assert await tier.get(_KEY) is None
         tier.put(_KEY, _TOP)
@@ -188,7 +188,7 @@ async def test_no_redis_at_all() -> None:
 
 
 async def test_a_redis_that_accepts_and_never_answers() -> None:
-    """It never counts as up, so it delays nobody."""
+    """It never counts as up, so it delays no request."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with running(f"redis://127.0.0.1:{listener.getsockname()[1]}/0") as (tier, board):
             assert await tier.get(_KEY) is None
@@ -196,7 +196,7 @@ async def test_a_redis_that_accepts_and_never_answers() -> None:
 
 
 async def test_a_redis_that_hangs_and_comes_back(redis: RedisServer) -> None:
-    """Look-ups give up in time, then it counts as down and is not asked; it is used again once it answers."""
+    """Look-ups time out, Redis counts as down, and it is used again once it responds."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         tier.put(_KEY, _TOP)
@@ -214,7 +214,7 @@ async def test_a_redis_that_hangs_and_comes_back(redis: RedisServer) -> None:
 
 
 async def test_a_redis_that_is_killed_and_started_again(redis: RedisServer) -> None:
-    """A refused connection means down at once; the empty Redis is used as soon as it is there."""
+    """A refused connection counts as down at once; the empty Redis is used once it is up."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         redis.kill()
@@ -229,7 +229,7 @@ async def test_a_redis_that_is_killed_and_started_again(redis: RedisServer) -> N
 
 
 async def test_a_full_redis_still_answers_look_ups() -> None:
-    """Writes are refused, counted and paused; look-ups go on."""
+    """Writes are refused, counted and paused; look-ups continue."""
     with redis_server("--maxmemory-policy", "noeviction") as redis:
         async with running(redis.url) as (tier, board):
             await until_up(board)
@@ -248,7 +248,7 @@ async def test_a_full_redis_still_answers_look_ups() -> None:
 
 
 async def test_a_wrong_password_counts_as_down() -> None:
-    """No request fails, and the log says what is wrong."""
+    """No request fails, and the log has the reason."""
     with redis_server("--requirepass", "secret") as redis:
         async with running(redis.url.replace("redis://", "redis://:wrong@")) as (tier, _):
             assert await tier.get(_KEY) is None
@@ -260,18 +260,16 @@ async def test_a_wrong_password_counts_as_down() -> None:
     "reply",
     [pytest.param([], id="too short"), pytest.param([RuntimeError("moved")], id="an error inside"), None],
 )
-async def test_a_reply_that_redis_never_gives(
-    redis: RedisServer, monkeypatch: pytest.MonkeyPatch, reply: object
-) -> None:
-    """A proxy's, say, or a bug of ours: who waits gets "unknown", and the next look-up is as quick as ever."""
+async def test_an_invalid_reply_is_a_miss(redis: RedisServer, monkeypatch: pytest.MonkeyPatch, reply: object) -> None:
+    """Waiting look-ups are misses, and later look-ups work without a delay."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
 
-        async def ask(_: object) -> object:
+        async def query(_: object) -> object:
             return reply
 
         with monkeypatch.context() as patch:
-            patch.setattr(tier, "_ask", ask)
+            patch.setattr(tier, "_query", query)
             assert await tier.get(_KEY) is None
             assert await tier.get(_KEY) is None
         await until_up(board)
@@ -280,8 +278,8 @@ async def test_a_reply_that_redis_never_gives(
         assert await get(tier, board, _KEY) == _TOP
 
 
-async def test_what_is_not_written_at_a_clear_never_is(redis: RedisServer) -> None:
-    """Also in the processes that did not get the request to clear."""
+async def test_a_clear_drops_pending_writes(redis: RedisServer) -> None:
+    """This also holds for processes that did not receive the clear request."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         tier.put(_KEY, _TOP)
@@ -292,12 +290,12 @@ async def test_what_is_not_written_at_a_clear_never_is(redis: RedisServer) -> No
 
 
 async def test_a_stop_while_redis_hangs(redis: RedisServer) -> None:
-    """With a look-up under way, and one that gave up before it was sent."""
+    """The tier stops with one look-up in flight, and one that timed out before it was sent."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
         with paused(redis.pid):
             under_way = asyncio.ensure_future(tier.get(_KEY))
-            while tier._asked_at is None:
+            while tier._query_sent_at is None:
                 await asyncio.sleep(0)
             assert await tier.get(bytes(32)) is None
             await tier.stop()

@@ -1,4 +1,4 @@
-"""When those who are turned away are told to come back, with a clock that the test turns."""
+"""The `Retry-After` estimate, with a fake clock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from vit_api.web.core.service_rate import ServiceRate
 @pytest.mark.parametrize(
     ("per_s", "images", "seconds"), [(100, 250, 3), (100, 1, 1), (2, 64, 32), (0.2, 100, 60), (10_000, 1000, 1)]
 )
-def test_the_present_rate_tells_the_time(per_s: float, images: int, seconds: int) -> None:
-    """So many images at this rate take so long, between 1 s and 60 s."""
+def test_the_estimate_follows_the_rate(per_s: float, images: int, seconds: int) -> None:
+    """Queued images divided by the rate, between 1 s and 60 s."""
     now = 1000.0
     rate = ServiceRate(lambda: now)
     for _ in range(2000):
@@ -21,7 +21,7 @@ def test_the_present_rate_tells_the_time(per_s: float, images: int, seconds: int
 
 
 def test_without_answers_lately() -> None:
-    """Nothing is known but that it may take long, unless nothing waits."""
+    """Without recent answers the estimate is the maximum, unless the queue is empty."""
     now = 0.0
     rate = ServiceRate(lambda: now)
     assert (rate.seconds_for(5), rate.seconds_for(0)) == (60, 1)

@@ -1,4 +1,4 @@
-"""Single flight among processes: one computes, the others wait, and one takes over if there is no result."""
+"""Single flight among processes: one computes, the others wait, and one takes over if it has no result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Bench:
-    """The flights of this process, another process, and what that one has found."""
+    """The flights of this process, another process, and its results."""
 
     def __init__(self) -> None:
         self.board = FlightBoard(2)
@@ -45,7 +45,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 async def test_a_free_key_is_claimed(bench: Bench) -> None:
-    """Without waiting; and after its release the other process can have it."""
+    """It is claimed without waiting; after its release the other process can claim it."""
     bench.other("release", _KEY)
     assert await bench.claim() == Turn(None, has_waited=False, is_held=True)
     assert not bench.other("claim", _KEY)
@@ -54,7 +54,7 @@ async def test_a_free_key_is_claimed(bench: Bench) -> None:
 
 
 async def test_what_was_found_before_the_claim_is_not_computed(bench: Bench) -> None:
-    """Between a look-up and the claim, the other process may have finished; nothing is held then."""
+    """The other process may finish between look-up and claim; no claim is then kept."""
     bench.other("release", _KEY)
     bench.found = "the result"
     assert await bench.claim() == Turn("the result", has_waited=False, is_held=False)
@@ -62,7 +62,7 @@ async def test_what_was_found_before_the_claim_is_not_computed(bench: Bench) -> 
 
 
 async def test_the_result_of_another_process_is_waited_for(bench: Bench) -> None:
-    """It is looked up when that process is done."""
+    """It is looked up when that process releases the key."""
     claim = bench.claim()
     await until(bench.is_waiting)
     bench.found = "the result"
@@ -79,7 +79,7 @@ def _release(bench: Bench) -> None:
     "end", [pytest.param(_release, id="failed"), pytest.param(lambda bench: bench.other.kill(), id="killed")]
 )
 async def test_if_another_process_has_no_result_it_is_computed_here(bench: Bench, end: Callable[[Bench], None]) -> None:
-    """One of those that wait holds the claim then."""
+    """One of the waiters gets the claim."""
     claim = bench.claim()
     await until(bench.is_waiting)
     end(bench)
@@ -92,13 +92,13 @@ async def test_if_another_process_has_no_result_it_is_computed_here(bench: Bench
 
 
 async def test_a_process_that_hangs_is_not_waited_for_any_longer(bench: Bench) -> None:
-    """The key is computed without a claim, which there is nothing to release of."""
+    """After the timeout the key is computed without a claim."""
     assert await bench.claim(max_wait_s=0.01) == Turn(None, has_waited=True, is_held=False)
     assert not bench.is_waiting()
 
 
 async def test_a_cancelled_wait_leaves_nothing_behind(bench: Bench) -> None:
-    """No count for which this process would be woken, and no claim."""
+    """No waiter count and no claim are left."""
     claim = bench.claim()
     await until(bench.is_waiting)
     claim.cancel()
@@ -110,7 +110,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind(bench: Bench) -> None:
 
 
 async def test_a_claim_of_this_process_is_waited_for_too(bench: Bench) -> None:
-    """As by a caller that bypasses the cache, and another one that does not."""
+    """Such as the claim of a caller that bypasses the cache."""
     bench.other("release", _KEY)
     assert bench.flights.claim_now(_KEY)
     assert not bench.flights.claim_now(_KEY)

@@ -1,4 +1,4 @@
-"""Single flight, with computations that end when the test says so."""
+"""Single flight, with computations that the test ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONG_S = 60.0
 
 
 class Work:
-    """Computations that end when the test says so."""
+    """Computations that end when the test ends them."""
 
     def __init__(self) -> None:
         self.started = 0
@@ -44,7 +44,7 @@ async def flights() -> AsyncIterator[SingleFlight[str]]:
 
 @pytest.fixture
 async def work() -> Work:
-    """Return a computation that ends when the test says so."""
+    """Return a computation that the test ends."""
     return Work()
 
 
@@ -54,7 +54,7 @@ def join(flights: SingleFlight[str], work: Work, key: str = "k", timeout_s: floa
 
 
 async def test_one_computation_for_all(flights: SingleFlight[str], work: Work) -> None:
-    """The first starts it, the others join it, and each gets its value."""
+    """The first caller starts it, the others join, and each gets its value."""
     assert not flights.is_in_flight("k")
     waiters = [join(flights, work) for _ in range(50)]
     await checkpoint()
@@ -65,7 +65,7 @@ async def test_one_computation_for_all(flights: SingleFlight[str], work: Work) -
 
 
 async def test_other_keys_and_later_calls_compute_themselves(flights: SingleFlight[str], work: Work) -> None:
-    """Only a computation in flight is shared."""
+    """Only a computation in flight with the same key is shared."""
     waiters = [join(flights, work, key) for key in "ab"]
     await checkpoint()
     work.outcome.set_result("done")
@@ -75,8 +75,10 @@ async def test_other_keys_and_later_calls_compute_themselves(flights: SingleFlig
 
 
 @pytest.mark.parametrize("who", [0, 1, 2])
-async def test_one_who_leaves_takes_nothing_along(who: int, flights: SingleFlight[str], work: Work) -> None:
-    """Not even if it was the one that started the computation."""
+async def test_a_caller_that_leaves_does_not_affect_the_others(
+    who: int, flights: SingleFlight[str], work: Work
+) -> None:
+    """This includes the caller that started the computation."""
     waiters = [join(flights, work) for _ in range(3)]
     await checkpoint()
     waiters.pop(who).cancel()
@@ -87,7 +89,7 @@ async def test_one_who_leaves_takes_nothing_along(who: int, flights: SingleFligh
 
 
 async def test_when_the_last_one_leaves_the_computation_is_cancelled(flights: SingleFlight[str], work: Work) -> None:
-    """A caller that joins at the same moment starts a new one, which is not cancelled."""
+    """A caller that joins at that moment starts a new computation."""
     waiters = [join(flights, work) for _ in range(3)]
     await checkpoint()
     for waiter in waiters:
@@ -102,7 +104,7 @@ async def test_when_the_last_one_leaves_the_computation_is_cancelled(flights: Si
 
 
 async def test_each_has_its_own_deadline(flights: SingleFlight[str], work: Work) -> None:
-    """One gives up at its time; the other still gets the value."""
+    """One caller times out; the other one still gets the value."""
     hasty, patient = join(flights, work, timeout_s=0.01), join(flights, work)
     with pytest.raises(DeadlineExceeded):
         await hasty
@@ -112,7 +114,7 @@ async def test_each_has_its_own_deadline(flights: SingleFlight[str], work: Work)
 
 
 async def test_at_the_last_deadline_the_computation_is_cancelled(flights: SingleFlight[str], work: Work) -> None:
-    """No caller waits for it any more."""
+    """No caller is waiting for it any more."""
     waiters = [join(flights, work, timeout_s=timeout_s) for timeout_s in (0.01, 0.02)]
     outcomes = await asyncio.gather(*waiters, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [DeadlineExceeded] * 2
@@ -120,8 +122,8 @@ async def test_at_the_last_deadline_the_computation_is_cancelled(flights: Single
     assert work.cancelled == 1
 
 
-async def test_a_failure_is_everybodys_and_is_not_kept(flights: SingleFlight[str], work: Work) -> None:
-    """Each waiter gets it; a later caller starts a new computation."""
+async def test_a_failure_reaches_all_waiters_and_is_not_kept(flights: SingleFlight[str], work: Work) -> None:
+    """A later caller starts a new computation."""
     waiters = [join(flights, work) for _ in range(3)]
     await checkpoint()
     work.outcome.set_exception(InferenceFailed("planted"))

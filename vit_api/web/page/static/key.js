@@ -1,4 +1,4 @@
-// The API key, if the server requires one: asks for it and stores it for this tab. Must not know about requests.
+// The API key, if the server requires one: requests it and stores it for this tab. Must not know about requests.
 
 import { byId } from "./elements.js";
 
@@ -8,7 +8,7 @@ const UNSENDABLE = "An API key contains only ASCII characters: no accents, no lo
 
 export class Key {
   #value = "";
-  #asked = null;
+  #pending = null;
   #notify;
 
   /** Start with the key stored for this tab; `notify` is called whenever the user enters one. */
@@ -34,10 +34,10 @@ export class Key {
     return this.isKnown ? { "X-API-Key": this.#value } : {};
   }
 
-  /** Ask for a key, once for all pending requests. Resolves to false if the user cancels. */
-  ask(reason) {
-    this.#asked ??= this.#show(reason).finally(() => (this.#asked = null));
-    return this.#asked;
+  /** Request a key from the user, once for all pending requests. Resolves to false if the user cancels. */
+  request(reason) {
+    this.#pending ??= this.#show(reason).finally(() => (this.#pending = null));
+    return this.#pending;
   }
 
   #show(reason) {

@@ -3,7 +3,7 @@
 import { bar, byId, make } from "./elements.js";
 import { apart, buckets, difference, parse, quantile, total } from "./prometheus.js";
 import { Unreachable } from "./server.js";
-import { bytes, milliseconds, percent } from "./words.js";
+import { bytes, milliseconds, percent } from "./format.js";
 
 const EVERY_MS = 2000;
 const SPAN_MS = 60_000;

@@ -1,7 +1,7 @@
 // Shows the result of an image. Must not know how it was requested.
 
 import { bar, make } from "./elements.js";
-import { bytes, milliseconds, percent, plural } from "./words.js";
+import { bytes, milliseconds, percent, plural } from "./format.js";
 
 const SMALL_BYTES = 2 ** 16;
 const SOURCES = {

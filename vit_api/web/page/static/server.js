@@ -67,7 +67,7 @@ export class Server {
       if (answer.status !== UNAUTHORIZED || isQuiet) return answer;
       if (this.#key.value !== sentKey) continue; // a key was entered in the meantime and has not been tried
       const reason = this.#key.isKnown ? "Invalid API key." : "";
-      if (!(await this.#key.ask(reason))) return answer;
+      if (!(await this.#key.request(reason))) return answer;
     }
   }
 }

@@ -135,10 +135,10 @@ class OpenInferenceRoutes:
 
     async def infer(self, request: Request) -> Response:
         """Classify the images of a request; if one fails, the request fails."""
-        asked, uploads = await self._parse_body(request)
+        infer_request, uploads = await self._parse_body(request)
         request.timeline.parsed_at = time.monotonic()
-        results, headers = await self._classify(request, asked, uploads)
-        body, header_length = self._outputs.encode(asked, [result.prediction for result in results])
+        results, headers = await self._classify(request, infer_request, uploads)
+        body, header_length = self._outputs.encode(infer_request, [result.prediction for result in results])
         if header_length is None:
             return Response(200, body, headers, results)
         headers = [*headers, (HEADER_LENGTH, b"%d" % header_length)]
@@ -151,12 +151,12 @@ class OpenInferenceRoutes:
         return await parse_body(request.take_body(), self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
-        asked, tensor = parse_request(body, header_length, self._inputs.json_limits)
-        self._outputs.check(asked)
-        return asked, self._inputs.uploads_of(tensor)
+        infer_request, tensor = parse_request(body, header_length, self._inputs.json_limits)
+        self._outputs.check(infer_request)
+        return infer_request, self._inputs.uploads_of(tensor)
 
     async def _classify(
-        self, request: Request, asked: InferRequest, uploads: Sequence[Upload]
+        self, request: Request, infer_request: InferRequest, uploads: Sequence[Upload]
     ) -> tuple[list[ClassifierResult], Headers]:
         """Return the result of each image; for a single image also the headers with its source."""
         if len(uploads) == 1:
@@ -166,7 +166,7 @@ class OpenInferenceRoutes:
         results: list[ClassifierResult] = []
         for number, outcome in enumerate(await classify_several(self._classifier, request, uploads)):
             if isinstance(outcome, ViTError):
-                raise outcome.about(element(asked.input_name, number))
+                raise outcome.about(element(infer_request.input_name, number))
             results.append(outcome)
         return results, ()
 
