@@ -27,7 +27,7 @@ _STALL_S = 3600
 """Longer than any pause, during which a worker makes no progress."""
 _REQUEST_S = 60
 _MAX_DIFFERENCE = 0.05
-"""Of a probability. The benchmark's JPEGs are noisy, so that resizing by SIMD or by Pillow shows more than in a photo."""
+"""Of a probability. The JPEGs are noisy, so resizing by SIMD or by Pillow shows more than in a photo."""
 
 _TRITON_HEADER = "inference-header-content-length"
 Answer = dict[str, float]

@@ -187,7 +187,7 @@ class _Answers(Subject):
 
 @pytest.mark.parametrize(
     "answer",
-    [pytest.param({"a": 0.9, "b": 0.07}, id="a probability"), pytest.param({"a": 0.95, "c": 0.05}, id="labels")],
+    [pytest.param({"a": 0.88, "b": 0.12}, id="a probability"), pytest.param({"a": 0.95, "c": 0.05}, id="labels")],
 )
 def test_a_server_that_computes_something_else_is_refused(answer: dict[str, float]) -> None:
     """By more than 0.05, or with other labels."""
