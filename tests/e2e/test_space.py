@@ -13,4 +13,4 @@ def test_a_server_in_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with serve(api_servers="") as server:  # empty: the default
         assert server.get("/info").json()["settings"]["api_servers"] == 1
-        assert "This Space's hardware is t4-small, but" in server.log.read_text()
+        assert "The model runs on the CPU, many times slower than on a GPU: torch" in server.log.read_text()
