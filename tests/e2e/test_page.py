@@ -635,7 +635,7 @@ def test_a_late_401_does_not_discard_a_new_key(browser: Page, locked: RunningSer
         Promise.all(["key", "server"].map((name) => import(new URL(`page/${name}.js`, document.baseURI)))).then(
           ([{ Key }, { Server }]) => {
             const untold = new Key();
-            untold.ask("At first");
+            untold.request("At first");
             new Server(untold).get("info").then((answer) => (window.late = answer.status));
             document.getElementById("key").value = key;
             document.getElementById("key-form").requestSubmit();
