@@ -76,7 +76,7 @@ class Entry:
             if not request.path.isprintable():  # FastAPI would ignore a line break at the end of a path
                 raise NotFound("There is no such path. See /docs for the paths that there are.")
         except ViTError as error:
-            response = error_response(error, request.id.decode(), time.monotonic() - request.timeline.arrived_at)
+            response = error_response(error, request)
             await response.send(send, request)
             self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
             return

@@ -16,7 +16,7 @@ from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
 from vit_api.web.observers.exchange import Exchange, Observer
 from vit_api.web.requests import BodyLimit, Headers, Request
-from vit_api.web.responses import REQUEST_ID, Response, error_response
+from vit_api.web.responses import Response, error_response
 from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
@@ -122,13 +122,12 @@ class HotCall:
 
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""
-        request = self._request
-        return error_response(error, request.id.decode(), time.monotonic() - request.timeline.arrived_at)
+        return error_response(error, self._request)
 
     def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
         """Return all headers of a response but those that belong to the connection."""
         request, cors_headers = self._request, self._context.cors_headers
-        headers = [*response.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
+        headers = response.headers_for(request)
         return headers if cors_headers is None else [*headers, *cors_headers(request)]
 
     def end(self, response: Response | None) -> None:

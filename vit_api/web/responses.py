@@ -49,10 +49,13 @@ class Response(NamedTuple):
             *self.headers,
         ]
 
+    def headers_for(self, request: Request) -> list[tuple[bytes, bytes]]:
+        """Return every header to send in response to a request."""
+        return [*self.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
+
     async def send(self, send: Send, request: Request) -> None:
-        """Send it over ASGI in answer to a request."""
-        headers = [*self.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        """Send it over ASGI in response to a request."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers_for(request)})
         await send({"type": "http.response.body", "body": self.body})
 
 
@@ -69,11 +72,11 @@ def error_body(error: ViTError, request_id: str) -> dict[str, str]:
     return {"error": error.message, "code": error.code, "request_id": request_id}
 
 
-def error_response(error: ViTError, request_id: str, seconds: float) -> Response:
-    """Return the response for a failure, with the time that it took in `Server-Timing` (W3C)."""
+def error_response(error: ViTError, request: Request) -> Response:
+    """Return the response for a request that failed, with the time that it took in `Server-Timing` (W3C)."""
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
-    headers.append((b"server-timing", b"total;dur=%.3f" % (seconds * 1000)))
-    return Response(error.status, to_json(error_body(error, request_id)), headers, (error,))
+    headers.append((b"server-timing", b"total;dur=%.3f" % request.elapsed_ms))
+    return Response(error.status, to_json(error_body(error, request.id.decode())), headers, (error,))
 
 
 def from_exception(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:

@@ -253,11 +253,13 @@ class Door(asyncio.Protocol):
         """Write an answer and go on to the next request."""
         keeps_alive = self.keeps_alive
         connection = (b"" if self.head.version == "1.1" else KEEP_ALIVE) if keeps_alive else CLOSE
+        self._write_answer(request, response, connection, b"" if self.head.method == "HEAD" else response.body)
+        self.finish(keeps_alive)
+
+    def _write_answer(self, request: HotRequest, response: Response, connection: bytes, body: bytes) -> None:
         common = self._date_header.render(self.server_state.default_headers)
-        body = b"" if self.head.method == "HEAD" else response.body
         self.write(render(response.status, common, request.headers(response), connection, body))
         request.end(response)
-        self.finish(keeps_alive)
 
     def finish(self, keeps_alive: bool) -> None:
         """End the current request, whose answer was written."""
@@ -297,9 +299,7 @@ class Door(asyncio.Protocol):
         """Answer with an error that leaves no way to go on reading."""
         request = self.application.refuse({"client": self.client, "server": self.server})
         response = request.fail(error)
-        common = self._date_header.render(self.server_state.default_headers)
-        self.write(render(response.status, common, request.headers(response), CLOSE, response.body))
-        request.end(response)
+        self._write_answer(request, response, CLOSE, response.body)
         self._linger()
 
     def close(self) -> None:
