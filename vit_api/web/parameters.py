@@ -77,8 +77,14 @@ def integer_of(name: str, value: Any, maximum: int) -> int:
     Raises:
         BadRequest: It is not an integer from 1 to `maximum`.
     """
-    is_digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= len(str(maximum)) + 1
-    number = int(value) if is_digits else value
-    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= maximum:
+    number = parse_integer(value, max_digits=len(str(maximum)) + 1)
+    if number is None or not 1 <= number <= maximum:
         raise BadRequest(f"'{name}' must be an integer from 1 to {maximum}.")
     return number
+
+
+def parse_integer(value: Any, *, max_digits: int) -> int | None:
+    """Return an integer of JSON, or the one that a text of at most `max_digits` digits stands for; else None."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= max_digits:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -15,7 +15,7 @@ from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
-from vit_api.web.parameters import Fields, collect
+from vit_api.web.parameters import Fields, collect, parse_integer
 from vit_api.web.protocols.results import UploadClassifier, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
@@ -85,6 +85,7 @@ class _Parameters(NamedTuple):
 
 
 _DEFAULTS = _Parameters()
+_MAX_TOP_K_DIGITS = 9
 
 
 class HuggingFaceRoutes:
@@ -162,7 +163,7 @@ def _parameters_of(query: bytes, fields: Fields) -> _Parameters:
 
 def _top_k_of(value: Any) -> int:
     """Return how many classes to return: as in transformers, all that there are if more are requested."""
-    top_k = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+    top_k = parse_integer(value, max_digits=_MAX_TOP_K_DIGITS)
+    if top_k is None or top_k < 1:
         raise BadRequest("'top_k' must be a positive integer.")
     return min(top_k, MAX_TOP_K)
