@@ -10,6 +10,7 @@ shown only. The exit status is 1 if an option fails.
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from collections.abc import Iterator, Sequence
@@ -125,18 +126,26 @@ def table(report: dict[str, Any]) -> str:
     return tables.markdown(head, rows)
 
 
+def add_images(to: argparse.ArgumentParser, *, default: str) -> None:
+    """Add the options of a comparison of answers: `--model`, `--images` and `--max-images`."""
+    to.add_argument("--model", default="digits", help="checkpoint to run (default: %(default)s)")
+    to.add_argument("--images", type=Path, help=f"folder of images (default: {default})")
+    to.add_argument("--max-images", type=int, default=400, help="maximum number of images (default: %(default)s)")
+
+
+def chosen_uploads(options: argparse.Namespace) -> list[bytes]:
+    """Return the files of the folder in `--images`, or else the digits."""
+    if options.images:
+        return [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
+    return list(digit_jpegs())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the gate; exit with status 1 if an option fails."""
     parser = command_line.parser("accuracy", __doc__)
-    parser.add_argument("--model", default="digits", help="checkpoint to run (default: %(default)s)")
-    parser.add_argument("--images", type=Path, help="folder of images (default: digits)")
-    parser.add_argument("--max-images", type=int, default=400, help="maximum number of images (default: %(default)s)")
+    add_images(parser, default="digits")
     options = command_line.parse(parser, arguments)
-    if options.images:
-        uploads = [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
-    else:
-        uploads = list(digit_jpegs())
-    uploads = uploads[: options.max_images]
+    uploads = chosen_uploads(options)[: options.max_images]
     compared = run(options.model, uploads)
     what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MAX_DIFFERENCE}
     results.write(options.out, what | {"results": compared})

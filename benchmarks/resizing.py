@@ -22,7 +22,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.accuracy import CLEAR_MARGINS, MAX_DIFFERENCE, compare, digit_jpegs, probabilities
+from benchmarks.accuracy import (
+    CLEAR_MARGINS,
+    MAX_DIFFERENCE,
+    add_images,
+    chosen_uploads,
+    compare,
+    probabilities,
+)
 from benchmarks.harness import command_line, results, tables
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.decoding.resizing import resize
@@ -96,15 +103,13 @@ def table(report: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare the resizes; exit with status 1 if a filter fails the gate."""
     parser = command_line.parser("resizing", __doc__)
-    parser.add_argument("--model", default="digits", help="checkpoint to run (default: %(default)s)")
-    parser.add_argument("--images", type=Path, help="folder of images (default: digits, and photos of scikit-learn)")
-    parser.add_argument("--max-images", type=int, default=400, help="maximum number of images (default: %(default)s)")
+    add_images(parser, default="digits, and photos of scikit-learn")
     options = command_line.parse(parser, arguments)
+    uploads = chosen_uploads(options)
     if options.images:
-        uploads = [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
         photos = [Image.open(io.BytesIO(upload)).convert("RGB") for upload in uploads[:20]]
     else:
-        uploads, photos = list(digit_jpegs()), sample_photos()
+        photos = sample_photos()
     uploads = uploads[: options.max_images]
     compared = run(options.model, uploads, photos)
     what = {"model": Path(options.model).name, "pictures": len(uploads), "photos": len(photos), "gate": MAX_DIFFERENCE}
