@@ -66,7 +66,7 @@ def _check_key_variables() -> None:
     problems = []
     for name, value in _variables().items():
         variable = f"{ENV_PREFIX}{name.upper()}"
-        if name == _KEYS[0] and not value.strip():  # without an operator key, nobody is an operator
+        if name == _KEYS[0] and not value.strip():  # without an operator key, the operator's path is closed
             problems.append(f"{variable}: The variable is set but empty. Set a key, or unset the variable.")
         elif name not in Settings.model_fields and ("key" in name or _nearest(name) in _KEYS):
             nearest = _nearest(name) if _nearest(name) in _KEYS else _KEYS[0]

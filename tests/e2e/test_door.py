@@ -85,7 +85,7 @@ def test_refusals_are_ours(server: RunningServer, data: bytes, status: int, code
 
 
 def test_a_hang_up_after_two_requests_is_counted(server: RunningServer) -> None:
-    """Nothing is computed for nobody, and no traceback is logged."""
+    """The image is not computed, and no traceback is logged."""
     images = [_SEVEN + b"hang-up 1", _SEVEN + b"hang-up 2"]
     metric = 'inference_requests_total{endpoint="/predict",status="499"}'
     before, ran = _count(server, metric), server.get("/info").json()["workers"][0]["images"]
@@ -115,7 +115,7 @@ def _is_queued(server: RunningServer) -> bool:
     return any(_count(server, f'inference_slots{{state="{state}"}}') > 0 for state in ("queued", "running"))
 
 
-def test_unfinished_heads_keep_nobody_out() -> None:
+def test_unfinished_heads_keep_no_client_out() -> None:
     """With 256 descriptors, 250 such connections at a time, again and again; one line in the log, and a metric."""
     limit = (
         f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); os.execv({sys.executable!r}, "

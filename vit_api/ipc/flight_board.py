@@ -52,7 +52,7 @@ class FlightBoard:
         self.waiting = self._shared.view("waiting")
         self.finished = [RecordPipe(KEY_BYTES, _KEYS_PER_PIPE) for _ in range(processes)]
 
-    def forget_waiting(self, process: int) -> None:
+    def reset_waiting(self, process: int) -> None:
         """Reset the counts of a process that has just started: its predecessor may have died while it waited."""
         self._shared["waiting"][process :: self.processes] = 0
 
@@ -71,7 +71,7 @@ class ProcessFlights:
         self._waiting = board.waiting
         self._finished = board.finished[process]
         self._held: set[bytes] = set()
-        board.forget_waiting(process)
+        board.reset_waiting(process)
 
     def claim(self, key: bytes) -> bool:
         """Claim a key, to be released once it is computed; return whether no process holds it, this one included."""

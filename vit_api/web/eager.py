@@ -1,6 +1,6 @@
 """Runs a coroutine up to its first wait, so that what it never needs is never paid for.
 
-A cache hit waits for nothing: it needs no time limit, and nobody has to watch its connection. asyncio's eager tasks
+A cache hit waits for nothing: it needs no time limit, and its connection need not be watched. asyncio's eager tasks
 (Python 3.12) do the same at the price of a task.
 """
 

@@ -1,6 +1,6 @@
 """Parses multipart forms (RFC 7578) as real clients write them, from a body that is in memory.
 
-Parsers of streams are stricter than servers can be: clients end lines with LF alone, forget the last `--`, and add
+Parsers of streams are stricter than servers can be: clients end lines with LF alone, leave out the last `--`, and add
 parts without a name. Knows nothing of which field means what.
 """
 

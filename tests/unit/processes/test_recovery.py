@@ -91,7 +91,7 @@ async def test_after_two_deaths_it_is_tried_alone_and_after_three_given_up() -> 
         await again
 
 
-async def test_an_image_that_nobody_waits_for_is_not_run_again() -> None:
+async def test_an_abandoned_image_is_not_run_again() -> None:
     """Its slot is free."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(b"a")

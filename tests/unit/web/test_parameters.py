@@ -24,7 +24,7 @@ _KNOWN = ("top_k", "threshold")
     ],
 )
 def test_parameters_of_every_source(query: bytes, fields: Fields, values: dict[str, Any]) -> None:
-    """The same value twice is one value, and what nobody could mean is ignored."""
+    """The same value twice is one value, and unrelated names are ignored."""
     assert collect(_KNOWN, query, fields) == values
 
 
@@ -33,7 +33,7 @@ def test_parameters_of_every_source(query: bytes, fields: Fields, values: dict[s
     [(b"top_k=3&top_k=4", ()), (b"top_k=3", [("top_k", 4)]), (b"", [("top_k", "3"), ("top_k", "4")])],
 )
 def test_two_values_are_refused(query: bytes, fields: Fields) -> None:
-    """Nobody can know which was meant."""
+    """It is unclear which one the client meant."""
     with pytest.raises(BadRequest, match="'top_k' has more than one value"):
         collect(_KNOWN, query, fields)
 

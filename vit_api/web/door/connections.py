@@ -102,7 +102,7 @@ class Connections:
         self.await_client(connection, Wait.HEAD)
 
     def remove(self, connection: Connection) -> None:
-        """Forget a connection that is closed."""
+        """Remove a connection that is closed."""
         self._open.discard(connection)
         self._blocked.pop(connection, None)
         if connection.wait is not None:

@@ -463,7 +463,7 @@ class Door(asyncio.Protocol):
             self.transport.write_eof()
 
     def _begin_discarding(self) -> None:
-        """Limit the time in which the client may send what nobody wants."""
+        """Limit the time in which the client may send what is discarded."""
         self.linger_until = self.loop.time() + self._connections.limits.linger_s
         self._connections.await_client(self, Wait.LINGER)
 
