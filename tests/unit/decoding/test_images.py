@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import struct
-import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.image_utils import load_image
 
 from tests.support import samples
+from tests.support.threads import run_in_threads
 from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from vit_api.decoding import images
 from vit_api.decoding.images import decode
@@ -319,11 +319,7 @@ def test_threads_get_the_same_pixels() -> None:
             except Exception as error:
                 wrong.append((name, error))
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(work)
     assert wrong == []
 
 

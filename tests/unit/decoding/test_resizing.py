@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.support import samples
+from tests.support.threads import run_in_threads
 from vit_api.decoding import resizing
 from vit_api.decoding.resizing import resize, resizer_name
 
@@ -108,11 +107,7 @@ def test_threads_resize_at_once() -> None:
         except Exception as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    run_in_threads(work)
     assert wrong == []
 
 

@@ -1,0 +1,15 @@
+"""Threads that do the same work at the same time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+def run_in_threads(work: Callable[[], None], count: int = 8) -> None:
+    """Call `work` in several threads at once, and wait for all of them; what it raises is not passed on."""
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
