@@ -61,8 +61,12 @@ STAGES = {
 OTHERS_CODE = ("PIL/", "json/", "uvicorn/", "RequestResponseCycle.", "concurrent/futures/", "asyncio/", "threading.py")
 """Frames of other packages and of the standard library."""
 _OTHER = "other"
-_WAITING = "_worker (concurrent/futures/thread.py"
-"""Where a decoding thread waits for work or for a core, which takes no CPU time."""
+_WAITING = (
+    "_worker (concurrent/futures/thread.py",
+    "Condition.wait (threading.py",
+    "Condition.__enter__ (threading.py",
+)
+"""Where a thread waits for work, for a core or for its turn to decode, which takes no CPU time."""
 
 
 def stage_of(frames: Sequence[str]) -> str:
