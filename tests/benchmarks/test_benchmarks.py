@@ -125,7 +125,7 @@ def test_stages_of_a_profile() -> None:
     lines = [
         'thread (7): "decode_0";ViTAPI.decode_request (vit_api/lit_api.py:80);load (PIL/ImageFile.py:4) 3',
         'thread (7): "decode_0";_worker (concurrent/futures/thread.py:81) 9',
-        'thread (7): "decode_0";DecodeTurns._run (vit_api/web/core/decode_turns.py:95);Condition.wait (threading.py:327) 5',
+        'thread (7): "decode_0";DecodeTurns._run (decode_turns.py:95);Condition.wait (threading.py:327) 5',
         'thread (5): "MainThread";run_asgi (uvicorn/x.py:1);_hash (vit_api/web/core/classifier.py:9) 2',
     ]
     assert profile.count_stages(lines) == {7: {"decode": 3}, 5: {"hash": 2}}

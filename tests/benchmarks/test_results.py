@@ -14,8 +14,6 @@ import pytest
 from benchmarks import quotes, report
 from benchmarks.harness import machine, results
 
-_FROM_A_CHANGED_TREE = ("profile",)
-"""Measured before this was refused. To be measured again; then the name must go from here."""
 _NOT_YET_MEASURED = ["compare"]
 """What it measures is new. Once it is measured, the name must go from here."""
 
@@ -23,9 +21,7 @@ _NOT_YET_MEASURED = ["compare"]
 def _committed() -> Iterator[Any]:
     """Yield each committed result."""
     for file in sorted(results.FOLDER.glob("*.json")):
-        is_from_changed = file.stem in _FROM_A_CHANGED_TREE
-        marks = [pytest.mark.xfail(strict=True, reason="measured in a changed tree")] if is_from_changed else []
-        yield pytest.param(file, id=file.stem, marks=marks)
+        yield pytest.param(file, id=file.stem)
 
 
 def test_the_page_has_the_results() -> None:
