@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from tests.support.samples import make_checkpoint
-from tests.support.server import serve
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.ipc.records import Prediction
 from vit_api.lit_api import ViTAPI
@@ -264,14 +263,6 @@ def test_setup_records_the_engine_and_the_startup_time() -> None:
     assert api.model is not None
     assert api.model.engine.name == "eager"
     assert api.startup_s > 0
-
-
-def test_the_server_serves_without_the_engine_that_was_wanted() -> None:
-    """CUDA graphs on the CPU: there is one warning, and requests succeed."""
-    with serve(engine="cudagraph", device="cpu", api_servers=1) as server:
-        (worker,) = server.get("/info").json()["workers"]
-        assert worker["engine"] == "eager"
-        assert server.log.read_text().count("The engine cudagraph is not available") == 1
 
 
 def test_cudnn_attention_can_be_disabled() -> None:
