@@ -57,7 +57,7 @@ def test_a_model_is_downloaded(hub: FakeHub, files: dict[str, bytes]) -> None:
     assert loaded.revision == FIRST
     assert (loaded.path / "model.safetensors").read_bytes() == files["model.safetensors"]
     assert len(loaded.labels) == 10
-    assert hub.asked_for() == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert hub.requested_files() == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
 @pytest.mark.parametrize("revision", ["v1", FIRST], ids=["tag", "commit"])
@@ -152,7 +152,7 @@ def test_a_model_without_safetensors_is_rejected_before_any_download(hub: FakeHu
     del hub.commits[FIRST]["model.safetensors"]
     with pytest.raises(CheckpointError, match="no safetensors"):
         load_checkpoint(NAME)
-    assert hub.asked_for() == set()
+    assert hub.requested_files() == set()
 
 
 def test_offline_mode_is_named(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ async def test_concurrency(driver: Driver) -> None:
 
     with scripted(handler=handler) as server:
         assert len(await driver.classify_many(server.url, [b"image"] * 9, concurrency=3)) == 9
-        assert server.most_at_once == 3
+        assert server.max_in_flight == 3
 
 
 async def test_a_failed_image_does_not_affect_the_others(driver: Driver, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_loop_survives_a_failing_batch() -> None:
 def test_a_batch_that_does_not_fit_is_split() -> None:
     """It is halved until its parts fit; each image gets its own answer, and memory is freed before each retry."""
     bench = LoopBench()
-    bench.api.most_that_fit = 5
+    bench.api.capacity = 5
     for slot in range(32):
         bench.queue(slot, slot)
     bench.loop.run(bench.api)

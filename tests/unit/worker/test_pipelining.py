@@ -237,7 +237,7 @@ def test_a_batch_that_does_not_fit_beside_another_is_retried() -> None:
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()
-    bench.api.most_that_fit = 16
+    bench.api.capacity = 16
     bench.queue_many(32, 32)
     answers = bench.step()
     assert statuses(answers) == dict.fromkeys(range(64), Status.OK)
