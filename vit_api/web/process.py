@@ -114,6 +114,8 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
     if core.tracing is not None:
         observers.append(core.tracing)
     protocols = [route for protocol in _protocols(shared, lit_api, core) for route in protocol.routes()]
+    if core.tracing is not None:
+        core.tracing.name_routes(protocols)
     return create_app(
         [*protocols, *_operator_routes(shared, core)],
         observers,
@@ -196,7 +198,7 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
     )
     return [
         PredictRoutes(core.classifier, encoder, uploads, model_name=checkpoint.name),
-        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels),
+        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels, device=shared.devices[0]),
         _open_inference(shared, core.classifier),
     ]
 
