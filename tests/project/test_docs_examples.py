@@ -25,6 +25,7 @@ _OPERATOR_KEY = "the-operators-key"
 _START = "make run\n"
 
 _DOCKER = "builds or runs the container image; make container-test does"
+_CLUSTER = "needs a cluster; tests/deploy/test_kubernetes.py renders and validates the manifests"
 _SPACE = "needs a Hugging Face account; tests/deploy/test_deploy_space.py tests the deployment"
 _NOT_RUN = {
     ("README.md", 'make run ARGS="--host 127.0.0.1"'): "downloads a model of 350 MB",
@@ -33,6 +34,8 @@ _NOT_RUN = {
     ("docs/container.md", "docker compose"): _DOCKER,
     ("docs/gpu.md", "make run TORCH_INDEX"): "installs packages; tests/project/test_torch_index.py checks the commands",
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
+    ("docs/kubernetes.md", "docker build"): _CLUSTER,
+    ("docs/kubernetes.md", "kubectl"): _CLUSTER,
     ("docs/space.md", "pip install"): _SPACE,
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,

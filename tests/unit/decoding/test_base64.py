@@ -54,6 +54,19 @@ def test_invalid_base64_raises(text: str) -> None:
         decode_base64(text, "inputs")
 
 
+@pytest.mark.parametrize("text", ["http://x.org/a.png", "HTTPS://x.org/a.png", " file:///a.png", "s3://bucket/a.png"])
+def test_other_urls_are_not_downloaded(text: str) -> None:
+    """The error says so."""
+    with pytest.raises(BadRequest, match="'inputs' is a URL, and this server doesn't download images"):
+        decode_base64(text, "inputs")
+
+
+def test_a_data_url_that_does_not_say_base64() -> None:
+    """Its base64 would otherwise be taken for the bytes of an image."""
+    with pytest.raises(BadRequest, match="write `;base64` before its comma"):
+        decode_base64(f"data:image/png,{_PLAIN}")
+
+
 @pytest.mark.parametrize("text", ["", " ", "=", "data:,", "data:image/png;base64,"])
 def test_empty_base64_is_an_empty_upload(text: str) -> None:
     """It decodes to no bytes, which later raises the error of an empty upload."""
