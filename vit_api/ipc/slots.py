@@ -1,4 +1,4 @@
-"""The slot table: images in shared memory, and who may touch each of them when.
+"""The slot table: images in shared memory, and which process may access each of them when.
 
 It is also the server's bounded queue: no free slot means overload. Knows nothing of HTTP, models or pipes.
 
@@ -11,7 +11,7 @@ has finished; from then on the slot is the owner's again. This is the whole stat
     from      step     by      to
     FREE      take     owner   DECODING
     DECODING  queue    owner   QUEUED
-    DECODING  release  owner   FREE      decoding failed, or no caller waits any more
+    DECODING  release  owner   FREE      decoding failed, or the image was abandoned
     QUEUED    claim    worker  RUNNING
     QUEUED    release  owner   FREE      a worker answered that it skipped an abandoned slot
     RUNNING   finish   worker  ANSWERED
@@ -20,7 +20,7 @@ has finished; from then on the slot is the owner's again. This is the whole stat
     ANSWERED  release  owner   FREE
     ANSWERED  requeue  owner   QUEUED    its worker died between finishing and answering
 
-The type says who may write: an HTTP process writes through `OwnerSlots`, a worker through `WorkerSlots`. `SlotTable`
+The type determines the writer: an HTTP process writes through `OwnerSlots`, a worker through `WorkerSlots`. `SlotTable`
 itself only reads.
 
 When the last caller that waits for an image leaves or times out, the owner marks the slot abandoned, in any state. A
@@ -168,7 +168,7 @@ class SlotTable:
         return _pairs(np.flatnonzero(held & (self._shared["workers"] == worker)), generations)
 
     def queued(self) -> list[tuple[int, int]]:
-        """Return slot and generation of what waits for a worker, the oldest first."""
+        """Return slot and generation of each queued image, oldest first."""
         generations = self._shared["generations"].copy()
         slots = np.flatnonzero(self._states == SlotState.QUEUED)
         return _pairs(slots[np.argsort(self._shared["queued_at"][slots], kind="stable")], generations)
