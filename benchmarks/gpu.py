@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu --out gpu.json
 
-Takes up to 6 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in a
-process of its own with a time limit. A part that fails is noted in the result, which is written again after each part.
+Takes up to 6 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in its own
+process with a time limit. A part that fails is noted in the result, which is written again after each part.
 torch.compile takes minutes: `--only compiled` measures it. `--device cpu --quick` checks with a tiny model what can run
 without a GPU; its figures are meaningless.
 """

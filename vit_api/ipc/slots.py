@@ -139,7 +139,7 @@ class SlotTable:
         return SlotState(self._state[slot])
 
     def is_isolated(self, slot: int) -> bool:
-        """Return whether `slot` must be a batch of its own."""
+        """Return whether `slot` must run in a batch alone."""
         return bool(self._isolated[slot])
 
     def count_incoming(self) -> int:
@@ -256,7 +256,7 @@ class OwnerSlots(_Fields):
 
         Args:
             slot: The slot.
-            isolated: Whether it must be a batch of its own, since it may be the cause of the death.
+            isolated: Whether it must run in a batch alone, since it may be the cause of the death.
         """
         self._isolated[slot] = isolated
         self._move(slot, SlotState.QUEUED)
