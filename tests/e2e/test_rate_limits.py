@@ -127,7 +127,7 @@ def test_counts_survive_killed_processes(server: RunningServer) -> None:
     statuses: list[int] = []
 
     def is_refused() -> bool:
-        with contextlib.suppress(httpx.TransportError):  # the new processes may not listen yet
+        with contextlib.suppress(httpx.TransportError):  # until the new processes listen
             statuses.append(server.predict(_SEVEN, headers=_as("192.0.2.8")).status_code)
         return 429 in statuses
 

@@ -1,4 +1,4 @@
-"""Traces of a real server, as a collector receives them."""
+"""Traces of a real server, as received by a collector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNSAMPLED, _AFTER = "1af7651916cd43dd8448eb211c80319c", "2af7651916cd43dd8448eb
 
 
 class Collector(ThreadingHTTPServer):
-    """Takes traces as OTLP over HTTP."""
+    """Receives traces as OTLP over HTTP."""
 
     daemon_threads = True
 
@@ -54,12 +54,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    """Run a collector, and point what starts now at it."""
+    """Run a collector, and configure servers started from now on to use it."""
     with Collector() as running, pytest.MonkeyPatch.context() as patch:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
