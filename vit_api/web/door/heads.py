@@ -36,8 +36,6 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9]\.[0-9])\r\
 FIELD = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE)
 _NEVER_IN_HEADS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]")
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
-_HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%~_-]+\]|[\w.~!$&'()*+,;=%-]*)(?::[0-9]*)?")
-"""Of RFC 9110, section 7.2; it may be empty."""
 _MAX_LENGTH_DIGITS = 18
 _ONCE = (b"host", b"content-length", b"transfer-encoding")
 _SPACE = b" \t"
@@ -92,8 +90,6 @@ class Head:
         is_current = version == "1.1"
         if is_current and b"host" not in values:
             raise BadRequest("The request has no Host header. HTTP/1.1 requires one.")
-        if b"host" in values and _HOST.fullmatch(values[b"host"]) is None:
-            raise BadRequest("The Host header is malformed. Send a host name or address, and a port if need be.")
         self.is_chunked = b"transfer-encoding" in values and _is_chunked(values, is_current)
         self.length = _length_of(values[b"content-length"]) if b"content-length" in values else 0
         self.keeps_alive = is_current if b"connection" not in values else _keeps_alive(headers, is_current)
