@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,15 +65,13 @@ class FramePlan:
     is_composed: bool
 
 
-def plan_frames(upload: bytes, count: int, *, exact: bool, max_side: int, max_bytes: int) -> FramePlan | None:
+def plan_frames(upload: bytes, count: int, decoding: Decoding) -> FramePlan | None:
     """Choose up to `count` frames of an upload, the first and the last among them.
 
     Args:
         upload: The bytes of an image file.
         count: The number of frames to choose, from 2.
-        exact: See `images.decode`.
-        max_side: See `images.decode`.
-        max_bytes: See `images.decode`.
+        decoding: How they will be decoded.
 
     Returns:
         The frames; None for a still picture.
@@ -92,8 +90,8 @@ def plan_frames(upload: bytes, count: int, *, exact: bool, max_side: int, max_by
     numbers = tuple(times.numbers[index] for index in chosen)
     starts_ms = times.starts_ms
     is_composed = format_name in _S_PER_MEGAPIXEL
-    cost = _cost(times.size, format_name, numbers[-1] + 1 if is_composed else len(numbers), exact=exact)
-    _check(times, format_name, cost, max_side, max_bytes)
+    cost = _cost(times.size, format_name, numbers[-1] + 1 if is_composed else len(numbers), exact=decoding.exact)
+    _check(times, format_name, cost, decoding)
     frames = tuple(Frame(index, None if starts_ms is None else round(starts_ms[index], 3)) for index in chosen)
     return FramePlan(frames, numbers, format_name, cost, is_composed)
 
@@ -118,7 +116,7 @@ def choose(times: FrameTimes, count: int) -> list[int]:
 
 def decode_frames(
     upload: bytes, plan: FramePlan, wanted: Collection[int], preprocessing: Preprocessing, decoding: Decoding
-) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+) -> Generator[tuple[int, npt.NDArray[np.uint8]], None, None]:
     """Decode frames one after the other; close it to stop early.
 
     Args:
@@ -164,15 +162,15 @@ def _cost(size: tuple[int, int], format_name: str, steps: int, *, exact: bool) -
     return Cost(steps * (pixels / 1e6 * per_megapixel + _S_PER_FRAME), pixels * per_pixel)
 
 
-def _check(times: FrameTimes, format_name: str, cost: Cost, max_side: int, max_bytes: int) -> None:
+def _check(times: FrameTimes, format_name: str, cost: Cost, decoding: Decoding) -> None:
     """Check size, memory and time before any pixel is decoded.
 
     Raises:
         ImageTooLarge: One of them is too much.
     """
-    check_size(*times.size, max_side)
+    check_size(*times.size, decoding.max_side)
     if format_name in _BYTES_PER_PIXEL:  # a page is checked when it is decoded
-        check_memory(times.size, cost.held_bytes, max_bytes)
+        check_memory(times.size, cost.held_bytes, decoding.max_bytes)
     if cost.cpu_s > MAX_CPU_S:
         advice = "Scale it down or shorten it" if times.starts_ms else "Ask for fewer frames, or scale it down"
         raise ImageTooLarge(
