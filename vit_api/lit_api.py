@@ -20,10 +20,10 @@ from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.decoding import frames, image_limits, images
 from vit_api.decoding.colours import parse_background
 from vit_api.decoding.cost import Cost, estimate
-from vit_api.decoding.frames import FramePlan
+from vit_api.decoding.frames import Frame, FramePlan
 from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel
@@ -167,6 +167,22 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         labels = self.checkpoint.labels
         top = zip(output.indices[:top_k], output.probabilities[:top_k], strict=True)
         return {"predictions": [{"label": labels[index], "confidence": round(p, 6)} for index, p in top]}
+
+    def encode_frames(self, frames: Sequence[Frame], outputs: Sequence[Prediction], *, top_k: int) -> dict[str, Any]:
+        """Return each label's largest probability in any frame, the `top_k` largest first, and the frames one by one.
+
+        All classes of each prediction are compared, so these are the `top_k` largest of the model, too.
+        """
+        largest: dict[int, dict[str, Any]] = {}
+        shown = []
+        for frame, output in zip(frames, outputs, strict=True):
+            encoded = self.encode_response(output, top_k=MAX_TOP_K)["predictions"]
+            for index, one in zip(output.indices, encoded, strict=True):
+                if index not in largest or one["confidence"] > largest[index]["confidence"]:
+                    largest[index] = one
+            shown.append({"index": frame.index, "time_ms": frame.time_ms, "predictions": encoded[:top_k]})
+        ranked = sorted(largest.values(), key=lambda one: -one["confidence"])
+        return {"predictions": ranked[:top_k], "frames": shown}
 
     def _loaded_model(self) -> VisionModel:
         if self.model is None:

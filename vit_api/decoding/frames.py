@@ -46,6 +46,10 @@ class Frame:
     time_ms: float | None
 
 
+STILL = (Frame(0, 0.0),)
+"""The frames of a still picture."""
+
+
 @dataclass(frozen=True)
 class FramePlan:
     """The frames of an upload that are to be classified.

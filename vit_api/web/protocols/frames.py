@@ -9,17 +9,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from vit_api.decoding.frames import Frame, FramePlan
+from vit_api.decoding.frames import STILL, Frame, FramePlan
 from vit_api.errors import BadRequest, InternalError, ViTError
-from vit_api.ipc.records import MAX_TOP_K, Prediction
+from vit_api.ipc.records import Prediction
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.protocols.results import UploadClassifier
 from vit_api.web.requests import Headers, Request
 
 MAX_FRAMES = 32
 """Maximum number of frames that are classified for one request."""
-
-_STILL = (Frame(0, 0.0),)
 
 
 class FramesClassifier(Protocol):
@@ -35,10 +33,13 @@ class FramesClassifier(Protocol):
 
 
 class Encoder(Protocol):
-    """Renders a prediction; implemented by the LitAPI."""
+    """Renders predictions; implemented by the LitAPI."""
 
     def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
         """Return the `predictions` of the response body."""
+
+    def encode_frames(self, frames: Sequence[Frame], outputs: Sequence[Prediction], *, top_k: int) -> dict[str, Any]:
+        """Return the `predictions` and the `frames` of the response body."""
 
 
 class ClassifiedFrames(NamedTuple):
@@ -61,23 +62,6 @@ class ClassifiedFrames(NamedTuple):
     def headers(self) -> Headers:
         """Return the header that says where they come from."""
         return ((b"x-cache", self.source.value.encode()),)
-
-    def encode(self, encoder: Encoder, top_k: int) -> dict[str, Any]:
-        """Return the start of a response body: each label's largest confidence, and the frames one by one.
-
-        All labels of a frame's prediction are compared, so the first `top_k` of all frames are those of the model.
-        """
-        largest: dict[int, dict[str, Any]] = {}
-        shown = []
-        for frame, result in zip(self.frames, self.results, strict=True):
-            prediction = result.prediction
-            encoded = encoder.encode_response(prediction, top_k=MAX_TOP_K)["predictions"]
-            for label, one in zip(prediction.indices, encoded, strict=True):
-                if label not in largest or one["confidence"] > largest[label]["confidence"]:
-                    largest[label] = one
-            shown.append({"index": frame.index, "time_ms": frame.time_ms, "predictions": encoded[:top_k]})
-        ranked = sorted(largest.values(), key=lambda one: -one["confidence"])
-        return {"predictions": ranked[:top_k], "frames": shown}
 
 
 async def classify_frames(
@@ -125,7 +109,7 @@ async def classify_frames(
         options = {"bypass_cache": request.bypasses_cache}
         try:
             if planned is None:
-                return ClassifiedFrames(_STILL, [await classifier.classify(upload, request.deadline, **options)])
+                return ClassifiedFrames(STILL, [await classifier.classify(upload, request.deadline, **options)])
             return ClassifiedFrames(planned.frames, await frames.classify(upload, planned, request.deadline, **options))
         except ViTError as error:
             return error

@@ -180,7 +180,8 @@ class PredictRoutes:
         return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=outcomes_of(results))
 
     def _frames_body(self, request: Request, result: ClassifiedFrames, top_k: int) -> bytes:
-        start = to_json(result.encode(self._encoder, top_k))[:-1]
+        predictions = [one.prediction for one in result.results]
+        start = to_json(self._encoder.encode_frames(result.frames, predictions, top_k=top_k))[:-1]
         return self._finish(request, start, is_cached=result.source is Source.HIT)
 
     def _body(self, request: Request, result: ClassifierResult, top_k: int) -> bytes:
