@@ -37,6 +37,7 @@ _PNG_SIZE = struct.Struct(">II")
 _REDUCED_OR_MASK = 0x01 | 0x04  # of a TIFF's NewSubfileType
 _INTEGERS = {3: "H", 4: "L", 16: "Q"}  # SHORT, LONG, LONG8
 _MAX_PAGES = 4096
+_MAX_ENTRIES = 64  # they are sorted, and these are the first
 
 
 @dataclass(frozen=True)
@@ -92,28 +93,35 @@ def _read_gif(upload: bytes) -> FrameTimes | None:
 
 
 def _gif_frames(upload: bytes) -> Iterator[tuple[int, int, int, int, float]]:
-    """Yield the box and the delay of each frame; the file may end anywhere."""
+    """Yield the box and the delay of each frame. The file may end within the last one, which its decoder then judges.
+
+    Raises:
+        IndexError: It ends within something else.
+    """
     position, delay_ms, blocks = 13 + _palette_bytes(upload[10]), 0.0, 0
-    try:
-        while (found := _GIF_BLOCK.search(upload, position)) and found[0] != b";":
-            position = found.end()
-            if found[0] == b"!":
-                if upload[position] == _GIF_CONTROL:
-                    delay_ms = 10.0 * struct.unpack_from("<H", upload, position + 3)[0]
-                position += 1
-            else:
-                left, top, width, height, flags = _GIF_FRAME.unpack_from(upload, position)
-                yield left, top, width, height, delay_ms
-                delay_ms = 0.0
-                position += _GIF_FRAME.size + _palette_bytes(flags) + 1
+    while (found := _GIF_BLOCK.search(upload, position)) and found[0] != b";":
+        position = found.end()
+        is_frame = found[0] == b","
+        if is_frame:
+            left, top, width, height, flags = _GIF_FRAME.unpack_from(upload, position)
+            yield left, top, width, height, delay_ms
+            delay_ms = 0.0
+            position += _GIF_FRAME.size + _palette_bytes(flags) + 1
+        else:
+            if upload[position] == _GIF_CONTROL:
+                delay_ms = 10.0 * struct.unpack_from("<H", upload, position + 3)[0]
+            position += 1
+        try:
             while size := upload[position]:
                 position += size + 1
                 blocks += 1
                 if blocks > _MAX_GIF_BLOCKS:
                     raise TooComplex(f"it has more than {_MAX_GIF_BLOCKS} blocks")
-            position += 1
-    except (IndexError, struct.error):
-        return
+        except IndexError:
+            if is_frame:
+                return
+            raise
+        position += 1
 
 
 def _palette_bytes(flags: int) -> int:
@@ -123,9 +131,11 @@ def _palette_bytes(flags: int) -> int:
 def _read_png(upload: bytes) -> FrameTimes | None:
     delays_ms: list[float] = []
     is_animated = has_data = has_hidden = False
+    declared = 0
     for name, start, length in chunks_of(upload):
-        if name == b"acTL":
-            is_animated |= not has_data
+        if name == b"acTL" and not has_data:
+            (declared,) = struct.unpack_from(">L", upload, start)
+            is_animated = True
         elif name == b"IDAT":
             has_hidden |= not has_data and not delays_ms  # a picture for viewers that know no animations
             has_data = True
@@ -133,8 +143,10 @@ def _read_png(upload: bytes) -> FrameTimes | None:
             numerator, denominator = _APNG_DELAY.unpack_from(upload, start + 20)
             delays_ms.append(1000 * numerator / (denominator or 100))
             _check_count(len(delays_ms))
-    if not is_animated or not delays_ms:
+    if not is_animated or not declared:
         return None
+    if len(delays_ms) < declared:
+        raise ValueError("The file ends before its last frame.")
     size = _PNG_SIZE.unpack_from(upload, len(SIGNATURE) + 8)
     return FrameTimes(size, range(has_hidden, len(delays_ms) + has_hidden), _starts(delays_ms))
 
@@ -208,23 +220,19 @@ def _tiff_directories(upload: bytes) -> Iterator[tuple[int, int, int]]:
     entry = struct.Struct(order + ("HHQ8s" if is_big else "HHL4s"))
     counter, offset = (struct.Struct(order + code) for code in ("QQ" if is_big else "HL"))
     seen: set[int] = set()
-    try:
-        (position,) = offset.unpack_from(upload, 8 if is_big else 4)
-        while position and position not in seen:
-            if len(seen) >= _MAX_PAGES:
-                raise TooComplex(f"it has more than {_MAX_PAGES} pages")
-            seen.add(position)
-            (count,) = counter.unpack_from(upload, position)
-            start = position + counter.size
-            end = start + count * entry.size
-            (position,) = offset.unpack_from(upload, end)
-            values = {254: 0, 256: 0, 257: 0}
-            for tag, kind, _, field in entry.iter_unpack(upload[start : start + min(count, 64) * entry.size]):
-                if tag in values:
-                    values[tag] = struct.unpack_from(order + _INTEGERS.get(kind, "L"), field)[0]
-            yield values[256], values[257], values[254]
-    except (struct.error, OverflowError):
-        return
+    (position,) = offset.unpack_from(upload, 8 if is_big else 4)
+    while position and position not in seen:
+        if len(seen) >= _MAX_PAGES:
+            raise TooComplex(f"it has more than {_MAX_PAGES} pages")
+        seen.add(position)
+        (count,) = counter.unpack_from(upload, position)
+        start = position + counter.size
+        (position,) = offset.unpack_from(upload, start + count * entry.size)
+        values = {254: 0, 256: 0, 257: 0}
+        for tag, kind, _, field in entry.iter_unpack(upload[start : start + min(count, _MAX_ENTRIES) * entry.size]):
+            if tag in values:
+                (values[tag],) = struct.unpack_from(order + _INTEGERS.get(kind, "L"), field)
+        yield values[256], values[257], values[254]
 
 
 _READERS: dict[str, Callable[[bytes], FrameTimes | None]] = {

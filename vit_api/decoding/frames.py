@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import TiffImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.decoding import tiff
@@ -27,7 +27,7 @@ from vit_api.errors import BadImage, ImageTooLarge
 # be put back; the decoders of WebP and AVIF have canvases of their own. Each frame is copied before it is converted.
 _S_PER_MEGAPIXEL = {"GIF": 0.025, "WEBP": 0.04, "PNG": 0.06, "AVIF": 0.04}
 _S_PER_MEGAPIXEL_OF_PAGES = 0.02
-_BYTES_PER_PIXEL = {"GIF": 22, "WEBP": 23, "PNG": 21, "AVIF": 28}
+_BYTES_PER_PIXEL = {"GIF": 22, "WEBP": 23, "PNG": 25, "AVIF": 28}
 _BYTES_PER_PIXEL_OF_PAGES = 9
 _EXACT_BYTES_PER_PIXEL = 8
 _S_PER_FRAME = 0.0002
@@ -143,11 +143,24 @@ def decode_frames(
             number = plan.numbers[position]
             for step in range(at, number + 1) if plan.is_composed else (number,):
                 image.seek(step)
-                if plan.is_composed:
-                    image.load()
+                if step == number or format_name == "WEBP":  # others compose the frames in between as they seek
+                    _load(image)
                 _check_time(end_s)
             at = number + 1
             yield position, pixels_of(_frame_of(opened, plan, upload, decoding), preprocessing, decoding)
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the current frame.
+
+    Where an APNG's frame is blended and then taken back, PIL changes the very picture that it later puts back, so that
+    the next frames are wrong. (Without a `load` between them it takes a copy first.)
+    """
+    previous = image._prev_im if isinstance(image, PngImagePlugin.PngImageFile) else None
+    kept = None if previous is None else previous.copy()
+    image.load()
+    if kept is not None:
+        image._prev_im = kept  # type: ignore[attr-defined]
 
 
 def _frame_of(opened: Opened, plan: FramePlan, upload: bytes, decoding: Decoding) -> Opened:
