@@ -148,7 +148,8 @@ def test_frames_may_be_in_the_query_the_form_or_the_json(server: RunningServer, 
 def test_other_numbers_of_frames_are_refused(server: RunningServer, value: str) -> None:
     """With the range that is allowed."""
     response = server.predict(b"x", f"/predict?frames={value}")
-    assert (response.status_code, response.json()["error"]) == (400, "'frames' must be an integer from 1 to 32.")
+    assert response.status_code == 400
+    assert response.json()["error"].startswith("'frames' must be an integer from 1 to 32")
 
 
 def test_a_batch_has_at_most_32_frames_together(server: RunningServer) -> None:
@@ -218,9 +219,9 @@ def test_the_client_classifies_frames(server: RunningServer) -> None:
 def test_the_command_line_classifies_frames(server: RunningServer, tmp_path: Path, is_local: bool) -> None:
     """The same answer with a server and without one."""
     (tmp_path / "digits.gif").write_bytes(animate(digits("2277", mark=15), "GIF"))
-    where = [] if is_local else ["--url", server.url]
+    where = ["--model=digits"] if is_local else ["--url", server.url]
     command = [sys.executable, "-m", "vit_api", "classify", "--frames=3", "--top-k=2", "--json", *where]
     found = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
     result = json.loads(found.stdout)
     assert {one["label"] for one in result["predictions"]} == {"2", "7"}
-    assert [frame["index"] for frame in result["frames"]] == [0, 2, 3]
+    assert [frame["index"] for frame in result["frames"]] == [0, 1, 3]

@@ -4,7 +4,7 @@ const LARGE_BYTES = 4 * 2 ** 20;
 const LARGE_PIXELS = 8e6;
 // Smaller files are sent as they are, without a look at their pixels: they take no longer than scaling them would.
 const SMALL_BYTES = 2 ** 20;
-// The server resizes once more. At 4 times its side, its answer is the same to about 0.001; see docs/page.md.
+// The server resizes once more, for which it needs some more than the model's side.
 const TIMES = 4;
 const MIN_SIDE = 1024;
 const TYPE = "image/jpeg";
