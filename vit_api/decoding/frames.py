@@ -29,7 +29,6 @@ _S_PER_MEGAPIXEL = {"GIF": 0.025, "WEBP": 0.04, "PNG": 0.06, "AVIF": 0.04}
 _S_PER_MEGAPIXEL_OF_PAGES = 0.02
 _BYTES_PER_PIXEL = {"GIF": 22, "WEBP": 23, "PNG": 25, "AVIF": 28}
 _BYTES_PER_PIXEL_OF_PAGES = 9
-_EXACT_BYTES_PER_PIXEL = 8
 _S_PER_FRAME = 0.0002
 
 
@@ -94,7 +93,7 @@ def plan_frames(upload: bytes, count: int, decoding: Decoding) -> FramePlan | No
     numbers = tuple(times.numbers[index] for index in chosen)
     starts_ms = times.starts_ms
     is_composed = format_name in _S_PER_MEGAPIXEL
-    cost = _cost(times.size, format_name, numbers[-1] + 1 if is_composed else len(numbers), exact=decoding.exact)
+    cost = _cost(times.size, format_name, numbers[-1] + 1 if is_composed else len(numbers), len(upload))
     _check(times, format_name, cost, decoding)
     frames = tuple(Frame(index, None if starts_ms is None else round(starts_ms[index], 3)) for index in chosen)
     return FramePlan(frames, numbers, format_name, cost, is_composed)
@@ -172,11 +171,12 @@ def _frame_of(opened: Opened, plan: FramePlan, upload: bytes, decoding: Decoding
     return opened
 
 
-def _cost(size: tuple[int, int], format_name: str, steps: int, *, exact: bool) -> Cost:
+def _cost(size: tuple[int, int], format_name: str, steps: int, upload_bytes: int) -> Cost:
+    """Return what decoding takes; an APNG is rebuilt from its chunks, and other decoders copy the file, too."""
     pixels = size[0] * size[1]
     per_megapixel = _S_PER_MEGAPIXEL.get(format_name, _S_PER_MEGAPIXEL_OF_PAGES)
-    per_pixel = _BYTES_PER_PIXEL.get(format_name, _BYTES_PER_PIXEL_OF_PAGES) + _EXACT_BYTES_PER_PIXEL * exact
-    return Cost(steps * (pixels / 1e6 * per_megapixel + _S_PER_FRAME), pixels * per_pixel)
+    per_pixel = _BYTES_PER_PIXEL.get(format_name, _BYTES_PER_PIXEL_OF_PAGES)
+    return Cost(steps * (pixels / 1e6 * per_megapixel + _S_PER_FRAME), pixels * per_pixel + upload_bytes)
 
 
 def _check(times: FrameTimes, format_name: str, cost: Cost, decoding: Decoding) -> None:
