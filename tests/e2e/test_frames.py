@@ -218,7 +218,7 @@ def test_the_client_classifies_frames(server: RunningServer) -> None:
 @pytest.mark.parametrize("is_local", [False, True], ids=["server", "in this process"])
 def test_the_command_line_classifies_frames(server: RunningServer, tmp_path: Path, is_local: bool) -> None:
     """The same answer with a server and without one."""
-    (tmp_path / "digits.gif").write_bytes(animate(digits("2277", mark=15), "GIF"))
+    (tmp_path / "digits.png").write_bytes(animate(digits("2277", mark=15), "PNG"))
     where = ["--model=digits"] if is_local else ["--url", server.url]
     command = [sys.executable, "-m", "vit_api", "classify", "--frames=3", "--top-k=2", "--json", *where]
     found = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
