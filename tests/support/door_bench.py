@@ -84,7 +84,7 @@ class DoorBench:
         self.ended: list[int | None] = []
         self.evicted = 0
         self.draining = False
-        self.connections = Connections(limits, self._count_evicted)
+        self.connections = Connections(limits, lambda: self.draining, self._count_evicted)
         self.state = ServerState()
         self.state.default_headers = [(b"date", b"now")]
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -101,9 +101,6 @@ class DoorBench:
 
     def refuse(self, scope: dict[str, Any]) -> ScriptedRequest:
         return ScriptedRequest(self, scope)
-
-    def is_draining(self) -> bool:
-        return self.draining
 
     async def gate(self) -> None:
         while not self._open_gate:

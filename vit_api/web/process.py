@@ -122,7 +122,6 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
             max_pending_bytes=settings.max_pending_bytes,
             request_timeout_s=settings.request_timeout_s,
         ),
-        is_draining=shared.worker_board.is_draining,
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
@@ -145,7 +144,8 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
         max_connections=max_connections(),
     )
     evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
-    return functools.partial(Door, application.entry, Connections(limits, evicted.add), DateHeader())
+    connections = Connections(limits, shared.worker_board.is_draining, evicted.add)
+    return functools.partial(Door, application.entry, connections, DateHeader())
 
 
 def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
