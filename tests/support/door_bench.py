@@ -77,12 +77,15 @@ class DoorBench:
         ended: The status of each request of `/hot` and each malformed one, None for those whose client left.
         evicted: The number of connections closed for want of descriptors.
         connections: All its connections.
+        most_at_once: How many requests were begun before the event loop had its next turn, at most.
         state: uvicorn's state of the server.
     """
 
     def __init__(self, limits: DoorLimits) -> None:
         self.ended: list[int | None] = []
         self.evicted = 0
+        self.most_at_once = 0
+        self._at_once = 0
         self.draining = False
         self.connections = Connections(limits, lambda: self.draining, self._count_evicted)
         self.state = ServerState()
@@ -96,7 +99,14 @@ class DoorBench:
     def _count_evicted(self) -> None:
         self.evicted += 1
 
+    def _reset_at_once(self) -> None:
+        self._at_once = 0
+
     def open(self, scope: dict[str, Any]) -> ScriptedRequest | None:
+        if self._at_once == 0:
+            self._loop.call_soon(self._reset_at_once)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
         return ScriptedRequest(self, scope) if scope["path"] == "/hot" and scope["method"] == "POST" else None
 
     def refuse(self, scope: dict[str, Any]) -> ScriptedRequest:
