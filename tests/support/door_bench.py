@@ -18,9 +18,10 @@ from uvicorn.server import ServerState
 from vit_api.errors import Overloaded, UploadTooLarge, ViTError
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
+from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits
 from vit_api.web.door.protocol import Door
-from vit_api.web.responses import Response
+from vit_api.web.responses import Response, header_lines
 
 MAX_BYTES = 300_000
 REFUSED = b"refused"
@@ -62,8 +63,16 @@ class ScriptedRequest:
         headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
         return Response(error.status, json.dumps({"code": error.code}).encode(), headers)
 
-    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
-        return response.all_headers()
+    async def answer(self, body: bytes) -> Response:
+        try:
+            await self.admit()
+            self.receive(len(body))
+        except ViTError as error:
+            return self.fail(error)
+        return await self.handle(body)
+
+    def header_lines(self, response: Response) -> bytes:
+        return header_lines([(b"content-length", b"%d" % len(response.body)), *response.headers])
 
     def end(self, response: Response | None) -> None:
         self.bench.ended.append(None if response is None else response.status)
@@ -163,7 +172,14 @@ class DoorBench:
         )
         config.load()
         make = functools.partial(
-            Door, self, self.connections, DateHeader(), config=config, server_state=self.state, app_state={}
+            Door,
+            self,
+            self.connections,
+            DateHeader(),
+            HeadCache(),
+            config=config,
+            server_state=self.state,
+            app_state={},
         )
         server = await self._loop.create_server(lambda: make(_loop=self._loop), sock=self._listener, backlog=512)
         self._is_up.set()

@@ -42,7 +42,7 @@ _SPACE = b" \t"
 
 
 class Head:
-    """The head of a request.
+    """The head of a request. Not to be changed: several requests may share it.
 
     Attributes:
         method: The method, as sent.
@@ -58,21 +58,6 @@ class Head:
         expects_continue: Whether the client waits for a `100 Continue` before it sends the body.
         size: The size of the head, in bytes.
     """
-
-    __slots__ = (
-        "expects_continue",
-        "headers",
-        "is_chunked",
-        "keeps_alive",
-        "length",
-        "method",
-        "path",
-        "query",
-        "raw_path",
-        "size",
-        "values",
-        "version",
-    )
 
     def __init__(
         self, method: str, target: tuple[bytes, bytes], version: str, headers: list[tuple[bytes, bytes]], size: int
@@ -101,6 +86,19 @@ class Head:
     def has_body(self) -> bool:
         """Whether a body is announced."""
         return self.is_chunked or self.length > 0
+
+    def with_length(self, length: int, size: int) -> Head:
+        """Return the same head, but for the announced length of the body; neither it nor this one's is 0."""
+        sent = (b"content-length", b"%d" % length)
+        head = Head.__new__(Head)
+        head.__dict__.update(
+            self.__dict__,
+            length=length,
+            size=size,
+            headers=[sent if header[0] == sent[0] else header for header in self.headers],
+            values=self.values | {sent[0]: sent[1]},
+        )
+        return head
 
 
 def parse_head(data: bytes | bytearray, start: int, end: int) -> Head:

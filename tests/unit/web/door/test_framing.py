@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h11
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support.door_bench import DoorBench, read_all, split_answers
 from vit_api.errors import ViTError
 from vit_api.web.door.chunks import ChunkedBody
+from vit_api.web.door.head_cache import MAX_HEADS, HeadCache
 from vit_api.web.door.heads import MAX_HEAD_BYTES, Head, check_incomplete, parse_head
 from vit_api.web.door.limits import DoorLimits
 
@@ -387,3 +388,64 @@ def test_empty_lines_before_a_request_are_ignored(bench: DoorBench, count: int) 
     """As RFC 9112, section 2.2, asks of servers; some clients send one after a body."""
     assert [status for status, _ in _answers(bench, [b"\r\n" * count + _TWO[0] + b"\r\n" + _TWO[0]])] == [200, 200]
     assert [status for status, _ in _answers(bench, [b"\r", b"\n", *(bytes([byte]) for byte in _TWO[0])])] == [200]
+
+
+_CLIENT_HEADS = st.sampled_from(
+    [
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bX-A: y\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\n%bHost: x\r\nX-A: y\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\nX-A: y\r\n%b\r\n",
+        b"%bPOST /hot HTTP/1.1\r\nHost: x\r\nX-A: y\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bContent-Length: 7\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bcontent-length : 7\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n%b\r\n",
+        b"POST /hot HTTP/1.0\r\n%b\r\n",
+        b"POST /hot HTTP/1.1\r\n%b\r\n",
+    ]
+)
+_LENGTH_LINES = st.sampled_from(
+    [
+        b"",
+        b"Content-Length: 5\r\n",
+        b"content-length: 5\r\n",
+        b"Content-Length: 31\r\n",
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 05\r\n",
+        b"Content-Length:5\r\n",
+        b"Content-Length: 5 \r\n",
+        b"Content-Length: 5\r\nContent-Length: 5\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: " + b"9" * 20 + b"\r\n",
+    ]
+)
+
+
+@given(st.lists(st.tuples(_CLIENT_HEADS, _LENGTH_LINES), min_size=2, max_size=12))
+@settings(max_examples=1000, deadline=None)
+def test_a_cached_head_is_what_it_would_be_without_the_cache(heads: list[tuple[bytes, bytes]]) -> None:
+    """Whatever was cached before: refused, or with the same meaning; the order of its headers apart."""
+    cache = HeadCache()
+    for head, line in heads:
+        data = head % line
+        assert _meaning(cache.parse, data) == _meaning(parse_head, data)
+
+
+def _meaning(parse: Callable[[bytes, int, int], Head], data: bytes) -> object:
+    try:
+        head = parse(data, 0, len(data) - 2)
+    except ViTError as error:
+        return error.message
+    return {**vars(head), "headers": sorted(head.headers), "has_body": head.has_body}
+
+
+def test_the_cache_of_heads_is_bounded() -> None:
+    """However many different ones a client sends, and however long they are."""
+    cache = HeadCache()
+    for number in range(1000):
+        for padding in (b"", b"y" * 10_000):
+            data = b"POST / HTTP/1.1\r\nHost: x\r\nX-A: %d%s\r\nContent-Length: 5\r\n\r\n" % (number, padding)
+            before = len(cache)
+            cache.parse(data, 0, len(data) - 2)
+            assert len(cache) == min(MAX_HEADS, before + (not padding))
+    assert len(cache) == MAX_HEADS
