@@ -27,6 +27,11 @@ from vit_api.web.responses import Response
 _MAX_DISCARDED_BYTES = 4 * 2**20
 """How much of a refused body is read to keep the connection alive; for more it is closed."""
 
+_MAX_REQUESTS_AT_ONCE = 32
+"""How many requests of one connection are begun before others have their turn."""
+_MAX_COUNTED = 128
+"""How many requests are counted that a client has sent ahead and left behind."""
+
 
 class Answering(Protocol):
     """One request and its answer."""
@@ -95,11 +100,29 @@ class Door(ClientConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything; an unfinished request is abandoned."""
-        was_open = self.state in (BODY, ANSWERING)
+        was_open, ahead = self.state in (BODY, ANSWERING), self._ahead
         super().connection_lost(exc)
         exchange, self._exchange = self._exchange, None
         if exchange is not None and was_open:
             exchange.abandon()
+        if ahead:
+            self._abandon_ahead(ahead)
+
+    def _abandon_ahead(self, data: bytes | bytearray) -> None:
+        """Record the requests that were never begun, up to the first one that is malformed or whose head is cut off."""
+        position = 0
+        try:
+            for _ in range(_MAX_COUNTED):
+                head, position = self._heads.read(data, position)
+                if head is None:
+                    break
+                self.head = head
+                request = self.application.open(self.make_scope())
+                if request is not None:
+                    request.end(None)
+                position = body_of(head).feed(data, position)
+        except ViTError:
+            pass  # no client is left to be told
 
     def data_received(self, data: bytes | bytearray) -> None:
         """Read what arrived."""
@@ -235,6 +258,8 @@ class Door(ClientConnection):
 
     def _run_ahead(self) -> None:
         """Read what was sent ahead."""
+        if self.state is CLOSED:
+            return
         self.resume_reading()
         if self._ahead:
             self._run(self._ahead)
@@ -245,10 +270,15 @@ class Door(ClientConnection):
     def _run(self, data: bytes | bytearray) -> None:
         """Read requests, and have them answered, until one has to wait."""
         position, end = 0, len(data)
+        turns = _MAX_REQUESTS_AT_ONCE
         self._is_running = True
         try:
             while position < end:
                 if self.state is HEAD and not self._is_write_paused:
+                    if turns == 0:
+                        self._yield_turn()
+                        break
+                    turns -= 1
                     head, position = self._heads.read(data, position)
                     if head is None:
                         self._await_head(is_begun=position < end)
@@ -267,6 +297,11 @@ class Door(ClientConnection):
                 self.keep(data, position)
             else:
                 self._ahead = b""
+
+    def _yield_turn(self) -> None:
+        """Go on when other connections have had their turn; otherwise many small requests would hold them up."""
+        self.pause_reading()
+        self.loop.call_soon(self._run_ahead)
 
     def _await_head(self, *, is_begun: bool) -> None:
         if is_begun and self.wait is not Wait.HEAD:

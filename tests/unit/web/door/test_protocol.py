@@ -61,7 +61,10 @@ def _read_one(connection: socket.socket) -> tuple[int, dict[bytes, bytes], bytes
         head += byte
     (status, headers, _) = next(split_answers(head))
     length = int(headers.get(b"content-length", b"0"))
-    return status, headers, connection.recv(length, socket.MSG_WAITALL) if length else b""
+    body = b""
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return status, headers, body
 
 
 @pytest.mark.parametrize("first", [b"hello", b"task", b"wait"])
