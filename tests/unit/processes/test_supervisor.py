@@ -9,9 +9,11 @@ import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 
 import pytest
 
+from tests.support.server import wait_until
 from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import RecordPipe
@@ -222,6 +224,9 @@ def test_a_hung_http_process_does_not_hold_up_a_stop(
     http_board.heartbeat(0)
     assert started[0].pid is not None
     os.kill(started[0].pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{started[0].pid}/stat")
+    # A SIGTERM that arrives before the process has stopped would still end it.
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
     ours, theirs = signals
     theirs.send(b"x")
     assert supervisor.watch(ours) == 0
