@@ -17,7 +17,7 @@ from vit_api.web.content_coding import codings_of
 from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
 from vit_api.web.observers.exchange import Exchange, Observer
 from vit_api.web.requests import BodyLimit, Headers, Request
-from vit_api.web.responses import Response, error_response
+from vit_api.web.responses import Response, error_response, header_lines
 from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
@@ -126,15 +126,24 @@ class HotCall:
         except Exception:
             return self.fail(self._unexpected())
 
+    async def answer(self, body: bytes) -> Response:
+        """Admit a request whose whole body is here, receive and handle it, and return the response."""
+        try:
+            await self.admit()
+            self.receive(len(body))
+        except ViTError as error:
+            return self.fail(error)
+        return await self.handle(body)
+
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""
         return error_response(error, self._request)
 
-    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
-        """Return all headers of a response but those that belong to the connection."""
+    def header_lines(self, response: Response) -> bytes:
+        """Return the lines of all headers of a response but those that belong to the connection."""
         request, cors_headers = self._request, self._context.cors_headers
-        headers = response.headers_for(request)
-        return headers if cors_headers is None else [*headers, *cors_headers(request)]
+        lines = response.header_lines(request)
+        return lines if cors_headers is None else lines + header_lines(cors_headers(request))
 
     def end(self, response: Response | None) -> None:
         """Record the outcome, and free the memory. To be called once; None: the client left first."""

@@ -35,6 +35,7 @@ from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
+from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
 from vit_api.web.observers.access_log import AccessLog
@@ -151,7 +152,7 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
     )
     evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
     connections = Connections(limits, shared.worker_board.is_draining, evicted.add)
-    return functools.partial(Door, application.entry, connections, DateHeader())
+    return functools.partial(Door, application.entry, connections, DateHeader(), HeadCache())
 
 
 def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics_writer: MetricsWriter) -> _Core:

@@ -29,11 +29,14 @@ class HotRequest(Protocol):
     def handle(self, body: bytes) -> Coroutine[Any, Any, Response]:
         """Return the response; a failure is one, too."""
 
+    def answer(self, body: bytes) -> Coroutine[Any, Any, Response]:
+        """Admit a request whose whole body is here, receive and handle it, and return the response."""
+
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""
 
-    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
-        """Return all headers of a response, but those that belong to the connection."""
+    def header_lines(self, response: Response) -> bytes:
+        """Return the lines of all headers of a response, but those that belong to the connection."""
 
     def end(self, response: Response | None) -> None:
         """Record the outcome, once; None: the client left first."""

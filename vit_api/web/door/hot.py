@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vit_api.errors import ViTError
 from vit_api.web.door.application import HotRequest
 from vit_api.web.eager import EagerStart
+from vit_api.web.responses import Response
 
 if TYPE_CHECKING:
     from vit_api.web.door.protocol import Door
@@ -52,6 +53,10 @@ class HotExchange:
             self._door.resume_body()
             self._door.proceed()
 
+    def answer_whole(self, body: bytes | bytearray) -> None:
+        """Admit the request, whose whole body is here, and answer it."""
+        self._answer(self._request.answer(bytes(body)))
+
     def receive(self, content: bytes | bytearray, is_complete: bool) -> None:
         """Collect the body; answer when it is complete."""
         try:
@@ -67,11 +72,11 @@ class HotExchange:
             self._body = bytearray(content)
         if is_complete:
             body, self._body = self._body, b""
-            self._answer(body if isinstance(body, bytes) else bytes(body))
+            self._answer(self._request.handle(bytes(body)))
 
     def fail(self, error: ViTError) -> None:
         """Refuse the rest of the body, and close."""
-        self._door.head.keeps_alive = False
+        self._door.is_last = True
         self._refuse(error)
 
     def abandon(self) -> None:
@@ -82,15 +87,16 @@ class HotExchange:
             self._has_ended = True
             self._request.end(None)
 
-    def _answer(self, body: bytes) -> None:
-        handling = EagerStart(self._request.handle(body))
-        if handling.is_done:
-            self._respond(handling.result)
+    def _answer(self, handling: Coroutine[Any, Any, Response]) -> None:
+        start = EagerStart(handling)
+        if start.is_done:
+            self._respond(start.result)
         else:
-            self._start_task(self._finish(handling))
+            self._door.hold()
+            self._start_task(self._finish(start))
 
-    async def _finish(self, handling: EagerStart[Any]) -> None:
-        response = await handling.finish()
+    async def _finish(self, start: EagerStart[Response]) -> None:
+        response = await start.finish()
         if not self._has_ended:
             self._respond(response)
 
@@ -98,7 +104,7 @@ class HotExchange:
         self._body = b""
         self._respond(self._request.fail(error))
 
-    def _respond(self, response: Any) -> None:
+    def _respond(self, response: Response) -> None:
         self._has_ended = True
         self._door.respond(self._request, response)
 
