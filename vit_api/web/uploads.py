@@ -22,7 +22,9 @@ _ENVELOPE_BYTES = 64 * 1024
 _FORM = b"multipart/form-data"
 _URLENCODED = b"application/x-www-form-urlencoded"
 _JSON = b"application/json"
+_WRAPPED = (_FORM, _URLENCODED, _JSON)
 _JSON_START = b"{"
+_MAY_BE_JSON = b" \t\n\r\x0b\x0c" + _JSON_START
 _LEADING_SPACE = 64
 _MAX_JSON_MARKS = 1000
 _EXTRA_PARTS = 16
@@ -99,6 +101,14 @@ class Uploads:
         if not request.media_type.startswith(_FORM):
             raise BadRequest("The body is not a form. Send the images as multipart/form-data in the field 'files'.")
         return self._several
+
+    def is_raw(self, request: Request, body: bytes) -> bool:
+        """Return whether a body is surely an upload itself, and one that `find_one` would not refuse."""
+        return (
+            not request.media_type.startswith(_WRAPPED)
+            and 0 < len(body) <= self._max_bytes
+            and body[0] not in _MAY_BE_JSON
+        )
 
     async def find_one(self, request: Request, field: str = "image") -> FoundUpload:
         """Return the request's upload: a file of a form, base64 in JSON, or the body itself.
