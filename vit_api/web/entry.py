@@ -108,4 +108,5 @@ class Entry:
         if request.method == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._fallback(scope, receive, send_with_id)
+        request.scope["route"] = scope.get("route")  # for observers
         self._context.observe(Exchange(request, status, time.monotonic()))

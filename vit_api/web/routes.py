@@ -85,7 +85,8 @@ class HotRoute:
             that the request can't be answered, before any of the body is read.
         operation: Its description; None if another route's describes it, too.
         find: Returns the response to a request with this body if it is cached, without waiting for anything; None if it
-            is not, or that takes longer to find out. The request was admitted, and is not compressed.
+            is not, or that takes longer to find out. The request was admitted; its body is neither compressed nor to
+            be checked.
     """
 
     method: str

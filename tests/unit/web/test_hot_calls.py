@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import time
 import zlib
 from collections.abc import Awaitable, Callable
@@ -18,6 +20,8 @@ from vit_api.web.responses import Response
 from vit_api.web.routes import HotRoute
 
 pytestmark = pytest.mark.anyio
+
+_DIGEST = f"sha-256=:{base64.b64encode(hashlib.sha256(b'known').digest()).decode()}:"
 
 Charge = Callable[[Request], Awaitable[None]]
 Check = Callable[[Request], None]
@@ -116,6 +120,7 @@ async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
         pytest.param(b"known", {}, 200, id="cached"),
         pytest.param(b"other", {}, None, id="not cached"),
         pytest.param(b"known", {"content_encoding": "gzip"}, None, id="compressed"),
+        pytest.param(b"known", {"content_digest": _DIGEST}, None, id="with a digest"),
         pytest.param(b"known", {"content_encoding": "br"}, 415, id="unknown coding"),
         pytest.param(bytes(11), {}, 413, id="too long"),
         pytest.param(b"bug", {}, 500, id="bug"),

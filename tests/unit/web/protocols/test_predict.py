@@ -133,6 +133,8 @@ async def test_a_hit_is_answered_at_once() -> None:
         pytest.param("/predict", {"headers": {"content-type": "multipart/form-data"}}, 400, id="declared as a form"),
         pytest.param("/predict", {"headers": {"content-encoding": "gzip"}}, 400, id="compressed"),
         pytest.param("/predict", {"content": b' {"image": 1}'}, 400, id="JSON"),
+        pytest.param("/predict", {"content": '{"image": 1}'.encode("utf-16")}, 400, id="JSON in UTF-16"),
+        pytest.param("/predict", {"content": b"--x\r\nContent-Disposition: form-data"}, 400, id="undeclared form"),
         pytest.param("/predict", {"content": b"x" * 1001}, 413, id="too long"),
     ],
 )
