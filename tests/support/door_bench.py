@@ -63,6 +63,12 @@ class ScriptedRequest:
         headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
         return Response(error.status, json.dumps({"code": error.code}).encode(), headers)
 
+    def find(self, body: bytes) -> Response | None:
+        return None
+
+    def find_whole(self, body: bytes) -> Response | None:
+        return None
+
     async def answer(self, body: bytes) -> Response:
         try:
             await self.admit()

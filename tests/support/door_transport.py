@@ -35,7 +35,8 @@ class DoorTransport(httpx.AsyncBaseTransport):
         call = self._application.entry.open(scope)
         if call is None:
             return await self._asgi.handle_async_request(request)
-        response = await call.answer(await request.aread())
+        body = await request.aread()
+        response = call.find_whole(body) or await call.answer(body)
         headers = [(name, value) for name, _, value in _split(call.header_lines(response))]
         call.end(response)
         return httpx.Response(response.status, headers=headers, content=response.body)

@@ -29,8 +29,14 @@ class HotRequest(Protocol):
     def handle(self, body: bytes) -> Coroutine[Any, Any, Response]:
         """Return the response; a failure is one, too."""
 
+    def find(self, body: bytes) -> Response | None:
+        """Return the response of a request that was admitted if it is cached, without waiting for anything."""
+
+    def find_whole(self, body: bytes) -> Response | None:
+        """Admit a request whose whole body is here, and return the response if that is cached; see `answer`."""
+
     def answer(self, body: bytes) -> Coroutine[Any, Any, Response]:
-        """Admit a request whose whole body is here, receive and handle it, and return the response."""
+        """Admit a request whose whole body is here, unless `find_whole` has, handle it, and return the response."""
 
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""

@@ -315,8 +315,13 @@ class Door(ClientConnection):
         end = position + head.length
         if request is not None and 0 < head.length <= len(data) - position:
             self.state = ANSWERING
-            self._exchange = exchange = HotExchange(self, request)
-            exchange.answer_whole(data[position:end])
+            body = bytes(data[position:end])
+            response = request.find_whole(body)
+            if response is None:
+                self._exchange = exchange = HotExchange(self, request)
+                exchange.answer(request.answer(body))
+            else:
+                self.respond(request, response)
             return end
         apart = AsgiExchange(self, scope) if request is None else HotExchange(self, request)
         self._begin_apart(apart, is_here=position < len(data))
