@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_api.checkpoints import hub, weights
-from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
+from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor
+from vit_api.checkpoints.processor_file import read_preprocessing
 
 __all__ = ["Checkpoint", "CheckpointError", "Preprocessing", "load_checkpoint"]
 

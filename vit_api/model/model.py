@@ -117,10 +117,12 @@ class VisionModel:
         self._model.to(self.device).eval()
         self._top_k = min(MAX_TOP_K, self._model.config.num_labels)
         self._scale, self._shift = self._normalisation(checkpoint)
+        self._is_bgr = checkpoint.preprocessing.is_bgr
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
         self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
         with torch.inference_mode():
-            self._logits = fuse(self._model, self._scale, self._shift, self._unfused) or self._unfused
+            fused = None if self._is_bgr else fuse(self._model, self._scale, self._shift, self._unfused)
+            self._logits = fused or self._unfused
         self.engine = Engine("eager", self._run_eagerly)
 
     def _normalisation(self, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,6 +214,8 @@ class VisionModel:
     def _unfused(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the logits of uint8 [batch, height, width, 3] as transformers computes them, for any architecture."""
         inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
+        if self._is_bgr:
+            inputs = inputs.flip(1)
         logits: torch.Tensor = self._model(pixel_values=inputs.to(self.dtype)).logits
         return logits
 
