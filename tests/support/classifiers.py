@@ -90,7 +90,13 @@ _PYRAMID = {
     "depths": [1, 1, 1, 1],
     "num_attention_heads": [1, 1, 2, 2],
 }
-_PERCEIVER_SIZES = {"num_latents": 8, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 1}
+_PERCEIVER_SIZES = {
+    "num_latents": 8,
+    "d_latents": 32,
+    "num_blocks": 1,
+    "num_self_attends_per_block": 1,
+    "num_cross_attention_heads": 1,
+}
 
 
 class Family(NamedTuple):
@@ -142,7 +148,7 @@ FAMILIES = {
     ),
     "cvt": Family(
         "Cvt",
-        {"embed_dim": [8, 16, 32], "num_heads": [1, 1, 2], "depth": [1, 1, 1]},
+        {"embed_dim": [8, 16, 32], "num_heads": [1, 1, 2], "depth": [1, 2, 3]},
         _CONVNEXT_224,
         "microsoft/cvt-13",
     ),
@@ -152,16 +158,14 @@ FAMILIES = {
         PROCESSORS["beit"] | {"do_center_crop": False},
         "facebook/data2vec-vision-base-ft1k",
     ),
-    "deit": Family(
-        "DeiT", _PATCHES, PROCESSORS["deit"], "facebook/deit-base-patch16-224"
-    ),
+    "deit": Family("DeiT", _PATCHES, PROCESSORS["deit"], "facebook/deit-base-patch16-224"),
     "dinov2": Family("Dinov2", _PATCHES, PROCESSORS["dinov2"], "facebook/dinov2-small-imagenet1k-1-layer"),
     "dinov2_with_registers": Family(
         "Dinov2WithRegisters", _PATCHES, _BIT_224, "facebook/dinov2-with-registers-small-imagenet1k-1-layer"
     ),
     "efficientnet": Family(
         "EfficientNet",
-        {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 32},
+        {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
         {
             "crop_size": {"height": 289, "width": 289},
             "do_center_crop": False,
@@ -189,7 +193,7 @@ FAMILIES = {
         "HGNetV2",
         {
             "embedding_size": 8,
-            "hidden_sizes": [8, 16],
+            "hidden_sizes": [16, 32],
             "depths": [1, 1],
             "stem_channels": [3, 8, 8],
             "stage_in_channels": [8, 16],
@@ -283,14 +287,12 @@ FAMILIES = {
         | {"image_processor_type": "MobileViTImageProcessor", "do_rescale": True},
         "apple/mobilevitv2-1.0-imagenet1k-256",
     ),
-    "perceiver-learned": Family(
-        "Perceiver:Learned", {**_PERCEIVER_SIZES, "image_size": 224}, _PERCEIVER, "deepmind/vision-perceiver-learned"
-    ),
-    "perceiver-fourier": Family(
-        "Perceiver:Fourier", {**_PERCEIVER_SIZES, "image_size": 224}, _PERCEIVER, "deepmind/vision-perceiver-fourier"
-    ),
-    "perceiver-conv": Family(
-        "Perceiver:ConvProcessing", {**_PERCEIVER_SIZES, "image_size": 224}, _PERCEIVER, "deepmind/vision-perceiver-conv"
+    # The other two Perceivers differ in the model, not in the processor, and take minutes on a CPU.
+    "perceiver": Family(
+        "Perceiver:ConvProcessing",
+        {**_PERCEIVER_SIZES, "image_size": 224},
+        _PERCEIVER,
+        "deepmind/vision-perceiver-conv",
     ),
     "poolformer": Family(
         "PoolFormer",
@@ -381,7 +383,7 @@ def make_classifier(folder: Path, family: str, **config: Any) -> Path:
     names = {index: f"class {index}" for index in range(config.pop("classes", CLASSES))}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = model_class(model_class.config_class(**sizes, id2label=names, **config)).eval()
+        model = model_class(model_class.config_class(**sizes, num_labels=len(names), id2label=names, **config)).eval()
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({k: v for k, v in processor.items() if v is not None}))
     _spread(model, transformers.AutoImageProcessor.from_pretrained(folder), len(names))
@@ -390,12 +392,21 @@ def make_classifier(folder: Path, family: str, **config: Any) -> Path:
 
 
 def _spread(model: Any, processor: Any, classes: int) -> None:
-    """Scale and shift the last layer so that the logits differ between photos: those of random weights hardly do."""
+    """Make the logits differ between photos, which those of random weights hardly do.
+
+    Batch norms get the statistics of the photos, and the last layer is scaled and shifted.
+    """
     import torch
 
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     last = [m for m in model.modules() if getattr(m, "out_features", None) == classes and m.weight.shape[0] == classes]
     with torch.inference_mode():
         inputs = processor(images=list(photos().values()), return_tensors="pt")
+        for norm in norms:
+            norm.train().momentum = 1.0
+        model(**inputs)
+        for norm in norms:
+            norm.eval()
         logits = model(**inputs).logits
         scale = 2 / logits.std(dim=0).mean()
         for layer in last:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_api.checkpoints import hub, weights
+from vit_api.checkpoints.families import BUILT_IN_MODELS, REFUSED_MODELS
 from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor
 from vit_api.checkpoints.processor_file import read_preprocessing
 
@@ -23,16 +24,8 @@ EMBEDDED = {"digits": Path(__file__).parent / "digits"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _CHUNK_BYTES = 2**20
 
+_MULTI_LABEL = "multi_label_classification"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-# From MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES of transformers 5.20: the models whose processor is supported here.
-_BUILT_IN_MODELS = frozenset(
-    {
-        *("beit", "bit", "clip", "data2vec-vision", "deit", "dinat", "dinov2", "dinov2_with_registers", "focalnet"),
-        *("hiera", "ijepa", "metaclip_2", "pvt", "pvt_v2", "resnet", "siglip", "swiftformer", "swin", "swinv2"),
-        *("vit", "vit_msn"),
-    }
-)
 
 
 class CheckpointError(Exception):
@@ -48,6 +41,8 @@ class Checkpoint:
         path: The folder with config.json, the image processor's configuration and the safetensors files.
         revision: The commit of a model from the hub; None for other models.
         labels: The class names, by index.
+        has_sigmoid: Whether each class has a probability of its own, by a sigmoid, and not one of all by a softmax: as
+            in transformers' pipeline, that of a multi-label model and of one with a single logit.
         preprocessing: How an image is preprocessed for the model.
     """
 
@@ -56,6 +51,7 @@ class Checkpoint:
     revision: str | None
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+    has_sigmoid: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the labels, which are read again: 20,000 of them would fill the pipe to a new process."""
@@ -104,7 +100,8 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
         raise CheckpointError(f"The model {name!r} can't be used: {error}.") from error
     # Clients see the name, which must not reveal where on this machine a directory is.
     public_name = name if name in EMBEDDED or commit is not None else path.name
-    return Checkpoint(name=public_name, path=path, revision=commit, labels=labels, preprocessing=preprocessing)
+    has_sigmoid = config.get("problem_type") == _MULTI_LABEL or len(labels) == 1
+    return Checkpoint(public_name, path, commit, labels, preprocessing, has_sigmoid)
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
@@ -150,17 +147,20 @@ def _read_processor(path: Path) -> dict[str, Any]:
 
 
 def _check_model(config: dict[str, Any]) -> None:
-    """Refuse models that are not built into transformers, are not image classifiers, or do not use a softmax."""
-    if config.get("auto_map") and str(config.get("model_type")) not in _BUILT_IN_MODELS:
+    """Refuse models that transformers has no code for, or that are not image classifiers with probabilities."""
+    model_type = str(config.get("model_type"))
+    if config.get("auto_map") and model_type not in BUILT_IN_MODELS:
         raise CheckpointError("its model is code from its repository, and remote code is never run")
     architectures = config.get("architectures") or []
     known = isinstance(architectures, list) and any("ForImageClassification" in str(name) for name in architectures)
     if not known:
         raise CheckpointError(f"it is not an image classifier (its architectures: {architectures})")
+    if model_type in REFUSED_MODELS:
+        raise CheckpointError(f"its model type is {model_type}, which {REFUSED_MODELS[model_type]}")
     if config.get("num_channels", 3) != 3:
         raise CheckpointError(f"it takes images with {config['num_channels']} channels, and the server provides 3")
-    if config.get("problem_type") == "multi_label_classification":
-        raise CheckpointError("it is a multi-label model (several labels for one image), which is not supported")
+    if config.get("problem_type") == "regression":
+        raise CheckpointError("it is a regression model (problem_type), whose answers are not probabilities")
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
@@ -178,8 +178,8 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
         raise CheckpointError("the id2label in its config.json does not map class numbers to names") from error
     if sorted(by_index) != list(range(len(by_index))):
         raise CheckpointError("the id2label in its config.json has gaps in its class numbers")
-    if len(by_index) < 2:
-        raise CheckpointError("it has fewer than two classes")
+    if not by_index:
+        raise CheckpointError("it has no classes")
     return tuple(by_index[index] for index in range(len(by_index)))
 
 

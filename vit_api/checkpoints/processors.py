@@ -182,6 +182,7 @@ REFUSED = {
     "Siglip2ImageProcessor": "cuts each image into a number of patches that depends on its shape",
     "TextNetImageProcessor": "rounds the sides to a multiple of a number without a crop, so sizes would differ",
     "Gemma3ImageProcessor": "is for a language model that needs a prompt",
+    "TimmWrapperImageProcessor": "is read from a config.json in the format of timm, which this one is not",
     "PPLCNetImageProcessor": "needs torchvision and has no equivalent in Pillow",
 }
 """Processor classes of image classifiers that are not supported, with the rest of the sentence that says why."""

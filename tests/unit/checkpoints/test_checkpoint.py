@@ -14,7 +14,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from tests.support import samples
-from vit_api.checkpoints import checkpoint
+from vit_api.checkpoints import checkpoint, families
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 
 
@@ -85,8 +85,9 @@ def test_shards_are_weights(tmp_path: Path) -> None:
         pytest.param({"architectures": None}, "not an image classifier", id="no architecture"),
         pytest.param({"architectures": 5}, "not an image classifier", id="number as architectures"),
         pytest.param({"num_channels": 1}, "1 channels", id="grey"),
-        pytest.param({"problem_type": "multi_label_classification"}, "several labels", id="multi-label"),
-        pytest.param({"id2label": {"0": "only"}}, "fewer than two", id="one class"),
+        pytest.param({"id2label": {}}, "no classes", id="no class"),
+        pytest.param({"id2label": {"0": "only"}, "problem_type": "regression"}, "regression", id="regression"),
+        pytest.param({"model_type": "imagegpt"}, "colour clusters", id="refused family"),
         pytest.param({"id2label": {"0": "a", "2": "b"}}, "gaps in its class numbers", id="gap"),
         pytest.param({"id2label": {"a": "0"}}, "class numbers to names", id="no numbers"),
         pytest.param({"id2label": ["a", "b"]}, "class numbers to names", id="list"),
@@ -108,9 +109,13 @@ def test_remote_code_is_not_needed_for_a_built_in_model(copied: Path) -> None:
     assert len(load_checkpoint(str(copied)).labels) == 10
 
 
-def test_built_in_models_are_those_of_transformers() -> None:
-    """The list has no model that transformers can't classify images with."""
-    assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) >= checkpoint._BUILT_IN_MODELS
+def test_every_family_of_transformers_is_listed() -> None:
+    """Each classifier that transformers has is either served, or refused with a reason, and the page lists both."""
+    assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) == families.BUILT_IN_MODELS | set(families.REFUSED_MODELS)
+    assert not families.BUILT_IN_MODELS & families.REFUSED_MODELS.keys()
+    page = (Path(checkpoint.__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = {line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| `")}
+    assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) <= rows
 
 
 @pytest.mark.parametrize(
