@@ -130,7 +130,7 @@ def test_a_measurement_that_fails_stops_no_other(part: Part, monkeypatch: pytest
     ("capability", "expected"),
     [
         pytest.param((7, 5), ["float16", "float32"], id="T4"),
-        pytest.param((9, 0), ["bfloat16", "float16", "float32"], id="H100"),
+        pytest.param((9, 0), ["float16", "bfloat16", "float32"], id="H100"),
     ],
 )
 def test_dtypes_begin_with_that_of_auto(
@@ -138,6 +138,7 @@ def test_dtypes_begin_with_that_of_auto(
 ) -> None:
     """One that the GPU emulates is left out."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(alone, "VisionModel", lambda *arguments: SimpleNamespace(dtype=torch.float16))
     part.device, part.is_quick = "cuda:0", False
     assert alone.dtypes(part, SimpleNamespace()) == expected  # type: ignore[arg-type]
 

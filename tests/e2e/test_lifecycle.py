@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.harness import servers
 from benchmarks.harness.process_group import living
 from benchmarks.harness.servers import free_port
 from tests.support.clients import refuses_connections
@@ -38,6 +39,16 @@ def test_an_unknown_model_stops_the_start(tmp_path: Path) -> None:
     result = _start_and_fail(model=tmp_path / "nothing")
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
+
+
+def test_the_links_of_a_kubernetes_service_are_ignored(tmp_path: Path) -> None:
+    """With a Service named `vit-api`, VIT_API_PORT is a URL; one warning says so, and PORT counts."""
+    port = free_port()
+    links = {"VIT_API_PORT": "tcp://10.96.12.7:7860", "VIT_API_SERVICE_HOST": "10.96.12.7", "PORT": str(port)}
+    variables = environment(model="digits", host="127.0.0.1", api_servers=1, cpu_threads=1) | links
+    command, log = [sys.executable, str(ROOT / "server.py")], tmp_path / "log"
+    with servers.running(command, f"http://127.0.0.1:{port}/health", cwd=ROOT, environment=variables, log=log):
+        assert log.read_text().count("VIT_API_SERVICE_HOST") == 1
 
 
 def test_an_unsupported_processor_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ from vit_api.web.observers.tracing import Tracing
 from vit_api.web.openapi.schemas import CacheInfo
 from vit_api.web.operations.cache import cache_info, cache_router
 from vit_api.web.operations.collector import MetricsCollector, Sources
-from vit_api.web.operations.health import operations_router
+from vit_api.web.operations.health import health_router
+from vit_api.web.operations.info import info_router
 from vit_api.web.operations.metrics import metrics_router
 from vit_api.web.page.files import page_router
 from vit_api.web.protocols.hugging_face import HuggingFaceRoutes
@@ -240,11 +241,11 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         table = shared.answer_table
         return None if table is None else cache_info(shared.cache_board, table, has_redis=has_redis)
 
-    health = operations_router(
+    health = health_router(checkpoint.name, shared.worker_board, shared.devices)
+    info = info_router(
         checkpoint,
         shared.worker_board,
         shared.table,
-        shared.devices,
         resizer=resizer_name(exact=settings.exact_decode),
         settings=shown,
         cache_info=cache,
@@ -262,5 +263,5 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         shared.answer_table,
         has_redis=has_redis,
     )
-    routers = (page_router(), health, clear, metrics_router(MetricsCollector(sources)))
+    routers = (page_router(), health, info, clear, metrics_router(MetricsCollector(sources)))
     return [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
