@@ -16,6 +16,13 @@ from vit_api.checkpoints import hub, weights
 from vit_api.checkpoints.families import BUILT_IN_MODELS, REFUSED_MODELS
 from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor
 from vit_api.checkpoints.processor_file import read_preprocessing
+from vit_api.checkpoints.timm_format import (
+    UnsupportedTimm,
+    check_runnable,
+    is_timm,
+    read_timm_labels,
+    read_timm_preprocessing,
+)
 
 __all__ = ["Checkpoint", "CheckpointError", "Preprocessing", "load_checkpoint"]
 
@@ -92,11 +99,16 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     try:
         path, commit = _find(name, revision)
         config = _read_json(path / "config.json")
-        _check_model(config)
         labels = _labels(config)
-        preprocessing = read_preprocessing(_read_processor(path), config)
-        _check_weights(path)
-    except (CheckpointError, UnsupportedProcessor, hub.HubError) as error:
+        if is_timm(config):
+            preprocessing = read_timm_preprocessing(config)
+            _check_weights(path)
+            _check_timm(path, config)
+        else:
+            _check_model(config)
+            preprocessing = read_preprocessing(_read_processor(path), config)
+            _check_weights(path)
+    except (CheckpointError, UnsupportedProcessor, UnsupportedTimm, hub.HubError) as error:
         raise CheckpointError(f"The model {name!r} can't be used: {error}.") from error
     # Clients see the name, which must not reveal where on this machine a directory is.
     public_name = name if name in EMBEDDED or commit is not None else path.name
@@ -168,6 +180,8 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
 
     transformers does not save id2label if it is the default: LABEL_0 and LABEL_1, or as many as num_labels says.
     """
+    if is_timm(config):
+        return read_timm_labels(config)
     names = config.get("id2label")
     if names is None:
         count = config.get("num_labels", 2)
@@ -181,6 +195,17 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     if not by_index:
         raise CheckpointError("it has no classes")
     return tuple(by_index[index] for index in range(len(by_index)))
+
+
+def _check_timm(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a checkpoint in timm's format that can't be run."""
+    if not (path / weights.SINGLE).is_file():
+        raise CheckpointError(f"its weights are not in one file, {weights.SINGLE}")
+    try:
+        names = weights.tensor_names(path / weights.SINGLE)
+    except ValueError as error:
+        raise CheckpointError(f"the header of its {weights.SINGLE} can't be read ({error})") from error
+    check_runnable(config, names)
 
 
 def _check_weights(path: Path) -> None:

@@ -35,6 +35,19 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     return tuple(shards)
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of the tensors in a safetensors file, from its header.
+
+    Raises:
+        ValueError: The header is malformed.
+    """
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    return [name for name in header if name != "__metadata__"]
+
+
 def is_safetensors(path: Path) -> bool:
     """Return whether a file starts like a safetensors file; a Git LFS pointer, for example, does not."""
     with path.open("rb") as file:

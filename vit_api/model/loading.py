@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+
+from vit_api.model.plain_vit import find_heads, load_plain_vit, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,15 @@ _MAX_DIFFERENCE = 0.01
 """Maximum difference of a probability from float32's: half of what the accuracy gate of benchmarks.accuracy allows."""
 _NOISE_IMAGES = 3
 _SMOOTH_SIDE = 4
+
+
+def load_config(path: Path | str) -> PreTrainedConfig:
+    """Return the configuration of the network in a checkpoint's folder."""
+    heads = find_heads(path)
+    if heads is not None:
+        return read_config(path, heads)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    return config
 
 
 def load_network(
@@ -63,6 +74,9 @@ def load_network(
 
 
 def _load(path: Path | str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    heads = find_heads(path)
+    if heads is not None:
+        return load_plain_vit(path, heads).to(device, dtype).eval()
     network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
         path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoints.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ from vit_api.model.engines import (
     unpack,
     warmed_batch_sizes,
 )
-from vit_api.model.loading import load_network
+from vit_api.model.loading import load_config, load_network
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
 from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
@@ -95,8 +95,7 @@ class VisionModel:
     ) -> None:
         transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-        width = _width(config)
+        width = _width(load_config(checkpoint.path))
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
         make_exact()
         self.device_name, self.device_uuid = "CPU", ""
