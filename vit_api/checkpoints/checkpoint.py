@@ -44,7 +44,8 @@ class Checkpoint:
     """A checkpoint on the local disk.
 
     Attributes:
-        name: The name that clients see: `digits`, the hub id, or the last part of a directory's path.
+        name: The name that clients see: the one that the operator sets, or `digits`, the hub id,
+            or the last part of a directory's path.
         path: The folder with config.json, the image processor's configuration and the safetensors files.
         revision: The commit of a model from the hub; None for other models.
         labels: The class names, by index.
@@ -85,12 +86,13 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(name: str, revision: str | None = None, *, served_name: str | None = None) -> Checkpoint:
     """Find a checkpoint, download it if necessary, and read its labels and its preprocessing.
 
     Args:
         name: `digits` (embedded), a directory in Hugging Face format, or a model id on the hub.
         revision: A branch, tag or commit of a hub model; None for the main branch.
+        served_name: The name that clients see; None for that of the checkpoint.
 
     Raises:
         CheckpointError: The checkpoint does not exist, can't be downloaded, or is not supported. If the hub does not
@@ -111,7 +113,7 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     except (CheckpointError, UnsupportedProcessor, UnsupportedTimm, hub.HubError) as error:
         raise CheckpointError(f"The model {name!r} can't be used: {error}.") from error
     # Clients see the name, which must not reveal where on this machine a directory is.
-    public_name = name if name in EMBEDDED or commit is not None else path.name
+    public_name = served_name or (name if name in EMBEDDED or commit is not None else path.name)
     has_sigmoid = config.get("problem_type") == _MULTI_LABEL or len(labels) == 1
     return Checkpoint(public_name, path, commit, labels, preprocessing, has_sigmoid)
 
@@ -217,7 +219,11 @@ def _check_weights(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"its {weights.INDEX} can't be read ({error})") from error
     if not files:
-        raise CheckpointError("it has no safetensors weights (model.safetensors); pickled weights are never loaded")
+        pickled = next((name for name in weights.PICKLED if (path / name).is_file()), None)
+        raise CheckpointError(
+            "it has no safetensors weights (model.safetensors); pickled weights are never loaded"
+            + (f". Convert its {pickled} once, see docs/models.md#pickled-weights" if pickled else "")
+        )
     for file in files:
         try:
             is_safetensors = weights.is_safetensors(path / file)

@@ -8,6 +8,9 @@ from pathlib import Path
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files with pickled weights, which can run code when they are loaded."""
+
 _LENGTH_BYTES = 8  # a safetensors file: the header's length (little-endian), the header (JSON), the tensors
 
 
