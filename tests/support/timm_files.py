@@ -34,6 +34,7 @@ def write_config(folder: Path, architecture: str, **changes: Any) -> None:
         "num_features": _WIDTH,
         "global_pool": "token",
         "label_names": [f"class {index}" for index in range(12)],
+        "model_args": {"num_classes": 12, "in_chans": 3, "global_pool": "token", "img_size": [224, 224]},
         "pretrained_cfg": PRETRAINED_CFG | changes,
     }
     (folder / "config.json").write_text(json.dumps(config))

@@ -22,6 +22,7 @@ _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "
 
 _HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
 _PLAIN = re.compile(rf"(?:vit|deit|deit3)_({'|'.join(_HEADS)})_patch\d+_\d+(?:_miil)?(?:\.\w+)?")
+_PLAIN_ARGUMENTS = frozenset({"num_classes", "in_chans", "global_pool", "img_size"})
 _BLOCK = re.compile(r"blocks\.\d+\.(.+)")
 _TENSORS = frozenset({"cls_token", "pos_embed", *(f"{name}.weight" for name in ("patch_embed.proj", "norm", "head"))})
 _BLOCK_TENSORS = frozenset(
@@ -139,8 +140,10 @@ def plain_heads(config: Mapping[str, Any], tensors: Iterable[str]) -> int | None
         tensors: The names of all tensors in the weights.
     """
     found = _PLAIN.fullmatch(config["architecture"])
-    pool = config.get("global_pool", "token")
-    if found is None or pool not in ("token", None, "") or config.get("model_args"):
+    arguments = config.get("model_args") or {}
+    if found is None or not arguments.keys() <= _PLAIN_ARGUMENTS:
+        return None
+    if not {config.get("global_pool"), arguments.get("global_pool")} <= {"token", None}:
         return None
     shared: set[str] = set()
     in_blocks: set[str] = set()

@@ -29,6 +29,9 @@ def load_config(path: Path | str) -> PreTrainedConfig:
     if heads is not None:
         return read_config(path, heads)
     config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    arguments = getattr(config, "model_args", None)
+    if isinstance(arguments, dict):  # transformers' wrapper of timm passes the number of classes, too
+        arguments.pop("num_classes", None)
     return config
 
 
@@ -77,8 +80,9 @@ def _load(path: Path | str, dtype: torch.dtype, device: torch.device) -> PreTrai
     heads = find_heads(path)
     if heads is not None:
         return load_plain_vit(path, heads).to(device, dtype).eval()
+    config = load_config(path)
     network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
-        path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+        path, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
     )
     return network.to(device).eval()
 

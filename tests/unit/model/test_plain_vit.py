@@ -59,15 +59,16 @@ def test_answers_equal_timm(architecture: str, changes: dict[str, object], tmp_p
     """Its own transform and forward pass, with the optional package; also architectures that need it."""
     timm = pytest.importorskip("timm")
     model = timm.create_model(architecture, num_classes=12).eval()
+    model.pretrained_cfg |= changes
     names = [f"class {index}" for index in range(12)]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "gamma" in name:
                 parameter.fill_(0.5)
-    timm.models.save_for_hf(model, tmp_path, {"label_names": names, **changes}, safe_serialization=True)
+    timm.models.save_for_hf(model, tmp_path, {"label_names": names}, safe_serialization=True)
     checkpoint = load_checkpoint(str(tmp_path))
     assert checkpoint.labels == tuple(names)
-    settings = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg | changes)
+    settings = timm.data.resolve_data_config({}, pretrained_cfg=model.pretrained_cfg)
     transform = timm.data.create_transform(**settings, is_training=False)
     ours = VisionModel(checkpoint, "cpu", "float32", cpu_threads=1, max_batch_size=8)
     for photo in photos().values():
