@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from tests.support import samples
@@ -138,6 +141,20 @@ def test_broken_checkpoints_are_rejected(copied: Path, file: str, content: bytes
     (copied / file).unlink() if content is None else (copied / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=reason):
         load_checkpoint(str(copied))
+
+
+def test_the_page_says_how_to_convert_pickled_weights(copied: Path) -> None:
+    """A folder with pickled weights only is rejected; what the program of docs/models.md makes of it is read."""
+    pickled, converted = copied / "pytorch_model.bin", copied / "converted"
+    torch.save(load_file(copied / "model.safetensors"), pickled)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"Convert its pytorch_model\.bin once, see docs/models\.md"):
+        load_checkpoint(str(copied))
+    page = (Path(checkpoint.__file__).parents[2] / "docs" / "models.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program = program.replace("owner/model", str(copied)).replace('"converted"', repr(str(converted)))
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert load_checkpoint(str(converted)).labels == tuple(f"class {index}" for index in range(10))
 
 
 @pytest.mark.parametrize(
