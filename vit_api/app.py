@@ -142,7 +142,7 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     try:
         devices = choose_devices(settings.device)
-        checkpoint = load_checkpoint(settings.model, settings.revision)
+        checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
         listeners = Listeners(settings.host, settings.port, settings.api_servers)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")

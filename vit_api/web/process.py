@@ -204,7 +204,13 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
     )
     return [
         PredictRoutes(core.classifier, encoder, uploads, frames=core.frames, model_name=checkpoint.name),
-        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels, device=shared.devices[0]),
+        HuggingFaceRoutes(
+            core.classifier,
+            uploads,
+            checkpoint.labels,
+            has_sigmoid=checkpoint.has_sigmoid,
+            device=shared.devices[0],
+        ),
         _open_inference(shared, core.classifier),
     ]
 
@@ -214,7 +220,7 @@ def _open_inference(shared: Shared, classifier: Classifier) -> OpenInferenceRout
     inputs = Inputs(
         checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
     )
-    outputs = Outputs(checkpoint.name, checkpoint.labels)
+    outputs = Outputs(checkpoint.name, checkpoint.labels, has_sigmoid=checkpoint.has_sigmoid)
     model = ModelInfo(
         checkpoint.name,
         inputs.specs(),
