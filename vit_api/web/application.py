@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vit_api import __version__
+from vit_api.access.client_address import ClientAddresses
 from vit_api.errors import ViTError
 from vit_api.web.admission.cors import CrossOrigin
 from vit_api.web.admission.keys import KeyCheck, describe_keys
@@ -64,6 +65,7 @@ def create_app(
     keys: KeyCheck | None = None,
     rate_limits: RateLimits | None = None,
     cors_origins: Sequence[str] = (),
+    addresses: ClientAddresses,
 ) -> WebApplication:
     """Return the application of one HTTP process.
 
@@ -77,6 +79,7 @@ def create_app(
         keys: Checks API keys; None: none are required.
         rate_limits: Limits the rate of each client; None: no limits.
         cors_origins: Origins whose pages may use the server; none: its own only.
+        addresses: Identifies clients without a key by address.
     """
     app = _fastapi(routes, start, stop)
     app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
@@ -87,6 +90,7 @@ def create_app(
         check_key=None if keys is None else keys.check,
         charge=None if rate_limits is None else rate_limits.charge,
         cors_headers=CrossOrigin(app, cors_origins).answer_headers if cors_origins else None,
+        addresses=addresses,
     )
     entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context, is_draining)
     return WebApplication(entry, CrossOrigin(entry, cors_origins) if cors_origins else entry)

@@ -89,6 +89,7 @@ class Entry:
             arrived_at=time.monotonic(),
             timeout_s=self._context.timeout_s,
             endpoint=endpoint,
+            addresses=self._context.addresses,
         )
         client_id = request.headers.get(REQUEST_ID)
         if client_id is not None and _VALID_ID.fullmatch(client_id):

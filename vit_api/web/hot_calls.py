@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from vit_api.access.client_address import ClientAddresses
 from vit_api.errors import InternalError, UploadTooLarge, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.bodies import BodyMemory
@@ -34,6 +35,7 @@ class CallContext(NamedTuple):
         check_key: Raises a `ViTError` if a request has no valid key.
         charge: Raises a `ViTError` if the client of a hot route's request has used up its rate limit.
         cors_headers: Returns the headers that let a page of another origin read a response.
+        addresses: Identifies clients without a key by address.
     """
 
     memory: BodyMemory
@@ -42,6 +44,7 @@ class CallContext(NamedTuple):
     check_key: Callable[[Request], None] | None = None
     charge: Callable[[Request], Awaitable[None]] | None = None
     cors_headers: Callable[[Request], Headers] | None = None
+    addresses: ClientAddresses = ClientAddresses()
 
     def observe(self, exchange: Exchange) -> None:
         """Tell all observers."""

@@ -106,7 +106,7 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
     rate_limits = None
     if shared.budgets is not None:
         limiter = RateLimiter(shared.budgets, number, core.redis_counts)
-        rate_limits = RateLimits(limiter, ClientAddresses(settings.trusted_networks), settings.rates)
+        rate_limits = RateLimits(limiter, settings.rates)
     observers: list[Observer] = [RequestMetrics(metrics_writer)]
     if settings.access_log:
         observers.append(AccessLog())
@@ -126,6 +126,7 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
+        addresses=ClientAddresses(settings.trusted_networks),
     )
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from starlette.types import Scope
 
+from vit_api.access.client_address import ClientAddresses
+
 _MAX_TYPE_CHARACTERS = 64
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -74,6 +76,7 @@ class Admission(NamedTuple):
 
 
 _OPEN = Admission()
+_BY_PEER = ClientAddresses()
 
 
 class Request:
@@ -85,6 +88,7 @@ class Request:
         arrived_at: When it arrived, in seconds of the monotonic clock.
         timeout_s: Seconds from then until its response is due.
         endpoint: The endpoint in the metrics; empty if the route doesn't classify.
+        addresses: Identifies clients without a key.
 
     Attributes:
         scope: See above.
@@ -104,6 +108,7 @@ class Request:
     """
 
     __slots__ = (
+        "_addresses",
         "admission",
         "body",
         "deadline",
@@ -121,7 +126,14 @@ class Request:
     )
 
     def __init__(
-        self, scope: Scope, request_id: bytes, *, arrived_at: float, timeout_s: float, endpoint: str = ""
+        self,
+        scope: Scope,
+        request_id: bytes,
+        *,
+        arrived_at: float,
+        timeout_s: float,
+        endpoint: str = "",
+        addresses: ClientAddresses = _BY_PEER,
     ) -> None:
         self.scope = scope
         self.id = request_id
@@ -131,12 +143,18 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.media_type = self.headers.get(b"content-type", b"")[:_MAX_TYPE_CHARACTERS].lower()
         self.endpoint = endpoint
+        self._addresses = addresses
         self.deadline = arrived_at + timeout_s
         self.timeline = Timeline(arrived_at)
         self.admission = _OPEN
         self.body = b""
         self.received_bytes = 0
         self.reserved_bytes = 0
+
+    @property
+    def client(self) -> str:
+        """Who sent it, for limits and fair shares: the digest of its key, or else its address."""
+        return self.admission.key_digest.hex() or self._addresses.of(self.scope)
 
     @property
     def elapsed_ms(self) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.support import samples
-from vit_api.decoding.cost import _header, estimate
+from vit_api.decoding.cost import _Header, _read_header, estimate
 from vit_api.decoding.uploads import Pixels
 
 
@@ -24,12 +24,13 @@ def heic(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("name", sorted(samples.image_files()))
 def test_the_size_is_found(name: str) -> None:
     """In every format and mode."""
-    assert _header(samples.image_files()[name])[1:] == (120, 90)
+    header = _read_header(samples.image_files()[name])
+    assert (header.width, header.height) == (120, 90)
 
 
 def test_the_size_of_a_heic_is_found() -> None:
     """In its boxes."""
-    assert _header(heic(128, 96)) == ("HEIC", 128, 96)
+    assert _read_header(heic(128, 96)) == _Header("HEIC", 128, 96)
 
 
 def test_large_pictures_in_small_files_are_dear() -> None:

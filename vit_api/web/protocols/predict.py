@@ -111,7 +111,9 @@ class PredictRoutes:
         upload, fields = await self._uploads.find_one(request)
         top_k = _top_k_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
-        result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
+        result = await self._classifier.classify(
+            upload, request.deadline, bypass_cache=request.bypasses_cache, client=request.client
+        )
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:

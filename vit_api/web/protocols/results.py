@@ -15,7 +15,9 @@ from vit_api.web.requests import Headers, Request
 class UploadClassifier(Protocol):
     """Classifies uploads, see `core.classifier.Classifier`."""
 
-    async def classify(self, upload: Upload, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, client: str = ""
+    ) -> ClassifierResult:
         """Classify one upload."""
 
 
@@ -37,13 +39,13 @@ async def classify_several(
     """
     if len(uploads) > 1:
         await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
-    bypass_cache = request.bypasses_cache
+    bypass_cache, client = request.bypasses_cache, request.client
 
     async def outcome_of(upload: Upload | ViTError) -> ClassifierResult | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache)
+            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache, client=client)
         except ViTError as error:
             return error
 

@@ -12,6 +12,7 @@ from vit_api.decoding.cost import Cost
 from vit_api.web.core.decode_turns import LARGE_S, DecodeTurns
 
 LONG_S = 60
+MIB = 2**20
 SMALL, LARGE = Cost(0.001, 1), Cost(10 * LARGE_S, 1)
 
 
@@ -57,7 +58,7 @@ def start() -> Iterator[Callable[..., Works]]:
     """A factory of started turns; all work is let go at the end."""
     started: list[Works] = []
 
-    def begin(threads: int = 1, max_bytes: int = 100) -> Works:
+    def begin(threads: int = 1, max_bytes: int = 100 * MIB) -> Works:
         works = Works(threads, max_bytes)
         works.turns.start()
         started.append(works)
@@ -107,13 +108,13 @@ def test_large_images_leave_a_thread_to_the_small(start: Callable[..., Works]) -
 
 def test_memory_is_bounded(start: Callable[..., Works]) -> None:
     """An image waits until what it takes is free; a smaller one does not wait for it."""
-    works = start(threads=4, max_bytes=100)
-    works.add("a", Cost(0.001, 60))
-    works.add("b", Cost(0.001, 40))
+    works = start(threads=4, max_bytes=100 * MIB)
+    works.add("a", Cost(0.001, 60 * MIB))
+    works.add("b", Cost(0.001, 40 * MIB))
     works.wait_for(2)
-    works.add("c", Cost(0.001, 50))
+    works.add("c", Cost(0.001, 50 * MIB))
     works.finish("b")
-    works.add("d", Cost(LARGE_S, 10))
+    works.add("d", Cost(LARGE_S, 10 * MIB))
     assert works.wait_for(3)[2] == "d"
     works.finish("a")
     assert works.wait_for(4)[3] == "c"
@@ -121,10 +122,10 @@ def test_memory_is_bounded(start: Callable[..., Works]) -> None:
 
 def test_an_image_beyond_the_bound_is_decoded_with_no_other(start: Callable[..., Works]) -> None:
     """The decoder refuses it, which takes no memory."""
-    works = start(threads=2, max_bytes=100)
-    works.add("a", Cost(0.001, 1000))
+    works = start(threads=2, max_bytes=100 * MIB)
+    works.add("a", Cost(0.001, 1000 * MIB))
     works.wait_for(1)
-    works.add("b", Cost(0.001, 1))
+    works.add("b", Cost(0.001, 5 * MIB))
     works.finish("a")
     assert works.wait_for(2) == ["a", "b"]
 

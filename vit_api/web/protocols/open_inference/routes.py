@@ -160,8 +160,10 @@ class OpenInferenceRoutes:
     ) -> tuple[list[ClassifierResult], Headers]:
         """Return the result of each image; for a single image also the headers with its source."""
         if len(uploads) == 1:
-            bypass_cache = request.bypasses_cache
-            result = await self._classifier.classify(uploads[0], request.deadline, bypass_cache=bypass_cache)
+            bypass_cache, client = request.bypasses_cache, request.client
+            result = await self._classifier.classify(
+                uploads[0], request.deadline, bypass_cache=bypass_cache, client=client
+            )
             return [result], source_headers(result)
         results: list[ClassifierResult] = []
         for number, outcome in enumerate(await classify_several(self._classifier, request, uploads)):
