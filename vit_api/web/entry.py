@@ -90,6 +90,7 @@ class Entry:
             timeout_s=self._context.timeout_s,
             endpoint=endpoint,
             addresses=self._context.addresses,
+            work=self._context.work,
         )
         client_id = request.headers.get(REQUEST_ID)
         if client_id is not None and _VALID_ID.fullmatch(client_id):

@@ -16,13 +16,14 @@ from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
 from vit_api.web.observers.exchange import Exchange, Observer
-from vit_api.web.requests import BodyLimit, Headers, Request
+from vit_api.web.requests import BodyLimit, Headers, Request, Work
 from vit_api.web.responses import Response, error_response
 from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
 
 _UNKNOWN = BodyLimit(0, 0)
+_BY_PEER = ClientAddresses()
 
 
 class CallContext(NamedTuple):
@@ -36,6 +37,7 @@ class CallContext(NamedTuple):
         charge: Raises a `ViTError` if the client of a hot route's request has used up its rate limit.
         cors_headers: Returns the headers that let a page of another origin read a response.
         addresses: Identifies clients without a key by address.
+        work: Works on long bodies.
     """
 
     memory: BodyMemory
@@ -44,7 +46,8 @@ class CallContext(NamedTuple):
     check_key: Callable[[Request], None] | None = None
     charge: Callable[[Request], Awaitable[None]] | None = None
     cors_headers: Callable[[Request], Headers] | None = None
-    addresses: ClientAddresses = ClientAddresses()
+    addresses: ClientAddresses = _BY_PEER
+    work: Work | None = None
 
     def observe(self, exchange: Exchange) -> None:
         """Tell all observers."""

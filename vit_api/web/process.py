@@ -25,6 +25,7 @@ from vit_api.shared import Shared
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app
+from vit_api.web.bodies import BodyWork
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction
@@ -127,6 +128,7 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
         addresses=ClientAddresses(settings.trusted_networks),
+        work=BodyWork(core.inference.turns),
     )
 
 

@@ -5,9 +5,10 @@ starlette's Request and Response alone would take as long as the rest of a cache
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.types import Scope
 
@@ -16,6 +17,16 @@ from vit_api.access.client_address import ClientAddresses
 _MAX_TYPE_CHARACTERS = 64
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+T = TypeVar("T")
+
+
+class Work(Protocol):
+    """Works on long bodies in threads, see `bodies.BodyWork`."""
+
+    async def run(self, client: str, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+        """Return `work(*arguments)`."""
 
 
 class RequestLimits(NamedTuple):
@@ -89,6 +100,7 @@ class Request:
         timeout_s: Seconds from then until its response is due.
         endpoint: The endpoint in the metrics; empty if the route doesn't classify.
         addresses: Identifies clients without a key.
+        work: Works on long bodies; None: any thread does.
 
     Attributes:
         scope: See above.
@@ -109,6 +121,7 @@ class Request:
 
     __slots__ = (
         "_addresses",
+        "_work",
         "admission",
         "body",
         "deadline",
@@ -134,6 +147,7 @@ class Request:
         timeout_s: float,
         endpoint: str = "",
         addresses: ClientAddresses = _BY_PEER,
+        work: Work | None = None,
     ) -> None:
         self.scope = scope
         self.id = request_id
@@ -144,6 +158,7 @@ class Request:
         self.media_type = self.headers.get(b"content-type", b"")[:_MAX_TYPE_CHARACTERS].lower()
         self.endpoint = endpoint
         self._addresses = addresses
+        self._work = work
         self.deadline = arrived_at + timeout_s
         self.timeline = Timeline(arrived_at)
         self.admission = _OPEN
@@ -169,6 +184,12 @@ class Request:
         # The header may be repeated, and its values belong together.
         values = b",".join(value for name, value in self.scope["headers"] if name == b"cache-control")
         return b"no-cache" in [directive.strip().lower() for directive in values.split(b",")]
+
+    async def run(self, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+        """Return `work(*arguments)`, called in a thread when it is this client's turn; see `bodies.BodyWork`."""
+        if self._work is None:
+            return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        return await self._work.run(self.client, work, *arguments, held_bytes=held_bytes)
 
     def take_body(self) -> bytes:
         """Return the body and let go of it: once its images are found, they alone use memory."""

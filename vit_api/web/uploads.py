@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections import Counter
@@ -37,6 +36,16 @@ _TEXT = re.compile(rb"\s*(data:.*|[A-Za-z0-9+/_=-][A-Za-z0-9+/_=\s-]{15,})", re.
 
 SHORT_BODY_BYTES = 256 * 1024
 """Forms, and JSON with an upload, are parsed on the event loop up to this size, and in a thread above it."""
+
+_TEXT_COPIES = 5
+"""Copies of a text that are held at once: the JSON, its text, that without white space, its bytes, and the upload."""
+
+JSON_LENGTH = b"inference-header-content-length"
+"""HTTP header with the length of the JSON, for bodies in which binary data follows it."""
+
+_MAX_LENGTH_DIGITS = 12
+_WIDE = re.compile(rb"\\u(?!00)|[\xc4-\xff][\x80-\xbf]")
+"""A character beyond Latin-1, in UTF-8 or escaped."""
 
 T = TypeVar("T")
 
@@ -114,14 +123,14 @@ class Uploads:
         """
         body, media_type = request.take_body(), request.media_type
         if media_type.startswith(_FORM):
-            found = await parse_body(body, self._one_in_form, request.headers[b"content-type"])
+            found = await parse_body(request, body, self._one_in_form, request.headers[b"content-type"])
         # No image starts with a brace, and `curl -d` declares JSON as a form, so the content decides.
         elif body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (
             media_type.startswith(_JSON) and _is_text(body)
         ):
-            found = await parse_body(body, _one_in_json, field)
+            found = await parse_body(request, body, _one_in_json, field)
         elif media_type.startswith(_URLENCODED) and (start := f"{field}=".encode()) in body[:_MAX_FIELD_BYTES]:
-            found = await parse_body(body, _one_in_urlencoded, start)
+            found = await parse_body(request, body, _one_in_urlencoded, start)
         else:
             found = FoundUpload(body)
         self._check(found.data)
@@ -136,7 +145,7 @@ class Uploads:
             BadRequest: The form is malformed, or has no uploads or too many.
         """
         content_type = request.headers[b"content-type"]
-        uploads, fields = await parse_body(request.take_body(), self._several_in_form, content_type)
+        uploads, fields = await parse_body(request, request.take_body(), self._several_in_form, content_type)
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"The form field 'files' must have 1 to {self._max_count} images, not {len(uploads)}.")
         return FoundUploads([self._checked_or_error(upload) for upload in uploads], fields)
@@ -199,14 +208,34 @@ def _content_of(file: FormPart) -> bytes:
     return file.content
 
 
-async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES) -> T:
+async def parse_body(
+    request: Request, body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES
+) -> T:
     """Return `parse(body, *arguments)`, called in a thread if the body is longer than `short_bytes`.
 
     Parsing a longer body would block the event loop for too long.
+
+    Raises:
+        BadRequest: Parsing the body takes far more memory than an upload needs.
     """
     if len(body) <= short_bytes:
         return parse(body, *arguments)
-    return await asyncio.get_running_loop().run_in_executor(None, parse, body, *arguments)
+    if request.media_type.startswith(_FORM):
+        return await request.run(parse, body, *arguments, held_bytes=len(body))
+    length = request.headers.get(JSON_LENGTH, b"")
+    text_bytes = min(int(length[:_MAX_LENGTH_DIGITS]), len(body)) if length.isdigit() else len(body)
+    held_bytes = text_bytes * _TEXT_COPIES + len(body) - text_bytes
+    return await request.run(_parse_text, body, text_bytes, parse, *arguments, held_bytes=held_bytes)
+
+
+def _parse_text(body: bytes, text_bytes: int, parse: Callable[..., T], *arguments: Any) -> T:
+    """Parse a body that starts with so many bytes of text.
+
+    Python holds a text with characters beyond Latin-1 in up to four bytes for each character.
+    """
+    if text_bytes > SHORT_BODY_BYTES and _WIDE.search(body, 0, text_bytes):
+        raise BadRequest("The JSON has characters that base64 does not have. Send the bytes of the image as base64.")
+    return parse(body, *arguments)
 
 
 def _is_text(body: bytes) -> bool:

@@ -94,6 +94,9 @@ class InferenceClient:
         metrics_writer: Records decoding times.
         decode_threads: Number of decoding threads.
         max_decode_bytes: Memory that they may take together.
+
+    Attributes:
+        turns: The decoding threads.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class InferenceClient:
         self._worker_board = worker_board
         self._requests = requests
         self._answers = answers
-        self._turns = DecodeTurns(decode_threads, max_decode_bytes)
+        self.turns = DecodeTurns(decode_threads, max_decode_bytes)
         self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
         self._shares = SlotShares()
@@ -124,13 +127,13 @@ class InferenceClient:
     def start(self) -> None:
         """Start the decoding threads and listen for answers, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._turns.start()
+        self.turns.start()
         self._loop.add_reader(self._answers.fileno(), self._read_answers)
 
     def stop(self) -> None:
         """Stop listening; images still being decoded are dropped."""
         self._loop.remove_reader(self._answers.fileno())
-        self._turns.stop()
+        self.turns.stop()
 
     async def infer(self, upload: Upload, client: str = "") -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
@@ -158,7 +161,7 @@ class InferenceClient:
         if cost is None:
             self._decode_into(slot, generation, job)
         else:
-            self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, client)
+            self.turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, client)
         try:
             return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:

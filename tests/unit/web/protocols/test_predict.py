@@ -35,7 +35,9 @@ class Scripted:
         self.encoded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: bytes, deadline: float, *, bypass_cache: bool = False, client: str = ""
+    ) -> ClassifierResult:
         self.bypasses.append(bypass_cache)
         if upload == b"full":
             raise Overloaded("planted")
