@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from vit_api.decoding.formats import MAX_LEADING_BYTES
 from vit_api.decoding.jpeg import MAX_SCANS, USUAL_SCANS
+from vit_api.decoding.other_formats import MAX_LEADING_BYTES
 from vit_api.decoding.uploads import Pixels, Upload
 
 # CPU seconds per megapixel on one core of the machine that the benchmarks ran on. A JPEG's depend on its scans.

@@ -44,8 +44,10 @@ JSON_LENGTH = b"inference-header-content-length"
 """HTTP header with the length of the JSON, for bodies in which binary data follows it."""
 
 _MAX_LENGTH_DIGITS = 12
-_WIDE = re.compile(rb"\\u(?!00)|[\xc4-\xff][\x80-\xbf]")
-"""A character beyond Latin-1, in UTF-8 or escaped."""
+_LATIN_1_BYTES = bytes(range(0xC4))
+"""In UTF-8, a character beyond Latin-1 has a byte that is none of them."""
+
+_WIDE_ESCAPE = re.compile(rb"\\u(?!00)")
 
 T = TypeVar("T")
 
@@ -233,9 +235,16 @@ def _parse_text(body: bytes, text_bytes: int, parse: Callable[..., T], *argument
 
     Python holds a text with characters beyond Latin-1 in up to four bytes for each character.
     """
-    if text_bytes > SHORT_BODY_BYTES and _WIDE.search(body, 0, text_bytes):
+    if text_bytes > SHORT_BODY_BYTES and _is_wide(body[:text_bytes]):
         raise BadRequest("The JSON has characters that base64 does not have. Send the bytes of the image as base64.")
     return parse(body, *arguments)
+
+
+def _is_wide(text: bytes) -> bool:
+    """Return whether JSON has characters beyond Latin-1. This holds the GIL, so it must be quick."""
+    if not text.isascii() and text.translate(None, _LATIN_1_BYTES):
+        return True
+    return b"\\" in text and _WIDE_ESCAPE.search(text) is not None
 
 
 def _is_text(body: bytes) -> bool:

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import gzip
 import io
 import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pillow_heif
@@ -407,6 +410,32 @@ OTHERS = {
     "ico": (samples.encode(samples.photo((32, 32)), "ICO"), "icon"),
     "tga": (samples.encode(samples.photo((8, 8)), "TGA"), "TGA"),
     "ppm": (samples.encode(samples.photo((8, 8)), "PPM"), "PNM"),
+    "svg in gzip": (gzip.compress(b"<svg xmlns='x'/>"), "SVGZ"),
+    "svg behind a long comment": (b"<?xml version='1.0'?><!--" + b"x" * 5000 + b"--><svg/>", "SVG"),
+    "pdf behind junk": (b"\n\n  %PDF-1.4\n", "PDF"),
+    "radiance": (b"#?RGBE\nFORMAT=32-bit_rle_rgbe\n", "HDR"),
+    "openexr": (b"\x76\x2f\x31\x01" + bytes(30), "OpenEXR"),
+    "dds": (b"DDS " + bytes(124), "DDS"),
+    "pcx": (samples.encode(samples.photo((8, 8)), "PCX"), "PCX"),
+    "tga without its footer": (bytes([0, 0, 2] + [0] * 9) + b"\x08\0\x08\0\x18\0" + bytes(192), "TGA"),
+    "bitmap without its file header": (samples.encode(samples.photo((8, 8)), "BMP")[14:], "DIB"),
+    "mng": (b"\x8aMNG\r\n\x1a\n" + bytes(30), "MNG"),
+    "png whose line ends were converted": (samples.encode(samples.photo((8, 8))).replace(b"\r\n", b"\n"), "line ends"),
+    "iphone's png": (
+        samples.encode(samples.photo((8, 8)))[:8] + bytes([0, 0, 0, 4]) + b"CgBI" + bytes(8) + bytes(99),
+        "CgBI",
+    ),
+    "docx": (b"PK\3\4" + bytes(60), "office document"),
+    "doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(60), "office document"),
+    "mp3": (b"ID3\x04" + bytes(60), "sound"),
+    "tar": (bytes(257) + b"ustar\x0000" + bytes(200), "tar"),
+    "base64": (base64.b64encode(samples.image_files()["jpeg"]), "base64 text"),
+    "base64 in lines": (base64.encodebytes(samples.image_files()["jpeg"]), "base64 text"),
+    "data url": (b"data:image/png;base64,AAAA", "base64 text"),
+    "json": (b'{"image": null}', "JSON"),
+    "storage's error": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
+    "part of a page": (b"  <div>404 Not Found</div>", "HTML"),
+    "text": ("No such file: b\u00e4r.jpg".encode(), "text"),
 }
 
 
@@ -414,7 +443,7 @@ OTHERS = {
 def test_another_format_is_named_with_what_to_send(name: str) -> None:
     """A 415 that a person can act on."""
     upload, what = OTHERS[name]
-    with pytest.raises(UnsupportedImage, match=f"The upload is a.*{what}.* not supported. (Render|Export|Send)"):
+    with pytest.raises(UnsupportedImage, match=f"The upload is .*{what}.* not supported. (Render|Export|Send|Copy)"):
         pixels(upload)
 
 
@@ -498,3 +527,58 @@ def test_jpegs_of_other_kinds_are_named() -> None:
         upload = plain[: frame + place] + bytes([value]) + plain[frame + place + 1 :]
         with pytest.raises(UnsupportedImage, match=what):
             pixels(upload)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [(0xF7, "JPEG-LS"), (0xCB, "lossless with arithmetic coding"), (0xC5, "hierarchical")],
+)
+def test_jpegs_with_another_coding_are_named(code: int, what: str) -> None:
+    """They are no damage either."""
+    plain = samples.image_files()["jpeg"]
+    at = plain.index(b"\xff\xc0") + 1
+    with pytest.raises(UnsupportedImage, match=what):
+        pixels(plain[:at] + bytes([code]) + plain[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"subsampling": "4:1:1"}, id="4:1:1"),
+        pytest.param({"restart_marker_blocks": 2}, id="restart markers"),
+        pytest.param({"keep_rgb": True}, id="RGB"),
+    ],
+)
+def test_jpegs_of_every_layout_are_read(options: dict[str, Any]) -> None:
+    """As cameras and programs write them."""
+    assert_seen(samples.encode(samples.photo(), "JPEG", quality=90, **options))
+
+
+def test_a_cmyk_jpeg_without_adobes_marker_is_read() -> None:
+    """With the marker, it is inverted; both look alike."""
+    with_marker = samples.image_files()["jpeg cmyk"]
+    at = with_marker.index(b"\xff\xee")
+    upload = with_marker[:at] + with_marker[at + 2 + int.from_bytes(with_marker[at + 2 : at + 4], "big") :]
+    assert pixels(upload).shape == (48, 48, 3)
+
+
+def test_a_lossless_jpeg_is_read() -> None:
+    """As scanners and medical devices write it."""
+    assert_seen(bytes(imagecodecs.ljpeg_encode(grey())), "L")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_a_tiff_of_few_bits_is_read(bits: int, white_is_zero: bool) -> None:
+    """Scanners and fax machines write them, either way round."""
+    levels = grey() >> (8 - bits)
+    height, width = levels.shape
+    stored = (1 << bits) - 1 - levels if white_is_zero else levels
+    rows = np.packbits(np.unpackbits(stored[..., None], axis=2)[..., 8 - bits :].reshape(height, -1), axis=1)
+    data = rows.tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 122), (277, 1)]
+    tags += [(278, height), (279, len(data))]
+    upload = b"II*\0" + struct.pack("<LH", 8, len(tags))
+    upload += b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags) + bytes(4) + data
+    seen = Image.fromarray((levels.astype(int) * 255 // ((1 << bits) - 1)).astype(np.uint8)).resize((48, 48), 2)
+    assert np.abs(pixels(upload)[..., 0] - np.asarray(seen)).mean() < 1
