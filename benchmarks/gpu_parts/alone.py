@@ -16,7 +16,7 @@ from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.timing import measured_tflops, seconds_per_call, share_of_peak
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.model.model import VisionModel
-from vit_api.model.precision import choose_dtype, has_bfloat16
+from vit_api.model.precision import has_bfloat16
 
 _SECONDS = 0.4
 _SUSTAINED_S = 2.0
@@ -59,9 +59,8 @@ def run_compiled(part: Part) -> None:
 def dtypes(part: Part, checkpoint: Checkpoint) -> list[str]:
     """Return the dtypes to measure, that of `auto` first; on a GPU only those that it does not emulate."""
     device = torch.device(part.device)
-    first = _name(
-        choose_dtype("auto", device, 0) if part.is_cuda else VisionModel(checkpoint, "cpu", "auto", None).dtype
-    )
+    first = _name(VisionModel(checkpoint, part.device, "auto", None).dtype)
+    release(device)
     others = ["float16", "bfloat16", "float32"]
     if part.is_cuda and not has_bfloat16(device):
         others.remove("bfloat16")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoints.checkpoint import Checkpoint
@@ -31,8 +31,9 @@ from vit_api.model.engines import (
     unpack,
     warmed_batch_sizes,
 )
+from vit_api.model.loading import load_network
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
-from vit_api.model.precision import choose_dtype, choose_threads, disable_cudnn_attention, make_exact
+from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.model.vit import fuse
 
@@ -96,7 +97,6 @@ class VisionModel:
         self.device = torch.device(device)
         config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
         width = _width(config)
-        self.dtype = choose_dtype(dtype, self.device, width)
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
         make_exact()
         self.device_name, self.device_uuid = "CPU", ""
@@ -107,16 +107,16 @@ class VisionModel:
             self.device_name, self.device_uuid = properties.name, f"GPU-{properties.uuid}"
         self.pixel_shape = checkpoint.preprocessing.pixel_shape
         self._max_batch_size = max_batch_size
-        self._model = AutoModelForImageClassification.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=self.dtype,
-        )
-        self._model.to(self.device).eval()
-        self._top_k = min(MAX_TOP_K, self._model.config.num_labels)
         self._scale, self._shift = self._normalisation(checkpoint)
+        self._model = load_network(
+            checkpoint.path,
+            choose_dtypes(dtype, self.device, width),
+            self.pixel_shape,
+            self._scale,
+            self._shift,
+        )
+        self.dtype = self._model.dtype
+        self._top_k = min(MAX_TOP_K, self._model.config.num_labels)
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
         self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
         with torch.inference_mode():

@@ -44,7 +44,8 @@ from vit_api.web.observers.tracing import Tracing
 from vit_api.web.openapi.schemas import CacheInfo
 from vit_api.web.operations.cache import cache_info, cache_router
 from vit_api.web.operations.collector import MetricsCollector, Sources
-from vit_api.web.operations.health import operations_router
+from vit_api.web.operations.health import health_router
+from vit_api.web.operations.info import info_router
 from vit_api.web.operations.metrics import metrics_router
 from vit_api.web.page.files import page_router
 from vit_api.web.protocols.hugging_face import HuggingFaceRoutes
@@ -114,6 +115,8 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
     if core.tracing is not None:
         observers.append(core.tracing)
     protocols = [route for protocol in _protocols(shared, lit_api, core) for route in protocol.routes()]
+    if core.tracing is not None:
+        core.tracing.name_routes(protocols)
     return create_app(
         [*protocols, *_operator_routes(shared, core)],
         observers,
@@ -123,7 +126,6 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
             max_pending_bytes=settings.max_pending_bytes,
             request_timeout_s=settings.request_timeout_s,
         ),
-        is_draining=shared.worker_board.is_draining,
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
@@ -148,7 +150,8 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
         max_connections=max_connections(),
     )
     evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
-    return functools.partial(Door, application.entry, Connections(limits, evicted.add), DateHeader())
+    connections = Connections(limits, shared.worker_board.is_draining, evicted.add)
+    return functools.partial(Door, application.entry, connections, DateHeader())
 
 
 def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
@@ -198,7 +201,7 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
     )
     return [
         PredictRoutes(core.classifier, encoder, uploads, model_name=checkpoint.name),
-        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels),
+        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels, device=shared.devices[0]),
         _open_inference(shared, core.classifier),
     ]
 
@@ -243,11 +246,11 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         table = shared.answer_table
         return None if table is None else cache_info(shared.cache_board, table, has_redis=has_redis)
 
-    health = operations_router(
+    health = health_router(checkpoint.name, shared.worker_board, shared.devices)
+    info = info_router(
         checkpoint,
         shared.worker_board,
         shared.table,
-        shared.devices,
         resizer=resizer_name(exact=settings.exact_decode),
         settings=shown,
         cache_info=cache,
@@ -265,5 +268,5 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         shared.answer_table,
         has_redis=has_redis,
     )
-    routers = (page_router(), health, clear, metrics_router(MetricsCollector(sources)))
+    routers = (page_router(), health, info, clear, metrics_router(MetricsCollector(sources)))
     return [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -181,9 +181,11 @@ class Request:
         """Whether the client requests `no-cache`; see RFC 9111, section 5.2.1.4."""
         if b"cache-control" not in self.headers:
             return False
-        # The header may be repeated, and its values belong together.
-        values = b",".join(value for name, value in self.scope["headers"] if name == b"cache-control")
-        return b"no-cache" in [directive.strip().lower() for directive in values.split(b",")]
+        return b"no-cache" in [directive.strip().lower() for directive in self.joined(b"cache-control").split(b",")]
+
+    def joined(self, name: bytes) -> bytes:
+        """Return the values of a header that may be repeated, and whose values belong together."""
+        return b",".join(value for one, value in self.scope["headers"] if one == name)
 
     async def run(self, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
         """Return `work(*arguments)`, called in a thread when it is this client's turn; see `bodies.BodyWork`."""

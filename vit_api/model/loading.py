@@ -1,0 +1,82 @@
+"""Loads a checkpoint's network in the first of several dtypes that represents it well enough.
+
+Must not know engines or batches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_MAX_DIFFERENCE = 0.01
+"""Maximum difference of a probability from float32's: half of what the accuracy gate of benchmarks.accuracy allows."""
+_NOISE_IMAGES = 3
+_SMOOTH_SIDE = 4
+
+
+def load_network(
+    path: Path | str, dtypes: Sequence[torch.dtype], pixel_shape: tuple[int, int, int], scale: Tensor, shift: Tensor
+) -> PreTrainedModel:
+    """Load an image classifier from safetensors, with code from transformers only.
+
+    With several dtypes, its probabilities for a few synthetic images are compared with those in float32. The last dtype
+    is used unchecked.
+
+    Args:
+        path: The checkpoint's folder.
+        dtypes: The dtypes to try, in order of preference.
+        pixel_shape: (height, width, 3) of an image.
+        scale: float32 [3, 1, 1] on the device to load it on; a normalised pixel is `pixel * scale + shift`.
+        shift: float32 [3, 1, 1] on the device.
+    """
+    device = scale.device
+    *checked, last = dtypes
+    if checked:
+        inputs = _synthetic_images(pixel_shape).to(device) * scale + shift
+        expected = _probabilities(_load(path, torch.float32, device), inputs)
+    for dtype in checked:
+        network = _load(path, dtype, device)
+        difference = float((_probabilities(network, inputs) - expected).abs().max())
+        if difference <= _MAX_DIFFERENCE:
+            return network
+        logger.warning(
+            "In %s, probabilities of synthetic images differ by %.2g from float32's (maximum %g); using another dtype.",
+            dtype,
+            difference,
+            _MAX_DIFFERENCE,
+        )
+    return _load(path, last, device)
+
+
+def _load(path: Path | str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
+        path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+    )
+    return network.to(device).eval()
+
+
+def _synthetic_images(pixel_shape: tuple[int, int, int]) -> Tensor:
+    """Return black, white, noise and large patches: float32 [images, 3, height, width], from 0 to 255."""
+    height, width, _ = pixel_shape
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(height: int, width: int) -> Tensor:
+        return torch.randint(0, 256, (_NOISE_IMAGES, 3, height, width), generator=generator).float()
+
+    plain = torch.tensor([0.0, 255.0]).view(2, 1, 1, 1).expand(2, 3, height, width)
+    smooth = torch.nn.functional.interpolate(noise(_SMOOTH_SIDE, _SMOOTH_SIDE), (height, width))
+    return torch.cat([plain, noise(height, width), smooth])
+
+
+@torch.inference_mode()
+def _probabilities(network: PreTrainedModel, inputs: Tensor) -> Tensor:
+    """Return float32 probabilities [images, classes]; NaN where a logit is infinite."""
+    logits: Tensor = network(pixel_values=inputs.to(network.dtype)).logits
+    return logits.float().softmax(dim=-1)
