@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.support.server import wait_until
 from vit_api.decoding.cost import Cost
-from vit_api.web.core.decode_turns import LARGE_S, DecodeTurns
+from vit_api.web.core.decode_turns import LARGE_S, OVERDUE_S, DecodeTurns
 
 LONG_S = 60
 MIB = 2**20
@@ -26,9 +28,9 @@ class Works:
         self._gates: dict[Any, threading.Event] = {}
         self._changed = threading.Condition()
 
-    def add(self, name: Any, cost: Cost) -> None:
+    def add(self, name: Any, cost: Cost, client: str = "") -> None:
         gate = self._gates[name] = threading.Event()
-        self.turns.submit(self._work(name, gate), cost)
+        self.turns.submit(self._work(name, gate), cost, client)
 
     def _work(self, name: Any, gate: threading.Event) -> Callable[[], None]:
         def work() -> None:
@@ -168,3 +170,61 @@ def test_a_stop_drops_what_has_not_begun(start: Callable[..., Works]) -> None:
         thread.join(LONG_S)
         assert not thread.is_alive()
     assert works.begun == ["first"]
+
+
+def test_clients_take_turns(start: Callable[..., Works]) -> None:
+    """An image of one client is next, however many of the same cost another sent before."""
+    works = start()
+    for number in range(50):
+        works.add(number, SMALL, "many")
+    works.wait_for(1)
+    works.add("one", SMALL, "one")
+    works.finish(0)
+    works.finish(1)
+    assert "one" in works.wait_for(3)[1:3]
+
+
+def test_a_spare_thread_replaces_one_that_is_overdue(start: Callable[..., Works]) -> None:
+    """Images whose headers lie don't hold up those of others, even if they take all threads."""
+    works = start(threads=2)
+    works.add("liar 1", SMALL, "liar")
+    works.add("liar 2", SMALL, "liar")
+    works.wait_for(2)
+    works.add("honest", SMALL, "honest")
+    assert len(works.begun) == 2
+    works.time_s += 2 * OVERDUE_S
+    assert works.wait_for(3)[2] == "honest"
+
+
+def test_a_client_whose_image_took_too_long_waits_with_the_large(start: Callable[..., Works]) -> None:
+    """So that its next ones never take all threads."""
+    works = start(threads=2)
+    burned = threading.Event()
+
+    def burn() -> None:
+        end = time.thread_time() + 1.5 * OVERDUE_S
+        while time.thread_time() < end:
+            pass
+        burned.set()
+
+    works.turns.submit(burn, SMALL, "liar")
+    assert burned.wait(LONG_S)
+    wait_until(lambda: "liar" in works.turns._doubts)
+    for number in range(3):
+        works.add(number, SMALL, "liar")
+    works.wait_for(1)
+    works.add("honest", SMALL, "honest")
+    assert sorted(map(str, works.wait_for(2))) == ["0", "honest"]
+
+
+def test_files_of_an_exclusive_decoder_take_one_thread(start: Callable[..., Works]) -> None:
+    """The second would only wait in its thread."""
+    works = start(threads=3)
+    exclusive = Cost(0.001, 1, is_exclusive=True)
+    works.add("a", exclusive)
+    works.add("b", exclusive)
+    works.wait_for(1)
+    works.add("c", SMALL)
+    assert works.wait_for(2) == ["a", "c"]
+    works.finish("a")
+    assert works.wait_for(3)[2] == "b"
