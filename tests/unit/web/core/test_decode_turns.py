@@ -223,7 +223,7 @@ def test_files_of_an_exclusive_decoder_take_one_thread(start: Callable[..., Work
     works.add("a", exclusive)
     works.add("b", exclusive)
     works.wait_for(1)
-    works.add("c", SMALL)
+    works.add("c", SMALL, "other")
     assert works.wait_for(2) == ["a", "c"]
     works.finish("a")
     assert works.wait_for(3)[2] == "b"
