@@ -2,9 +2,9 @@
 
     python -m benchmarks.overload
 
-First a closed loop finds the capacity. Then an open loop sends three times as much: each request when it is due,
-whether or not earlier ones are answered, so that a slow server gets no rest. The model takes about 10 ms per image and
-runs batches of one. It is therefore the bottleneck, and not the client, which shares the cores.
+First a closed loop finds the capacity. Then an open loop sends three times as much, each request when it is due,
+whether or not earlier ones are answered, so that a slow server gets no relief. The model takes about 10 ms per image
+and runs batches of one, so that it is the bottleneck, and not the client, which shares the cores.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Reply:
 
     Attributes:
         status: Its status.
-        has_retry_after: Whether it says when to try again.
-        seconds: From when the request was due.
+        has_retry_after: Whether it has a Retry-After.
+        seconds: The latency, measured from when the request was due.
         done_at: When it was complete, in seconds of the monotonic clock.
-        server_ms: The server's own time for it, if it says so.
+        server_ms: The processing time that the server reported, if any.
     """
 
     status: int
@@ -53,7 +53,7 @@ class Reply:
 
 
 class Client:
-    """Posts one body on persistent connections, as many as it takes.
+    """Posts one body on as many persistent connections as needed.
 
     The bundled client would do, but takes more CPU time per request, and a refusal takes hardly any on the server.
     """
@@ -76,7 +76,7 @@ class Client:
         return Reply(int(head.split()[1]), b"retry-after:" in head, now - due_at, now, server_ms)
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the most recently used connection, or a new one: servers close those that are idle for long."""
+        """Return the most recently used connection, or a new one, since servers close idle ones."""
         if self._idle:
             used_at, reader, writer = self._idle.pop()
             if time.monotonic() - used_at < _KEEP_ALIVE_S:

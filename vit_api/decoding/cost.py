@@ -1,6 +1,7 @@
-"""Estimates, from its header, what decoding an upload costs, so that the cheap don't wait for the dear.
+"""Estimates the cost of decoding an upload from its header, so that cheap uploads don't wait for expensive ones.
 
-An estimate is of the right order only; limits are checked by the decoder. It takes microseconds, on the event loop.
+An estimate is only of the right order of magnitude; the decoder checks the limits. It takes microseconds, on the event
+loop.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _S_PER_MIB = 0.01
 # PIL decodes the runs of a BMP in Python.
 _RUNS_S_PER_MIB = 0.6
 _MAX_PIXELS = 1 << 27
-# The most that a file's decoding takes by image_limits.MAX_CPU_S, and what any costs.
+# The maximum, from image_limits.MAX_CPU_S, and the fixed cost of any file.
 _MAX_S = 5.0
 _MIN_S = 0.0005
 # Of an image whose size is not where it is quick to find: it waits with the large ones.
@@ -45,7 +46,7 @@ _IMAGES = (b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II", b"MM")
 
 @dataclass(frozen=True)
 class Cost:
-    """What decoding one upload is expected to take.
+    """The expected cost of decoding one upload.
 
     Attributes:
         cpu_s: CPU seconds.
@@ -78,7 +79,7 @@ class _Header:
 
 
 def estimate(upload: Upload) -> Cost:
-    """Return what decoding an upload is expected to take; of damaged files, something."""
+    """Return the expected cost of decoding an upload; a corrupt file has some cost as well."""
     if isinstance(upload, Pixels):
         return Cost(_MIN_S, len(upload.data))
     try:
