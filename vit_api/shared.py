@@ -8,6 +8,7 @@ from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard
 from vit_api.ipc.flight_board import FlightBoard
+from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import PACKED_PREDICTION_BYTES, RecordPipe
 from vit_api.ipc.slots import SlotTable
@@ -27,6 +28,7 @@ class Shared:
         table: The slots of the images in flight.
         requests: Carries request records to the workers.
         answers: Carry answers to the HTTP processes, by number.
+        http_board: The heartbeats of the HTTP processes.
         worker_board: The status of the workers.
         cache_board: The counts of the caches, and the epoch by which they are cleared.
         answer_table: What the HTTP processes have computed; None if caching is off.
@@ -44,6 +46,7 @@ class Shared:
         self.table = SlotTable(processes, slots, checkpoint.preprocessing.pixel_shape)
         self.requests = RecordPipe.for_requests(len(self.table))
         self.answers = [RecordPipe.for_answers(slots) for _ in range(processes)]
+        self.http_board = HttpBoard(processes)
         self.worker_board = WorkerBoard(len(devices) * settings.workers_per_device)
         self.cache_board = CacheBoard(processes)
         size = settings.cache_size

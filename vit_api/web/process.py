@@ -29,12 +29,14 @@ from vit_api.web.bodies import BodyWork
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction
+from vit_api.web.core.frame_classifier import FrameClassifier, FrameDecoder
 from vit_api.web.core.inference import Decoder, InferenceClient
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
+from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
 from vit_api.web.observers.access_log import AccessLog
@@ -48,18 +50,19 @@ from vit_api.web.operations.health import health_router
 from vit_api.web.operations.info import info_router
 from vit_api.web.operations.metrics import metrics_router
 from vit_api.web.page.files import page_router
+from vit_api.web.protocols.frames import Encoder
 from vit_api.web.protocols.hugging_face import HuggingFaceRoutes
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
-from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, Encoder, PredictRoutes
+from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import ProtocolRoutes, Route
 from vit_api.web.uploads import Uploads
 
 
-class DecoderAndEncoder(Decoder, Encoder, Protocol):
+class DecoderAndEncoder(Decoder, FrameDecoder, Encoder, Protocol):
     """The hooks of the LitAPI that run in an HTTP process."""
 
 
@@ -68,6 +71,7 @@ class _Core:
     """The parts that run in the background of an HTTP process, as well as on requests."""
 
     classifier: Classifier
+    frames: FrameClassifier
     inference: InferenceClient
     flights: SharedFlights
     redis: RedisTier | None
@@ -151,10 +155,10 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
     )
     evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
     connections = Connections(limits, shared.worker_board.is_draining, evicted.add)
-    return functools.partial(Door, application.entry, connections, DateHeader())
+    return functools.partial(Door, application.entry, connections, DateHeader(), HeadCache())
 
 
-def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
+def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics_writer: MetricsWriter) -> _Core:
     settings = shared.settings
     tally = CacheTally(shared.cache_board, number)
     inference = InferenceClient(
@@ -178,8 +182,10 @@ def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: M
         shared_answers = SharedAnswers(shared.answer_table, number, tally)
         cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally, shared_answers)
     flights = SharedFlights(ProcessFlights(shared.flight_board, number))
-    classifier = Classifier(inference, tally, lambda: _identity(shared), cache, redis, flights=flights)
-    return _Core(classifier, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
+    identity = functools.partial(_identity, shared)
+    classifier = Classifier(inference, tally, identity, cache, redis, flights=flights)
+    frames = FrameClassifier(decoder, inference, tally, identity, cache=cache, shared=redis, flights=flights)
+    return _Core(classifier, frames, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
 
 
 def _identity(shared: Shared) -> str:
@@ -200,8 +206,14 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
         max_total_bytes=settings.max_batch_upload_bytes,
     )
     return [
-        PredictRoutes(core.classifier, encoder, uploads, model_name=checkpoint.name),
-        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels, device=shared.devices[0]),
+        PredictRoutes(core.classifier, encoder, uploads, frames=core.frames, model_name=checkpoint.name),
+        HuggingFaceRoutes(
+            core.classifier,
+            uploads,
+            checkpoint.labels,
+            has_sigmoid=checkpoint.has_sigmoid,
+            device=shared.devices[0],
+        ),
         _open_inference(shared, core.classifier),
     ]
 
@@ -211,7 +223,7 @@ def _open_inference(shared: Shared, classifier: Classifier) -> OpenInferenceRout
     inputs = Inputs(
         checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
     )
-    outputs = Outputs(checkpoint.name, checkpoint.labels)
+    outputs = Outputs(checkpoint.name, checkpoint.labels, has_sigmoid=checkpoint.has_sigmoid)
     model = ModelInfo(
         checkpoint.name,
         inputs.specs(),
