@@ -5,15 +5,28 @@ starlette's Request and Response alone would take as long as the rest of a cache
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.types import Scope
+
+from vit_api.access.client_address import ClientAddresses
 
 _MAX_TYPE_CHARACTERS = 64
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+T = TypeVar("T")
+
+
+class Work(Protocol):
+    """Works on long bodies in threads, see `bodies.BodyWork`."""
+
+    async def run(self, client: str, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+        """Return `work(*arguments)`."""
 
 
 class RequestLimits(NamedTuple):
@@ -74,6 +87,7 @@ class Admission(NamedTuple):
 
 
 _OPEN = Admission()
+_BY_PEER = ClientAddresses()
 
 
 class Request:
@@ -85,6 +99,8 @@ class Request:
         arrived_at: When it arrived, in seconds of the monotonic clock.
         timeout_s: Seconds from then until its response is due.
         endpoint: The endpoint in the metrics; empty if the route doesn't classify.
+        addresses: Identifies clients without a key.
+        work: Works on long bodies; None: any thread does.
 
     Attributes:
         scope: See above.
@@ -104,6 +120,8 @@ class Request:
     """
 
     __slots__ = (
+        "_addresses",
+        "_work",
         "admission",
         "body",
         "deadline",
@@ -121,7 +139,15 @@ class Request:
     )
 
     def __init__(
-        self, scope: Scope, request_id: bytes, *, arrived_at: float, timeout_s: float, endpoint: str = ""
+        self,
+        scope: Scope,
+        request_id: bytes,
+        *,
+        arrived_at: float,
+        timeout_s: float,
+        endpoint: str = "",
+        addresses: ClientAddresses = _BY_PEER,
+        work: Work | None = None,
     ) -> None:
         self.scope = scope
         self.id = request_id
@@ -131,12 +157,19 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.media_type = self.headers.get(b"content-type", b"")[:_MAX_TYPE_CHARACTERS].lower()
         self.endpoint = endpoint
+        self._addresses = addresses
+        self._work = work
         self.deadline = arrived_at + timeout_s
         self.timeline = Timeline(arrived_at)
         self.admission = _OPEN
         self.body = b""
         self.received_bytes = 0
         self.reserved_bytes = 0
+
+    @property
+    def client(self) -> str:
+        """Who sent it, for limits and fair shares: the digest of its key, or else its address."""
+        return self.admission.key_digest.hex() or self._addresses.of(self.scope)
 
     @property
     def elapsed_ms(self) -> float:
@@ -153,6 +186,12 @@ class Request:
     def joined(self, name: bytes) -> bytes:
         """Return the values of a header that may be repeated, and whose values belong together."""
         return b",".join(value for one, value in self.scope["headers"] if one == name)
+
+    async def run(self, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+        """Return `work(*arguments)`, called in a thread when it is this client's turn; see `bodies.BodyWork`."""
+        if self._work is None:
+            return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        return await self._work.run(self.client, work, *arguments, held_bytes=held_bytes)
 
     def take_body(self) -> bytes:
         """Return the body and let go of it: once its images are found, they alone use memory."""

@@ -33,8 +33,8 @@ _MAX_WAIT_SHARE = 0.5
 class Inference(Protocol):
     """Runs uploads on the model."""
 
-    async def infer(self, upload: Upload) -> tuple[AnswerRecord, float]:
-        """Return the answer for one upload, and how many seconds its decoding took."""
+    async def infer(self, upload: Upload, client: str = "") -> tuple[AnswerRecord, float]:
+        """Return the answer for one upload of a client, and how many seconds its decoding took."""
 
 
 class SharedTier(Protocol):
@@ -120,13 +120,16 @@ class Classifier:
         self._tally.add("hits")
         return ClassifierResult(cached, Source.HIT, None, 0.0, time.monotonic())
 
-    async def classify(self, upload: Upload, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, client: str = ""
+    ) -> ClassifierResult:
         """Classify an upload, from the cache if possible; what is computed is cached. A hit waits for nothing.
 
         Args:
             upload: The image.
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if the answer is cached, here or in the shared tier.
+            client: Who sent it; clients get equal shares.
 
         Raises:
             NotReady: No worker has started yet.
@@ -140,19 +143,20 @@ class Classifier:
                 self._tally.add("hits")
                 return ClassifierResult(cached, Source.HIT, looked_up_at=time.monotonic())
         looked_up_at = time.monotonic()
-        result = await self._compute(key, upload, deadline, bypass_cache=bypass_cache)
+        result = await self._compute(key, upload, deadline, bypass_cache=bypass_cache, client=client)
         return result._replace(looked_up_at=looked_up_at)
 
     async def _compute(
-        self, key: bytes | None, upload: Upload, deadline: float, *, bypass_cache: bool
+        self, key: bytes | None, upload: Upload, deadline: float, *, bypass_cache: bool, client: str
     ) -> ClassifierResult:
         if key is None:
-            return await self._fly(object(), deadline, functools.partial(self._run, None, upload))
+            return await self._fly(object(), deadline, functools.partial(self._run, None, upload, client))
         # A caller that bypasses the cache must not join a flight that may still find an old answer in another tier;
         # the opposite is fine.
         if bypass_cache or self._flights.is_in_flight((key, True)):
-            return await self._fly((key, True), deadline, functools.partial(self._rerun, key, upload))
-        return await self._fly((key, False), deadline, functools.partial(self._find_or_run, key, upload, deadline))
+            return await self._fly((key, True), deadline, functools.partial(self._rerun, key, upload, client))
+        compute = functools.partial(self._find_or_run, key, upload, deadline, client)
+        return await self._fly((key, False), deadline, compute)
 
     async def _key_of(self, upload: Upload) -> bytes:
         """Return the SHA-256 of the identity, the kind of upload, and its bytes."""
@@ -187,46 +191,46 @@ class Classifier:
             source = Source.COALESCED
         return ClassifierResult(cached, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: Upload, deadline: float) -> _Found:
+    async def _find_or_run(self, key: bytes, upload: Upload, deadline: float, client: str) -> _Found:
         """Wait for the HTTP process that computes the upload; if none does, or it fails, find or compute it here."""
         cache, flights = self._cache, self._shared_flights
         if cache is None or flights is None:
-            return await self._find_beyond_or_run(key, upload)
+            return await self._find_beyond_or_run(key, upload, client)
         max_wait_s = (deadline - time.monotonic()) * _MAX_WAIT_SHARE
         turn = await flights.claim(key, functools.partial(cache.get, key), max_wait_s)
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits")
             return _Found(turn.found, Source.COALESCED if turn.has_waited else Source.HIT)
         try:
-            return await self._find_beyond_or_run(key, upload)
+            return await self._find_beyond_or_run(key, upload, client)
         finally:
             if turn.is_held:
                 flights.release(key)
 
-    async def _find_beyond_or_run(self, key: bytes, upload: Upload) -> _Found:
+    async def _find_beyond_or_run(self, key: bytes, upload: Upload, client: str) -> _Found:
         epoch = self._tally.cache_board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
-            return await self._run(key, upload)
+            return await self._run(key, upload, client)
         self._tally.add("hits")
         cached = CachedPrediction(prediction)
         self._store(key, cached, epoch)
         return _Found(cached, Source.HIT)
 
-    async def _rerun(self, key: bytes, upload: Upload) -> _Found:
+    async def _rerun(self, key: bytes, upload: Upload, client: str) -> _Found:
         """Run the model whatever is cached or in flight; other HTTP processes wait for it if they can."""
         flights = self._shared_flights
         is_held = flights is not None and flights.claim_now(key)
         try:
-            return await self._run(key, upload)
+            return await self._run(key, upload, client)
         finally:
             if flights is not None and is_held:
                 flights.release(key)
 
-    async def _run(self, key: bytes | None, upload: Upload) -> _Found:
+    async def _run(self, key: bytes | None, upload: Upload, client: str) -> _Found:
         self._tally.add("misses")
         epoch = self._tally.cache_board.epoch
-        answer, decode_s = await self._inference.infer(upload)
+        answer, decode_s = await self._inference.infer(upload, client)
         cached = CachedPrediction(answer.prediction)
         if key is not None and self._store(key, cached, epoch) and self._shared is not None:
             self._shared.put(key, answer.prediction)

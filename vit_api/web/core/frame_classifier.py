@@ -40,7 +40,7 @@ class FrameInference(Protocol):
     """Runs the frames of an upload on the model."""
 
     async def infer_frames(
-        self, upload: bytes, plan: FramePlan, wanted: Sequence[int]
+        self, upload: bytes, plan: FramePlan, wanted: Sequence[int], client: str = ""
     ) -> list[tuple[AnswerRecord, float]]:
         """Return the answer for each wanted frame, and how many seconds its decoding took."""
 
@@ -87,7 +87,7 @@ class FrameClassifier:
         return await asyncio.get_running_loop().run_in_executor(None, self._decoder.plan_frames, upload, count)
 
     async def classify(
-        self, upload: bytes, plan: FramePlan, deadline: float, *, bypass_cache: bool = False
+        self, upload: bytes, plan: FramePlan, deadline: float, *, bypass_cache: bool = False, client: str = ""
     ) -> list[ClassifierResult]:
         """Classify frames, from the cache if possible; what is computed is cached.
 
@@ -96,6 +96,7 @@ class FrameClassifier:
             plan: The frames that were chosen of it.
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if answers are cached, here or in the shared tier.
+            client: Who sent it.
 
         Raises:
             NotReady: No worker has started yet.
@@ -104,7 +105,9 @@ class FrameClassifier:
         """
         indices = [frame.index for frame in plan.frames]
         if self._cache is None:
-            return await self._fly(object(), deadline, functools.partial(self._run, upload, plan, {}), len(indices))
+            return await self._fly(
+                object(), deadline, functools.partial(self._run, client, upload, plan, {}), len(indices)
+            )
         keys = await asyncio.get_running_loop().run_in_executor(None, _keys, self._identity(), upload, indices)
         if not bypass_cache and (cached := self._find_all(keys)) is not None:
             self._tally.add("hits", len(keys))
@@ -113,9 +116,9 @@ class FrameClassifier:
         # As in `Classifier`: a caller that bypasses the cache must not join a flight that may find an old answer.
         flight = hashlib.sha256(b"".join(keys)).digest()
         if bypass_cache or self._flights.is_in_flight((flight, True)):
-            compute = functools.partial(self._run, upload, plan, {}, keys)
+            compute = functools.partial(self._run, client, upload, plan, {}, keys)
             return await self._fly((flight, True), deadline, compute, len(keys))
-        compute = functools.partial(self._find_or_run, flight, keys, upload, plan, deadline)
+        compute = functools.partial(self._find_or_run, flight, keys, upload, plan, deadline, client=client)
         return await self._fly((flight, False), deadline, compute, len(keys))
 
     def _find_all(self, keys: Sequence[bytes]) -> list[CachedPrediction] | None:
@@ -144,12 +147,12 @@ class FrameClassifier:
         return [_joined(result, looked_up_at, joins=joins) for result in results]
 
     async def _find_or_run(
-        self, flight: bytes, keys: Sequence[bytes], upload: bytes, plan: FramePlan, deadline: float
+        self, flight: bytes, keys: Sequence[bytes], upload: bytes, plan: FramePlan, deadline: float, *, client: str
     ) -> list[ClassifierResult]:
         """Wait for the HTTP process that computes the frames; if none does, or it fails, find or compute them here."""
         flights = self._shared_flights
         if flights is None:
-            return await self._find_beyond_or_run(keys, upload, plan)
+            return await self._find_beyond_or_run(client, keys, upload, plan)
         max_wait_s = (deadline - time.monotonic()) * _MAX_WAIT_SHARE
         turn = await flights.claim(flight, functools.partial(self._find_all, keys), max_wait_s)
         if turn.found is not None:
@@ -157,13 +160,13 @@ class FrameClassifier:
             source = Source.COALESCED if turn.has_waited else Source.HIT
             return [ClassifierResult(cached, source) for cached in turn.found]
         try:
-            return await self._find_beyond_or_run(keys, upload, plan)
+            return await self._find_beyond_or_run(client, keys, upload, plan)
         finally:
             if turn.is_held:
                 flights.release(flight)
 
     async def _find_beyond_or_run(
-        self, keys: Sequence[bytes], upload: bytes, plan: FramePlan
+        self, client: str, keys: Sequence[bytes], upload: bytes, plan: FramePlan
     ) -> list[ClassifierResult]:
         cache, shared = self._cache, self._shared
         assert cache is not None
@@ -177,10 +180,11 @@ class FrameClassifier:
                     found[position] = CachedPrediction(prediction)
                     cache.put(keys[position], found[position], epoch)
         self._tally.add("hits", len(found))
-        return await self._run(upload, plan, found, keys)
+        return await self._run(client, upload, plan, found, keys)
 
     async def _run(
         self,
+        client: str,
         upload: bytes,
         plan: FramePlan,
         found: Mapping[int, CachedPrediction],
@@ -192,7 +196,7 @@ class FrameClassifier:
         if wanted:
             self._tally.add("misses", len(wanted))
             epoch = self._tally.cache_board.epoch
-            answers = await self._inference.infer_frames(upload, plan, wanted)
+            answers = await self._inference.infer_frames(upload, plan, wanted, client)
             for position, (answer, decode_s) in zip(wanted, answers, strict=True):
                 cached = CachedPrediction(answer.prediction)
                 results[position] = ClassifierResult(cached, Source.MISS, answer, decode_s)

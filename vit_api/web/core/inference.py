@@ -39,6 +39,7 @@ from vit_api.ipc.slots import MAX_DEATHS, OwnerSlots
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.service_rate import ServiceRate
+from vit_api.web.core.slot_shares import SlotShares
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,15 @@ class _Job:
     Attributes:
         waiter: Gets the outcome.
         upload: The image until it is decoded; None once it is abandoned.
+        client: Who sent it.
         decode_s: Seconds that decoding took, once it is done.
     """
 
-    __slots__ = ("decode_s", "upload", "waiter")
+    __slots__ = ("client", "decode_s", "upload", "waiter")
 
-    def __init__(self, upload: Upload, waiter: asyncio.Future[AnswerRecord]) -> None:
+    def __init__(self, upload: Upload, client: str, waiter: asyncio.Future[AnswerRecord]) -> None:
         self.upload: Upload | None = upload
+        self.client = client
         self.waiter = waiter
         self.decode_s: float | None = None
 
@@ -109,6 +112,9 @@ class InferenceClient:
         metrics_writer: Records decoding times.
         decode_threads: Number of decoding threads.
         max_decode_bytes: Memory that they may take together.
+
+    Attributes:
+        turns: The decoding threads.
     """
 
     def __init__(
@@ -129,49 +135,51 @@ class InferenceClient:
         self._worker_board = worker_board
         self._requests = requests
         self._answers = answers
-        self._turns = DecodeTurns(decode_threads, max_decode_bytes)
+        self.turns = DecodeTurns(decode_threads, max_decode_bytes)
         self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
+        self._shares = SlotShares()
         self._rate = ServiceRate()
         self._deaths: dict[int, int] = {}  # by slot: workers that died while they held its image
 
     def start(self) -> None:
         """Start the decoding threads and listen for answers, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._turns.start()
+        self.turns.start()
         self._loop.add_reader(self._answers.fileno(), self._read_answers)
 
     def stop(self) -> None:
         """Stop listening; images still being decoded are dropped."""
         self._loop.remove_reader(self._answers.fileno())
-        self._turns.stop()
+        self.turns.stop()
 
-    async def infer(self, upload: Upload) -> tuple[AnswerRecord, float]:
+    async def infer(self, upload: Upload, client: str = "") -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
 
         The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image.
 
         Args:
             upload: The image.
+            client: Who sent it; clients share slots and decoding.
 
         Returns:
             The workers' answer, whose status is OK, and the seconds that decoding took.
 
         Raises:
             NotReady: No worker has started yet.
-            Overloaded: Every slot is taken.
+            Overloaded: Every slot is taken, or the client has its share of them.
             InferenceFailed: The model raised.
             ViTError: The upload can't be decoded.
         """
         # Before a slot is taken, which an exception would leak.
         is_quick = self._decoder.is_quick(upload)
         cost = None if is_quick else self._decoder.estimate_cost(upload)
-        slot, generation = self._take_slot()
-        job = self._jobs[slot] = _Job(upload, self._loop.create_future())
+        slot, generation = self._take_slot(client)
+        job = self._jobs[slot] = _Job(upload, client, self._loop.create_future())
         if cost is None:
             self._decode_into(slot, generation, job)
         else:
-            self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost)
+            self.turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, client)
         try:
             return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:
@@ -182,7 +190,7 @@ class InferenceClient:
             raise
 
     async def infer_frames(
-        self, upload: bytes, plan: FramePlan, wanted: Sequence[int]
+        self, upload: bytes, plan: FramePlan, wanted: Sequence[int], client: str = ""
     ) -> list[tuple[AnswerRecord, float]]:
         """Run several frames of an upload on the model; each has a slot, and one thread decodes them all.
 
@@ -190,6 +198,7 @@ class InferenceClient:
             upload: The file.
             plan: The frames that were chosen of it.
             wanted: Positions in the plan of those to run.
+            client: Who sent it.
 
         Returns:
             For each of these what `infer` returns.
@@ -202,12 +211,12 @@ class InferenceClient:
             raise BadRequest(
                 f"The queue holds at most {self._slots.table.slots_per_owner} images: ask for fewer frames."
             )
-        taken = self._take_slots(len(wanted))
-        jobs = [_Job(upload, self._loop.create_future()) for _ in taken]
+        taken = self._take_slots(len(wanted), client)
+        jobs = [_Job(upload, client, self._loop.create_future()) for _ in taken]
         frames = [_TakenFrame(*slot, job) for slot, job in zip(taken, jobs, strict=True)]
         self._jobs.update((frame.slot, frame.job) for frame in frames)
         decoding = functools.partial(self._decode_frames_into, frames, plan, wanted)
-        self._turns.submit(decoding, plan.cost)
+        self.turns.submit(decoding, plan.cost, client)
         try:
             answers = await asyncio.gather(*(job.waiter for job in jobs))
         except BaseException:
@@ -218,26 +227,28 @@ class InferenceClient:
             raise
         return [(answer, job.decode_s or 0.0) for answer, job in zip(answers, jobs, strict=True)]
 
-    def _take_slots(self, count: int) -> list[tuple[int, int]]:
+    def _take_slots(self, count: int, client: str) -> list[tuple[int, int]]:
         """Return as many slots and their generations, or raise and take none."""
         taken: list[tuple[int, int]] = []
         try:
-            taken.extend(self._take_slot() for _ in range(count))
+            taken.extend(self._take_slot(client) for _ in range(count))
         except ViTError:
             for slot, _ in taken:
                 self._slots.release(slot)
+                self._shares.remove(client)
             raise
         return taken
 
-    def _take_slot(self) -> tuple[int, int]:
+    def _take_slot(self, client: str) -> tuple[int, int]:
         """Return a slot and its generation."""
         if not self._worker_board.takes_images():
             is_gone = self._worker_board.is_gone()
             raise WorkersGone(_GONE) if is_gone else NotReady("The model is still loading. Retry shortly.")
-        taken = self._slots.take()
+        taken = self._slots.take() if self._shares.may_take(client, self._slots.free_count) else None
         if taken is None:
             wait_s = self._rate.seconds_for(len(self._jobs))
             raise Overloaded("The server is overloaded: its queue is full. Try again later.", wait_s)
+        self._shares.add(client)
         return taken
 
     def _decode_into(self, slot: int, generation: int, job: _Job) -> None:
@@ -335,6 +346,7 @@ class InferenceClient:
         job = self._jobs.pop(slot, None)
         if job is None:  # taken by this process's predecessor, which died
             return
+        self._shares.remove(job.client)
         if job.decode_s is not None:
             self._decode_times.observe(job.decode_s)
         if job.waiter.done():

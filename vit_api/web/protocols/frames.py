@@ -27,7 +27,7 @@ class FramesClassifier(Protocol):
         """Choose the frames."""
 
     async def classify(
-        self, upload: bytes, plan: FramePlan, deadline: float, *, bypass_cache: bool = False
+        self, upload: bytes, plan: FramePlan, deadline: float, *, bypass_cache: bool = False, client: str = ""
     ) -> list[ClassifierResult]:
         """Classify them."""
 
@@ -106,11 +106,13 @@ async def classify_frames(
         if isinstance(planned, ViTError):
             return planned
         assert isinstance(upload, bytes)
-        options = {"bypass_cache": request.bypasses_cache}
+        bypass_cache, client, deadline = request.bypasses_cache, request.client, request.deadline
         try:
             if planned is None:
-                return ClassifiedFrames(STILL, [await classifier.classify(upload, request.deadline, **options)])
-            return ClassifiedFrames(planned.frames, await frames.classify(upload, planned, request.deadline, **options))
+                result = await classifier.classify(upload, deadline, bypass_cache=bypass_cache, client=client)
+                return ClassifiedFrames(STILL, [result])
+            results = await frames.classify(upload, planned, deadline, bypass_cache=bypass_cache, client=client)
+            return ClassifiedFrames(planned.frames, results)
         except ViTError as error:
             return error
 

@@ -119,7 +119,9 @@ class HuggingFaceRoutes:
         upload, fields = await self._uploads.find_one(request, "inputs")
         parameters = _parameters_of(request.query, fields) if fields or request.query else _DEFAULTS
         request.timeline.parsed_at = time.monotonic()
-        result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
+        result = await self._classifier.classify(
+            upload, request.deadline, bypass_cache=request.bypasses_cache, client=request.client
+        )
         headers = (*source_headers(result), *self._compute_headers(result, request.elapsed_ms))
         return Response(200, self._body(result, parameters), headers, (result,))
 

@@ -151,7 +151,9 @@ class PredictRoutes:
         request.timeline.parsed_at = time.monotonic()
         if frames > 1:
             return await self._predict_frames(request, upload, top_k, frames)
-        result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
+        result = await self._classifier.classify(
+            upload, request.deadline, bypass_cache=request.bypasses_cache, client=request.client
+        )
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:

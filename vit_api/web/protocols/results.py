@@ -18,7 +18,9 @@ class UploadClassifier(Protocol):
     def find(self, upload: bytes) -> ClassifierResult | None:
         """Return the classification of a file if it is cached."""
 
-    async def classify(self, upload: Upload, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, client: str = ""
+    ) -> ClassifierResult:
         """Classify one upload."""
 
 
@@ -40,13 +42,13 @@ async def classify_several(
     """
     if len(uploads) > 1:
         await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
-    bypass_cache = request.bypasses_cache
+    bypass_cache, client = request.bypasses_cache, request.client
 
     async def outcome_of(upload: Upload | ViTError) -> ClassifierResult | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache)
+            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache, client=client)
         except ViTError as error:
             return error
 

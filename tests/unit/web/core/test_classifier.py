@@ -33,7 +33,7 @@ class Model:
         self.gate.set()
         self.uploads: list[Upload] = []
 
-    async def infer(self, upload: Upload) -> tuple[AnswerRecord, float]:
+    async def infer(self, upload: Upload, client: str = "") -> tuple[AnswerRecord, float]:
         self.uploads.append(upload)
         await self.gate.wait()
         data = upload.data if isinstance(upload, Pixels) else upload

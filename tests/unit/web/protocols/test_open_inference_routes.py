@@ -84,7 +84,9 @@ class Scripted:
             max_body_bytes=self.max_body_bytes,
         )
 
-    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: bytes, deadline: float, *, bypass_cache: bool = False, client: str = ""
+    ) -> ClassifierResult:
         if upload == b"cached":
             return ClassifierResult(CachedPrediction(_TOP), Source.HIT)
         if upload == b"full":
@@ -222,7 +224,9 @@ class _Measured(Scripted):
     held_bytes = 0
     max_held_bytes = 0
 
-    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: bytes, deadline: float, *, bypass_cache: bool = False, client: str = ""
+    ) -> ClassifierResult:
         deadline_at = time.monotonic() + 10  # the thread that parsed the body may release it a little later
         while (held := tracemalloc.get_traced_memory()[0]) > self.max_held_bytes and time.monotonic() < deadline_at:
             await asyncio.sleep(0.01)

@@ -39,7 +39,9 @@ class Scripted:
         self.looked_for.append(upload)
         return ClassifierResult(self.cached, Source.HIT) if upload == b"at once" else None
 
-    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: bytes, deadline: float, *, bypass_cache: bool = False, client: str = ""
+    ) -> ClassifierResult:
         self.bypasses.append(bypass_cache)
         if upload == b"full":
             raise Overloaded("planted")

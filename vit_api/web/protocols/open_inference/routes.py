@@ -148,7 +148,7 @@ class OpenInferenceRoutes:
         length = request.headers.get(HEADER_LENGTH)
         is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
         short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
-        return await parse_body(request.take_body(), self._parse, length, short_bytes=short_bytes)
+        return await parse_body(request, request.take_body(), self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
         infer_request, tensor = parse_request(body, header_length, self._inputs.json_limits)
@@ -160,8 +160,10 @@ class OpenInferenceRoutes:
     ) -> tuple[list[ClassifierResult], Headers]:
         """Return the result of each image; for a single image also the headers with its source."""
         if len(uploads) == 1:
-            bypass_cache = request.bypasses_cache
-            result = await self._classifier.classify(uploads[0], request.deadline, bypass_cache=bypass_cache)
+            bypass_cache, client = request.bypasses_cache, request.client
+            result = await self._classifier.classify(
+                uploads[0], request.deadline, bypass_cache=bypass_cache, client=client
+            )
             return [result], source_headers(result)
         results: list[ClassifierResult] = []
         for number, outcome in enumerate(await classify_several(self._classifier, request, uploads)):
