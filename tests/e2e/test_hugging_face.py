@@ -196,8 +196,8 @@ def test_json_without_a_content_type(digits_server: RunningServer, extra: dict[s
     ("content", "says"),
     [
         pytest.param(b'{"inputs": "', "malformed", id="truncated"),
-        pytest.param({"image": _BASE64}, "no upload", id="no inputs"),
-        pytest.param({"inputs": [_BASE64]}, "no upload", id="a list of inputs"),
+        pytest.param({"image": _BASE64}, "no 'inputs', only 'image'", id="no inputs"),
+        pytest.param({"inputs": [_BASE64]}, "'inputs' is an array", id="a list of inputs"),
         pytest.param({"inputs": "#"}, "'inputs' is not valid base64", id="not base64"),
         pytest.param({"inputs": "http://127.0.0.1/x.png"}, "doesn't download images", id="URL"),
         pytest.param({"inputs": _BASE64, "parameters": [1]}, "must be an object", id="parameters are a list"),
@@ -261,7 +261,7 @@ def test_a_corrupt_image_as_the_client_shows_it(client: InferenceClient) -> None
 
 def test_an_unsupported_upload_as_the_client_shows_it(client: InferenceClient) -> None:
     """It is an HfHubHTTPError with the server's status and message."""
-    with pytest.raises(HfHubHTTPError, match="not an image") as raised:
+    with pytest.raises(HfHubHTTPError, match="The upload is a text") as raised:
         client.image_classification(b"text", top_k=1)
     assert raised.value.response.status_code == 415
 
