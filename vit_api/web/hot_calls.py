@@ -75,6 +75,7 @@ class HotCall:
         """
         request, context = self._request, self._context
         assert self._route is not None
+        request.read_urgency()
         try:
             if context.check_key is not None:
                 context.check_key(request)
@@ -108,8 +109,7 @@ class HotCall:
         """Return the response; a failure is one, too."""
         request = self._request
         request.body = body
-        # A slow upload takes nothing from the time of the answer: it has limits of its own.
-        request.deadline = time.monotonic() + self._context.timeout_s
+        request.start_clock(time.monotonic(), self._context.timeout_s)
         assert self._route is not None
         try:
             if self._codings:
@@ -128,6 +128,8 @@ class HotCall:
         """Return all headers of a response but those that belong to the connection."""
         request, cors_headers = self._request, self._context.cors_headers
         headers = response.headers_for(request)
+        if request.wait_s is not None:
+            headers.append((b"preference-applied", b"wait=%d" % request.wait_s))  # RFC 7240, section 3
         return headers if cors_headers is None else [*headers, *cors_headers(request)]
 
     def end(self, response: Response | None) -> None:

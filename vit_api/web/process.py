@@ -173,7 +173,10 @@ def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: M
         shared_answers = SharedAnswers(shared.answer_table, number, tally)
         cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally, shared_answers)
     flights = SharedFlights(ProcessFlights(shared.flight_board, number))
-    classifier = Classifier(inference, tally, lambda: _identity(shared), cache, redis, flights=flights)
+    look_up_s = (metrics_writer.counter(metrics.LOOK_UP, "hit"), metrics_writer.counter(metrics.LOOK_UP, "miss"))
+    classifier = Classifier(
+        inference, tally, lambda: _identity(shared), cache, redis, flights=flights, look_up_s=look_up_s
+    )
     return _Core(classifier, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
 
 
@@ -224,7 +227,7 @@ def _open_inference(shared: Shared, classifier: Classifier) -> OpenInferenceRout
         inputs,
         outputs,
         model,
-        statistics=Statistics(checkpoint.name, shared.metrics_board, shared.worker_board, cache_board),
+        statistics=Statistics(checkpoint.name, shared.metrics_board, shared.batch_stats, cache_board),
         worker_board=shared.worker_board,
         max_body_bytes=settings.max_batch_upload_bytes,
     )

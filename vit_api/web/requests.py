@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from starlette.types import Scope
 
+from vit_api.urgency import Urgency
+from vit_api.web.preferences import PREFER, PRIORITY, urgency_of, wait_of
+
 _MAX_TYPE_CHARACTERS = 64
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -95,7 +98,10 @@ class Request:
         headers: By lower-case name; of a repeated one the last.
         media_type: The start of the content type, in lower case.
         endpoint: See above.
+        received_at: When its body was read, in seconds of the monotonic clock.
         deadline: When its response is due, in seconds of the monotonic clock.
+        urgency: How urgent it is.
+        wait_s: Seconds that the client will wait, if it says so by the preference `wait`.
         timeline: When it reached its stages.
         admission: Who sent it.
         body: The body, once it was read; empty after `take_body`.
@@ -114,10 +120,13 @@ class Request:
         "method",
         "path",
         "query",
+        "received_at",
         "received_bytes",
         "reserved_bytes",
         "scope",
         "timeline",
+        "urgency",
+        "wait_s",
     )
 
     def __init__(
@@ -131,7 +140,10 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.media_type = self.headers.get(b"content-type", b"")[:_MAX_TYPE_CHARACTERS].lower()
         self.endpoint = endpoint
+        self.received_at = arrived_at
         self.deadline = arrived_at + timeout_s
+        self.urgency = Urgency.NORMAL
+        self.wait_s: int | None = None
         self.timeline = Timeline(arrived_at)
         self.admission = _OPEN
         self.body = b""
@@ -148,9 +160,37 @@ class Request:
         """Whether the client requests `no-cache`; see RFC 9111, section 5.2.1.4."""
         if b"cache-control" not in self.headers:
             return False
-        # The header may be repeated, and its values belong together.
-        values = b",".join(value for name, value in self.scope["headers"] if name == b"cache-control")
+        values = self.joined(b"cache-control")
         return b"no-cache" in [directive.strip().lower() for directive in values.split(b",")]
+
+    def joined(self, name: bytes) -> bytes:
+        """Return the values of a header that may be repeated, and whose values belong together."""
+        return b",".join(value for sent, value in self.scope["headers"] if sent == name)
+
+    def read_urgency(self) -> None:
+        """Take the urgency from the header `Priority`, if there is one."""
+        if PRIORITY in self.headers:
+            self.urgency = urgency_of(self.joined(PRIORITY))
+
+    def start_clock(self, now: float, timeout_s: float) -> None:
+        """Set the deadline once the body was read: by the server's limit, and the header `Prefer` if there is one.
+
+        A slow upload takes nothing from the time of the answer: it has limits of its own.
+
+        Args:
+            now: The time, in seconds of the monotonic clock.
+            timeout_s: The server's limit.
+        """
+        self.received_at = now
+        self.deadline = now + timeout_s
+        if PREFER in self.headers:
+            self.wait_s = wait_of(self.joined(PREFER))
+            if self.wait_s is not None:
+                self.limit_to(self.wait_s)
+
+    def limit_to(self, seconds: float) -> None:
+        """Have the response due so many seconds after the body was read, unless it is due earlier."""
+        self.deadline = min(self.deadline, self.received_at + seconds)
 
     def take_body(self) -> bytes:
         """Return the body and let go of it: once its images are found, they alone use memory."""

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,13 +33,20 @@ from vit_api.ipc.metrics_board import MetricsWriter
 from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status, unpack_answers
 from vit_api.ipc.slots import MAX_DEATHS, OwnerSlots
 from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.urgency import Urgency
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.service_rate import ServiceRate
+from vit_api.web.core.single_flight import FlightDeadline
 
 logger = logging.getLogger(__name__)
 
 _ANSWERS_PER_READ = 1024
 _ABANDONED = "The request was abandoned before its image was processed."
+_FULL = (
+    "The server is overloaded: its queue is full. Try again later.",
+    "The server is overloaded: the part of its queue for requests of low urgency is full. Try again later.",
+)
+"""By urgency."""
 _GONE = "The inference workers crashed and can't be restarted. The server is shutting down; retry shortly."
 
 
@@ -61,14 +69,16 @@ class _Job:
     Attributes:
         waiter: Gets the outcome.
         upload: The image until it is decoded; None once it is abandoned.
+        urgency: How urgent it is.
         decode_s: Seconds that decoding took, once it is done.
     """
 
-    __slots__ = ("decode_s", "upload", "waiter")
+    __slots__ = ("decode_s", "upload", "urgency", "waiter")
 
-    def __init__(self, upload: Upload, waiter: asyncio.Future[AnswerRecord]) -> None:
+    def __init__(self, upload: Upload, waiter: asyncio.Future[AnswerRecord], urgency: Urgency) -> None:
         self.upload: Upload | None = upload
         self.waiter = waiter
+        self.urgency = urgency
         self.decode_s: float | None = None
 
     def take_upload(self) -> Upload:
@@ -86,7 +96,7 @@ class InferenceClient:
         decoder: Decodes uploads, in `decode_threads` threads.
         slots: This process's slots.
         worker_board: Shows whether a worker is ready.
-        requests: Carries request records to the workers.
+        requests: Carry request records to the workers, by urgency.
         answers: Carries the workers' answers to this process.
         metrics_writer: Records decoding times.
         decode_threads: Number of decoding threads.
@@ -98,7 +108,7 @@ class InferenceClient:
         decoder: Decoder,
         slots: OwnerSlots,
         worker_board: WorkerBoard,
-        requests: RecordPipe,
+        requests: Sequence[RecordPipe],
         answers: RecordPipe,
         *,
         metrics_writer: MetricsWriter,
@@ -114,7 +124,8 @@ class InferenceClient:
         self._turns = DecodeTurns(decode_threads, max_decode_bytes)
         self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
-        self._rate = ServiceRate()
+        self._rates = [ServiceRate() for _ in Urgency]
+        self._counts = [0] * len(Urgency)  # of the images in flight
         self._deaths: dict[int, int] = {}  # by slot: workers that died while they held its image
 
     def start(self) -> None:
@@ -128,32 +139,39 @@ class InferenceClient:
         self._loop.remove_reader(self._answers.fileno())
         self._turns.stop()
 
-    async def infer(self, upload: Upload) -> tuple[AnswerRecord, float]:
+    async def infer(
+        self, upload: Upload, deadline: FlightDeadline, urgency: Urgency = Urgency.NORMAL
+    ) -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
 
-        The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image.
+        The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image. The
+        workers see the deadline, too, and keep it even if the caller is late.
 
         Args:
             upload: The image.
+            deadline: After which no worker must run it; it may be extended.
+            urgency: How urgent it is.
 
         Returns:
             The workers' answer, whose status is OK, and the seconds that decoding took.
 
         Raises:
             NotReady: No worker has started yet.
-            Overloaded: Every slot is taken.
+            Overloaded: Every slot is taken, or every one that images of this urgency may take.
             InferenceFailed: The model raised.
             ViTError: The upload can't be decoded.
         """
         # Before a slot is taken, which an exception would leak.
         is_quick = self._decoder.is_quick(upload)
         cost = None if is_quick else self._decoder.estimate_cost(upload)
-        slot, generation = self._take_slot()
-        job = self._jobs[slot] = _Job(upload, self._loop.create_future())
+        slot, generation = self._take_slot(deadline.at, urgency)
+        job = self._jobs[slot] = _Job(upload, self._loop.create_future(), urgency)
+        self._counts[urgency] += 1
+        deadline.on_extend = functools.partial(self._extend, slot, job)
         if cost is None:
             self._decode_into(slot, generation, job)
         else:
-            self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost)
+            self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, urgency)
         try:
             return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:
@@ -163,15 +181,19 @@ class InferenceClient:
                 self._slots.abandon(slot)
             raise
 
-    def _take_slot(self) -> tuple[int, int]:
+    def _extend(self, slot: int, job: _Job, deadline: float) -> None:
+        if self._jobs.get(slot) is job:
+            self._slots.extend(slot, deadline)
+
+    def _take_slot(self, deadline: float, urgency: Urgency) -> tuple[int, int]:
         """Return a slot and its generation."""
         if not self._worker_board.takes_images():
             is_gone = self._worker_board.is_gone()
             raise WorkersGone(_GONE) if is_gone else NotReady("The model is still loading. Retry shortly.")
-        taken = self._slots.take()
+        taken = self._slots.take(deadline, urgency)
         if taken is None:
-            wait_s = self._rate.seconds_for(len(self._jobs))
-            raise Overloaded("The server is overloaded: its queue is full. Try again later.", wait_s)
+            wait_s = self._rates[urgency].seconds_for(self._counts[urgency])
+            raise Overloaded(_FULL[urgency], wait_s)
         return taken
 
     def _decode_into(self, slot: int, generation: int, job: _Job) -> None:
@@ -188,7 +210,7 @@ class InferenceClient:
             decoded_at = time.monotonic()
             job.decode_s = decoded_at - began_at
             self._slots.queue(slot, decoded_at)
-            self._requests.write([RequestRecord(slot, generation).pack()])
+            self._requests[job.urgency].write([RequestRecord(slot, generation).pack()])
         except ViTError as error:
             self._fail_from_thread(slot, error)
         except Exception:
@@ -196,7 +218,7 @@ class InferenceClient:
             self._fail_from_thread(slot, InternalError("The server failed to decode this image. Its log says why."))
 
     def _check_wanted(self, slot: int) -> None:
-        if self._slots.is_abandoned(slot):
+        if not self._slots.is_wanted(slot, time.monotonic()):
             raise DeadlineExceeded(_ABANDONED)
 
     def _fail_from_thread(self, slot: int, error: ViTError) -> None:
@@ -222,23 +244,26 @@ class InferenceClient:
             self._complete(answer.slot, _error_of(answer) or answer)
 
     def _should_retry(self, slot: int) -> bool:
-        return slot in self._jobs and self._deaths.get(slot, 0) < MAX_DEATHS and not self._slots.is_abandoned(slot)
+        if slot not in self._jobs or self._deaths.get(slot, 0) >= MAX_DEATHS:
+            return False
+        return self._slots.is_wanted(slot, time.monotonic())
 
     def _retry(self, answer: AnswerRecord) -> None:
         """Queue an image again whose worker died; isolated after the second death, since it may be the cause."""
         slot = answer.slot
         deaths = self._deaths[slot] = self._deaths.get(slot, 0) + 1
         self._slots.requeue(slot, isolated=deaths == MAX_DEATHS)
-        self._requests.write([RequestRecord(slot, answer.generation).pack()])
+        self._requests[self._jobs[slot].urgency].write([RequestRecord(slot, answer.generation).pack()])
 
     def _complete(self, slot: int, outcome: AnswerRecord | ViTError) -> None:
         """Free the slot and pass the outcome to its waiter, if there still is one."""
         self._slots.release(slot)
-        self._rate.add()
         self._deaths.pop(slot, None)
         job = self._jobs.pop(slot, None)
         if job is None:  # taken by this process's predecessor, which died
             return
+        self._rates[job.urgency].add()
+        self._counts[job.urgency] -= 1
         if job.decode_s is not None:
             self._decode_times.observe(job.decode_s)
         if job.waiter.done():

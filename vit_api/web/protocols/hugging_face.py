@@ -16,7 +16,7 @@ from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.parameters import Fields, collect, parse_integer
-from vit_api.web.protocols.results import UploadClassifier, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_one, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -119,7 +119,7 @@ class HuggingFaceRoutes:
         upload, fields = await self._uploads.find_one(request, "inputs")
         parameters = _parameters_of(request.query, fields) if fields or request.query else _DEFAULTS
         request.timeline.parsed_at = time.monotonic()
-        result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
+        result = await classify_one(self._classifier, request, upload)
         return Response(200, self._body(result, parameters), source_headers(result), (result,))
 
     def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:

@@ -14,7 +14,7 @@ from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.parameters import Fields, collect, integer_of
-from vit_api.web.protocols.results import UploadClassifier, classify_several, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -111,7 +111,7 @@ class PredictRoutes:
         upload, fields = await self._uploads.find_one(request)
         top_k = _top_k_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
-        result = await self._classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache)
+        result = await classify_one(self._classifier, request, upload)
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import InternalError, ViTError
+from vit_api.urgency import Urgency
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 
@@ -15,8 +16,21 @@ from vit_api.web.requests import Headers, Request
 class UploadClassifier(Protocol):
     """Classifies uploads, see `core.classifier.Classifier`."""
 
-    async def classify(self, upload: Upload, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
+    async def classify(
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, urgency: Urgency = Urgency.NORMAL
+    ) -> ClassifierResult:
         """Classify one upload."""
+
+
+def classify_one(
+    classifier: UploadClassifier, request: Request, upload: Upload
+) -> Coroutine[Any, Any, ClassifierResult]:
+    """Classify the one upload of a request, as its headers demand.
+
+    Raises:
+        ViTError: The reason why it can't be classified.
+    """
+    return classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache, urgency=request.urgency)
 
 
 async def classify_several(
@@ -43,7 +57,9 @@ async def classify_several(
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache)
+            return await classifier.classify(
+                upload, request.deadline, bypass_cache=bypass_cache, urgency=request.urgency
+            )
         except ViTError as error:
             return error
 

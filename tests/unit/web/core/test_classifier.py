@@ -16,11 +16,13 @@ from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
 from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, AnswerRecord, Prediction, Status
+from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
+from vit_api.web.core.single_flight import FlightDeadline
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +35,9 @@ class Model:
         self.gate.set()
         self.uploads: list[Upload] = []
 
-    async def infer(self, upload: Upload) -> tuple[AnswerRecord, float]:
+    async def infer(
+        self, upload: Upload, deadline: FlightDeadline, urgency: Urgency = Urgency.NORMAL
+    ) -> tuple[AnswerRecord, float]:
         self.uploads.append(upload)
         await self.gate.wait()
         data = upload.data if isinstance(upload, Pixels) else upload

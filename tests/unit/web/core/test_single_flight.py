@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from vit_api.errors import DeadlineExceeded, InferenceFailed
-from vit_api.web.core.single_flight import SingleFlight
+from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
 
 pytestmark = pytest.mark.anyio
 _LONG_S = 60.0
@@ -24,7 +24,7 @@ class Work:
         self.cancelled = 0
         self.outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def __call__(self) -> str:
+    async def __call__(self, deadline: FlightDeadline) -> str:
         self.started += 1
         try:
             return await asyncio.shield(self.outcome)

@@ -35,8 +35,8 @@ class Scripted:
         self.encoded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    async def classify(self, upload: bytes, deadline: float, *, bypass_cache: bool = False) -> ClassifierResult:
-        self.bypasses.append(bypass_cache)
+    async def classify(self, upload: bytes, deadline: float, **options: Any) -> ClassifierResult:
+        self.bypasses.append(options["bypass_cache"])
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
