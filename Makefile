@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel peers results bench-quick soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers results bench-quick soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -45,6 +45,10 @@ wheel: .venv/dev.stamp
 # Builds and runs the container image. Needs root and Debian's packages mmdebstrap, buildah, podman and runc.
 container-test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
+
+# Installs kubectl and helm in .venv, for the tests of the manifests.
+kubernetes-tools: .venv/dev.stamp
+	$(BIN)/python -m scripts.kubernetes_tools
 
 # Makes the environments of the servers that ours is compared with.
 peers: .venv/dev.stamp

@@ -2,10 +2,10 @@
 
     python -m benchmarks.urgency
 
-First a closed loop finds the capacity. Then, in turns, an open loop sends requests of normal urgency alone, at 0.6 times
-the capacity, and the same together with four times as many of low urgency (`Priority: u=7`). Requests come at random, as
-from many clients that know nothing of each other. Some of the flood have a deadline of 50 ms, by `/v2`'s `timeout`, so
-that it passes while they wait. The model takes about 10 ms per image.
+First a closed loop finds the capacity. Then, in turns, an open loop sends requests of normal urgency alone, at 0.6
+times the capacity, and the same together with four times as many of low urgency (`Priority: u=7`). They come at random,
+as from many clients that know nothing of each other. Some of the flood have a deadline of 50 ms, by the `timeout` of
+`/v2`, so that it passes while they wait. The model takes about 10 ms per image.
 """
 
 from __future__ import annotations

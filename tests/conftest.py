@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""Fixtures shared by several test modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Run coroutine tests on asyncio alone, as the server does."""
+    """Run coroutine tests on asyncio only, like the server."""
     return "asyncio"
 
 
@@ -32,7 +32,7 @@ def digits_server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def held_out() -> list[tuple[bytes, str]]:
-    """Return the digits that training never saw, as PNG uploads, with their labels."""
+    """Return the digits held out from training as PNG uploads, with their labels."""
     split = load_split()
     return [
         (encode(scan_to_image(scan), "PNG"), str(label))

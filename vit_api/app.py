@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from vit_api import metrics
+from vit_api import metrics, platforms
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.command_line import main_settings, unknown_variables
 from vit_api.decoding.resizing import resizer_name
@@ -24,7 +24,7 @@ from vit_api.processes.listeners import Listeners
 from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.supervisor import StartProcess, Supervisor
-from vit_api.settings import Settings
+from vit_api.settings import ENV_PREFIX, Settings
 from vit_api.shared import Shared
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door
@@ -124,8 +124,11 @@ def _logging(settings: Settings) -> Callable[[], None]:
 
 def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy) -> None:
     """Run the server with this process's settings; exit when it has stopped."""
+    service_links = platforms.drop_service_links(ENV_PREFIX)
     settings = main_settings()
     _logging(settings)()
+    if service_links:
+        logger.warning("Ignored, as Kubernetes describes a Service with them: %s", ", ".join(service_links))
     for warning in unknown_variables():
         logger.warning("%s", warning)
     if settings.traces and not is_installed():

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import CliSettingsSource, DotEnvSettingsSource
 
+from vit_api import platforms
 from vit_api.settings import DEVICE_CHOICES, ENV_PREFIX, Settings
 
 _SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
@@ -37,6 +38,7 @@ def load_settings(arguments: list[str]) -> Settings:
     source: CliSettingsSource[Any] = CliSettingsSource(
         Settings, cli_parse_args=arguments, root_parser=parser, cli_kebab_case=True
     )
+    platforms.drop_service_links(ENV_PREFIX)
     _check_key_variables()
     try:
         return Settings(_cli_settings_source=source)  # type: ignore[call-arg]

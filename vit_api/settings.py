@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from vit_api import platforms
 from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_keys
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
@@ -60,7 +61,10 @@ class Settings(BaseSettings):
             description="Address to listen on: `127.0.0.1` for local access only, `::` for all IPv6 interfaces",
         ),
     ] = "0.0.0.0"
-    port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on")] = 7860
+    port: Annotated[
+        int,
+        Field(ge=1, le=65535, description="Port to listen on; `PORT`, which some platforms set, is used without it"),
+    ] = 7860
     api_servers: Annotated[
         int,
         Field(
@@ -224,6 +228,18 @@ class Settings(BaseSettings):
         bool,
         Field(description="Export OpenTelemetry traces, configured by the usual OTEL_* variables; see docs/tracing.md"),
     ] = False
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *_: Any, **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return where settings are read from, in order of precedence."""
+        return (
+            sources["init_settings"],
+            sources["env_settings"],
+            sources["dotenv_settings"],
+            InitSettingsSource(settings_cls, platforms.defaults()),
+        )
 
     @field_validator("log_level", "log_format", "dtype", "engine", "device", mode="before")
     @classmethod

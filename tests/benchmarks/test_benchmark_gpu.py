@@ -1,4 +1,4 @@
-"""The benchmark of GPUs, as far as it goes without one."""
+"""The GPU benchmark, as far as it runs without a GPU."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run(tmp_path: Path, *options: str) -> Any:
     return json.loads(file.read_text())
 
 
-def test_every_part_that_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each finds what it is there for; torch.compile has a test of its own."""
+def test_every_part_runs_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each part but `compiled` produces its figures."""
     report = run(tmp_path)
     assert list(report["parts"]) == ["alone", "pipeline", "served", "gate", "memory"]
     assert {part["status"] for part in report["parts"].values()} == {"ok"}
@@ -44,8 +44,8 @@ def test_every_part_that_needs_no_gpu(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(f"({part}) " in printed for part in "abcd")
 
 
-def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its end and its last log lines are in the report."""
+def test_a_failed_part_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report has the part's status and its last log lines."""
     with pytest.raises(SystemExit, match="served"):
         run(tmp_path, "--only", "served,memory", "--set", "engine=nonsense")
     report = json.loads((tmp_path / "gpu.json").read_text())
@@ -55,8 +55,8 @@ def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys: pytest.Capture
     assert "VIT_API_ENGINE" in capsys.readouterr().out
 
 
-def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
-    """What it found until then is kept; what comes after it has no time either."""
+def test_a_part_is_stopped_at_the_time_limit(tmp_path: Path) -> None:
+    """Its results so far are kept, and later parts are skipped."""
     with pytest.raises(SystemExit, match="did not complete: compiled, memory"):
         run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05")
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
@@ -65,8 +65,8 @@ def test_a_part_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With a message and its exit status; it writes no result."""
+def test_without_a_gpu_the_benchmark_exits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It prints a message, exits with status 2, and writes no result."""
     with pytest.raises(SystemExit) as caught:
         gpu.main(["--out", str(tmp_path / "gpu.json")])
     assert caught.value.code == 2
@@ -90,14 +90,14 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     ],
 )
 def test_peaks_of_gpus(name: str, tflops: float | None) -> None:
-    """A GPU has the peak of its own kind, and an unknown one none."""
+    """Each GPU has the peak of its model, and an unknown one has none."""
     assert peak_tflops(name, "float16") == tflops
     expected = None if tflops is None else pytest.approx(6000 * 35.1e9 / (tflops * 1e12), abs=1e-4)
     assert share_of_peak(6000, name, "float16") == expected
 
 
 def test_the_table_of_a_gpus_report() -> None:
-    """Each figure stands beside its goal; what is missing is left out."""
+    """Each figure is shown beside its goal; missing ones are omitted."""
     row = {"engine": "cudagraph", "dtype": "bfloat16", "batch": 32, "ms": 4.0, "images_per_s": 8000.0}
     peak = {"connections": 256, "client": "wrk", "requests_per_s": 4800.0, "p50_ms": 20.0, "p99_ms": 31.0}
     parts = {

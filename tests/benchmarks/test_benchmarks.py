@@ -1,4 +1,4 @@
-"""The benchmarks run, in their shortest form; what they measure here means nothing."""
+"""The benchmarks run in their shortest form; the figures measured here are meaningless."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not instal
 
 @needs_wrk
 def test_cache_hit(tmp_path: Path) -> None:
-    """Each case has rates of both servers, with no failed request."""
+    """Each case has the rates of both servers, without failed requests."""
     result = tmp_path / "result.json"
     cache_hit.main(["--rounds", "1", "--out", str(result)])
     content = json.loads(result.read_text())
@@ -44,15 +44,15 @@ def test_cache_hit(tmp_path: Path) -> None:
     assert content["machine"]["cores"] >= 1
 
 
-def test_the_uploads_have_the_sizes_that_are_named() -> None:
-    """About 700 bytes and 65 KB."""
+def test_sizes_of_the_uploads() -> None:
+    """The PNG has about 700 bytes, and the JPEG 65 KB."""
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     assert 500 < len(png) < 900
     assert 60_000 < len(jpeg) < 70_000
 
 
 def test_answer_table(tmp_path: Path) -> None:
-    """Every kind of look-up is measured, and an entry takes what the page says."""
+    """Every kind of look-up is measured, and an entry has a plausible size."""
     file = tmp_path / "answer_table.json"
     answer_table.main(["--rounds", "1", "--entries", "2000", "--look-ups", "200", "--out", str(file)])
     result = read(file)["result"]
@@ -63,14 +63,14 @@ def test_answer_table(tmp_path: Path) -> None:
 
 
 def test_cache_memory(tmp_path: Path) -> None:
-    """An entry takes some hundred bytes to a few KB."""
+    """An entry takes hundreds of bytes to a few KB."""
     result = tmp_path / "result.json"
     cache_memory.main(["--entries", "20000", "--out", str(result)])
     assert 300 < json.loads(result.read_text())["result"]["bytes_per_entry"] < 5000
 
 
 def test_overload(tmp_path: Path) -> None:
-    """At three times the capacity each request is answered or told when to come back, and memory doesn't grow."""
+    """At three times the capacity, each request gets a result or a 503 with Retry-After, and memory doesn't grow."""
     result = tmp_path / "result.json"
     overload.main(["--rounds", "1", "--seconds", "3", "--out", str(result)])
     report = json.loads(result.read_text())["result"]
@@ -81,7 +81,7 @@ def test_overload(tmp_path: Path) -> None:
 
 
 def test_soak(tmp_path: Path) -> None:
-    """Half a minute of mixed traffic, with a worker killed: nothing is lost."""
+    """No request of half a minute of mixed traffic is lost when a worker is killed."""
     result = tmp_path / "result.json"
     soak.main(["--minutes", "0.6", "--out", str(result)])
     report = json.loads(result.read_text())
@@ -95,7 +95,7 @@ def read(file: Path) -> Any:
 
 
 def test_batching(tmp_path: Path) -> None:
-    """A fixed window makes a lone request wait; letting it go does not."""
+    """Each of the three batching policies is measured."""
     file = tmp_path / "batching.json"
     batching.main(["--rates", "20", "--rounds", "1", "--seconds", "2", "--out", str(file)])
     by_policy = {result["policy"]: result for result in read(file)["results"]}
@@ -104,14 +104,14 @@ def test_batching(tmp_path: Path) -> None:
 
 
 def test_accuracy(tmp_path: Path) -> None:
-    """Every dtype, and the fast decoding, pass the gate with the embedded model."""
+    """Every dtype and the default decoding pass the gate with the embedded model."""
     file = tmp_path / "accuracy.json"
     accuracy.main(["--out", str(file)])
     assert len(read(file)["results"]) == 6
 
 
-def test_an_option_that_is_off_fails_the_gate() -> None:
-    """By a probability, or by another first class where the first was clear."""
+def test_a_deviation_fails_the_gate() -> None:
+    """A probability that differs fails it, and so does another top class where the reference was clear."""
     reference = np.array([[0.6, 0.4], [0.9, 0.1]])
     assert accuracy.compare(reference, reference + np.array([0.01, -0.01]), 0.01)["passes"]
     assert not accuracy.compare(reference, reference + np.array([0.03, -0.03]), 0.01)["passes"]
@@ -121,7 +121,7 @@ def test_an_option_that_is_off_fails_the_gate() -> None:
 
 
 def test_stages_of_a_profile() -> None:
-    """The innermost frame that belongs to a stage decides; waiting for work takes no time."""
+    """The innermost frame that belongs to a stage decides; waiting for work is not counted."""
     lines = [
         'thread (7): "decode_0";ViTAPI.decode_request (vit_api/lit_api.py:80);load (PIL/ImageFile.py:4) 3',
         'thread (7): "decode_0";_worker (concurrent/futures/thread.py:81) 9',
@@ -132,8 +132,8 @@ def test_stages_of_a_profile() -> None:
 
 
 @pytest.mark.parametrize("frame", [frame for frames in profile.STAGES.values() for frame in frames])
-def test_a_stages_functions_exist(frame: str) -> None:
-    """A function or module that was renamed would count for another stage."""
+def test_functions_of_stages_exist(frame: str) -> None:
+    """After a rename, their time would be attributed to another stage."""
     function, _, place = frame.rpartition(" (") if " (" in frame else ("", "", frame)
     if place.startswith("vit_api/"):
         source = (ROOT / place).read_text()
@@ -148,14 +148,14 @@ def test_a_stages_functions_exist(frame: str) -> None:
 
 @needs_wrk
 def test_scaling(tmp_path: Path) -> None:
-    """Both decodings serve a camera's picture."""
+    """Both decode modes serve a camera's photo."""
     file = tmp_path / "scaling.json"
     scaling.main(["--only", "camera", "--rounds", "1", "--seconds", "3", "--out", str(file)])
     assert read(file)["results"]["camera"]["smooth"]["ratio"] > 0
 
 
 def test_metrics_cost(tmp_path: Path) -> None:
-    """In a process of its own, since prometheus_client chooses its storage as it is imported."""
+    """It runs in a subprocess, since prometheus_client chooses its storage at import."""
     file = tmp_path / "cost.json"
     options = ["--rounds", "1", "--counts", "100", "--out", str(file)]
     subprocess.run([sys.executable, "-m", "benchmarks.metrics_cost", *options], cwd=ROOT, check=True, timeout=60)

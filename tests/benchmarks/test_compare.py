@@ -1,4 +1,4 @@
-"""The comparison with other servers: its servers, its client, its figures and its tables."""
+"""The comparison with other servers: servers, client, figures and tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not instal
 
 @pytest.mark.parametrize("name", [peer.name for peer in peers.all_peers()])
 def test_a_peer_serves_the_same_answers(name: str) -> None:
-    """Beside our server: each answers a picture alike, and all unique uploads of a load."""
+    """It gives the same results as our server, and answers all unique uploads of a load."""
     (peer,) = (peer for peer in peers.all_peers() if peer.name == name)
     try:
         peer.require(may_install=True)
@@ -44,7 +44,7 @@ def test_a_peer_serves_the_same_answers(name: str) -> None:
 
 @pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=needs_wrk, id="wrk"), pytest.param(False, id="bundled")])
 def test_compare(has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shortest form with neither Triton nor mosec: says so, and measures the others."""
+    """Without Triton and mosec, the report names them as missing and has the other servers."""
     monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
     monkeypatch.setattr(Environment, "is_installed", lambda _: False)
     file = tmp_path / "compare.json"
@@ -62,7 +62,7 @@ def test_compare(has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_quick_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says which servers are missing, and how to get them."""
+    """It names the missing servers and how to install them."""
     monkeypatch.setattr(Environment, "is_installed", lambda _: False)
     monkeypatch.setattr(Environment, "install", lambda _: pytest.fail("installed"))
     found, missing = subjects.available(may_install=False)
@@ -71,7 +71,7 @@ def test_quick_installs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_peer_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
-    """With its file and pip's reason; a half-made environment does not count."""
+    """The error names the requirements file and pip's reason; a partial environment does not count as installed."""
     (tmp_path / "requirements-peers-none.txt").write_text("/no/such/folder/none-1-py3-none-any.whl\n")
     environment = Environment("none", tmp_path, tmp_path / "environments")
     with pytest.raises(NotInstalled, match=r"requirements-peers-none\.txt can't be installed: .+"):
@@ -79,16 +79,16 @@ def test_a_peer_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
     assert not environment.is_installed()
 
 
-def test_an_environment_is_made_once_for_its_pins(tmp_path: Path) -> None:
-    """Other pins are another environment, and the older one goes."""
+def test_an_environment_is_created_once_per_set_of_pins(tmp_path: Path) -> None:
+    """After a change of the pins, it is no longer installed."""
     requirements = tmp_path / "requirements-peers-empty.txt"
     requirements.write_text("# nothing\n")
     environment = Environment("empty", tmp_path, tmp_path / "environments")
     environment.install()
     first = environment.path
-    made_at = (first / "complete").stat().st_mtime_ns
+    created_at = (first / "complete").stat().st_mtime_ns
     environment.install()
-    assert (first / "complete").stat().st_mtime_ns == made_at
+    assert (first / "complete").stat().st_mtime_ns == created_at
     requirements.write_text("# nothing else\n")
     assert environment.path != first
     assert not environment.is_installed()
@@ -96,7 +96,7 @@ def test_an_environment_is_made_once_for_its_pins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["triton", "mosec"])
 def test_peers_are_pinned_exactly(name: str) -> None:
-    """And without dependencies, since pip installs none of them."""
+    """Every line is an exact pin, since pip installs them without dependencies."""
     lines = Environment(name).requirements.read_text().splitlines()
     packages = [line.partition("#")[0].strip() for line in lines if not line.startswith("#")]
     assert packages
@@ -104,7 +104,7 @@ def test_peers_are_pinned_exactly(name: str) -> None:
 
 
 class _Recorder(BaseHTTPRequestHandler):
-    """Keeps each request's body and one header; every third is answered with an error."""
+    """Records each request's body and one header; every third request gets an error."""
 
     protocol_version = "HTTP/1.1"
     seen: list[tuple[bytes, str | None]]
@@ -117,12 +117,12 @@ class _Recorder(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def recorder() -> Iterator[tuple[str, list[tuple[bytes, str | None]]]]:
-    """A server that keeps what it is sent: its URL, and what that was."""
+    """Run a recording server; yield its URL and the list of recorded requests."""
     handler = type("Handler", (_Recorder,), {"seen": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = Thread(target=server.serve_forever, daemon=True)
@@ -136,7 +136,7 @@ def recorder() -> Iterator[tuple[str, list[tuple[bytes, str | None]]]]:
 @needs_wrk
 @pytest.mark.parametrize("is_form", [pytest.param(False, id="raw"), pytest.param(True, id="form")])
 def test_every_upload_is_unique(recorder: tuple[str, list[tuple[bytes, str | None]]], is_form: bool) -> None:
-    """In one load and in the next, and starts with the same picture; error statuses are no successes."""
+    """Uploads are unique within and across loads and start with the same image; error statuses are not successes."""
     url, seen = recorder
     picture = pictures.small_png()
     body = wrk.as_form(wrk.marked(picture)) if is_form else wrk.marked(picture)
@@ -153,15 +153,15 @@ def test_every_upload_is_unique(recorder: tuple[str, list[tuple[bytes, str | Non
 
 
 @needs_wrk
-def test_an_unmarked_body_is_sent_as_it_is(recorder: tuple[str, list[tuple[bytes, str | None]]]) -> None:
-    """For cache hits, each request must be the same."""
+def test_an_unmarked_body_is_sent_unchanged(recorder: tuple[str, list[tuple[bytes, str | None]]]) -> None:
+    """For cache hits, all requests must be identical."""
     url, seen = recorder
     wrk.post(url, b"the same", wrk.RAW, connections=1, seconds=1)
     assert {body for body, _ in seen} == {b"the same"}
 
 
 def test_tensors_of_triton_are_read() -> None:
-    """JSON with the sizes, labels with their lengths, and float32."""
+    """The response is JSON with the sizes, then labels with their lengths, then float32."""
     labels = b"".join(struct.pack("<I", len(name)) + name for name in (b"cat", b"dog fish"))
     outputs = [{"parameters": {"binary_data_size": size}} for size in (len(labels), 8)]
     head = json.dumps({"outputs": outputs}).encode()
@@ -171,7 +171,7 @@ def test_tensors_of_triton_are_read() -> None:
 
 
 class _Answers(Subject):
-    """A subject with fixed answers and loads, and no server."""
+    """A subject with fixed answers and loads, without a server."""
 
     def __init__(self, name: str, answer: dict[str, float], loads: list[Load]) -> None:
         super().__init__(name, server=None)  # type: ignore[arg-type]
@@ -187,10 +187,10 @@ class _Answers(Subject):
 
 @pytest.mark.parametrize(
     "answer",
-    [pytest.param({"a": 0.88, "b": 0.12}, id="a probability"), pytest.param({"a": 0.95, "c": 0.05}, id="labels")],
+    [pytest.param({"a": 0.88, "b": 0.12}, id="probability"), pytest.param({"a": 0.95, "c": 0.05}, id="labels")],
 )
-def test_a_server_that_computes_something_else_is_refused(answer: dict[str, float]) -> None:
-    """By more than 0.05, or with other labels."""
+def test_a_server_with_other_results_is_rejected(answer: dict[str, float]) -> None:
+    """Probabilities may differ by at most 0.05, and the labels must be the same."""
     ours = _Answers(subjects.OURS, {"a": 0.95, "b": 0.05}, [])
     subjects.check_answers([ours, _Answers("close", {"a": 0.94, "b": 0.06}, [])], b"")
     with pytest.raises(RuntimeError, match="off answers"):
@@ -207,7 +207,7 @@ class _Limit:
 
 
 def test_figures_are_medians_and_errors_are_summed() -> None:
-    """Only successes count for rates and CPU time; ratios are of neighbours."""
+    """Only successes count for rates and CPU time; ratios are of adjacent turns."""
     ours = _Answers(subjects.OURS, {}, [_turn(100, 0.1), _turn(200, 0.4), _turn(300, 0.3)])
     other = _Answers("other", {}, [_turn(50, 0.1), _turn(110, 0.2, errors=10), _turn(600, 0.3)])
     result = compare.measure([ours, other], _Limit(), b"", 1, rounds=3, seconds=1)  # type: ignore[arg-type]
@@ -220,8 +220,8 @@ def test_figures_are_medians_and_errors_are_summed() -> None:
     assert result["of_the_limit"] == 0.5
 
 
-def test_a_server_that_answers_nothing_has_no_ratio() -> None:
-    """And its row says how many requests failed."""
+def test_a_server_without_successes_has_no_ratio() -> None:
+    """Its row has the number of failed requests."""
     ours = _Answers(subjects.OURS, {}, [_turn(100, 0.1)])
     other = _Answers("other", {}, [_turn(7, 0.1, errors=7)])
     result = compare.measure([ours, other], _Limit(), b"", 1, rounds=1, seconds=1)  # type: ignore[arg-type]
@@ -240,8 +240,8 @@ def test_a_server_that_answers_nothing_has_no_ratio() -> None:
     assert "not measured: camera-224 x 128." in shown
 
 
-def test_where_we_lose_is_in_bold() -> None:
-    """Fewer requests/s than theirs, or more CPU time."""
+def test_ratios_where_we_lose_are_bold() -> None:
+    """They have fewer requests/s or more CPU time than the other server."""
     ours, other = _Answers(subjects.OURS, {}, [_turn(100, 0.2)]), _Answers("other", {}, [_turn(200, 0.1)])
     result = compare.measure([ours, other], _Limit(), b"", 1, rounds=1, seconds=1)  # type: ignore[arg-type]
     report = {"servers": {subjects.OURS: "", "other": ""}, "missing_servers": {}, "unmeasured": []}
@@ -250,15 +250,15 @@ def test_where_we_lose_is_in_bold() -> None:
 
 
 def test_a_full_run_fits_into_45_minutes() -> None:
-    """With all servers, by its own estimate, which it prints first."""
+    """The benchmark's estimate for all servers stays below that."""
     options = compare._options(["--out", "elsewhere.json"])
     assert options.rounds >= 5
     assert options.seconds == 5
     assert compare.expected_s(options, servers=4) <= 45 * 60
 
 
-def test_the_cells_are_what_they_are_called() -> None:
-    """A PNG, photos of 65 and 110 KB, and a camera's picture of 12 megapixels."""
+def test_sizes_of_the_cells() -> None:
+    """The uploads are a small PNG, photos of 65 and 110 KB, and a camera's photo of 2 to 3 MB."""
     sizes = {cell.name: len(cell.make()) for cell in cells.CELLS}
     assert sizes["png-32"] < 1500
     assert 60_000 < sizes["jpeg-65k-32"] == sizes["jpeg-65k-224"] < 70_000

@@ -1,4 +1,4 @@
-"""Which GPU CUDA calls by a number, with NVML faked."""
+"""The mapping of CUDA's device numbers to GPUs, with a fake NVML."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("nvml", [pytest.param(None, id="no library"), pytest.param(FakeNvml(), id="no driver")])
-def test_without_nvml_there_is_none(monkeypatch: pytest.MonkeyPatch, nvml: Any) -> None:
-    """And no exception."""
+def test_without_nvml_the_uuid_is_none(monkeypatch: pytest.MonkeyPatch, nvml: Any) -> None:
+    """A missing library or driver raises nothing."""
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert uuid_of("cuda:0") is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "", "cuda:2"])
-def test_a_device_that_nvml_does_not_know(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """It has no UUID, least of all another GPU's."""
+def test_an_unknown_device_has_no_uuid(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """It does not get another GPU's UUID either."""
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*TWO_GPUS))
     assert uuid_of(device) is None
 
@@ -36,22 +36,22 @@ def test_a_device_that_nvml_does_not_know(monkeypatch: pytest.MonkeyPatch, devic
 @pytest.mark.parametrize(
     ("gpus", "visible", "order", "device", "uuid"),
     [
-        pytest.param(TWO_GPUS, None, None, "cuda:1", "GPU-bb-2", id="all are visible"),
+        pytest.param(TWO_GPUS, None, None, "cuda:1", "GPU-bb-2", id="all visible"),
         pytest.param(TWO_GPUS, None, None, "cuda", "GPU-aa-1", id="no number"),
         pytest.param(TWO_GPUS, "1", None, "cuda:0", "GPU-bb-2", id="by number"),
-        pytest.param(TWO_GPUS, "1", None, "cuda:1", None, id="more than are visible"),
+        pytest.param(TWO_GPUS, "1", None, "cuda:1", None, id="number out of range"),
         pytest.param(TWO_GPUS, "GPU-bb-2,GPU-aa-1", None, "cuda:1", "GPU-aa-1", id="by UUID"),
-        pytest.param(TWO_GPUS, "GPU-bb", None, "cuda:0", "GPU-bb-2", id="by the start of a UUID"),
-        pytest.param(TWO_GPUS, "GPU-", None, "cuda:0", None, id="by what fits both"),
-        pytest.param(TWO_GPUS, "GPU-cc-3", None, "cuda:0", None, id="by what fits none"),
-        pytest.param(TWO_GPUS, "MIG-aa-1", None, "cuda:0", "MIG-aa-1", id="a MIG slice"),
-        pytest.param(TWO_GPUS, "", None, "cuda:0", None, id="none is visible"),
-        pytest.param(_MIXED, "1", None, "cuda:0", None, id="of two kinds, by number: unknown"),
-        pytest.param(_MIXED, "1", "PCI_BUS_ID", "cuda:0", "GPU-bb-2", id="of two kinds, by the bus"),
-        pytest.param(_MIXED, "GPU-bb-2", None, "cuda:0", "GPU-bb-2", id="of two kinds, by UUID"),
+        pytest.param(TWO_GPUS, "GPU-bb", None, "cuda:0", "GPU-bb-2", id="by UUID prefix"),
+        pytest.param(TWO_GPUS, "GPU-", None, "cuda:0", None, id="ambiguous prefix"),
+        pytest.param(TWO_GPUS, "GPU-cc-3", None, "cuda:0", None, id="unknown UUID"),
+        pytest.param(TWO_GPUS, "MIG-aa-1", None, "cuda:0", "MIG-aa-1", id="MIG slice"),
+        pytest.param(TWO_GPUS, "", None, "cuda:0", None, id="none visible"),
+        pytest.param(_MIXED, "1", None, "cuda:0", None, id="two models, by number: unknown"),
+        pytest.param(_MIXED, "1", "PCI_BUS_ID", "cuda:0", "GPU-bb-2", id="two models, by bus id"),
+        pytest.param(_MIXED, "GPU-bb-2", None, "cuda:0", "GPU-bb-2", id="two models, by UUID"),
     ],
 )
-def test_cudas_numbers(
+def test_uuid_of_a_device_number(
     monkeypatch: pytest.MonkeyPatch,
     gpus: tuple[tuple[str, str], ...],
     visible: str | None,
@@ -59,7 +59,7 @@ def test_cudas_numbers(
     device: str,
     uuid: str | None,
 ) -> None:
-    """They follow CUDA_VISIBLE_DEVICES, and are known only where CUDA's order is."""
+    """Numbers follow CUDA_VISIBLE_DEVICES, and are resolved only if CUDA's order is known."""
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*gpus))
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -1,4 +1,4 @@
-"""The pieces of the GPU benchmark that need no GPU: goals, clocks, cores, and what a failing measurement leaves."""
+"""The parts of the GPU benchmark that need no GPU: goals, clocks, cores and failed measurements."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _RESULTS: dict[str, Any] = {
 
 
 def test_each_goal_has_a_verdict() -> None:
-    """Of the best engine in the dtype of `auto`, at the largest batch."""
+    """The verdicts are of the best engine in the dtype of `auto`, at the largest batch size."""
     assert goals.best_alone(_RESULTS) == 10_000
     assert [(verdict["found"], verdict["met"]) for verdict in goals.verdicts(_RESULTS)] == [
         (10_000, True),
@@ -62,8 +62,8 @@ def test_each_goal_has_a_verdict() -> None:
     ]
 
 
-def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
-    """As when only some parts were run, or one failed."""
+def test_goals_that_were_not_measured_have_no_verdict() -> None:
+    """Some parts may be omitted or have failed."""
     assert {verdict["met"] for verdict in goals.verdicts({})} == {None}
     alone_only = [verdict["met"] for verdict in goals.verdicts({"alone": _RESULTS["alone"]})]
     assert alone_only == [True, False, False, None, None, None, None]
@@ -73,18 +73,18 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     ("cores", "clients", "server"),
     [
         pytest.param([0], [0], [0], id="one core"),
-        pytest.param([0, 1], [1], [0], id="two"),
-        pytest.param(list(range(16)), [12, 13, 14, 15], list(range(12)), id="sixteen"),
-        pytest.param([3, 5, 8, 9, 12], [12], [3, 5, 8, 9], id="not all of the machine"),
+        pytest.param([0, 1], [1], [0], id="two cores"),
+        pytest.param(list(range(16)), [12, 13, 14, 15], list(range(12)), id="sixteen cores"),
+        pytest.param([3, 5, 8, 9, 12], [12], [3, 5, 8, 9], id="a subset of the machine"),
     ],
 )
-def test_clients_have_cores_of_their_own(cores: list[int], clients: list[int], server: list[int]) -> None:
-    """A quarter of those that the benchmark has."""
+def test_clients_and_server_have_separate_cores(cores: list[int], clients: list[int], server: list[int]) -> None:
+    """Clients get a quarter of the benchmark's cores."""
     assert split_cores(cores) == (clients, server)
 
 
 def test_clocks_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the first moment on, with the causes of a lower clock; that a GPU idles is none."""
+    """Sampling starts at once and records the causes of lower clocks, among which idling does not count."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*TWO_GPUS))  # type: ignore[arg-type]
     with clocks.watched("cuda:1") as watched:
@@ -101,7 +101,7 @@ def test_clocks_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_that_reports_nothing_has_no_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Like a MIG slice; and so has the CPU."""
+    """A MIG slice and the CPU have no summary."""
     silent = frozenset({"clocks", "temperature", "reasons", "power", "utilization"})
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*TWO_GPUS, silent=silent))  # type: ignore[arg-type]
     for device in ("cuda:0", "cpu"):
@@ -110,8 +110,8 @@ def test_a_gpu_that_reports_nothing_has_no_clocks(monkeypatch: pytest.MonkeyPatc
         assert (watched.busy_share, watched.summary()) == (None, {})
 
 
-def test_a_measurement_that_fails_stops_no_other(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a problem in the result, by its name; the others are measured."""
+def test_a_failed_measurement_does_not_stop_the_others(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is listed as a problem in the result."""
     prepare = alone.VisionModel.prepare
 
     def fail_for_one(model: Any, engine: str, *sizes: Any) -> None:
@@ -133,18 +133,18 @@ def test_a_measurement_that_fails_stops_no_other(part: Part, monkeypatch: pytest
         pytest.param((9, 0), ["float16", "bfloat16", "float32"], id="H100"),
     ],
 )
-def test_dtypes_begin_with_that_of_auto(
+def test_dtypes_start_with_that_of_auto(
     part: Part, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: list[str]
 ) -> None:
-    """One that the GPU emulates is left out."""
+    """A dtype that the GPU emulates is omitted."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(alone, "VisionModel", lambda *arguments: SimpleNamespace(dtype=torch.float16))
     part.device, part.is_quick = "cuda:0", False
     assert alone.dtypes(part, SimpleNamespace()) == expected  # type: ignore[arg-type]
 
 
-def test_a_call_is_warmed_up_before_it_is_timed() -> None:
-    """For the time given, which is not part of the measurement."""
+def test_calls_are_timed_after_a_warm_up() -> None:
+    """The warm-up is not part of the measurement."""
     calls: list[int] = []
     cpu = torch.device("cpu")
     assert seconds_per_call(lambda: calls.append(1), cpu, 0.0, 0.0) > 0
@@ -152,8 +152,8 @@ def test_a_call_is_warmed_up_before_it_is_timed() -> None:
     assert measured_tflops(cpu, torch.float32, 0.01, 64) > 0
 
 
-def test_only_the_needed_cores_are_left_afterwards() -> None:
-    """The benchmark's own process gets its cores back."""
+def test_core_affinity_is_restored() -> None:
+    """After the context, the benchmark's process has all its cores again."""
     from benchmarks.gpu_parts.served import _on
 
     before = os.sched_getaffinity(0)

@@ -1,4 +1,4 @@
-"""The load test, its client's figures and what it reads from a server's metrics."""
+"""The load test: its client, its figures, and the server's metrics that it reads."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def read(file: Path) -> Any:
     [
         pytest.param(["--concurrency", "1,6", "--processes", "2"], id="closed loop"),
         pytest.param(["--rate", "40", "--form", "--repeat-share", "0.5"], id="open loop, forms, repeats"),
-        pytest.param(["--rate", "40", "--arrivals", "constant", "--unique"], id="open loop, even"),
+        pytest.param(["--rate", "40", "--arrivals", "constant", "--unique"], id="open loop, constant"),
     ],
 )
 def test_load(digits_server: RunningServer, tmp_path: Path, options: list[str]) -> None:
-    """All requests of each load are answered, and the report says what the server says of itself."""
+    """All requests succeed, and the report has the client's figures and the server's metrics."""
     file, plot = tmp_path / "load.json", tmp_path / "load.png"
     common = ["--seconds", "1", "--warm-up", "0.5", "--json", str(file), "--plot", str(plot)]
     load.main([digits_server.url, *options, *common])
@@ -48,7 +48,7 @@ def test_load(digits_server: RunningServer, tmp_path: Path, options: list[str]) 
 
 
 def test_load_counts_errors(digits_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Files that are no images are refused, by name."""
+    """Errors are counted by code."""
     images, file = tmp_path / "images", tmp_path / "load.json"
     images.mkdir()
     (images / "text").write_text("not an image")
@@ -58,36 +58,36 @@ def test_load_counts_errors(digits_server: RunningServer, tmp_path: Path, capsys
     assert "unsupported_image" in capsys.readouterr().out
 
 
-def test_load_of_no_server() -> None:
-    """An address without a listener is reported at once."""
+def test_an_unreachable_server_is_reported() -> None:
+    """A port without a listener fails at once."""
     with pytest.raises(SystemExit, match="cannot be reached"):
         load.main(["http://127.0.0.1:9"])
 
 
 def test_an_open_loop_hides_no_stall() -> None:
-    """Latency counts from when a request was meant to go, though it went later."""
+    """Latency is measured from the intended time of a request, even if it was sent later."""
     reply = client.Reply(intended_s=1.0, sent_s=3.0, done_s=3.5, outcome="ok")
     result = summary.summarise([client.Shift([reply], 0.9)], seconds=4)
     assert result["latency_ms"]["p50"] == 2500
     assert len(summary.warnings(result)) == 2
 
 
-def test_mean_batch_is_of_batches_not_of_images() -> None:
-    """Three images in one batch and one alone are two batches."""
+def test_the_mean_batch_size_is_a_mean_over_batches() -> None:
+    """Three images in one batch and one alone have a mean of 2."""
     replies = [client.Reply(0, 0, 0.1, "ok", "miss", size) for size in (3, 3, 3, 1)]
     result = summary.summarise([client.Shift(replies, 0.1)], seconds=1)
     assert result["server"]["mean_batch_size"] == 2
 
 
-def test_late_answers_are_no_goodput() -> None:
-    """What came after the limit, or after the load's end, doesn't count."""
+def test_late_responses_do_not_count_as_goodput() -> None:
+    """Responses after the latency limit or after the end of the load are not counted."""
     replies = [client.Reply(0, 0, done_s, "ok") for done_s in (0.1, 0.3, 1.2)]
     result = summary.summarise([client.Shift(replies, 0.1)], seconds=1, goodput_ms=200)
     assert (result["requests_per_s"], result["goodput_per_s"]) == (2, 1)
 
 
-def test_means_of_what_ran_between_two_scrapes() -> None:
-    """A stage that nothing went through has none, nor has a server without such metrics."""
+def test_means_between_two_scrapes() -> None:
+    """A stage without observations has no mean, and neither has a server without such metrics."""
     before = {"inference_batch_size_sum": 10.0, "inference_batch_size_count": 5.0}
     before |= {f"inference_{stage}_seconds_{end}": 1.0 for stage in _STAGES for end in ("sum", "count")}
     after = before | {"inference_batch_size_sum": 40.0, "inference_batch_size_count": 10.0}

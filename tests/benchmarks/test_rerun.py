@@ -1,4 +1,4 @@
-"""`make results`: all benchmarks with a committed result, one after the other."""
+"""`make results`: runs all benchmarks with a committed result, one by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.harness import machine
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that are run, of which those of `scaling` fail."""
+    """Return the list of commands run, of which those of `scaling` fail."""
     commands: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
@@ -26,15 +26,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_every_table_is_measured_again() -> None:
-    """None is left out."""
+def test_every_benchmark_is_planned() -> None:
+    """The plan has each benchmark with a table."""
     assert {planned.name for planned in rerun.PLAN} == set(report.TABLES)
 
 
-def test_one_that_fails_does_not_keep_the_others_from_running(
-    ran: list[list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The tables are written at the end, and the failure is named; the time is said first."""
+def test_a_failed_benchmark_does_not_stop_the_others(ran: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    """The expected time is printed first, the tables are written at the end, and the failure is named."""
     with pytest.raises(SystemExit, match="Failed: scaling; see above"):
         rerun.main([])
     modules = [command[2] for command in ran]
@@ -43,8 +41,8 @@ def test_one_that_fails_does_not_keep_the_others_from_running(
     assert capsys.readouterr().out.startswith(f"{len(rerun.PLAN)} benchmarks, about ")
 
 
-def test_the_shortest_forms_write_elsewhere(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into a folder that is not the repository's, from any tree, and no table."""
+def test_quick_runs_write_elsewhere(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may measure a changed tree, write outside the repository, and update no table."""
     monkeypatch.setattr(machine, "uncommitted", lambda: ["server.py"])
     rerun.main(["--quick", "soak", "accuracy"])
     assert [command[2] for command in ran] == ["benchmarks.accuracy", "benchmarks.soak"]
@@ -52,16 +50,16 @@ def test_the_shortest_forms_write_elsewhere(ran: list[list[str]], monkeypatch: p
         assert not Path(command[command.index("--out") + 1]).is_relative_to(machine.ROOT)
 
 
-def test_a_changed_tree_is_refused_before_anything_runs(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not benchmark by benchmark."""
+def test_a_changed_tree_is_rejected_before_anything_runs(ran: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check runs once for all benchmarks."""
     monkeypatch.setattr(machine, "uncommitted", lambda: ["server.py"])
     with pytest.raises(SystemExit, match="uncommitted changes"):
         rerun.main([])
     assert ran == []
 
 
-def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """With the names that there are."""
+def test_an_unknown_name_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
+    """The error lists the known names."""
     with pytest.raises(SystemExit):
         rerun.main(["speed"])
     assert "no such benchmark: speed; there are accuracy, compare" in capsys.readouterr().err

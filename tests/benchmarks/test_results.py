@@ -1,4 +1,4 @@
-"""Results: what they must name, when they are refused, and the page that shows them."""
+"""Results: their contents, when they are rejected, and the pages that quote them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks import quotes, report
 from benchmarks.harness import machine, results
 
 _NOT_YET_MEASURED = ["compare"]
-"""What it measures is new. Once it is measured, the name must go from here."""
+"""Benchmarks without a result. Remove a name once it is measured."""
 
 
 def _committed() -> Iterator[Any]:
@@ -24,22 +24,22 @@ def _committed() -> Iterator[Any]:
         yield pytest.param(file, id=file.stem)
 
 
-def test_the_page_has_the_results() -> None:
-    """benchmarks/README.md shows what the result files have; `python -m benchmarks.report` writes it."""
+def test_the_tables_are_up_to_date() -> None:
+    """After a new result, run `python -m benchmarks.report`, which updates benchmarks/README.md."""
     page = report.README.read_text()
     assert report.render(page) == page
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page in quotes.PAGES])
 def test_pages_quote_the_results(page: Path) -> None:
-    """Each figure is what its result has; `python -m benchmarks.report` writes them."""
+    """Each quoted figure equals its result; `python -m benchmarks.report` updates them."""
     content = page.read_text()
     assert quotes.render(content) == content
     assert quotes._QUOTE.search(content)
 
 
-def test_an_outdated_quote_is_written_again() -> None:
-    """In its place only, and an unknown one is an error."""
+def test_an_outdated_quote_is_updated() -> None:
+    """The rest of the text is unchanged; an unknown quote raises."""
     soak = results.read("soak")
     line = "We sent <!-- soak.requests -->7<!-- end --> requests to <!-- soak.workers -->0<!-- end --> workers."
     shown = f"We sent <!-- soak.requests -->{soak['requests']:,}<!-- end --> requests to "
@@ -50,7 +50,7 @@ def test_an_outdated_quote_is_written_again() -> None:
 
 @pytest.mark.parametrize("name", quotes._FIGURES)
 def test_every_figure_is_quoted(name: str) -> None:
-    """Somewhere on the pages, once there is a result."""
+    """Each figure is on some page once there is a result."""
     if name in _NOT_YET_MEASURED:
         pytest.skip("not yet measured")
     content = "".join(page.read_text() for page in quotes.PAGES)
@@ -58,13 +58,13 @@ def test_every_figure_is_quoted(name: str) -> None:
 
 
 def test_every_table_is_on_the_page() -> None:
-    """No benchmark's result is left out."""
+    """The page has a place for each benchmark's table."""
     page = report.README.read_text()
     assert [name for name in report.TABLES if f"<!-- {name} -->\n" not in page] == []
 
 
 def test_every_table_has_its_result() -> None:
-    """Apart from those that are named here, which the page says are not measured yet."""
+    """Only benchmarks in `_NOT_YET_MEASURED` have none, and the page says so."""
     assert [name for name in report.TABLES if not results.file_of(name).exists()] == _NOT_YET_MEASURED
     for name in _NOT_YET_MEASURED:
         assert f"<!-- {name} -->\nNot measured yet: `python -m benchmarks.{name}`.\n<!-- end -->" in report.render(
@@ -74,7 +74,7 @@ def test_every_table_has_its_result() -> None:
 
 @pytest.mark.parametrize("file", list(_committed()))
 def test_a_result_names_its_commit(file: Path) -> None:
-    """And is of exactly that commit."""
+    """It was measured on exactly that commit."""
     described = json.loads(file.read_text())["machine"]
     assert described["commit"]
     assert not described["has_uncommitted_changes"]
@@ -82,7 +82,7 @@ def test_a_result_names_its_commit(file: Path) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A repository with one commit."""
+    """Return a repository with one commit."""
     for name in ("benchmarks/results/soak.json", "benchmarks/README.md", "vit_api/app.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
@@ -96,28 +96,28 @@ def tree(tmp_path: Path) -> Path:
     ("changed", "uncommitted"),
     [
         pytest.param([], [], id="nothing"),
-        pytest.param(["vit_api/app.py"], ["vit_api/app.py"], id="a changed file"),
-        pytest.param(["vit_api/new/one.py"], ["vit_api/new/one.py"], id="a new file in a new folder"),
+        pytest.param(["vit_api/app.py"], ["vit_api/app.py"], id="changed file"),
+        pytest.param(["vit_api/new/one.py"], ["vit_api/new/one.py"], id="new file in a new folder"),
         pytest.param(["benchmarks/results/soak.json", "benchmarks/README.md"], [], id="another benchmark's result"),
         pytest.param(["README.md", "docs/cache.md"], [], id="pages that quote results"),
     ],
 )
 def test_uncommitted_changes(tree: Path, changed: list[str], uncommitted: list[str]) -> None:
-    """Any file counts, except for those that the benchmarks themselves write."""
+    """All files count but those that the benchmarks write."""
     for name in changed:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("changed")
     assert machine.uncommitted(tree) == uncommitted
 
 
-def test_outside_a_repository_nothing_is_known(tmp_path: Path) -> None:
-    """Not even that nothing has changed."""
+def test_outside_a_repository_changes_are_unknown(tmp_path: Path) -> None:
+    """The result is None, not an empty list."""
     assert machine.uncommitted(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", report.TABLES)
-def test_a_changed_tree_is_refused_before_measuring(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Every benchmark whose result is committed says what to do, and exits with status 1."""
+def test_a_changed_tree_is_rejected_before_measuring(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every benchmark with a committed result exits with a message that says what to do."""
     benchmark = importlib.import_module(f"benchmarks.{name}")
     for measures in ("run", "measure", "profile", "camera"):
         monkeypatch.setattr(benchmark, measures, _fail, raising=False)
@@ -133,8 +133,8 @@ def test_a_changed_tree_is_refused_before_measuring(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("name", "option"), [pytest.param("gpu", "--out", id="gpu"), pytest.param("load", "--json", id="load")]
 )
-def test_other_benchmarks_do_not_write_there_either(monkeypatch: pytest.MonkeyPatch, name: str, option: str) -> None:
-    """By default they write elsewhere or nowhere, and may measure any tree."""
+def test_other_benchmarks_check_the_tree_as_well(monkeypatch: pytest.MonkeyPatch, name: str, option: str) -> None:
+    """They may measure a changed tree, but not write its result to the folder of committed results."""
     monkeypatch.setattr(machine, "uncommitted", lambda: ["server.py"])
     with pytest.raises(SystemExit, match="uncommitted changes"):
         importlib.import_module(f"benchmarks.{name}").main([option, str(results.file_of(name))])
@@ -144,14 +144,14 @@ def _fail(*_: Any, **__: Any) -> None:
     raise AssertionError("measured")
 
 
-def test_without_git_a_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could name no commit."""
+def test_without_git_a_result_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not name its commit."""
     monkeypatch.setattr(machine, "uncommitted", lambda: None)
     assert "The commit is unknown" in str(results.refusal(results.file_of("soak")))
 
 
-def test_a_result_that_goes_elsewhere_may_be_of_any_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It is not committed, and says that the tree had changes."""
+def test_a_result_written_elsewhere_may_be_of_a_changed_tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It records that the tree had changes."""
     monkeypatch.setattr(machine, "uncommitted", lambda: ["vit_api/app.py"])
     assert results.refusal(tmp_path / "soak.json") is None
     results.write(tmp_path / "soak.json", {"lost": []})
@@ -161,6 +161,6 @@ def test_a_result_that_goes_elsewhere_may_be_of_any_tree(monkeypatch: pytest.Mon
 
 
 def test_a_clean_tree_may_write_any_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into the folder of committed results."""
+    """Results of a clean tree may be written to the folder of committed results."""
     monkeypatch.setattr(machine, "uncommitted", list)
     assert results.refusal(results.file_of("soak")) is None

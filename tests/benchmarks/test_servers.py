@@ -1,4 +1,4 @@
-"""The launcher of servers, with servers that do nothing."""
+"""The launcher of servers, with trivial servers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def file_server() -> tuple[list[str], str]:
     return [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"], f"http://127.0.0.1:{port}/"
 
 
-def test_it_is_ready_in_the_context_and_gone_after_it(tmp_path: Path) -> None:
-    """Nothing of its process group is left."""
+def test_a_server_runs_within_its_context(tmp_path: Path) -> None:
+    """It is ready when the context begins, and afterwards no process of its group is left."""
     command, url = file_server()
     with servers.running(command, url, cwd=tmp_path, log=tmp_path / "log") as process:
         assert httpx.get(url, **servers.PLAIN_HTTP).status_code == 200
@@ -38,16 +38,16 @@ def test_it_is_ready_in_the_context_and_gone_after_it(tmp_path: Path) -> None:
     assert process_group.living(process.pid) == []
 
 
-def test_a_paused_server_is_stopped(tmp_path: Path) -> None:
-    """It is resumed, since a stopped process handles no signal."""
+def test_a_suspended_server_is_stopped(tmp_path: Path) -> None:
+    """It is resumed first, since a suspended process handles no signals."""
     command, url = file_server()
     with servers.running(command, url, cwd=tmp_path, log=tmp_path / "log") as process:
         os.killpg(process.pid, signal.SIGSTOP)
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_server_that_ends_early_is_an_error_with_its_log(tmp_path: Path) -> None:
-    """At once, and not when the time to start is over."""
+def test_a_server_that_exits_early_is_an_error_with_its_log(tmp_path: Path) -> None:
+    """The error is raised at once, not at the timeout."""
     _, url = file_server()
     with (
         pytest.raises(RuntimeError, match=r"ended with status 3\. Its log:\nno model"),
@@ -56,8 +56,8 @@ def test_a_server_that_ends_early_is_an_error_with_its_log(tmp_path: Path) -> No
         pass
 
 
-def test_what_a_server_leaves_behind_is_killed(tmp_path: Path) -> None:
-    """Its children are in its process group."""
+def test_children_of_a_server_are_killed(tmp_path: Path) -> None:
+    """They are in its process group."""
     _, url = file_server()
     log = tmp_path / "log"
     with pytest.raises(RuntimeError), servers.running([sys.executable, "-c", _LEAVES_A_CHILD], url, log=log):
@@ -65,8 +65,8 @@ def test_what_a_server_leaves_behind_is_killed(tmp_path: Path) -> None:
     wait_until(lambda: not process_group.living(int(log.read_text())))
 
 
-def test_the_cpu_time_of_ended_children_counts(tmp_path: Path) -> None:
-    """A server that replaces a process does not get cheaper."""
+def test_the_cpu_time_of_exited_children_counts(tmp_path: Path) -> None:
+    """Replacing a process does not lower a server's CPU time."""
     child = "import time\nwhile time.process_time() < 0.3: pass"
     program = f"import signal, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); signal.pause()"
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
@@ -82,8 +82,8 @@ def _has_no_child(pid: int) -> bool:
     return process_group.living(pid) == [pid]
 
 
-def test_our_servers_settings_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only those that are asked for count."""
+def test_settings_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the given settings are in the environment, together with unrelated variables."""
     monkeypatch.setenv("VIT_API_MODEL", "another")
     monkeypatch.setenv("UNRELATED", "kept")
     environment = servers.environment_with(cache_size=0)

@@ -16,7 +16,7 @@ def _children(pid: int) -> list[int]:
 
 
 def test_a_terminated_benchmark_stops_its_servers(tmp_path: Path) -> None:
-    """SIGTERM, which `timeout` sends, ends the servers, including one that is paused."""
+    """SIGTERM, which `timeout` sends, stops the servers, including a suspended one."""
     command = [sys.executable, "-m", "benchmarks.cache_hit", "--rounds", "1000", "--out", str(tmp_path / "result.json")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as benchmark:
         servers: list[int] = []

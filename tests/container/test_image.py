@@ -152,7 +152,7 @@ def _without_digests(instruction: str) -> str:
 
 def _check_what_was_fetched(hub: FakeHub) -> None:
     """Pickled weights are never downloaded."""
-    assert hub.asked_for() == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert hub.requested_files() == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
 def test_a_preloaded_model_must_be_pinned(engine: Engine, image: str) -> None:

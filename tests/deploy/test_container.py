@@ -87,9 +87,9 @@ def test_signals_reach_the_server() -> None:
     assert _DOCKERFILE.rindex("USER 1000:1000") > _DOCKERFILE.rindex("RUN ")
 
 
-def _check_health(port: object) -> int:
+def _check_health(port: object, **variables: str) -> int:
     command = [sys.executable, str(ROOT / "deploy" / "healthcheck.py")]
-    environment = os.environ | {"VIT_API_PORT": str(port)}
+    environment = os.environ | {"VIT_API_PORT": str(port)} | variables
     return subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False).returncode
 
 
@@ -97,6 +97,14 @@ def test_the_health_check(digits_server: RunningServer) -> None:
     """The exit status is 0 for a server that is ready, and 1 if there is none."""
     assert _check_health(digits_server.port) == 0
     assert _check_health(free_port()) == 1
+
+
+def test_the_health_check_finds_the_port_as_the_server_does(digits_server: RunningServer) -> None:
+    """It ignores what Kubernetes sets for a Service, and takes the platform's port where ours is not set."""
+    port = str(digits_server.port)
+    assert _check_health("tcp://10.96.12.7:7860", PORT=port) == 0
+    assert _check_health("", PORT=port) == 0
+    assert _check_health(port, PORT="1") == 0
 
 
 def _mounts() -> list[tuple[str, str, str]]:

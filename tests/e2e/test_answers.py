@@ -50,7 +50,7 @@ def _compare_all(server: RunningServer, folder: Path, uploads: dict[str, bytes])
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", _KINDS)
 def test_answers_equal_the_pipeline(kind: str, tmp_path: Path) -> None:
-    """Photos and odd formats, with each architecture's real processor settings."""
+    """Photos and unusual formats agree, with each architecture's real processor settings."""
     folder = sharpen(make_checkpoint(tmp_path / kind, kind))
     with serve(folder, exact_decode=True, dtype="float32", api_servers=1) as server:
         _compare_all(server, folder, _uploads())
@@ -58,7 +58,7 @@ def test_answers_equal_the_pipeline(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_large_photos_of_digits_equal_the_pipeline(digits_server: RunningServer, held_out: Held) -> None:
-    """With the default settings, JPEGs that are scaled while they are decoded."""
+    """JPEGs that are scaled while they are decoded agree with the default settings."""
     uploads = {}
     for number, (upload, _) in enumerate(held_out[:20]):
         with Image.open(io.BytesIO(upload)) as scan:
@@ -69,6 +69,6 @@ def test_large_photos_of_digits_equal_the_pipeline(digits_server: RunningServer,
 
 @pytest.mark.filterwarnings("ignore")
 def test_digits_equal_the_pipeline(digits_server: RunningServer, held_out: Held) -> None:
-    """The embedded model, with the default dtype and decoding."""
+    """The embedded model agrees with the default dtype and decoding."""
     uploads = {f"digit {number}": upload for number, (upload, _) in enumerate(held_out[:40])}
     _compare_all(digits_server, DIGITS, uploads)

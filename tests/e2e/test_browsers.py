@@ -46,11 +46,11 @@ def test_a_preflight_needs_no_key(server: RunningServer, path: str, origin: str)
     "changed",
     [
         pytest.param({"origin": "https://foe.example"}, id="origin"),
-        pytest.param({"origin": f"{_FRIEND}.foe.example"}, id="an origin that starts like one"),
+        pytest.param({"origin": f"{_FRIEND}.foe.example"}, id="origin with an allowed prefix"),
         pytest.param({"origin": _FRIEND, "access-control-request-method": "DELETE"}, id="method"),
     ],
 )
-def test_other_preflights_are_refused(server: RunningServer, changed: dict[str, str]) -> None:
+def test_other_preflights_are_rejected(server: RunningServer, changed: dict[str, str]) -> None:
     """A preflight that is not allowed gets an error in the API's form."""
     response = _ask(server, "OPTIONS", "/predict", **(_PREFLIGHT | changed))
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")

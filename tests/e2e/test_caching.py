@@ -33,7 +33,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def redis() -> Iterator[RedisServer]:
-    """Run a Redis."""
+    """Run a Redis server."""
     with redis_server() as running:
         yield running
 
@@ -276,7 +276,7 @@ def test_a_corrupt_value_in_redis_is_replaced(replicas: Replicas) -> None:
 
 
 def _computed_once(server: RunningServer, upload: bytes, redis: RedisServer) -> httpx.Response:
-    """Have a server compute an upload and wait until Redis has it."""
+    """Let a server compute an upload, and wait until Redis has it."""
     entries = len(redis.entries())
     answer = server.predict(upload)
     assert answer.headers["x-cache"] == "miss"

@@ -19,7 +19,7 @@ from tests.support.server import RunningServer, paused, serve, wait_until, worke
 
 _CLIENTS = 128
 _ROUNDING = 0.002
-"""What float32 sums in another order, in batches of another size, may differ by, and much more."""
+"""Well above the rounding differences of float32 sums in batches of another size."""
 _IDLE_S = 5.0
 _MAX_IDLE_CPU = 0.02
 
@@ -35,7 +35,7 @@ def busy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
     )  # fmt: skip
     model = ViTForImageClassification(config)
     with torch.no_grad():
-        model.classifier.weight *= 4  # sure enough to differ, not so sure that all say 1.0
+        model.classifier.weight *= 4  # so that probabilities differ clearly, but are not all 1.0
     model.save_pretrained(folder)
     edit_json(folder / "preprocessor_config.json", size={"height": 64, "width": 64})
     with serve(folder, dtype="float32", cache_size=0) as server:
@@ -114,7 +114,7 @@ def test_idle_processes_do_not_busy_wait(digits_server: RunningServer) -> None:
     post_all(digits_server.port, [[image] * 4] * 32)
     group = digits_server.process.pid
     share = 1.0
-    for _ in range(3):  # other work on the machine, such as the server's own last steps, can only add
+    for _ in range(3):  # other work, such as the server's last tasks, can only add CPU time
         before = cpu_seconds(group)
         time.sleep(_IDLE_S)
         share = min(share, (cpu_seconds(group) - before) / _IDLE_S)
@@ -154,8 +154,8 @@ def test_the_deadline_is_kept_while_the_worker_hangs(server_with_one_slot: Runni
         pytest.param("server_with_one_slot", id="request_timeout_s"),
     ],
 )
-def test_a_body_that_stalls_gets_a_408(request: pytest.FixtureRequest, name: str) -> None:
-    """The connection is closed too, since the rest of the body may still come."""
+def test_a_stalled_body_gets_a_408(request: pytest.FixtureRequest, name: str) -> None:
+    """The connection is closed as well, since the rest of the body may still arrive."""
     server: RunningServer = request.getfixturevalue(name)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")

@@ -1,4 +1,4 @@
-"""HTTP as real clients speak it, and as attackers do, on a real server."""
+"""HTTP from real clients and from attackers, on a real server."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _count(server: RunningServer, metric: str) -> float:
     "path", ["/health", "/info", "/metrics", "/", "/docs", "/openapi.json", "/v2", "/v2/models/digits"]
 )
 def test_head_is_answered_wherever_get_is(server: RunningServer, path: str) -> None:
-    """With the same status and headers, and no body."""
+    """HEAD gets the status and headers of GET, without a body."""
     get, head = server.get(path), httpx.head(server.url + path, timeout=30)
     assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
     assert head.headers["content-type"] == get.headers["content-type"]
@@ -60,7 +60,7 @@ def test_head_is_answered_wherever_get_is(server: RunningServer, path: str) -> N
     "options", [["--http2"], ["--http1.0"], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect: 100-continue"]]
 )
 def test_curl(server: RunningServer, form: list[str], options: list[str]) -> None:
-    """Raw or as a form: an upgrade to HTTP/2 is ignored, and no body is lost."""
+    """An upgrade to HTTP/2 is ignored, and the body is read, raw or as a form."""
     command = ["curl", "-s", "--max-time", "30", *options, *form, server.url + "/predict"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     assert json.loads(answer)["predictions"][0]["label"] == "7"
@@ -69,7 +69,7 @@ def test_curl(server: RunningServer, form: list[str], options: list[str]) -> Non
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [
-        pytest.param(b"nonsense\r\n\r\n", 400, "bad_request", id="no HTTP"),
+        pytest.param(b"nonsense\r\n\r\n", 400, "bad_request", id="not HTTP"),
         pytest.param(b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 200, 431, "headers_too_large", id="headers"),
         pytest.param(b"GET /" + b"a" * 70_000, 414, "uri_too_long", id="target"),
         pytest.param(_post(b"x" * 6_000_000)[:500_000], 413, "upload_too_large", id="too long"),
@@ -77,7 +77,7 @@ def test_curl(server: RunningServer, form: list[str], options: list[str]) -> Non
     ],
 )
 def test_refusals_are_ours(server: RunningServer, data: bytes, status: int, code: str) -> None:
-    """Each is JSON with an id, whatever was wrong with the request."""
+    """Every refusal of a malformed request is JSON with a request id."""
     (answer,) = _ask(server, data)
     body = json.loads(answer[2])
     assert (answer[0], body["code"]) == (status, code)
@@ -101,7 +101,7 @@ def test_a_hang_up_after_two_requests_is_counted(server: RunningServer) -> None:
 
 
 def test_a_half_closed_client_gets_its_answer(server: RunningServer) -> None:
-    """Though it waits for the model."""
+    """The half-close while the model runs does not count as a disconnect."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         with paused(worker_of(server)):
             connection.sendall(_post(_SEVEN, "/predict", "cache-control: no-cache"))
@@ -115,8 +115,8 @@ def _is_queued(server: RunningServer) -> bool:
     return any(_count(server, f'inference_slots{{state="{state}"}}') > 0 for state in ("queued", "running"))
 
 
-def test_unfinished_heads_keep_no_client_out() -> None:
-    """With 256 descriptors, 250 such connections at a time, again and again; one line in the log, and a metric."""
+def test_unfinished_heads_block_no_client() -> None:
+    """With 256 descriptors, waves of 250 such connections are evicted; one warning is logged, and they are counted."""
     limit = (
         f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); os.execv({sys.executable!r}, "
     )
@@ -132,8 +132,8 @@ def test_unfinished_heads_keep_no_client_out() -> None:
         assert "Too many open files" not in log
 
 
-def test_the_limit_of_descriptors_is_raised() -> None:
-    """To the hard one, without being asked."""
+def test_the_descriptor_limit_is_raised() -> None:
+    """The server raises its soft limit to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = (
         f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (300, {hard})); os.execv({sys.executable!r}, "

@@ -34,16 +34,16 @@ _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
 _DEADLY = encode(Image.new("RGB", (28, 28), (255, 0, 0)))
 _CLIENTS = 16
 _SLOW_RESTART_S = 300
-"""A time limit that no restart exceeds, on however busy a machine."""
+"""A timeout that no restart reaches, even on a busy machine."""
 
 
 def _uploads(count: int) -> list[bytes]:
-    """Return uploads that differ: sevens, and a three for every third."""
+    """Return distinct uploads: sevens, and every third a three."""
     return [(_THREE if number % 3 == 0 else _SEVEN) + number.to_bytes(4, "big") for number in range(count)]
 
 
 def _check(uploads: list[bytes], replies: list[Reply]) -> None:
-    """Check that each upload has exactly one result, and the right one."""
+    """Check that each upload has exactly one result, and the correct one."""
     assert len(replies) == len(uploads)
     for upload, reply in zip(uploads, replies, strict=True):
         assert reply.status == 200, reply.body
@@ -118,7 +118,7 @@ def test_a_worker_killed_under_load_costs_no_request(server: RunningServer) -> N
     assert _restarts(server) == before + 2
 
 
-def test_images_that_wait_for_a_dead_worker_are_answered(server: RunningServer) -> None:
+def test_queued_images_of_a_dead_worker_are_answered(server: RunningServer) -> None:
     """A worker with a full queue is killed: its successor answers the queued and the claimed images."""
     uploads = _uploads(40)
     worker = _worker(server)
@@ -157,8 +157,8 @@ def test_a_killed_http_process_is_replaced(server: RunningServer) -> None:
         outcomes = [request.result(200) for request in requests]
     assert survivor in http_processes_of(server)
     assert {outcome for outcome in outcomes if outcome is not None} == {200}
-    assert 0 < outcomes.count(None) < 40, "those of the dead process, and only those, lost their connection"
-    # All 64 slots are free again: more images at once than one process has slots find a place.
+    assert 0 < outcomes.count(None) < 40, "only clients of the dead process lost their connection"
+    # All 64 slots are free again, so that more images at once than one process has slots are accepted.
     wait_until(lambda: [reply.status for [reply] in post_all(server.port, [[u] for u in _uploads(24)])] == [200] * 24)
     with Load(server, 1000) as load:
         load.check()
@@ -218,13 +218,13 @@ def test_a_worker_that_cannot_be_killed_does_not_keep_the_server_running() -> No
         worker = _worker(server)
         os.kill(worker, signal.SIGSTOP)
         assert server.process.wait(120) == 1
-        wait_until(lambda: worker not in living(server.process.pid))  # the kernel's signal does end it here
+        wait_until(lambda: worker not in living(server.process.pid))  # a signal from here does end it
         log = server.log.read_text()
     assert "worker-0 did not end when it was killed: its driver hangs; shutting down" in log
     assert f"process {worker} does not end, although it was killed; it is left behind" in log
 
 
-def test_an_image_that_kills_its_worker_harms_no_other() -> None:
+def test_an_image_that_crashes_its_worker_does_not_affect_others() -> None:
     """Other images of its batch are answered; after three tries its client gets a 500."""
     options = {"program": ("-m", "tests.support.deadly_server"), "cache_size": 0, "request_timeout_s": _SLOW_RESTART_S}
     with serve(**options, api_servers=1) as server:
@@ -233,7 +233,7 @@ def test_an_image_that_kills_its_worker_harms_no_other() -> None:
         _check(uploads[:-1], replies[:-1])
         assert (replies[-1].status, replies[-1].body["code"]) == (500, "inference_failed")
         assert _restarts(server) == 3
-        # Six deaths in a row are more than a server may have in a minute, but their cause is known.
+        # Six deaths in a row exceed the restart budget, but a known cause resets it.
         assert server.predict(_DEADLY + b"again").status_code == 500
         assert server.predict(_SEVEN).status_code == 200
 
@@ -261,9 +261,9 @@ def test_a_worker_that_keeps_dying_stops_the_server() -> None:
 
 
 @pytest.mark.parametrize(
-    "keeps_alive", [pytest.param(False, id="a connection a request"), pytest.param(True, id="kept alive")]
+    "keeps_alive", [pytest.param(False, id="one connection per request"), pytest.param(True, id="keep-alive")]
 )
-def test_a_stop_under_load_loses_nothing(keeps_alive: bool) -> None:
+def test_a_stop_under_load_loses_no_request(keeps_alive: bool) -> None:
     """It serves until the shutdown delay ends, then closes the port; every response is complete."""
     with serve(cache_size=0, drain_delay_s=2) as server, ThreadPoolExecutor(_CLIENTS) as pool:
         clients = [pool.submit(_post_until_refused, server, upload, keeps_alive) for upload in _uploads(_CLIENTS)]
@@ -312,14 +312,14 @@ def _hang_up(server: RunningServer, upload: bytes, after: Callable[[], None]) ->
         after()
 
 
-def test_an_image_whose_client_hung_up_is_not_run() -> None:
+def test_the_image_of_a_disconnected_client_is_not_run() -> None:
     """The client leaves while its image is queued: the worker skips the image, and the slot is freed."""
     with serve(api_servers=1, queue_size=1, request_timeout_s=_SLOW_RESTART_S) as server:
         worker = _worker(server)
         with paused(worker):
             _hang_up(server, _SEVEN, after=lambda: wait_until(lambda: _misses(server) == 1))
             wait_until(lambda: _sockets(server, remote=False, state=_CLOSE_WAIT) == 0)
-            assert server.get("/health/live").status_code == 200  # the server has noticed, and reacted
+            assert server.get("/health/live").status_code == 200  # the server has handled the disconnect
         wait_until(lambda: server.predict(_THREE).status_code == 200)
         assert _images(server) == 1
 
@@ -328,7 +328,7 @@ def _misses(server: RunningServer) -> int:
     return int(server.get("/info").json()["cache"]["misses"])
 
 
-def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
+def test_ten_thousand_disconnects_leak_nothing() -> None:
     """Ten thousand disconnects leak no slots, descriptors or memory."""
     with serve(api_servers=1, queue_size=32) as server:
         (http,) = http_processes_of(server)
@@ -338,7 +338,7 @@ def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
                 _hang_up(server, _SEVEN + number.to_bytes(4, "big"), after=lambda: None)
             wait_until(lambda: descriptors(http) <= _IDLE_DESCRIPTORS)
 
-        wave(2000)  # until the cache and the allocator have what they keep
+        wave(2000)  # so that the cache and the allocator have reached their size
         before = resident_bytes(http)
         wave(10_000)
         assert resident_bytes(http) - before < 20 * 2**20
@@ -347,7 +347,7 @@ def test_ten_thousand_hung_up_clients_leave_nothing_behind() -> None:
 
 
 _IDLE_DESCRIPTORS = 60
-"""More than an HTTP process has open without connections."""
+"""More descriptors than an HTTP process has open without connections."""
 
 
 def test_idle_and_slow_connections_block_no_other() -> None:

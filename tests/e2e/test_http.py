@@ -40,7 +40,7 @@ def _as_json(upload: bytes, prefix: str = "") -> bytes:
         pytest.param({"files": {"file": _SEVEN}, "data": {"other": "field"}}, id="multipart with another field"),
         pytest.param({"content": _SEVEN}, id="raw, no type"),
         pytest.param({"content": _SEVEN, "headers": {"content-type": "image/jpeg"}}, id="raw, wrong type"),
-        pytest.param({"content": _SEVEN, "headers": {"content-type": "application/json"}}, id="raw, said to be JSON"),
+        pytest.param({"content": _SEVEN, "headers": {"content-type": "application/json"}}, id="raw, labelled as JSON"),
         pytest.param({"content": iter([_SEVEN[:100], _SEVEN[100:]])}, id="raw, chunked"),
         pytest.param({"json": {"image": base64.b64encode(_SEVEN).decode()}}, id="JSON"),
         pytest.param({"content": _as_json(_SEVEN, "data:image/png;base64,")}, id="JSON, data URL, no type"),
@@ -99,7 +99,7 @@ _ERRORS = [
     pytest.param("/predict", b"", {}, 400, "empty_upload", id="empty body"),
     pytest.param("/predict", _FILE_PART + b"\r\n--b--\r\n", _MULTIPART, 400, "empty_upload", id="empty file"),
     pytest.param("/predict", b"", _MULTIPART, 400, "empty_upload", id="empty form"),
-    pytest.param("/predict", _FILE_PART + b"cut", _MULTIPART, 400, "bad_request", id="form cut off"),
+    pytest.param("/predict", _FILE_PART + b"cut", _MULTIPART, 400, "bad_request", id="truncated form"),
     pytest.param("/predict", _SEVEN, {"content-type": "multipart/form-data"}, 400, "bad_request", id="no boundary"),
     pytest.param("/predict", b"--b--\r\n", _MULTIPART, 400, "bad_request", id="form without file"),
     pytest.param(
@@ -112,7 +112,7 @@ _ERRORS = [
     pytest.param("/predict", b'{"image": "***"}', {}, 400, "bad_request", id="not base64"),
     pytest.param("/predict", b'{"image": ""}', {}, 400, "empty_upload", id="empty base64"),
     pytest.param("/predict", b'{"image":[' + b"[]," * _MB, {}, 400, "bad_request", id="JSON with a million lists"),
-    pytest.param("/predict/", _SEVEN, {}, 404, "not_found", id="slash at the end"),
+    pytest.param("/predict/", _SEVEN, {}, 404, "not_found", id="trailing slash"),
     pytest.param("/predict", b"{" * 100_000, {}, 400, "bad_request", id="deep JSON"),
     pytest.param("/predict", _SEVEN[:-40], {}, 400, "bad_image", id="truncated image"),
     pytest.param("/predict", _SEVEN[:50] + b"\0" * 50 + _SEVEN[100:], {}, 400, "bad_image", id="corrupt image"),
@@ -120,10 +120,10 @@ _ERRORS = [
     pytest.param("/predict", b"%PDF-1.4 ...", {}, 415, "unsupported_image", id="PDF"),
     pytest.param("/predict?top_k=0", _SEVEN, {}, 400, "bad_request", id="top_k 0"),
     pytest.param("/predict?top_k=21", _SEVEN, {}, 400, "bad_request", id="top_k 21"),
-    pytest.param("/predict?top_k=five", _SEVEN, {}, 400, "bad_request", id="top_k a word"),
+    pytest.param("/predict?top_k=five", _SEVEN, {}, 400, "bad_request", id="top_k not a number"),
     pytest.param("/predict?top_k=" + "9" * 5000, _SEVEN, {}, 400, "bad_request", id="top_k huge"),
     pytest.param("/predict/batch", _SEVEN, {}, 400, "bad_request", id="batch, raw body"),
-    pytest.param("/predict/batch", b"--b--\r\n", _MULTIPART, 400, "bad_request", id="batch of none"),
+    pytest.param("/predict/batch", b"--b--\r\n", _MULTIPART, 400, "bad_request", id="empty batch"),
     pytest.param("/nowhere", _SEVEN, {}, 404, "not_found", id="unknown path"),
     pytest.param("/health", _SEVEN, {}, 405, "method_not_allowed", id="wrong method"),
 ]
@@ -198,7 +198,7 @@ def test_batch_keeps_order_and_isolates_faults(digits_server: RunningServer, hel
 
 
 def _assert_same(ours: list[tuple[str, float]], theirs: list[tuple[str, float]]) -> None:
-    """Compare to the rounding of bfloat16, in which a batch's size may change the last bit."""
+    """Compare with the tolerance of bfloat16, whose last bit may depend on the batch size."""
     assert [p for _, p in ours] == pytest.approx([p for _, p in theirs], abs=0.02)
     assert ours[0][0] == theirs[0][0]
 
@@ -233,7 +233,7 @@ def test_a_file_name_in_any_charset(digits_server: RunningServer) -> None:
     assert response.status_code == 200
 
 
-def test_a_long_json_is_parsed_too(digits_server: RunningServer) -> None:
+def test_long_json_is_parsed(digits_server: RunningServer) -> None:
     """JSON that is parsed in a thread gets the same result."""
     padding = b" " * _MB
     response = digits_server.predict(_as_json(_SEVEN)[:-1] + padding + b"}")
@@ -283,7 +283,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
 
 
 def test_docs_need_no_other_host(digits_server: RunningServer) -> None:
-    """The docs page loads all of its files from this server."""
+    """The docs page loads all its files from this server."""
     page = digits_server.get("/docs").text
     assert "https://" not in page
     for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
@@ -330,21 +330,21 @@ def test_an_error_says_how_long_it_took(digits_server: RunningServer) -> None:
     ],
 )
 def test_a_405_lists_the_allowed_methods(digits_server: RunningServer, method: str, path: str, methods: str) -> None:
-    """RFC 9110, section 10.2.1: `Allow` lists the methods that the resource supports."""
+    """`Allow` lists the methods that the resource supports (RFC 9110, section 10.2.1)."""
     response = httpx.request(method, digits_server.url + path, timeout=30)
     assert (response.status_code, response.headers["allow"]) == (405, methods)
 
 
 @pytest.mark.parametrize("path", ["/%0A", "/predict%0A", "/predict/batch%0a", "/v2/models/digits/infer%0A", "/%00"])
 def test_a_path_with_control_characters_is_not_found(digits_server: RunningServer, path: str) -> None:
-    """`$` in a pattern also matches before a trailing line break."""
+    """A trailing line break gets a 404, although `$` in a pattern matches before it."""
     response = httpx.post(digits_server.url + path, content=b"x", timeout=30)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize(("path", "field"), [("/predict", "image"), ("/", "inputs")])
-def test_json_is_an_upload_and_little_else(digits_server: RunningServer, path: str, field: str) -> None:
-    """JSON with millions of numbers is refused, since parsing it would block all threads."""
+def test_json_with_millions_of_numbers_is_refused(digits_server: RunningServer, path: str, field: str) -> None:
+    """Parsing it would block all threads."""
     body = {field: "eA==", "more": [1.5] * 2000}
     response = httpx.post(digits_server.url + path, json=body, timeout=30)
     assert response.status_code == 400

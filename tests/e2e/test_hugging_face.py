@@ -27,7 +27,7 @@ from vit_api.checkpoints.checkpoint import EMBEDDED
 _FILE = ROOT / "examples" / "digit-7.png"
 _SEVEN = _FILE.read_bytes()
 _BASE64 = base64.b64encode(_SEVEN).decode()
-# Of the asynchronous client, about itself.
+# A warning of the asynchronous client about itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 _FUNCTIONS: list[Any] = ["softmax", "sigmoid", "none"]
 _KEY, _BUSY_KEY = "the-key-of-most-tests", "the-key-that-is-used-up"
@@ -101,7 +101,7 @@ def _post(server: RunningServer, content: Any, **headers: str) -> httpx.Response
 
 
 def test_a_path_bytes_and_a_url_have_the_same_answer(client: InferenceClient, file_url: str) -> None:
-    """As JSON with parameters or as raw bytes without; five classes by default."""
+    """JSON with parameters and raw bytes without get the same result, by default five classes."""
     forms: list[Any] = [str(_FILE), _FILE, _SEVEN, file_url]
     answers = [_pairs(client.image_classification(form)) for form in forms]
     assert (answers[0][0][0], len(answers[0])) == ("7", 5)
@@ -178,9 +178,9 @@ def test_raw_bytes_of_any_type(digits_server: RunningServer, content_type: str) 
     ("extra", "count"),
     [
         pytest.param({}, 5, id="no parameters"),
-        pytest.param({"parameters": None}, 5, id="null for parameters"),
+        pytest.param({"parameters": None}, 5, id="null parameters"),
         pytest.param({"parameters": {}}, 5, id="empty parameters"),
-        pytest.param({"parameters": {"top_k": None, "function_to_apply": None}}, 5, id="null for each"),
+        pytest.param({"parameters": {"top_k": None, "function_to_apply": None}}, 5, id="null values"),
         pytest.param(
             {"parameters": {"top_k": 2}, "options": {"wait_for_model": True}}, 2, id="an older client's options"
         ),
@@ -195,28 +195,30 @@ def test_json_without_a_content_type(digits_server: RunningServer, extra: dict[s
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        pytest.param(b'{"inputs": "', "malformed", id="cut off"),
+        pytest.param(b'{"inputs": "', "malformed", id="truncated"),
         pytest.param({"image": _BASE64}, "no upload", id="no inputs"),
         pytest.param({"inputs": [_BASE64]}, "no upload", id="a list of inputs"),
-        pytest.param({"inputs": "#"}, "'inputs' is not valid base64", id="no base64"),
-        pytest.param({"inputs": "http://127.0.0.1/x.png"}, "doesn't download images", id="an address"),
-        pytest.param({"inputs": _BASE64, "parameters": [1]}, "must be an object", id="a list of parameters"),
-        pytest.param({"inputs": _BASE64, "parameters": {"topk": 1}}, "'topk'", id="a misspelt parameter"),
+        pytest.param({"inputs": "#"}, "'inputs' is not valid base64", id="not base64"),
+        pytest.param({"inputs": "http://127.0.0.1/x.png"}, "doesn't download images", id="URL"),
+        pytest.param({"inputs": _BASE64, "parameters": [1]}, "must be an object", id="parameters are a list"),
+        pytest.param({"inputs": _BASE64, "parameters": {"topk": 1}}, "'topk'", id="misspelt parameter"),
         pytest.param(
-            {"inputs": _BASE64, "parameters": {"top_k": 0}}, "'top_k' must be a positive integer.", id="no class"
+            {"inputs": _BASE64, "parameters": {"top_k": 0}}, "'top_k' must be a positive integer.", id="zero classes"
         ),
         pytest.param(
-            {"inputs": _BASE64, "parameters": {"top_k": True}}, "'top_k' must be a positive integer.", id="true classes"
+            {"inputs": _BASE64, "parameters": {"top_k": True}},
+            "'top_k' must be a positive integer.",
+            id="boolean top_k",
         ),
         pytest.param(
             {"inputs": _BASE64, "parameters": {"top_k": "five"}},
             "'top_k' must be a positive integer.",
-            id="a text for top_k",
+            id="top_k is a string",
         ),
         pytest.param(
-            {"inputs": _BASE64, "parameters": {"function_to_apply": "tanh"}}, "softmax", id="no such function"
+            {"inputs": _BASE64, "parameters": {"function_to_apply": "tanh"}}, "softmax", id="unknown function"
         ),
-        pytest.param({"inputs": _BASE64, "parameters": {"function_to_apply": []}}, "softmax", id="a list of functions"),
+        pytest.param({"inputs": _BASE64, "parameters": {"function_to_apply": []}}, "softmax", id="function is a list"),
     ],
 )
 def test_invalid_json(digits_server: RunningServer, content: Any, says: str) -> None:
@@ -250,15 +252,15 @@ def test_requests_are_counted(digits_server: RunningServer) -> None:
 
 
 def test_a_corrupt_image_as_the_client_shows_it(client: InferenceClient) -> None:
-    """A BadRequestError, with the server's message and the request id."""
+    """It is a BadRequestError with the server's message and request id."""
     with pytest.raises(BadRequestError, match=r"cut off|corrupt|truncated") as raised:
         client.image_classification(_SEVEN[:-30])
     assert raised.value.request_id
     assert raised.value.request_id in str(raised.value)
 
 
-def test_what_is_no_image_as_the_client_shows_it(client: InferenceClient) -> None:
-    """An HfHubHTTPError with the server's status and message."""
+def test_an_unsupported_upload_as_the_client_shows_it(client: InferenceClient) -> None:
+    """It is an HfHubHTTPError with the server's status and message."""
     with pytest.raises(HfHubHTTPError, match="not an image") as raised:
         client.image_classification(b"text", top_k=1)
     assert raised.value.response.status_code == 415
@@ -266,7 +268,7 @@ def test_what_is_no_image_as_the_client_shows_it(client: InferenceClient) -> Non
 
 @pytest.mark.parametrize("parameters", [{}, {"top_k": 1}])
 def test_too_large_an_upload_as_the_client_shows_it(strict_client: InferenceClient, parameters: Any) -> None:
-    """Refused while it is sent, as bytes and as base64; the client shows the reason."""
+    """It is refused while it is sent, as bytes or base64, and the client shows the reason."""
     with pytest.raises(HfHubHTTPError, match="exceeds the maximum of 1 MiB") as raised:
         strict_client.image_classification(bytes(2 * 2**20), **parameters)
     assert raised.value.response.status_code == 413
@@ -282,7 +284,7 @@ def test_too_large_an_upload_as_the_client_shows_it(strict_client: InferenceClie
 def test_no_key_as_the_client_shows_it(
     strict_server: RunningServer, key: str | None, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 401 that says how to send a key, or that the key is invalid."""
+    """The 401 says how to send a key, or that the key is invalid."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
     with pytest.raises(HfHubHTTPError, match=says) as raised:
@@ -291,7 +293,7 @@ def test_no_key_as_the_client_shows_it(
 
 
 def test_a_rate_limit_as_the_client_shows_it(strict_server: RunningServer) -> None:
-    """A 429 that states the limit."""
+    """The 429 states the limit."""
     client = InferenceClient(model=strict_server.url, api_key=_BUSY_KEY)
     for _ in range(_RATE):
         assert client.image_classification(_SEVEN)

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.harness import servers
 from benchmarks.harness.process_group import living
 from benchmarks.harness.servers import free_port
 from tests.support.clients import refuses_connections
@@ -34,10 +35,20 @@ def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_unknown_model_stops_the_start(tmp_path: Path) -> None:
-    """The start fails with a one-line reason, without a stack trace."""
+    """The error is a single line, without a traceback."""
     result = _start_and_fail(model=tmp_path / "nothing")
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
+
+
+def test_the_links_of_a_kubernetes_service_are_ignored(tmp_path: Path) -> None:
+    """With a Service named `vit-api`, VIT_API_PORT is a URL; one warning says so, and PORT counts."""
+    port = free_port()
+    links = {"VIT_API_PORT": "tcp://10.96.12.7:7860", "VIT_API_SERVICE_HOST": "10.96.12.7", "PORT": str(port)}
+    variables = environment(model="digits", host="127.0.0.1", api_servers=1, cpu_threads=1) | links
+    command, log = [sys.executable, str(ROOT / "server.py")], tmp_path / "log"
+    with servers.running(command, f"http://127.0.0.1:{port}/health", cwd=ROOT, environment=variables, log=log):
+        assert log.read_text().count("VIT_API_SERVICE_HOST") == 1
 
 
 def test_an_unsupported_processor_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -107,7 +118,7 @@ def test_a_request_in_flight_is_answered_before_the_stop() -> None:
     upload = (ROOT / "examples" / "digit-7.png").read_bytes()
     with serve(queue_size=1, api_servers=1, cache_size=0) as server, ThreadPoolExecutor(2) as clients:
         with paused(worker_of(server)):
-            # Of two requests for the one slot, one is turned away: then the other is in flight.
+            # Of two requests for the one slot, one is refused: then the other is in flight.
             requests = [clients.submit(server.predict, upload) for _ in range(2)]
             turned_away, in_flight = wait(requests, timeout=30, return_when=FIRST_COMPLETED)
             assert [request.result().status_code for request in turned_away] == [503]
@@ -126,7 +137,7 @@ def test_no_orphan_survives_the_main_process() -> None:
         server.process.wait(60)
         _wait_until_gone(server.process.pid)
         with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what clients left in TIME_WAIT
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # despite connections in TIME_WAIT
             listener.bind(("127.0.0.1", server.port))
             listener.listen()
 
@@ -165,8 +176,8 @@ def test_not_ready_until_the_worker_is() -> None:
         process.wait(60)
 
 
-def test_a_stop_as_the_first_process_of_a_container() -> None:
-    """As process 1 of a namespace, for which the kernel has no default actions, it stops on SIGTERM with status 0."""
+def test_sigterm_to_the_first_process_of_a_container() -> None:
+    """Process 1 of a namespace has no default signal actions, but stops on SIGTERM with status 0."""
     namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("making a process namespace takes unshare and the right to use it")

@@ -1,4 +1,4 @@
-"""The LitAPI is a real one, and LitServe's internals are as our modules expect them."""
+"""The LitAPI works in a stock LitServer, and LitServe's internals are as our modules expect."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.server import ROOT, RunningServer, environment, wait_until_re
 
 @pytest.fixture(scope="module")
 def stock_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run a plain LitServer. It leaves orphans when it is stopped, so its whole process group is killed."""
+    """Run a stock LitServer. It leaves orphans when it is stopped, so its whole process group is killed."""
     port = free_port()
     log = tmp_path_factory.mktemp("stock") / "log"
     with log.open("wb") as output:

@@ -14,13 +14,13 @@ _SECRET = "this-must-not-be-logged"
 
 
 def _requests(server: RunningServer) -> list[dict[str, Any]]:
-    """Return the log's lines about requests, but for probes; every line of it is JSON."""
+    """Return the access lines except those of probes, and check that every line of the log is JSON."""
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     ours = (line for line in lines if line["logger"] == "vit_api.web.observers.access_log")
     return [line for line in ours if "/health" not in line["message"]]
 
 
-def test_each_request_has_a_line() -> None:
+def test_each_request_has_an_access_line() -> None:
     """Access lines have the stages; LitServe's and uvicorn's lines are JSON as well."""
     with serve(access_log=1, log_format="json", log_level="debug", api_servers=1) as server:
         server.predict(_SEVEN, headers={"x-request-id": "first"})
@@ -45,7 +45,7 @@ def test_each_request_has_a_line() -> None:
     assert '"logger": "uvicorn.error"' in text
 
 
-def test_lines_about_requests_as_text() -> None:
+def test_access_lines_as_text() -> None:
     """Access lines are logged if the setting is on, whatever the log level."""
     with serve(access_log=1, log_level="error", api_servers=1) as server:
         server.predict(_SEVEN)
@@ -55,7 +55,7 @@ def test_lines_about_requests_as_text() -> None:
     assert "POST /predict 200 request_id=" in text
 
 
-def test_no_lines_about_requests(digits_server: RunningServer) -> None:
+def test_access_lines_are_off_by_default(digits_server: RunningServer) -> None:
     """By default there are no access lines."""
     digits_server.predict(_SEVEN)
     digits_server.predict(_SEVEN, "/nowhere")

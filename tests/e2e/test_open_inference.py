@@ -70,7 +70,7 @@ def _same(ours: list[tuple[str, float]]) -> Any:
 
 
 def test_the_server_describes_itself(client: triton.InferenceServerClient) -> None:
-    """Liveness, readiness, metadata and the list of models."""
+    """Liveness, readiness, metadata and the list of models are served."""
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.get_server_metadata() == {
@@ -92,9 +92,7 @@ def test_the_server_describes_itself(client: triton.InferenceServerClient) -> No
     ("name", "version", "is_ready"),
     [("digits", "", True), ("digits", "1", True), ("digits", "2", False), ("other", "", False), ("a/b", "1", False)],
 )
-def test_whether_a_model_is_ready(
-    client: triton.InferenceServerClient, name: str, version: str, is_ready: bool
-) -> None:
+def test_readiness_of_a_model(client: triton.InferenceServerClient, name: str, version: str, is_ready: bool) -> None:
     """The served model is ready, with its version and without."""
     assert client.is_model_ready(name, version) is is_ready
 
@@ -146,7 +144,7 @@ def test_statistics_grow(client: triton.InferenceServerClient) -> None:
     def grown(name: str) -> int:
         return stats()["inference_stats"][name]["count"] - before["inference_stats"][name]["count"]
 
-    wait_until(lambda: grown("fail") == 1 and grown("success") == 1)  # requests count after their answers
+    wait_until(lambda: grown("fail") == 1 and grown("success") == 1)  # requests are counted after their responses
     after = stats("")
     assert after["inference_count"] - before["inference_count"] == grown("queue") == 2
     assert grown("compute_input") == grown("compute_infer") == grown("compute_output") == 2
@@ -224,7 +222,7 @@ def test_a_classification_of_more_classes_than_there_are(client: triton.Inferenc
 
 
 def test_a_body_that_is_an_image(digits_server: RunningServer) -> None:
-    """As in Triton's raw binary requests; the headers have the source of the result."""
+    """A raw binary request is accepted as in Triton; the headers have the source of the result."""
     response = httpx.post(digits_server.url + _INFER, content=_SEVEN, headers={_LENGTH: "0"} | _FRESH, timeout=60)
     assert response.headers["content-type"] == "application/octet-stream"
     assert response.headers["x-cache"] == "miss"
@@ -248,9 +246,9 @@ def _many() -> triton.InferInput:
         pytest.param([_tensor("image", "UINT8", _FEW)], 400, "BYTES, not 'UINT8'", id="datatype"),
         pytest.param([_tensor("pixels", "INT8", _FEW.astype(np.int8))], 400, "UINT8, not 'INT8'", id="unknown type"),
         pytest.param([_tensor("pixels", "UINT8", _FEW)], 400, "[1, 32, 32, 3] or [1, 3, 32, 32]", id="shape"),
-        pytest.param([_tensor("image", "BYTES", np.array([[b"x", b"y"]], object))], 400, "[number of", id="two a row"),
+        pytest.param([_tensor("image", "BYTES", np.array([[b"x", b"y"]], object))], 400, "[number of", id="2 a row"),
         pytest.param([_files(_SEVEN), _files(_SEVEN)], 400, "exactly one input", id="two inputs"),
-        pytest.param([_files(_SEVEN, b"no image")], 415, "Element 1 of 'image'", id="no image"),
+        pytest.param([_files(_SEVEN, b"no image")], 415, "Element 1 of 'image'", id="not an image"),
         pytest.param([_files(_SEVEN[:200])], 400, "corrupt", id="corrupt"),
         pytest.param([_files(_SEVEN, b"")], 400, "Element 1 of 'image': The image is empty.", id="empty"),
         pytest.param([_many()], 400, "'pixels' must be 1 to 32", id="too many"),
@@ -275,19 +273,19 @@ def _fails(ask: Callable[[], object], status: int, message: str) -> None:
     ("output", "options", "message"),
     [
         pytest.param("other", {}, "no output 'other'", id="unknown"),
-        pytest.param("labels", {"class_count": 2}, "Only 'probabilities'", id="not to be classified"),
+        pytest.param("labels", {"class_count": 2}, "Only 'probabilities'", id="output not classifiable"),
         pytest.param("probabilities", {"class_count": -1}, "must be a positive integer, not -1", id="too few classes"),
     ],
 )
 def test_bad_outputs(client: triton.InferenceServerClient, output: str, options: dict[str, int], message: str) -> None:
-    """They are refused before the model runs."""
+    """Unknown outputs are refused before the model runs."""
     wanted = triton.InferRequestedOutput(output, **options)
     _fails(lambda: client.infer("digits", [_files(_SEVEN)], outputs=[wanted]), 400, message)
 
 
 @pytest.mark.parametrize(("name", "version"), [("other", ""), ("other", "1"), ("a/b", ""), ("digits", "2")])
 def test_unknown_models_and_versions(client: triton.InferenceServerClient, name: str, version: str) -> None:
-    """They are refused on every path."""
+    """Other names and versions get an error on every path."""
     message = "only version is '1'." if name == "digits" else f"no model '{name}'"
     _fails(lambda: client.infer(name, [_files(_SEVEN)], version), 404, message)
     for ask in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
@@ -320,24 +318,24 @@ _PACKED = struct.pack("<I", len(_SEVEN)) + _SEVEN
     [
         pytest.param(*_body(_PACKED[:-1], len(_PACKED)), id="cut off"),
         pytest.param(*_body(_PACKED[:-1], len(_PACKED) - 1), id="element cut off"),
-        pytest.param(*_body(_PACKED + b"x", len(_PACKED)), id="more than it says"),
+        pytest.param(*_body(_PACKED + b"x", len(_PACKED)), id="more bytes than declared"),
         pytest.param(*_body(_PACKED + _PACKED, 2 * len(_PACKED)), id="more elements than the shape"),
         pytest.param(*_body(_PACKED, len(_PACKED), (2,)), id="fewer elements than the shape"),
-        pytest.param(*_body(b"\xff\xff\xff\xffx", 5), id="a length beyond the data"),
-        pytest.param(*_body(b"\x01\x00", 2), id="half a length"),
-        pytest.param(*_body(_PACKED, -1), id="a negative size"),
-        pytest.param(*_body(_PACKED, str(len(_PACKED))), id="a size that is no number"),
+        pytest.param(*_body(b"\xff\xff\xff\xffx", 5), id="length beyond the data"),
+        pytest.param(*_body(b"\x01\x00", 2), id="truncated length"),
+        pytest.param(*_body(_PACKED, -1), id="negative size"),
+        pytest.param(*_body(_PACKED, str(len(_PACKED))), id="size not a number"),
         pytest.param(*_body(_PACKED, None), id="no size"),
-        pytest.param(*_body(_PACKED, len(_PACKED), data=["x"]), id="data twice"),
-        pytest.param(*_body(_PACKED, len(_PACKED), (-1,)), id="a negative shape"),
-        pytest.param(*_body(_PACKED, len(_PACKED), 1), id="a shape that is no list"),
-        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "99999999"}, id="a header beyond the body"),
-        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "-1"}, id="a negative header"),
-        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "20"}, id="half a header"),
+        pytest.param(*_body(_PACKED, len(_PACKED), data=["x"]), id="two kinds of data"),
+        pytest.param(*_body(_PACKED, len(_PACKED), (-1,)), id="negative shape"),
+        pytest.param(*_body(_PACKED, len(_PACKED), 1), id="shape not a list"),
+        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "99999999"}, id="header beyond the body"),
+        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "-1"}, id="negative header length"),
+        pytest.param(_body(_PACKED, len(_PACKED))[0], {_LENGTH: "20"}, id="truncated header"),
         pytest.param(_body(_PACKED, len(_PACKED))[0], {}, id="no header"),
-        pytest.param(b"", {}, id="nothing"),
-        pytest.param(b"[]", {}, id="a list"),
-        pytest.param(b"[" * 100_000, {}, id="nested without end"),
+        pytest.param(b"", {}, id="empty"),
+        pytest.param(b"[]", {}, id="list"),
+        pytest.param(b"[" * 100_000, {}, id="deeply nested"),
         pytest.param(b'{"inputs":[]}', {}, id="no input"),
         pytest.param(b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1]}]}', {}, id="no data"),
         pytest.param(
@@ -358,7 +356,7 @@ def test_inconsistent_requests_are_refused(digits_server: RunningServer, body: b
 
 
 def test_too_many_values_in_json(digits_server: RunningServer) -> None:
-    """They are refused, since parsing them would block the process; the error says what to do."""
+    """They are refused, since parsing them would block the process; the error suggests binary data."""
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [32, 32, 32, 3], "data": [0] * (2**18 + 1)}
     response = httpx.post(digits_server.url + _INFER, content=to_json({"inputs": [tensor]}), timeout=60)
     assert response.status_code == 400
@@ -367,7 +365,7 @@ def test_too_many_values_in_json(digits_server: RunningServer) -> None:
 
 @pytest.mark.anyio
 async def test_the_asynchronous_client(digits_server: RunningServer) -> None:
-    """It gets the same results and errors as the blocking one."""
+    """The asynchronous client gets the same results and errors as the blocking one."""
     async with triton_aio.InferenceServerClient(_address(digits_server)) as client:
         assert await client.is_server_live()
         assert await client.is_server_ready()

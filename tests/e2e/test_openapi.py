@@ -1,6 +1,6 @@
 """The running server against its own description, by schemathesis: valid, unusual and invalid requests.
 
-What is described later is tested without a change here. `make api-fuzz` runs it for longer, and at random.
+New operations are covered without a change here. `make api-fuzz` runs longer, with random requests.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KEY = "the-key-that-opens-everything"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run a server with everything that the description may have, and limits that are not reached."""
+    """Run a server with all optional parts of the description, and limits that are not reached."""
     with serve(operator_key=_KEY, api_keys="another-key-of-this-test", rate_limit="1000000000/day") as running:
         yield running
 
@@ -74,7 +74,7 @@ def test_the_server_does_what_it_describes(server: RunningServer) -> None:
 
 @pytest.mark.skipif(_LONG_RUN is not None, reason="what a short run tells, a long one need not")
 @pytest.mark.parametrize("status", ["200", "401"])
-def test_a_description_that_is_wrong_is_found(server: RunningServer, status: str, tmp_path: Path) -> None:
+def test_a_wrong_description_is_detected(server: RunningServer, status: str, tmp_path: Path) -> None:
     """The same run fails if a status is missing or a body differs."""
     description = server.get("/openapi.json").json()
     responses = description["paths"]["/"]["post"]["responses"]

@@ -1,4 +1,4 @@
-"""Metrics of a real server, checked by Prometheus' own tools where they are installed."""
+"""Metrics of a real server, checked by Prometheus' own tools if they are installed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_each_request_is_counted_once(server: RunningServer) -> None:
     """A miss, a hit, a corrupt image and a batch count by endpoint and status, with bytes and stages."""
     before = Scrape(server)
     assert server.predict(_SEVEN, headers=_FRESH).headers["x-cache"] == "miss"
-    while server.predict(_SEVEN).headers["x-cache"] != "hit":  # each HTTP process has to miss it once
+    while server.predict(_SEVEN).headers["x-cache"] != "hit":  # each HTTP process must miss it once
         pass
     assert server.predict(_SEVEN[:200]).status_code == 400
     files = [("files", _SEVEN), ("files", b"no image")]
@@ -125,7 +125,7 @@ def test_openmetrics(server: RunningServer) -> None:
     assert {"inference_requests", "inference_duration_seconds"} <= families
 
 
-def test_counts_outlive_their_processes() -> None:
+def test_counters_survive_restarts() -> None:
     """Counters continue after an HTTP process and a worker are killed, and restarts are counted."""
     with serve(cache_size=0) as server:
         for _ in range(20):
@@ -194,7 +194,7 @@ def _get(port: int, what: str, **parameters: str) -> dict[str, object]:
 
 
 def _ask(port: int, query: str) -> float | None:
-    """Return a query's value; None while there is none, or Prometheus is not there yet."""
+    """Return a query's value; None if there is none, or while Prometheus is starting."""
     with contextlib.suppress(httpx.TransportError, ValueError):
         result = _get(port, "query", query=query)["result"]
         return float(result[0]["value"][1]) if result else None

@@ -52,7 +52,7 @@ def _cache(server: RunningServer) -> dict:
 
 
 def _one_by_one(server: RunningServer, uploads: list[bytes], **headers: str) -> list[str]:
-    """Send each upload on a connection of its own, so that the kernel chooses a process; return the sources."""
+    """Send each upload on a new connection, for which the kernel chooses a process; return the sources."""
     return [server.predict(upload, headers=headers).headers["x-cache"] for upload in uploads]
 
 
@@ -64,7 +64,7 @@ def _at_once(server: RunningServer, upload: bytes) -> list[Reply]:
     return replies
 
 
-def test_images_that_any_process_has_seen_are_hits(server: RunningServer) -> None:
+def test_a_result_of_any_process_is_a_hit(server: RunningServer) -> None:
     """200 images sent twice run 200 times, whichever processes receive them."""
     uploads, before = _different(200, "twice"), _images(server)
     assert _one_by_one(server, uploads) == ["miss"] * 200
@@ -102,7 +102,7 @@ def _running(server: RunningServer) -> int:
     return int(server.get("/info").json()["slots"]["running"])
 
 
-def test_no_cache_is_computed_again_and_found_by_all(server: RunningServer) -> None:
+def test_no_cache_refreshes_the_result_for_all_processes(server: RunningServer) -> None:
     """Each such request runs the model, and all processes then return the newest result."""
     [upload] = _different(1, "fresh")
     before = _images(server)
@@ -180,7 +180,7 @@ def test_results_survive_killed_processes() -> None:
 
 
 def _is_replaced(server: RunningServer, pid: int) -> bool:
-    """Return whether a killed process has a successor, and all of them accept connections."""
+    """Return whether a killed process has a successor and all processes accept connections."""
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     listening = sum(row[1].endswith(f":{server.port:04X}") and row[3] == "0A" for row in rows)
     return pid not in http_processes_of(server) and listening == _PROCESSES
@@ -193,7 +193,7 @@ def _holders(server: RunningServer) -> set[int]:
 
 
 def _label_or_none(server: RunningServer, upload: bytes) -> str | None:
-    """Send an upload; return None if the connection breaks, or none is accepted, as its process is killed."""
+    """Send an upload and return its label; None if the connection breaks or is refused because of a kill."""
     try:
         response = server.predict(upload)
     except httpx.TransportError:
@@ -203,13 +203,13 @@ def _label_or_none(server: RunningServer, upload: bytes) -> str | None:
 
 
 def _send_all(clients: Executor, server: RunningServer, upload: bytes) -> list[Future[str | None]]:
-    """Send an upload many times, until some of the requests wait for the process that computes it."""
+    """Send an upload many times, until some requests wait for the process that computes it."""
     requests = [clients.submit(_label_or_none, server, upload) for _ in range(_CONNECTIONS)]
     wait_until(lambda: _cache(server)["coalesced"] > 0)
     return requests
 
 
-def test_when_the_process_that_computes_is_killed_another_one_does() -> None:
+def test_a_waiting_process_replaces_a_killed_one() -> None:
     """A waiting process takes over while the image is still in the queue."""
     [upload] = _different(1, "taken over")
     with serve(api_servers=2) as server, ThreadPoolExecutor(_CONNECTIONS) as clients:

@@ -1,13 +1,15 @@
-"""Traces of a real server, as a collector receives them."""
+"""Traces of a real server, as received by a collector."""
 
 from __future__ import annotations
 
 import gzip
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("opentelemetry.sdk", reason="needs requirements-otel.txt")
@@ -23,7 +25,7 @@ _UNSAMPLED, _AFTER = "1af7651916cd43dd8448eb211c80319c", "2af7651916cd43dd8448eb
 
 
 class Collector(ThreadingHTTPServer):
-    """Takes traces as OTLP over HTTP."""
+    """Receives traces as OTLP over HTTP."""
 
     daemon_threads = True
 
@@ -52,12 +54,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Be quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    """Run a collector, and point what starts now at it."""
+    """Run a collector, and configure servers started from now on to use it."""
     with Collector() as running, pytest.MonkeyPatch.context() as patch:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
@@ -116,7 +118,30 @@ def test_every_request_has_a_trace(collector: Collector) -> None:
     hit = next(span for span in roots if _attributes(span).get("vit.cache") == "hit")
     assert sorted(collector.of_trace(hit.trace_id.hex())) == ["POST /predict", "cache", "parse"]
     assert [_attributes(span).get("error.type") for span in roots].count("bad_image") == 1
+    assert {_attributes(span)["http.route"] for span in roots} == {"/predict"}
     assert any(span.name == "GET" and _attributes(span)["url.path"] == "/health" for span in spans)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "route"),
+    [
+        pytest.param("POST", "/", "/", id="hot"),
+        pytest.param("POST", "/v2/models/digits/infer", "/v2/models/{model_name}/infer", id="hot, of a model"),
+        pytest.param("GET", "/health", "/health", id="probe"),
+        pytest.param("HEAD", "/info", "/info", id="HEAD"),
+        pytest.param("GET", "/v2/models/digits", "/v2/models/{model_name}", id="of a model"),
+        pytest.param("GET", "/nowhere", None, id="unknown"),
+    ],
+)
+def test_the_template_of_the_path(
+    server: RunningServer, collector: Collector, method: str, path: str, route: str | None
+) -> None:
+    """`http.route` groups requests; a path without a route has none."""
+    trace = os.urandom(16).hex()
+    httpx.request(method, server.url + path, headers={"traceparent": f"00-{trace}-{_PARENT}-01"}, timeout=30)
+    wait_until(lambda: bool(collector.of_trace(trace)))
+    root = next(span for span in collector.of_trace(trace).values() if span.parent_span_id.hex() == _PARENT)
+    assert _attributes(root).get("http.route") == route
 
 
 def test_an_unreachable_collector_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:

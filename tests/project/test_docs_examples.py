@@ -1,6 +1,6 @@
-"""The examples in README.md and docs/ run as written, except those of `_NOT_RUN`, and print what they should.
+"""The examples in README.md and docs/, except those in `_NOT_RUN`, run as written and print the output shown.
 
-They share one server, which the first command of the README starts.
+They share one server, which is started with the first command of the README.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _OPERATOR_KEY = "the-operators-key"
 _START = "make run\n"
 
 _DOCKER = "builds or runs the container image; make container-test does"
+_CLUSTER = "needs a cluster; tests/deploy/test_kubernetes.py renders and validates the manifests"
 _SPACE = "needs a Hugging Face account; tests/deploy/test_deploy_space.py tests the deployment"
 _NOT_RUN = {
     ("README.md", 'make run ARGS="--host 127.0.0.1"'): "downloads a model of 350 MB",
@@ -33,13 +34,15 @@ _NOT_RUN = {
     ("docs/container.md", "docker compose"): _DOCKER,
     ("docs/gpu.md", "make run TORCH_INDEX"): "installs packages; tests/project/test_torch_index.py checks the commands",
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
+    ("docs/kubernetes.md", "docker build"): _CLUSTER,
+    ("docs/kubernetes.md", "kubectl"): _CLUSTER,
     ("docs/space.md", "pip install"): _SPACE,
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,
     ("docs/space.md", "curl"): _SPACE,
     ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
-"""By page and beginning of the example: the reason why it is not run."""
+"""The reason why an example is not run, by page and beginning of the example."""
 
 _COMMANDS = {
     "sh": ["bash", "-e", "-o", "pipefail", "-c"],
@@ -59,8 +62,8 @@ class Example:
     Attributes:
         page: The file.
         language: The language of its fence.
-        code: The code.
-        output: The content of the block right after it, which is what it should print; None if there is none.
+        code: Its code.
+        output: The expected output, in the block right after it; None if there is none.
     """
 
     page: str
@@ -70,7 +73,7 @@ class Example:
 
     @property
     def reason(self) -> str | None:
-        """The reason why it is not run; None if it is."""
+        """The reason why it is not run, or None."""
         return next((why for (page, start), why in _NOT_RUN.items() if self._is(page, start)), None)
 
     def _is(self, page: str, start: str) -> bool:
@@ -78,7 +81,7 @@ class Example:
 
 
 def _blocks(page: Path) -> list[tuple[int, int, str, str]]:
-    """Return each block's start, end, language and text, without the indentation of a list."""
+    """Return the start, end, language and text of each block, dedented."""
     return [
         (found.start(), found.end(), found[2], re.sub(f"^{found[1]}", "", found[3], flags=re.MULTILINE))
         for found in _FENCE.finditer(page.read_text())
@@ -91,7 +94,7 @@ def _examples() -> Iterator[Example]:
         outputs = {start: text for start, _, language, text in blocks if language in _OUTPUTS}
         for _, end, language, code in blocks:
             if language in _COMMANDS:
-                # Right after it: only an empty line is between them.
+                # Only an empty line may be between the code and its output.
                 yield Example(str(page.relative_to(ROOT)), language, code, outputs.get(end + 2))
 
 
@@ -101,7 +104,7 @@ _RUN = [example for example in _ALL if example.reason is None and example.code !
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    """Run the server as the README's first example does, but on a free port and with the installed packages."""
+    """Run the server as in the README's first example, but on a free port and with the installed packages."""
     (start,) = [example for example in _ALL if example.code == _START]
     packages = f"--assume-old=.venv/run.stamp -- BIN={Path(sys.executable).parent}"
     command = ["bash", "-c", f"exec {start.code}"]
@@ -111,7 +114,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a writable folder that looks like the repository to an example."""
+    """Return a writable folder with what examples need of the repository."""
     for name in ("README.md", "examples", "vit_api"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".curlrc").write_text("fail\nsilent\nshow-error\n")
@@ -145,7 +148,7 @@ def _output(example: Example, server: RunningServer, folder: Path) -> str:
 
 @pytest.mark.parametrize("example", [pytest.param(x, id=f"{x.page}: {x.code.splitlines()[0]}") for x in _RUN])
 def test_an_example(example: Example, server: RunningServer, folder: Path) -> None:
-    """It succeeds and prints the output shown, or else at least the digits in the names of its images."""
+    """It succeeds and prints the output shown, or without one, the digits in its images' names."""
     printed = _output(example, server, folder)
     if example.output is None:
         if example.language == "sh":
@@ -161,12 +164,12 @@ def test_an_example(example: Example, server: RunningServer, folder: Path) -> No
 
 
 def _rounded(text: str) -> str:
-    """Round probabilities to two digits; further digits depend on the CPU."""
+    """Round probabilities to two digits, since further digits depend on the CPU."""
     return re.sub(r"0\.\d+", lambda number: f"{float(number[0]):.2f}", text).strip()
 
 
 def test_the_documented_key_is_valid(server: RunningServer, folder: Path) -> None:
-    """What the example in docs/security.md writes to `.env` is accepted by the setting."""
+    """The key that the example in docs/security.md writes to `.env` is accepted."""
     (example,) = [example for example in _RUN if "VIT_API_API_KEYS" in example.code]
     _output(example, server, folder)
     name, _, value = (folder / ".env").read_text().strip().partition("=")
@@ -174,8 +177,8 @@ def test_the_documented_key_is_valid(server: RunningServer, folder: Path) -> Non
     assert len(parse_keys(value)) == 1
 
 
-def test_each_block_is_of_a_known_kind() -> None:
-    """No example goes unnoticed because of its language: each block is run, or is an output."""
+def test_each_block_has_a_known_language() -> None:
+    """Each block is either run or an output, so that no example is missed."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     languages = {language for page in pages for _, _, language, _ in _blocks(page)}
     assert languages <= {*_COMMANDS, *_OUTPUTS, ""}
@@ -183,13 +186,13 @@ def test_each_block_is_of_a_known_kind() -> None:
     assert fences == 2 * sum(len(_blocks(page)) for page in pages)
 
 
-def test_no_example_that_is_run_leaves_this_machine() -> None:
-    """Examples that connect to other hosts must be listed with a reason."""
+def test_no_example_connects_to_other_hosts() -> None:
+    """Examples that do must be listed in `_NOT_RUN` with a reason."""
     assert [example.code for example in _RUN if _ANOTHER_HOST.search(example.code)] == []
 
 
-def test_examples_that_are_not_run_exist() -> None:
-    """No reason is left over from an example that was removed, and most examples are run."""
+def test_not_run_has_no_stale_entries() -> None:
+    """Each entry matches an example, and most examples are run."""
     used = {key for key in _NOT_RUN for example in _ALL if example._is(*key)}
     assert used == set(_NOT_RUN)
     assert len(_RUN) > len(_ALL) / 2

@@ -27,14 +27,14 @@ def _functions(path: str) -> set[str]:
 
 
 def test_there_are_at_most_ten_steps() -> None:
-    """They lead through at most ten files."""
+    """The steps name at most ten files."""
     assert 5 <= len(_STEPS) <= 10
     assert len({path for step in _STEPS for path, _ in _FUNCTION.findall(step)}) <= 10
 
 
 @pytest.mark.parametrize("step", [pytest.param(step, id=step[:60]) for step in _STEPS])
 def test_a_step_names_functions_that_exist(step: str) -> None:
-    """Each step begins with one; after a move or a rename, the README follows."""
+    """Each step begins with an existing function, so that the README follows moves and renames."""
     assert _FUNCTION.match(step), step
     for path, name in _FUNCTION.findall(step):
         assert (ROOT / path).is_file(), path

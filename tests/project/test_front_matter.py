@@ -25,8 +25,8 @@ def _front_matter() -> dict[str, Any]:
     return metadata
 
 
-def test_the_front_matter_is_a_docker_spaces() -> None:
-    """Names and values are those that the hub's reference allows."""
+def test_the_front_matter_configures_a_docker_space() -> None:
+    """The hub's reference allows all names and values."""
     matter = _front_matter()
     assert set(matter) <= KNOWN_FIELDS
     assert matter["sdk"] == "docker"
@@ -35,13 +35,13 @@ def test_the_front_matter_is_a_docker_spaces() -> None:
     assert {matter["colorFrom"], matter["colorTo"]} <= COLOURS
     assert re.fullmatch(r"[^\w\s]{1,2}", matter["emoji"])
     assert re.fullmatch(r"\d+[mh]", matter["startup_duration_timeout"])
-    # The hub refuses longer ones.
+    # The hub's maximum.
     assert len(matter["short_description"]) <= 60
     assert all(isinstance(tag, str) for tag in matter["tags"])
 
 
-def test_the_default_model_is_preloaded_and_nothing_else() -> None:
-    """Exactly the files that the server would fetch, of a pinned commit."""
+def test_only_the_default_model_is_preloaded() -> None:
+    """Exactly the files that the server downloads are preloaded, of a pinned commit."""
     matter = _front_matter()
     (entry,) = matter["preload_from_hub"]
     name, files, commit = entry.split()

@@ -21,7 +21,7 @@ def _anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_work(page: Path) -> None:
-    """The file exists, and has the heading."""
+    """Each link's file exists and has the heading."""
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     broken = []
     for path, anchor in _LINK.findall(text):
@@ -32,6 +32,6 @@ def test_links_work(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
-def test_every_page_is_reached_from_the_readme(page: Path) -> None:
-    """A page without a link is not found."""
+def test_the_readme_links_every_page(page: Path) -> None:
+    """Readers find pages through the README."""
     assert f"(docs/{page.name})" in (ROOT / "README.md").read_text()

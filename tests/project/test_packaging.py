@@ -1,4 +1,4 @@
-"""What `pip install .` gives: the wheel's files, the client without the server, and help where packages are missing."""
+"""`pip install .`: the wheel's files, the client without the server, and errors for missing packages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client_environment(wheel: Path) -> Path:
-    """Install the wheel and its extra `client` in a virtual environment of its own; return the folder of commands."""
+    """Install the wheel with the extra `client` in a new virtual environment; return its folder of commands."""
     folder = wheel.parent / "venv"
     venv.create(folder)
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
@@ -45,8 +45,8 @@ def client_environment(wheel: Path) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_has_the_files_that_git_has(wheel: Path) -> None:
-    """Code, page, embedded model and py.typed; nothing that only lies about in the working tree."""
+def test_the_wheel_has_the_tracked_files(wheel: Path) -> None:
+    """Code, page, embedded model and py.typed are packed, and no untracked file."""
     listed = _run("git", "ls-files", "--cached", "vit_api", cwd=ROOT).stdout.split()
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -56,7 +56,7 @@ def test_the_wheel_has_the_files_that_git_has(wheel: Path) -> None:
 
 
 def test_the_wheel_has_the_license(wheel: Path) -> None:
-    """Its name as SPDX knows it, and the file."""
+    """The metadata has the SPDX expression, and the file is packed."""
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         assert "\nLicense-Expression: Apache-2.0\n" in archive.read(metadata).decode()
@@ -65,7 +65,7 @@ def test_the_wheel_has_the_license(wheel: Path) -> None:
 
 
 def test_the_client_needs_nothing_of_the_server(client_environment: Path) -> None:
-    """It can be imported, with httpx and what that needs alone."""
+    """It can be imported with only httpx and its dependencies installed."""
     program = "import sys, vit_api.client; print(*{name.partition('.')[0] for name in sys.modules})"
     result = _run(client_environment / "python", "-c", program, cwd=client_environment)
     assert result.returncode == 0, result.stderr
@@ -78,7 +78,7 @@ def test_the_client_needs_nothing_of_the_server(client_environment: Path) -> Non
 
 
 def test_the_command_is_installed(client_environment: Path) -> None:
-    """It lists its two subcommands."""
+    """Its help lists the two subcommands."""
     result = _run(client_environment / "vit-api", "--help", cwd=client_environment)
     assert result.returncode == 0, result.stderr
     assert {"classify", "serve"} <= set(result.stdout.split())
@@ -87,8 +87,8 @@ def test_the_command_is_installed(client_environment: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [pytest.param(["serve"], id="serve"), pytest.param(["classify", "x.png"], id="classify")]
 )
-def test_a_package_that_is_missing_is_named(client_environment: Path, arguments: list[str]) -> None:
-    """In one line, with what to do; not in a traceback."""
+def test_a_missing_package_is_named(client_environment: Path, arguments: list[str]) -> None:
+    """The error is a single line that says what to install, not a traceback."""
     result = _run(client_environment / "vit-api", *arguments, cwd=client_environment)
     assert result.returncode == 1
     assert re.fullmatch(
@@ -106,16 +106,16 @@ def test_a_package_that_is_missing_is_named(client_environment: Path, arguments:
         pytest.param(["server.py"], id="server.py"),
     ],
 )
-def test_a_checkout_says_where_the_packages_are(command: list[str]) -> None:
-    """For a Python that has none of them; pip would look for another vit-api in its index."""
+def test_a_missing_package_in_a_checkout_is_named(command: list[str]) -> None:
+    """The error does not suggest `pip install vit-api`, which would look in the package index."""
     result = _run(sys.executable, "-S", *command, cwd=ROOT)
     assert result.returncode == 1
     assert re.fullmatch(r"error: The package \w+ is not installed\. In a checkout, .*\n", result.stderr)
 
 
 @pytest.mark.parametrize(("extra", "file"), [pytest.param(*item, id=item[0]) for item in _PINNED.items()])
-def test_the_pins_are_within_the_ranges(extra: str, file: str) -> None:
-    """What is tested is what an extra may install, package by package."""
+def test_pins_are_within_the_ranges_of_the_extras(extra: str, file: str) -> None:
+    """The tested version of each package is one that the extra allows."""
     lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
     pins = {pin.name: pin for pin in map(Requirement, filter(re.compile(r"^\w").match, lines))}
     texts = [text for text in _PROJECT["optional-dependencies"][extra] if text != "vit-api[client]"]

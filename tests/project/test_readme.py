@@ -1,4 +1,4 @@
-"""The README's claims are the results and its settings the code's; test_docs_examples.py runs its commands."""
+"""The README agrees with the results and the code; test_docs_examples.py runs its commands."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ def _result(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
-def test_it_is_short() -> None:
+def test_the_readme_is_short() -> None:
     """Details belong in docs/."""
     assert len(_README.splitlines()) <= 200
 
 
-def test_the_settings_that_it_names_exist() -> None:
-    """No setting is misspelt."""
+def test_settings_in_the_readme_exist() -> None:
+    """No name of a setting is misspelt."""
     named = set(re.findall(r"VIT_API_([A-Z_]+)", _README))
     assert named - {name.upper() for name in Settings.model_fields} == set()
 
 
-def test_the_tables_of_settings_are_the_code() -> None:
-    """After a change of the settings: `python -m scripts.settings_docs`."""
+def test_the_tables_of_settings_are_up_to_date() -> None:
+    """After a change of the settings, run `python -m scripts.settings_docs`."""
     assert {path: path.read_text() for path in settings_docs.updated()} == settings_docs.updated()
 
 
-def test_the_table_of_settings_has_ten() -> None:
-    """Those that people change; all of them are in docs/settings.md."""
+def test_the_readme_has_ten_settings() -> None:
+    """It lists the most common ones; docs/settings.md lists all."""
     table = _README.partition("<!-- settings -->")[2].partition("<!-- end -->")[0]
     assert len(re.findall(r"^\| `VIT_API_", table, re.MULTILINE)) == 10
     page = settings_docs.PAGE.read_text()
@@ -54,16 +54,16 @@ def test_the_table_of_settings_has_ten() -> None:
     ],
 )
 def test_figures_of_claims_are_quoted_from_results(claim: str) -> None:
-    """None is written by hand; tests/benchmarks/test_results.py holds each to its result."""
+    """Each figure is a quote of a result, which tests/benchmarks/test_results.py checks."""
     (sentence,) = re.findall(claim.replace(r"\S+", "<!-- [a-z_.0-9]+ -->[^<]+<!-- end -->"), _CLAIMS)
     assert sentence
 
 
-def test_the_soak_lost_nothing() -> None:
-    """Clients sent again what a killed HTTP process had interrupted, and each request succeeded."""
+def test_the_soak_lost_no_request() -> None:
+    """Requests interrupted by a killed HTTP process were sent again, and each succeeded."""
     assert _result("soak")["lost"] == []
 
 
 def test_the_accuracy_gate_is_passed() -> None:
-    """By each precision and decode mode that has to pass it."""
+    """Each precision and decode mode that is judged passes."""
     assert all(option["passes"] for option in _result("accuracy")["results"] if option["is_judged"])

@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests that exist."""
+"""The tests that docs/reliability.md names exist."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _TESTS = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*
 
 
 def test_each_row_names_tests() -> None:
-    """Each fault has one."""
+    """Each fault in the table has a test."""
     rows = re.findall(r"^\| .+ \|$", _PAGE.partition("## What is not covered")[0], re.MULTILINE)[1:]
     assert len(rows) > 20
     assert [row for row in rows if "`test_" not in row] == []
 
 
-def test_the_tests_that_it_names_exist() -> None:
-    """A reference without a file is to a test of the file named before it."""
+def test_named_tests_exist() -> None:
+    """A test named without a file is in the file named before it."""
     named = re.findall(r"`(?:(test_\w+\.py)(?:::)?)?(test_\w+)?`", _PAGE)
     file = ""
     missing = []

@@ -17,7 +17,7 @@ _PAGE = space_costs.PAGE.read_text()
 
 
 def test_the_tables_are_up_to_date() -> None:
-    """After a change of prices or results: `python -m scripts.space_costs`."""
+    """After a change of prices or results, run `python -m scripts.space_costs`."""
     assert space_costs.with_tables(_PAGE) == _PAGE
     assert all(f"| `{hardware.name}` |" in _PAGE for hardware in HARDWARE)
 
@@ -32,19 +32,19 @@ def test_the_cost_of_a_million_images() -> None:
 @pytest.mark.parametrize(
     ("hardware", "decode_s", "expected"),
     [
-        pytest.param(Hardware("a", 5, 1, "T4", 1.0, 100.0), 0.001, 100.0, id="the GPU is the limit"),
-        pytest.param(Hardware("a", 5, 1, "T4", 1.0, 100.0), 0.1, 40.0, id="the cores are"),
-        pytest.param(Hardware("a", 5, 1, "L4", 1.0), 0.1, None, id="not known"),
-        pytest.param(Hardware("a", 2, 1, None, 1.0), 0.1, 4.0, id="cores do both in turn"),
+        pytest.param(Hardware("a", 5, 1, "T4", 1.0, 100.0), 0.001, 100.0, id="limited by the GPU"),
+        pytest.param(Hardware("a", 5, 1, "T4", 1.0, 100.0), 0.1, 40.0, id="limited by the cores"),
+        pytest.param(Hardware("a", 5, 1, "L4", 1.0), 0.1, None, id="unknown throughput"),
+        pytest.param(Hardware("a", 2, 1, None, 1.0), 0.1, 4.0, id="no GPU"),
     ],
 )
-def test_the_slower_of_model_and_decoding_counts(hardware: Hardware, decode_s: float, expected: float | None) -> None:
-    """With a GPU, one core is left to the worker."""
+def test_the_slower_stage_is_the_limit(hardware: Hardware, decode_s: float, expected: float | None) -> None:
+    """With a GPU, one core is reserved for the worker."""
     assert Costs(jpeg_s=0, photo_s=0, model_s=0.4).limit(hardware, decode_s) == expected
 
 
 def test_names_on_the_page_exist() -> None:
-    """Settings, files, exit statuses, and the commit that is preloaded."""
+    """Settings, files, exit statuses and the preloaded commit agree with the code."""
     fields = {f"VIT_API_{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(r"VIT_API_[A-Z_]+", _PAGE)) <= fields
     assert all(re.search(rf"`{re.escape(name)}/?`", _PAGE) for name in NEEDED)
@@ -54,8 +54,8 @@ def test_names_on_the_page_exist() -> None:
 
 
 @pytest.mark.skipif(not (ROOT / "Dockerfile").exists(), reason="needs the Dockerfile")
-def test_the_image_is_built_from_what_is_pushed() -> None:
-    """A file that the build needs but that is not pushed would only be noticed in the Space."""
+def test_the_image_is_built_from_pushed_files() -> None:
+    """A missing file would otherwise fail only when the Space is built."""
     dockerfile = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     for line in re.findall(r"^(?:COPY|ADD)\s+(.+)$", dockerfile, re.MULTILINE):
         if "--from=" not in line:

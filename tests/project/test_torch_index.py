@@ -1,4 +1,4 @@
-"""The index for older drivers: the same in the messages, the Makefile and the documentation."""
+"""The package index for older drivers agrees in messages, Makefile and documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TORCH = next(line for line in (ROOT / "requirements.txt").read_text().splitline
 
 @pytest.mark.parametrize("target", ["run", "test"])
 def test_make_takes_torch_from_another_index(target: str) -> None:
-    """Before all other packages, which are not in that index; without the variable there is one index for all."""
+    """Torch is installed first, since that index has no other packages; without the variable there is one index."""
     makes = {
         index: subprocess.run(
             ["make", "--dry-run", "--always-make", target, f"TORCH_INDEX={index}"],
@@ -32,7 +32,7 @@ def test_make_takes_torch_from_another_index(target: str) -> None:
 
 
 def test_the_documentation_has_the_same_commands() -> None:
-    """With the version that is pinned."""
+    """The documented commands have the pinned version."""
     page = (ROOT / "docs" / "gpu.md").read_text()
     assert f"`pip install {_TORCH} --index-url {OLD_DRIVER_INDEX}`" in page
     assert f"make run TORCH_INDEX={OLD_DRIVER_INDEX}\n" in page

@@ -1,4 +1,4 @@
-"""The workflows: least privilege, pinned actions, and deployment only where configured. `make lint` runs actionlint."""
+"""CI workflows: least privilege, pinned actions, and opt-in deployment. `make lint` runs actionlint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _read(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_only_have_read_access(path: Path) -> None:
-    """A stolen token is of little use, and a moved tag of an action changes nothing."""
+    """Tokens can only read, and actions are pinned by commit."""
     workflow = _read(path.name)
     assert workflow["permissions"] == {"contents": "read"}
     assert not [job for job in workflow["jobs"].values() if "permissions" in job]
@@ -36,7 +36,7 @@ def test_workflows_only_have_read_access(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_jobs_end_and_leave_no_credentials(path: Path) -> None:
+def test_jobs_have_timeouts_and_persist_no_credentials(path: Path) -> None:
     """Each job has a timeout, and checkouts don't keep the token."""
     for job in _read(path.name)["jobs"].values():
         assert "timeout-minutes" in job or "uses" in job
@@ -52,10 +52,10 @@ def test_jobs_end_and_leave_no_credentials(path: Path) -> None:
         pytest.param("true", "", False, id="no Space"),
     ],
 )
-def test_without_the_secret_or_the_variable_nothing_is_deployed(
+def test_deployment_needs_the_secret_and_the_variable(
     tmp_path: Path, has_token: str, name: str, is_ready: bool
 ) -> None:
-    """A fork has neither, and its workflow still succeeds."""
+    """In a fork, which has neither, the workflow deploys nothing and succeeds."""
     (step,) = _read("deploy.yml")["jobs"]["configured"]["steps"]
     environment = {"HAS_TOKEN": has_token, "HF_SPACE": name, "GITHUB_OUTPUT": str(tmp_path / "output")}
     (tmp_path / "output").touch()
@@ -64,7 +64,7 @@ def test_without_the_secret_or_the_variable_nothing_is_deployed(
 
 
 def test_each_supported_python_is_tested() -> None:
-    """From the oldest that the package accepts to the newest that it names."""
+    """The matrix has every version of the classifiers, and the oldest is requires-python."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [text.rpartition(" ")[2] for text in project["classifiers"] if "Python :: 3." in text]
     assert _read("ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python-version"] == named
@@ -72,7 +72,7 @@ def test_each_supported_python_is_tested() -> None:
 
 
 def test_only_the_step_that_deploys_sees_the_secrets() -> None:
-    """Neither the tests nor the packages that pip installs."""
+    """Tests and installed packages have no access to secrets."""
     jobs = _read("deploy.yml")["jobs"]
     assert jobs["space"]["needs"] == ["test", "configured"]
     *others, last = jobs["space"]["steps"]
@@ -81,8 +81,8 @@ def test_only_the_step_that_deploys_sees_the_secrets() -> None:
     assert "secrets" not in str(others) + str(jobs["test"])
 
 
-def test_the_versions_for_a_deployment_are_those_of_the_other_files() -> None:
-    """The tested versions are deployed."""
+def test_deployment_pins_equal_the_tested_pins() -> None:
+    """requirements-deploy.txt has the same versions as the other requirements files."""
     pins = [line for line in (ROOT / "requirements-deploy.txt").read_text().splitlines() if "==" in line]
     others = "\n".join((ROOT / name).read_text() for name in ("requirements.txt", "requirements-bench.txt"))
     assert len(pins) == 2

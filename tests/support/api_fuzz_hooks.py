@@ -1,4 +1,4 @@
-"""What schemathesis must know to send this API bodies that it accepts; loaded by its command line."""
+"""Schemathesis hooks that generate valid image bodies for this API; loaded by its command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many concurrent HTTP clients in one event loop, cheap enough to load a server from the same two cores."""
+"""Many concurrent HTTP clients in one event loop, cheap enough to share the cores with the server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def _client(port: int, path: str, bodies: list[bytes], barrier: asyncio.Ba
 
 
 def refuses_connections(port: int) -> bool:
-    """Return whether nothing listens on a port of this machine."""
+    """Return whether nothing listens on a local port."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=30).close()
     except ConnectionRefusedError:
@@ -48,7 +48,7 @@ def refuses_connections(port: int) -> bool:
 
 
 def post_all(port: int, bodies_by_client: list[list[bytes]], path: str = "/predict") -> list[list[Reply]]:
-    """Run one client for each list of bodies, all at once; each sends its bodies one after the other."""
+    """Run one client for each list of bodies, all at once; each sends its bodies one by one."""
 
     async def run() -> list[list[Reply]]:
         barrier = asyncio.Barrier(len(bodies_by_client))  # no request before every client is connected

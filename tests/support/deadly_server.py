@@ -1,4 +1,4 @@
-"""Our server with a model that dies of an image whose first pixel is red."""
+"""Our server with a model that crashes on images whose first pixel is red."""
 
 from __future__ import annotations
 

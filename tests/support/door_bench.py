@@ -1,4 +1,4 @@
-"""The door on a real socket and event loop, before an application that a test scripts."""
+"""The door on a real socket and event loop, in front of a scripted application."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REFUSED = b"refused"
 
 
 class ScriptedRequest:
-    """A request of the path `/hot`; its body says what becomes of it."""
+    """A request for `/hot`, whose query and body decide its outcome."""
 
     def __init__(self, bench: DoorBench, scope: dict[str, Any]) -> None:
         self.bench = bench
@@ -73,18 +73,18 @@ class DoorBench:
     """A listening door.
 
     Attributes:
-        port: Where it listens.
-        ended: The status of each request of `/hot` and each malformed one, None for those whose client left.
-        evicted: The number of connections closed for want of descriptors.
+        port: The port that it listens on.
+        ended: The status of each request for `/hot` and each malformed one; None if the client disconnected.
+        evicted: The number of connections closed for lack of descriptors.
         connections: All its connections.
-        state: uvicorn's state of the server.
+        state: Uvicorn's state of the server.
     """
 
     def __init__(self, limits: DoorLimits) -> None:
         self.ended: list[int | None] = []
         self.evicted = 0
         self.draining = False
-        self.connections = Connections(limits, self._count_evicted)
+        self.connections = Connections(limits, lambda: self.draining, self._count_evicted)
         self.state = ServerState()
         self.state.default_headers = [(b"date", b"now")]
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
@@ -102,21 +102,18 @@ class DoorBench:
     def refuse(self, scope: dict[str, Any]) -> ScriptedRequest:
         return ScriptedRequest(self, scope)
 
-    def is_draining(self) -> bool:
-        return self.draining
-
     async def gate(self) -> None:
         while not self._open_gate:
             await asyncio.sleep(0.001)
 
     def open_gate(self) -> None:
-        """Let the requests whose bodies begin with `wait` be answered."""
+        """Release the requests whose bodies begin with `wait`."""
         self._open_gate = True
 
     async def app(
         self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[Any]]
     ) -> None:
-        """Answer every other path, as an ASGI application: `/read` reads the body first."""
+        """Answer all other paths as an ASGI application; `/read` reads the body first."""
         body = b""
         if scope["path"] == "/read":
             while True:
@@ -138,7 +135,7 @@ class DoorBench:
         await send({"type": "http.response.body", "body": content})
 
     def call(self, work: Callable[[], Any]) -> Any:
-        """Return what a function returns on the event loop."""
+        """Run a function on the event loop and return its result."""
 
         async def run() -> Any:
             return work()
@@ -176,13 +173,13 @@ class DoorBench:
         self._thread.join(30)
 
     def connect(self) -> socket.socket:
-        """Return a connection to it."""
+        """Return a new connection."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
 
     def exchange(self, *parts: bytes, half_close: bool = True) -> bytes:
-        """Send parts in one packet each, and return all that comes back until the connection is closed."""
+        """Send each part in its own packet, and return everything received until the connection is closed."""
         with self.connect() as connection:
             with contextlib.suppress(OSError):
                 for part in parts:
@@ -193,7 +190,7 @@ class DoorBench:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Return all that comes until the connection is closed."""
+    """Return everything received until the connection is closed."""
     received = b""
     while chunk := connection.recv(65536):
         received += chunk
@@ -201,7 +198,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def split_answers(received: bytes) -> Iterator[tuple[int, dict[bytes, bytes], bytes]]:
-    """Yield status, headers and body of each answer; bodies have their lengths."""
+    """Yield the status, headers and body of each response; each must have a Content-Length."""
     while received:
         head, _, received = received.partition(b"\r\n\r\n")
         line, *lines = head.split(b"\r\n")
@@ -212,5 +209,5 @@ def split_answers(received: bytes) -> Iterator[tuple[int, dict[bytes, bytes], by
 
 
 def statuses(received: bytes) -> list[int]:
-    """Return the statuses of all answers."""
+    """Return the statuses of all responses."""
     return [status for status, _, _ in split_answers(received)]

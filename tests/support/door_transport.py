@@ -1,4 +1,4 @@
-"""httpx in front of an application, without sockets: hot routes as the door has them answered, others over ASGI."""
+"""An httpx transport to an application without sockets: hot routes as through the door, others over ASGI."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vit_api.web.responses import Response
 
 
 class DoorTransport(httpx.AsyncBaseTransport):
-    """A way to an application.
+    """A transport to an application.
 
     Args:
-        application: Answers the requests.
+        application: The application that answers the requests.
     """
 
     def __init__(self, application: WebApplication) -> None:

@@ -1,4 +1,4 @@
-"""A Hugging Face hub on the loopback interface: one repository, with commits, refs and failures on demand."""
+"""A Hugging Face hub on the loopback interface, with one repository and failures on demand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ FIRST, SECOND = "1" * 40, "2" * 40
 
 
 class FakeHub(ThreadingHTTPServer):
-    """Serves one repository: commits with files, refs that name commits, and failures on demand."""
+    """Serves one repository.
+
+    Attributes:
+        commits: The files of each commit.
+        refs: The commit of each branch or tag.
+        requests: The paths of all requests.
+        refusal: Status and error code of every response, if set.
+        file_refusal: The same for files only.
+        weights_take_s: How long the download of the weights takes.
+    """
 
     daemon_threads = True
 
@@ -29,11 +38,11 @@ class FakeHub(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
-        """What HF_ENDPOINT must be."""
+        """The value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server_port}"
 
-    def asked_for(self) -> set[str]:
-        """Name the files that were looked up or downloaded."""
+    def requested_files(self) -> set[str]:
+        """Return the names of the files that were looked up or downloaded."""
         return {path.rsplit("/", 1)[1] for path in self.requests if "/resolve/" in path}
 
 
@@ -95,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub_server(files: dict[str, bytes]) -> Iterator[FakeHub]:
-    """Run a hub with one commit on its main branch: these files, and some that the server must not want."""
+    """Run a hub with one commit on its main branch: these files, and some that must not be downloaded."""
     server = FakeHub()
     server.commits[FIRST] = {**files, "pytorch_model.bin": b"never", "README.md": b"text", "onnx.safetensors": b"no"}
     server.refs["main"] = FIRST

@@ -1,4 +1,4 @@
-"""NVIDIA's management library, faked: no GPU and no driver is needed."""
+"""A fake of NVIDIA's management library, which needs no GPU or driver."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any
 
 
 class NvmlError(Exception):
-    """Plays pynvml's own."""
+    """The fake's counterpart of pynvml's error."""
 
 
 class FakeNvml:
-    """A driver with GPUs, each named by its UUID and its kind."""
+    """A driver with GPUs.
+
+    Args:
+        gpus: UUID and name of each.
+        silent: The kinds of values that it does not support.
+    """
 
     NVMLError = NvmlError
 
@@ -40,35 +45,35 @@ class FakeNvml:
     def nvmlDeviceGetName(self, handle: str) -> str:
         return dict(self._gpus)[handle]
 
-    def _tell(self, what: str, value: Any) -> Any:
+    def _report(self, what: str, value: Any) -> Any:
         if what in self._silent:
             raise NvmlError("Not Supported")
         return value
 
     def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
         index = [uuid for uuid, _ in self._gpus].index(handle)
-        return self._tell("memory", SimpleNamespace(used=index, total=100))
+        return self._report("memory", SimpleNamespace(used=index, total=100))
 
     def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
-        return self._tell("utilization", SimpleNamespace(gpu=87))
+        return self._report("utilization", SimpleNamespace(gpu=87))
 
     def nvmlDeviceGetPowerUsage(self, handle: str) -> Any:
-        return self._tell("power", 312_500)
+        return self._report("power", 312_500)
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> Any:
-        return self._tell("energy", 1_500)
+        return self._report("energy", 1_500)
 
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> Any:
-        return self._tell("clocks", 1395)
+        return self._report("clocks", 1395)
 
     def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> Any:
-        return self._tell("clocks", 1980)
+        return self._report("clocks", 1980)
 
     def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> Any:
-        return self._tell("temperature", 71)
+        return self._report("temperature", 71)
 
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: str) -> Any:
-        return self._tell("reasons", 0x04 | 0x01)
+        return self._report("reasons", 0x04 | 0x01)
 
 
 TWO_GPUS = (("GPU-aa-1", "H200"), ("GPU-bb-2", "H200"))

@@ -1,4 +1,4 @@
-"""A fake hub with one Space, on the loopback interface; it has the endpoints that `huggingface_hub` uses."""
+"""A fake hub with one Space on the loopback interface, with the endpoints that `huggingface_hub` uses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class FakeSpace(ThreadingHTTPServer):
     """The hub's API under `/api` and the application under `/app`.
 
     Attributes:
-        commits: Revisions and their files, oldest first; `titles` has their titles.
+        commits: The files of each revision, oldest first; `titles` has the revisions' titles.
         stages: The stages that the hub reports after each of the next pushes, in order.
-        application: Returns the application's response to a path, status and body, given the files that run.
-        failures: Statuses of the next responses for a path; 0 closes the connection.
+        application: Returns the application's status and body for a path, given the files of the running revision.
+        failures: The statuses of the next responses for a path; 0 closes the connection.
         requests: Method and path of all requests to the hub.
     """
 
@@ -50,7 +50,7 @@ class FakeSpace(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
-        """What HF_ENDPOINT must be."""
+        """The value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -64,7 +64,7 @@ class FakeSpace(ThreadingHTTPServer):
         return self.commits[self.head]
 
     def commit(self, tree: Tree, title: str) -> str:
-        """Add a revision, without a build."""
+        """Add a revision without building it."""
         revision = hashlib.sha1(f"{len(self.commits)}".encode()).hexdigest()
         self.commits[revision] = tree
         self.large |= {hashlib.sha256(tree[name]).hexdigest(): tree[name] for name in filter(_is_large, tree)}
@@ -72,18 +72,18 @@ class FakeSpace(ThreadingHTTPServer):
         return revision
 
     def run(self, tree: Tree) -> str:
-        """Add a revision that runs."""
+        """Add a revision and run it."""
         self.running, self.stage = self.commit(tree, "earlier"), "RUNNING"
         return self.running
 
     def push(self, tree: Tree, title: str) -> str:
-        """Add a revision as a client does: it is built."""
+        """Add a revision as a client does, which starts a build."""
         revision = self.commit(tree, title)
         self.pending = deque(self.stages.popleft() if self.stages else ["BUILDING", "APP_STARTING", "RUNNING"])
         return revision
 
     def runtime(self) -> dict[str, Any]:
-        """Tell the stage, and go on to the next."""
+        """Advance to the next stage and return it."""
         if self.pending:
             self.stage = self.pending.popleft()
             if self.stage == "RUNNING":

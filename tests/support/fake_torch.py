@@ -1,4 +1,4 @@
-"""A fake `torch` for the process that reports on CUDA: no GPU, no driver and no seconds for the import are needed.
+"""A fake `torch` for the process that reports on CUDA, which needs no GPU, no driver and no slow import.
 
 `install` writes a package to a folder and puts it first in PYTHONPATH, so that a child process imports it.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-# What torch 2.11 with CUDA 13.0 said, where libcuda.so.1 was a stand-in of a few lines that answered like this driver.
+# The messages of torch 2.11 with CUDA 13.0, with a stub of libcuda.so.1 that responded like such a driver.
 NO_GPU = "No CUDA GPUs are available"
 TOO_OLD = (
     "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver by downloading "
@@ -79,17 +79,17 @@ def install(
     hangs: bool = False,
     dies: bool = False,
 ) -> None:
-    """Let child processes import a torch that sees these GPUs.
+    """Make child processes import a torch that sees these GPUs.
 
     Args:
-        monkeypatch: Undoes it.
+        monkeypatch: Restores the environment after the test.
         folder: Where to write the package.
-        gpus: The name of each GPU, or its name and why it does not compute.
-        version: Of torch.
-        cuda: The version that it was built for.
-        problem: What the initialisation of CUDA raises.
-        hangs: Whether its import does not end.
-        dies: Whether its import ends the process.
+        gpus: The name of each GPU, or its name and the error of its first computation.
+        version: The version of torch.
+        cuda: The CUDA version that torch was built for.
+        problem: The error of the CUDA initialisation.
+        hangs: Whether the import hangs.
+        dies: Whether the import aborts the process.
     """
     package = folder / "torch"
     package.mkdir(parents=True)

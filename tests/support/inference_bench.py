@@ -1,4 +1,4 @@
-"""A started `InferenceClient` on a real slot table and real pipes, whose workers the test plays by hand."""
+"""An `InferenceClient` on a real slot table and real pipes; the tests act as its workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _READY = WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32")
 
 
 class InferenceBench:
-    """A client with `slots` slots; the first byte of an upload is its pixels, and `!` can't be decoded."""
+    """A client with `slots` slots. The first byte of an upload becomes its pixels; `!` can't be decoded."""
 
     def __init__(self, slots: int = 2, is_ready: bool = True, table: SlotTable | None = None) -> None:
         self.table = table or SlotTable(1, slots, (1, 1, 3))
@@ -69,7 +69,7 @@ class InferenceBench:
     def submit(
         self, upload: bytes, urgency: Urgency = Urgency.NORMAL, deadline: FlightDeadline | None = None
     ) -> asyncio.Task[AnswerRecord]:
-        """Run an upload in a task of its own."""
+        """Run an upload in a new task."""
         return asyncio.ensure_future(self._infer(upload, urgency, deadline or FlightDeadline(math.inf)))
 
     async def _infer(self, upload: bytes, urgency: Urgency, deadline: FlightDeadline) -> AnswerRecord:

@@ -1,4 +1,4 @@
-"""The worker's loop on a real slot table and real pipes, with a LitAPI whose model is arithmetic."""
+"""The worker's loop on a real slot table and real pipes, with a LitAPI whose model is plain arithmetic."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SLOTS = 128
 
 
 class EchoAPI(ls.LitAPI):
-    """Names the first pixel's value as the most probable class; 255 fails, 254 has no room, 253 overflows."""
+    """Predicts the first pixel's value as the class; 255 fails, 254 does not fit into memory, 253 overflows."""
 
     batches: list[int]
 
     def __init__(self) -> None:
         super().__init__(max_batch_size=32)
         self.batches = []
-        self.most_that_fit = 32
+        self.capacity = 32
         self.freed = 0
         self.is_broken = False
 
@@ -54,7 +54,7 @@ class EchoAPI(ls.LitAPI):
         self.batches.append(len(x))
         if (x == 255).any():
             raise RuntimeError("a planted failure")
-        if len(x) > self.most_that_fit or (x == 254).any():
+        if len(x) > self.capacity or (x == 254).any():
             raise OutOfDeviceMemory("planted")
         return [int(pixels[0, 0, 0]) for pixels in x]
 
@@ -90,7 +90,7 @@ class LoopBench:
         self.api = EchoAPI()
 
     def queue(self, slot: int, value: int, urgency: Urgency = Urgency.NORMAL, *, deadline: float = math.inf) -> None:
-        """Queue an image whose pixels have one value. Slots are taken in their order."""
+        """Queue an image whose pixels all have one value. Slots must be queued in their order."""
         taken = self.slots.take(deadline, urgency)
         assert taken is not None
         assert taken[0] == slot
@@ -99,20 +99,20 @@ class LoopBench:
         self.request_pipes[urgency].write([RequestRecord(*taken).pack()])
 
     def isolate(self, slot: int) -> None:
-        """Have a queued slot's worker die often enough for the slot to be isolated."""
+        """Isolate a queued slot, as after repeated deaths of its worker."""
         generation = int(self.table._shared["generations"][slot])
         assert WorkerSlots(self.table, 9).claim(slot, generation) is not None
         self.slots.requeue(slot, isolated=True)
 
     @contextlib.contextmanager
     def ends_the_process(self) -> Iterator[None]:
-        """Check that the loop ends the process, which goes on here."""
+        """Check that the loop ends the process, which is replaced by an exception here."""
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr(loop, "_end_process", sys.exit)
             yield
 
     def run_until(self, count: int) -> dict[int, AnswerRecord]:
-        """Run batches until so many answers are there, and return them by slot."""
+        """Run the loop until there are `count` answers, and return them by slot."""
         answers: dict[int, AnswerRecord] = {}
         while len(answers) < count:
             self.loop.run(self.api)

@@ -1,4 +1,4 @@
-"""A proxy that serves another server below a path, and a page that frames it, as a Space of Hugging Face does."""
+"""A proxy that serves another server behind a path prefix, and a page that frames it, as Hugging Face Spaces do."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _handler(target: str) -> type[BaseHTTPRequestHandler]:
 
 @contextlib.contextmanager
 def prefix_proxy(target: str) -> Iterator[str]:
-    """Run the proxy until the context ends; return its address, without the prefix."""
+    """Run the proxy until the context ends; yield its address without the prefix."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(target))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -1,4 +1,4 @@
-"""Starts real Redis servers for tests, which keep nothing on disk, and stops or kills them."""
+"""Starts, stops and kills real Redis servers for tests, without persistence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from tests.support.server import wait_until
 
 
 class RedisServer:
-    """A Redis on a port of its own; it can be killed and started again, empty.
+    """A Redis server on a free port, which can be killed and started again, empty.
 
     Attributes:
-        url: For clients.
+        url: The URL for clients.
+        client: A connected client.
     """
 
     def __init__(self, folder: str, *options: str) -> None:
@@ -38,7 +39,7 @@ class RedisServer:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it responds."""
         command = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         with Path(self._folder, "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -55,21 +56,21 @@ class RedisServer:
             return False
 
     def kill(self) -> None:
-        """Kill it, as the system would."""
+        """Kill it with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(30)
             self._process = None
 
     def entries(self) -> dict[bytes, bytes]:
-        """Return all of its keys and values."""
+        """Return all keys and values."""
         names: list[bytes] = list(self.client.scan_iter())
         return {name: self.client.get(name) for name in names}
 
 
 @contextlib.contextmanager
 def redis_server(*options: str) -> Iterator[RedisServer]:
-    """Run a Redis until the context ends; skip the test where there is none to run."""
+    """Run a Redis server until the context ends; skip the test if Redis is not installed."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed; on Debian: apt-get install redis-server")
     with tempfile.TemporaryDirectory() as folder:

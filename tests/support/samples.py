@@ -1,4 +1,4 @@
-"""Photos, odd image files and tiny checkpoints for the tests; everything is made from what the packages bring along."""
+"""Photos, image files and tiny checkpoints for the tests, made from data that installed packages contain."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import skimage
 import sklearn.datasets
 from PIL import Image
 
-# Each as it is in the repository on the hub, without the options that say what the class does anyway.
+# As in the repositories on the hub, without options that are the class's defaults.
 PROCESSORS: dict[str, dict[str, Any]] = {
-    # google/vit-base-patch16-224: it names no class, so config.json's model_type decides.
+    # google/vit-base-patch16-224 names no class, so the model_type of config.json decides.
     "vit": {
         "do_normalize": True,
         "do_resize": True,
@@ -96,7 +96,7 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @functools.cache
 def photos() -> dict[str, Image.Image]:
-    """RGB photos by name, about 300 to 640 pixels a side. Don't change them in place."""
+    """Return RGB photos by name, with sides of about 300 to 640 pixels. Do not modify them in place."""
     sklearn_images = Path(sklearn.datasets.__file__).parent / "images"
     skimage_images = Path(skimage.__file__).parent / "data"
     files = [sklearn_images / "china.jpg", sklearn_images / "flower.jpg"]
@@ -109,13 +109,13 @@ def photos() -> dict[str, Image.Image]:
 
 
 def photo(size: tuple[int, int] = (120, 90), name: str = "china") -> Image.Image:
-    """A photo scaled to (width, height)."""
+    """Return a photo scaled to (width, height)."""
     return photos()[name].resize(size, Image.Resampling.LANCZOS)
 
 
 def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
     """Save an image to bytes."""
-    # PIL leaves the JPEG encoder's settings behind in the images that it saves, so it gets copies.
+    # PIL stores the JPEG encoder's settings in the images that it saves, so it gets copies.
     if "append_images" in options:
         options["append_images"] = [other.copy() for other in options["append_images"]]
     file = io.BytesIO()
@@ -124,7 +124,7 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> byt
 
 
 def orientation_exif(orientation: int) -> Image.Exif:
-    """EXIF that says how the picture must be turned, 1 to 8."""
+    """Return EXIF data with an orientation, 1 to 8."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
@@ -132,7 +132,7 @@ def orientation_exif(orientation: int) -> Image.Exif:
 
 @functools.cache
 def image_files() -> dict[str, bytes]:
-    """Small image files of every format and odd mode that can be decoded, by name."""
+    """Return small image files of every format and mode that can be decoded, by name."""
     rgb = photo()
     rgba = rgb.copy()
     rgba.putalpha(rgb.convert("L"))
@@ -180,7 +180,7 @@ def image_files() -> dict[str, bytes]:
 
 
 def small(processor: dict[str, Any]) -> dict[str, Any]:
-    """The same processor for a model that takes 32 pixels instead of 224."""
+    """Return the same processor for a model of 32 pixels instead of 224."""
     lengths = {224: 32, 256: 36}
 
     def shrink(value: Any) -> Any:
@@ -190,13 +190,13 @@ def small(processor: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_checkpoint(folder: Path, kind: str = "vit", classes: int = 10, **saving: Any) -> Path:
-    """Save a tiny seeded classifier, as transformers saves it, with the processor of a real one scaled down.
+    """Save a tiny seeded classifier with transformers, and the scaled-down processor of a real one.
 
     Args:
-        folder: Where to; it is made.
+        folder: The target, which is created.
         kind: A key of PROCESSORS.
-        classes: How many classes, named `class 0` and so on.
-        saving: What else goes to save_pretrained, such as max_shard_size.
+        classes: The number of classes, named `class 0` and so on.
+        saving: Further arguments of save_pretrained, such as max_shard_size.
     """
     import torch
     import transformers
@@ -212,7 +212,7 @@ def make_checkpoint(folder: Path, kind: str = "vit", classes: int = 10, **saving
 
 
 def sharpen(folder: Path) -> Path:
-    """Make a random model's classes differ: its probabilities would else all be about the same."""
+    """Scale a random model's classifier, so that its probabilities are not all about the same."""
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
@@ -224,6 +224,6 @@ def sharpen(folder: Path) -> Path:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Change keys of a JSON file; None takes a key out."""
+    """Change keys of a JSON file; None removes a key."""
     content = {**(json.loads(path.read_text()) if path.is_file() else {}), **changes}
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))

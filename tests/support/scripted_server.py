@@ -1,4 +1,4 @@
-"""A small HTTP server for tests of the client, which answers, breaks and stalls as a test says."""
+"""A small HTTP server for tests of the client, which responds, resets and stalls as scripted."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ ANSWER: dict[str, Any] = {
 
 
 class Fault(enum.Enum):
-    """What else than an answer a request may get."""
+    """A fault instead of a response."""
 
     RESET = enum.auto()  # the connection is reset
-    SILENCE = enum.auto()  # nothing comes until the client leaves
+    SILENCE = enum.auto()  # nothing is sent until the client disconnects
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it arrived; header names are in lower case."""
+    """One received request; header names are in lower case."""
 
     line: str
     headers: dict[str, str]
@@ -41,7 +41,7 @@ Handler = Callable[[Request], Reply]
 
 
 def reply(status: int, body: Any = None, **headers: str) -> bytes:
-    """An HTTP response; what is not bytes is sent as JSON. Underscores in headers' names stand for hyphens."""
+    """Return an HTTP response with a JSON body, or the body itself if it is bytes. `_` in header names means `-`."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} x", f"content-length: {len(content)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -49,7 +49,7 @@ def reply(status: int, body: Any = None, **headers: str) -> bytes:
 
 
 def ok(**headers: str) -> bytes:
-    """The answer to a good image."""
+    """Return the response to a valid image."""
     return reply(200, ANSWER, **headers)
 
 
@@ -59,31 +59,31 @@ def error(status: int, code: str, **headers: str) -> bytes:
 
 
 def in_turn(*replies: Reply) -> Handler:
-    """Give each request the next one."""
+    """Return a handler that gives each request the next reply."""
     rest = iter(replies)
     return lambda _: next(rest)
 
 
 class ScriptedServer:
-    """The server.
+    """A server that records its requests.
 
     Attributes:
-        url: Its address.
-        requests: What arrived.
-        most_at_once: The maximum number of requests in flight at the same time.
-        connections: How many were made.
+        url: Its base address.
+        requests: The requests received.
+        max_in_flight: The maximum number of requests in flight at the same time.
+        connections: The number of connections accepted.
     """
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
-        self._at_once = 0
+        self._in_flight = 0
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.requests: list[Request] = []
-        self.most_at_once = 0
+        self.max_in_flight = 0
         self.connections = 0
         self._threads[0].start()
 
@@ -102,11 +102,11 @@ class ScriptedServer:
             while request := _read(file):
                 with self._lock:
                     self.requests.append(request)
-                    self._at_once += 1
-                    self.most_at_once = max(self.most_at_once, self._at_once)
+                    self._in_flight += 1
+                    self.max_in_flight = max(self.max_in_flight, self._in_flight)
                 answer = self._handler(request)
                 with self._lock:
-                    self._at_once -= 1
+                    self._in_flight -= 1
                 if isinstance(answer, bytes):
                     connection.sendall(answer)
                 elif answer is Fault.RESET:
@@ -114,7 +114,7 @@ class ScriptedServer:
                     return
 
     def close(self) -> None:
-        """Close all connections and wait for the threads."""
+        """Close all connections and join the threads."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -139,7 +139,7 @@ def _read(file: Any) -> Request | None:
 
 @contextlib.contextmanager
 def scripted(*replies: Reply, handler: Handler | None = None) -> Iterator[ScriptedServer]:
-    """Run a server that gives requests these replies in turn, or those of a handler."""
+    """Run a server that sends these replies in turn, or those of a handler."""
     server = ScriptedServer(handler or in_turn(*replies))
     try:
         yield server

@@ -1,4 +1,4 @@
-"""Starts real servers for tests, on free ports, and stops them."""
+"""Starts and stops real servers for tests, on free ports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunningServer:
     Attributes:
         url: Its base address.
         process: Its main process.
-        log: What it printed so far.
+        log: The file with its output.
     """
 
     url: str
@@ -53,7 +53,7 @@ class RunningServer:
         return httpx.post(self.url + path, content=upload, timeout=60, **PLAIN_HTTP, **options)
 
     def top(self, upload: bytes, k: int = 5) -> list[tuple[str, float]]:
-        """Return the labels and probabilities that the server gives an upload."""
+        """Return the top labels and probabilities for an upload."""
         response = self.predict(upload, f"/predict?top_k={k}")
         assert response.status_code == 200, response.text
         return [(item["label"], item["confidence"]) for item in response.json()["predictions"]]
@@ -63,7 +63,7 @@ class RunningServer:
 def serve(
     model: str | Path = "digits", *, program: Sequence[str] = ("server.py",), **settings: object
 ) -> Iterator[RunningServer]:
-    """Run a server until the context ends; it is ready when the context begins, and must stop without a fault."""
+    """Run a server until the context ends. It is ready when the context begins, and must exit cleanly."""
     command = [sys.executable, *(str(ROOT / part) if part.endswith(".py") else part for part in program)]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -76,13 +76,13 @@ def serve(
 def serve_by(
     command: Sequence[str], where: str | Path, variables: Mapping[str, str], **settings: object
 ) -> Iterator[RunningServer]:
-    """Run a server by any command, as `serve` does.
+    """Run a server with any command, like `serve`.
 
     Args:
-        command: Takes the settings from the environment.
+        command: Starts a server that reads its settings from the environment.
         where: The working directory.
-        variables: Of the environment, beside the settings.
-        settings: The server's.
+        variables: Further environment variables.
+        settings: The server's settings.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -103,12 +103,12 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Poll a condition to a deadline."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"still not so after {timeout_s} s"
+        assert time.monotonic() < deadline, f"the condition is still false after {timeout_s} s"
         time.sleep(0.02)
 
 
 def worker_of(server: RunningServer) -> int:
-    """Return the process id of the server's one inference worker."""
+    """Return the process id of the server's only inference worker."""
     found = workers_of(server)
     assert len(found) == 1
     return found[0]
@@ -126,7 +126,7 @@ def http_processes_of(server: RunningServer) -> list[int]:
 
 @contextlib.contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """Stop a process for as long as the context lasts, or it lives."""
+    """Suspend a process until the context ends, unless it is killed before."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Threads that do the same work at the same time."""
+"""Running the same work in several threads at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def run_in_threads(work: Callable[[], None], count: int = 8) -> None:
-    """Call `work` in several threads at once, and wait for all of them; what it raises is not passed on."""
+    """Call `work` in several threads at once and wait for all of them. Its exceptions are not raised here."""
     threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()

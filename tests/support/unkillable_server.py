@@ -1,4 +1,4 @@
-"""Our server, whose workers can't be ended by the main process, as while a GPU's driver hangs."""
+"""Our server with workers that the main process can't kill, as while a GPU's driver hangs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vit_api.processes import ending
 
 
 def _ignore(_: SpawnProcess) -> None:
-    """Do nothing, as a signal does to a process that waits for a driver in the kernel."""
+    """Do nothing, like a signal to a process that is blocked in a driver."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Waiting for a condition in coroutine tests, instead of sleeping for a while that is hoped to suffice."""
+"""Polling for a condition in coroutine tests, instead of sleeping for a fixed time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 
 LONG_S = 60.0
-"""Much longer than anything takes here, on a busy machine too."""
+"""A timeout that no test reaches, even on a busy machine."""
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Poll a condition to a deadline."""
     deadline = time.monotonic() + LONG_S
     while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
+        assert time.monotonic() < deadline, f"the condition is still false after {LONG_S} s"
         await asyncio.sleep(0.001)

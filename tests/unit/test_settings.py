@@ -191,3 +191,12 @@ def test_other_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     )
     assert far == "VIT_API_ZZZ: There is no such setting, so it is ignored."
     load_settings([])
+
+
+def test_the_port_of_the_platform_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cloud Run and others set PORT; our own variable and the command line win over it."""
+    monkeypatch.setenv("PORT", "8080")
+    assert load_settings([]).port == 8080
+    monkeypatch.setenv("VIT_API_PORT", "8081")
+    assert load_settings([]).port == 8081
+    assert load_settings(["--port", "8082"]).port == 8082

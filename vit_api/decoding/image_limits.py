@@ -1,6 +1,6 @@
 """Limits on the time and memory that a hostile image file can make PIL spend besides decoding its pixels.
 
-Knows the structure of the files, but not what their pixels are for. tests/unit/decoding/test_hostile_images.py builds
+Knows the structure of the files, but not what their pixels are for. tests/support/hostile_files.py builds
 the files that the comments describe, each of at most 10 MB, and checks what they cost.
 """
 

@@ -37,6 +37,10 @@ _URL_SAFE = str.maketrans("-_", "+/")
 _WHITE_SPACE = str.maketrans("", "", " \t\r\n\v\f")
 _DATA_URL = re.compile(r"\s*data:([^,]*),", re.IGNORECASE)
 _MAX_DATA_URL_HEADER = 1024
+_OTHER_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+_MAX_URL_SCHEME = 64
+_UNDECLARED = re.compile(r"[A-Za-z0-9+/_=\s-]{16,}")
+"""Base64 in a `data:` URL that does not say so; percent-encoded bytes of an image have other characters."""
 
 
 def decode_base64(text: str, field: str = "image") -> bytes:
@@ -58,6 +62,10 @@ def decode_base64(text: str, field: str = "image") -> bytes:
         if "%" in payload:
             payload = unquote_to_bytes(payload).decode("latin-1")
         if not unquote(url[1]).strip().lower().endswith("base64"):
+            if _UNDECLARED.fullmatch(payload):
+                raise BadRequest(
+                    f"The data: URL in '{field}' has base64 but does not say so: write `;base64` before its comma."
+                )
             return payload.encode("latin-1", "replace")
     try:
         return binascii.a2b_base64(payload.encode("ascii"), strict_mode=True)
@@ -72,6 +80,10 @@ def _decode_lenient(payload: str, field: str) -> bytes:
     try:
         return binascii.a2b_base64(plain.encode("ascii") + b"=" * (-len(plain) % 4), strict_mode=True)
     except ValueError:
+        if _OTHER_URL.match(payload, 0, _MAX_URL_SCHEME):
+            raise BadRequest(
+                f"'{field}' is a URL, and this server doesn't download images. Send the image as base64."
+            ) from None
         found = _NOT_BASE64.search(plain)
         reason = f": it has the character {found[0]!r}" if found else ""
         raise BadRequest(

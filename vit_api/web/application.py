@@ -60,7 +60,6 @@ def create_app(
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
     request_limits: RequestLimits,
-    is_draining: Callable[[], bool],
     keys: KeyCheck | None = None,
     rate_limits: RateLimits | None = None,
     cors_origins: Sequence[str] = (),
@@ -73,7 +72,6 @@ def create_app(
         start: Called on the event loop before the first request.
         stop: Called on the event loop after the last one.
         request_limits: The memory and the time that requests may take.
-        is_draining: Returns whether the server is shutting down.
         keys: Checks API keys; None: none are required.
         rate_limits: Limits the rate of each client; None: no limits.
         cors_origins: Origins whose pages may use the server; none: its own only.
@@ -88,7 +86,7 @@ def create_app(
         charge=None if rate_limits is None else rate_limits.charge,
         cors_headers=CrossOrigin(app, cors_origins).answer_headers if cors_origins else None,
     )
-    entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context, is_draining)
+    entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context)
     return WebApplication(entry, CrossOrigin(entry, cors_origins) if cors_origins else entry)
 
 

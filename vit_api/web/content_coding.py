@@ -12,6 +12,7 @@ _IDENTITY = b"identity"
 _MAX_CODINGS = 4
 _GZIP_BITS = 16 + zlib.MAX_WBITS
 """Makes zlib read gzip's header and checksum; see `inflateInit2` in zlib's manual."""
+_GZIP_START = b"\x1f\x8b"
 
 
 def codings_of(header: bytes) -> list[bytes]:
@@ -41,15 +42,22 @@ def decode(body: bytes, codings: Sequence[bytes], limit: BodyLimit) -> bytes:
         limit: The maximum size of each stage's result; no more than that is ever held.
 
     Raises:
-        BadRequest: The body is not of its coding, or is truncated.
+        BadRequest: The body is not of its coding, is truncated, or has something behind it.
         UploadTooLarge: The result exceeds the limit.
     """
     for coding in reversed(codings):
         try:
             body = _DECODERS[coding](body, limit)
-        except zlib.error:
-            raise BadRequest(f"The body is not valid {coding.decode()}. Send it as Content-Encoding says.") from None
+        except zlib.error as error:
+            reason = f": it {error}" if isinstance(error, _Incomplete) else ""
+            raise BadRequest(
+                f"The body is not valid {coding.decode()}{reason}. Send it as Content-Encoding says."
+            ) from None
     return body
+
+
+class _Incomplete(zlib.error):
+    """A stream of the right coding that does not end where the body does."""
 
 
 def _gunzip(body: bytes, limit: BodyLimit) -> bytes:
@@ -60,15 +68,26 @@ def _gunzip(body: bytes, limit: BodyLimit) -> bytes:
         members.append(_finish(decoder, body, limit, size))
         size += len(members[-1])
         body = decoder.unused_data.lstrip(b"\0")  # padding, as gzip itself ignores it
+        if body and not body.startswith(_GZIP_START[: len(body)]):
+            raise _Incomplete("has other bytes after its end")
     return b"".join(members)
 
 
 def _inflate(body: bytes, limit: BodyLimit) -> bytes:
     """Decode deflate: as the RFC has it, in zlib's format, or as many clients send it, without."""
-    try:
-        return _finish(zlib.decompressobj(), body, limit)
-    except zlib.error:
-        return _finish(zlib.decompressobj(-zlib.MAX_WBITS), body, limit)
+    if not body:
+        return b""
+    failure = zlib.error()
+    for bits in (zlib.MAX_WBITS, -zlib.MAX_WBITS):
+        decoder = zlib.decompressobj(bits)
+        try:
+            inflated = _finish(decoder, body, limit)
+            if not decoder.unused_data:
+                return inflated
+            raise _Incomplete("has other bytes after its end")
+        except zlib.error as error:
+            failure = failure if isinstance(failure, _Incomplete) else error
+    raise failure
 
 
 def _finish(decoder: zlib._Decompress, body: bytes, limit: BodyLimit, size: int = 0) -> bytes:
@@ -77,7 +96,7 @@ def _finish(decoder: zlib._Decompress, body: bytes, limit: BodyLimit, size: int 
     if size + len(decoded) > limit.max_bytes:
         raise UploadTooLarge(limit.reported_bytes)
     if not decoder.eof:
-        raise zlib.error("truncated")
+        raise _Incomplete("is truncated")
     return decoded
 
 

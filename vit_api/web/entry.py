@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,16 +39,12 @@ class Entry:
         hot_routes: The routes that the door has answered.
         fallback: Answers everything else.
         context: Admits requests, and records their outcomes.
-        is_draining: Returns whether the server is shutting down, so that clients should disconnect.
     """
 
-    def __init__(
-        self, hot_routes: Sequence[HotRoute], fallback: ASGIApp, context: CallContext, is_draining: Callable[[], bool]
-    ) -> None:
+    def __init__(self, hot_routes: Sequence[HotRoute], fallback: ASGIApp, context: CallContext) -> None:
         self._hot = {(route.method, route.path): route for route in hot_routes}
         self._fallback = fallback
         self._context = context
-        self.is_draining = is_draining
         # As unique as a random number and much cheaper: random for each process, and counted within it.
         self._id_start = os.urandom(12).hex().encode()
         self._id_numbers = itertools.count()
@@ -112,4 +108,5 @@ class Entry:
         if request.method == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._fallback(scope, receive, send_with_id)
+        request.scope["route"] = scope.get("route")  # for observers
         self._context.observe(Exchange(request, status, time.monotonic()))

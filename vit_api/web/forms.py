@@ -6,8 +6,6 @@ parts without a name. Knows nothing of which field means what.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import quopri
 import re
 from collections.abc import Iterator
@@ -15,6 +13,7 @@ from typing import NamedTuple
 
 from multipart import parse_content_disposition
 
+from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest
 
 _BOUNDARY = re.compile(rb';\s*boundary\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;]*))', re.IGNORECASE | re.DOTALL)
@@ -23,15 +22,16 @@ _QUOTED_PAIR = re.compile(rb"\\(.)", re.DOTALL)
 _FOLDED = re.compile(rb"\r?\n[ \t]+")
 _EMPTY_LINES = (b"\r\n\r\n", b"\n\n")
 _MAX_BOUNDARY_BYTES = 256
+_MAX_SHOWN = 64
 _MAX_HEADER_BYTES = 16 * 1024
 """Maximum size of the headers of one part, in which file names may be long."""
 
 
 class FormPart(NamedTuple):
-    """One part of a form that has a name.
+    """One part of a form that has a name or is a file.
 
     Attributes:
-        name: The field's name.
+        name: The field's name; empty if only the file has one.
         filename: The file's name; None if the part is not sent as a file.
         content: Its content.
     """
@@ -42,7 +42,7 @@ class FormPart(NamedTuple):
 
 
 def parse_form(body: bytes, content_type: bytes, *, max_parts: int) -> list[FormPart]:
-    """Return the parts of a form that have names, in order.
+    """Return the parts of a form that have names or are files, in order.
 
     Args:
         body: The whole body.
@@ -82,17 +82,27 @@ def _split(body: bytes, boundary: bytes) -> Iterator[tuple[int, int]]:
     # All lines end as the first delimiter does: with CRLF, a line feed alone belongs to a file.
     start, is_last, line_end = _find_delimiter(body, b"--" + boundary, 0)[1:]
     if start < 0:
-        raise BadRequest("The form is malformed: the boundary of its Content-Type does not occur in the body.")
+        shown = boundary[:_MAX_SHOWN].decode("latin-1")
+        raise BadRequest(
+            f"The form is malformed: no line of the body is `--{shown}`, as the boundary of its Content-Type demands."
+        )
     delimiter = line_end + b"--" + boundary
     while not is_last:
         # A part without content ends with the line end of the delimiter before it.
         end, next_start, is_last, _ = _find_delimiter(body, delimiter, start - len(line_end))
         if end < 0:
             if body[start:].strip():
-                raise BadRequest("The form is truncated: its last boundary is missing.")
+                raise _unfinished(body[start:], boundary)
             return  # the last delimiter lacks its `--`
         yield start, max(start, end)
         start = next_start
+
+
+def _unfinished(rest: bytes, boundary: bytes) -> BadRequest:
+    """Return the error for a last part without a delimiter after it."""
+    if re.search(re.escape(b"--" + boundary) + _DELIMITER_END.pattern, rest):
+        return BadRequest("The form is malformed: a boundary does not begin a line. End each part with CRLF.")
+    return BadRequest("The form is truncated: its last boundary is missing.")
 
 
 def _find_delimiter(body: bytes, delimiter: bytes, start: int) -> tuple[int, int, bool, bytes]:
@@ -106,7 +116,7 @@ def _find_delimiter(body: bytes, delimiter: bytes, start: int) -> tuple[int, int
 
 
 def _parse_part(body: bytes, start: int, end: int) -> FormPart | None:
-    """Return a part, or None if it has no name."""
+    """Return a part, or None if it has no name and is no file."""
     head, content_start = _split_head(body, start, end)
     name: str | None = None
     filename: str | None = None
@@ -118,9 +128,9 @@ def _parse_part(body: bytes, start: int, end: int) -> FormPart | None:
                 _, name, filename = parse_content_disposition(_text(value.strip()))
             case b"content-transfer-encoding":
                 encoding = value.strip().lower()
-    if name is None:
+    if name is None and filename is None:
         return None
-    content = body[content_start:end]
+    name, content = name or "", body[content_start:end]
     return FormPart(name, filename, _decode(content, encoding, name) if encoding else content)
 
 
@@ -139,10 +149,7 @@ def _split_head(body: bytes, start: int, end: int) -> tuple[bytes, int]:
 def _decode(content: bytes, encoding: bytes, name: str) -> bytes:
     """Undo a `Content-Transfer-Encoding`, which RFC 7578, section 4.7, deprecates, but libraries for mail still add."""
     if encoding == b"base64":
-        try:
-            return base64.b64decode(content)
-        except binascii.Error:
-            raise BadRequest(f"The form field '{name[:64]}' is not valid base64.") from None
+        return decode_base64(content.decode("latin-1"), name[:_MAX_SHOWN])
     return quopri.decodestring(content) if encoding == b"quoted-printable" else content
 
 

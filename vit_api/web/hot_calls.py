@@ -14,6 +14,7 @@ from vit_api.errors import InternalError, UploadTooLarge, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
+from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
 from vit_api.web.observers.exchange import Exchange, Observer
 from vit_api.web.requests import BodyLimit, Headers, Request
 from vit_api.web.responses import Response, error_response
@@ -58,7 +59,7 @@ class HotCall:
         context: What it shares with others.
     """
 
-    __slots__ = ("_codings", "_context", "_limit", "_request", "_route")
+    __slots__ = ("_codings", "_context", "_digests", "_limit", "_request", "_route")
 
     def __init__(self, request: Request, route: HotRoute | None, context: CallContext) -> None:
         self._request = request
@@ -66,6 +67,7 @@ class HotCall:
         self._context = context
         self._limit = _UNKNOWN
         self._codings: Sequence[bytes] = ()
+        self._digests: Sequence[Digest] = ()
 
     async def admit(self) -> None:
         """Check key, rate limit and announced length, so that a refused upload costs nothing.
@@ -90,7 +92,9 @@ class HotCall:
         if declared is not None and int(declared) > limit.max_bytes:
             raise UploadTooLarge(limit.reported_bytes)
         if b"content-encoding" in request.headers:
-            self._codings = codings_of(request.headers[b"content-encoding"])
+            self._codings = codings_of(request.joined(b"content-encoding"))
+        if has_digests(request):
+            self._digests = digests_of(request)
 
     def receive(self, count: int) -> None:
         """Reserve memory for so many further bytes of the body.
@@ -112,6 +116,8 @@ class HotCall:
         request.start_clock(time.monotonic(), self._context.timeout_s)
         assert self._route is not None
         try:
+            if self._digests:
+                await check_digests(body, self._digests)
             if self._codings:
                 await self._context.memory.decode(request, self._codings, self._limit)
             return await self._route.handler(request)

@@ -16,7 +16,8 @@ from vit_api.errors import BadRequest
 Fields = Sequence[tuple[str, Any]]
 """Parameters as they were sent: names and values, of which JSON's have types."""
 
-_SEPARATORS = re.compile(r"[-_.\s\[\]]")
+_SEPARATORS = re.compile(r"^amp;|[-_.\s\[\]?]", re.IGNORECASE)
+"""What slips add to names; `amp;` is that of a query copied from HTML."""
 _SIMILARITY = 0.75
 """From 0 to 1, by difflib: that of two names of four letters of which one differs."""
 
@@ -33,7 +34,7 @@ def collect(known: Collection[str], query: bytes, fields: Fields = ()) -> dict[s
     Args:
         known: The names of the parameters.
         query: The query string, as sent.
-        fields: What else has parameters, such as the fields of a form.
+        fields: What else has parameters, such as the fields of a form. Null stands for the default.
 
     Raises:
         BadRequest: A parameter has two values, or an unknown name looks like a known one.
@@ -46,8 +47,11 @@ def collect(known: Collection[str], query: bytes, fields: Fields = ()) -> dict[s
     for name, value in (*sent, *fields[:_MAX_FIELDS]):
         if name not in known:
             refuse_slip(name, known)
-        elif str(values.setdefault(name, value)) != str(value):
-            shown = ", ".join(repr(one)[:_MAX_SHOWN] for one in (values[name], value))
+            continue
+        # JSON has one type for numbers, and some languages write all with a fraction.
+        plain = int(value) if isinstance(value, float) and value.is_integer() else value
+        if plain is not None and str(values.setdefault(name, plain)) != str(plain):
+            shown = ", ".join(repr(one)[:_MAX_SHOWN] for one in (values[name], plain))
             raise BadRequest(f"'{name}' has more than one value: {shown}. Send it once.")
     return values
 
@@ -79,7 +83,7 @@ def integer_of(name: str, value: Any, maximum: int) -> int:
     """
     number = parse_integer(value, max_digits=len(str(maximum)) + 1)
     if number is None or not 1 <= number <= maximum:
-        raise BadRequest(f"'{name}' must be an integer from 1 to {maximum}.")
+        raise BadRequest(f"'{name}' must be an integer from 1 to {maximum}, not {repr(value)[:_MAX_SHOWN]}.")
     return number
 
 

@@ -114,6 +114,8 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
     if core.tracing is not None:
         observers.append(core.tracing)
     protocols = [route for protocol in _protocols(shared, lit_api, core) for route in protocol.routes()]
+    if core.tracing is not None:
+        core.tracing.name_routes(protocols)
     return create_app(
         [*protocols, *_operator_routes(shared, core)],
         observers,
@@ -123,7 +125,6 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
             max_pending_bytes=settings.max_pending_bytes,
             request_timeout_s=settings.request_timeout_s,
         ),
-        is_draining=shared.worker_board.is_draining,
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
@@ -146,7 +147,8 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
         max_connections=max_connections(),
     )
     evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
-    return functools.partial(Door, application.entry, Connections(limits, evicted.add), DateHeader())
+    connections = Connections(limits, shared.worker_board.is_draining, evicted.add)
+    return functools.partial(Door, application.entry, connections, DateHeader())
 
 
 def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
@@ -199,7 +201,7 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
     )
     return [
         PredictRoutes(core.classifier, encoder, uploads, model_name=checkpoint.name),
-        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels),
+        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels, device=shared.devices[0]),
         _open_inference(shared, core.classifier),
     ]
 

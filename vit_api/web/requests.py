@@ -160,12 +160,11 @@ class Request:
         """Whether the client requests `no-cache`; see RFC 9111, section 5.2.1.4."""
         if b"cache-control" not in self.headers:
             return False
-        values = self.joined(b"cache-control")
-        return b"no-cache" in [directive.strip().lower() for directive in values.split(b",")]
+        return b"no-cache" in [directive.strip().lower() for directive in self.joined(b"cache-control").split(b",")]
 
     def joined(self, name: bytes) -> bytes:
         """Return the values of a header that may be repeated, and whose values belong together."""
-        return b",".join(value for sent, value in self.scope["headers"] if sent == name)
+        return b",".join(value for one, value in self.scope["headers"] if one == name)
 
     def read_urgency(self) -> None:
         """Take the urgency from the header `Priority`, if there is one."""

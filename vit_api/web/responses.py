@@ -14,6 +14,7 @@ from starlette.routing import Match, Route
 from starlette.types import Send
 
 from vit_api.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ViTError
+from vit_api.web.problem_details import PROBLEM_JSON, prefers_problem, problem_of
 from vit_api.web.requests import Headers, Request
 
 REQUEST_ID = b"x-request-id"
@@ -76,7 +77,16 @@ def error_response(error: ViTError, request: Request) -> Response:
     """Return the response for a request that failed, with the time that it took in `Server-Timing` (W3C)."""
     headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
     headers.append((b"server-timing", b"total;dur=%.3f" % request.elapsed_ms))
-    return Response(error.status, to_json(error_body(error, request.id.decode())), headers, (error,))
+    body, content_type = _error_content(error, request.id.decode(), request.headers.get(b"accept", b""))
+    return Response(error.status, body, headers, (error,), content_type)
+
+
+def _error_content(error: ViTError, request_id: str, accept: bytes) -> tuple[bytes, bytes]:
+    """Return the body of an error response and its content type: problem details for those who ask for them."""
+    body = error_body(error, request_id)
+    if prefers_problem(accept):
+        return to_json(problem_of(error, body)), PROBLEM_JSON
+    return to_json(body), _JSON
 
 
 def from_exception(request: starlette.requests.Request, error: Exception) -> starlette.responses.Response:
@@ -87,11 +97,10 @@ def from_exception(request: starlette.requests.Request, error: Exception) -> sta
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(ours, MethodNotAllowed):
         headers["Allow"] = ", ".join(allowed)
+    accept = request.headers.get("accept", "").encode("latin-1")
+    body, content_type = _error_content(ours, request.state.request_id, accept)
     return starlette.responses.Response(
-        to_json(error_body(ours, request.state.request_id)),
-        ours.status,
-        headers | ours.headers(),
-        media_type="application/json",
+        body, ours.status, headers | ours.headers(), media_type=content_type.decode("ascii")
     )
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
 
 from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
 from vit_api.web.forms import FormPart, parse_form
-from vit_api.web.parameters import Fields, refuse_slip
+from vit_api.web.parameters import Fields
 from vit_api.web.requests import BodyLimit, Request
+from vit_api.web.text_bodies import find_in_json, find_in_urlencoded, is_json, is_urlencoded, listed
 
 _ENVELOPE_BYTES = 64 * 1024
 """Maximum overhead of a form's or JSON's syntax around an upload."""
@@ -22,9 +21,7 @@ _ENVELOPE_BYTES = 64 * 1024
 _FORM = b"multipart/form-data"
 _URLENCODED = b"application/x-www-form-urlencoded"
 _JSON = b"application/json"
-_JSON_START = b"{"
 _LEADING_SPACE = 64
-_MAX_JSON_MARKS = 1000
 _EXTRA_PARTS = 16
 """Maximum number of a form's fields besides its uploads."""
 
@@ -32,6 +29,7 @@ _MAX_FIELD_BYTES = 1024
 """Longer fields of a form are no parameters."""
 
 _DATA_URL = b"data:"
+_FORM_START = b"--"
 _TEXT = re.compile(rb"\s*(data:.*|[A-Za-z0-9+/_=-][A-Za-z0-9+/_=\s-]{15,})", re.IGNORECASE | re.DOTALL)
 """The start of base64 or of a `data:` URL."""
 
@@ -97,7 +95,10 @@ class Uploads:
             BadRequest: The body is not a form.
         """
         if not request.media_type.startswith(_FORM):
-            raise BadRequest("The body is not a form. Send the images as multipart/form-data in the field 'files'.")
+            raise BadRequest(
+                f"The body is not a form: Content-Type is {_shown(request.media_type)}."
+                " Send the images as multipart/form-data in the field 'files'."
+            )
         return self._several
 
     async def find_one(self, request: Request, field: str = "image") -> FoundUpload:
@@ -115,14 +116,13 @@ class Uploads:
         body, media_type = request.take_body(), request.media_type
         if media_type.startswith(_FORM):
             found = await parse_body(body, self._one_in_form, request.headers[b"content-type"])
-        # No image starts with a brace, and `curl -d` declares JSON as a form, so the content decides.
-        elif body[:_LEADING_SPACE].lstrip().startswith(_JSON_START) or (
-            media_type.startswith(_JSON) and _is_text(body)
-        ):
-            found = await parse_body(body, _one_in_json, field)
-        elif media_type.startswith(_URLENCODED) and (start := f"{field}=".encode()) in body[:_MAX_FIELD_BYTES]:
-            found = await parse_body(body, _one_in_urlencoded, start)
+        elif is_json(body, media_type):
+            found = FoundUpload(*await parse_body(body, find_in_json, field))
+        elif media_type.startswith(_URLENCODED) and is_urlencoded(body):
+            found = FoundUpload(*await parse_body(body, find_in_urlencoded, field))
         else:
+            if body.startswith(_FORM_START):
+                _refuse_undeclared_form(body, media_type)
             found = FoundUpload(body)
         self._check(found.data)
         return found
@@ -146,7 +146,9 @@ class Uploads:
         if len(files) == 1:
             return FoundUpload(_content_of(files[0]), fields)
         if not files:
-            raise BadRequest("The form has no file. Send the image in the form field 'file'.")
+            raise BadRequest(
+                f"The form has no file{listed(name for name, _ in fields)}. Send the image in the form field 'file'."
+            )
         names = ", ".join(f"'{name[:64]}' ({count})" for name, count in Counter(file.name for file in files).items())
         raise BadRequest(
             f"The form must have exactly one file, in the field 'file', not {len(files)}. It has {names}."
@@ -182,10 +184,13 @@ def _files_of(parts: list[FormPart], names: tuple[str, ...]) -> tuple[list[FormP
     The files are the parts of the given names, or else those that are sent as files, or else those that are no
     parameters.
     """
+    # Browsers send an empty part for a file input in which nothing is selected.
+    full = [part for part in parts if part.content or part.filename != ""]
     choices = (
-        [part for part in parts if part.name in names],
+        [part for part in full if part.name in names],
+        [part for part in full if part.filename is not None],
+        [part for part in full if len(part.content) > _MAX_FIELD_BYTES or part.content.startswith(_DATA_URL)],
         [part for part in parts if part.filename is not None],
-        [part for part in parts if len(part.content) > _MAX_FIELD_BYTES or part.content.startswith(_DATA_URL)],
     )
     files = next(filter(None, choices), [])
     others = [part for part in parts if part not in files and len(part.content) <= _MAX_FIELD_BYTES]
@@ -193,8 +198,9 @@ def _files_of(parts: list[FormPart], names: tuple[str, ...]) -> tuple[list[FormP
 
 
 def _content_of(file: FormPart) -> bytes:
-    """Return a file's bytes; scripts also send base64 or a `data:` URL as text. No image's first bytes look like it."""
-    if file.filename is None and _TEXT.fullmatch(file.content[:_LEADING_SPACE]):
+    """Return a file's bytes; scripts also send base64 as text, or a `data:` URL, as which no image begins."""
+    start = file.content[:_LEADING_SPACE]
+    if start[: len(_DATA_URL)].lower() == _DATA_URL or (file.filename is None and _TEXT.fullmatch(start)):
         return decode_base64(file.content.decode("latin-1"), file.name)
     return file.content
 
@@ -209,59 +215,14 @@ async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any, shor
     return await asyncio.get_running_loop().run_in_executor(None, parse, body, *arguments)
 
 
-def _is_text(body: bytes) -> bool:
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        return False
-    return bool(body)
+def _refuse_undeclared_form(body: bytes, media_type: bytes) -> None:
+    """Refuse a form that is sent as something else: its error as an image would not help."""
+    if b"content-disposition:" in body[:_MAX_FIELD_BYTES].lower():
+        raise BadRequest(
+            f"The body is a form, but Content-Type is {_shown(media_type)}. Don't set that header yourself: your HTTP"
+            " library adds it with the boundary."
+        )
 
 
-def load_object(body: bytes, example: str) -> dict[str, Any]:
-    """Return the JSON object in a body that carries an upload.
-
-    Args:
-        body: JSON.
-        example: A valid body, for error messages.
-
-    Raises:
-        BadRequest: The JSON is malformed, is not an object, or has far more values than an upload needs.
-    """
-    # Base64 has none of these bytes. json.loads holds the GIL, so a long list would block every thread.
-    if sum(map(body.count, (b"{", b"[", b'"', b","))) > _MAX_JSON_MARKS:
-        raise BadRequest(f"The JSON has more than an upload. Send {example}.")
-    try:
-        document: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadRequest("The JSON is malformed.") from None
-    if not isinstance(document, dict):
-        raise BadRequest(f"The JSON has no upload. Send {example}.")
-    return document
-
-
-def _one_in_json(body: bytes, field: str) -> FoundUpload:
-    example = f'{{"{field}": "<base64>"}}'
-    document = load_object(body, example)
-    image = document.pop(field, None)
-    if isinstance(image, str):
-        if image.startswith(("http://", "https://")):
-            raise BadRequest(f"'{field}' is a URL, and this server doesn't download images. Send the image as base64.")
-        return FoundUpload(decode_base64(image, field), list(document.items()))
-    if image is None:
-        for name in document:
-            refuse_slip(name, (field,))
-    raise BadRequest(f"The JSON has no upload. Send {example}.")
-
-
-def _one_in_urlencoded(body: bytes, start: bytes) -> FoundUpload:
-    """Find base64 in a form without files; a plus sign that was not escaped is a space by now."""
-    field = start[:-1].decode()
-    try:
-        fields = parse_qsl(body.decode("latin-1"), keep_blank_values=True, max_num_fields=_EXTRA_PARTS)
-    except ValueError:
-        raise BadRequest(f"The form has too many fields. Send at most {_EXTRA_PARTS}.") from None
-    image = next((value for name, value in fields if name == field), "")
-    return FoundUpload(
-        decode_base64(image.strip().replace(" ", "+"), field),
-        [(name, value) for name, value in fields if name != field],
-    )
+def _shown(media_type: bytes) -> str:
+    return repr(media_type.decode("latin-1")) if media_type else "missing"

@@ -1,4 +1,4 @@
-"""A checkpoint is found and read without torch, or refused with a message for the operator."""
+"""Checkpoints are found and read without torch, or rejected with a message for the operator."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(vit: Path, tmp_path: Path) -> Path:
-    """A copy of the small ViT that a test may spoil."""
+    """Return a copy of the small ViT for a test to modify."""
     for file in vit.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
 
 
 def test_the_embedded_model_is_read() -> None:
-    """`digits` needs no network and no revision."""
+    """`digits` is loaded without network access or a revision."""
     digits = load_checkpoint("digits")
     assert digits.labels == tuple("0123456789")
     assert digits.preprocessing.pixel_shape == (32, 32, 3)
@@ -41,8 +41,8 @@ def test_the_embedded_model_is_read() -> None:
 
 
 @pytest.mark.parametrize("kind", samples.PROCESSORS)
-def test_what_transformers_saves_is_read(kind: str, tmp_path: Path) -> None:
-    """Model and processor, as save_pretrained of this version writes them."""
+def test_checkpoints_saved_by_transformers_are_read(kind: str, tmp_path: Path) -> None:
+    """The installed version's save_pretrained and legacy processor files give the same settings."""
     folder = samples.make_checkpoint(tmp_path, kind, classes=7)
     legacy = load_checkpoint(str(folder))
     transformers.AutoImageProcessor.from_pretrained(folder).save_pretrained(folder)
@@ -60,7 +60,7 @@ def test_a_clip_processor_is_found_in_its_processor(copied: Path) -> None:
 
 
 def test_two_default_labels_are_read(tmp_path: Path) -> None:
-    """The library doesn't save id2label where it is LABEL_0 and LABEL_1."""
+    """The library doesn't save id2label when it is LABEL_0 and LABEL_1."""
     config = transformers.ViTConfig(**samples._MODELS["vit"][1])
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
     assert "id2label" not in json.loads((tmp_path / "config.json").read_text())
@@ -68,8 +68,8 @@ def test_two_default_labels_are_read(tmp_path: Path) -> None:
     assert load_checkpoint(str(tmp_path)).labels == ("LABEL_0", "LABEL_1")
 
 
-def test_shards_are_weights(tmp_path: Path) -> None:
-    """Weights in several files, named by an index; each must be there."""
+def test_sharded_weights_are_read(tmp_path: Path) -> None:
+    """All files that the index names must exist."""
     folder = samples.make_checkpoint(tmp_path, max_shard_size="20KB")
     assert not (folder / "model.safetensors").exists()
     assert load_checkpoint(str(folder)).path == folder
@@ -94,22 +94,22 @@ def test_shards_are_weights(tmp_path: Path) -> None:
         pytest.param({"model_type": ["vit"], "auto_map": {"AutoConfig": "my.My"}}, "never run", id="list as type"),
     ],
 )
-def test_models_that_cannot_be_served_are_refused(copied: Path, changes: dict[str, Any], reason: str) -> None:
-    """The message says why, and names the model."""
+def test_unsupported_models_are_rejected(copied: Path, changes: dict[str, Any], reason: str) -> None:
+    """The message names the model and the reason."""
     samples.edit_json(copied / "config.json", **changes)
     with pytest.raises(CheckpointError, match=reason) as caught:
         load_checkpoint(str(copied))
     assert str(copied) in str(caught.value)
 
 
-def test_remote_code_is_not_needed_for_a_built_in_model(copied: Path) -> None:
-    """A file may offer its own code for a model that transformers has."""
+def test_remote_code_of_a_built_in_model_is_ignored(copied: Path) -> None:
+    """A model that transformers has is read even if its config also offers custom code."""
     samples.edit_json(copied / "config.json", auto_map={"AutoConfig": "my.My"})
     assert len(load_checkpoint(str(copied)).labels) == 10
 
 
-def test_built_in_models_are_those_of_transformers() -> None:
-    """The list has no model that transformers can't classify images with."""
+def test_built_in_models_are_known_to_transformers() -> None:
+    """Every model of our list has an image classifier in transformers."""
     assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) >= checkpoint._BUILT_IN_MODELS
 
 
@@ -120,7 +120,7 @@ def test_built_in_models_are_those_of_transformers() -> None:
         pytest.param("config.json", b"{", "can't be read as JSON", id="bad json"),
         pytest.param("config.json", b"\xff\xfe", "can't be read as JSON", id="no text"),
         pytest.param("config.json", b"[]", "not a JSON object", id="list"),
-        pytest.param("config.json", b"[" * 200_000, "can't be read as JSON", id="nested without end"),
+        pytest.param("config.json", b"[" * 200_000, "can't be read as JSON", id="deeply nested"),
         pytest.param("preprocessor_config.json", None, "no preprocessor_config.json", id="no processor"),
         pytest.param("preprocessor_config.json", b'{"crop_pct": 0.9}', "crop_pct", id="unknown processor"),
         pytest.param("model.safetensors", None, "no safetensors weights", id="no weights"),
@@ -128,8 +128,8 @@ def test_built_in_models_are_those_of_transformers() -> None:
         pytest.param("model.safetensors", b"", "not a safetensors file", id="empty weights"),
     ],
 )
-def test_spoilt_folders_are_refused(copied: Path, file: str, content: bytes | None, reason: str) -> None:
-    """Files that are missing, or aren't what their name says."""
+def test_broken_checkpoints_are_rejected(copied: Path, file: str, content: bytes | None, reason: str) -> None:
+    """Missing files and files with the wrong content are named."""
     (copied / file).unlink() if content is None else (copied / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=reason):
         load_checkpoint(str(copied))
@@ -146,8 +146,8 @@ def test_spoilt_folders_are_refused(copied: Path, file: str, content: bytes | No
         pytest.param({}, id="empty"),
     ],
 )
-def test_an_index_must_name_safetensors_beside_it(copied: Path, index: dict[str, Any]) -> None:
-    """Nothing outside the folder, no pickles."""
+def test_an_index_may_only_name_safetensors_in_its_folder(copied: Path, index: dict[str, Any]) -> None:
+    """Paths outside the folder, pickles and malformed indexes are rejected."""
     (copied / "model.safetensors").unlink()
     (copied / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"its model\.safetensors\.index\.json"):
@@ -155,23 +155,23 @@ def test_an_index_must_name_safetensors_beside_it(copied: Path, index: dict[str,
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "a/b/c", "", "-x", "a b"])
-def test_names_that_are_nothing_are_refused(name: str) -> None:
-    """Neither a directory nor a hub id; the hub isn't asked."""
+def test_invalid_names_are_rejected(name: str) -> None:
+    """A name that is neither a directory nor a hub id is rejected without a request to the hub."""
     with pytest.raises(CheckpointError, match="no such directory"):
         load_checkpoint(name)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("~no-such-user/model", id="home of nobody"), pytest.param("a" * 5000, id="too long")]
+    "name", [pytest.param("~no-such-user/model", id="unknown home"), pytest.param("a" * 5000, id="too long")]
 )
-def test_names_that_the_system_rejects_are_refused(name: str) -> None:
-    """A path that can't even be looked up is an error of ours, too."""
+def test_names_that_the_os_rejects_are_rejected(name: str) -> None:
+    """A path that can't be looked up raises CheckpointError, not OSError."""
     with pytest.raises(CheckpointError, match="can't be looked up"):
         load_checkpoint(name)
 
 
-def test_a_shard_name_that_the_system_rejects_is_refused(copied: Path) -> None:
-    """An index may name anything, a file of 300 letters too."""
+def test_a_shard_name_that_the_os_rejects_is_rejected(copied: Path) -> None:
+    """A shard whose name is too long for the file system raises CheckpointError."""
     (copied / "model.safetensors").unlink()
     index = {"weight_map": {"a": "a" * 300 + ".safetensors"}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -180,20 +180,20 @@ def test_a_shard_name_that_the_system_rejects_is_refused(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/."])
-def test_a_directory_is_named_by_its_last_part(vit: Path, ending: str) -> None:
-    """Clients see the name, and nothing of where the directory lies."""
+def test_a_local_model_is_named_after_its_directory(vit: Path, ending: str) -> None:
+    """Clients see the directory's name and not its path."""
     assert load_checkpoint(f"{vit}{ending}").name == vit.name
 
 
 @pytest.mark.parametrize("name", ["digits", "."])
 def test_only_hub_models_have_revisions(name: str) -> None:
-    """A pin that would not be kept is an error."""
+    """A revision that would have no effect is an error."""
     with pytest.raises(CheckpointError, match="revision"):
         load_checkpoint(name, "main")
 
 
 def test_reading_needs_no_heavy_imports() -> None:
-    """The main process is forked; it must neither pay for torch nor have threads."""
+    """The main process forks, so it must neither import torch nor start threads."""
     program = (
         "import sys, threading; from vit_api.checkpoints.checkpoint import load_checkpoint; load_checkpoint('digits');"
         "heavy = {'torch', 'transformers', 'huggingface_hub', 'PIL', 'numpy'} & set(sys.modules);"
@@ -202,8 +202,8 @@ def test_reading_needs_no_heavy_imports() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(checkpoint.__file__).parents[2])
 
 
-def test_a_checkpoint_with_many_labels_is_small_on_its_way_to_a_worker(tmp_path: Path) -> None:
-    """More than the 64 KB of a pipe would block the main process if the worker died before it read them."""
+def test_a_pickled_checkpoint_fits_into_a_pipe(tmp_path: Path) -> None:
+    """Over a pipe's 64 KiB, the main process would block if the worker died before reading it."""
     folder = samples.make_checkpoint(tmp_path / "model", classes=5000)
     loaded = load_checkpoint(str(folder))
     pickled = pickle.dumps(loaded)

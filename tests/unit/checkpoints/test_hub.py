@@ -1,4 +1,4 @@
-"""Downloads, pins, caches and refusals, against a hub on the loopback interface that answers as the real one does."""
+"""Downloads, pinned revisions, the cache and errors, against a local hub that answers like the real one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.fake_hub import FIRST, NAME, SECOND, FakeHub, hub_server
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.checkpoints.hub import RESPONSE_TIMEOUT_S
 
-# The limit that `load_checkpoint` states; 8.3 s were measured.
+# The limit that `load_checkpoint` documents.
 GENEROUS_S = 15.0
 
 
@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the library's environment and cache to this test."""
+    """Isolate the hub library's environment and cache."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
@@ -39,7 +39,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub that the library finds."""
+    """Run a hub that the library is configured to use."""
     with hub_server(files) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         yield server
@@ -52,17 +52,17 @@ def closed_port() -> int:
 
 
 def test_a_model_is_downloaded(hub: FakeHub, files: dict[str, bytes]) -> None:
-    """Its commit is known, and nothing but JSON and the weights is asked for."""
+    """Its commit is recorded, and only the JSON files and the weights are requested."""
     loaded = load_checkpoint(NAME)
     assert loaded.revision == FIRST
     assert (loaded.path / "model.safetensors").read_bytes() == files["model.safetensors"]
     assert len(loaded.labels) == 10
-    assert hub.asked_for() == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert hub.requested_files() == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
 @pytest.mark.parametrize("revision", ["v1", FIRST], ids=["tag", "commit"])
 def test_a_revision_is_pinned(hub: FakeHub, files: dict[str, bytes], revision: str) -> None:
-    """The main branch has moved on, the pin has not."""
+    """A tag or commit gives the same model after the main branch has moved on."""
     changed = json.loads(files["config.json"]) | {"id2label": {"0": "new", "1": "newer"}}
     hub.commits[SECOND] = {**files, "config.json": json.dumps(changed).encode()}
     hub.refs |= {"main": SECOND, "v1": FIRST}
@@ -72,25 +72,25 @@ def test_a_revision_is_pinned(hub: FakeHub, files: dict[str, bytes], revision: s
 
 
 def test_a_cached_commit_needs_no_hub(hub: FakeHub) -> None:
-    """A commit never changes, so nothing is asked once its files are there."""
+    """A commit never changes, so its cached files are used without a request."""
     first = load_checkpoint(NAME, FIRST)
     hub.requests.clear()
     assert load_checkpoint(NAME, FIRST) == first
     assert hub.requests == []
 
 
-def test_a_commit_in_part_is_completed(hub: FakeHub) -> None:
-    """A cache with a file missing isn't taken for the model."""
+def test_a_partly_cached_commit_is_completed(hub: FakeHub) -> None:
+    """A file missing from the cache is downloaded again."""
     weights = load_checkpoint(NAME, FIRST).path / "model.safetensors"
     weights.unlink()
     assert load_checkpoint(NAME, FIRST).path == weights.parent
     assert weights.exists()
 
 
-def test_the_cache_is_used_where_the_hub_cannot_be_reached(
+def test_the_cache_is_used_while_the_hub_is_unreachable(
     hub: FakeHub, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restart works without the network."""
+    """A restart works without a network."""
     first = load_checkpoint(NAME)
     hub.refusal = (503, "")
     assert load_checkpoint(NAME) == first
@@ -101,7 +101,7 @@ def test_the_cache_is_used_where_the_hub_cannot_be_reached(
 
 
 def test_shards_are_downloaded(hub: FakeHub, tmp_path: Path) -> None:
-    """Those that the index names."""
+    """All files that the index names are downloaded."""
     folder = samples.make_checkpoint(tmp_path / "sharded", max_shard_size="20KB")
     hub.commits[FIRST] = {file.name: file.read_bytes() for file in folder.iterdir()}
     loaded = load_checkpoint(NAME)
@@ -109,7 +109,7 @@ def test_shards_are_downloaded(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_slow_download_is_not_cut_off(hub: FakeHub) -> None:
-    """Weights that take longer than the hub is given to answer, but arrive."""
+    """The response timeout does not limit how long the weights take."""
     hub.weights_take_s = RESPONSE_TIMEOUT_S + 1
     started = time.monotonic()
     assert load_checkpoint(NAME).revision == FIRST
@@ -127,14 +127,14 @@ def test_a_slow_download_is_not_cut_off(hub: FakeHub) -> None:
     ],
 )
 def test_a_refusal_is_explained(hub: FakeHub, refusal: tuple[int, str], reason: str) -> None:
-    """What the hub's status means, and what to do."""
+    """The message explains the hub's status and what to do."""
     hub.refusal = refusal
     with pytest.raises(CheckpointError, match=reason):
         load_checkpoint(NAME)
 
 
 def test_a_gated_model_that_is_listed_is_explained(hub: FakeHub) -> None:
-    """The real hub lists a gated model's files to everybody, but doesn't hand them out."""
+    """The real hub lists a gated model's files for everyone, but refuses their download."""
     hub.file_refusal = (401, "GatedRepo")
     with pytest.raises(CheckpointError, match=r"accept its terms.*HF_TOKEN"):
         load_checkpoint(NAME)
@@ -142,21 +142,21 @@ def test_a_gated_model_that_is_listed_is_explained(hub: FakeHub) -> None:
 
 @pytest.mark.parametrize("revision", ["v9", SECOND], ids=["tag", "commit"])
 def test_a_missing_revision_is_explained(hub: FakeHub, revision: str) -> None:
-    """The model is there, the revision is not."""
+    """The message names the revision of an existing model that does not exist."""
     with pytest.raises(CheckpointError, match=f"no revision '{revision}'"):
         load_checkpoint(NAME, revision)
 
 
-def test_pickled_weights_are_refused_before_any_download(hub: FakeHub) -> None:
-    """A repository without safetensors."""
+def test_a_model_without_safetensors_is_rejected_before_any_download(hub: FakeHub) -> None:
+    """Pickled weights are never downloaded."""
     del hub.commits[FIRST]["model.safetensors"]
     with pytest.raises(CheckpointError, match="no safetensors"):
         load_checkpoint(NAME)
-    assert hub.asked_for() == set()
+    assert hub.requested_files() == set()
 
 
 def test_offline_mode_is_named(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable that forbids the download, and the way out."""
+    """The message names the variable that forbids the download and the alternative."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set.*--model digits"):
         load_checkpoint(NAME)
@@ -172,23 +172,23 @@ def assert_unreachable(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refused_connection_is_explained(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing listens."""
+    """No server listens on the hub's port."""
     assert_unreachable(f"http://127.0.0.1:{closed_port}", monkeypatch)
 
 
 def test_a_name_that_does_not_resolve_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No DNS; `.invalid` never resolves (RFC 2606)."""
+    """The hub's host is unknown; `.invalid` never resolves (RFC 2606)."""
     assert_unreachable("http://hub.invalid", monkeypatch)
 
 
 def test_a_hub_that_never_answers_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The connection is accepted, and then nothing comes."""
+    """The hub accepts the connection and stays silent."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert_unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
 
 
 def test_a_hub_that_answers_byte_by_byte_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each byte comes in time, the answer never does: timeouts of a single read don't help."""
+    """The total time is limited: each single read is within its timeout."""
     done = threading.Event()
 
     def drip(listener: socket.socket) -> None:
@@ -208,6 +208,6 @@ def test_a_hub_that_answers_byte_by_byte_is_explained(monkeypatch: pytest.Monkey
 
 
 def test_a_failing_hub_is_explained(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Server errors count as not reachable."""
+    """A hub that responds with server errors counts as unreachable."""
     hub.refusal = (500, "")
     assert_unreachable(hub.endpoint, monkeypatch)

@@ -1,4 +1,4 @@
-"""The settings read from an image processor's file are those that transformers would use, or they are refused."""
+"""Image processor files give the settings that transformers would use, or are rejected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KNOWN_CLASSES = sorted(preprocessing._CLASSES)
 
 
 def as_transformers_reads(class_name: str, processor: dict[str, Any]) -> Preprocessing:
-    """Let transformers resolve the same file."""
+    """Return the settings as transformers resolves them."""
     theirs = getattr(transformers, f"{class_name}Pil")(**processor)
     size = dict(theirs.size)
     return Preprocessing(
@@ -34,7 +34,7 @@ def as_transformers_reads(class_name: str, processor: dict[str, Any]) -> Preproc
 
 @pytest.mark.parametrize("class_name", KNOWN_CLASSES)
 def test_absent_keys_have_the_defaults_of_the_class(class_name: str) -> None:
-    """An empty file gives what an instance without arguments does."""
+    """An empty file gives the settings of an instance without arguments."""
     ours = read_preprocessing({"image_processor_type": class_name}, VIT)
     assert ours == as_transformers_reads(class_name, {})
 
@@ -61,33 +61,33 @@ def test_absent_keys_have_the_defaults_of_the_class(class_name: str) -> None:
     ],
 )
 def test_given_keys_mean_what_they_mean_in_transformers(class_name: str, processor: dict[str, Any]) -> None:
-    """An integer size is a square or a shortest edge, by class."""
+    """Each key is read as transformers reads it; an integer size is a square or a shortest edge, by class."""
     ours = read_preprocessing({"image_processor_type": class_name, **processor}, VIT)
     assert ours == as_transformers_reads(class_name, processor)
 
 
 @pytest.mark.parametrize("kind", samples.PROCESSORS)
 def test_real_processors_are_read(kind: str) -> None:
-    """Legacy and modern files of five model families."""
+    """Legacy and current files of five model families give 224 x 224 pixels."""
     shape = read_preprocessing(samples.PROCESSORS[kind], {"model_type": kind}).pixel_shape
     assert shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("model_type", sorted(preprocessing._CLASS_BY_MODEL_TYPE))
 def test_a_file_without_a_class_gets_the_class_of_its_model(model_type: str) -> None:
-    """The table is a part of transformers' own."""
+    """Our table of classes by model type agrees with transformers'."""
     expected = IMAGE_PROCESSOR_MAPPING_NAMES[model_type]["torchvision"]
     assert preprocessing._CLASS_BY_MODEL_TYPE[model_type] == expected
 
 
 @pytest.mark.parametrize("name", ["DeiTImageProcessor", "DeiTImageProcessorFast", "DeiTImageProcessorPil"])
 def test_the_backend_suffix_of_a_class_does_not_matter(name: str) -> None:
-    """Files saved with torchvision name another class for the same settings."""
+    """Files saved by the torchvision backend name another class for the same settings."""
     assert read_preprocessing({"image_processor_type": name}, VIT).crop == (224, 224)
 
 
-def test_a_built_in_class_is_used_where_remote_code_is_offered_too() -> None:
-    """As in transformers without trust_remote_code."""
+def test_remote_code_of_a_built_in_class_is_ignored() -> None:
+    """The built-in class is used, as in transformers without trust_remote_code."""
     remote = {"AutoImageProcessor": "processing.MyProcessor"}
     assert read_preprocessing({"image_processor_type": "ViTImageProcessor", "auto_map": remote}, {}).size == (224, 224)
     assert read_preprocessing({"auto_map": remote}, VIT).size == (224, 224)
@@ -123,13 +123,13 @@ def test_a_built_in_class_is_used_where_remote_code_is_offered_too() -> None:
         pytest.param({"do_normalize": "yes"}, "do_normalize", id="text as flag"),
     ],
 )
-def test_what_cannot_be_reproduced_is_refused(processor: dict[str, Any], reason: str) -> None:
-    """The message says why."""
+def test_unsupported_settings_are_rejected(processor: dict[str, Any], reason: str) -> None:
+    """Settings that we can't reproduce are rejected with the reason."""
     with pytest.raises(UnsupportedProcessor, match=reason):
         read_preprocessing(processor, VIT)
 
 
-def test_an_unknown_model_without_a_class_is_refused() -> None:
-    """Neither file says what happens to the pixels."""
+def test_an_unknown_model_without_a_class_is_rejected() -> None:
+    """Neither file defines the preprocessing."""
     with pytest.raises(UnsupportedProcessor, match="'resnet'"):
         read_preprocessing({"size": 224}, {"model_type": "resnet"})

@@ -1,4 +1,4 @@
-"""`python -m vit_api classify`: what it finds, prints and ends with; without a server and with scripted ones."""
+"""`python -m vit_api classify`: files, output and exit status, in process and with a scripted server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _nothing_fails(path: Path, why: str) -> None:
 
 
 def test_folders_are_walked_in_order(tmp_path: Path) -> None:
-    """Files by name before sub-folders by name; neither hidden ones nor other kinds."""
+    """Files by name come before sub-folders by name; hidden and other files are skipped."""
     names = ["b.PNG", "a.jpg", "sub/c.webp", "a-sub/z.tiff"]
     others = [".hidden.png", "notes.txt", ".git/x.png"]
     for name in [*names, *others]:
@@ -64,14 +64,14 @@ def test_folders_are_walked_in_order(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found] == ["a.jpg", "b.PNG", "a-sub/z.tiff", "sub/c.webp"]
 
 
-def test_what_is_named_is_taken(tmp_path: Path) -> None:
-    """Whatever it is called, in the order of the names, and also if it is not there."""
+def test_named_files_are_always_included(tmp_path: Path) -> None:
+    """Files given by name are kept in order, regardless of their suffix and of whether they exist."""
     names = [_touch(tmp_path / "z"), tmp_path / "missing", _touch(tmp_path / "a")]
     assert list(find_images(names, _nothing_fails)) == names
 
 
-def test_what_can_not_be_looked_at_is_left_to_the_reader(tmp_path: Path) -> None:
-    """Who opens a broken link, or a name that no file can have, gets to know why."""
+def test_paths_without_a_stat_are_included(tmp_path: Path) -> None:
+    """Opening a broken link or an invalid name gives the error that is reported."""
     link = tmp_path / "link.png"
     link.symlink_to(tmp_path / "gone.png")
     names = [tmp_path, tmp_path / ("x" * 300)]
@@ -79,7 +79,7 @@ def test_what_can_not_be_looked_at_is_left_to_the_reader(tmp_path: Path) -> None
 
 
 def test_a_folder_without_images_fails(tmp_path: Path) -> None:
-    """Its name was given for nothing."""
+    """A named folder in which nothing is found is reported."""
     _touch(tmp_path / "notes.txt")
     failures: list[Path] = []
     assert list(find_images([tmp_path], lambda path, _: failures.append(path))) == []
@@ -90,14 +90,14 @@ RESULT = Classification((ScoredLabel("7", 0.9), ScoredLabel("1", 0.1)), cached=F
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def test_the_progress_bar() -> None:
-    """It is drawn in one line, not too often, and taken away for other output."""
+    """It is drawn in one line at a limited rate, and cleared before other output."""
     now = [0.0]
     terminal = Terminal()
     progress = Progress(terminal, 4, lambda: now[0])
@@ -112,7 +112,7 @@ def test_the_progress_bar() -> None:
 
 
 def test_no_progress_bar_without_a_terminal() -> None:
-    """A log has no use for it."""
+    """Nothing is drawn in a log or pipe."""
     stream = io.StringIO()
     Progress(stream, 4).draw(1, 0)
     assert stream.getvalue() == ""
@@ -129,7 +129,7 @@ def _report(lines: JsonLines | Table) -> tuple[str, str]:
 
 
 def test_the_table() -> None:
-    """Failures are apart from it, and nothing can steer the terminal."""
+    """Failures go to stderr, and control characters are replaced."""
     out, err = _report(Table(8))
     heading, row = (line.split() for line in out.splitlines())
     assert heading == ["FILE", "LABEL", "CONF", "NEXT"]
@@ -138,7 +138,7 @@ def test_the_table() -> None:
 
 
 def test_json_lines() -> None:
-    """One object for each image, in order, whatever became of it."""
+    """Each image gives one object, in order, with its result or its error."""
     out, err = _report(JsonLines())
     good, bad = map(json.loads, out.splitlines())
     assert (good["file"], good["predictions"][0]) == ("good.png", {"label": "7", "confidence": 0.9})
@@ -149,8 +149,8 @@ def test_json_lines() -> None:
     assert err == "1 of 2 images failed.\n"
 
 
-def test_what_can_be_printed() -> None:
-    """Letters of any script stay."""
+def test_printable() -> None:
+    """Control characters and surrogates are replaced; letters of any script are kept."""
     assert printable("naïve 数字\n\x07\udcff") == "naïve 数字" + "\ufffd" * 3
 
 
@@ -168,7 +168,7 @@ def test_what_can_be_printed() -> None:
     ],
 )
 def test_misuse(arguments: list[str]) -> None:
-    """It is told apart from failures by its status, 2."""
+    """Invalid arguments end with exit status 2 and a usage message."""
     result = _run(*arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("usage:")
@@ -176,21 +176,21 @@ def test_misuse(arguments: list[str]) -> None:
 
 
 def test_a_bad_setting_is_misuse() -> None:
-    """Without a server the server's settings count."""
+    """In process, the server's settings apply."""
     result = _run(EXAMPLES[0], VIT_API_DTYPE="int3")
     assert result.returncode == 2
     assert "VIT_API_DTYPE" in result.stderr
 
 
 def test_an_unknown_model() -> None:
-    """The reason is one line."""
+    """The error is a single line."""
     result = _run("--model", "no-such-folder/x/y", EXAMPLES[0])
     assert result.returncode == 1
     assert result.stderr.startswith("error: The model")
 
 
 def test_in_process() -> None:
-    """The embedded model reads the examples; unreadable files are reported and do not affect the others."""
+    """The embedded model classifies the examples; unreadable files are reported and do not affect the others."""
     result = _run("--model", "digits", "--top-k", "1", EXAMPLES[0], "README.md", "missing.png", EXAMPLES[1])
     rows = [line.split()[1:] for line in result.stdout.splitlines()]
     assert [row[0] for row in rows] == ["LABEL", "3", "7"]
@@ -202,7 +202,7 @@ def test_in_process() -> None:
     assert result.returncode == 1
 
 
-def test_by_a_server() -> None:
+def test_with_a_server() -> None:
     """The key comes from the environment; a folder's images are uploaded."""
     with scripted(ok(), ok()) as server:
         result = _run("--url", server.url, "--json", "--key-env", "MY_KEY", "examples", MY_KEY="k-1")
@@ -212,8 +212,8 @@ def test_by_a_server() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_refusal_of_the_server() -> None:
-    """It is one line, with the API's own message."""
+def test_an_error_of_the_server() -> None:
+    """It is reported in a single line with the API's message."""
     with scripted(error(401, "unauthorized")) as server:
         result = _run("--url", server.url, EXAMPLES[0])
     assert result.stderr.splitlines() == [f"{EXAMPLES[0]}: what is wrong (unauthorized)", "1 of 1 images failed."]
@@ -221,7 +221,7 @@ def test_a_refusal_of_the_server() -> None:
 
 
 def test_odd_file_names(tmp_path: Path) -> None:
-    """Names that are no text, or that would break a line, are shown all the same."""
+    """Names that are not valid UTF-8 or contain line breaks are reported in one line each."""
     names = [os.fsdecode(b"\xff.png"), "two\nlines.png"]
     for name in names:
         _touch(tmp_path / name)
@@ -235,13 +235,13 @@ def test_odd_file_names(tmp_path: Path) -> None:
 
 
 def test_ctrl_c() -> None:
-    """It ends at once, without a stack trace, with the status that shells know."""
+    """The command exits at once, without a traceback, with status 130 as shells expect."""
     with scripted(handler=lambda _: Fault.SILENCE) as server:
         process = subprocess.Popen(
             _command("--url", server.url, EXAMPLES[0]),
             cwd=ROOT,
             stderr=subprocess.PIPE,
-            preexec_fn=_hear_ctrl_c,  # noqa: PLW1509
+            preexec_fn=_restore_sigint,  # noqa: PLW1509
         )
         with process:
             try:
@@ -249,17 +249,17 @@ def test_ctrl_c() -> None:
                 process.send_signal(signal.SIGINT)
                 _, err = process.communicate(timeout=60)
             finally:
-                process.kill()  # if it still runs: what is left open would be the failure of another test
+                process.kill()  # if it still runs, so that no open pipe fails another test
     assert (process.returncode, err) == (130, b"")
 
 
-def _hear_ctrl_c() -> None:
-    """Undo what a shell does to a command in the background, tests too: it and its children ignore Ctrl-C."""
+def _restore_sigint() -> None:
+    """Restore SIGINT, which shells have background commands, and so tests, ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_output_that_nobody_reads(tmp_path: Path) -> None:
-    """`| head` ends it without a stack trace."""
+def test_a_closed_pipe(tmp_path: Path) -> None:
+    """With `| head`, the command exits without a traceback."""
     for number in range(50):
         _touch(tmp_path / f"{number}.png")
 
@@ -283,7 +283,7 @@ _NAN = 98
 
 
 class FakeApi:
-    """Stands in for a LitAPI whose device takes two images at once. An image's only pixel says what becomes of it."""
+    """A LitAPI whose device fits two images at once; the value of an image decides its outcome."""
 
     def __init__(self, checkpoint: Any) -> None:
         self.checkpoint = checkpoint
@@ -299,14 +299,14 @@ class FakeApi:
     def predict(self, images: list[int]) -> list[int]:
         self.batches.append(len(images))
         if len(images) > 2 or 99 in images:
-            raise OutOfDeviceMemory("the device's memory does not suffice")
+            raise OutOfDeviceMemory("planted")
         return images
 
     def unbatch(self, images: list[int]) -> list[records.Prediction]:
         return [records.Prediction((value,), (0.0,), math.nan if value == _NAN else 1.0) for value in images]
 
     def free_memory(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
     def has_working_device(self) -> bool:
         return not self.is_broken
@@ -327,14 +327,14 @@ def _classify(tmp_path: Path, api: FakeApi, *contents: str, max_batch_size: int 
 
 @pytest.fixture
 def api() -> FakeApi:
-    """Return the LitAPI of a device that takes two images at once."""
+    """Return the LitAPI of a device that fits two images at once."""
     from vit_api.checkpoints.checkpoint import load_checkpoint
 
     return FakeApi(load_checkpoint("digits"))
 
 
 def test_batches_that_do_not_fit_are_halved(tmp_path: Path, api: FakeApi) -> None:
-    """As the server does; only an image that does not fit on its own fails."""
+    """Only an image that does not fit on its own fails."""
     outcomes = _classify(tmp_path, api, "0", "1", "2", "99", "4")
     found = [outcome.code if isinstance(outcome, ClassifyError) else outcome.top.label for outcome in outcomes]
     assert found == ["0", "1", "2", "out_of_memory", "4"]
@@ -342,7 +342,7 @@ def test_batches_that_do_not_fit_are_halved(tmp_path: Path, api: FakeApi) -> Non
 
 
 def test_a_model_that_fails_is_reported(tmp_path: Path, api: FakeApi) -> None:
-    """Each image of the batch has the reason."""
+    """Each image of the batch fails with the reason."""
     api.batch = lambda _: 1 / 0  # type: ignore[assignment,method-assign,return-value]
     (outcome,) = _classify(tmp_path, api, "1")
     assert isinstance(outcome, ClassifyError)
@@ -351,7 +351,7 @@ def test_a_model_that_fails_is_reported(tmp_path: Path, api: FakeApi) -> None:
 
 
 def test_every_image_is_reported_when_the_device_breaks(tmp_path: Path, api: FakeApi) -> None:
-    """There is no other process that could take over."""
+    """No other process can take over, so all remaining images fail."""
     api.is_broken = True
     api.batch = lambda _: 1 / 0  # type: ignore[assignment,method-assign,return-value]
     outcomes = _classify(tmp_path, api, "1", "2", "3", max_batch_size=2)
@@ -359,7 +359,7 @@ def test_every_image_is_reported_when_the_device_breaks(tmp_path: Path, api: Fak
 
 
 def test_a_result_that_is_not_finite_is_a_failure(tmp_path: Path, api: FakeApi) -> None:
-    """With the sentence of the server's log; JSON has neither infinity nor NaN."""
+    """JSON has no infinity or NaN; the image fails with the same message as in the server's log."""
     outcomes = _classify(tmp_path, api, "1", str(_NAN))
     out, err = io.StringIO(), io.StringIO()
     report = Report(out, err, JsonLines(), Progress(err, 2))
@@ -370,8 +370,8 @@ def test_a_result_that_is_not_finite_is_a_failure(tmp_path: Path, api: FakeApi) 
     assert (bad["code"], bad["error"]) == ("inference_failed", NOT_FINITE.reason)
 
 
-def test_json_lines_refuse_numbers_that_json_lacks() -> None:
-    """A line that no parser takes would be worse than an error."""
+def test_json_lines_reject_nan() -> None:
+    """An error is better than a line that no parser can read."""
     result = Classification((ScoredLabel("7", math.nan),), cached=False, processing_time_ms=1.0, model="m")
     with pytest.raises(ValueError, match="not JSON compliant"):
         JsonLines().format(Path("image.png"), result)

@@ -1,4 +1,4 @@
-"""What a response means to the client and when it retries, without a network and with a fake clock."""
+"""How the client reads responses and when it retries, without a network and with a fake clock."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from vit_api.client.results import (
 )
 from vit_api.ipc import records
 
-NOW = 784_111_777.0  # the moment of RFC 9110's examples
+NOW = 784_111_777.0  # the time in RFC 9110's examples
 
 
 class FakeTime:
-    """A clock that only its owner moves."""
+    """A clock that advances only when a test sets it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -50,8 +50,8 @@ class FakeTime:
         return self.now
 
 
-def test_it_knows_the_servers_limits() -> None:
-    """The client imports nothing of the server's, so it has their values itself."""
+def test_limits_equal_the_servers() -> None:
+    """The client imports nothing of the server, so it has its own copies of the values."""
     assert (DEFAULT_TOP_K, MAX_TOP_K) == (lit_api.DEFAULT_TOP_K, records.MAX_TOP_K)
 
 
@@ -62,31 +62,31 @@ def test_it_knows_the_servers_limits() -> None:
         pytest.param("120", 120.0, id="seconds"),
         pytest.param(" 7 ", 7.0, id="spaces"),
         pytest.param("Sun, 06 Nov 1994 08:50:07 GMT", 30.0, id="date"),
-        pytest.param("Sunday, 06-Nov-94 08:50:07 GMT", 30.0, id="date as in RFC 850"),
-        pytest.param("Sun Nov  6 08:50:07 1994", 30.0, id="date as asctime writes it"),
-        pytest.param("Sun, 06 Nov 1994 08:00:00 GMT", 0.0, id="over"),
+        pytest.param("Sunday, 06-Nov-94 08:50:07 GMT", 30.0, id="RFC 850 date"),
+        pytest.param("Sun Nov  6 08:50:07 1994", 30.0, id="asctime date"),
+        pytest.param("Sun, 06 Nov 1994 08:00:00 GMT", 0.0, id="past"),
         pytest.param("", None, id="empty"),
         pytest.param("-5", None, id="negative"),
         pytest.param("1.5", None, id="fraction"),
         pytest.param("soon", None, id="text"),
-        pytest.param("9" * 5000, None, id="endless"),
-        pytest.param("١٢", None, id="digits of another script"),
+        pytest.param("9" * 5000, None, id="too long"),
+        pytest.param("١٢", None, id="non-ASCII digits"),
         pytest.param("Sun, 99 Nov 1994 08:50:07 GMT", None, id="no such day"),
     ],
 )
 def test_retry_after(value: str, expected: float | None) -> None:
-    """Both forms of RFC 9110 are read, and nothing else is."""
+    """Exactly the two forms of RFC 9110 are read."""
     assert retry_after_s({"retry-after": value}, NOW) == expected
 
 
 def test_no_retry_after() -> None:
-    """A response need not have the header."""
+    """Without the header there is no wait."""
     assert retry_after_s({}, NOW) is None
 
 
 @given(wait_s=st.integers(0, 10**6), skew_s=st.integers(-(10**7), 10**7))
-def test_a_moment_counts_from_the_answers_own_date(wait_s: int, skew_s: int) -> None:
-    """However wrong this machine's clock is."""
+def test_a_retry_after_date_is_relative_to_the_responses_date(wait_s: int, skew_s: int) -> None:
+    """The local clock's skew has no effect."""
     sent = int(NOW) + skew_s
     dates = [format_datetime(datetime.fromtimestamp(t, UTC), usegmt=True) for t in (sent + wait_s, sent)]
     assert retry_after_s({"retry-after": dates[0], "date": dates[1]}, NOW) == wait_s
@@ -101,24 +101,24 @@ def test_a_moment_counts_from_the_answers_own_date(wait_s: int, skew_s: int) -> 
         *(pytest.param(status, UnexpectedAnswer, id=f"{status}") for status in (204, 308)),
     ],
 )
-def test_classes_of_errors(status: int, kind: type[ClassifyError]) -> None:
-    """The status decides the class, and the body the message."""
+def test_error_classes(status: int, kind: type[ClassifyError]) -> None:
+    """The status determines the class, and the body the message."""
     body = json.dumps({"error": "what is wrong", "code": "a_code", "request_id": "id-1"}).encode()
     error = to_error(HttpAnswer(status, {"x-request-id": "id-2"}, body), NOW)
     assert type(error) is kind
     assert (error.message, error.code, error.status, error.request_id) == ("what is wrong", "a_code", status, "id-1")
 
 
-def test_a_proxys_page() -> None:
-    """A body that is not ours still gives a code, the status and the header's request id."""
+def test_a_proxys_error_page() -> None:
+    """A foreign body gives an error with a code, the status and the request id of the header."""
     answer = HttpAnswer(502, {"content-type": "text/html", "x-request-id": "id-2"}, b"<h1>Bad gateway</h1>")
     error = to_error(answer, NOW)
     assert (error.code, error.status, error.request_id) == ("http_502", 502, "id-2")
     assert "text/html" in error.message
 
 
-def test_a_redirect_says_where_to() -> None:
-    """Without the query, which may have a token."""
+def test_a_redirect_names_its_target() -> None:
+    """The query, which may contain a token, is omitted."""
     error = to_error(HttpAnswer(307, {"location": "https://host/predict?token=secret"}, b""), NOW)
     assert "https://host/predict" in error.message
     assert "secret" not in error.message
@@ -129,17 +129,17 @@ def test_a_redirect_says_where_to() -> None:
     [
         pytest.param({"predictions": []}, id="no predictions"),
         pytest.param({"predictions": [{"label": 7, "confidence": 0.5}]}, id="label is a number"),
-        pytest.param({"predictions": [{"label": "7", "confidence": True}]}, id="confidence is a truth value"),
+        pytest.param({"predictions": [{"label": "7", "confidence": True}]}, id="confidence is a boolean"),
         pytest.param({"predictions": [{"label": "7", "confidence": float("nan")}]}, id="confidence is NaN"),
-        pytest.param({"predictions": [{"label": "7", "confidence": 10**400}]}, id="confidence is endless"),
+        pytest.param({"predictions": [{"label": "7", "confidence": 10**400}]}, id="confidence is too large"),
         pytest.param({"predictions": "7"}, id="predictions are text"),
         pytest.param({"cached": 1}, id="cached is a number"),
         pytest.param({"model": None}, id="no model"),
         pytest.param({"processing_time_ms": "3"}, id="time is text"),
     ],
 )
-def test_a_result_that_is_none(change: dict[str, Any]) -> None:
-    """Status 200 is not enough."""
+def test_malformed_results_raise(change: dict[str, Any]) -> None:
+    """A response with status 200 is validated."""
     with pytest.raises(UnexpectedAnswer):
         to_classification(HttpAnswer(200, {}, json.dumps(ANSWER | change).encode()))
 
@@ -167,16 +167,16 @@ _HEADERS = st.dictionaries(
     headers=_HEADERS,
     body=st.binary() | _JSON.map(lambda value: json.dumps(value).encode()),
 )
-def test_any_answer_is_understood_or_refused(status: int, headers: dict[str, str], body: bytes) -> None:
-    """Whatever a server sends, nothing but a `ClassifyError` is raised."""
+def test_any_response_is_read_or_raises(status: int, headers: dict[str, str], body: bytes) -> None:
+    """No response of a server raises anything but a `ClassifyError`."""
     outcome = _outcome(Call(Retries(), 1.0, clock=lambda: 0.0), HttpAnswer(status, headers, body))
     if isinstance(outcome, float):
         assert status in (429, 503)
         assert 0 <= outcome < Retries().total_s
 
 
-def test_nested_json_without_end() -> None:
-    """A body that no parser can take is not ours."""
+def test_deeply_nested_json() -> None:
+    """A body that exceeds the parser's recursion limit is treated as a foreign one."""
     assert to_error(HttpAnswer(500, {}, b"[" * 10**6), NOW).code == "http_500"
 
 
@@ -186,8 +186,8 @@ def test_nested_json_without_end() -> None:
     total_s=st.floats(0.1, 300),
     jitters=st.floats(0, 1),
 )
-def test_bounds(asked: list[int | None], tries: int, total_s: float, jitters: float) -> None:
-    """Whatever a busy server asks for: no more tries, no more time, and no wait shorter than it wants."""
+def test_retries_stay_within_their_limits(asked: list[int | None], tries: int, total_s: float, jitters: float) -> None:
+    """Tries and total time are bounded, and no wait is shorter than the server's Retry-After."""
     time = FakeTime()
     call = Call(Retries(tries, total_s, 0.25, 8.0), 10.0, clock=time.clock, jitter=lambda: jitters)
     made = 0
@@ -205,8 +205,8 @@ def test_bounds(asked: list[int | None], tries: int, total_s: float, jitters: fl
     assert time.now < total_s
 
 
-def test_a_try_gets_no_more_than_the_time_that_is_left() -> None:
-    """The total time bounds the last try."""
+def test_a_try_is_limited_to_the_remaining_time() -> None:
+    """The last try's timeout is what is left of the total time."""
     time = FakeTime()
     call = Call(Retries(total_s=15.0), 10.0, clock=time.clock)
     assert call.begin() == 10.0
@@ -214,8 +214,8 @@ def test_a_try_gets_no_more_than_the_time_that_is_left() -> None:
     assert call.begin() == 3.0
 
 
-def test_a_wait_that_took_too_long_ends_it() -> None:
-    """A machine that slept through the time limit gets the failure before, not another try."""
+def test_no_try_starts_after_the_time_limit() -> None:
+    """If the wait took longer than planned, the previous error is raised again."""
     time = FakeTime()
     call = Call(Retries(total_s=15.0), 10.0, clock=time.clock)
     call.begin()
@@ -227,8 +227,8 @@ def test_a_wait_that_took_too_long_ends_it() -> None:
     assert raised.value is failure
 
 
-def test_a_body_that_trickles() -> None:
-    """No single read takes long, but all together do."""
+def test_a_trickling_body_times_out() -> None:
+    """The limit is on the whole body, not on each read."""
     time = FakeTime()
     reception = Reception(10.0, time.clock)
     reception.add(b"{")
@@ -237,8 +237,8 @@ def test_a_body_that_trickles() -> None:
         reception.add(b"}")
 
 
-def test_a_body_without_end() -> None:
-    """An answer is a few kilobytes; the rest of something else is not read."""
+def test_an_endless_body_raises() -> None:
+    """Reading stops at MAX_ANSWER_BYTES."""
     reception = Reception(10.0, lambda: 0.0)
     reception.add(b" " * MAX_ANSWER_BYTES)
     with pytest.raises(UnexpectedAnswer):
@@ -254,8 +254,8 @@ def test_a_body_without_end() -> None:
         pytest.param("http://[::1]:7860", "http://[::1]:7860/predict", id="IPv6"),
     ],
 )
-def test_addresses(base_url: str, expected: str) -> None:
-    """A path before ours is kept."""
+def test_base_urls(base_url: str, expected: str) -> None:
+    """A path prefix is kept."""
     assert predict_url(base_url) == expected
 
 
@@ -272,8 +272,8 @@ def test_addresses(base_url: str, expected: str) -> None:
         pytest.param("http://[::1", id="malformed host"),
     ],
 )
-def test_no_addresses(base_url: str) -> None:
-    """They are refused at once, and a password is not repeated."""
+def test_invalid_base_urls_raise(base_url: str) -> None:
+    """The message does not repeat a password."""
     with pytest.raises(ValueError, match="base URL") as raised:
         predict_url(base_url)
     assert "secret" not in str(raised.value)
@@ -288,8 +288,8 @@ def test_no_addresses(base_url: str) -> None:
         pytest.param("schlüssel", id="not ASCII"),
     ],
 )
-def test_keys_that_no_header_may_have(key: str) -> None:
-    """They are refused without being repeated."""
+def test_invalid_keys_raise(key: str) -> None:
+    """The message does not repeat a key that no header can contain."""
     with pytest.raises(ValueError, match="API key") as raised:
         base_headers(key)
     assert not key or key not in str(raised.value)
@@ -298,20 +298,20 @@ def test_keys_that_no_header_may_have(key: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        pytest.param({"tries": 0}, id="no tries"),
+        pytest.param({"tries": 0}, id="zero tries"),
         pytest.param({"tries": 101}, id="too many tries"),
-        pytest.param({"total_s": 0}, id="no time"),
-        pytest.param({"first_wait_s": 9}, id="first wait above the longest"),
+        pytest.param({"total_s": 0}, id="zero time"),
+        pytest.param({"first_wait_s": 9}, id="first wait above the maximum"),
     ],
 )
-def test_senseless_retries(wrong: dict[str, Any]) -> None:
-    """They are refused when they are made."""
+def test_invalid_retries_raise(wrong: dict[str, Any]) -> None:
+    """The constructor validates them."""
     with pytest.raises(ValueError, match="must be"):
         Retries(**wrong)
 
 
 def test_errors_can_be_pickled() -> None:
-    """For those who classify in processes of their own."""
+    """Callers may classify in worker processes and pass errors back."""
     error = Busy("full", code="overloaded", status=503, request_id="id-1")
     error.retry_after_s = 2.0
     copy = pickle.loads(pickle.dumps(error))

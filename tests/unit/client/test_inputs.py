@@ -1,4 +1,4 @@
-"""What a caller may pass as an image, and the bytes that are uploaded for it."""
+"""The types that a caller may pass as an image, and the bytes uploaded for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _inputs(path: Path) -> Iterator[Any]:
 
 
 def test_inputs(tmp_path: Path) -> None:
-    """All forms of a file give its bytes."""
+    """Paths, bytes and file objects all give the file's bytes."""
     path = tmp_path / "image.png"
     path.write_bytes(b"content")
     assert {read_upload(image) for image in _inputs(path)} == {b"content"}
@@ -28,15 +28,15 @@ def test_inputs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "F", "I;16"])
 def test_pillow_images(mode: str) -> None:
-    """Those of each mode are encoded without loss, as something that can be decoded."""
+    """Images of each mode are encoded losslessly in a format that can be decoded."""
     image = Image.new(mode, (8, 6), 1 if mode in "1LIPF" or mode == "I;16" else None)
     with Image.open(io.BytesIO(read_upload(image))) as decoded:
         assert (decoded.size, decoded.mode) == (image.size, mode)
         assert decoded.tobytes() == image.tobytes()
 
 
-def test_a_pillow_image_keeps_how_it_must_be_turned() -> None:
-    """The pixels of a phone's picture lie on their side, and EXIF says so."""
+def test_a_pillow_image_keeps_its_orientation() -> None:
+    """The EXIF orientation of a photo is uploaded with it."""
     with Image.open(io.BytesIO(encode(photo(), "JPEG", exif=orientation_exif(6)))) as image:
         upload = read_upload(image)
     with Image.open(io.BytesIO(upload)) as decoded:

@@ -1,23 +1,22 @@
-"""Mutated real files give pixels or a ViTError, nothing else; `make fuzz` tries many more of them than the suite."""
+"""Mutated real files give pixels or a ViTError; `make fuzz` tries many more of them than the suite."""
 
 from __future__ import annotations
 
-import io
 import os
 
 import numpy as np
-import pillow_heif
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import samples
+from tests.support.pictures import heic
 from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.decoding import image_limits
 from vit_api.decoding.images import decode
 from vit_api.errors import BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage
 
-# The same few examples in each run of the suite; other ones each time where their number is given.
+# The suite runs the same few examples each time; with FUZZ_EXAMPLES set, they are random.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 FUZZ = settings(
     max_examples=EXAMPLES or 1_000,
@@ -29,29 +28,23 @@ FUZZ = settings(
 MAX_SIDE = 512
 SQUARE = Preprocessing((48, 48), None, None, 2, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 CROPPED = Preprocessing(None, 36, (32, 32), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
-# Lengths, counts and offsets at which parsers go wrong, as two and four bytes of either order.
+# Lengths, counts and offsets that break parsers, as two or four bytes in either byte order.
 EDGES = [bytes(4), b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\xff\xff", b"\0\1", b"\1\0", b"\x80"]
 
 
-def heic() -> bytes:
-    file = io.BytesIO()
-    pillow_heif.from_pillow(samples.photo()).save(file, quality=50)
-    return file.getvalue()
-
-
-FILES = {**samples.image_files(), "heic": heic()}
+FILES = {**samples.image_files(), "heic": heic(samples.photo())}
 real_files = st.sampled_from(sorted(FILES)).map(FILES.__getitem__)
 
 
 @st.composite
 def positions(draw: st.DrawFn, upload: bytes) -> int:
-    """A place in the file; more often near its start, where headers and tables are."""
+    """Draw an offset in the file, more often near its start, where headers and tables are."""
     return draw(st.integers(0, min(draw(st.sampled_from([32, 512, len(upload)])), len(upload))))
 
 
 @st.composite
 def mutated_files(draw: st.DrawFn) -> bytes:
-    """A real file, mutated a few times over."""
+    """Draw a real file and mutate it a few times."""
     upload = draw(real_files)
     for _ in range(draw(st.integers(1, 6))):
         start = draw(positions(upload))
@@ -88,16 +81,14 @@ def check(upload: bytes, preprocessing: Preprocessing, *, exact: bool) -> None:
 
 @FUZZ
 @given(upload=mutated_files(), exact=st.booleans(), preprocessing=st.sampled_from([SQUARE, CROPPED]))
-def test_mutated_files_give_pixels_or_an_error_of_ours(
-    upload: bytes, exact: bool, preprocessing: Preprocessing
-) -> None:
-    """Bits flipped, bytes overwritten, inserted, repeated, dropped or cut off, and two files in one."""
+def test_mutated_files_give_pixels_or_our_errors(upload: bytes, exact: bool, preprocessing: Preprocessing) -> None:
+    """Bits are flipped, bytes overwritten, inserted, repeated, dropped or cut off, and two files spliced."""
     check(upload, preprocessing, exact=exact)
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_a_file_cut_anywhere_gives_pixels_or_an_error_of_ours(name: str) -> None:
-    """Every length of the header, and 48 lengths of the rest."""
+def test_truncated_files_give_pixels_or_our_errors(name: str) -> None:
+    """Files are cut at every length of the header and at 48 lengths of the rest."""
     upload = FILES[name]
     step = 1 if EXAMPLES else len(upload) // 48
     for length in [*range(min(48, len(upload))), *range(48, len(upload), step)]:

@@ -1,4 +1,4 @@
-"""The pixels are transformers' pixels, bit for bit; whatever the bytes, an upload gives pixels or a ViTError."""
+"""Exact decoding gives transformers' pixels bit for bit; any upload gives pixels or a ViTError."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from transformers.image_utils import load_image
 
 from tests.support import samples
+from tests.support.pictures import png_chunk
 from tests.support.threads import run_in_threads
 from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
 from vit_api.decoding import images
@@ -32,7 +33,7 @@ CROPPED = Preprocessing(None, 36, (32, 32), 3, 1 / 255, (0.5,) * 3, (0.5,) * 3)
 
 
 def pipeline_pixels(upload: bytes, folder: Path) -> npt.NDArray[np.uint8]:
-    """What transformers' pipeline feeds to its processor's rescaling."""
+    """Return the pixels that transformers' pipeline passes to its processor's rescaling."""
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     with Image.open(io.BytesIO(upload)) as opened:
         image = load_image(opened)
@@ -43,7 +44,7 @@ def pipeline_pixels(upload: bytes, folder: Path) -> npt.NDArray[np.uint8]:
 
 @pytest.fixture
 def processor_folder(tmp_path: Path) -> Any:
-    """Write a processor's files, and return their folder and what this server reads from them."""
+    """Return a function that writes a processor's files, and returns their folder and our settings read from them."""
 
     def write(kind: str, processor: dict[str, Any]) -> tuple[Path, Preprocessing]:
         (tmp_path / "config.json").write_text(AutoConfig.for_model(kind).to_json_string())
@@ -56,7 +57,7 @@ def processor_folder(tmp_path: Path) -> Any:
 @pytest.mark.parametrize("name", sorted(samples.photos()))
 @pytest.mark.parametrize("kind", samples.PROCESSORS)
 def test_a_photo_gives_the_pixels_of_the_pipeline(kind: str, name: str, processor_folder: Any) -> None:
-    """Resize, rounding and crop are those of each real model's processor."""
+    """Resize, rounding and crop agree with each real model's processor."""
     folder, preprocessing = processor_folder(kind, samples.PROCESSORS[kind])
     upload = samples.encode(samples.photos()[name], "JPEG")
     pixels = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True)
@@ -66,7 +67,7 @@ def test_a_photo_gives_the_pixels_of_the_pipeline(kind: str, name: str, processo
 
 @pytest.mark.parametrize("kind", samples.PROCESSORS)
 def test_the_model_gets_the_inputs_of_the_pipeline(kind: str, processor_folder: Any) -> None:
-    """Scale, mean and std turn the pixels into what the processor returns."""
+    """With scale, mean and std applied, the pixels equal the processor's output."""
     folder, preprocessing = processor_folder(kind, samples.PROCESSORS[kind])
     upload = samples.encode(samples.photo())
     pixels = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True)
@@ -89,8 +90,8 @@ def test_every_format_and_mode_gives_the_pixels_of_the_pipeline(name: str, kind:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_upright(orientation: int, image_format: str, processor_folder: Any) -> None:
-    """All eight EXIF orientations, in each format that has EXIF."""
+def test_the_orientation_is_applied(orientation: int, image_format: str, processor_folder: Any) -> None:
+    """All eight EXIF orientations are applied, in each format that has EXIF."""
     folder, preprocessing = processor_folder("dinov2", samples.small(samples.PROCESSORS["dinov2"]))
     upload = samples.encode(samples.photo(), image_format, exif=samples.orientation_exif(orientation))
     pixels = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True)
@@ -114,7 +115,7 @@ def test_a_picture_is_turned_upright(orientation: int, image_format: str, proces
 def test_any_size_gives_the_pixels_of_the_pipeline(
     size: tuple[int, int], changes: dict[str, Any], processor_folder: Any
 ) -> None:
-    """Rounding, odd remainders and black borders."""
+    """Rounding, odd remainders and black borders agree with the pipeline."""
     folder, preprocessing = processor_folder("dinov2", {**samples.small(samples.PROCESSORS["dinov2"]), **changes})
     upload = samples.encode(samples.photo(size))
     pixels = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True)
@@ -123,10 +124,10 @@ def test_any_size_gives_the_pixels_of_the_pipeline(
 
 @pytest.mark.parametrize("size", [(600, 2), (2, 600), (301, 1), (1, 301)])
 @pytest.mark.parametrize("crop", [(32, 32), (41, 20)])
-def test_a_strip_is_resized_where_the_crop_is_only(
+def test_only_the_cropped_part_of_a_strip_is_resized(
     size: tuple[int, int], crop: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond the longest side that is resized whole, pixels differ from the whole resize by 1 at most."""
+    """Above the maximum resized side, pixels differ from those of a whole resize by at most 1."""
     preprocessing = Preprocessing(None, 36, crop, 3, 1.0, (0.0,) * 3, (1.0,) * 3)
     upload = samples.encode(samples.photo(size))
     whole = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True).astype(int)
@@ -136,15 +137,15 @@ def test_a_strip_is_resized_where_the_crop_is_only(
     assert np.abs(bounded - whole).max() <= 1
 
 
-def test_the_thinnest_strip_takes_no_memory() -> None:
-    """1 x 8192 pixels would be 300,000 pixels long after the resize."""
+def test_a_thin_strip_takes_little_memory() -> None:
+    """An image of 1 x 8192 pixels would be 300,000 pixels long after a whole resize."""
     upload = samples.encode(Image.new("RGB", (8192, 1), "red"))
     pixels = decode(upload, CROPPED, max_side=8192, exact=False)
     assert (pixels == [255, 0, 0]).all()
 
 
 def test_a_reduced_jpeg_stays_close_to_the_exact_one() -> None:
-    """The measurement that DRAFT_MARGIN was chosen by, over photos at 4 to 20 times the target."""
+    """The differences that DRAFT_MARGIN was chosen by, on photos of 4 to 20 times the target size."""
     differences = []
     for image in samples.photos().values():
         upload = samples.encode(image, "JPEG", quality=92)
@@ -163,7 +164,7 @@ def test_a_reduced_jpeg_stays_close_to_the_exact_one() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(333, 251), (251, 333)], ids=["wide", "tall"])
 def test_a_reduced_jpeg_keeps_its_mode_and_its_orientation(size: Any, orientation: int, mode: str) -> None:
-    """Sides that eighths don't divide, turned every way; a shift by one pixel would show."""
+    """Sides not divisible by 8, in every orientation; a shift by one pixel would fail."""
     image = samples.photo(size).convert(mode)
     upload = samples.encode(image, "JPEG", quality=95, exif=samples.orientation_exif(orientation))
     preprocessing = Preprocessing(None, 36, (32, 32), 2, 1.0, (0.0,) * 3, (1.0,) * 3)
@@ -175,7 +176,7 @@ def test_a_reduced_jpeg_keeps_its_mode_and_its_orientation(size: Any, orientatio
 
 @pytest.mark.parametrize("name", sorted(name for name in samples.image_files() if "16-bit" not in name))
 def test_the_default_decoding_stays_close_to_the_exact_one(name: str) -> None:
-    """Of small images, every pixel is decoded; only the resize rounds in other places."""
+    """Small images are decoded in full; only the rounding of the resize differs."""
     upload = samples.image_files()[name]
     fast = decode(upload, SQUARE, max_side=MAX_SIDE, exact=False).astype(int)
     exact = decode(upload, SQUARE, max_side=MAX_SIDE, exact=True).astype(int)
@@ -186,7 +187,7 @@ def test_the_default_decoding_stays_close_to_the_exact_one(name: str) -> None:
 @pytest.mark.parametrize("crop", [(32, 32), (33, 31), (50, 20), (20, 51), (60, 61)])
 @pytest.mark.parametrize("size", [(90, 61), (61, 90)], ids=["wide", "tall"])
 def test_the_default_decoding_resizes_the_right_part(size: Any, crop: tuple[int, int], orientation: int) -> None:
-    """It resizes what the crop keeps of the stored picture, then turns it; a shift by one pixel would show."""
+    """It resizes the cropped part of the stored image, then rotates it; a shift by one pixel would fail."""
     preprocessing = Preprocessing(None, 37, crop, 2, 1.0, (0.0,) * 3, (1.0,) * 3)
     upload = samples.encode(samples.photo(size), exif=samples.orientation_exif(orientation))
     fast = decode(upload, preprocessing, max_side=MAX_SIDE, exact=False).astype(int)
@@ -195,8 +196,8 @@ def test_the_default_decoding_resizes_the_right_part(size: Any, crop: tuple[int,
     assert np.abs(fast - exact).max() <= 1
 
 
-def test_an_mpo_is_reduced_as_a_jpeg_is() -> None:
-    """Phones write JPEGs with several pictures; the first counts."""
+def test_an_mpo_is_decoded_like_a_jpeg() -> None:
+    """Phones write JPEGs with several images, of which the first is used."""
     photo = samples.photos()["coffee"]
     upload = samples.encode(photo, "MPO", save_all=True, append_images=[samples.photo()])
     assert Image.open(io.BytesIO(upload)).format == "MPO"
@@ -205,8 +206,8 @@ def test_an_mpo_is_reduced_as_a_jpeg_is() -> None:
     assert np.abs(ours - plain).mean() < 1.0
 
 
-def test_an_empty_upload_is_refused() -> None:
-    """No bytes at all have an error of their own."""
+def test_an_empty_upload_is_rejected() -> None:
+    """An upload without bytes has its own error."""
     with pytest.raises(EmptyUpload):
         decode(b"", SQUARE, max_side=MAX_SIDE, exact=True)
 
@@ -226,15 +227,15 @@ def test_an_empty_upload_is_refused() -> None:
         pytest.param(samples.encode(samples.photo((8, 8)), "JPEG2000"), id="jpeg 2000"),
     ],
 )
-def test_other_formats_are_refused(upload: bytes) -> None:
-    """The message says what to send."""
+def test_other_formats_are_rejected(upload: bytes) -> None:
+    """The message says what to send instead."""
     with pytest.raises(UnsupportedImage, match=r"AVIF|PNG|Send the image"):
         decode(upload, SQUARE, max_side=MAX_SIDE, exact=True)
 
 
 @pytest.mark.parametrize("name", sorted(samples.image_files()))
-def test_a_file_cut_to_its_start_is_a_bad_image(name: str) -> None:
-    """A known signature with nothing behind it; the message gives no internals away."""
+def test_a_file_cut_to_its_signature_is_a_bad_image(name: str) -> None:
+    """The message reveals no internals."""
     with pytest.raises(BadImage) as caught:
         decode(samples.image_files()[name][:24], SQUARE, max_side=MAX_SIDE, exact=True)
     assert "image is corrupt or truncated." in caught.value.message
@@ -243,27 +244,23 @@ def test_a_file_cut_to_its_start_is_a_bad_image(name: str) -> None:
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", ["jpeg", "jpeg progressive", "png", "webp", "bmp", "tiff", "tiff lzw", "gif", "avif"])
 def test_a_truncated_file_is_a_bad_image(name: str, exact: bool) -> None:
-    """Half a picture is no picture."""
+    """An image cut in half is rejected, not filled up."""
     upload = samples.image_files()[name]
     with pytest.raises(BadImage):
         decode(upload[: len(upload) // 2], SQUARE, max_side=MAX_SIDE, exact=exact)
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"])
-def test_an_image_too_large_is_refused_with_its_size(name: str) -> None:
-    """Sides up to the limit are fine."""
+def test_an_image_too_large_is_rejected_with_its_size(name: str) -> None:
+    """Sides up to the limit are accepted."""
     upload = samples.image_files()[name]
     assert decode(upload, SQUARE, max_side=120, exact=True).shape == (48, 48, 3)
     with pytest.raises(ImageTooLarge, match=r"120 x 90 pixels.* 119"):
         decode(upload, SQUARE, max_side=119, exact=True)
 
 
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def test_size_is_refused_before_a_pixel_is_decoded() -> None:
-    """A header that announces 4 gigapixels is enough; there are no pixels behind it."""
+def test_size_is_checked_before_decoding() -> None:
+    """A header that declares 4 gigapixels is rejected without any pixel data."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 65_000, 65_000, 8, 2, 0, 0, 0))
     with pytest.raises(ImageTooLarge, match="65000 x 65000"):
         decode(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b""), SQUARE, max_side=MAX_SIDE, exact=True)
@@ -276,16 +273,16 @@ def test_size_is_refused_before_a_pixel_is_decoded() -> None:
         pytest.param(png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(1 << 24))), id="colour profile"),
     ],
 )
-def test_a_bomb_in_the_metadata_does_no_harm(chunk: bytes) -> None:
-    """16 MiB of zeros behind a few kilobytes are skipped."""
+def test_a_bomb_in_the_metadata_is_skipped(chunk: bytes) -> None:
+    """Metadata that expands to 16 MiB is not decompressed."""
     plain = samples.image_files()["png"]
     upload = plain[:33] + chunk + plain[33:]
     pixels = decode(upload, SQUARE, max_side=MAX_SIDE, exact=True)
     np.testing.assert_array_equal(pixels, decode(plain, SQUARE, max_side=MAX_SIDE, exact=True))
 
 
-def test_unreadable_exif_turns_nothing_and_spoils_nothing() -> None:
-    """EXIF whose tag table points nowhere makes PIL warn; the warning goes nowhere, and the picture is served."""
+def test_unreadable_exif_is_ignored() -> None:
+    """PIL's warning about EXIF with an invalid tag table is suppressed, and the image is served."""
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHII", 0x010F, 2, 5000, 9000) + b"\0\x9a\0"
     upload = samples.encode(samples.photo(), "JPEG", exif=exif)
     plain = samples.encode(samples.photo(), "JPEG")
@@ -295,8 +292,8 @@ def test_unreadable_exif_turns_nothing_and_spoils_nothing() -> None:
     np.testing.assert_array_equal(pixels, decode(plain, SQUARE, max_side=MAX_SIDE, exact=True))
 
 
-def test_running_out_of_memory_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever PIL raises becomes a ViTError."""
+def test_running_out_of_memory_is_a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MemoryError of PIL becomes a ViTError."""
 
     def fail(*_: object) -> None:
         raise MemoryError
@@ -307,7 +304,7 @@ def test_running_out_of_memory_is_an_error_of_ours(monkeypatch: pytest.MonkeyPat
 
 
 def test_threads_get_the_same_pixels() -> None:
-    """Eight threads decode every file at once."""
+    """Eight threads that decode every file at once agree with one thread."""
     expected = {name: decode(file, SQUARE, max_side=120, exact=True) for name, file in samples.image_files().items()}
     wrong: list[object] = []
 
@@ -325,10 +322,10 @@ def test_threads_get_the_same_pixels() -> None:
 
 @st.composite
 def mutated_files(draw: st.DrawFn) -> bytes:
-    """A real file with some bytes overwritten, cut short, or with a piece doubled."""
+    """Draw a real file with some bytes overwritten, truncated, or with a piece duplicated."""
     upload = bytearray(samples.image_files()[draw(st.sampled_from(sorted(samples.image_files())))])
     for _ in range(draw(st.integers(0, 8))):
-        # Headers and tables are at the start, where a change does the most.
+        # Changes near the start, in headers and tables, have the most effect.
         end = draw(st.sampled_from([32, 256, len(upload)]))
         position = draw(st.integers(0, min(end, len(upload)) - 1))
         upload[position] = draw(st.integers(0, 255))
@@ -342,8 +339,8 @@ def mutated_files(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(upload=mutated_files(), exact=st.booleans(), preprocessing=st.sampled_from([SQUARE, CROPPED]))
-def test_damaged_files_give_pixels_or_an_error_of_ours(upload: bytes, exact: bool, preprocessing: Any) -> None:
-    """Never another exception, never a warning."""
+def test_corrupt_files_give_pixels_or_our_errors(upload: bytes, exact: bool, preprocessing: Any) -> None:
+    """No other exception and no warning is raised."""
     try:
         pixels = decode(upload, preprocessing, max_side=512, exact=exact)
     except ViTError:

@@ -1,4 +1,4 @@
-"""The resize with SIMD is as good as Pillow's, whatever the filter, the ratio and the box."""
+"""The SIMD resize agrees with Pillow's, for any filter, ratio and box."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.support.threads import run_in_threads
 from vit_api.decoding import resizing
 from vit_api.decoding.resizing import resize, resizer_name
 
-# Those that an image processor can name.
+# The filters that an image processor can name.
 FILTERS = {Image.Resampling(number).name.lower(): number for number in range(6)}
-# The largest and the mean difference from Pillow's pixels, on photos. A sharpening filter overshoots at edges, and the
-# two clip that at different points.
+# The maximum and the mean difference from Pillow's pixels, on photos. Sharpening filters overshoot at edges, which the
+# two implementations clip at different points.
 LIMITS = {
     "nearest": (0, 0.0),
     "box": (0, 0.0),
@@ -40,7 +40,7 @@ def differences(
 
 @needs_simd
 def test_the_fast_resizer_is_in_use() -> None:
-    """Exact decoding keeps Pillow's."""
+    """Exact decoding uses Pillow."""
     assert resizer_name(exact=False) == "cykooz-resizer"
     assert resizer_name(exact=True) == "pillow"
 
@@ -48,7 +48,7 @@ def test_the_fast_resizer_is_in_use() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "P"])
 @pytest.mark.parametrize("name", FILTERS)
 def test_pixels_are_close_to_pillows(name: str, mode: str) -> None:
-    """Every filter, on photos, larger and smaller, in modes with SIMD and without."""
+    """Photos are scaled up and down with every filter, in modes with and without SIMD."""
     largest, mean = LIMITS[name]
     found = [
         differences(photo.convert(mode), size, FILTERS[name])
@@ -67,34 +67,34 @@ def test_pixels_are_close_to_pillows(name: str, mode: str) -> None:
     target=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     corners=st.lists(st.floats(0, 1), min_size=4, max_size=4, unique=True),
 )
-def test_any_box_and_ratio_are_as_pillow_has_them(
+def test_any_box_and_ratio_agree_with_pillow(
     name: str, size: tuple[int, int], target: tuple[int, int], corners: list[float]
 ) -> None:
-    """Fractions of pixels, slivers and boxes up to the edge; a shift of the box by one pixel would show."""
+    """Boxes may have fractional edges, be slivers, or reach the border; a shift by one pixel would fail."""
     left, right = sorted((corners[0] * size[0], corners[1] * size[0]))
     top, bottom = sorted((corners[2] * size[1], corners[3] * size[1]))
     if right - left < 1e-3 or bottom - top < 1e-3:
-        return  # Pillow keeps the corners in single precision
+        return  # Pillow stores the corners in single precision
     ramp = Image.fromarray(np.linspace(0, 255, size[0] * size[1]).reshape(size[::-1]).astype(np.uint8))
     assert differences(ramp, target, FILTERS[name], (left, top, right, bottom)).mean() <= 2
 
 
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 3), (4096, 4096)])
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_plain_picture_stays_plain(name: str, size: tuple[int, int]) -> None:
-    """Whatever the ratio; the largest of these is in several blocks of Pillow's memory."""
+def test_a_single_colour_is_kept(name: str, size: tuple[int, int]) -> None:
+    """No ratio changes it; the largest of these images has several blocks of Pillow's memory."""
     resized = np.asarray(resize(Image.new("RGB", size, (250, 3, 77)), (224, 240), FILTERS[name], exact=False))
     assert (resized == (250, 3, 77)).all()
 
 
-def test_a_large_picture_is_read_in_all_its_blocks() -> None:
-    """Pillow allocates pictures beyond 16 MiB in blocks."""
+def test_all_blocks_of_a_large_image_are_read() -> None:
+    """Pillow allocates images above 16 MiB in blocks."""
     noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
     assert differences(Image.fromarray(noise), (64, 64), FILTERS["bilinear"]).max() <= 1
 
 
-def test_threads_resize_at_once() -> None:
-    """A resizer has buffers, which no two threads share."""
+def test_threads_can_resize_concurrently() -> None:
+    """A resizer has buffers, which threads do not share."""
     photo = samples.photos()["china"]
     expected = np.asarray(resize(photo, (224, 224), 2, exact=False))
     wrong: list[object] = []
@@ -111,8 +111,8 @@ def test_threads_resize_at_once() -> None:
     assert wrong == []
 
 
-def test_pillow_resizes_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then every filter is bit for bit Pillow's."""
+def test_pillow_resizes_if_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every filter then gives Pillow's pixels bit for bit."""
     monkeypatch.setattr(resizing, "simd", None)
     monkeypatch.setattr(resizing, "_SIMD_FILTERS", {})
     assert resizer_name(exact=False) == "pillow"

@@ -1,4 +1,4 @@
-"""The answer table: all processes find what one writes; what is expired, overwritten or torn, none finds."""
+"""The answer table: every process reads what any one writes, and never an expired, overwritten or torn entry."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _key(number: int) -> bytes:
 
 
 def _value(key: bytes, version: int) -> bytes:
-    """Return a value that shows which key and which version of it it belongs to."""
+    """Return a value from which its key and version can be verified."""
     return hashlib.sha256(key + b"%d" % version).digest() + version.to_bytes(8, "little")
 
 
@@ -40,8 +40,8 @@ def _table(regions: int = _REGIONS, capacity: int = _CAPACITY) -> tuple[AnswerTa
     return table, [RegionWriter(table, region) for region in range(regions)]
 
 
-def test_what_one_process_stores_all_find() -> None:
-    """In whichever region it is."""
+def test_every_process_finds_what_one_stores() -> None:
+    """A look-up searches the regions of all processes."""
     table, writers = _table()
     for number, writer in enumerate(writers):
         writer.put(_key(number), _value(_key(number), 0), 10.0, 0)
@@ -53,8 +53,8 @@ def test_what_one_process_stores_all_find() -> None:
 @pytest.mark.parametrize(
     ("now", "epoch"), [pytest.param(10.0, 0, id="expired"), pytest.param(9.0, 1, id="cleared since")]
 )
-def test_what_is_too_old_is_not_found(now: float, epoch: int) -> None:
-    """An entry ends with its time, and with its epoch."""
+def test_a_stale_entry_is_not_found(now: float, epoch: int) -> None:
+    """An entry is stale after its expiry, and in a later epoch."""
     table, [writer] = _table(regions=1)
     writer.put(_key(1), _value(_key(1), 0), 10.0, 0)
     assert (table.get(_key(1), 9.0, 0) is not None, table.get(_key(1), now, epoch)) == (True, None)
@@ -62,7 +62,7 @@ def test_what_is_too_old_is_not_found(now: float, epoch: int) -> None:
 
 
 def test_the_entry_that_expires_last_is_found() -> None:
-    """A refreshed answer replaces its older one, also that of another process."""
+    """A refreshed answer wins over the older one, in the same region or another."""
     table, (first, second, _) = _table()
     first.put(_key(1), _value(_key(1), 0), 10.0, 0)
     second.put(_key(1), _value(_key(1), 1), 12.0, 0)
@@ -72,8 +72,8 @@ def test_the_entry_that_expires_last_is_found() -> None:
     assert table.get(_key(2), 0.0, 0) == Answer(_value(_key(2), 1), 11.0)
 
 
-def test_a_region_holds_as_many_as_its_capacity() -> None:
-    """The oldest make room, and other regions keep theirs."""
+def test_a_full_region_evicts_its_oldest_entries() -> None:
+    """It holds as many entries as its capacity; other regions are not affected."""
     table, (first, second, _) = _table()
     second.put(_key(100), _value(_key(100), 0), 10.0, 0)
     for number in range(3 * _CAPACITY):
@@ -85,7 +85,7 @@ def test_a_region_holds_as_many_as_its_capacity() -> None:
 
 
 def test_a_full_table_finds_nearly_all_of_what_it_holds() -> None:
-    """Keys that share a bucket displace each other in one of a thousand cases, not more, also after many laps."""
+    """Collisions in a bucket lose at most 0.4% of the entries, even after the ring has wrapped several times."""
     table, writers = _table(regions=2, capacity=2000)
     for number in range(5 * 2 * 2000):
         writers[number % 2].put(_key(number), bytes(_VALUE_BYTES), 10.0, 0)
@@ -95,8 +95,8 @@ def test_a_full_table_finds_nearly_all_of_what_it_holds() -> None:
     assert not any(table.get(_key(number), 0.0, 0) for number in range(4 * 2 * 2000))
 
 
-def test_a_successor_goes_on_where_its_predecessor_stopped() -> None:
-    """Nothing is lost, and the next entry replaces the oldest one."""
+def test_a_successor_continues_where_its_predecessor_stopped() -> None:
+    """It keeps all entries, and its first write replaces the oldest."""
     table, (first, *_) = _table()
     for number in range(_CAPACITY):
         first.put(_key(number), _value(_key(number), 0), 10.0, 0)
@@ -108,7 +108,7 @@ def test_a_successor_goes_on_where_its_predecessor_stopped() -> None:
 
 
 class TableMachine(RuleBasedStateMachine):
-    """Several writers and a reader, a clock and an epoch; few keys, so that they meet in buckets and in regions."""
+    """Several writers, a reader, a clock and an epoch; so few keys that they collide in buckets and regions."""
 
     keys = st.integers(0, 11).map(_key)
     regions = st.integers(0, _REGIONS - 1)
@@ -140,7 +140,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(region=regions, key=keys, step=st.sampled_from(["_drop_cell", "_write_entry", "_write_cell"]))
     def be_killed(self, region: int, key: bytes, step: str) -> None:
-        """A writer is killed in the middle of a step, and its successor continues: at most the oldest entry is lost."""
+        """A writer is killed in the middle of a step and its successor continues: at most the oldest entry is lost."""
         self.version += 1
         entry = (key, _value(key, self.version), self.now + 10, self.epoch)
         with pytest.raises(_Killed):
@@ -172,11 +172,11 @@ def _newest(ring: list[tuple[bytes, bytes, float, int]]) -> Iterator[tuple[bytes
 
 
 class _Killed(Exception):
-    """Stands for a SIGKILL."""
+    """Simulates a SIGKILL."""
 
 
 def _dying_writer(table: AnswerTable, region: int, step: str) -> RegionWriter:
-    """Return a writer that is killed in a step of `put`: half-way through an entry, and before a cell is written."""
+    """Return a writer that dies in one step of `put`: half-way through an entry, or right after a change of a cell."""
 
     class Dying(RegionWriter):
         def _write_entry(self, position: int, content: bytes) -> None:
@@ -204,8 +204,8 @@ TestTableMachine.settings = settings(max_examples=60, stateful_step_count=40, de
 
 @given(data=st.data())
 @settings(max_examples=200, deadline=None)
-def test_no_overwritten_byte_makes_a_wrong_answer(data: st.DataObject) -> None:
-    """Whatever is written over an entry or the index, a look-up finds a value stored for its key, or nothing."""
+def test_a_corrupt_table_gives_no_wrong_answer(data: st.DataObject) -> None:
+    """With garbage in an entry or the index, a look-up returns the value stored for its key, or nothing."""
     table, writers = _table(regions=2)
     for number in range(2 * _CAPACITY):
         writers[number % 2].put(_key(number), _value(_key(number), 0), 10.0, 0)
@@ -219,7 +219,7 @@ def test_no_overwritten_byte_makes_a_wrong_answer(data: st.DataObject) -> None:
 
 
 def test_torn_entries_are_counted() -> None:
-    """A half-overwritten entry is a miss that shows in the figures; the next write repairs it."""
+    """A half-overwritten entry is a miss and counted as torn; the next write repairs it."""
     table, [writer] = _table(regions=1)
     key = _key(1)
     writer.put(key, _value(key, 0), 10.0, 0)
@@ -230,7 +230,7 @@ def test_torn_entries_are_counted() -> None:
 
 
 _KEYS = 24
-_REPEATS = 500  # long values, so that reads and writes overlap often
+_REPEATS = 500  # makes values long, so that reads and writes often overlap
 
 
 def _write_forever(table: AnswerTable, region: int) -> None:
@@ -244,7 +244,7 @@ def _write_forever(table: AnswerTable, region: int) -> None:
 
 @pytest.fixture
 def start_writer() -> Iterator[Callable[[AnswerTable, int], BaseProcess]]:
-    """Start processes that write to a region until they are killed."""
+    """Return a function that starts a process that writes to a region until it is killed."""
     started: list[BaseProcess] = []
 
     def start(table: AnswerTable, region: int) -> BaseProcess:
@@ -260,7 +260,7 @@ def start_writer() -> Iterator[Callable[[AnswerTable, int], BaseProcess]]:
 
 
 def _kill_while_writing(table: AnswerTable, region: int, process: BaseProcess) -> None:
-    """Kill a writer once it has written at least a lap since now."""
+    """Kill a writer after it has filled its region once more."""
     goal, deadline = table._written[region] + _CAPACITY, time.monotonic() + LONG_S
     while table._written[region] < goal:
         assert time.monotonic() < deadline
@@ -268,8 +268,8 @@ def _kill_while_writing(table: AnswerTable, region: int, process: BaseProcess) -
     process.join()
 
 
-def test_readers_beside_writers_that_are_killed(start_writer: Callable[[AnswerTable, int], BaseProcess]) -> None:
-    """No look-up finds a wrong value; a region stays usable after each of 20 kills, and another is not affected."""
+def test_killed_writers_leave_no_wrong_answer(start_writer: Callable[[AnswerTable, int], BaseProcess]) -> None:
+    """Readers beside 20 killed writers find no wrong value, and each region stays usable; an idle one stays empty."""
     table = AnswerTable(_REGIONS, _CAPACITY, _VALUE_BYTES * _REPEATS)
     processes = {region: start_writer(table, region) for region in range(2)}
     found = 0

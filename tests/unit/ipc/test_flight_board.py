@@ -1,4 +1,4 @@
-"""The flight board: one process at a time holds a key, the others are woken, and a dead one holds nothing."""
+"""The flight board: at most one process holds a key, waiting ones are woken, and a dead one holds nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def board() -> FlightBoard:
 
 @pytest.fixture
 def start(board: FlightBoard) -> Iterator[StartProcess]:
-    """Start processes, and kill them in the end."""
+    """Return a function that starts a process; all are killed after the test."""
     started: list[RemoteProcess] = []
 
     def start_one(number: int) -> RemoteProcess:
@@ -46,8 +46,8 @@ def _is_readable(flights: ProcessFlights, timeout_s: float) -> bool:
     return bool(select.select([flights], [], [], timeout_s)[0])
 
 
-def test_one_process_holds_a_key(board: FlightBoard, start: StartProcess) -> None:
-    """Another one can't claim it, until it is released; other keys are free."""
+def test_only_one_process_holds_a_key(board: FlightBoard, start: StartProcess) -> None:
+    """No other process can claim the key until it is released; other keys are free."""
     first, second = start(0), start(1)
     assert first("claim", _KEY)
     assert not second("claim", _KEY)
@@ -57,16 +57,16 @@ def test_one_process_holds_a_key(board: FlightBoard, start: StartProcess) -> Non
     assert not first("claim", _KEY)
 
 
-def test_a_process_does_not_hold_a_key_twice(board: FlightBoard) -> None:
-    """The kernel would allow it, and release the key when the first of the two is done."""
+def test_a_process_cannot_claim_a_key_twice(board: FlightBoard) -> None:
+    """The kernel's locks would allow it, and the first release would free the key for both."""
     flights = ProcessFlights(board, 0)
     assert (flights.claim(_KEY), flights.claim(_KEY)) == (True, False)
     flights.release(_KEY)
     assert flights.claim(_KEY)
 
 
-def test_a_dead_process_holds_nothing(board: FlightBoard, start: StartProcess) -> None:
-    """Exactly one of those that wait gets the key of a process that was killed."""
+def test_a_dead_process_holds_no_key(board: FlightBoard, start: StartProcess) -> None:
+    """Exactly one waiting process gets the key of a killed one."""
     first, *others = start(0), start(1), start(2)
     assert first("claim", _KEY)
     assert [other("claim", _KEY) for other in others] == [False, False]
@@ -75,8 +75,8 @@ def test_a_dead_process_holds_nothing(board: FlightBoard, start: StartProcess) -
     assert not start(0)("claim", _KEY)
 
 
-def test_a_key_that_is_released_wakes_those_that_wait_for_it(board: FlightBoard, start: StartProcess) -> None:
-    """It arrives at the processes that wait, and at no other."""
+def test_a_release_wakes_the_processes_that_wait(board: FlightBoard, start: StartProcess) -> None:
+    """Only processes that wait for this key, and no longer than they wait, are notified."""
     first, waiting, idle = start(0), ProcessFlights(board, 1), ProcessFlights(board, 2)
     assert first("claim", _KEY)
     assert not waiting.claim(_KEY)
@@ -91,8 +91,8 @@ def test_a_key_that_is_released_wakes_those_that_wait_for_it(board: FlightBoard,
     assert not _is_readable(waiting, 0)
 
 
-def test_a_process_that_reads_nothing_delays_no_other(board: FlightBoard) -> None:
-    """When its pipe is full, keys for it are dropped."""
+def test_a_process_that_does_not_read_blocks_no_other(board: FlightBoard) -> None:
+    """Notifications to a full pipe are dropped."""
     flights, slow = ProcessFlights(board, 0), ProcessFlights(board, 1)
     slow.begin_wait(_KEY)
     for _ in range(10_000):
@@ -101,8 +101,8 @@ def test_a_process_that_reads_nothing_delays_no_other(board: FlightBoard) -> Non
     assert set(slow.read()) == {_KEY}
 
 
-def test_what_a_dead_process_waited_for_is_forgotten(board: FlightBoard, start: StartProcess) -> None:
-    """Its successor is not woken for it, and no other process's count is touched."""
+def test_a_dead_process_waits_for_nothing(board: FlightBoard, start: StartProcess) -> None:
+    """Its successor is not woken for its keys; other processes that wait still are."""
     flights, other = ProcessFlights(board, 0), ProcessFlights(board, 2)
     other.begin_wait(_KEY)
     first = start(1)
@@ -115,7 +115,7 @@ def test_what_a_dead_process_waited_for_is_forgotten(board: FlightBoard, start: 
 
 
 def _take_turns(board: FlightBoard, shared: SharedArrays, number: int, turns: int) -> None:
-    """Claim and release a key; while it is held, no other process may have it."""
+    """Claim and release a key repeatedly, and check that no other process holds it meanwhile."""
     flights, held, done = ProcessFlights(board, number), shared["held"], 0
     while done < turns:
         if flights.claim(_KEY):
@@ -128,7 +128,7 @@ def _take_turns(board: FlightBoard, shared: SharedArrays, number: int, turns: in
 
 
 def test_no_two_processes_hold_a_key_at_once(board: FlightBoard) -> None:
-    """Three that compete for it never meet."""
+    """Three processes compete for one key, 300 times each."""
     context, shared = mp.get_context("fork"), SharedArrays({"held": (np.uint8, (1,))})
     processes = [context.Process(target=_take_turns, args=(board, shared, number, 300)) for number in range(3)]
     for process in processes:

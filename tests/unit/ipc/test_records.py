@@ -1,4 +1,4 @@
-"""Records and pipes: what goes in comes out, whole, whoever writes."""
+"""Records and pipes: records arrive equal, whole and in order, from any number of writers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PREDICTIONS = st.builds(
 
 @given(st.lists(st.builds(RequestRecord, _U32, _U32)))
 def test_requests_survive_packing(requests: list[RequestRecord]) -> None:
-    """Any requests come back equal and in order."""
+    """Unpacking gives equal requests in the same order."""
     assert list(unpack_requests(b"".join(request.pack() for request in requests))) == requests
 
 
@@ -43,26 +43,26 @@ def test_requests_survive_packing(requests: list[RequestRecord]) -> None:
     )
 )
 def test_answers_survive_packing(answers: list[AnswerRecord]) -> None:
-    """Any answers, with any number of classes, come back equal and in order."""
+    """Unpacking gives equal answers in the same order, with any number of classes."""
     assert list(unpack_answers(b"".join(answer.pack() for answer in answers))) == answers
 
 
 def test_an_empty_pipe_gives_nothing() -> None:
-    """Reading never blocks."""
+    """Reading an empty pipe returns no bytes and does not block."""
     assert RecordPipe.for_requests(4).read(10) == b""
 
 
 def test_a_pipe_keeps_order_and_leaves_the_rest() -> None:
-    """`read` takes the oldest records, as many as asked for."""
+    """`read` takes at most the given number of records, oldest first."""
     pipe = RecordPipe.for_requests(4)
     pipe.write([RequestRecord(slot, 1).pack() for slot in range(4)])
     assert [request.slot for request in unpack_requests(pipe.read(3))] == [0, 1, 2]
     assert [request.slot for request in unpack_requests(pipe.read(3))] == [3]
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, id="one a write"), pytest.param(32, id="batches")])
-def test_the_promised_capacity_fits(batch: int) -> None:
-    """A writer that keeps to the capacity never finds the pipe full, however it groups its writes."""
+@pytest.mark.parametrize("batch", [pytest.param(1, id="one per write"), pytest.param(32, id="batches")])
+def test_a_pipe_holds_its_capacity(batch: int) -> None:
+    """As many records as the capacity fit, regardless of how they are grouped into writes."""
     capacity = 1024
     pipe = RecordPipe.for_answers(capacity)
     record = AnswerRecord(1, 1, Status.OK).pack()
@@ -72,7 +72,7 @@ def test_the_promised_capacity_fits(batch: int) -> None:
 
 
 def test_a_full_pipe_raises_instead_of_blocking() -> None:
-    """Overflow, which the slot table rules out, is loud."""
+    """The slot table rules an overflow out, so one is an error."""
     pipe = RecordPipe.for_requests(1)
     with pytest.raises(BlockingIOError):
         for _ in range(100_000):
@@ -85,8 +85,8 @@ def _write_many(pipe: RecordPipe, writer: int, count: int) -> None:
         pipe.write([AnswerRecord(writer, number, Status.OK, prediction).pack()])
 
 
-def test_records_of_many_processes_never_mix() -> None:
-    """Four processes write at once: every record arrives whole, and each writer's in its order."""
+def test_records_of_concurrent_writers_do_not_interleave() -> None:
+    """Four processes write at once: every record arrives whole, and each writer's records in order."""
     count = 400
     pipe = RecordPipe.for_answers(4 * count)
     context = mp.get_context("fork")
@@ -107,7 +107,7 @@ def _echo(requests: RecordPipe, answers: RecordPipe) -> None:
 
 
 def test_pipes_reach_a_spawned_process() -> None:
-    """LitServe spawns its workers; the pipes go along."""
+    """LitServe spawns its workers, so pipes must survive pickling."""
     requests, answers = RecordPipe.for_requests(4), RecordPipe.for_answers(4)
     requests.write([RequestRecord(7, 1).pack()])
     process = mp.get_context("spawn").Process(target=_echo, args=(requests, answers))
@@ -116,8 +116,8 @@ def test_pipes_reach_a_spawned_process() -> None:
     assert [answer.slot for answer in unpack_answers(answers.read(4))] == [7]
 
 
-def test_a_pipe_that_nobody_has_any_more_is_closed() -> None:
-    """Its descriptors are free again, so that thousands can be made and dropped."""
+def test_an_unreferenced_pipe_is_closed() -> None:
+    """Its descriptors are closed when it is garbage-collected."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(100):
         RecordPipe.for_requests(1)

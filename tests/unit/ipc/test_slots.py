@@ -1,4 +1,4 @@
-"""The slot table: no slot lost, none used twice, none answered with another's result, order of arrival kept."""
+"""The slot table: no slot is lost, used twice or answered with another's result; images keep their order."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from vit_api.ipc.slots import (
 _OWNERS, _SLOTS, _WORKERS = 2, 3, 2
 
 
-def test_slots_are_taken_until_none_is_left() -> None:
-    """The table is the bounded queue: a full one gives None."""
+def test_a_full_table_gives_no_slot() -> None:
+    """The table is the bounded queue: `take` returns None when no slot is free."""
     slots = OwnerSlots(SlotTable(1, 2, (1, 1, 3)), 0)
     assert {slots.take()[0], slots.take()[0]} == {0, 1}  # type: ignore[index]
     assert slots.take() is None
 
 
-def test_owners_have_slots_of_their_own() -> None:
+def test_each_owner_has_its_own_slots() -> None:
     """No slot belongs to two HTTP processes."""
     table = SlotTable(2, 3, (1, 1, 3))
     taken = [OwnerSlots(table, owner).take()[0] for owner in range(2)]  # type: ignore[index]
@@ -59,8 +59,8 @@ def test_owners_have_slots_of_their_own() -> None:
         pytest.param(["take", "queue", "queue"], id="queue a slot twice"),
     ],
 )
-def test_a_wrong_step_is_refused(steps: list[str]) -> None:
-    """What TRANSITIONS doesn't have raises."""
+def test_an_invalid_transition_raises(steps: list[str]) -> None:
+    """A step that is not in TRANSITIONS raises."""
     slots = OwnerSlots(SlotTable(1, 1, (1, 1, 3)), 0)
     do = {"take": slots.take, "queue": lambda: slots.queue(0, 0.0), "release": lambda: slots.release(0)}
     with pytest.raises(InvalidTransitionError):
@@ -68,8 +68,8 @@ def test_a_wrong_step_is_refused(steps: list[str]) -> None:
             do[step]()
 
 
-def test_the_docstrings_state_machine_is_the_codes() -> None:
-    """Each row of its table is a transition, and a method of the view that may write it; no transition is missing."""
+def test_the_docstring_documents_the_state_machine() -> None:
+    """Its table has exactly the transitions of TRANSITIONS, each with a method of the view that may make it."""
     row = re.compile(r"^ +([A-Z]+) +([a-z]+) +(owner|worker) +([A-Z]+)\b", re.MULTILINE)
     rows = row.findall(slots_module.__doc__ or "")
     views = {"owner": OwnerSlots, "worker": WorkerSlots}
@@ -78,8 +78,8 @@ def test_the_docstrings_state_machine_is_the_codes() -> None:
     assert documented == {(before, after) for before, afters in TRANSITIONS.items() for after in afters}
 
 
-def test_an_abandoned_slot_is_claimed_unwanted() -> None:
-    """A worker doesn't run an image that no caller waits for."""
+def test_an_abandoned_slot_is_claimed_as_unwanted() -> None:
+    """A worker learns from the claim not to run an image that no caller waits for."""
     table = SlotTable(1, 1, (1, 1, 3))
     slots = OwnerSlots(table, 0)
     assert slots.take() == (0, 1)
@@ -92,7 +92,7 @@ def test_an_abandoned_slot_is_claimed_unwanted() -> None:
 
 
 def test_a_stale_record_claims_nothing() -> None:
-    """A record of an earlier use of the slot matches nothing."""
+    """A record of an earlier generation of the slot can't claim it."""
     table = SlotTable(1, 1, (1, 1, 3))
     slots = OwnerSlots(table, 0)
     assert slots.take() == (0, 1)
@@ -117,7 +117,7 @@ def test_a_spawned_process_sees_the_same_pixels() -> None:
 
 
 class TableMachine(RuleBasedStateMachine):
-    """Owners, workers and pipes, interleaved at will; each image carries its own number as its pixels."""
+    """Owners, workers and pipes, interleaved arbitrarily; the pixels of each image are its number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,9 +175,9 @@ class TableMachine(RuleBasedStateMachine):
     def claim(self, worker: int, most: int) -> None:
         for request in unpack_requests(self.requests.read(most)):
             claim = self.workers[worker].claim(request.slot, request.generation)
-            assert claim is not None, "every record in the pipe is current"
+            assert claim is not None, "a stale record in the pipe"
             image = self.waiting[request.slot][1]
-            assert self.line.popleft() == image, "order of arrival"
+            assert self.line.popleft() == image, "not in order of arrival"
             if claim.is_wanted:
                 assert image not in self.abandoned
                 assert (self.table.pixels[request.slot] == image % 256).all()
@@ -188,7 +188,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(worker=st.integers(0, _WORKERS - 1))
     def finish(self, worker: int) -> None:
         for claim, image in self.running[worker]:
-            assert (self.table.pixels[claim.slot] == image % 256).all(), "nobody wrote to a slot that is being read"
+            assert (self.table.pixels[claim.slot] == image % 256).all(), "a slot was written to while it was read"
             self._send(AnswerRecord(claim.slot, claim.generation, Status.OK, Prediction((image,), (0.0,), 1.0)))
         self.running[worker].clear()
 
@@ -203,10 +203,10 @@ class TableMachine(RuleBasedStateMachine):
             assert answer.generation == generation
             if answer.status == Status.OK:
                 assert answer.prediction.indices == (image,)
-            assert image not in self.answered, "one answer an image"
+            assert image not in self.answered, "an image was answered twice"
             self.answered.add(image)
             self.owners[owner].release(answer.slot)
-            assert not self.owners[owner].is_current(answer.slot, answer.generation), "a duplicate would be harmless"
+            assert not self.owners[owner].is_current(answer.slot, answer.generation), "a duplicate would count"
 
     @invariant()
     def no_slot_is_lost(self) -> None:
@@ -223,8 +223,8 @@ TestTableMachine = TableMachine.TestCase
 TestTableMachine.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
-def test_a_table_that_nobody_has_any_more_is_freed() -> None:
-    """Its descriptors, too; but what still holds an array can go on with it."""
+def test_an_unreferenced_table_is_freed() -> None:
+    """Its descriptors are closed, while an array that is still referenced stays valid."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     kept = SlotTable(1, 4, (1, 1, 3)).pixels
     for _ in range(100):

@@ -1,6 +1,6 @@
 """The calls to a fake torch.cuda: their order, and the stream of each.
 
-No answer of a GPU is seen here; the tests marked `gpu` in `test_engines.py` see those.
+No GPU is involved; the tests marked `gpu` in `test_engines.py` use a real one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class FakeStream:
 
 
 class FakeEvent:
-    """An event that knows the stream on which it was recorded."""
+    """An event that stores the stream on which it was recorded."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -54,7 +54,7 @@ class FakeGraph:
 
 
 class SyncMode:
-    """torch's synchronisation debug mode: 0, or 2 while waiting is an error."""
+    """Torch's synchronisation debug mode: 0, or 2 while a synchronising call is an error."""
 
     now = 0
 
@@ -66,8 +66,8 @@ class SyncMode:
         calls.append("waiting is an error" if self.now else "waiting is allowed")
 
 
-def item() -> None:
-    """Wait for the device, as `Tensor.item` does."""
+def synchronise() -> None:
+    """Synchronise with the device, as `Tensor.item` does."""
     if SyncMode.now:
         raise RuntimeError("called a synchronizing CUDA operation")
 
@@ -86,7 +86,7 @@ def fake_stream(stream: FakeStream) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _play_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fake_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     calls.clear()
     mode = SyncMode()
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", mode.get)
@@ -104,8 +104,8 @@ def _play_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaLink, "buffer", HostLink.buffer)  # pinned memory needs a driver
 
 
-def test_pixels_travel_on_a_stream_of_their_own() -> None:
-    """The compute stream waits only for their copy, and their memory is kept until it has used them."""
+def test_pixels_are_copied_on_a_side_stream() -> None:
+    """The compute stream waits only for the copy, and the memory is kept until that stream has used it."""
     link = CudaLink(torch.device("cpu"))
     pixels, arrival = link.send(torch.zeros(2, dtype=torch.uint8))
     assert calls == ["on side", "record on side"]
@@ -114,8 +114,8 @@ def test_pixels_travel_on_a_stream_of_their_own() -> None:
     assert calls == ["compute waits for event of side", "kept for compute"]
 
 
-def test_answers_come_back_behind_the_work_that_makes_them() -> None:
-    """On the compute stream, with a separate event and without a wait."""
+def test_results_are_copied_on_the_compute_stream() -> None:
+    """The copy is queued behind the work, with its own event and without a wait."""
     link = CudaLink(torch.device("cpu"))
     result, arrival = link.fetch(torch.tensor([1.0, 2.0]))
     assert calls == ["record on compute"]
@@ -123,8 +123,8 @@ def test_answers_come_back_behind_the_work_that_makes_them() -> None:
     assert result.tolist() == [1, 2]
 
 
-def test_graphs_are_captured_from_the_largest_in_one_pool() -> None:
-    """Each after runs that are not recorded, on one stream, as the shared memory pool requires."""
+def test_graphs_are_captured_largest_first_into_one_pool() -> None:
+    """Each is captured after warm-up runs, all on one stream, as a shared memory pool requires."""
     seen: list[int] = []
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
@@ -143,11 +143,11 @@ def test_graphs_are_captured_from_the_largest_in_one_pool() -> None:
     assert calls == ["replay"]
 
 
-def test_a_network_that_waits_is_never_captured() -> None:
-    """Not even its capture begins: one that fails leaves the allocator unable to free memory."""
+def test_a_synchronising_network_is_not_captured() -> None:
+    """The capture does not even begin: a failed one leaves the allocator unable to free memory."""
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
-        item()
+        synchronise()
         return pixels.float()
 
     with pytest.raises(NotCapturableError, match="waits for the GPU"):
@@ -156,8 +156,8 @@ def test_a_network_that_waits_is_never_captured() -> None:
     assert calls[-2:] == ["waiting is allowed", "back to compute"]
 
 
-def test_another_error_in_the_check_is_itself() -> None:
-    """Such as a lack of memory."""
+def test_another_error_in_the_check_is_raised() -> None:
+    """An out-of-memory error is not reported as a network that can't be captured."""
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
         if SyncMode.now:
@@ -169,10 +169,12 @@ def test_another_error_in_the_check_is_itself() -> None:
     assert calls[-2:] == ["waiting is allowed", "back to compute"]
 
 
-@pytest.mark.parametrize("is_told", [pytest.param(False, id="not told"), pytest.param(True, id="told by capture_end")])
-def test_a_failed_capture_is_put_right(monkeypatch: pytest.MonkeyPatch, is_told: bool) -> None:
-    """The fallback and its events are on the compute stream, and the allocator knows that the capture is over."""
-    if is_told:
+@pytest.mark.parametrize(
+    "is_ended", [pytest.param(False, id="capture still open"), pytest.param(True, id="ended by capture_end")]
+)
+def test_a_failed_capture_is_cleaned_up(monkeypatch: pytest.MonkeyPatch, is_ended: bool) -> None:
+    """The compute stream is current again, and the allocator's pool is closed unless capture_end did so."""
+    if is_ended:
 
         def refuse(*_: object) -> None:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
@@ -186,12 +188,12 @@ def test_a_failed_capture_is_put_right(monkeypatch: pytest.MonkeyPatch, is_told:
 
     with pytest.raises(RuntimeError, match="when stream is capturing"):
         cuda_graphs.capture(network, torch.arange(4), (1, 4))
-    assert (calls[-2:] == ["end allocation (None, 'one pool')", "back to compute"]) is not is_told
+    assert (calls[-2:] == ["end allocation (None, 'one pool')", "back to compute"]) is not is_ended
     assert calls[-1] == "back to compute"
 
 
-def test_memory_that_cannot_be_freed_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a failed capture in a torch where it can't be put right."""
+def test_a_failure_to_free_memory_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freeing may fail after a failed capture that could not be cleaned up."""
 
     def fail() -> None:
         raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")

@@ -1,4 +1,4 @@
-"""Engines: selection, padding, and the fallback if one fails."""
+"""Engines: selection, batch sizes, padding, and the fallback to eager."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from tests.support.samples import make_checkpoint
-from tests.support.server import serve
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.ipc.records import Prediction
 from vit_api.lit_api import ViTAPI
@@ -64,12 +63,12 @@ def noise(batch: int) -> torch.Tensor:
     ],
 )
 def test_sizes_end_with_the_largest_batch(engine: str, most: int, sizes: tuple[int, ...]) -> None:
-    """The limit is always one of the sizes."""
+    """The maximum batch size is always one of the sizes."""
     assert batch_sizes(engine, most) == sizes
 
 
-def test_recorded_batches_have_little_padding() -> None:
-    """At most a quarter of the images that a batch has, from 3 images on; the eager engine is warmed up to 32."""
+def test_padding_is_bounded() -> None:
+    """Batches of 3 or more images are padded by at most a quarter; the eager engine is warmed up to 32."""
     sizes = batch_sizes("cudagraph", 256)
     assert all((-batch + min(size for size in sizes if size >= batch)) / batch <= 0.25 for batch in range(3, 257))
     assert warmed_batch_sizes(256) == (1, 2, 4, 8, 16, 24, 32)
@@ -77,14 +76,14 @@ def test_recorded_batches_have_little_padding() -> None:
 
 
 def test_auto_is_eager_on_the_cpu_and_graphs_on_cuda() -> None:
-    """Any other setting is used as it is."""
+    """Any other setting is used unchanged."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda:0")
     assert [engines.choose_engine("auto", device) for device in (cpu, cuda)] == ["eager", "cudagraph"]
     assert [engines.choose_engine("compile", device) for device in (cpu, cuda)] == ["compile", "compile"]
 
 
-def test_padding_changes_nothing_and_is_not_returned() -> None:
-    """Each batch size gives the results of the eager engine, after batches of every other size."""
+def test_padding_does_not_change_results() -> None:
+    """Each batch size gives the results of the eager engine, after batches of other sizes, without the padding."""
     seen: list[int] = []
 
     def network(pixels: torch.Tensor) -> torch.Tensor:
@@ -100,8 +99,8 @@ def test_padding_changes_nothing_and_is_not_returned() -> None:
     assert seen == [12, 1, 12, 4, 12, 2, 8, 4]
 
 
-def test_a_batch_beyond_the_largest_runs_eagerly() -> None:
-    """The loop never sends one, but it would be run."""
+def test_a_batch_above_the_maximum_runs_eagerly() -> None:
+    """The loop never sends one, but it would be run correctly."""
     pixels = noise(9)
     torch.testing.assert_close(make("compile", lambda: arithmetic).run(pixels), arithmetic(pixels))
 
@@ -111,7 +110,7 @@ def _fail() -> engines.Network:
 
 
 def _scale_by_batch(pixels: torch.Tensor) -> torch.Tensor:
-    """A network whose images depend on each other, which is not allowed."""
+    """A network whose images influence each other, which is not allowed."""
     return arithmetic(pixels - pixels.float().mean(dim=0).to(torch.uint8))
 
 
@@ -122,21 +121,19 @@ def _out_of_memory(pixels: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("wanted", "compiled", "why"),
     [
-        pytest.param("compile", _fail, "no compiler", id="it can't be made"),
-        pytest.param("compile", lambda: _out_of_memory, "out of memory", id="no memory"),
-        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * 1.5, "results deviate", id="it is wrong"),
-        pytest.param(
-            "compile", lambda: lambda pixels: arithmetic(pixels) * torch.nan, "deviate by nan", id="no numbers"
-        ),
-        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels)[:, :4], "deviate by nan", id="another shape"),
-        pytest.param("compile", lambda: _scale_by_batch, "results deviate", id="padding counts"),
+        pytest.param("compile", _fail, "no compiler", id="fails to compile"),
+        pytest.param("compile", lambda: _out_of_memory, "out of memory", id="out of memory"),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * 1.5, "results deviate", id="wrong results"),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels) * torch.nan, "deviate by nan", id="nan"),
+        pytest.param("compile", lambda: lambda pixels: arithmetic(pixels)[:, :4], "deviate by nan", id="wrong shape"),
+        pytest.param("compile", lambda: _scale_by_batch, "results deviate", id="padding matters"),
         pytest.param("cudagraph", _fail, "no CUDA device", id="no CUDA"),
     ],
 )
 def test_an_engine_that_fails_or_disagrees_is_not_used(
     wanted: str, compiled: Callable[[], engines.Network], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The eager one is used, and one line in the log says why."""
+    """The eager engine is used, and one warning gives the reason."""
     engine = make(wanted, compiled)
     assert (engine.name, engine.run, engine.sizes) == ("eager", arithmetic, ())
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -145,8 +142,8 @@ def test_an_engine_that_fails_or_disagrees_is_not_used(
     assert "\n" not in warning.getMessage()
 
 
-def test_the_check_runs_full_batches_and_two_at_once() -> None:
-    """A result that the next batch overwrites is found, and one that is wrong only in the largest batch."""
+def test_the_check_covers_full_batches_and_two_at_once() -> None:
+    """It detects results that are overwritten by the next batch, or wrong only in the largest one."""
     seen: list[int] = []
     output = torch.zeros(8, 7)
 
@@ -165,7 +162,7 @@ def test_the_check_runs_full_batches_and_two_at_once() -> None:
     assert make("compile", lambda: wrong_if_full).name == "eager"
 
     def late(pixels: torch.Tensor) -> torch.Tensor:
-        """Give the results of the batch before, as a copy that is not waited for would."""
+        """Return the previous batch's results, as if the copy had not been awaited."""
         before = output[: len(pixels)].clone()
         output[: len(pixels)] = arithmetic(pixels)
         return output[: len(pixels)] if not before.any() else before
@@ -176,7 +173,7 @@ def test_the_check_runs_full_batches_and_two_at_once() -> None:
 def test_the_first_error_of_a_failed_capture_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its end raises another one, which says nothing of the cause."""
+    """Ending the capture raises a second error that hides the cause."""
 
     def fail(*_: object) -> Any:
         try:
@@ -189,8 +186,8 @@ def test_the_first_error_of_a_failed_capture_is_logged(
     assert "eager instead: RuntimeError: CUDA error: operation not permitted when stream is capturing" in caplog.text
 
 
-def test_deviation_ignores_places_that_are_as_good() -> None:
-    """Equal classes may be swapped, also with one outside the top k; a wrong class counts."""
+def test_deviation_ignores_ties() -> None:
+    """Classes with equal logits may be swapped, also with one outside the top k; a wrong class counts."""
     expected = torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 1, 7, 2, 0.5]])
     assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 3, 7, 1, 9, 0.5]])) == 0
     assert deviation(expected, torch.tensor([[2.0, 1.0, 1.0, -0.5, 1, 3, 7, 2, 0.5]])) > 0.2
@@ -199,8 +196,8 @@ def test_deviation_ignores_places_that_are_as_good() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_packed_has_the_models_own_logits(dtype: torch.dtype) -> None:
-    """Logits are exact, and probabilities are those of a softmax in float64, even below the range of float32."""
+def test_packing_keeps_exact_logits(dtype: torch.dtype) -> None:
+    """Logits are unchanged, and probabilities equal a softmax in float64, even below the range of float32."""
     logits = torch.tensor([[-400.0, 3.5, 21.25, -0.001], [0.0, 0.0, 0.0, 0.0]]).to(dtype)
     (peaked, flat), indices, top_probabilities = (part.tolist() for part in engines.unpack(pack(logits, 4)))
     assert peaked == logits.to(torch.float32)[0].sort(descending=True).values.tolist()
@@ -211,8 +208,8 @@ def test_what_is_packed_has_the_models_own_logits(dtype: torch.dtype) -> None:
     assert (flat, top_probabilities[1]) == ([0.0] * 4, [0.25])
 
 
-def test_the_cache_of_compiled_code_outlives_a_restart(tmp_path: Path) -> None:
-    """It is private and in the user's cache directory, unless the environment names another."""
+def test_compiled_code_is_cached_across_restarts(tmp_path: Path) -> None:
+    """The cache is a private folder in the user's cache directory, unless the environment names another."""
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     keep_compiled_code(environment)
     folder = tmp_path / "vit-api" / "inductor"
@@ -223,8 +220,8 @@ def test_the_cache_of_compiled_code_outlives_a_restart(tmp_path: Path) -> None:
     assert named["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
 
 
-def test_without_a_home_torch_chooses_the_cache(tmp_path: Path) -> None:
-    """Code is compiled even if the folder can't be created."""
+def test_torchs_cache_is_used_if_ours_cannot_be_created(tmp_path: Path) -> None:
+    """A cache folder that can't be created is no error."""
     (tmp_path / "file").touch()
     environment = {"XDG_CACHE_HOME": str(tmp_path / "file")}
     keep_compiled_code(environment)
@@ -241,11 +238,11 @@ def images(noise: np.random.Generator) -> Any:
 
 
 @needs_compiler
-@pytest.mark.filterwarnings("default::DeprecationWarning")  # torch's own, when its compiler is imported
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # raised when torch imports its compiler
 @pytest.mark.filterwarnings("default::FutureWarning")
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_torch_compile_for_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On the CPU, it compiles, agrees with the eager engine, and caches its code in the given folder."""
+    """On the CPU, it compiles, agrees with the eager engine, and caches its code in the configured folder."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     checkpoint = load_checkpoint(str(make_checkpoint(tmp_path / "model")))
     model = VisionModel(checkpoint, "cpu", "float32", 1, max_batch_size=2)
@@ -259,8 +256,8 @@ def test_torch_compile_for_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert any(files for _, _, files in os.walk(tmp_path / "cache"))
 
 
-def test_the_api_says_which_engine_it_has() -> None:
-    """And its start-up time."""
+def test_setup_records_the_engine_and_the_startup_time() -> None:
+    """Both are published with the worker's status."""
     api = ViTAPI(load_checkpoint("digits"), max_batch_size=4)
     api.setup("cpu")
     assert api.model is not None
@@ -268,16 +265,8 @@ def test_the_api_says_which_engine_it_has() -> None:
     assert api.startup_s > 0
 
 
-def test_the_server_serves_without_the_engine_that_was_wanted() -> None:
-    """CUDA graphs on the CPU: there is one warning, and requests succeed."""
-    with serve(engine="cudagraph", device="cpu", api_servers=1) as server:
-        (worker,) = server.get("/info").json()["workers"]
-        assert worker["engine"] == "eager"
-        assert server.log.read_text().count("The engine cudagraph is not available") == 1
-
-
-def test_attention_can_be_kept_off_cudnn() -> None:
-    """As the model does on CUDA; torch's flag exists without it."""
+def test_cudnn_attention_can_be_disabled() -> None:
+    """The model does so on CUDA; torch has the flag on the CPU as well."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         disable_cudnn_attention()
@@ -287,7 +276,7 @@ def test_attention_can_be_kept_off_cudnn() -> None:
 
 
 def test_float32_is_exact() -> None:
-    """float32 is never replaced by TF32, nor are the sums of 16-bit products by sums in 16 bits."""
+    """TF32 never replaces float32, and sums of 16-bit products are not reduced to 16 bits."""
     VisionModel(load_checkpoint("digits"), "cpu", "float32", 1)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
@@ -296,13 +285,13 @@ def test_float32_is_exact() -> None:
 
 
 class TestOnCuda:
-    """What can only be tested on a GPU."""
+    """Engines on a real GPU."""
 
     pytestmark = needs_gpu
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "auto"])
     def test_graphs_agree_with_the_eager_engine(self, dtype: str, images: Any) -> None:
-        """For each size, padded or not, in any order."""
+        """Results agree for each batch size, padded or not, in any order."""
         model = VisionModel(load_checkpoint("digits"), "cuda:0", dtype, None, max_batch_size=4)
         batches = [images, images[:1], images[:2], images[1:], images]
         eager = [predictions(model, batch) for batch in batches]
@@ -314,7 +303,7 @@ class TestOnCuda:
                 assert other.probabilities == pytest.approx(one.probabilities, abs=0.01)
 
     def test_two_batches_on_the_device_at_once(self, images: Any) -> None:
-        """Each gets its own results, although they share the engine's buffers."""
+        """Batches in flight share the engine's buffers but keep their own results."""
         model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
         model.prepare("cudagraph")
         alone = [predictions(model, [image])[0] for image in images]
@@ -322,10 +311,10 @@ class TestOnCuda:
         for expected, one in zip(alone, launched, strict=True):
             assert model.collect(one)[0].indices == expected.indices
 
-    def test_a_capture_without_memory_leaves_the_eager_engine(
+    def test_a_capture_out_of_memory_falls_back_to_eager(
         self, monkeypatch: pytest.MonkeyPatch, images: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It still works afterwards."""
+        """The eager engine works after the failed capture."""
         model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
 
         def no_memory(*_: Any) -> Any:
@@ -338,19 +327,19 @@ class TestOnCuda:
         assert len(predictions(model, images)) == 3
 
     @pytest.mark.parametrize("is_checked", [pytest.param(True, id="checked"), pytest.param(False, id="captured")])
-    def test_a_model_that_waits_for_the_gpu_stays_eager(
+    def test_a_synchronising_model_stays_eager(
         self, monkeypatch: pytest.MonkeyPatch, images: Any, caplog: pytest.LogCaptureFixture, is_checked: bool
     ) -> None:
-        """With one warning, and with memory that can be freed, even if its capture was tried."""
+        """There is one warning, and memory can still be freed, even if a capture was tried."""
         if not is_checked:
             monkeypatch.setattr(cuda_graphs, "_forbid_waits", contextlib.nullcontext)
         model = VisionModel(load_checkpoint("digits"), "cuda:0", "float32", None, max_batch_size=4)
         logits = model._logits
 
-        def waiting(pixels: torch.Tensor) -> torch.Tensor:
+        def synchronising(pixels: torch.Tensor) -> torch.Tensor:
             return logits(pixels) + 0 * pixels.sum().item()
 
-        model._logits = waiting
+        model._logits = synchronising
         expected = predictions(model, images)
         model.prepare("cudagraph")
         assert model.engine.name == "eager"

@@ -1,4 +1,4 @@
-"""A real model whose device memory is too small, simulated on the CPU by torch's own error."""
+"""A real model on a device without enough memory, simulated on the CPU by raising torch's own errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
 
-def let_memory_suffice_for(most: int, lit_api: ViTAPI, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
-    """Make the network raise as CUDA does, for more than `most` images."""
+def limit_memory_to(most: int, lit_api: ViTAPI, error: type[RuntimeError] = torch.OutOfMemoryError) -> None:
+    """Make the network raise an out-of-memory error for more than `most` images."""
     assert lit_api.model is not None
     network = lit_api.model._logits
 
@@ -43,8 +43,8 @@ def lit_api() -> ViTAPI:
 
 
 def test_torchs_error_becomes_ours(lit_api: ViTAPI) -> None:
-    """Callers that must not import torch can handle it."""
-    let_memory_suffice_for(1, lit_api)
+    """Callers that must not import torch can catch it."""
+    limit_memory_to(1, lit_api)
     images = [np.zeros(lit_api.checkpoint.preprocessing.pixel_shape, np.uint8)] * 2
     with pytest.raises(OutOfDeviceMemory):
         lit_api.predict(lit_api.batch(images))
@@ -67,15 +67,15 @@ _CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't
         ),
         pytest.param(RuntimeError(_NVML), True, id="allocator without NVML"),
         pytest.param(RuntimeError(_CPU), True, id="CPU"),
-        pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False, id="another of cuBLAS"),
+        pytest.param(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False, id="another cuBLAS error"),
         pytest.param(
             torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700), False, id="sticky"
         ),
-        pytest.param(ValueError("out of memory"), False, id="not torch's"),
+        pytest.param(ValueError("out of memory"), False, id="not from torch"),
     ],
 )
-def test_each_library_has_its_own_words_for_it(error: Exception, is_short: bool) -> None:
-    """All of them become one error, and no other error does."""
+def test_out_of_memory_errors_of_all_libraries_are_recognised(error: Exception, is_short: bool) -> None:
+    """Each becomes OutOfDeviceMemory, and no other error does."""
 
     @translate_memory_error
     def step() -> None:
@@ -86,8 +86,8 @@ def test_each_library_has_its_own_words_for_it(error: Exception, is_short: bool)
 
 
 @pytest.mark.parametrize("hook", ["batch", "predict", "unbatch"])
-def test_memory_may_be_short_in_each_step(lit_api: ViTAPI, monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
-    """Staging needs pinned memory, the launch everything, and what CUDA reports late is raised by the wait."""
+def test_each_step_can_run_out_of_memory(lit_api: ViTAPI, monkeypatch: pytest.MonkeyPatch, hook: str) -> None:
+    """Staging allocates pinned memory, the launch device memory, and late errors of CUDA surface in the wait."""
     model = lit_api.model
     assert model is not None
 
@@ -108,16 +108,16 @@ def test_memory_may_be_short_in_each_step(lit_api: ViTAPI, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("failure", "works"),
     [
-        pytest.param(None, True, id="it computes"),
-        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), True, id="it is full"),
-        pytest.param(torch.AcceleratorError("CUDA error: out of memory", 2), True, id="its driver has no memory"),
-        pytest.param(torch.AcceleratorError("CUDA error: an illegal memory access", 700), False, id="it is broken"),
+        pytest.param(None, True, id="works"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), True, id="full"),
+        pytest.param(torch.AcceleratorError("CUDA error: out of memory", 2), True, id="driver out of memory"),
+        pytest.param(torch.AcceleratorError("CUDA error: an illegal memory access", 700), False, id="broken"),
     ],
 )
 def test_a_full_device_works_and_a_broken_one_does_not(
     lit_api: ViTAPI, monkeypatch: pytest.MonkeyPatch, failure: Exception | None, works: bool
 ) -> None:
-    """After a failed batch, this decides whether the worker continues."""
+    """After a failed batch, this check decides whether the worker continues."""
 
     def fail(*_: object, **__: object) -> torch.Tensor:
         assert failure is not None
@@ -129,7 +129,7 @@ def test_a_full_device_works_and_a_broken_one_does_not(
 
 
 def test_a_model_that_overflows_is_not_served(lit_api: ViTAPI) -> None:
-    """As in float16 with some weights: the start fails, instead of every request."""
+    """Some weights overflow in float16: the start fails instead of every request."""
     assert lit_api.model is not None
     network = lit_api.model._logits
     lit_api.model._logits = lambda pixels: network(pixels) * torch.inf
@@ -141,17 +141,17 @@ def test_a_model_that_overflows_is_not_served(lit_api: ViTAPI) -> None:
     ("most", "error"),
     [
         *((most, torch.OutOfMemoryError) for most in (0, 1, 3, 31)),
-        pytest.param(3, RuntimeError, id="3, of cuBLAS"),
+        pytest.param(3, RuntimeError, id="3, cuBLAS"),
     ],
 )
 def test_a_batch_is_split_until_it_fits(
     lit_api: ViTAPI, most: int, error: type[RuntimeError], noise: np.random.Generator
 ) -> None:
-    """Each image gets the result that it gets on its own; if not even one fits, each fails."""
+    """Each image gets the same result as alone; if not even one fits, all fail."""
     shape = lit_api.checkpoint.preprocessing.pixel_shape
     pixels = noise.integers(0, 256, (32, *shape), dtype=np.uint8)
     alone = [lit_api.unbatch(lit_api.predict(lit_api.batch([image])))[0] for image in pixels]
-    let_memory_suffice_for(most, lit_api, error)
+    limit_memory_to(most, lit_api, error)
     table, requests, answers = SlotTable(1, 32, shape), RecordPipe.for_requests(32), RecordPipe.for_answers(32)
     loop = SlotLoop(
         table,

@@ -1,4 +1,4 @@
-"""Staging: when a buffer may be written again. The device is simulated where order matters."""
+"""Staging: when a buffer may be reused. The device is simulated where order matters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHAPE = (2, 2, 3)
 
 
 class Copy:
-    """A copy that a slow device performs only when it is waited for."""
+    """A copy that the device performs only when it is awaited."""
 
     def __init__(self, source: torch.Tensor) -> None:
         self.source = source
@@ -60,22 +60,22 @@ def values(pixels: torch.Tensor) -> Any:
     return pixels[:, 0, 0, 0].tolist()
 
 
-def test_a_batch_arrives_as_it_was() -> None:
-    """In order, and without padding."""
+def test_a_batch_arrives_unchanged() -> None:
+    """Images keep their order, without padding."""
     staging = Staging(HostLink(), _SHAPE, 4)
     staged = staging.stage(images(3, 1, 2))
     assert values(staging.accept(staged)) == [3, 1, 2]
     assert staged.arrival is DONE
 
 
-def test_a_buffer_is_not_written_while_it_is_read() -> None:
+def test_a_buffer_is_not_overwritten_while_it_is_copied() -> None:
     """The third batch waits for the copy of the first, whose buffer it reuses, but not for the second's."""
     link = SlowLink()
     staging = Staging(link, _SHAPE, 4)
     batches = []
     for value in (1, 2, 3):
         batches.append(staging.stage(images(value)))
-        staging.give_back(batches[-1])  # the model was launched; the device has not copied yet
+        staging.give_back(batches[-1])  # launched, but not copied by the device yet
     assert [copy.waits for copy in link.copies] == [1, 0, 0]
     assert [values(staging.accept(staged)) for staged in batches] == [[1], [2], [3]]
     assert link.buffers == 2
@@ -91,7 +91,7 @@ def test_batches_that_are_staged_ahead_keep_their_pixels(link: HostLink) -> None
         staging.give_back(batch)
 
 
-def test_a_batch_that_is_given_back_twice_is_one_buffer() -> None:
+def test_a_buffer_returned_twice_is_used_once() -> None:
     """The next two batches do not share it."""
     staging = Staging(HostLink(), _SHAPE, 1)
     first, second = staging.stage(images(1)), staging.stage(images(2))
@@ -102,8 +102,8 @@ def test_a_batch_that_is_given_back_twice_is_one_buffer() -> None:
     assert (values(third.pixels), values(fourth.pixels)) == ([3], [4])
 
 
-def test_more_images_than_expected() -> None:
-    """They get a separate buffer."""
+def test_an_oversized_batch_gets_its_own_buffer() -> None:
+    """More images than the maximum batch size still arrive."""
     staging = Staging(HostLink(), _SHAPE, 2)
     staged = staging.stage(images(1, 2, 3))
     assert values(staging.accept(staged)) == [1, 2, 3]
@@ -111,8 +111,8 @@ def test_more_images_than_expected() -> None:
     assert values(staging.stage(images(4)).pixels) == [4]
 
 
-def test_buffers_are_used_again() -> None:
-    """Two suffice for one batch at a time."""
+def test_buffers_are_reused() -> None:
+    """Two buffers suffice for one batch at a time."""
     link = SlowLink()
     staging = Staging(link, _SHAPE, 2)
     for value in range(10):

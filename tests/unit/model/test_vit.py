@@ -1,4 +1,4 @@
-"""The fused ViT compared with transformers' own."""
+"""The fused ViT, compared with transformers' implementation."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def noise(batch: int, height: int = 32, width: int = 32) -> torch.Tensor:
 )
 @pytest.mark.parametrize("batch", [1, 5])
 @torch.inference_mode()
-def test_it_is_the_same_function(config: dict[str, Any], batch: int) -> None:
-    """In float32, logits agree up to the order of summation, for each shape and option."""
+def test_fused_logits_equal_those_of_transformers(config: dict[str, Any], batch: int) -> None:
+    """In float32, they agree up to the order of summation, for each shape and option."""
     model = model_of(**config)
     pixels = noise(batch, *model.vit.embeddings.image_size)
     logits = FusedViT(model, SCALE, SHIFT)(pixels)
@@ -60,8 +60,8 @@ def test_it_is_the_same_function(config: dict[str, Any], batch: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
-def test_it_is_as_exact_as_transformers_in_few_bits(dtype: torch.dtype) -> None:
-    """Its error against float32 is at most 1.5 times that of transformers' own forward pass."""
+def test_the_error_in_16_bits_is_bounded(dtype: torch.dtype) -> None:
+    """The error against float32 is at most 1.5 times that of transformers' forward pass."""
     pixels = noise(64)
     exact = reference(model_of(), pixels)
     model = model_of().to(dtype)
@@ -72,7 +72,7 @@ def test_it_is_as_exact_as_transformers_in_few_bits(dtype: torch.dtype) -> None:
 
 @torch.inference_mode()
 def test_a_fused_form_that_differs_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    """If both disagree on noise, transformers' own is used, and the log says so."""
+    """If the two disagree on noise, transformers' is used, with a log message."""
     model = model_of()
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels)) is not None
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels) + 1) is None
@@ -82,7 +82,7 @@ def test_a_fused_form_that_differs_is_not_used(caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @torch.inference_mode()
 def test_logits_are_float32(dtype: torch.dtype) -> None:
-    """They are finer than the dtype's own, of which several would be equal."""
+    """They are not rounded to the dtype, in which several would be equal."""
     model = model_of(num_labels=500).to(dtype)
     logits = FusedViT(model, SCALE, SHIFT)(noise(8))
     assert logits.dtype == torch.float32
@@ -91,8 +91,8 @@ def test_logits_are_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("layers", [1, 3])
 @torch.inference_mode()
-def test_gelu_in_the_matrix_product_is_the_same_function(layers: int) -> None:
-    """On the CPU, torch computes it exactly there, too; with and without the shortcut of the last layer."""
+def test_gelu_fused_into_the_matrix_product_gives_the_same_logits(layers: int) -> None:
+    """On the CPU, torch's fused GELU is exact; tested with and without the shortcut of the last layer."""
     model = model_of(num_hidden_layers=layers)
     pixels = noise(5)
     logits = FusedViT(model, SCALE, SHIFT, fuse_gelu=True)(pixels)
@@ -100,7 +100,7 @@ def test_gelu_in_the_matrix_product_is_the_same_function(layers: int) -> None:
 
 
 def _tanh_gelu(bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *, use_gelu: bool) -> torch.Tensor:
-    """Compute what CUDA does instead of the exact GELU."""
+    """Compute the tanh approximation that CUDA uses."""
     assert use_gelu
     return F.gelu(torch.addmm(bias, x, weight), approximate="tanh")
 
@@ -116,9 +116,9 @@ def _unsupported(*_: Any, **__: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("operation", "is_used"),
     [
-        pytest.param(_tanh_gelu, True, id="the approximation"),
+        pytest.param(_tanh_gelu, True, id="tanh approximation"),
         pytest.param(_relu, False, id="another function"),
-        pytest.param(_unsupported, False, id="not there"),
+        pytest.param(_unsupported, False, id="unsupported"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -126,7 +126,7 @@ def _unsupported(*_: Any, **__: Any) -> torch.Tensor:
 def test_gelu_is_fused_only_where_it_is_as_accurate(
     monkeypatch: pytest.MonkeyPatch, operation: Any, is_used: bool, dtype: torch.dtype
 ) -> None:
-    """Otherwise the fused ViT computes it separately."""
+    """Otherwise the fused ViT computes the GELU separately."""
     monkeypatch.setattr(vit, "_may_fuse_gelu", lambda model: True)
     monkeypatch.setattr(torch, "_addmm_activation", operation)
     model = model_of().to(dtype)
@@ -144,18 +144,18 @@ def test_gelu_is_fused_only_where_it_is_as_accurate(
         pytest.param({"hidden_act": "gelu_new"}, "cuda", torch.float16, False, id="another activation"),
     ],
 )
-def test_where_a_fused_gelu_is_tried(
+def test_when_a_fused_gelu_is_tried(
     monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], device: str, dtype: torch.dtype, is_tried: bool
 ) -> None:
-    """Where it saves memory traffic, and its approximation is below the dtype's rounding."""
+    """It is tried where it saves memory traffic and its approximation error is below the dtype's rounding."""
     model = model_of(**config).to(dtype)
     monkeypatch.setattr(type(model), "device", torch.device(device))
     assert vit._may_fuse_gelu(model) is is_tried
 
 
 @torch.inference_mode()
-def test_modules_of_another_version_are_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    """A transformers version with other names costs speed, not correctness."""
+def test_unknown_module_names_fall_back_to_transformers(caplog: pytest.LogCaptureFixture) -> None:
+    """A transformers version with renamed modules costs speed, not correctness."""
     model = model_of()
     del model.vit.layers[0].attention.q_proj
     assert fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels)) is None
@@ -163,20 +163,20 @@ def test_modules_of_another_version_are_not_used(caplog: pytest.LogCaptureFixtur
 
 
 def test_another_architecture_has_no_fused_form() -> None:
-    """BEiT is not fused."""
+    """BEiT uses transformers' implementation."""
     config = BeitConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16, image_size=32)
     assert fuse(BeitForImageClassification(config), SCALE, SHIFT, lambda pixels: pixels) is None
 
 
 def test_threads_by_width_and_device() -> None:
-    """Narrow models, and those on a GPU, use one thread; others one per core."""
+    """Narrow models and models on a GPU use one thread, others one per core."""
     cpu, cores = torch.device("cpu"), available_cores()
     assert [choose_threads(cpu, width) for width in (64, 768, 0)] == [1, cores, cores]
     assert choose_threads(torch.device("cuda:0"), 768) == 1
 
 
 def test_the_embedded_model_is_fused() -> None:
-    """Benchmarks measure the form that is served."""
+    """The benchmarks measure the form that is served."""
     model = VisionModel(load_checkpoint("digits"), "cpu", "auto", 1)
     assert isinstance(model._logits, FusedViT)
-    assert model.dtype == torch.float32, "64 wide: bfloat16 would be no faster"
+    assert model.dtype == torch.float32, "bfloat16 is no faster for a model that is 64 wide"

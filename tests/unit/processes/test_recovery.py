@@ -1,4 +1,4 @@
-"""What becomes of a dead worker's images, on real tables and pipes; the test plays the workers and the owners."""
+"""Recovery of a dead process's images, on real tables and pipes; the tests act as workers and owners."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _recovery(bench: InferenceBench) -> Recovery:
     return Recovery(bench.table, bench.request_pipes, [bench.answers])
 
 
-async def test_what_the_dead_worker_ran_is_run_again() -> None:
-    """From the same pixels, and its client notices nothing."""
+async def test_a_dead_workers_image_is_run_again() -> None:
+    """It is queued with the same pixels and arrival time, and its caller gets an answer."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(b"a")
         first = await bench.claim()
@@ -34,8 +34,8 @@ async def test_what_the_dead_worker_ran_is_run_again() -> None:
         assert (await task).prediction.indices == (ord("a"),)
 
 
-async def test_another_workers_images_are_left_alone() -> None:
-    """Only what the dead one held is suspect."""
+async def test_another_workers_images_keep_running() -> None:
+    """Only images that the dead worker held are queued again."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(b"a")
         claim = await bench.claim()
@@ -46,8 +46,8 @@ async def test_another_workers_images_are_left_alone() -> None:
         await task
 
 
-async def test_a_record_that_was_read_and_not_claimed() -> None:
-    """It is written again; what was still in the pipe is there once."""
+async def test_a_record_read_but_not_claimed_is_written_again() -> None:
+    """Records that were still in the pipe are not duplicated."""
     async with running(InferenceBench()) as bench:
         tasks = [bench.submit(b"a"), bench.submit(b"b")]
         await until(lambda: bench.table.count_by_state()[SlotState.QUEUED] == 2)
@@ -62,8 +62,8 @@ async def test_a_record_that_was_read_and_not_claimed() -> None:
         await asyncio.gather(*tasks)
 
 
-async def test_an_answer_that_was_sent_before_the_death_counts() -> None:
-    """The image is not run again."""
+async def test_an_answered_image_is_not_run_again() -> None:
+    """An answer that was sent before the worker died is delivered."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(b"a")
         bench.answer(await bench.claim())
@@ -72,8 +72,8 @@ async def test_an_answer_that_was_sent_before_the_death_counts() -> None:
         assert bench.requests.read(10) == b""
 
 
-async def test_after_two_deaths_it_is_tried_alone_and_after_three_given_up() -> None:
-    """Its third worker runs it alone; if that one dies, too, the client is told."""
+async def test_an_image_is_isolated_after_two_deaths_and_fails_after_three() -> None:
+    """The third worker runs the image alone; if that one dies as well, the caller gets an error."""
     async with running(InferenceBench(slots=1)) as bench:
         task = bench.submit(b"a")
         for is_isolated in (False, False, True):
@@ -83,7 +83,7 @@ async def test_after_two_deaths_it_is_tried_alone_and_after_three_given_up() -> 
         with pytest.raises(InferenceFailed, match="crashed"):
             await task
         await bench.until_all_free()
-        again = bench.submit(b"b")  # the slot's past is no burden on the next image
+        again = bench.submit(b"b")  # the next image in this slot starts with no deaths
         claim = await bench.claim()
         assert not bench.table.is_isolated(claim.slot)
         _recovery(bench).worker_died(0)
@@ -92,7 +92,7 @@ async def test_after_two_deaths_it_is_tried_alone_and_after_three_given_up() -> 
 
 
 async def test_an_abandoned_image_is_not_run_again() -> None:
-    """Its slot is free."""
+    """When its worker dies, the slot is freed."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(b"a")
         await bench.claim()
@@ -103,8 +103,8 @@ async def test_an_abandoned_image_is_not_run_again() -> None:
         assert bench.requests.read(10) == b""
 
 
-async def test_giving_up_answers_what_waits() -> None:
-    """Queued and running images fail as the server's fault."""
+async def test_giving_up_fails_all_images() -> None:
+    """Queued and running images fail with WorkersGone."""
     async with running(InferenceBench()) as bench:
         tasks = [bench.submit(b"a"), bench.submit(b"b")]
         await bench.claim()
@@ -115,7 +115,7 @@ async def test_giving_up_answers_what_waits() -> None:
 
 
 async def test_a_successor_takes_over_the_slots_of_a_dead_http_process() -> None:
-    """Those that were being decoded are free at once, the others when their worker has answered."""
+    """Slots in decoding are freed at once, queued and running ones when their worker has answered."""
     dead = InferenceBench(slots=4)
     for _ in range(4):
         dead.slots.take()
@@ -136,7 +136,7 @@ async def test_a_successor_takes_over_the_slots_of_a_dead_http_process() -> None
 
 
 async def test_no_slot_of_a_dead_http_process_is_lost() -> None:
-    """Queued without a record; answered, and the answer read; skipped, and the answer read: all are free again."""
+    """A slot queued without a record, one answered and one skipped, with both answers read, are all freed."""
     dead = InferenceBench(slots=4)
     for slot in range(3):
         dead.slots.take()
@@ -154,8 +154,8 @@ async def test_no_slot_of_a_dead_http_process_is_lost() -> None:
         await until(lambda: successor.slots.free_count == 4)
 
 
-async def test_two_deaths_before_the_owner_hears_of_one() -> None:
-    """The second notice finds the slot queued already, and costs nobody anything, least of all those behind it."""
+async def test_a_repeated_lost_record_is_ignored() -> None:
+    """When the slot is queued again already, the second record counts no death and delays no other answer."""
     async with running(InferenceBench()) as bench:
         first, second = bench.submit(b"a"), bench.submit(b"b")
         claims = {claim.slot: claim for claim in (await bench.claim(), await bench.claim())}
@@ -168,8 +168,8 @@ async def test_two_deaths_before_the_owner_hears_of_one() -> None:
         await asyncio.gather(first, second)
 
 
-def test_the_oldest_is_written_first() -> None:
-    """The queue keeps its order."""
+def test_queued_slots_are_listed_oldest_first() -> None:
+    """Slots are written again in the order in which they were queued, not by number."""
     table = SlotTable(1, 3, (1, 1, 3))
     slots = OwnerSlots(table, 0)
     for slot, queued_at in ((0, 3.0), (1, 1.0), (2, 2.0)):

@@ -1,4 +1,4 @@
-"""The supervisor of real processes that do not end."""
+"""The supervisor, with real processes that do not exit when told to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vit_api.processes.supervisor import Supervisor
 
 
 class Unkillable(ForkProcess):
-    """A process that gets no signal from its parent, as one that waits for a driver in the kernel."""
+    """A process that its parent can't signal, like one blocked in a GPU driver."""
 
     def kill(self) -> None:
         pass
@@ -38,7 +38,7 @@ def _sleep() -> None:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ForkProcess]]:
-    """Yield a list for processes, and end these in the end, whether they can be killed or not."""
+    """Yield a list of processes, which are killed after the test, unkillable ones included."""
     monkeypatch.setattr(ending, "_KILL_S", 0.2)
     processes: list[ForkProcess] = []
     yield processes
@@ -49,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ForkProcess]]:
 
 @pytest.fixture
 def signals() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Yield the socket from which the supervisor reads signals, and its other end."""
+    """Yield the socket that the supervisor reads signals from, and its peer."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -57,7 +57,7 @@ def signals() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def supervisor(started: list[ForkProcess]) -> Supervisor:
-    """Return the supervisor of an HTTP process, and of a worker that hangs and can't be killed."""
+    """Return a supervisor of one HTTP process and one worker, which hangs and can't be killed."""
     table, board = SlotTable(1, 1, (1, 1, 3)), WorkerBoard(1)
 
     def start(process: ForkProcess) -> ForkProcess:
@@ -84,13 +84,13 @@ def supervisor(started: list[ForkProcess]) -> Supervisor:
     )
 
 
-def test_a_worker_that_cannot_be_killed_ends_the_server(
+def test_an_unkillable_worker_stops_the_server(
     supervisor: Supervisor,
     started: list[ForkProcess],
     signals: tuple[socket.socket, socket.socket],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The supervisor does not wait for it: it stops, says why, and reports that the worker is left behind."""
+    """The supervisor stops without waiting for it, logs why, and reports that the worker is left behind."""
     supervisor.start_http()
     supervisor.start_workers()
     assert supervisor.watch(signals[0]) == 1
@@ -101,12 +101,12 @@ def test_a_worker_that_cannot_be_killed_ends_the_server(
     assert f"process {worker.pid} does not end, although it was killed; it is left behind" in caplog.text
 
 
-def test_a_signal_ends_the_server_nevertheless(
+def test_an_unkillable_worker_does_not_block_shutdown(
     supervisor: Supervisor, signals: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An orderly stop does not wait for such a worker either."""
+    """A graceful stop doesn't wait for it either."""
     monkeypatch.setattr("vit_api.processes.supervisor._WORKER_STOP_S", 0.2)
-    monkeypatch.setattr(supervisor, "_worker_stall_s", 1e12)  # it is not noticed before
+    monkeypatch.setattr(supervisor, "_worker_stall_s", 1e12)  # so that the hang isn't detected first
     supervisor.start_http()
     supervisor.start_workers()
     ours, theirs = signals
@@ -116,7 +116,7 @@ def test_a_signal_ends_the_server_nevertheless(
 
 
 def test_processes_that_end_are_not_left_behind(supervisor: Supervisor) -> None:
-    """Neither those that follow SIGTERM, nor those that have to be killed."""
+    """Processes that exit on SIGTERM and those that need SIGKILL all count as stopped."""
     supervisor.start_http()
     assert supervisor.stop()
     stubborn = multiprocessing.get_context("fork").Process(target=_ignore_sigterm, daemon=True)

@@ -35,6 +35,7 @@ def _raw_deflate(data: bytes) -> bytes:
         pytest.param(b"gzip", gzip.compress(_PLAIN) + bytes(512), id="padding"),
         pytest.param(b"deflate", zlib.compress(_PLAIN), id="deflate"),
         pytest.param(b"deflate", _raw_deflate(_PLAIN), id="deflate without zlib's header"),
+        pytest.param(b"gzip, gzip", gzip.compress(gzip.compress(_PLAIN)), id="the same coding twice"),
         pytest.param(b"deflate, gzip", gzip.compress(zlib.compress(_PLAIN)), id="two codings"),
         pytest.param(b" gzip ,, identity", gzip.compress(_PLAIN), id="spaces and empty items"),
     ],
@@ -68,9 +69,29 @@ def test_a_body_that_is_not_of_its_coding(header: bytes, body: bytes) -> None:
         decode(body, codings_of(header), _LIMIT)
 
 
-def test_an_empty_body_is_empty() -> None:
+@pytest.mark.parametrize(
+    ("header", "body", "reason"),
+    [
+        pytest.param(b"gzip", gzip.compress(_PLAIN)[:-9], "is truncated", id="gzip cut off"),
+        pytest.param(b"gzip", gzip.compress(_PLAIN)[:5], "is truncated", id="gzip's header cut off"),
+        pytest.param(b"gzip", gzip.compress(_PLAIN) + gzip.compress(_PLAIN)[:9], "is truncated", id="second member"),
+        pytest.param(b"gzip", gzip.compress(_PLAIN) + b"rest", "has other bytes after its end", id="after gzip"),
+        pytest.param(b"deflate", zlib.compress(_PLAIN)[:-9], "is truncated", id="zlib cut off"),
+        pytest.param(b"deflate", _raw_deflate(_PLAIN)[:-9], "is truncated", id="deflate cut off"),
+        pytest.param(b"deflate", zlib.compress(_PLAIN) + b"rest", "has other bytes after its end", id="after zlib"),
+        pytest.param(b"deflate", _raw_deflate(_PLAIN) + b"rest", "has other bytes after its end", id="after deflate"),
+    ],
+)
+def test_the_error_says_what_is_wrong_with_a_coding(header: bytes, body: bytes, reason: str) -> None:
+    """A body that was cut off differs from one that was never compressed."""
+    with pytest.raises(BadRequest, match=f"not valid {header.decode()}: it {reason}"):
+        decode(body, codings_of(header), _LIMIT)
+
+
+@pytest.mark.parametrize("header", [b"gzip", b"deflate", b"gzip, gzip"])
+def test_an_empty_body_is_empty(header: bytes) -> None:
     """The error is then that of an empty upload."""
-    assert decode(b"", codings_of(b"gzip"), _LIMIT) == b""
+    assert decode(b"", codings_of(header), _LIMIT) == b""
 
 
 @pytest.mark.parametrize(

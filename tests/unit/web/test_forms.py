@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +69,10 @@ def test_a_quoted_boundary_may_have_escapes() -> None:
         pytest.param(_form(_part(b"x", b"X-A: b"), _part(_PNG, _DISPOSITION)), id="a part without disposition"),
         pytest.param(_form(_part(b"x"), _part(_PNG, _DISPOSITION)), id="a part without headers"),
         pytest.param(_form(_part(b"x", b"Content-Disposition: form-data"), _part(_PNG, _DISPOSITION)), id="no name"),
+        pytest.param(
+            _form(_part(b"x", b'Content-Disposition: form-data; x="y"'), _part(_PNG, _DISPOSITION)),
+            id="another parameter",
+        ),
         pytest.param(_form(b"", _part(_PNG, _DISPOSITION)), id="an empty part"),
         pytest.param(_form(_part(_PNG, *(b"X-%d: y" % i for i in range(100)), _DISPOSITION)), id="many headers"),
         pytest.param(_form(_part(_PNG, _DISPOSITION, b"no header at all")), id="an odd line"),
@@ -85,6 +91,12 @@ def test_forms_as_clients_write_them(body: bytes) -> None:
     assert _parse(body) == [FormPart("file", "a.png", _PNG)]
 
 
+def test_a_file_without_a_field_name_is_a_file() -> None:
+    """RFC 7578 wants a name, but one that only the file has is enough to find it."""
+    part = _part(_PNG, b'Content-Disposition: form-data; filename="a.png"')
+    assert _parse(_form(part)) == [FormPart("", "a.png", _PNG)]
+
+
 @pytest.mark.parametrize("content", [b"", b"\r", b"x\r", b"a\nb", _PNG])
 def test_lines_that_end_with_a_line_feed_alone(content: bytes) -> None:
     """As scripts write them; the file's own bytes stay."""
@@ -96,6 +108,8 @@ def test_lines_that_end_with_a_line_feed_alone(content: bytes) -> None:
     ("encoding", "content"),
     [
         (b"base64", b"iVBO\r\nRw0K"),
+        (b"base64", b" iVBORw0K\r\n"),
+        (b"base64", b"iVBORw0K" + b"=" * 3),
         (b"BASE64", b"iVBORw0K"),
         (b"quoted-printable", b"=89PN=\r\nG=0D=0A"),
         (b"8bit", b"\x89PNG\r\n"),
@@ -129,13 +143,31 @@ def test_any_file_name(header: bytes, filename: str) -> None:
         pytest.param(b"x", b"multipart/form-data", "no boundary", id="no boundary"),
         pytest.param(b"x", b'multipart/form-data; boundary=""', "no boundary", id="empty boundary"),
         pytest.param(b"x", b"multipart/form-data; boundary=" + b"x" * 300, "too long", id="endless boundary"),
-        pytest.param(b"x", _TYPE, "does not occur", id="no form"),
-        pytest.param(b"--" + _BOUNDARY + b"x--", _TYPE, "does not occur", id="another boundary"),
+        pytest.param(b"x", _TYPE, f"no line of the body is `--{_BOUNDARY.decode()}`", id="no form"),
+        pytest.param(b"--" + _BOUNDARY + b"x--", _TYPE, "no line of the body", id="another boundary"),
+        pytest.param(
+            _form(_part(_PNG, _DISPOSITION), boundary=b"b"),
+            b"multipart/form-data; boundary=--b",
+            "no line of the body is `----b`",
+            id="a boundary that begins with the dashes of its lines",
+        ),
+        pytest.param(
+            _form(_part(_PNG, _DISPOSITION)).replace(b"\r\n--" + _BOUNDARY + b"--", b"--" + _BOUNDARY + b"--"),
+            _TYPE,
+            "does not begin a line",
+            id="no line end before the last boundary",
+        ),
         pytest.param(_form(_part(_PNG, _DISPOSITION))[: -len(_BOUNDARY) - 7], _TYPE, "truncated", id="truncated"),
         pytest.param(_form(_part(b"x", b"x" * 20_000, _DISPOSITION)), _TYPE, "too long", id="endless headers"),
         pytest.param(_form(*[_part(b"x", _DISPOSITION)] * 6), _TYPE, "too many parts", id="too many parts"),
         pytest.param(
             _form(_part(b"x", _DISPOSITION, b"Content-Transfer-Encoding: base64")), _TYPE, "base64", id="bad base64"
+        ),
+        pytest.param(
+            _form(_part(b"***iVBORw0K", _DISPOSITION, b"Content-Transfer-Encoding: base64")),
+            _TYPE,
+            re.escape("'file' is not valid base64: it has the character '*'"),
+            id="characters that are not of base64",
         ),
     ],
 )

@@ -20,6 +20,8 @@ _KNOWN = ("top_k", "threshold")
         (b"", [("top_k", 3)], {"top_k": 3}),
         (b"threshold=0.5", [("top_k", "3")], {"threshold": "0.5", "top_k": "3"}),
         (b"top_k=3&top_k=3", [("top_k", 3)], {"top_k": "3"}),
+        (b"top_k=3", [("top_k", 3.0), ("threshold", 0.5)], {"top_k": "3", "threshold": 0.5}),
+        (b"", [("top_k", None)], {}),
         (b"utm_source=x&other=1", [("user", "me"), ("options", {"a": 1})], {}),
     ],
 )
@@ -39,12 +41,35 @@ def test_two_values_are_refused(query: bytes, fields: Fields) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["topk", "top-k", "topK", "Top_K", "TOP_K", "top.k", "top k", "top_k[]", "tok_p", "top_n", "k", "limit"]
+    "name",
+    [
+        "topk",
+        "top-k",
+        "topK",
+        "Top_K",
+        "TOP_K",
+        "top.k",
+        "top k",
+        "top_k[]",
+        "tok_p",
+        "top_n",
+        "k",
+        "limit",
+        "amp;top_k",
+        "?top_k",
+    ],
 )
 def test_a_slip_is_refused(name: str) -> None:
     """The error names what was meant."""
     with pytest.raises(BadRequest, match="Did you mean 'top_k'"):
         collect(_KNOWN, b"", [(name, "3")])
+
+
+@pytest.mark.parametrize("query", [b"amp;top_k=3", b"x=1&amp;top_k=3", b"?top_k=3", b"top_k[]=3"])
+def test_a_slip_in_a_query(query: bytes) -> None:
+    """One that was copied from HTML, or put together by hand."""
+    with pytest.raises(BadRequest, match="Did you mean 'top_k'"):
+        collect(_KNOWN, query)
 
 
 def test_a_slip_for_a_longer_name() -> None:
@@ -68,5 +93,5 @@ def test_integers(value: Any, number: int) -> None:
 @pytest.mark.parametrize("value", ["", "0", "21", "x", "1.0", "-1", "+1", "²", "9" * 5000, 0, 21, 1.0, True, None, []])
 def test_anything_else_is_no_integer(value: Any) -> None:
     """The error says what is."""
-    with pytest.raises(BadRequest, match="'top_k' must be an integer from 1 to 20"):
+    with pytest.raises(BadRequest, match="'top_k' must be an integer from 1 to 20, not "):
         integer_of("top_k", value, 20)

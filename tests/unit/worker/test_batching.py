@@ -14,8 +14,8 @@ from vit_api.worker.batching import BatchingPolicy
 @pytest.mark.parametrize(
     ("size", "waited_s", "incoming", "expected"),
     [
-        pytest.param(0, 0.0, 0, math.inf, id="nothing to send"),
-        pytest.param(0, 0.0, 5, math.inf, id="nothing to send yet"),
+        pytest.param(0, 0.0, 0, math.inf, id="empty"),
+        pytest.param(0, 0.0, 5, math.inf, id="empty, images incoming"),
         pytest.param(1, 0.0, 0, 0.0, id="single image: at once"),
         pytest.param(31, 0.001, 0, 0.0, id="no other image incoming: at once"),
         pytest.param(32, 0.0, 9, 0.0, id="full: at once"),
@@ -25,14 +25,14 @@ from vit_api.worker.batching import BatchingPolicy
     ],
 )
 def test_rules(size: int, waited_s: float, incoming: int, expected: float) -> None:
-    """Each rule decides as documented."""
+    """The remaining wait follows from the size, the age and the incoming images, as documented."""
     policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
     wait = policy.remaining_wait_s(now=100.0, size=size, oldest_queued_at=100.0 - waited_s, incoming=incoming)
     assert wait == pytest.approx(expected)
 
 
-def test_only_a_full_batch_goes_behind_another() -> None:
-    """A smaller one would be computed no sooner, and could not grow any more."""
+def test_only_a_full_batch_is_staged() -> None:
+    """A smaller one would start no sooner, and could no longer grow."""
     policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
     assert [policy.should_stage(waiting) for waiting in (0, 31, 32, 100)] == [False, False, True, True]
 
@@ -43,7 +43,7 @@ def test_only_a_full_batch_goes_behind_another() -> None:
     max_wait_s=st.floats(0, 0.02),
 )
 def test_simulated_arrivals(gaps: list[float], max_batch_size: int, max_wait_s: float) -> None:
-    """Whatever comes when: no batch is too large, none waits too long, none is out of order, nobody is forgotten."""
+    """For any arrivals, all images are sent in order, and no batch is too large or waits too long."""
     policy = BatchingPolicy(max_batch_size, max_wait_s)
     arrivals = [sum(gaps[: i + 1]) for i in range(len(gaps))]
     now, next_arrival, sent = 0.0, 0, 0

@@ -1,4 +1,4 @@
-"""The worker's loop: batches, answers, failures, isolation and counts."""
+"""The worker's loop: batches, answers, failures, isolation and metrics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vit_api.worker.image_queue import ImageQueue
 
 
 def test_each_slot_gets_its_own_answer_in_full_batches() -> None:
-    """40 waiting images make a batch of 32 and one of 8."""
+    """40 queued images are run as a batch of 32 and one of 8."""
     bench = LoopBench()
     for slot in range(40):
         bench.queue(slot, slot)
@@ -31,8 +31,8 @@ def test_each_slot_gets_its_own_answer_in_full_batches() -> None:
     assert {answer.batch_size for answer in answers.values()} == {32, 8}
 
 
-def test_an_abandoned_image_never_enters_a_batch() -> None:
-    """It is answered as skipped, so that its owner can free the slot; the others are served."""
+def test_an_abandoned_image_is_not_run() -> None:
+    """It is answered as skipped, so that its owner can free the slot; other images are served."""
     bench = LoopBench()
     bench.queue(0, 1)
     bench.slots.abandon(0)
@@ -43,8 +43,8 @@ def test_an_abandoned_image_never_enters_a_batch() -> None:
     assert answers[1].status == Status.OK
 
 
-def test_a_worker_whose_device_broke_ends_with_its_images() -> None:
-    """They stay the worker's, unanswered, so that the next one is given them."""
+def test_a_broken_device_ends_the_worker() -> None:
+    """Its images stay claimed and unanswered, so that recovery hands them to the next worker."""
     bench = LoopBench()
     bench.api.is_broken = True
     bench.queue(0, 255)
@@ -57,7 +57,7 @@ def test_a_worker_whose_device_broke_ends_with_its_images() -> None:
 _ENDS = """
 import atexit, os
 from tests.support.loop_bench import LoopBench
-atexit.register(os.abort)  # as CUDA's finalizers may, on a broken device
+atexit.register(os.abort)  # as CUDA's finalizers can on a broken device
 bench = LoopBench()
 bench.api.is_broken = True
 bench.queue(0, 255)
@@ -66,15 +66,15 @@ bench.loop.run(bench.api)
 
 
 def test_a_broken_device_runs_no_finalizers() -> None:
-    """The process ends with its own status, and its last message is in the log."""
+    """The process exits with its own status, and its last message is in the log."""
     command = [sys.executable, "-c", _ENDS]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1
     assert "the device no longer works" in ended.stderr
 
 
-def test_an_image_whose_numbers_overflow_fails_alone() -> None:
-    """JSON has no infinity, and none may be cached."""
+def test_an_overflowing_image_fails_alone() -> None:
+    """An infinite logit, which JSON can't represent, fails its image; the rest of the batch is answered."""
     bench = LoopBench()
     for slot, value in enumerate((7, 253, 8)):
         bench.queue(slot, value)
@@ -82,8 +82,8 @@ def test_an_image_whose_numbers_overflow_fails_alone() -> None:
     assert [answers[slot].status for slot in range(3)] == [Status.OK, Status.FAILED, Status.OK]
 
 
-def test_a_failing_batch_is_answered_and_the_loop_goes_on() -> None:
-    """The model's exception becomes a status; the next batch is served."""
+def test_the_loop_survives_a_failing_batch() -> None:
+    """The model's exception becomes a status, and the next batch is served."""
     bench = LoopBench()
     bench.queue(0, 255)
     assert bench.run_until(1)[0].status == Status.FAILED
@@ -92,9 +92,9 @@ def test_a_failing_batch_is_answered_and_the_loop_goes_on() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_split() -> None:
-    """In halves, as often as needed; each image gets its own answer, and the memory is freed before each try."""
+    """It is halved until its parts fit; each image gets its own answer, and memory is freed before each retry."""
     bench = LoopBench()
-    bench.api.most_that_fit = 5
+    bench.api.capacity = 5
     for slot in range(32):
         bench.queue(slot, slot)
     bench.loop.run(bench.api)
@@ -105,8 +105,8 @@ def test_a_batch_that_does_not_fit_is_split() -> None:
     assert bench.api.freed == 7
 
 
-def test_an_image_that_does_not_fit_alone() -> None:
-    """It fails with `out_of_memory`; the other images get their results."""
+def test_an_image_too_large_for_the_device_fails() -> None:
+    """An image that does not fit alone gets `out_of_memory`; the other images get their results."""
     bench = LoopBench()
     for slot, value in enumerate([1, 254, 3, 4]):
         bench.queue(slot, value)
@@ -115,8 +115,8 @@ def test_an_image_that_does_not_fit_alone() -> None:
     assert statuses == {0: Status.OK, 1: Status.OUT_OF_MEMORY, 2: Status.OK, 3: Status.OK}
 
 
-def test_a_suspect_image_is_a_batch_of_its_own() -> None:
-    """It is claimed only when it runs, so that it is not blamed for what another one does."""
+def test_an_isolated_image_runs_alone() -> None:
+    """It is claimed only when it runs, so that another image's crash does not count against it."""
     bench = LoopBench()
     for slot in range(6):
         bench.queue(slot, slot)
@@ -132,8 +132,8 @@ def test_a_suspect_image_is_a_batch_of_its_own() -> None:
     assert sorted(answer.slot for answer in answers) == list(range(6))
 
 
-def test_suspect_images_and_others_take_turns() -> None:
-    """However many others come, a suspect image is run; and the other way round."""
+def test_isolated_images_and_others_alternate() -> None:
+    """Neither starves the other, even while new images keep arriving."""
     bench = LoopBench()
     for slot in range(8):
         bench.queue(slot, slot)
@@ -141,12 +141,12 @@ def test_suspect_images_and_others_take_turns() -> None:
         bench.isolate(slot)
     for slot in range(8, 14):
         bench.loop.run(bench.api)
-        bench.queue(slot, slot)  # somebody else is always there
+        bench.queue(slot, slot)  # the queue is never empty
     assert bench.api.batches == [5, 1, 2, 1, 2, 1]
 
 
-def test_batches_and_waits_are_counted() -> None:
-    """Each batch with its size and its times, each image with its wait; a batch that failed had no model run."""
+def test_batches_and_queue_waits_are_recorded() -> None:
+    """Each batch counts in size and duration, each image in queue wait; a failed batch has no model duration."""
     bench = LoopBench()
     for slot in range(33):
         bench.queue(slot, 255 if slot == 32 else slot)

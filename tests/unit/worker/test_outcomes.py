@@ -1,4 +1,4 @@
-"""Running batches: one outcome per image, whatever the hooks do. The model is arithmetic."""
+"""Running batches: one outcome per image, whatever the hooks do. The model is plain arithmetic."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _RAISES, _TOO_LARGE, _INFINITE, _NAN, _LOST = 255, 254, 253, 252, 251
 
 
 class FakeApi:
-    """Names an image's first pixel as its class; some values are failures.
+    """Predicts an image's first pixel as its class; some values fail.
 
     Attributes:
         calls: The hooks' names and batch sizes, in order.
         capacity: The largest batch that fits.
-        late: Raised by the next `unbatch`.
-        is_ready: Whether the device is done with everything.
+        late: An error for the next `unbatch` to raise.
+        is_ready: Whether the device has completed all batches.
     """
 
     def __init__(self, capacity: int = 32) -> None:
@@ -75,14 +75,14 @@ def _run(api: Any, *values: int) -> list[int | Status]:
 
 
 def test_each_image_gets_its_own_prediction() -> None:
-    """In the order of the batch, from one run of the model."""
+    """One run of the model answers the batch in order."""
     api = FakeApi()
     assert _run(api, 3, 1, 2) == [3, 1, 2]
     assert api.calls == [("batch", 3), ("predict", 3), ("unbatch", 3)]
 
 
-def test_several_batches_can_be_started_before_one_is_finished() -> None:
-    """Starting does not wait for the device."""
+def test_starting_a_batch_does_not_wait_for_the_device() -> None:
+    """Two batches can be in flight at once."""
     api: Any = FakeApi()
     api.is_ready = False
     first, second = start(api, _images(1)), start(api, _images(2))
@@ -94,7 +94,7 @@ def test_several_batches_can_be_started_before_one_is_finished() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
-    """As often as needed; memory is freed before each retry, and the images keep their order."""
+    """It is halved until its parts fit; memory is freed before each retry, and the images keep their order."""
     api = FakeApi(capacity=2)
     assert _run(api, 0, 1, 2, 3, 4) == [0, 1, 2, 3, 4]
     assert [size for name, size in api.calls if name == "predict"] == [5, 2, 3, 1, 2]
@@ -102,12 +102,12 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
 
 
 def test_only_the_image_that_does_not_fit_fails() -> None:
-    """The others of its batch are answered."""
+    """The other images of the batch get their results."""
     assert _run(FakeApi(), 1, _TOO_LARGE, 3, 4) == [1, Status.OUT_OF_MEMORY, 3, 4]
 
 
-def test_memory_that_runs_out_at_the_end_also_halves() -> None:
-    """The device may report it only when the batch is collected."""
+def test_an_out_of_memory_at_the_end_also_halves() -> None:
+    """The device may report the error only when the results are collected."""
     api = FakeApi()
     api.late = OutOfDeviceMemory("planted")
     assert _run(api, 1, 2) == [1, 2]
@@ -116,7 +116,7 @@ def test_memory_that_runs_out_at_the_end_also_halves() -> None:
 
 @pytest.mark.parametrize("value", [pytest.param(_INFINITE, id="infinite"), pytest.param(_NAN, id="nan")])
 def test_a_prediction_that_is_not_finite_is_a_failure(value: int, caplog: pytest.LogCaptureFixture) -> None:
-    """Of that image alone; the log has the same sentence."""
+    """Only that image fails, and the log has the failure's message."""
     api: Any = FakeApi()
     outcomes = finish(api, start(api, _images(1, value, 3)))
     assert outcomes[1] == NOT_FINITE
@@ -125,22 +125,22 @@ def test_a_prediction_that_is_not_finite_is_a_failure(value: int, caplog: pytest
 
 
 def test_a_model_that_raises_fails_the_batch(caplog: pytest.LogCaptureFixture) -> None:
-    """The reason is one line; the log has the traceback."""
+    """The reason is a single line; the log has the traceback."""
     api: Any = FakeApi()
     started = start(api, _images(1, _RAISES))
-    assert is_done(api, started), "there is nothing to wait for"
+    assert is_done(api, started), "a failed batch has nothing to wait for"
     outcomes = finish(api, started)
     assert outcomes == [Failure(Status.FAILED, "The model failed: RuntimeError: a planted failure")] * 2
     assert [record.exc_info is not None for record in caplog.records if record.levelno == logging.ERROR] == [True]
 
 
-def test_a_prediction_that_is_missing_fails_the_batch() -> None:
-    """No image may get another one's answer."""
+def test_a_missing_prediction_fails_the_batch() -> None:
+    """Without it, images could get each other's answers."""
     assert _run(FakeApi(), 1, _LOST, 3) == [Status.FAILED] * 3
 
 
-def test_a_device_that_broke_is_reported() -> None:
-    """At the launch and at the end."""
+def test_a_broken_device_is_reported() -> None:
+    """BrokenDevice is raised at launch and when results are collected."""
     api: Any = FakeApi()
     api.is_broken = True
     with pytest.raises(BrokenDevice):
@@ -151,8 +151,8 @@ def test_a_device_that_broke_is_reported() -> None:
         finish(api, started)
 
 
-def test_what_the_model_ran_to_its_end_is_reported() -> None:
-    """Each part of a batch that was halved, and nothing that failed."""
+def test_completed_parts_are_reported() -> None:
+    """The callback gets each part of a halved batch that completed, and none that failed."""
     api: Any = FakeApi(capacity=2)
     completed: list[Started] = []
     finish(api, start(api, _images(0, 1, 2, _TOO_LARGE)), completed.append)

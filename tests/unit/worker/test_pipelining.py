@@ -1,4 +1,4 @@
-"""The loop on a device that computes while the loop goes on; the test plays the device, and says when it is done."""
+"""The loop with batches in flight; the tests act as the device and decide when it has completed one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Ticket:
 
 
 class DeviceAPI(EchoAPI):
-    """A LitAPI whose device is done with a batch after it was polled a number of times.
+    """A LitAPI whose device completes a batch after a number of polls.
 
     Attributes:
-        polls: How often it says no about what is launched from now on.
-        events: What happened: `+1` the first batch was launched, `=1` its results were collected.
+        polls: The number of polls that a batch launched from now on takes.
+        events: `+1` when the first batch was launched, `=1` when its results were collected, and so on.
     """
 
     def __init__(self, polls: int = 10) -> None:
@@ -52,7 +52,7 @@ class DeviceAPI(EchoAPI):
         return output.polls_left < 0
 
     def unbatch(self, output: Any) -> Any:
-        assert output.polls_left < 0, "the loop sleeps between polls, and never blocks on the device"
+        assert output.polls_left < 0, "the loop must poll, and never block on the device"
         self.events.append("=" + output.name)
         if self.fails_late:
             self.fails_late = False
@@ -61,7 +61,7 @@ class DeviceAPI(EchoAPI):
 
 
 class DeviceBench(LoopBench):
-    """The loop's bench, with such a device."""
+    """The loop's bench with such a device."""
 
     api: DeviceAPI
 
@@ -83,8 +83,8 @@ def statuses(answers: dict[int, AnswerRecord]) -> dict[int, Status]:
     return {slot: answer.status for slot, answer in answers.items()}
 
 
-def test_a_lone_image_is_answered_when_it_is_done() -> None:
-    """Nobody has to come after it."""
+def test_a_single_image_is_answered_when_it_completes() -> None:
+    """It needs no later request to push it out."""
     bench = DeviceBench(polls=3)
     bench.queue(0, 7)
     assert bench.step() == {}
@@ -92,8 +92,8 @@ def test_a_lone_image_is_answered_when_it_is_done() -> None:
     assert bench.api.events == ["+1", "=1"]
 
 
-def test_a_full_batch_goes_behind_one_that_computes() -> None:
-    """It is launched before anybody waits for the first, which is answered without waiting for it."""
+def test_a_full_batch_is_staged_behind_a_running_one() -> None:
+    """It is launched while the first batch runs, which is answered without waiting for it."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     assert bench.step() == {}
@@ -105,8 +105,8 @@ def test_a_full_batch_goes_behind_one_that_computes() -> None:
     assert bench.api.batches == [32, 32]
 
 
-def test_a_smaller_batch_waits_for_the_device() -> None:
-    """Unclaimed, so that another worker may have it, and others may join it."""
+def test_a_partial_batch_stays_queued_while_the_device_is_busy() -> None:
+    """Its images stay unclaimed, so that another worker can take them and more images can join."""
     bench = DeviceBench(polls=20)
     bench.queue_many(0, 32)
     bench.step()
@@ -129,7 +129,7 @@ def test_a_smaller_batch_waits_for_the_device() -> None:
 
 
 def test_the_device_gets_work_before_the_answers_are_written() -> None:
-    """Images that wait when a batch is done are launched first: the device computes while the host answers."""
+    """When a batch completes, queued images are launched first, so that the device computes while the host answers."""
     bench = DeviceBench()
     bench.queue_many(0, 20)
     assert bench.step() == {}
@@ -140,8 +140,8 @@ def test_the_device_gets_work_before_the_answers_are_written() -> None:
     assert bench.api.events == ["+1", "+2", "=1", "=2"]
 
 
-def test_images_that_may_still_wait_are_not_launched_early() -> None:
-    """As long as another image is being decoded, until the oldest has waited its time."""
+def test_a_partial_batch_waits_for_incoming_images() -> None:
+    """It is not launched while another image is in decoding, until its oldest image has waited `max_wait_s`."""
     bench = DeviceBench()
     bench.loop._policy = BatchingPolicy(max_batch_size=32, max_wait_s=3600)
     bench.queue_many(0, 20)
@@ -155,8 +155,8 @@ def test_images_that_may_still_wait_are_not_launched_early() -> None:
     assert bench.api.batches == [20, 5]
 
 
-def test_the_time_of_the_next_launch_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch ends when the device is done with it, not when the next one is launched or it is answered."""
+def test_inference_time_excludes_the_next_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch ends when the device completes it, before the next one is launched and before it is answered."""
     bench = DeviceBench()
     bench.queue_many(0, 20)
     bench.step()
@@ -176,8 +176,8 @@ def test_the_time_of_the_next_launch_is_not_the_models(monkeypatch: pytest.Monke
     )
 
 
-def test_what_others_took_is_no_batch() -> None:
-    """The images that waited are gone when the loop reads their records."""
+def test_no_batch_is_launched_when_other_workers_took_the_images() -> None:
+    """The loop saw queued images, but their records are gone when it reads the pipe."""
     bench = DeviceBench(polls=20)
     bench.queue(0, 0)
     bench.step()
@@ -190,8 +190,8 @@ def test_what_others_took_is_no_batch() -> None:
     assert bench.api.events == ["+1", "=1"]
 
 
-def test_a_failure_at_the_launch_is_of_that_batch() -> None:
-    """The one that computes is answered, then the one that failed."""
+def test_a_failed_launch_fails_only_its_batch() -> None:
+    """The batch in flight is answered, then the failed one."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()
@@ -201,8 +201,8 @@ def test_a_failure_at_the_launch_is_of_that_batch() -> None:
     assert statuses(answers) == {slot: Status.OK if slot < 32 else Status.FAILED for slot in range(64)}
 
 
-def test_a_failure_at_the_end_is_of_that_batch() -> None:
-    """The one behind it is answered."""
+def test_a_failed_collection_fails_only_its_batch() -> None:
+    """The batch staged behind it is answered."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()
@@ -214,8 +214,8 @@ def test_a_failure_at_the_end_is_of_that_batch() -> None:
 
 
 @pytest.mark.parametrize("is_broken", [pytest.param(False, id="batch failed"), pytest.param(True, id="device broken")])
-def test_an_error_that_surfaces_in_a_poll(is_broken: bool) -> None:
-    """As CUDA's do: the batch fails like any other, and a device that is broken for good ends the worker."""
+def test_an_error_during_a_poll(is_broken: bool) -> None:
+    """CUDA reports errors late: the batch fails, and a device that is broken for good ends the worker."""
     bench = DeviceBench()
     bench.api.is_broken = is_broken
 
@@ -232,12 +232,12 @@ def test_an_error_that_surfaces_in_a_poll(is_broken: bool) -> None:
         assert statuses(bench.step()) == {0: Status.FAILED}
 
 
-def test_memory_that_does_not_suffice_for_two_batches() -> None:
-    """The second is tried again, in halves, when the first is answered."""
+def test_a_batch_that_does_not_fit_beside_another_is_retried() -> None:
+    """It is retried in halves once the batch in flight is answered."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()
-    bench.api.most_that_fit = 16
+    bench.api.capacity = 16
     bench.queue_many(32, 32)
     answers = bench.step()
     assert statuses(answers) == dict.fromkeys(range(64), Status.OK)
@@ -246,8 +246,8 @@ def test_memory_that_does_not_suffice_for_two_batches() -> None:
     assert bench.api.freed == 1
 
 
-def test_memory_that_is_short_at_the_end() -> None:
-    """The batch is tried again while the one behind it is on the device; that one keeps its own answers."""
+def test_an_out_of_memory_at_the_end_does_not_mix_batches() -> None:
+    """The batch is retried while the one staged behind it runs; each image keeps its own answer."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()
@@ -269,14 +269,14 @@ def test_memory_that_is_short_at_the_end() -> None:
     assert {slot: answer.prediction.indices for slot, answer in answers.items()} == {s: (s,) for s in range(64)}
 
 
-def test_a_death_gives_back_all_batches_on_the_device() -> None:
-    """Each of their images is told to its owner, once."""
+def test_a_dead_worker_loses_all_batches_in_flight() -> None:
+    """Each image of both batches is reported to its owner as lost, once."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()
     bench.queue_many(32, 32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench.api, "unbatch", lambda _: (_ for _ in ()).throw(SystemExit))  # as the process ends
+        patch.setattr(bench.api, "unbatch", lambda _: (_ for _ in ()).throw(SystemExit))  # as if the process died
         with pytest.raises(SystemExit):
             bench.step()
     Recovery(bench.table, bench.request_pipes, [bench.answers]).worker_died(0)
@@ -285,14 +285,14 @@ def test_a_death_gives_back_all_batches_on_the_device() -> None:
     assert {answer.status for answer in lost} == {Status.LOST}
 
 
-def test_a_suspect_image_has_the_device_for_itself() -> None:
-    """It goes when the batch before it is answered, and none goes behind it."""
+def test_an_isolated_image_has_the_device_to_itself() -> None:
+    """It is dispatched once the batch before it is answered, and none is staged behind it."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()
     bench.queue_many(32, 32)
     bench.isolate(63)
-    bench.queue(64, 64)  # in place of the suspect, whose record is among the others'
+    bench.queue(64, 64)  # in place of the isolated image, whose record is among the others'
     assert len(bench.step()) == 32
     assert bench.api.batches == [32, 32]
     bench.queue_many(65, 32)
@@ -304,8 +304,8 @@ def test_a_suspect_image_has_the_device_for_itself() -> None:
     assert bench.table.count_waiting() == 32
 
 
-def test_a_device_that_hangs_shows_no_progress() -> None:
-    """However often the loop looks, so that the supervisor sees it."""
+def test_a_hanging_device_gets_no_heartbeat() -> None:
+    """Polling alone is no progress, so that the supervisor detects the hang."""
     bench = DeviceBench(polls=200)
     bench.queue(0, 1)
     bench.step()
@@ -324,8 +324,8 @@ def test_a_device_that_hangs_shows_no_progress() -> None:
     assert bench.worker_board.heartbeat_at(0) > started_at
 
 
-def test_the_time_behind_another_batch_is_waiting() -> None:
-    """Of a batch that went behind another one, the inference begins when the other one is done."""
+def test_time_staged_behind_another_batch_counts_as_queue_time() -> None:
+    """Inference of a staged batch begins when the device completes the batch before it."""
     bench = DeviceBench()
     bench.queue_many(0, 32)
     bench.step()

@@ -1,7 +1,8 @@
-"""Rate limits over HTTP: client identification, the `RateLimit-*` headers, 429. Knows nothing of how usage is counted.
+"""Rate limits over HTTP: client identification, the `RateLimit` headers, 429. Knows nothing of how usage is counted.
 
-`RateLimit-Limit`, `-Remaining`, `-Reset` and `-Policy` are those of draft-ietf-httpapi-ratelimit-headers-06; later
-drafts merge them into one header, which few clients read yet. Every response of a limited path has them.
+Every response of a limited path has the headers of two drafts of draft-ietf-httpapi-ratelimit-headers: of 06
+`RateLimit-Limit`, `-Remaining`, `-Reset` and `-Policy`, which most clients read; of 10 `RateLimit` and
+`RateLimit-Policy`, which name each policy. The items of the two policies differ: both are sent, the older one first.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class RateLimits:
         self._limiter = limiter
         self._addresses = addresses
         self._policy = ", ".join(f"{rate.amount};w={rate.window_s}" for rate in rates).encode()
+        self._names = {rate: _name_of(rate) for rate in rates}
+        named = (f'"{name}";q={rate.amount};w={rate.window_s}' for rate, name in self._names.items())
+        self._named_policy = ", ".join(named).encode()
 
     async def charge(self, request: Request) -> None:
         """Count one image for a request's client, before the body is read, so that a refused upload costs nothing.
@@ -53,6 +57,8 @@ class RateLimits:
                 (b"ratelimit-remaining", b"%d" % verdict.remaining),
                 (b"ratelimit-reset", b"%d" % reset_s),
                 (b"ratelimit-policy", self._policy),
+                (b"ratelimit-policy", self._named_policy),
+                (b"ratelimit", f'"{self._names[verdict.rate]}";r={verdict.remaining};t={reset_s}'.encode()),
             ),
         )
         if verdict.is_refused:
@@ -69,6 +75,11 @@ def describe_limits(schema: dict[str, Any]) -> None:
         for operation in operations.values():
             if "classification" in operation.get("tags", ()):
                 operation["responses"]["429"] = refusal
+
+
+def _name_of(rate: Rate) -> str:
+    """Return the name of a rate's policy; letters, digits and underscores alone, as huggingface_hub reads them."""
+    return f"{rate.amount}_per_{rate.window_s}s"
 
 
 def _refusal(verdict: Verdict, images: int) -> str:

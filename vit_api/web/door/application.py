@@ -42,9 +42,6 @@ class HotRequest(Protocol):
 class DoorApplication(Protocol):
     """The application of a process."""
 
-    def is_draining(self) -> bool:
-        """Return whether the server is shutting down, so that clients should disconnect."""
-
     def open(self, scope: dict[str, Any]) -> HotRequest | None:
         """Return a request by its ASGI scope; None if its route is not hot."""
 

@@ -69,12 +69,23 @@ class Connections:
 
     Args:
         limits: What they may take.
+        is_announced: Returns whether the whole server is about to stop, so that clients should disconnect.
         count_evicted: Called for each connection that is closed because descriptors ran out.
+
+    Attributes:
+        limits: See above.
+        is_stopping: Whether the process is being stopped; then nobody has long to finish.
     """
 
-    def __init__(self, limits: DoorLimits, count_evicted: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        limits: DoorLimits,
+        is_announced: Callable[[], bool] = lambda: False,
+        count_evicted: Callable[[], None] = lambda: None,
+    ) -> None:
         self.limits = limits
-        self.is_draining = False
+        self.is_stopping = False
+        self._is_announced = is_announced
         self._waiting: dict[Wait, OrderedDict[Connection, None]] = {wait: OrderedDict() for wait in Wait}
         self._blocked: dict[Connection, float] = {}
         self._count_evicted = count_evicted
@@ -85,6 +96,11 @@ class Connections:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._next_sample_at = 0.0
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server is shutting down, so that each answer is the last one of its connection."""
+        return self.is_stopping or self._is_announced()
 
     def make_room(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Prepare for a connection that is about to be accepted; return whether there is room for it."""
@@ -141,7 +157,7 @@ class Connections:
             Wait.LINGER: limits.linger_idle_s,
             Wait.CLOSE: limits.write_timeout_s,
         }[wait]
-        return seconds if wait is Wait.BODY or not self.is_draining else min(seconds, limits.drain_s)
+        return seconds if wait is Wait.BODY or not self.is_stopping else min(seconds, limits.drain_s)
 
     def _tick(self) -> None:
         assert self._loop is not None
@@ -170,7 +186,7 @@ class Connections:
 
     def _abort_blocked(self, now: float) -> None:
         limit_s = self.limits.write_timeout_s
-        if self.is_draining:
+        if self.is_stopping:
             limit_s = min(limit_s, self.limits.drain_s)
         for connection, since in list(self._blocked.items()):
             if now - since > limit_s:

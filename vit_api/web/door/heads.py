@@ -28,6 +28,7 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_FIELDS = 100
 """Maximum number of headers and trailers of a request."""
 HEAD_END = b"\r\n\r\n"
+_LINE_END = b"\r\n"
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, section 5.6.2
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
@@ -55,6 +56,7 @@ class Head:
         is_chunked: Whether the body is chunked.
         keeps_alive: Whether the client may send further requests on the connection.
         expects_continue: Whether the client waits for a `100 Continue` before it sends the body.
+        size: The size of the head, in bytes.
     """
 
     __slots__ = (
@@ -67,14 +69,16 @@ class Head:
         "path",
         "query",
         "raw_path",
+        "size",
         "values",
         "version",
     )
 
     def __init__(
-        self, method: str, target: tuple[bytes, bytes], version: str, headers: list[tuple[bytes, bytes]]
+        self, method: str, target: tuple[bytes, bytes], version: str, headers: list[tuple[bytes, bytes]], size: int
     ) -> None:
         self.method = method
+        self.size = size
         self.raw_path, self.query = target
         path = self.raw_path.decode("ascii")
         self.path = unquote(path) if "%" in path else path
@@ -122,7 +126,7 @@ def parse_head(data: bytes | bytearray, start: int, end: int) -> Head:
     if end - start > MAX_HEAD_BYTES or len(fields) > MAX_FIELDS:
         raise too_large(line.end() - start)
     headers = [(name.lower(), value.strip(_SPACE)) for name, value in fields]
-    return Head(method.decode(), _split(method, target), version.decode(), headers)
+    return Head(method.decode(), _split(method, target), version.decode(), headers, end + len(_LINE_END) - start)
 
 
 def check_incomplete(data: bytes | bytearray, start: int, checked: int) -> None:

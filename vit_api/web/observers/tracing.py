@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from vit_api import __version__
 from vit_api.errors import InternalError
 from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.observers.exchange import Exchange
+from vit_api.web.routes import HotRoute, Route
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
 
 _SERVICE = "vit-api"
+_CONVERTER = re.compile(r":\w+(?=})")
+"""What starlette adds to a parameter of a path."""
 _NS = 1_000_000_000
 _FLUSH_S = 3.0
 
@@ -61,6 +65,13 @@ class Tracing:
         provider = TracerProvider(resource=Resource.create(attributes))
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._bind(provider)
+        self._templates: dict[str, str] = {}
+
+    def name_routes(self, routes: Iterable[Route]) -> None:
+        """Learn the templates of the hot routes' paths, for `http.route`."""
+        for route in routes:
+            if isinstance(route, HotRoute):
+                self._templates[route.path] = route.path if route.operation is None else route.operation.path
 
     def _bind(self, provider: TracerProvider) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -79,7 +90,7 @@ class Tracing:
             f"{scope['method']} {scope['path']}" if exchange.outcomes else scope["method"],
             self._parent(exchange),
             SpanKind.SERVER,
-            _attributes(exchange),
+            _attributes(exchange) | self._route_of(exchange),
             start_time=round(exchange.request.timeline.arrived_at * _NS) + shift_ns,
         )
         if span.is_recording():
@@ -90,6 +101,14 @@ class Tracing:
             if exchange.status >= InternalError.status:
                 span.set_status(Status(StatusCode.ERROR))
         span.end(round(exchange.ended_at * _NS) + shift_ns)
+
+    def _route_of(self, exchange: Exchange) -> dict[str, str | int]:
+        """Return `http.route`, the template of the path; nothing if there is no such route, as the conventions say."""
+        request = exchange.request
+        template = self._templates.get(request.path) if request.endpoint else None
+        if template is None:
+            template = getattr(request.scope.get("route"), "path", None)  # starlette's, for all but the hot routes
+        return {} if template is None else {"http.route": _CONVERTER.sub("", template)}
 
     def _parent(self, exchange: Exchange) -> Context:
         """Return the parent span from the client's W3C Trace Context headers."""

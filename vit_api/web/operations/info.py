@@ -7,11 +7,12 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.web.openapi.links import DESCRIPTION_LINKS
 from vit_api.web.openapi.schemas import CacheInfo, InfoResponse, WorkerInfo
 
 _PACKAGES = (
@@ -51,8 +52,9 @@ def info_router(
     versions = {"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES}
 
     @router.get("/info")
-    async def info() -> InfoResponse:
+    async def info(response: Response) -> InfoResponse:
         """Return what this server runs: model, workers, cache, versions and settings."""
+        response.headers["link"] = DESCRIPTION_LINKS
         return InfoResponse(
             model=checkpoint.name,
             revision=checkpoint.revision,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from starlette.exceptions import HTTPException
 
+from vit_api.web.openapi.links import DESCRIPTION_LINKS
 from vit_api.web.page.security_headers import strict_page_headers
 
 PAGE_PATH = "/"
@@ -52,6 +53,7 @@ def page_router() -> APIRouter:
     """
     files = read_files(_FILES)
     start = files.pop(_START)
+    start = _File(start.content, start.headers | {"link": DESCRIPTION_LINKS})
     router = APIRouter(tags=["page"])
 
     @router.head(PAGE_PATH, include_in_schema=False)

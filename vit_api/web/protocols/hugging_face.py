@@ -17,7 +17,7 @@ from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.parameters import Fields, collect, parse_integer
 from vit_api.web.protocols.results import UploadClassifier, classify_one, source_headers
-from vit_api.web.requests import Request
+from vit_api.web.requests import Headers, Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
 from vit_api.web.uploads import Uploads
@@ -95,12 +95,14 @@ class HuggingFaceRoutes:
         classifier: Classifies the uploads.
         uploads: Finds the uploads in requests.
         labels: The class names, by index.
+        device: The device that the model runs on, for `x-compute-type`.
     """
 
-    def __init__(self, classifier: UploadClassifier, uploads: Uploads, labels: Sequence[str]) -> None:
+    def __init__(self, classifier: UploadClassifier, uploads: Uploads, labels: Sequence[str], *, device: str) -> None:
         self._classifier = classifier
         self._uploads = uploads
         self._labels = labels
+        self._compute_type = b"gpu" if device.startswith("cuda") else b"cpu"
 
     def routes(self) -> list[HotRoute]:
         """Return the route."""
@@ -120,7 +122,22 @@ class HuggingFaceRoutes:
         parameters = _parameters_of(request.query, fields) if fields or request.query else _DEFAULTS
         request.timeline.parsed_at = time.monotonic()
         result = await classify_one(self._classifier, request, upload)
-        return Response(200, self._body(result, parameters), source_headers(result), (result,))
+        headers = (*source_headers(result), *self._compute_headers(result, request.elapsed_ms))
+        return Response(200, self._body(result, parameters), headers, (result,))
+
+    def _compute_headers(self, result: ClassifierResult, elapsed_ms: float) -> Headers:
+        """Return the headers of Hugging Face's own servers (text-embeddings-inference), in integer milliseconds."""
+        total = b"%d" % elapsed_ms
+        answer = result.own_answer
+        kind = b"cache" if answer is None else self._compute_type
+        headers = ((b"x-compute-type", kind), (b"x-compute-time", total), (b"x-total-time", total))
+        if answer is None:
+            return headers
+        return (
+            *headers,
+            (b"x-queue-time", b"%d" % (answer.queue_s * 1000)),
+            (b"x-inference-time", b"%d" % (answer.inference_s * 1000)),
+        )
 
     def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:
         """Return the response's JSON, which is serialised once for each cached prediction and parameters."""

@@ -113,7 +113,6 @@ class Scripted:
             start=nothing,
             stop=nothing,
             request_limits=RequestLimits(max_pending_bytes=10_000, request_timeout_s=30),
-            is_draining=lambda: False,
         )
 
         async with httpx.AsyncClient(transport=DoorTransport(app), base_url="http://test") as client:

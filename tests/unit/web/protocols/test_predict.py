@@ -30,7 +30,6 @@ class Scripted:
     def __init__(self) -> None:
         self.cached = CachedPrediction(_TWENTY)
         self.max_pending_bytes = 10_000
-        self.is_draining = False
         self.bypasses: list[bool] = []
         self.encoded: list[int] = []
         self.exchanges: list[Exchange] = []
@@ -70,7 +69,6 @@ async def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
         start=nothing,
         stop=nothing,
         request_limits=RequestLimits(max_pending_bytes=scripted.max_pending_bytes, request_timeout_s=30),
-        is_draining=lambda: scripted.is_draining,
     )
 
     async with httpx.AsyncClient(transport=DoorTransport(app), base_url="http://test") as client:

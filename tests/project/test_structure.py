@@ -1,4 +1,4 @@
-"""The rooms of the package and of the tests: the tests mirror the package, and one name is one thing."""
+"""The structure of the repository: tests mirror the package, and each class name is unique."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _imported_names(module: Path) -> Iterator[str]:
 
 
 def test_no_module_imports_a_test_module() -> None:
-    """What several tests need is in tests/support/."""
+    """Shared code of the tests belongs in tests/support/."""
     offenders = [
         (str(module.relative_to(ROOT)), name)
         for module in (ROOT / "tests").rglob("*.py")
@@ -32,15 +32,15 @@ def test_no_module_imports_a_test_module() -> None:
     assert not offenders
 
 
-def test_each_folder_of_unit_tests_has_its_room() -> None:
-    """`tests/unit/<room>/` tests `vit_api/<room>/`."""
+def test_unit_tests_mirror_the_package() -> None:
+    """Each folder `tests/unit/<name>/` has a package `vit_api/<name>/`."""
     unit = ROOT / "tests" / "unit"
-    rooms = {module.parent.relative_to(unit) for module in unit.rglob("test_*.py")}
-    assert len(rooms) > 1
-    assert not [room for room in rooms if not (ROOT / "vit_api" / room / "__init__.py").is_file()]
+    packages = {module.parent.relative_to(unit) for module in unit.rglob("test_*.py")}
+    assert len(packages) > 1
+    assert not [package for package in packages if not (ROOT / "vit_api" / package / "__init__.py").is_file()]
 
 
-def test_one_name_is_one_class() -> None:
+def test_class_names_are_unique() -> None:
     """No two modules of the package define classes of the same name."""
     modules_by_class: dict[str, list[str]] = {}
     for module in (ROOT / "vit_api").rglob("*.py"):

@@ -1,0 +1,38 @@
+"""Reads variables that hosting platforms set for every container. Must not know what a setting is for.
+
+- Kubernetes describes each Service of a namespace in variables, as Docker's links did. For a Service named `vit-api`
+  these are `VIT_API_PORT=tcp://10.96.12.7:7860`, `VIT_API_SERVICE_HOST` and others: the prefix of our settings.
+- Cloud Run, Heroku and Render set `PORT` to the port that they route to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+_LINK_NAME = re.compile(r"(_|^)(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$")
+_LINK_URL = re.compile(r"(tcp|udp|sctp)://\S+$")
+
+
+def drop_service_links(prefix: str) -> list[str]:
+    """Remove variables that describe a Service from this process's environment; return their names.
+
+    See "Discovering services" in the documentation of Kubernetes.
+
+    Args:
+        prefix: Only variables with this prefix are removed.
+    """
+    links = [n for n, value in os.environ.items() if n.startswith(prefix) and _is_link(n.removeprefix(prefix), value)]
+    for name in links:
+        del os.environ[name]
+    return sorted(links)
+
+
+def _is_link(name: str, value: str) -> bool:
+    return bool(_LINK_NAME.search(name)) or (name.endswith("PORT") and bool(_LINK_URL.match(value)))
+
+
+def defaults() -> dict[str, str]:
+    """Return the values of settings that the platform provides, for settings that are not set otherwise."""
+    port = os.environ.get("PORT", "").strip()
+    return {"port": port} if port.isdecimal() else {}
