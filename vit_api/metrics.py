@@ -119,7 +119,7 @@ QUEUE_WAIT = _histogram(
 SKIPPED = _counter(
     "inference_skipped_total",
     "Images that no batch took: their callers had left (abandoned), or their deadline had passed (expired)",
-    reason=("abandoned", "expired"),
+    cause=("abandoned", "expired"),
     urgency=URGENCIES,
 )
 BATCH_SIZE = _histogram("inference_batch_size", "Images per batch", SIZES)

@@ -3,9 +3,10 @@
 Theory of operation
 -------------------
 Images of normal urgency come first. While there are any, those of low urgency fill only as much of a batch as lengthens
-it by a quarter, by a line fitted to the times of the batches so far: many on a device that takes about as long for 8
+it by an eighth, by a line fitted to the times of the batches so far: many on a device that takes about as long for 8
 images as for 1, and one on a device whose time is proportional to the size, where larger batches gain nothing. So they
-use what the device has left, and an image that arrives meanwhile does not wait long for a batch of them.
+use what the device has left, and an image that arrives meanwhile does not wait long for a batch of them. An eighth is
+more than it seems: during a longer batch more images arrive, which lengthen the next one.
 
 They never starve: after 7 images of normal urgency that were taken while they waited, one comes first.
 
@@ -19,7 +20,7 @@ import math
 LOW_SHARE = 8
 """One image in so many is of low urgency, if one waits, however many others do."""
 
-_MAX_DELAY = 0.25
+_MAX_DELAY = 0.125
 """Part of its time by which images of low urgency may lengthen a batch."""
 
 _PRESENT_S = 2.0

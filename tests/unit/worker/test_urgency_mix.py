@@ -21,12 +21,12 @@ def _mix(fixed_s: float, per_image_s: float, sizes: tuple[int, ...] = (1, 2, 4, 
 @pytest.mark.parametrize(
     ("fixed_s", "per_image_s", "room"),
     [
-        pytest.param(0.0, 0.01, 2, id="a time for each image: a quarter of eight"),
+        pytest.param(0.0, 0.01, 1, id="a time for each image: an eighth of eight"),
         pytest.param(0.008, 0.0, 1000, id="a fixed time: as many as fit"),
-        pytest.param(0.008, 0.0002, 12, id="mostly fixed: a quarter of its time"),
+        pytest.param(0.008, 0.0002, 6, id="mostly fixed: an eighth of its time"),
     ],
 )
-def test_low_images_lengthen_a_batch_by_a_quarter(fixed_s: float, per_image_s: float, room: float) -> None:
+def test_low_images_lengthen_a_batch_by_an_eighth(fixed_s: float, per_image_s: float, room: float) -> None:
     """By what batches of each size took."""
     assert min(1000, _mix(fixed_s, per_image_s).low_room(8, 0, now=100.0)) == pytest.approx(room, rel=0.01)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier_result import ClassifierResult
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.parameters import Fields, collect, parse_integer
 from vit_api.web.protocols.results import UploadClassifier, classify_one, source_headers
@@ -111,6 +111,7 @@ class HuggingFaceRoutes:
             "classify_as_hugging_face_does",
             "Classify one image as Hugging Face's inference API does: the raw bytes, or base64 with parameters.",
             _CONTENT,
+            URGENCY,
             responses=ANSWER | FAILURES,
             response_model=list[LabelScore],
         )

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from vit_api.errors import ViTError
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier_result import ClassifierResult, Source
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.parameters import Fields, collect, integer_of
 from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, source_headers
@@ -87,7 +87,7 @@ class PredictRoutes:
             "classify_an_image",
             "Classify one image: the form field `file`, the raw bytes as the body, or base64 in JSON.",
             _ONE_UPLOAD,
-            [_TOP_K],
+            [_TOP_K, *URGENCY],
             ANSWER | FAILURES,
             PredictResponse,
         )
@@ -96,7 +96,7 @@ class PredictRoutes:
             "classify_several_images",
             "Classify 1 to 32 images. Results are in the order of the images; a failed image has an error object.",
             _MANY_UPLOADS,
-            [_TOP_K],
+            [_TOP_K, *URGENCY],
             FAILURES,
             list[PredictResponse | ErrorResponse],
         )

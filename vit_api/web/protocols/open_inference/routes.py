@@ -14,7 +14,7 @@ from vit_api.decoding.uploads import Upload
 from vit_api.errors import NotFound, NotReady, ViTError
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.web.core.classifier_result import ClassifierResult
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
 from vit_api.web.protocols.open_inference.inputs import Inputs
@@ -137,7 +137,7 @@ class OpenInferenceRoutes:
                 "infer",
                 "Classify 1 to 32 images, as tensors in JSON or as binary data.",
                 _BODY,
-                [*self._parameters(template), _HEADER],
+                [*self._parameters(template), _HEADER, *URGENCY],
                 {200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
                 dict[str, Any],
                 ("open inference protocol", CLASSIFICATION),
