@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from vit_api.decoding.cost import Cost
+from vit_api.urgency import Urgency
 from vit_api.web.core.decode_turns import LARGE_S, DecodeTurns
 
 LONG_S = 60
@@ -25,9 +26,9 @@ class Works:
         self._gates: dict[Any, threading.Event] = {}
         self._changed = threading.Condition()
 
-    def add(self, name: Any, cost: Cost) -> None:
+    def add(self, name: Any, cost: Cost, urgency: Urgency = Urgency.NORMAL) -> None:
         gate = self._gates[name] = threading.Event()
-        self.turns.submit(self._work(name, gate), cost)
+        self.turns.submit(self._work(name, gate), cost, urgency)
 
     def _work(self, name: Any, gate: threading.Event) -> Callable[[], None]:
         def work() -> None:
@@ -167,3 +168,27 @@ def test_a_stop_drops_what_has_not_begun(start: Callable[..., Works]) -> None:
         thread.join(LONG_S)
         assert not thread.is_alive()
     assert works.begun == ["first"]
+
+
+def test_images_of_low_urgency_come_last(start: Callable[..., Works]) -> None:
+    """Though they came first, and the others are larger; but these never keep them waiting for ever."""
+    works = start()
+    works.add("first", SMALL)
+    works.wait_for(1)
+    for number in range(3):
+        works.add(f"low {number}", SMALL, Urgency.LOW)
+    for number in range(9):
+        works.add(number, SMALL)
+    works.finish_all()
+    assert works.wait_for(13) == ["first", *range(7), "low 0", 7, 8, "low 1", "low 2"]
+
+
+def test_a_large_image_of_normal_urgency_comes_before_small_ones_of_low(start: Callable[..., Works]) -> None:
+    """Size matters within a class only."""
+    works = start()
+    works.add("first", SMALL)
+    works.wait_for(1)
+    works.add("low", SMALL, Urgency.LOW)
+    works.add("large", LARGE)
+    works.finish_all()
+    assert works.wait_for(3) == ["first", "large", "low"]
