@@ -70,8 +70,10 @@ class BatchStats:
             now: The time, in seconds since the Unix epoch.
         """
         cell = worker * self._sizes + size
-        for view, seconds in zip(self._times, times_s, strict=True):
-            view[cell] += seconds
+        input_s, infer_s, output_s = self._times
+        input_s[cell] += times_s[0]
+        infer_s[cell] += times_s[1]
+        output_s[cell] += times_s[2]
         self._count[cell] += 1
         self._last_at[worker] = now
 

@@ -384,7 +384,7 @@ class WorkerSlots(_Fields):
         """
         if self._generation[slot] != generation or self._state[slot] != SlotState.QUEUED:
             return None
-        is_wanted = self.is_wanted(slot, now)
+        is_wanted = not self._abandoned[slot] and now < self._deadline[slot]  # as `is_wanted`, without the call
         if is_wanted:
             self._worker[slot] = self._number
             self._move(slot, SlotState.RUNNING)

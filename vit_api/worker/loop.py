@@ -225,7 +225,8 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             for claim, outcome in zip(claims, results, strict=True)
         )
         if ended_at:
-            self._queue.mix.observe(len(claims), self._done_at - began_at)
+            if self._table.has_low():
+                self._queue.mix.observe(len(claims), self._done_at - began_at)
             times_s = max(0.0, batch.started.staged_at - began_at), model_s, time.monotonic() - ended_at
             self._batch_stats.add(self._worker, len(claims), times_s, time.time())
 
