@@ -44,7 +44,7 @@ def _key(region: int, number: int) -> bytes:
 
 
 class _Server:
-    """The caches of an HTTP process, number 0, in a server with several, all of whose regions are full."""
+    """The caches of HTTP process 0 in a server with several, all of whose regions are full."""
 
     def __init__(self, regions: int, entries: int, look_ups: int) -> None:
         self._tally = CacheTally(CacheBoard(regions), 0)
@@ -62,7 +62,7 @@ class _Server:
         self._encode = ViTAPI(load_checkpoint("digits", None), max_batch_size=32).encode_response
 
     def cells(self) -> Iterator[tuple[str, int, Cell]]:
-        """Yield what is measured: its name, how many look-ups it does, and a function that does them."""
+        """Yield the name of each case, its number of look-ups, and a function that does them."""
         cache = self._cache()
         yield "nothing", len(self._unknown), lambda: self._look_up(cache, self._unknown)
         yield "shared hit", len(self._known), lambda: self._look_up(self._cache(), self._known)

@@ -4,9 +4,9 @@
 
 An open loop with Poisson arrivals sends the same load to
 
-- this server, which dispatches a batch as soon as no other image is on its way, and after at most 5 ms,
-- the same with a fixed window of 5 ms, as most servers have it, and
-- the same without waiting: a batch is whatever is queued when the device is idle.
+- this server, which dispatches a batch as soon as no other image is incoming, and after at most 5 ms,
+- the same with a fixed window of 5 ms, like most servers, and
+- the same without waiting: a batch is all that is queued when the device is idle.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 One HTTP process per server; wrk with one thread and 32 connections. For raw bodies there are two references, which
 read, hash, look up and answer: an ASGI app on uvicorn, and the limit of what Python allows, a protocol on httptools and
 uvloop without a framework. For forms, it is a FastAPI endpoint that hashes the upload. The machine's speed changes from
-second to second, so all take turns, and only the ratio of neighbours counts.
+second to second, so all take turns, and only ratios of adjacent turns count.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Case:
     """An upload and how it is sent.
 
     Attributes:
-        name: In words.
-        body: What is sent.
-        content_type: What it is.
-        references: What this server is compared with.
-        goal: The ratio to the first reference that is the goal.
+        name: Its name in the table.
+        body: The request's body.
+        content_type: The request's Content-Type.
+        references: The servers that this server is compared with.
+        goal: The goal for the ratio to the first reference.
     """
 
     name: str
@@ -57,7 +57,7 @@ def measure(case: Case, of: Mapping[str, servers.Server], rounds: int, seconds: 
     """Load this server and the case's references in turns.
 
     Returns:
-        Medians of the rates and of the CPU time per request, and of the ratios of neighbouring rates.
+        Medians of the rates and of the CPU time per request, and of the ratios of adjacent turns.
     """
     names = (_OURS, *case.references)
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in names}

@@ -3,10 +3,10 @@
     python -m benchmarks.compare
 
 The others are Triton, mosec, stock LitServe, and no server at all: one process per core that only decodes, with Pillow,
-and runs full batches. Triton and mosec get environments of their own, which the first run makes (`make peers`). The
-machine's speed changes from second to second, so all take turns, and only the ratio of neighbours counts. Caches are
+and runs full batches. Triton and mosec have their own environments, which the first run creates (`make peers`). The
+machine's speed changes from second to second, so all take turns, and only ratios of adjacent turns count. Caches are
 off, and every upload is unique. The client is wrk if installed, else the bundled one; it shares the cores with the
-servers. The result is written after each cell, so a run that is cut short keeps what it measured.
+servers. The result is written after each cell, so that an interrupted run keeps what it measured.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ROUNDS, _TURN_S = 5, 5.0
 _QUICK: dict[str, Any] = {"rounds": 1, "seconds": 1.0, "connections": (8,), "cells": ["png-32", "jpeg-65k-224"]}
 _WARM_UP_S = 1.0
 _SETTLE_S = 0.7
-"""What a turn takes apart from its loads: the server finishes what it was sent."""
+"""The time of a turn apart from its loads, in which the server finishes its requests."""
 _START_S = 25.0
-"""What the start of all servers with one model takes, and their end."""
+"""The time to start and stop all servers with one model."""
 _LIMIT_SHARE = 0.5
 """The length of a turn without a server, as a share of a server's."""
 
@@ -44,7 +44,7 @@ _LIMIT_SHARE = 0.5
 def measure(
     of: Sequence[Subject], limit: NoServer, upload: bytes, connections: int, *, rounds: int, seconds: float
 ) -> dict[str, Any]:
-    """Load all in turns; return medians, and the medians of the ratios of neighbours."""
+    """Load all in turns; return medians, and the medians of the ratios of adjacent turns."""
     loads: dict[str, list[Load]] = {subject.name: [] for subject in of}
     limits = []
     for number in range(rounds):
@@ -116,7 +116,7 @@ def _chosen(options: argparse.Namespace) -> list[Cell]:
 
 
 def expected_s(options: argparse.Namespace, servers: int) -> float:
-    """Return about how long a run takes, with this many servers."""
+    """Return about how long a run with this many servers takes."""
     chosen = _chosen(options)
     total = _START_S * len({cell.model for cell in chosen})
     for cell in chosen:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu --out gpu.json
 
-Takes up to 6 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in a
-process of its own with a time limit. A part that fails is noted in the result, which is written again after each part.
+Takes up to 6 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in its own
+process with a time limit. A part that fails is noted in the result, which is written again after each part.
 torch.compile takes minutes: `--only compiled` measures it. `--device cpu --quick` checks with a tiny model what can run
-without a GPU; its figures mean nothing.
+without a GPU; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vit_api.devices import CudaReport, ask_torch, reason
 
 _NO_CUDA = 2
 _GRACE_S = 40.0
-"""How long a part that is stopped may take to stop its server."""
+"""The time that a stopped part has to stop its server."""
 _LOG_LINES = 60
 
 
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, gpu: CudaReport | None, folder: Path) -> dict[str, Any]:
-    """Run all parts one after the other; return the report, which is written after each."""
+    """Run all parts one by one; return the report, which is written after each."""
     from benchmarks.harness import checkpoints
 
     deadline = time.monotonic() + options.minutes * 60
@@ -153,7 +153,7 @@ def _run(options: argparse.Namespace, gpu: CudaReport | None, folder: Path) -> d
 
 
 def _run_part(options: argparse.Namespace, name: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """Run a part in a process of its own; return its findings and how it ended."""
+    """Run a part in a new process; return its findings and how it ended."""
     if seconds < 1:
         return {"status": "skipped", "why": "no time left", "result": {}}
     file, log = folder / f"{name}.json", folder / f"{name}.log"
@@ -177,7 +177,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
         return "ok" if process.wait(seconds) == 0 else "error"
     except subprocess.TimeoutExpired:
         process.terminate()
-    except BaseException:  # such as Ctrl-C: its server must not outlive it
+    except BaseException:  # such as Ctrl-C; the part's server must not outlive it
         process.terminate()
         process.wait(_GRACE_S)
         raise

@@ -122,7 +122,7 @@ def _measure(plan: client.Plan, options: argparse.Namespace, load: float, consol
     before = scrape.read(options.url, plan.headers)
     with _progress(plan, console) as show:
         shifts = client_processes.run(plan, options.processes, show)
-    metrics = scrape.means(before, scrape.read(options.url, plan.headers))  # its warm-up included
+    metrics = scrape.means(before, scrape.read(options.url, plan.headers))  # including its warm-up
     kind = "rate" if options.rate else "concurrency"
     return {kind: load} | summary.summarise(shifts, plan.seconds, options.goodput_ms) | {"metrics": metrics}
 
@@ -173,7 +173,7 @@ def _medians(server: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shown(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options for the report, without headers, which may hold a key."""
+    """Return the options for the report, without headers, which may contain a key."""
     hidden = ("json", "plot", "header", "rate" if not options.rate else "concurrency")
     return {name: _plain(value) for name, value in vars(options).items() if name not in hidden}
 

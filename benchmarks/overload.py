@@ -2,9 +2,9 @@
 
     python -m benchmarks.overload
 
-First a closed loop finds the capacity. Then an open loop sends three times as much: each request when it is due,
-whether or not earlier ones are answered, so that a slow server gets no rest. The model takes about 10 ms per image and
-runs batches of one. It is therefore the bottleneck, and not the client, which shares the cores.
+First a closed loop finds the capacity. Then an open loop sends three times as much, each request when it is due,
+whether or not earlier ones are answered, so that a slow server gets no relief. The model takes about 10 ms per image
+and runs batches of one, so that it is the bottleneck, and not the client, which shares the cores.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def _modules(folder: str) -> tuple[str, ...]:
     return tuple(f"vit_api/{folder}/{file.name}" for file in sorted((ROOT / "vit_api" / folder).glob("*.py")))
 
 
-# By stage: parts of its frames' names, which py-spy writes as `function (file:line)`. The innermost frame that has one
+# By stage: parts of its frames' names, which py-spy writes as `function (file:line)`. The innermost frame that matches
 # decides.
 STAGES = {
     "hash": ("_hash (vit_api/web/core/classifier.py",),
@@ -66,7 +66,7 @@ _WAITING = (
     "Condition.wait (threading.py",
     "Condition.__enter__ (threading.py",
 )
-"""Where a thread waits for work, for a core or for its turn to decode, which takes no CPU time."""
+"""Frames in which a thread waits for work, for a core or for its turn to decode, which takes no CPU time."""
 
 
 def stage_of(frames: Sequence[str]) -> str:
@@ -122,7 +122,7 @@ def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
 def sample(
     server: servers.Server, upload: bytes, pids: Iterable[int], seconds: float, folder: Path
 ) -> dict[int, dict[int, Counter[str]]]:
-    """Sample each process under load, one after the other.
+    """Sample each process under load, one by one.
 
     Raises:
         RuntimeError: py-spy failed.

@@ -1,10 +1,10 @@
-"""Rerun every benchmark with a committed result, one after the other, and write the tables: `make results`.
+"""Rerun every benchmark with a committed result, one by one, and write the tables: `make results`.
 
     python -m benchmarks.rerun [NAME ...]
 
-Says first how long it takes. Each benchmark runs in a process of its own and writes its own result. One that fails is
-reported at the end, and does not keep the others from running. `--quick` runs each in its shortest form, and writes the
-results into a temporary folder.
+Prints first how long it takes. Each benchmark runs in its own process and writes its own result. A failed one is
+reported at the end, and does not stop the others. `--quick` runs each in its shortest form, and writes the results to a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class _Planned(NamedTuple):
     """A benchmark.
 
     Attributes:
-        name: Of its module and its result.
-        minutes: About how long it takes on two cores.
+        name: The name of its module and its result.
+        minutes: Its approximate duration on two cores.
         quick: The arguments of its shortest form.
     """
 
@@ -58,8 +58,8 @@ def run(planned: _Planned, folder: Path | None) -> int:
     """Run one benchmark; return its exit status.
 
     Args:
-        planned: Which.
-        folder: Where the result of its shortest form goes; None runs the whole, for the committed result.
+        planned: The benchmark.
+        folder: The folder for the result of its shortest form; None runs it in full, for the committed result.
     """
     command = [sys.executable, "-m", f"benchmarks.{planned.name}"]
     if folder is not None:

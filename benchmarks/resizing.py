@@ -1,10 +1,11 @@
-"""How far the default resize is from Pillow's, filter by filter, and how much faster it is.
+"""How much the default resize differs from Pillow's, filter by filter, and how much faster it is.
 
     python -m benchmarks.resizing
     python -m benchmarks.resizing --model google/vit-base-patch16-224 --images photos/
 
-Each filter goes through the gate of `benchmarks.accuracy`: the model answers for the same images, resized by either. On
-photos, the pixels of a resize to 224 x 224 are compared, and the two take turns. The exit status is 1 if one fails.
+Each filter must pass the gate of `benchmarks.accuracy`, with the model's answers for the same images, resized by
+either. On photos, the pixels of a resize to 224 x 224 are compared, and the two take turns. The exit status is 1 if one
+fails.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from benchmarks.harness import command_line, results, tables
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.decoding.resizing import resize
 
-_FILTERS = range(6)  # those that an image processor can name
+_FILTERS = range(6)  # the filters that an image processor can name
 _PHOTO_SIZE = (500, 375)
 _SIZE = (224, 224)
 _TURNS = 60
 
 
 def sample_photos() -> list[Image.Image]:
-    """Return the photos that scikit-learn brings along, at 500 x 375 pixels."""
+    """Return the photos that scikit-learn contains, at 500 x 375 pixels."""
     import sklearn.datasets
 
     folder = Path(sklearn.datasets.__file__).parent / "images"
@@ -49,7 +50,7 @@ def sample_photos() -> list[Image.Image]:
 
 
 def pixels(photos: Sequence[Image.Image], resample: int) -> dict[str, Any]:
-    """Return the largest and the mean difference of a pixel, of 255, and the CPU time of both resizes."""
+    """Return the maximum and the mean difference of pixels, out of 255, and the CPU time of both resizes."""
     differences, seconds = [], {True: [0.0], False: [0.0]}
     for photo in photos:
         images = {exact: np.asarray(resize(photo, _SIZE, resample, exact=exact)).astype(int) for exact in (True, False)}

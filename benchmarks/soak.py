@@ -3,7 +3,7 @@
     python -m benchmarks.soak --minutes 5
 
 Clients send repeated and new images, raw and as forms, corrupt images, and disconnect early. Every 20 s a worker or an
-HTTP process is killed. Every request must get its right answer; a client whose connection broke with a killed HTTP
+HTTP process is killed. Every request must get its correct answer; a client whose connection broke with a killed HTTP
 process sends its request once again. At the end all slots are free, and neither memory nor descriptors have grown.
 """
 
@@ -35,18 +35,18 @@ _MAX_GROWTH_BYTES = 48 * 2**20
 _MAX_GROWTH_SHARE = 1.10
 _WARM_UP_SHARE = 0.3
 _MAX_NEW_DESCRIPTORS = 16
-"""An HTTP process that replaces a killed one inherits about seven of the main process's, once."""
+"""The allowed growth in descriptors: a new HTTP process inherits about seven of the main process's, once."""
 
 
 @dataclass
 class Tally:
-    """What happened.
+    """The outcomes of a run.
 
     Attributes:
         outcomes: Attempts by kind of request and outcome.
-        lost: Descriptions of requests without their right answer.
+        lost: Descriptions of requests without their correct answer.
         kills: Killed processes by kind.
-        memory: Seconds from the start, and the resident bytes of all processes.
+        memory: Samples of the seconds since the start and the resident bytes of all processes.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -59,8 +59,8 @@ class Traffic:
     """The requests of all clients, of seeded kinds.
 
     Args:
-        port: The server's.
-        tally: Records what happens.
+        port: The server's port.
+        tally: Records the outcomes.
     """
 
     def __init__(self, port: int, tally: Tally) -> None:
@@ -71,7 +71,7 @@ class Traffic:
         self._number = 0
 
     async def run(self, seed: int, end: float) -> None:
-        """Send requests until `end`, one after the other."""
+        """Send requests one by one until `end`."""
         dice = random.Random(seed)
         while time.monotonic() < end:
             kind = dice.choices(("hit", "miss", "form", "bad", "hang up"), (4, 4, 2, 1, 1))[0]

@@ -1,8 +1,8 @@
-"""How the settings that affect speed do so on this machine: one curve per setting, with the others at their defaults.
+"""The effect of each performance setting on this machine: one curve per setting, with the others at their defaults.
 
     python -m benchmarks.tune --model digits
 
-The values of a setting take turns, and the ratio to the default's turn counts. The defaults were chosen with this.
+The values of a setting take turns, and the ratio to the default's turn counts. The defaults were chosen this way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CURVES = {
     "max_batch_size": "maximum batch size, images",
     "api_servers": "HTTP processes",
 }
-"""What is plotted, and the axis' label."""
+"""The figure that is plotted, and the label of its axis."""
 
 
 def curves() -> dict[str, tuple[int, ...]]:

@@ -60,7 +60,7 @@ def _nearest(name: str) -> str | None:
 
 
 def _check_key_variables() -> None:
-    """Refuse to start without the keys that somebody meant to set: the server would be open to everybody.
+    """Refuse to start without keys that were meant to be set, since the server would accept any client.
 
     Raises:
         SettingsError: A variable for keys is empty, or its name looks like one that is misspelt.

@@ -1,6 +1,6 @@
 """Chooses the devices that inference workers run on. Knows nothing of models, and never imports torch.
 
-Where there may be a GPU, torch is asked in a process of its own: see `model.cuda_report`.
+If there may be a GPU, torch reports on it in a separate process: see `model.cuda_report`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def choose_devices(device: str) -> list[str]:
 
 
 def ask_torch() -> CudaReport:
-    """Return torch's report on the GPUs, from a process of its own. Takes seconds."""
+    """Return torch's report on the GPUs, from a separate process. Takes seconds."""
     spec = find_spec(_REPORT)
     assert spec is not None and spec.origin is not None
     # -P: otherwise the file's folder would come first in the path, and its modules could hide others.

@@ -1,1 +1,1 @@
-"""What the server is compared with."""
+"""Programs that the server is compared with."""

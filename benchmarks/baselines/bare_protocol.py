@@ -1,7 +1,7 @@
-"""The least for a cache hit that Python allows: an `asyncio.Protocol` on httptools and uvloop, without a framework.
+"""The minimum for a cache hit in Python: an `asyncio.Protocol` on httptools and uvloop, without a framework.
 
-It reads the body, hashes it, looks it up and gives the bare ASGI app's answer. It checks nothing, so it is a limit and
-no server. Argument: port.
+It reads the body, hashes it, looks it up and sends the bare ASGI app's answer. It validates nothing, so it is an upper
+limit and not a server. Argument: port.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Bare(asyncio.Protocol):
     """One connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start to parse requests."""
+        """Start parsing requests."""
         self._transport = cast("asyncio.Transport", transport)
         self._parser = httptools.HttpRequestParser(self)
         self._body: list[bytes] = []
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came."""
+        """Parse received bytes."""
         self._parser.feed_data(data)
 
     def on_body(self, part: bytes) -> None:
-        """Keep a part of a body."""
+        """Collect a part of a body."""
         self._body.append(part)
 
     def on_message_complete(self) -> None:

@@ -31,7 +31,7 @@ def arguments(*, needs_port: bool = True, decoder: str = "pillow") -> argparse.N
 
 
 def lit_api(options: argparse.Namespace, **lit_api_options: Any) -> ViTAPI:
-    """Return the LitAPI that our server uses, too, with the decoder of the arguments."""
+    """Return our server's LitAPI with the decoder of the arguments."""
     checkpoint = load_checkpoint(options.model)
     api = _APIS[options.decoder]
     return api(checkpoint, dtype=options.dtype, cpu_threads=options.cpu_threads, **lit_api_options)

@@ -10,7 +10,7 @@ class FixedWindow(BatchingPolicy):
     """Always waits for the end of the window."""
 
     def remaining_wait_s(self, *, now: float, size: int, oldest_queued_at: float, incoming: int) -> float:
-        """Return how long a batch may still wait, as if another image were always on its way."""
+        """Return how long a batch may still wait, as if another image were always incoming."""
         del incoming
         return super().remaining_wait_s(now=now, size=size, oldest_queued_at=oldest_queued_at, incoming=1)
 

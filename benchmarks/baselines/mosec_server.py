@@ -1,4 +1,4 @@
-"""A mosec server as its documentation shows it: a stage of workers that decode, and one worker that runs batches.
+"""A mosec server as in its documentation: a stage of workers that decode, and one worker that runs batches.
 
 Runs in mosec's own environment, with this repository's packages behind it (`harness.peers`). mosec's port and timeout
 are in its environment variables. Arguments: model.
@@ -18,7 +18,7 @@ from benchmarks.baselines.command_line import arguments, lit_api
 
 _MAX_BATCH_SIZE = 32
 _MAX_WAIT_MS = 5
-_OPTIONS: Namespace = arguments(needs_port=False)  # mosec makes its workers without arguments
+_OPTIONS: Namespace = arguments(needs_port=False)  # mosec creates its workers without arguments
 
 
 class Decode(Worker):  # type: ignore[misc]
@@ -28,14 +28,14 @@ class Decode(Worker):  # type: ignore[misc]
         self._api = lit_api(_OPTIONS)
 
     def deserialize(self, data: bytes) -> bytes:
-        """Return the body as it is: the bytes of an image."""
+        """Return the body unchanged: the bytes of an image."""
         return data
 
     def forward(self, data: bytes) -> NDArray[np.uint8]:
         """Decode an upload.
 
         Raises:
-            ValidationError: It is no image.
+            ValidationError: It is not an image.
         """
         try:
             return self._api.decode_request(data)

@@ -16,7 +16,7 @@ _BATCH_SIZE = 32
 
 
 def images_per_s(api: ViTAPI, upload: bytes, seconds: float) -> float:
-    """Return how many images were decoded, classified and encoded per second."""
+    """Return the number of images decoded, classified and encoded per second."""
     images = 0
     start = time.monotonic()
     while (elapsed_s := time.monotonic() - start) < seconds:

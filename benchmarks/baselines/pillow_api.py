@@ -1,7 +1,7 @@
-"""Our LitAPI with Pillow's decoder, whatever our own decoder becomes: what a user of Pillow would write.
+"""Our LitAPI with Pillow's decoder, independent of our own: what a user of Pillow would write.
 
-Every server that ours is compared with decodes like this, and runs our forward pass on our checkpoint. So all of them
-classify the same pixels with the same code, and what differs is the server.
+Every server that ours is compared with decodes like this, and runs our forward pass on our checkpoint. So all classify
+the same pixels with the same code, and only the server differs.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks.compare`: what is sent, to which servers, and the tables."""
+"""The parts of `benchmarks.compare`: uploads, servers and tables."""

@@ -17,11 +17,11 @@ class Cell:
     """An upload and a model.
 
     Attributes:
-        name: On the command line and in the result.
-        upload: In words.
-        model: The model, by the size of its pixels.
+        name: Its name on the command line and in the result.
+        upload: The description of the upload.
+        model: The model, named after the size of its input.
         make: Returns the upload.
-        long_from: Connections from which on a turn is twice as long, since most requests would not finish in it.
+        long_from: The number of connections from which a turn is twice as long, as requests would not finish in it.
     """
 
     name: str
@@ -46,7 +46,7 @@ CELLS = (
 
 
 def checkpoint(model: str, folder: Path) -> str:
-    """Return what to serve for a cell's model: the embedded one, or one that is made in a folder."""
+    """Return the checkpoint of a cell's model: the embedded one, or one that is created in a folder."""
     if model == SMALL:
         return "digits"
     checkpoints.save_two_layer_vit(folder)

@@ -27,7 +27,7 @@ _STALL_S = 3600
 """Longer than any pause, during which a worker makes no progress."""
 _REQUEST_S = 60
 _MAX_DIFFERENCE = 0.05
-"""Of a probability. The JPEGs are noisy, so resizing by SIMD or by Pillow shows more than in a photo."""
+"""The tolerance of a probability. The JPEGs are noisy, so SIMD and Pillow resizes differ more than on a photo."""
 
 _TRITON_HEADER = "inference-header-content-length"
 Answer = dict[str, float]
@@ -38,8 +38,8 @@ class Load:
     """What a server did in one turn.
 
     Attributes:
-        load: What the client measured.
-        cpu_s: CPU time of all of the server's processes.
+        load: The client's figures.
+        cpu_s: CPU time of all the server's processes.
     """
 
     load: wrk.Load
@@ -57,7 +57,7 @@ def _read_predictions(response: httpx.Response) -> Answer:
 
 @dataclass(frozen=True)
 class Subject:
-    """A server under comparison, and how it takes uploads and answers."""
+    """A server under comparison, with the form of its requests and responses."""
 
     name: str
     server: servers.Server
@@ -77,7 +77,7 @@ class Subject:
             return Load(load, self.server.cpu_seconds() - before)
 
     def answer(self, upload: bytes) -> Answer:
-        """Return the probabilities by label that it answers with, while all others are paused.
+        """Return the probabilities by label in its answer, while all others are paused.
 
         Raises:
             httpx.HTTPStatusError: It answered with an error.
@@ -135,10 +135,10 @@ _POSTED_TO: dict[str, dict[str, Any]] = {"Triton": _TRITON, "mosec": {"path": "/
 
 
 def available(*, may_install: bool) -> tuple[list[peers.Peer], dict[str, str]]:
-    """Return the peers that can run here, and for the others by name why they can't.
+    """Return the peers that can run here, and the reason for each of the others, by name.
 
     Args:
-        may_install: Whether to make the environments that are missing.
+        may_install: Whether to create missing environments.
     """
     found, missing = [], {}
     for peer in peers.all_peers():
@@ -151,7 +151,7 @@ def available(*, may_install: bool) -> tuple[list[peers.Peer], dict[str, str]]:
 
 
 def versions(of: list[peers.Peer]) -> dict[str, str]:
-    """Return by name what is compared, with its version."""
+    """Return the versions of the compared servers, by name."""
     described = machine.describe()
     ours = {OURS: f"commit {described['commit']}", STOCK: f"litserve {described['versions']['litserve']}"}
     return ours | {peer.name: peer.version() for peer in of}
@@ -178,7 +178,7 @@ def running(model: str, dtype: str, of: list[peers.Peer]) -> Iterator[list[Subje
 
 
 def check_answers(of: list[Subject], upload: bytes) -> None:
-    """Compare the answers of all: figures of a server that computes something else would mean nothing.
+    """Compare the answers of all servers, since figures of a server with other results would be meaningless.
 
     Raises:
         RuntimeError: A server's answer differs from ours by more than 0.05.

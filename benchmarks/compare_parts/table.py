@@ -1,4 +1,4 @@
-"""The tables of a comparison: ratios of neighbouring turns, and what each server did."""
+"""The tables of a comparison: ratios of adjacent turns, and the figures of each server."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks.gpu`; each runs in a process of its own, so that none can spoil or stop the others."""
+"""The parts of `benchmarks.gpu`; each runs in its own process, so that none can affect or stop the others."""

@@ -24,7 +24,7 @@ _WARM_UP_S = 1.0
 _MATRIX_SIDE, _QUICK_SIDE = 8192, 256
 _SIZES = (1, 2, 4, 8, 16, 24, 32)
 _FEW_SIZES = (1, 8, 32)
-"""For other dtypes than that of `auto`, and for torch.compile, which takes ten seconds or more for each."""
+"""Batch sizes for dtypes other than that of `auto`, and for torch.compile, which takes over ten seconds for each."""
 TRANSFORMERS = "transformers"
 
 
@@ -50,7 +50,7 @@ def _measure_matrix_peak(part: Part, dtype: torch.dtype) -> None:
 
 
 def run_compiled(part: Part) -> None:
-    """Measure the compiled engine in the dtype of `auto`; on CUDA, it is captured, too."""
+    """Measure the compiled engine in the dtype of `auto`; on CUDA, it is captured as well."""
     checkpoint = load_checkpoint(str(part.folder))
     sizes = (1, 2) if part.is_quick else _FEW_SIZES
     measure_engines(part, checkpoint, dtypes(part, checkpoint)[0], ("compile",), sizes)
@@ -124,12 +124,12 @@ def release(device: torch.device) -> None:
 
 
 def _downward(part: Part, sizes: Sequence[int]) -> list[int]:
-    """Return the batch sizes from the largest on: it counts most, and warms the GPU up."""
+    """Return the batch sizes in descending order: the largest counts most, and warms the GPU up."""
     return sorted({min(size, part.max_batch_size) for size in sizes}, reverse=True)
 
 
 def _measure(part: Part, what: tuple[str, str, int], call: Callable[[], object], *, is_warm: bool) -> None:
-    """Time a call, sustained if it is the first of its kind, and record it with the GPU's clocks."""
+    """Time a call, for longer if it is the first of its kind, and record it with the GPU's clocks."""
     engine, dtype, size = what
     seconds, warm_up_s = (_SECONDS, 0.0) if is_warm else (_SUSTAINED_S, _WARM_UP_S)
     if not part.has_time(seconds + warm_up_s):

@@ -1,6 +1,6 @@
-"""Watches a GPU's clocks while something is measured: a figure from a throttled GPU says so.
+"""Samples a GPU's clocks during a measurement, so that figures from a throttled GPU are marked.
 
-Asks NVML, in a thread, so it needs no CUDA. Knows nothing of what is measured.
+Uses NVML in a thread, and no CUDA. Knows nothing of what is measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.gpu_parts.cuda_order import uuid_of
 
 _SAMPLE_S = 0.2
-# nvmlClocksEventReasons in nvml.h; those that are not listed are settings, or an idle GPU.
+# nvmlClocksEventReasons in nvml.h; the others are settings, or an idle GPU.
 _THROTTLED = {
     0x04: "power cap",
     0x08: "hardware slowdown",
@@ -35,7 +35,7 @@ class Clocks:
         self._asked_reasons = 0
 
     def sample(self, nvml: Any, handle: Any) -> None:
-        """Add a sample of what this GPU reports."""
+        """Add a sample of what the GPU reports."""
 
         def ask(name: str, question: Callable[..., Any], *arguments: Any, scale: float = 1.0) -> None:
             with contextlib.suppress(nvml.NVMLError):  # a MIG slice reports little
@@ -101,7 +101,7 @@ def watched(device: str) -> Iterator[Clocks]:
 
 
 def _handle(device: str) -> tuple[Any, Any] | None:
-    """Return NVML and its handle of a device; None where it can't be told."""
+    """Return NVML and its handle of a device; None if it is unknown."""
     uuid = uuid_of(device)
     if uuid is None:
         return None

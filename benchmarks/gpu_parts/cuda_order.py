@@ -1,4 +1,4 @@
-"""Finds the GPU that CUDA calls by a number, without CUDA: no memory on the GPU is taken."""
+"""Maps CUDA's device numbers to GPUs without using CUDA, which would allocate memory on the GPU."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def uuid_of(device: str) -> str | None:
-    """Return the UUID of the GPU or MIG slice that torch calls `cuda:N`, or None if that cannot be told.
+    """Return the UUID of the GPU or MIG slice that torch calls `cuda:N`, or None if it is unknown.
 
-    `CUDA_VISIBLE_DEVICES` has the visible ones in CUDA's order, by number or UUID; a GPU's UUID may be cut short.
+    `CUDA_VISIBLE_DEVICES` lists the visible ones in CUDA's order, by number or by UUID, which may be abbreviated.
     """
     kind, _, number = device.partition(":")
     gpus = _gpus() if kind == "cuda" else []
@@ -26,10 +26,10 @@ def uuid_of(device: str) -> str | None:
 
 
 def _in_cudas_order(gpus: list[tuple[str, str]], number: int) -> str | None:
-    """Return the UUID of the GPU that has this number when CUDA sees all; None if that cannot be told.
+    """Return the UUID of the GPU that has this number when CUDA sees all; None if it is unknown.
 
     NVML orders GPUs by PCI bus. So does CUDA with CUDA_DEVICE_ORDER=PCI_BUS_ID. By default it puts the fastest first,
-    which is the same order only if all are of one kind.
+    which is the same order only if all are of the same model.
     """
     is_by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     is_one_kind = len({name for _, name in gpus}) == 1
@@ -37,7 +37,7 @@ def _in_cudas_order(gpus: list[tuple[str, str]], number: int) -> str | None:
 
 
 def _by_first_part(gpus: list[tuple[str, str]], name: str) -> str | None:
-    """Return the one UUID that begins like this; a MIG slice, which is not among the GPUs, has its whole UUID."""
+    """Return the only UUID with this prefix; a MIG slice, which NVML does not list, must have its full UUID."""
     if name.startswith("MIG-"):
         return name
     matching = [uuid for uuid, _ in gpus if uuid.startswith(name)]
@@ -45,7 +45,7 @@ def _by_first_part(gpus: list[tuple[str, str]], name: str) -> str | None:
 
 
 def _gpus() -> list[tuple[str, str]]:
-    """Return the UUID and the name of each GPU, in NVML's order; none where there is no driver."""
+    """Return the UUID and the name of each GPU in NVML's order; none without a driver."""
     try:
         import pynvml
     except ImportError:

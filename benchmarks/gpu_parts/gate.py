@@ -34,7 +34,7 @@ def judge_compiled(part: Part) -> None:
 def judge(part: Part, names: Sequence[str], engines: Sequence[str]) -> None:
     """Compare each dtype and engine with the reference."""
     checkpoint = load_checkpoint(str(part.folder))
-    # The largest batches only: torch.compile would compile each other size.
+    # Only the largest batches, since torch.compile compiles for each size.
     uploads = list(pictures.photos(part.max_batch_size if part.is_quick else _PICTURES))
     sample = _Sample(checkpoint, uploads, _reference(checkpoint, uploads, part.device))
     for dtype in names:

@@ -1,4 +1,4 @@
-"""Says which goals a result meets. Pure: figures in, verdicts out."""
+"""Judges which goals a result meets. Pure: figures in, verdicts out."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class _Goal(NamedTuple):
     """A goal on `HARDWARE`.
 
     Attributes:
-        name: What is measured.
-        bounds: To be reached one after the other.
-        is_maximum: Whether they are maxima; otherwise, minima.
+        name: The measured quantity.
+        bounds: The bounds, in increasing difficulty.
+        is_maximum: Whether they are maxima; otherwise they are minima.
     """
 
     name: str
@@ -36,7 +36,7 @@ _LATENCY = _Goal("(c) p99 in ms at 80% of the peak", (P99_MS,), is_maximum=True)
 
 
 def verdicts(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return for each goal and bound what was found, and whether it is met; None if it was not measured.
+    """Return the figure for each goal and bound, and whether it is met; None if it was not measured.
 
     Args:
         results: The result of each part, by name.

@@ -1,4 +1,4 @@
-"""What a part of the GPU benchmark gets, and how it reports its findings. Imports no torch: not every part needs it."""
+"""The inputs of a part of the GPU benchmark, and its result. Does not import torch, which not every part needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _P = ParamSpec("_P")
 
 MAX_BATCH_SIZE = 32
 FLOP_PER_IMAGE = 35.1e9
-"""Of ViT-B/16 at 224 x 224 pixels; a multiplication and an addition count as two."""
+"""FLOPs of ViT-B/16 at 224 x 224 pixels; a multiplication and an addition count as two."""
 
 
 @dataclass
@@ -23,11 +23,11 @@ class Part:
 
     Attributes:
         folder: The checkpoint.
-        device: Where to run it.
+        device: The device to run on.
         is_quick: Whether only to check that it works.
-        seconds: How long it may take; it is stopped some time later.
+        seconds: Its time limit; it is stopped some time later.
         file: Its result, written again with each finding, so that a failure loses nothing.
-        settings: The server's, as strings.
+        settings: The server's settings, as strings.
         result: The findings so far, which fit into JSON.
     """
 
@@ -59,7 +59,7 @@ class Part:
         return time.monotonic() + seconds < self.started_at + self.seconds
 
     def attempt(self, what: str, measure: Callable[_P, object], *arguments: _P.args, **options: _P.kwargs) -> None:
-        """Measure something; if that fails, record why, and go on."""
+        """Run a measurement; if it fails, record why and continue."""
         try:
             measure(*arguments, **options)
         except Exception as error:

@@ -1,7 +1,7 @@
-"""(b) The pipeline without HTTP: pixels in slots, answers out, with a worker as the server has it.
+"""(b) The pipeline without HTTP: pixels in slots, answers out, with a worker as in the server.
 
-This process plays the HTTP half: it keeps slots queued, whose pixels stay as they are, and reads answers. The worker
-measures the model alone before and after it serves, so that all are of one process and of equal clocks.
+This process acts as the HTTP half: it keeps slots queued, whose pixels don't change, and reads answers. The worker
+measures the model alone before and after it serves, so that all figures are of one process and of equal clocks.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _ANSWERS_PER_READ = 1024
 
 
 class OneAtATime(BatchingPolicy):
-    """Stages a batch when the one before is done."""
+    """A policy that never stages a batch behind another."""
 
     def should_stage(self, waiting: int) -> bool:
-        """Say no."""
+        """Return False."""
         return False
 
 
@@ -94,7 +94,7 @@ class _Stop(BaseException):
 
 
 def _work(api: ViTAPI, device: str, seconds: float, warm_up_s: float, parent: Connection) -> None:
-    """Be a worker: set up, say how fast the model is alone, serve until SIGUSR1, and say it again."""
+    """Run a worker: set up, report the speed of the model alone, serve until SIGUSR1, and report it again."""
     import torch
 
     from benchmarks.gpu_parts.timing import seconds_per_call
@@ -132,7 +132,7 @@ def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tup
 
 
 def _answer(shared: Shared, slots: OwnerSlots, seconds: float) -> int:
-    """Queue each slot again when its answer is there, for so long; return how many were answered."""
+    """Queue each slot again when it is answered, for some seconds; return the number of answers."""
     answers, images = shared.answers[0], 0
     end = time.monotonic() + seconds
     while time.monotonic() < end or not images:

@@ -1,8 +1,8 @@
 """(c) The whole server under load, with 500 x 375 JPEGs from clients on the same machine.
 
-A closed loop finds the peak, and an open loop at 80% of it measures latency. Both are of the bundled client, on cores
-of its own, so that 80% of the peak is 80% of what the server can do beside that client. wrk, which needs fewer cores,
-adds a figure of its own. Without aiohttp there is only that one; without both, the part is skipped.
+A closed loop finds the peak, and an open loop at 80% of it measures latency. Both use the bundled client, on separate
+cores, so that 80% of the peak is 80% of what the server can do beside that client. wrk, which needs fewer cores, gives
+another figure. Without aiohttp there is only that one; without both, the part is skipped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(part: Part) -> None:
     part.found("cores", {"clients": ours, "server": theirs})
     with contextlib.ExitStack() as stack:
         started = time.monotonic()
-        with _on(theirs):  # it inherits them
+        with _on(theirs):  # inherited by the server
             server = stack.enter_context(servers.vit_api(**settings))
         stack.enter_context(_on(ours))
         part.found("ready_after_s", round(time.monotonic() - started, 1))

@@ -25,7 +25,7 @@ _PEAK_TFLOPS = {
     "L4": {"float16": 121.0, "bfloat16": 121.0, "float32": 30.3},
     "T4": {"float16": 65.0, "float32": 8.1},
 }
-"""Dense matrix products according to NVIDIA's data sheets, float32 without TF32. The first match counts."""
+"""TFLOP/s of dense matrix products in NVIDIA's data sheets, float32 without TF32. The first match counts."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -40,10 +40,10 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: 
     Includes Python's launch overhead where that takes longer than the device.
 
     Args:
-        call: What to time.
-        device: Where it runs.
-        seconds: How long to measure.
-        warm_up_s: How long to run it before. An idle GPU takes most of a second to raise its clocks, and one with a low
+        call: The function to time.
+        device: The device that it runs on.
+        seconds: The duration of the measurement.
+        warm_up_s: The warm-up before it. An idle GPU takes most of a second to raise its clocks, and one with a low
             power limit lowers them again under load.
     """
     _run(call, device, warm_up_s)
@@ -52,7 +52,7 @@ def seconds_per_call(call: Callable[[], object], device: torch.device, seconds: 
 
 
 def _run(call: Callable[[], object], device: torch.device, seconds: float) -> tuple[int, float]:
-    """Run a call for about this long, at least a few times; return how often, and how long it took."""
+    """Repeat a call for about this long, at least a few times; return the number of calls and the seconds."""
     calls, start = 0, time.perf_counter()
     while not calls or time.perf_counter() - start < seconds:
         for _ in range(_CALLS_BETWEEN_LOOKS):

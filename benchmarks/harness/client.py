@@ -22,7 +22,7 @@ from benchmarks.harness import wrk
 
 _OK = 200
 _REPEATED_FROM = 64
-"""How many of the last uploads a repeated one is drawn from."""
+"""The number of most recent uploads that a repeated one is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Plan:
     """What one client process does.
 
     Attributes:
-        url: Where to post.
-        pictures: What to post.
+        url: The URL to post to.
+        pictures: The uploads to post.
         concurrency: Connections of a closed loop; None means an open loop.
         rate: Requests/s of an open loop.
         is_poisson: Whether an open loop's arrivals are random or evenly spaced.
@@ -40,8 +40,8 @@ class Plan:
         repeat_share: Share of requests that send an earlier upload again; the others are unique.
         is_form: Whether the upload is a form's field `file` or the raw body.
         headers: Additional headers.
-        timeout_s: For one request.
-        seed: Of everything random.
+        timeout_s: The timeout of one request.
+        seed: The seed of all random choices.
     """
 
     url: str
@@ -174,7 +174,7 @@ class _Client:
         )
 
     def _upload(self) -> bytes:
-        """Return a unique upload, or one of the last that were sent."""
+        """Return a unique upload, or one of the most recent ones."""
         if self._sent and self._dice.random() < self._plan.repeat_share:
             return self._dice.choice(self._sent)
         upload = self._dice.choice(self._plan.pictures) + wrk.FREE_BOX + os.urandom(16)

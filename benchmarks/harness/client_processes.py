@@ -26,7 +26,7 @@ def run(plan: Plan, processes: int = 1, show: Callable[[int], None] = lambda _: 
     """
     plans = list(_shares(plan, processes))
     context = multiprocessing.get_context("spawn")
-    counters: Any = context.Array(c_long, len(plans), lock=False)  # each process writes its own
+    counters: Any = context.Array(c_long, len(plans), lock=False)  # one per process
     with ProcessPoolExecutor(len(plans), context, _set_counters, (counters,)) as pool:
         shifts = [pool.submit(_work, number, share) for number, share in enumerate(plans)]
         while not all(shift.done() for shift in shifts):

@@ -1,4 +1,4 @@
-"""The command line that benchmarks share. Refuses, before anything is measured, what must not be written."""
+"""The command line shared by the benchmarks. Rejects a result that must not be written before anything is measured."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """Return a benchmark's parser, with `--out`.
 
     Args:
-        name: The benchmark's; its result is committed as `results/NAME.json`.
-        doc: The docstring of its module, whose first line is the description.
+        name: The benchmark's name; its result is committed as `results/NAME.json`.
+        doc: The docstring of its module, whose first line becomes the description.
     """
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=(doc or "").split("\n")[0])
     made.add_argument("--out", type=Path, default=results.file_of(name), help="result file (default: %(default)s)")
@@ -25,7 +25,7 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
 
 
 def add_turns(to: argparse.ArgumentParser, *, rounds: int, seconds: float, note: str = "") -> None:
-    """Add `--rounds` and `--seconds`: what is compared takes turns."""
+    """Add `--rounds` and `--seconds` of turns."""
     to.add_argument("--rounds", type=int, default=rounds, help="turns of each measurement (default: %(default)s)")
     to.add_argument("--seconds", type=float, default=seconds, help=f"length of a turn{note} (default: %(default)s)")
 
@@ -33,7 +33,7 @@ def add_turns(to: argparse.ArgumentParser, *, rounds: int, seconds: float, note:
 def parse(with_parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options; exit with status 1 if the result must not be written where it should go.
 
-    From here on SIGTERM, which `timeout` sends, ends the benchmark as Ctrl-C does: its servers are stopped first.
+    From now on SIGTERM, which `timeout` sends, ends the benchmark like Ctrl-C: its servers are stopped first.
     """
     options = with_parser.parse_args(arguments)
     if reason := results.refusal(options.out):

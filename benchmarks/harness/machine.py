@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _PACKAGES = ("litserve", "torch", "fastapi", "uvicorn", "uvloop", "httptools", "cachetools", "multipart", "redis")
 _CAPTIONED = ("python", "torch", "litserve", "uvicorn")
 _WRITTEN = ("benchmarks/results", "benchmarks/README.md", "README.md", "docs")
-"""What benchmarks and their report write: one result must not keep the next from being written."""
+"""Files that benchmarks and their report write, which don't count as changes, so that several can run in a row."""
 
 
 def describe() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
 
 
 def caption(described: dict[str, Any]) -> str:
-    """Return the line that stands below a table: which commit was measured, when and on what."""
+    """Return the caption of a table: the commit, the date and the machine."""
     versions = ", ".join(f"{name} {described['versions'][name]}" for name in _CAPTIONED)
     hardware = f"{described['processor']}, {described['cores']} cores"
     commit = described["commit"] + " with uncommitted changes" * described["has_uncommitted_changes"]

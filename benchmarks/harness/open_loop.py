@@ -18,10 +18,10 @@ class Reply:
 
     Attributes:
         status: Its status.
-        has_retry_after: Whether it says when to try again.
-        seconds: From when the request was due.
+        has_retry_after: Whether it has a Retry-After.
+        seconds: The latency, measured from when the request was due.
         done_at: When it was complete, in seconds of the monotonic clock.
-        server_ms: The server's own time for it, if it says so.
+        server_ms: The processing time that the server reported, if any.
     """
 
     status: int
@@ -32,7 +32,7 @@ class Reply:
 
 
 class Client:
-    """Posts one body on persistent connections, as many as it takes.
+    """Posts one body on as many persistent connections as needed.
 
     The bundled client would do, but takes more CPU time per request, and a refusal takes hardly any on the server.
 
@@ -62,7 +62,7 @@ class Client:
         return Reply(int(head.split()[1]), b"retry-after:" in head, now - due_at, now, server_ms)
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the most recently used connection, or a new one: servers close those that are idle for long."""
+        """Return the most recently used connection, or a new one, since servers close idle ones."""
         if self._idle:
             used_at, reader, writer = self._idle.pop()
             if time.monotonic() - used_at < _KEEP_ALIVE_S:

@@ -1,4 +1,4 @@
-"""Makes a virtual environment for each server of others that ours is compared with, and keeps it between runs.
+"""Creates a virtual environment for each other server that ours is compared with, and keeps it between runs.
 
 An environment has only the peer's own packages, as `requirements-peers-NAME.txt` pins them. Torch, transformers, NumPy
 and Pillow come from the environment that runs the benchmark, so that all servers compute with the same builds.
@@ -38,9 +38,9 @@ class Environment:
     """The virtual environment of one peer.
 
     Attributes:
-        name: The peer's, in the name of its requirements file.
-        root: Has a `requirements-peers-NAME.txt`.
-        folder: Has the environments of all peers.
+        name: The peer's name, which is part of its requirements file's name.
+        root: The folder with `requirements-peers-NAME.txt`.
+        folder: The folder with the environments of all peers.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Environment:
 
     @property
     def path(self) -> Path:
-        """Where it is. Another pin, or another Python, is another environment."""
+        """Its folder, which depends on the pins and the version of Python."""
         made_of = self.requirements.read_bytes() + f"{_packages()} {platform.python_version()}".encode()
         return self.folder / f"{self.name}-{hashlib.sha256(made_of).hexdigest()[:12]}"
 
@@ -73,7 +73,7 @@ class Environment:
         return (self.path / _COMPLETE).exists()
 
     def install(self) -> None:
-        """Make it, unless it is complete.
+        """Create it unless it is complete.
 
         Raises:
             NotInstalled: pip failed.
@@ -116,7 +116,7 @@ def _packages() -> list[str]:
 
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[None]:
-    """Let one process at a time make an environment."""
+    """Let one process at a time create an environment."""
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

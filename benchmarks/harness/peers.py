@@ -1,8 +1,8 @@
-"""Starts the servers of others that ours is compared with, each from an environment of its own.
+"""Starts the other servers that ours is compared with, each from its own environment.
 
     python -m benchmarks.harness.peers
 
-makes the environments.
+creates the environments.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _REQUEST_MS = 60_000
 
 @dataclass(frozen=True)
 class Peer:
-    """A server of others.
+    """Another server.
 
     Attributes:
-        name: As the table has it.
-        environment: Where its packages are.
-        package: Which of them has its version.
+        name: Its name in the table.
+        environment: The environment of its packages.
+        package: The package whose version is reported.
         serve: Runs it with a checkpoint and a dtype until the context ends.
     """
 
@@ -44,7 +44,7 @@ class Peer:
     serve: Callable[[Environment, str, str], AbstractContextManager[servers.Server]]
 
     def require(self, *, may_install: bool) -> None:
-        """Make its environment if that is missing.
+        """Create its environment if it is missing.
 
         Raises:
             NotInstalled: It can't run here.
@@ -118,7 +118,7 @@ def _backends(release: Path, folder: Path) -> Path:
 
 
 def _repository(folder: Path, model: str, dtype: str) -> Path:
-    """Write a model repository: one instance a core, dynamic batching without delay."""
+    """Write a model repository: one instance per core, dynamic batching without delay."""
     version = folder / "models" / TRITON_MODEL / "1"
     version.mkdir(parents=True)
     shutil.copy(ROOT / "benchmarks" / "baselines" / "triton_model.py", version / "model.py")
@@ -149,7 +149,7 @@ def _log() -> Iterator[Path]:
 
 
 def all_peers() -> tuple[Peer, ...]:
-    """Return the servers of others, apart from LitServe, which ours is built on."""
+    """Return the other servers, except LitServe, which ours is built on."""
     return (
         Peer("Triton", Environment("triton"), "nvidia-pytriton", _triton),
         Peer("mosec", Environment("mosec"), "mosec", _mosec),
@@ -157,7 +157,7 @@ def all_peers() -> tuple[Peer, ...]:
 
 
 def main() -> None:
-    """Make the environment of each peer; exit with status 1 if one can't be made."""
+    """Create the environment of each peer; exit with status 1 if one can't be created."""
     failures = []
     for peer in all_peers():
         try:

@@ -1,4 +1,4 @@
-"""Makes the images that benchmarks send, from seeds, so that they are the same everywhere."""
+"""Generates the images that benchmarks send, from seeds, so that they are the same everywhere."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def kinds(group: int) -> dict[int, str]:
             command = _command(pid)
             if pid == group:
                 found[pid] = "main"
-            elif command == main_command:  # it was forked
+            elif command == main_command:  # forked
                 found[pid] = "http"
             else:
                 found[pid] = "worker" if b"spawn_main" in command else "other"
@@ -39,7 +39,7 @@ def kinds(group: int) -> dict[int, str]:
 
 
 def cpu_seconds(group: int) -> float:
-    """Return the CPU time that the living processes of a group have used, and those that they have waited for."""
+    """Return the CPU time of the living processes of a group and of their exited children."""
     return sum(_cpu_seconds(Path(f"/proc/{pid}/stat"), _WITH_CHILDREN) for pid in living(group))
 
 

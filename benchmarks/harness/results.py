@@ -1,4 +1,4 @@
-"""Where results are kept. Refuses to keep one that names no commit: what it measured could not be found again.
+"""Reads and writes results. Rejects a result without a commit, since what it measured could not be reproduced.
 
 A result that is written elsewhere may come from any tree.
 """
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.harness import machine
 
 FOLDER = machine.ROOT / "benchmarks" / "results"
-"""Has the results that are committed, one file for each benchmark, and their plots."""
+"""The folder of committed results, one file per benchmark, and their plots."""
 
 
 def file_of(name: str) -> Path:
@@ -27,11 +27,11 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(file: Path, figures: dict[str, Any], described: dict[str, Any] | None = None) -> None:
-    """Write a result: the machine, and what was measured on it. The file is whole at any time.
+    """Write a result with the description of the machine, atomically.
 
     Args:
-        file: Where to.
-        figures: What was measured.
+        file: The file to write.
+        figures: The measured figures.
         described: The machine as it was when the measurement began (default: as it is now).
     """
     content = {"machine": described or machine.describe(), **figures}

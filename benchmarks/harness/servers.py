@@ -1,4 +1,4 @@
-"""Starts servers on free ports, each in a process group of its own, and stops them; for benchmarks and tests alike.
+"""Starts and stops servers on free ports, each in its own process group, for benchmarks and tests.
 
 Knows nothing of what they are sent.
 """
@@ -24,7 +24,7 @@ from benchmarks.harness import process_group
 from benchmarks.harness.machine import ROOT
 
 PLAIN_HTTP: dict[str, Any] = {"verify": False}
-"""For httpx, which would read the system's certificates at each call; nothing here speaks TLS."""
+"""Options for httpx, which would otherwise load the system's certificates at each call; nothing here uses TLS."""
 
 _START_S = 120.0
 _STOP_S = 60.0
@@ -33,7 +33,7 @@ _MAX_XDIST_WORKERS = 8
 _SETTLE_S = 10.0
 _SETTLE_STEP_S = 0.2
 _IDLE_SHARE = 0.4
-"""Of a core: some servers poll their queues while idle."""
+"""The share of a core below which a server is idle; some servers poll their queues."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Server:
     group: int
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that its processes have used, those that ended among them."""
+        """Return the CPU time of its processes, including those that have exited."""
         return process_group.cpu_seconds(self.group)
 
     def settle(self) -> None:
@@ -91,7 +91,7 @@ def vit_api(**settings: object) -> AbstractContextManager[Server]:
 
 @contextlib.contextmanager
 def variant(program: Sequence[str], settings: Mapping[str, object]) -> Iterator[Server]:
-    """Run a program that serves as ours does and takes our settings; `program` is what Python runs."""
+    """Run a Python program that serves like ours and takes our settings."""
     port = free_port()
     values = {"model": "digits", "host": "127.0.0.1", "port": port, "log_level": "warning", **settings}
     with _python(program, port, "/health", environment_with(**values)) as server:
@@ -117,7 +117,7 @@ def module(name: str, ready_path: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def baseline(name: str, ready_path: str, model: str, **options: object) -> Iterator[Server]:
-    """Run a module of `benchmarks.baselines` with our LitAPI: its arguments are the port, the model and options."""
+    """Run a module of `benchmarks.baselines` with our LitAPI; its arguments are the port, the model and options."""
     port = free_port()
     arguments = ["-m", f"benchmarks.baselines.{name}", str(port), model]
     for option, value in options.items():
@@ -145,15 +145,15 @@ def running(
     log: Path | None = None,
     stop_s: float = _STOP_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a process group of its own, from its readiness until the context ends.
+    """Run a server in a new process group, from its readiness until the context ends.
 
     Args:
-        command: What to run.
-        ready_url: Answers 200 as soon as the server is ready.
+        command: The command to run.
+        ready_url: The URL that returns 200 as soon as the server is ready.
         cwd: The working directory.
-        environment: All variables (default: this process's).
-        log: Where its output goes (default: to this process's).
-        stop_s: How long it may take to stop.
+        environment: All environment variables (default: this process's).
+        log: The file for its output (default: this process's output).
+        stop_s: The timeout of its stop.
 
     Raises:
         RuntimeError: It ended early, or did not become ready in time.
@@ -199,7 +199,7 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = _STOP_S) -> None:
         subprocess.TimeoutExpired: It did not stop in time; its processes were killed.
     """
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGCONT)  # a paused one would not see the next signal
+        os.killpg(process.pid, signal.SIGCONT)  # a paused process would not handle the next signal
     if process.poll() is None:
         process.terminate()
     try:
@@ -222,5 +222,5 @@ def free_port() -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        if port // 2 % _MAX_XDIST_WORKERS == worker % _MAX_XDIST_WORKERS:  # Linux gives odd ones, or even ones
+        if port // 2 % _MAX_XDIST_WORKERS == worker % _MAX_XDIST_WORKERS:  # Linux assigns odd or even ones
             return port

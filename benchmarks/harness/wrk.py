@@ -16,9 +16,9 @@ from types import MappingProxyType
 _TIMEOUT_S = 60
 BOUNDARY = "----benchmark-5f1d"
 FREE_BOX = b"\0\0\0\x18free"
-"""Starts what makes an upload unique: a box of 24 bytes after its end, which no image format's reader minds."""
+"""The start of what makes an upload unique: a box of 24 bytes after its end, which image decoders ignore."""
 _MARK = b"{unique-request}"
-"""Stands for the box's content, which is another in each request."""
+"""The placeholder for the box's content, which differs in each request."""
 RAW = "application/octet-stream"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
@@ -29,7 +29,7 @@ class Load:
 
     Attributes:
         requests: The responses, errors among them.
-        seconds: How long it loaded the server.
+        seconds: The duration of the load.
         failures: Requests without a response, and responses with an error status.
         p50_ms: The median latency.
         p99_ms: Its 99th percentile.
@@ -60,7 +60,7 @@ class Load:
 
 
 def is_installed() -> bool:
-    """Return whether there is a wrk to run."""
+    """Return whether wrk is installed."""
     return shutil.which("wrk") is not None
 
 

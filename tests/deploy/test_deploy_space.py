@@ -314,7 +314,7 @@ def test_a_paused_space_is_not_changed(hub: FakeSpace, deploy: Deploy) -> None:
 
 
 def test_an_untracked_file_is_not_pushed(hub: FakeSpace, deploy: Deploy, tree: Path) -> None:
-    """It is a forgotten module, or something private."""
+    """It may be private, and is not part of the commit."""
     (tree / "vit_api" / "notes.txt").write_text("private")
     status, printed = deploy()
     assert status is Status.UNCHANGED

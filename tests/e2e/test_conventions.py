@@ -36,7 +36,7 @@ def limited_server() -> Iterator[RunningServer]:
     ],
 )
 def test_problem_details(digits_server: RunningServer, method: str, path: str, status: int) -> None:
-    """RFC 9457: clients that accept problems get them, with the members of every error."""
+    """Clients that accept RFC 9457 problems get them, with the members of every error."""
     response = httpx.request(method, digits_server.url + path, headers=_PROBLEM, timeout=30)
     problem = response.json()
     assert response.headers["content-type"] == "application/problem+json"
@@ -48,8 +48,8 @@ def test_problem_details(digits_server: RunningServer, method: str, path: str, s
     assert set(problem) - set(plain.json()) == {"type", "title", "status", "detail"}
 
 
-def test_answers_stay_as_they_are_for_clients_of_problems(digits_server: RunningServer) -> None:
-    """Only errors are problems."""
+def test_results_do_not_change_for_clients_that_accept_problems(digits_server: RunningServer) -> None:
+    """Only errors are sent as problems."""
     response = digits_server.predict(_SEVEN, headers=_PROBLEM)
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
 
@@ -63,7 +63,7 @@ def _digest(content: bytes, algorithm: str = "sha-256") -> str:
 @pytest.mark.parametrize("name", ["Content-Digest", "Repr-Digest"])
 @pytest.mark.parametrize("algorithm", ["sha-256", "sha-512"])
 def test_digests_are_checked(digits_server: RunningServer, path: str, name: str, algorithm: str) -> None:
-    """RFC 9530: a body that was damaged on its way is not classified."""
+    """A body that does not match its digest (RFC 9530) is not classified."""
     headers = {name: _digest(_SEVEN, algorithm)}
     assert digits_server.predict(_SEVEN, path, headers=headers).status_code == 200
     response = digits_server.predict(_SEVEN + b"x", path, headers=headers)
@@ -72,8 +72,8 @@ def test_digests_are_checked(digits_server: RunningServer, path: str, name: str,
     assert _digest(_SEVEN + b"x", algorithm) in response.json()["error"]
 
 
-def test_a_digest_is_that_of_the_compressed_body(digits_server: RunningServer) -> None:
-    """The content coding belongs to the content, and to a request's representation."""
+def test_a_digest_covers_the_compressed_body(digits_server: RunningServer) -> None:
+    """The content coding is part of the content and of the representation."""
     body = gzip.compress(_SEVEN)
     headers = {"content-encoding": "gzip", "content-digest": _digest(body), "repr-digest": _digest(body)}
     assert digits_server.predict(body, headers=headers).status_code == 200
@@ -82,7 +82,7 @@ def test_a_digest_is_that_of_the_compressed_body(digits_server: RunningServer) -
 
 
 def test_a_digest_of_a_chunked_body(digits_server: RunningServer) -> None:
-    """Chunks are no part of the content."""
+    """The digest does not cover the chunked framing."""
     headers = {"content-digest": _digest(_SEVEN)}
     chunks = (_SEVEN[start : start + 100] for start in range(0, len(_SEVEN), 100))
     response = httpx.post(digits_server.url + "/predict", content=chunks, headers=headers, timeout=30)
@@ -90,7 +90,7 @@ def test_a_digest_of_a_chunked_body(digits_server: RunningServer) -> None:
 
 
 def test_rate_limits_of_the_current_draft(limited_server: RunningServer) -> None:
-    """Beside the older fields, which are unchanged and first; huggingface_hub reads the new ones."""
+    """The new fields, which huggingface_hub reads, follow the older ones, which are unchanged."""
     response = limited_server.predict(_SEVEN)
     assert response.headers.get_list("ratelimit-policy") == [
         "2;w=60, 100;w=3600",
@@ -108,7 +108,7 @@ def test_rate_limits_of_the_current_draft(limited_server: RunningServer) -> None
 @pytest.mark.parametrize("path", ["/", "/info"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_links_to_the_description(digits_server: RunningServer, method: str, path: str) -> None:
-    """RFC 8631: tools find the description from where they begin."""
+    """Tools find the description by its links (RFC 8631)."""
     response = httpx.request(method, digits_server.url + path, timeout=30)
     description = response.links["service-desc"]
     assert description["type"] == "application/json"

@@ -1,4 +1,4 @@
-"""A process that decodes each file in a fork of its own and measures its peak memory and CPU time.
+"""A process that decodes each file in a new fork and measures its peak memory and CPU time.
 
 The parent has imported only the decoder, so that the kernel's figures are those of the file. Run as a module, this file
 is the process that forks.

@@ -1,4 +1,4 @@
-"""Which devices the setting selects, and what is said when a GPU is missing; torch and NVML are faked."""
+"""The devices that the setting selects, and the messages when a GPU is missing; torch and NVML are fakes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
-    """Let the child import a fake torch; see `fake_torch.install`."""
+    """Make the child process import a fake torch; see `fake_torch.install`."""
     return lambda *gpus, **options: fake_torch.install(monkeypatch, tmp_path, *gpus, **options)
 
 
@@ -48,16 +48,16 @@ def report(**fields: Any) -> CudaReport:
         pytest.param("auto", ["NVIDIA H100 MIG 1g.10gb"], ["cuda:0"], id="a MIG slice"),
     ],
 )
-def test_the_devices_are_those_that_torch_computes_on(
+def test_devices_are_those_that_torch_computes_on(
     install: Install, device: str, gpus: list[str], expected: list[str]
 ) -> None:
-    """Their names, kinds and UUIDs are CUDA's affair; here they have numbers."""
+    """The setting selects them by CUDA's numbers."""
     install(*gpus)
     assert choose_devices(device) == expected
 
 
-def test_the_cpu_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither where it is asked for, nor where there is no sign of a GPU."""
+def test_torch_is_not_imported_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not needed if the CPU is set, or if there is no sign of a GPU."""
     monkeypatch.setattr(devices, "ask_torch", lambda: pytest.fail("torch was asked"))
     assert choose_devices("cpu") == ["cpu"]
     has_device_files(monkeypatch, False)
@@ -68,7 +68,7 @@ def test_the_cpu_needs_no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     "name", [pytest.param("nvidia0", id="driver"), pytest.param("dxg", id="WSL"), pytest.param("nvmap", id="Jetson")]
 )
 def test_signs_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    """A device file is one; the driver's other files are there without a GPU, too."""
+    """A device file is a sign; the driver's other files exist without a GPU as well."""
     monkeypatch.undo()
     (tmp_path / "nvidiactl").touch()
     assert not devices._has_device_files(tmp_path)
@@ -76,8 +76,8 @@ def test_signs_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: s
     assert devices._has_device_files(tmp_path)
 
 
-def test_a_gpu_that_does_not_compute_is_left_out(install: Install, caplog: pytest.LogCaptureFixture) -> None:
-    """The others serve, and a warning says why; a later server with this GPU by its number does not start."""
+def test_a_broken_gpu_is_skipped(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """The others serve, and a warning gives the reason; selecting the broken one by number stops the start."""
     install("NVIDIA H100", ("Tesla P100", fake_torch.NO_KERNEL), "NVIDIA H100")
     assert choose_devices("auto") == ["cuda:0", "cuda:2"]
     (warning,) = caplog.messages
@@ -88,8 +88,8 @@ def test_a_gpu_that_does_not_compute_is_left_out(install: Install, caplog: pytes
         choose_devices("cuda:0,1")
 
 
-def test_a_number_that_is_not_there_stops_the_start(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the numbers that there are, and what decides on them."""
+def test_an_unknown_number_stops_the_start(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message lists the available numbers and what determines them."""
     install("NVIDIA H100", "NVIDIA H100")
     with pytest.raises(ValueError, match=r"there is no cuda:2: the numbers go from 0 to 1\.$"):
         choose_devices("cuda:2")
@@ -98,8 +98,8 @@ def test_a_number_that_is_not_there_stops_the_start(install: Install, monkeypatc
         choose_devices("cuda:1,2")
 
 
-def test_gpus_that_are_not_there_stop_the_start(install: Install) -> None:
-    """Whether all are asked for or one; the message says why."""
+def test_missing_gpus_stop_the_start(install: Install) -> None:
+    """The message gives the reason, for a setting of all GPUs or of one."""
     install(problem=fake_torch.TOO_OLD)
     for device in ("cuda", "cuda:0"):
         with pytest.raises(ValueError, match=rf"^VIT_API_DEVICE is {device}, but no GPU can be used: .*too old"):
@@ -116,17 +116,17 @@ def test_gpus_that_are_not_there_stop_the_start(install: Install) -> None:
         pytest.param({"hangs": True}, "did not answer within 2 s", id="a driver that hangs"),
     ],
 )
-def test_the_cpu_is_never_used_in_silence(
+def test_a_fallback_to_the_cpu_is_logged(
     install: Install,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     options: dict[str, Any],
     why: str,
 ) -> None:
-    """Where there is a GPU, one warning says why the model does not run on it."""
+    """If there is a GPU, one warning says why the model does not run on it."""
     if options.get("hangs"):
         monkeypatch.setattr(devices, "_REPORT_S", 2.0)
-    # The child finds no library of a driver here.
+    # The child process finds no driver library here.
     monkeypatch.setattr(devices, "CudaReport", lambda **fields: CudaReport(**(fields | {"has_library": True})))
     install(**options)
     with caplog.at_level(logging.WARNING):
@@ -171,20 +171,20 @@ def test_the_cpu_is_never_used_in_silence(
 def test_the_reason_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, fields: dict[str, Any], why: str
 ) -> None:
-    """Each with the variable to set, or the command that installs another torch."""
+    """Each reason names the variable to set, or the command that installs another torch."""
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert why in reason(report(**fields))
 
 
 def test_a_new_driver_needs_no_other_index() -> None:
-    """PyPI's torch runs on it."""
+    """PyPI's torch runs with it, so the message suggests no other."""
     text = reason(report(torch="2.13.0+cpu", cuda=None, driver="580.65.06"))
     assert text.endswith("pip install --force-reinstall torch==2.13.0")
 
 
-def test_the_real_torch_reports_itself() -> None:
-    """The report runs with this environment's torch, and says why it can't use a GPU, if it can't."""
+def test_the_report_runs_with_the_installed_torch() -> None:
+    """It lists GPUs or says why torch can't use any."""
     torch = pytest.importorskip("torch")
     found = devices.ask_torch()
     assert found.torch == torch.__version__
@@ -203,7 +203,7 @@ def test_the_real_torch_reports_itself() -> None:
         pytest.param("", "auto", False, False, id="not said"),
     ],
 )
-def test_a_space_whose_gpu_is_missing_is_warned(
+def test_a_space_without_its_gpu_logs_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     accelerator: str,
@@ -211,7 +211,7 @@ def test_a_space_whose_gpu_is_missing_is_warned(
     has_files: bool,
     is_warned: bool,
 ) -> None:
-    """A server that is slow for this reason looks healthy otherwise."""
+    """A server on the CPU of GPU hardware is slow, but looks healthy."""
     monkeypatch.setenv("SPACE_ID", "org/name")
     monkeypatch.setenv("ACCELERATOR", accelerator)
     has_device_files(monkeypatch, has_files)

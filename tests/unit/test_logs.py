@@ -1,4 +1,4 @@
-"""The formats of the log."""
+"""The log formats."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def _record(message: str, **extra: Any) -> logging.LogRecord:
     return logging.getLogger("x").makeRecord("x", logging.INFO, "file", 1, message, (), None, extra=extra)
 
 
-def test_text_has_the_fields_at_its_end() -> None:
-    """They come after the message, as key=value."""
+def test_text_ends_with_the_fields() -> None:
+    """They follow the message as key=value."""
     line = TextFormatter().format(_record("GET / 200", fields={"bytes": 3, "cache": "hit"}))
     assert re.search(r"INFO \d+ x: GET / 200 bytes=3 cache=hit$", line)
 
 
-def test_json_is_one_line_whatever_is_in_it() -> None:
-    """Line breaks, quotes and values that JSON can't represent."""
+def test_json_is_always_one_line() -> None:
+    """Line breaks, quotes and values that JSON can't represent are encoded."""
     message = 'one\ntwo "three"'
     line = JsonFormatter().format(_record(message, fields={"what": object}))
     assert "\n" not in line
@@ -31,7 +31,7 @@ def test_json_is_one_line_whatever_is_in_it() -> None:
 
 
 def test_json_has_the_traceback() -> None:
-    """A traceback is a member of its own."""
+    """The traceback is a separate member."""
     try:
         raise ValueError("planted")
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What hosting platforms put into the environment."""
+"""Environment variables set by hosting platforms."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_service_links_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those with our prefix; settings and the links of other Services stay."""
+    """Service links with our prefix are removed; settings and links of other Services are kept."""
     for name, value in SERVICE_LINKS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("VIT_API_MODEL", "digits")
@@ -44,7 +44,7 @@ def test_service_links_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", ["7860", "0", "abc", ""])
-def test_a_port_that_is_no_url_stays(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_port_that_is_not_a_url_is_kept(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """It is a setting, valid or not."""
     monkeypatch.setenv("VIT_API_PORT", value)
     assert platforms.drop_service_links(PREFIX) == []
@@ -55,6 +55,6 @@ def test_a_port_that_is_no_url_stays(monkeypatch: pytest.MonkeyPatch, value: str
     [("8080", {"port": "8080"}), ("", {}), ("tcp://10.96.12.7:80", {})],
 )
 def test_defaults(monkeypatch: pytest.MonkeyPatch, value: str, expected: dict[str, str]) -> None:
-    """PORT counts where it is a number."""
+    """PORT is used if it is a number."""
     monkeypatch.setenv("PORT", value)
     assert platforms.defaults() == expected

@@ -29,8 +29,8 @@ def test_defaults() -> None:
     assert (settings.request_timeout_s, settings.max_upload_mb, settings.max_image_side) == (30, 32, 65_535)
 
 
-def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One order, for all settings."""
+def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line overrides the environment, which overrides the file."""
     Path(".env").write_text("VIT_API_PORT=8001\nVIT_API_MAX_WAIT_MS=1\nVIT_API_MAX_BATCH_SIZE=4\n")
     monkeypatch.setenv("VIT_API_MAX_WAIT_MS", "2")
     monkeypatch.setenv("VIT_API_MAX_BATCH_SIZE", "8")
@@ -48,31 +48,31 @@ def test_the_command_line_beats_the_environment_beats_the_file(monkeypatch: pyte
         pytest.param("QUEUE_SIZE", "30000", "VIT_API_API_SERVERS", id="does not fit another"),
         pytest.param("OPERATOR_KEY", "short", "at least 8", id="too short"),
         pytest.param("OPERATOR_KEY", "naïve key of mine", "ASCII", id="not for a header"),
-        pytest.param("API_KEYS", "a-good-key,short", "at least 8", id="a short key"),
-        pytest.param("API_KEYS", "a-good-key,", "at least 8", id="an empty key"),
+        pytest.param("API_KEYS", "a-good-key,short", "at least 8", id="short key"),
+        pytest.param("API_KEYS", "a-good-key,", "at least 8", id="empty key"),
         pytest.param("API_KEYS", ",", "at least 8", id="no keys"),
         pytest.param("API_KEYS", "one key and another", "no spaces", id="keys with spaces"),
-        pytest.param("API_KEYS", "sha256:0123abcd", "64 hexadecimal digits", id="no digest"),
+        pytest.param("API_KEYS", "sha256:0123abcd", "64 hexadecimal digits", id="not a digest"),
         pytest.param("RATE_LIMIT", "fast", "600/minute", id="not a rate"),
-        pytest.param("RATE_LIMIT", "5/century", "600/minute", id="not a time"),
+        pytest.param("RATE_LIMIT", "5/century", "600/minute", id="not a window"),
         pytest.param("RATE_LIMIT", "0/minute", "1 to 1000000000 images", id="no images"),
-        pytest.param("RATE_LIMIT", "5/9 years", "400 days", id="a long time"),
+        pytest.param("RATE_LIMIT", "5/9 years", "400 days", id="long window"),
         pytest.param("RATE_LIMIT", ";".join(["5/minute"] * 9), "at most 8", id="many rates"),
         pytest.param("TRUSTED_PROXIES", "proxy.example", "10.0.0.0/8", id="not an address"),
-        pytest.param("TRUSTED_PROXIES", "10.0.0.1/8", "host bits", id="an address and a network"),
+        pytest.param("TRUSTED_PROXIES", "10.0.0.1/8", "host bits", id="address and network"),
         pytest.param("CORS_ORIGINS", "example.org", "https://example.org:8443", id="not an origin"),
-        pytest.param("CORS_ORIGINS", "https://example.org/path", "without a path", id="an origin's path"),
-        pytest.param("CORS_ORIGINS", "*,https://example.org", "* alone", id="all origins and one"),
+        pytest.param("CORS_ORIGINS", "https://example.org/path", "without a path", id="origin with a path"),
+        pytest.param("CORS_ORIGINS", "*,https://example.org", "* alone", id="wildcard and an origin"),
         pytest.param("REDIS_URL", "http://user:word@host", "redis://", id="not a Redis"),
-        pytest.param("REDIS_URL", "redis://:se/cret@127.0.0.1:6379/0", "Percent-encode", id="a raw password"),
-        pytest.param("REDIS_URL", "redis://127.0.0.1:99999/0", "redis://", id="no such port"),
-        pytest.param("REDIS_URL", "redis://127.0.0.1/name", "redis://", id="no such database"),
-        pytest.param("REDIS_URL", "redis://127.0.0.1/0?decode_responses=1", "without options", id="an option"),
+        pytest.param("REDIS_URL", "redis://:se/cret@127.0.0.1:6379/0", "Percent-encode", id="unescaped password"),
+        pytest.param("REDIS_URL", "redis://127.0.0.1:99999/0", "redis://", id="invalid port"),
+        pytest.param("REDIS_URL", "redis://127.0.0.1/name", "redis://", id="invalid database"),
+        pytest.param("REDIS_URL", "redis://127.0.0.1/0?decode_responses=1", "without options", id="unknown option"),
         pytest.param("LOG_LEVEL", "loud", "'warning'", id="not a level"),
     ],
 )
-def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str) -> None:
-    """The message names the variable, what is allowed and, unless it is a secret, what it was."""
+def test_an_invalid_value_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str) -> None:
+    """The message has the variable, the allowed values and, unless it is a secret, the invalid value."""
     monkeypatch.setenv(f"VIT_API_{name}", value)
     monkeypatch.setenv("VIT_API_API_SERVERS", "2")
     with pytest.raises(SettingsError) as caught:
@@ -86,18 +86,18 @@ def test_a_bad_value_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: s
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["--port", "seventy"], id="of pydantic"),
+        pytest.param(["--port", "seventy"], id="pydantic error"),
         pytest.param(["--device", "gpu"], id="not a device"),
-        pytest.param(["--rate-limit", "fast"], id="of a parser"),
-        pytest.param(["--operator-key", "short"], id="a secret"),
+        pytest.param(["--rate-limit", "fast"], id="parser error"),
+        pytest.param(["--operator-key", "short"], id="secret"),
         pytest.param(["--api-servers", "1", "--queue-size", "30000"], id="too large for another"),
         pytest.param(["--max-pending-mb", "5"], id="too small for another"),
-        pytest.param(["--redis-url", "redis://localhost", "--cache-size", "0"], id="not without another"),
-        pytest.param(["--port", "seventy", "--device", "gpu"], id="two"),
+        pytest.param(["--redis-url", "redis://localhost", "--cache-size", "0"], id="requires another"),
+        pytest.param(["--port", "seventy", "--device", "gpu"], id="two errors"),
     ],
 )
 def test_errors_have_one_form(arguments: list[str]) -> None:
-    """A line for each variable: its name, then sentences."""
+    """Each variable has a line with its name and sentences."""
     with pytest.raises(SettingsError) as caught:
         load_settings(arguments)
     lines = str(caught.value).splitlines()
@@ -108,10 +108,10 @@ def test_errors_have_one_form(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        pytest.param("redis://localhost", id="a host"),
-        pytest.param("redis://:p%2Fw@[::1]:6380/1", id="an IPv6 address and a password"),
-        pytest.param("rediss://user:word@cache.example:6379/0", id="TLS and a user"),
-        pytest.param("unix:///run/redis", id="a socket"),
+        pytest.param("redis://localhost", id="host"),
+        pytest.param("redis://:p%2Fw@[::1]:6380/1", id="IPv6 address and password"),
+        pytest.param("rediss://user:word@cache.example:6379/0", id="TLS and user"),
+        pytest.param("unix:///run/redis", id="socket"),
     ],
 )
 def test_addresses_of_a_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -123,7 +123,7 @@ def test_addresses_of_a_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None
 
 
 def test_redis_needs_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tier behind a cache that is off would never be used."""
+    """A tier behind a disabled cache would never be used."""
     monkeypatch.setenv("VIT_API_REDIS_URL", "redis://localhost")
     assert load_settings([]).redis_url is not None
     with pytest.raises(SettingsError, match="VIT_API_CACHE_SIZE is 0"):
@@ -139,12 +139,12 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_setting_is_described() -> None:
-    """`--help` and the documentation have a description for each."""
+    """`--help` and the documentation describe each setting."""
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_a_bad_value_stops_the_server() -> None:
-    """The process exits non-zero and names the variable, without a stack trace."""
+def test_an_invalid_value_stops_the_server() -> None:
+    """The process exits non-zero and names the variable, without a traceback."""
     result = subprocess.run(
         [sys.executable, str(ROOT / "server.py")],
         env=environment(max_wait_ms=-1),
@@ -160,7 +160,7 @@ def test_a_bad_value_stops_the_server() -> None:
 
 @pytest.mark.parametrize("value", ["", " "])
 def test_keys_that_are_set_but_empty_stop_the_start(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A secret that was not filled in must not open the server to everybody."""
+    """A secret that was not filled in must not disable authentication."""
     monkeypatch.setenv("VIT_API_API_KEYS", value)
     with pytest.raises(SettingsError, match="VIT_API_API_KEYS: The variable is set but empty"):
         load_settings([])
@@ -169,7 +169,7 @@ def test_keys_that_are_set_but_empty_stop_the_start(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("where", ["environment", "file"])
 @pytest.mark.parametrize("name", ["VIT_API_API_KEY", "VIT_API_KEYS", "VIT_API_APIKEYS", "VIT_API_OPERATER_KEY"])
 def test_a_misspelt_key_setting_stops_the_start(monkeypatch: pytest.MonkeyPatch, name: str, where: str) -> None:
-    """It names the variable and the setting that may have been meant, and never the key."""
+    """The message names the variable and the closest setting, and never the key."""
     if where == "file":
         Path(".env").write_text(f"{name}=a-long-secret-key\n")
     else:
@@ -180,7 +180,7 @@ def test_a_misspelt_key_setting_stops_the_start(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_other_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the nearest setting, if there is one."""
+    """A warning names each with the closest setting, if any."""
     monkeypatch.setenv("VIT_API_MAX_BATCHSIZE", "8")
     monkeypatch.setenv("VIT_API_ZZZ", "8")
     monkeypatch.setenv("VIT_API_PORT", "8000")
@@ -194,7 +194,7 @@ def test_other_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_port_of_the_platform_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cloud Run and others set PORT; our own variable and the command line win over it."""
+    """Cloud Run and others set PORT, which our own variable and the command line override."""
     monkeypatch.setenv("PORT", "8080")
     assert load_settings([]).port == 8080
     monkeypatch.setenv("VIT_API_PORT", "8081")

@@ -29,8 +29,8 @@ def in_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_a_space")
-def test_the_address_is_the_one_that_a_space_expects() -> None:
-    """It is all interfaces, and the port of the front matter, which is the default."""
+def test_a_server_in_a_space_listens_on_all_interfaces() -> None:
+    """The port is that of the front matter, which is the default."""
     settings = load_settings([])
     assert (settings.host, settings.port) == ("0.0.0.0", Settings.model_fields["port"].default)
 
@@ -41,7 +41,7 @@ def test_the_address_is_the_one_that_a_space_expects() -> None:
     [
         pytest.param("4", 4, id="fewer than the machine has"),
         pytest.param("640", 64, id="more than the machine has"),
-        pytest.param("3.5", 4, id="a part"),
+        pytest.param("3.5", 4, id="fraction"),
         pytest.param("0.2", 1, id="less than one"),
         pytest.param("", 64, id="empty"),
         pytest.param("many", 64, id="not a number"),
@@ -50,16 +50,16 @@ def test_the_address_is_the_one_that_a_space_expects() -> None:
         pytest.param("-1", 64, id="negative"),
     ],
 )
-def test_the_spaces_cores_are_used(monkeypatch: pytest.MonkeyPatch, cores: str, expected: int) -> None:
-    """A container sees the 64 of its host; the hardware that is paid for has fewer."""
+def test_the_cores_of_the_spaces_hardware_are_used(monkeypatch: pytest.MonkeyPatch, cores: str, expected: int) -> None:
+    """A container sees the 64 cores of its host, while the Space's hardware has fewer."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr("vit_api.cores._cgroup_quota", lambda: None)
     monkeypatch.setenv("CPU_CORES", cores)
     assert available_cores() == load_settings([]).api_servers == expected
 
 
-def test_outside_of_a_space_its_variables_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other systems use such names for other things."""
+def test_outside_a_space_its_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other systems use these names for other purposes."""
     before = available_cores()
     for name, value in {"CPU_CORES": "1", "ACCELERATOR": "t4", "HF_HOME": "/dev/null/x"}.items():
         monkeypatch.setenv(name, value)
@@ -69,18 +69,18 @@ def test_outside_of_a_space_its_variables_mean_nothing(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("in_a_space")
-def test_a_cache_that_can_be_written_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also where it is still to be made."""
+def test_a_writable_cache_folder_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It may not exist yet."""
     assert space.replaced_caches() == {}
     monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there yet"))
     assert space.replaced_caches() == {}
 
 
 @pytest.mark.usefixtures("in_a_space")
-def test_a_cache_that_cannot_be_written_moves_to_the_home_directory(
+def test_a_read_only_cache_folder_is_replaced_by_one_in_the_home_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The download goes there, and the log says so; nothing here reaches a hub."""
+    """The move is logged."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
     monkeypatch.setenv("HF_HUB_CACHE", "/dev/null/hub")

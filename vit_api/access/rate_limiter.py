@@ -24,7 +24,7 @@ _CACHED_CLIENTS = 4096
 
 
 class Verdict(NamedTuple):
-    """Whether a client may go on, and how much of its budget is left.
+    """Whether a request is allowed, and how much of the client's budget is left.
 
     Attributes:
         rate: The decisive rate: the one that is exceeded, or else the one with the least left.
@@ -77,7 +77,7 @@ class Budgets:
 class RateLimiter:
     """Counts what clients use. For one HTTP process.
 
-    With several servers, each also keeps counts of its own, which decide alone while the shared ones are unavailable.
+    With several servers, each also keeps its own counts, which decide alone while the shared ones are unavailable.
 
     Args:
         budgets: The rates, and the counts of all HTTP processes.

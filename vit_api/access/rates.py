@@ -1,4 +1,4 @@
-"""Rates, in the notation of the library `limits`: `10/second;600/minute`. Knows nothing of who is limited."""
+"""Rates, in the notation of the library `limits`: `10/second;600/minute`. Knows nothing of clients."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What clients have used, in Redis, for all servers. Knows nothing of how much they may use.
+"""The clients' usage, in Redis, for all servers. Knows nothing of their limits.
 
-Redis may be slow, full or gone at any time. Each request waits at most 10 ms for it, on a timer of its own, and not at
-all for `_PAUSE_S` after a failure. What clients use while a round trip is in flight is collected: one command for each
+Redis may be slow, full or down at any time. Each request waits at most 10 ms for it, on its own timer, and not at all
+for `_PAUSE_S` after a failure. What clients use while a round trip is in flight is collected: one command for each
 window, however many requests there are.
 """
 
@@ -32,7 +32,7 @@ _Waiter = asyncio.Future[int | None]
 
 @dataclass
 class _Window:
-    """What is to be counted in one window.
+    """The pending amounts of one window.
 
     Attributes:
         window_s: The window's length in seconds.
@@ -142,7 +142,7 @@ class RedisCounts:
                 self._is_up = True
 
     async def _count(self) -> None:
-        """Have Redis count pending amounts, several windows in one round."""
+        """Send pending amounts to Redis, several windows in one round trip."""
         if not self._pending:
             self._has_pending.clear()
         await self._has_pending.wait()

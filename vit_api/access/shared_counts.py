@@ -1,6 +1,6 @@
-"""What clients have used, in shared memory: counted by each HTTP process and visible to all of them.
+"""The clients' usage, in shared memory: counted by each HTTP process and visible to all of them.
 
-Knows nothing of who the clients are, nor of how much they may use.
+Knows nothing of the clients' identities and limits.
 
 Theory of operation
 -------------------

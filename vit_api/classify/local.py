@@ -27,7 +27,7 @@ from vit_api.settings import Settings
 from vit_api.worker import outcomes
 
 _AHEAD = 2
-"""Batches that are held decoded, or are being decoded."""
+"""Number of batches that are decoded or being decoded ahead."""
 
 
 @dataclass(frozen=True)

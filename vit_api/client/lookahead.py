@@ -21,7 +21,7 @@ def map_ahead(
 
     Args:
         pool: Runs the function.
-        function: What to run.
+        function: The function to call.
         items: Any number of items; consumed in the caller's thread.
         ahead: Maximum number of results that are running or waiting; at least 1.
 

@@ -1,7 +1,7 @@
 """Converts pictures of any mode to the colours that the model takes. Knows nothing of sizes.
 
-transformers' pipeline drops alpha and clips 16 bits; `to_rgb` does the same, bit for bit. `to_eye` is what a person
-sees: 16 bits are scaled.
+transformers' pipeline drops alpha and clips 16 bits; `to_rgb` does the same, bit for bit. `to_eye` gives what an
+image viewer shows: 16 bits are scaled.
 """
 
 from __future__ import annotations

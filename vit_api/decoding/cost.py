@@ -1,6 +1,7 @@
-"""Estimates, from its header, what decoding an upload costs, so that the cheap don't wait for the dear.
+"""Estimates the cost of decoding an upload from its header, so that cheap uploads don't wait for expensive ones.
 
-An estimate is of the right order only; limits are checked by the decoder. It takes microseconds, on the event loop.
+An estimate is only of the right order of magnitude; the decoder checks the limits. It takes microseconds, on the event
+loop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _S_PER_MEGAPIXEL_OF_OTHERS = 0.02
 _JPEG_S_PER_MEGAPIXEL = 0.006
 _S_PER_MIB = 0.01
 _MAX_PIXELS = 1 << 27
-# The most that a file's decoding takes by image_limits.MAX_CPU_S, and what any costs.
+# The maximum, from image_limits.MAX_CPU_S, and the fixed cost of any file.
 _MAX_S = 5.0
 _MIN_S = 0.0005
 _BYTES_PER_PIXEL = {"WEBP": 17, "AVIF": 18, "HEIC": 8}
@@ -28,7 +29,7 @@ _FRAME_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class Cost:
-    """What decoding one upload is expected to take.
+    """The expected cost of decoding one upload.
 
     Attributes:
         cpu_s: CPU seconds.
@@ -40,7 +41,7 @@ class Cost:
 
 
 def estimate(upload: Upload) -> Cost:
-    """Return what decoding an upload is expected to take; of damaged files, something."""
+    """Return the expected cost of decoding an upload; a corrupt file has some cost as well."""
     if isinstance(upload, Pixels):
         return Cost(_MIN_S, len(upload.data))
     try:
@@ -61,7 +62,7 @@ def estimate(upload: Upload) -> Cost:
 
 
 def _header(upload: bytes) -> tuple[str, int, int]:  # noqa: PLR0911
-    """Return a format, width and height; zeros if the size is not in a place that is quick to find."""
+    """Return a format, width and height; zeros if the size can't be found quickly."""
     if upload.startswith(b"\x89PNG"):
         return "PNG", *struct.unpack_from(">II", upload, 16)
     if upload.startswith(b"GIF8"):

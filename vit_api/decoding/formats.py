@@ -1,6 +1,6 @@
-"""Recognises what an upload is by its content: a format that is read, or one that is not, with what to send instead.
+"""Detects the format of an upload by its content; for formats that are not supported, says what to send instead.
 
-Knows the first bytes of files, but nothing of what is behind them.
+Knows the first bytes of files, but nothing of their contents.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def unsupported(what: str, advice: str) -> UnsupportedImage:
 
 
 def _of_brands(upload: bytes) -> str:
-    """Tell AVIF from HEIC, and both from videos, by the brands that a file of boxes declares."""
+    """Distinguish AVIF, HEIC and videos by the brands that a file of boxes declares."""
     (size,) = struct.unpack_from(">I", upload)
     ends = min(size, len(upload), 16 + 4 * _MAX_BRANDS)
     major = upload[8:12]

@@ -12,7 +12,7 @@ from vit_api.checkpoints.preprocessing import Preprocessing, Size
 Rectangle = tuple[int, int, int, int]
 """Left, top, right and bottom."""
 Box = tuple[float, float, float, float]
-"""The same, in fractions of pixels."""
+"""Left, top, right and bottom, in fractions of pixels."""
 
 # By EXIF orientation: whether the stored picture has x and y swapped, and runs from right to left and from bottom to
 # top, compared with the upright one.

@@ -1,4 +1,4 @@
-"""Opens HEIC and HEIF pictures by libheif, where the package `pillow-heif` is installed.
+"""Opens HEIC and HEIF pictures with libheif, if the package `pillow-heif` is installed.
 
 Only the primary picture is read; thumbnails, depth maps and other pictures of the file are not.
 """
@@ -14,7 +14,7 @@ from vit_api.decoding.formats import unsupported
 try:
     import pillow_heif
     from pillow_heif.as_plugin import HeifImageFile
-except ImportError:  # it has no wheel for this platform
+except ImportError:  # no wheel for this platform
     HeifImageFile = None
 else:
     pillow_heif.options.THUMBNAILS = False

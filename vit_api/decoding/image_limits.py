@@ -1,7 +1,7 @@
 """Limits on the time and memory that a hostile image file can make PIL spend besides decoding its pixels.
 
-Knows the structure of the files, but not what their pixels are for. tests/support/hostile_files.py builds
-the files that the comments describe, each of at most 10 MB, and checks what they cost.
+Knows the structure of the files, but not what their pixels are for. tests/support/hostile_files.py builds the files
+that the comments describe, each of at most 10 MB, and tests/unit/decoding/test_hostile_images.py checks their cost.
 """
 
 from __future__ import annotations

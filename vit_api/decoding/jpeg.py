@@ -1,4 +1,4 @@
-"""The structure of a JPEG file: what it announces, what it costs, and repairs that every browser makes, too.
+"""The structure of a JPEG file: its declared contents, its cost, and the repairs that browsers make as well.
 
 Knows no pixels.
 """
@@ -34,7 +34,7 @@ _COEFFICIENT_BYTES = 2
 
 @dataclass(frozen=True)
 class JpegStructure:
-    """What a JPEG announces of its first picture.
+    """The declared contents of a JPEG's first picture.
 
     Attributes:
         scans: Number of scans.
@@ -103,8 +103,8 @@ def _read_frame(code: int, header: bytes) -> tuple[int, int]:
     """Return the number of components, and the samples of all of them.
 
     Args:
-        code: The marker's.
-        header: What follows the marker: length, precision, height, width, components.
+        code: The marker's code.
+        header: The bytes after the marker: length, precision, height, width, components.
     """
     if len(header) < 8:
         return 0, 0

@@ -1,7 +1,7 @@
-"""How much memory decoding a picture takes, from its header; what takes too much is refused before it is decoded.
+"""Estimates the memory that decoding a picture takes from its header, and rejects what exceeds the limit.
 
 Knows no pixels. tests/unit/decoding/test_hostile_images.py decodes the largest picture of each kind that is accepted,
-and compares what the process grew by.
+and checks the growth of the process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EXACT = 12.6
 
 
 def check_size(width: int, height: int, max_side: int) -> None:
-    """Check the size that a file announces.
+    """Check the size that a file declares.
 
     Raises:
         ImageTooLarge: A side is longer than `max_side`.

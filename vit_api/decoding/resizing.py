@@ -1,4 +1,4 @@
-"""Resizes pictures, with SIMD where the package `cykooz-resizer` is installed and with Pillow where it is not.
+"""Resizes pictures, with SIMD if the package `cykooz-resizer` is installed, else with Pillow.
 
 Knows nothing of files, orientations or models.
 """
@@ -15,7 +15,7 @@ from vit_api.decoding.geometry import Box
 try:
     import cykooz_resizer as simd
     from cykooz_resizer.alpha import set_image_mode
-except ImportError:  # it has wheels for some platforms only
+except ImportError:  # wheels exist for some platforms only
     simd = None
 
 Resample = Image.Resampling

@@ -1,4 +1,4 @@
-"""The kinds of TIFF: says which are not read, and turns deep samples into 8 bits as a person sees them.
+"""The kinds of TIFF: rejects those that are not supported, and converts deep samples to 8 bits as image viewers do.
 
 PIL reads some kinds as numbers whose white it does not know, and converts them to black or white pictures.
 """
@@ -30,7 +30,7 @@ _AS_8_BITS = "Save it as TIFF or PNG in RGB with 8 or 16 bits"
 
 
 def refuse_raw(upload: bytes) -> None:
-    """Refuse a camera's RAW file: a TIFF whose first picture is but a thumbnail.
+    """Reject a camera's RAW file: a TIFF whose first picture is only a thumbnail.
 
     Raises:
         UnsupportedImage: It is one.
@@ -67,12 +67,12 @@ def lacks_codec(upload: bytes) -> bool:
 
 
 def not_read(kind: str) -> UnsupportedImage:
-    """Return the error for a kind of TIFF that is intact, but not read."""
+    """Return the error for a kind of TIFF that is valid, but not supported."""
     return UnsupportedImage(f"The TIFF image is of a kind that is not supported: {kind}. {_AS_8_BITS}.")
 
 
 def refuse_kind(image: TiffImagePlugin.TiffImageFile, upload: bytes) -> None:
-    """Refuse kinds for which PIL has pixels, but not their colours.
+    """Reject kinds for which PIL has pixels, but not their colours.
 
     Raises:
         UnsupportedImage: It is one.

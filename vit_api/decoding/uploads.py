@@ -1,4 +1,4 @@
-"""What clients upload: image files, their base64, or pixels. Knows nothing of how they are sent."""
+"""The kinds of uploads: image files, their base64, or pixels. Knows nothing of how they are sent."""
 
 from __future__ import annotations
 

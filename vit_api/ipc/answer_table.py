@@ -1,4 +1,4 @@
-"""The answer table: what each HTTP process has computed, in shared memory, where all of them look it up.
+"""The answer table: the results of all HTTP processes, in shared memory, where each of them looks results up.
 
 What an HTTP process wrote remains when it is killed, and its successor continues in the same region. Knows nothing of
 images, models or predictions: a value is a fixed number of bytes.
@@ -32,7 +32,7 @@ import numpy as np
 from vit_api.ipc.shared_memory import SharedArrays
 
 KEY_BYTES = 32
-"""Length of a key: a SHA-256, whose every part is as good as random."""
+"""Length of a key: a SHA-256, any part of which is uniformly distributed."""
 
 _WAYS = 8
 _CELLS_PER_ENTRY = 3
@@ -210,7 +210,7 @@ class RegionWriter:
             self._set_cell(first, following.index(position + 1), 0, 0)
 
     def _write_cell(self, key: bytes, position: int) -> None:
-        """Have a cell lead to a position: the one of the same key, or an empty one, or the one of the oldest entry."""
+        """Store a position in the cell of the same key, or an empty one, or that of the oldest entry."""
         fingerprint = int.from_bytes(key[_FINGERPRINT], "little")
         first, fingerprints, following = self._ways_of(key)
         if fingerprint in fingerprints:

@@ -5,8 +5,8 @@ Knows neither what is computed nor where its result is stored.
 Theory of operation
 -------------------
 The process that computes a key holds a claim on it: a POSIX record lock, fcntl(2), on one byte of an empty in-memory
-file, whose offset is part of the key. Only one process can hold it, and the kernel releases it when that process ends,
-in whatever way.
+file, whose offset is part of the key. Only one process can hold it, and the kernel releases it when that process
+exits or is killed.
 
 A process that waits for a key is counted in the key's cell, in shared memory. The process that releases a claim writes
 the key to the pipe of every process with a count in its cell. A waiting process is counted before it tries to claim the
@@ -37,7 +37,7 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 class FlightBoard:
-    """The claims of all HTTP processes, and who waits for them; `ProcessFlights` writes. Created before the first fork.
+    """The claims of all HTTP processes, and the processes that wait; `ProcessFlights` writes. Created before forking.
 
     Args:
         processes: Number of HTTP processes.
@@ -100,7 +100,7 @@ class ProcessFlights:
                     pipe.write([key])
 
     def begin_wait(self, key: bytes) -> None:
-        """Have this process be woken when `key` is released. Claim it once more before waiting."""
+        """Wake this process when `key` is released. Claim it once more before waiting."""
         self._waiting[self._cell_of(key) + self._process] += 1
 
     def end_wait(self, key: bytes) -> None:
@@ -112,7 +112,7 @@ class ProcessFlights:
         return self._finished.fileno()
 
     def read(self) -> list[bytes]:
-        """Return keys that were released; this process may not wait for some of them, or not any more."""
+        """Return released keys, which may include some that this process does not wait for."""
         data = self._finished.read(_KEYS_PER_PIPE)
         return [data[start : start + KEY_BYTES] for start in range(0, len(data), KEY_BYTES)]
 

@@ -1,6 +1,6 @@
-"""What crosses a process boundary: records of fixed size, and the pipes that carry them.
+"""Fixed-size records between processes, and the pipes that carry them.
 
-Pixels never do; they stay in the slot table. Knows nothing of who writes or reads.
+Pixels stay in the slot table. Knows nothing of the writers and readers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RequestRecord(NamedTuple):
 class Prediction(NamedTuple):
     """The most probable classes of one image, at most `MAX_TOP_K`.
 
-    A softmax needs the logits of all classes; the probability of the top one makes up for those that are left out.
+    A softmax needs the logits of all classes; the probability of the top one makes up for the omitted ones.
 
     Attributes:
         indices: The classes, most probable first.
@@ -105,7 +105,7 @@ class Status(enum.IntEnum):
     LOST = 4
     """Its worker died; its owner must queue it again. Written by the main process."""
     UNAVAILABLE = 5
-    """No worker will be started any more. Written by the main process."""
+    """No further worker will be started. Written by the main process."""
 
 
 class AnswerRecord(NamedTuple):

@@ -1,4 +1,4 @@
-"""Arrays in anonymous shared memory, for forked and spawned processes alike. Knows nothing of what they mean."""
+"""Arrays in anonymous shared memory, for forked and spawned processes. Knows nothing of their meaning."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SharedArrays:
 
 
 def _offsets(layout: Layout) -> dict[str, tuple[DTypeLike, tuple[int, ...], int]]:
-    """Place the arrays one after the other, each aligned to a cache line."""
+    """Lay the arrays out in sequence, each aligned to a cache line."""
     placed, offset = {}, 0
     for name, (dtype, shape) in layout.items():
         placed[name] = (dtype, shape, offset)

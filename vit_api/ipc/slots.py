@@ -1,4 +1,4 @@
-"""The slot table: images in shared memory, and who may touch each of them when.
+"""The slot table: images in shared memory, and which process may access each of them when.
 
 It is also the server's bounded queue: no free slot means overload. Knows nothing of HTTP, models or pipes.
 
@@ -11,7 +11,7 @@ has finished; from then on the slot is the owner's again. This is the whole stat
     from      step     by      to
     FREE      take     owner   DECODING
     DECODING  queue    owner   QUEUED
-    DECODING  release  owner   FREE      decoding failed, or no caller waits any more
+    DECODING  release  owner   FREE      decoding failed, or the image was abandoned
     QUEUED    claim    worker  RUNNING
     QUEUED    release  owner   FREE      a worker answered that it skipped an abandoned slot
     RUNNING   finish   worker  ANSWERED
@@ -20,7 +20,7 @@ has finished; from then on the slot is the owner's again. This is the whole stat
     ANSWERED  release  owner   FREE
     ANSWERED  requeue  owner   QUEUED    its worker died between finishing and answering
 
-The type says who may write: an HTTP process writes through `OwnerSlots`, a worker through `WorkerSlots`. `SlotTable`
+The type determines the writer: an HTTP process writes through `OwnerSlots`, a worker through `WorkerSlots`. `SlotTable`
 itself only reads.
 
 When the last caller that waits for an image leaves or times out, the owner marks the slot abandoned, in any state. A
@@ -155,7 +155,7 @@ class SlotTable:
         return SlotState(self._state[slot])
 
     def is_isolated(self, slot: int) -> bool:
-        """Return whether `slot` must be a batch of its own."""
+        """Return whether `slot` must run in a batch alone."""
         return bool(self._isolated[slot])
 
     def has_low(self) -> bool:
@@ -200,7 +200,7 @@ class SlotTable:
         return _pairs(np.flatnonzero(held & (self._shared["workers"] == worker)), generations)
 
     def queued(self) -> list[tuple[int, int]]:
-        """Return slot and generation of what waits for a worker, the oldest first."""
+        """Return slot and generation of each queued image, oldest first."""
         generations = self._shared["generations"].copy()
         slots = np.flatnonzero(self._states == SlotState.QUEUED)
         return _pairs(slots[np.argsort(self._shared["queued_at"][slots], kind="stable")], generations)
@@ -327,7 +327,7 @@ class OwnerSlots(_Fields):
 
         Args:
             slot: The slot.
-            isolated: Whether it must be a batch of its own, since it may be the cause of the death.
+            isolated: Whether it must run in a batch alone, since it may be the cause of the death.
         """
         self._isolated[slot] = isolated
         self._move(slot, SlotState.QUEUED)

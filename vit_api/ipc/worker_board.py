@@ -127,7 +127,7 @@ class WorkerBoard:
         self._shared["draining"][0] = 1
 
     def mark_gone(self) -> None:
-        """Record that no worker will be started any more. For the main process."""
+        """Record that no further worker will be started. For the main process."""
         self._shared["state"][:] = WorkerState.GONE
 
     def mark_restarting(self, worker: int) -> None:
@@ -152,7 +152,7 @@ class WorkerBoard:
         return not _TAKES_IMAGES.isdisjoint(self._state)
 
     def is_gone(self) -> bool:
-        """Return whether no worker will be started any more."""
+        """Return whether no further worker will be started."""
         return bool((self._shared["state"] == WorkerState.GONE).all())
 
     def is_draining(self) -> bool:

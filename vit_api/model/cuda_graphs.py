@@ -1,8 +1,8 @@
 """Records a network as CUDA graphs, one for each batch size. Must not know models or what the results mean.
 
-A network that waits for the GPU in its forward pass, for instance with `.item()`, can't be recorded. Trying spoils the
-process: the failed capture leaves torch's allocator in a state in which it no longer frees memory. So such a network is
-recognised before any capture begins, and what a capture that fails nevertheless leaves behind is put right.
+A network that waits for the GPU in its forward pass, for instance with `.item()`, can't be recorded. Trying breaks the
+process: the failed capture leaves torch's allocator in a state in which it no longer frees memory. So such a network
+is detected before any capture begins, and a capture that fails for another reason is cleaned up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Run = Callable[[], Tensor]
 _RUNS_BEFORE_CHECK = 2
 """The first run loads libraries and selects algorithms, which can't be recorded."""
 _SYNC_ERROR = "called a synchronizing CUDA operation"
-"""What torch raises in its synchronisation debug mode `error`: c10/cuda/CUDAFunctions.cpp."""
+"""The message of torch's errors in its synchronisation debug mode `error`: c10/cuda/CUDAFunctions.cpp."""
 
 
 class NotCapturableError(Exception):
@@ -75,7 +75,7 @@ def capture(network: Network, inputs: Tensor, sizes: tuple[int, ...]) -> Mapping
 
 def free_memory() -> None:
     """Return the memory that torch caches to the device, as far as torch can."""
-    with contextlib.suppress(RuntimeError):  # an assertion, if a failed capture could not be put right
+    with contextlib.suppress(RuntimeError):  # an assertion, if a failed capture could not be cleaned up
         torch.cuda.empty_cache()
 
 

@@ -17,7 +17,7 @@ import torch
 
 
 def report() -> dict[str, Any]:
-    """Return what torch and the driver say.
+    """Return the report of torch and the driver.
 
     Returns:
         `torch`: its version. `cuda`: the CUDA version that it was built for, or None. `has_library`: whether there is

@@ -44,7 +44,7 @@ _SIZES = {
 """Where a batch fills the GPU, as one of 9 fills a T4, each image of padding costs as much as a real one. A recorded
 size takes a fraction of a second and little memory, so there are many; to compile one takes ten seconds or more."""
 _WARMED_SIZES = (1, 2, 4, 8, 16, 24, 32)
-"""Those that an engine that does not pad is warmed up with."""
+"""The batch sizes that an engine without padding is warmed up with."""
 _MIN_LOG_PROBABILITY = -69.0
 """Probabilities below 1e-30 are treated as equal."""
 
@@ -151,7 +151,7 @@ def make_engine(
             "Prepared the engine %s for batches of %s in %.1f s", wanted, list(sizes), time.monotonic() - started
         )
         return Engine(wanted, run, sizes)
-    run = eager  # the exception is gone, too, so nothing refers to the recordings any more
+    run = eager  # here the exception is gone as well, so that nothing refers to the recordings
     if torch.cuda.is_available():
         cuda_graphs.free_memory()
     return Engine("eager", run)

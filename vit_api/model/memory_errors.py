@@ -1,4 +1,4 @@
-"""Recognises that a device has no memory left, in whichever words torch and CUDA's libraries say so."""
+"""Recognises the out-of-memory errors of torch and of CUDA's libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory is short; the device still works then.
+    """Return whether an error means that a device ran out of memory, after which it still works.
 
     torch's allocator raises `torch.OutOfMemoryError`. Failed allocations of pinned memory, and of CUDA's libraries, are
     a `RuntimeError` like any other, recognisable only by the text.

@@ -1,4 +1,4 @@
-"""Ends processes, and waits for none of them without a limit.
+"""Ends processes, with a limit on every wait.
 
 While a GPU's driver hangs, not even SIGKILL ends a process that waits for it.
 """
@@ -24,7 +24,7 @@ def end(processes: Iterable[BaseProcess], timeout_s: float) -> list[BaseProcess]
     """Terminate processes, wait for them, and kill those that don't end in time.
 
     Returns:
-        Those that live on nevertheless.
+        The processes that are still alive.
     """
     alive = [process for process in processes if process.is_alive()]
     for process in alive:
@@ -38,7 +38,7 @@ def end(processes: Iterable[BaseProcess], timeout_s: float) -> list[BaseProcess]
 
 
 def _join(processes: Iterable[BaseProcess], timeout_s: float) -> None:
-    """Wait for processes, for so long at most in all."""
+    """Wait for processes, with a limit on the total time."""
     deadline = time.monotonic() + timeout_s
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))

@@ -1,4 +1,4 @@
-"""What each kind of process does when it starts and ends: signals, ending with its parent, logging, serving HTTP.
+"""The start and end of each kind of process: signals, exit with the parent, logging, serving HTTP.
 
 Knows nothing of the application that it serves.
 """
@@ -41,16 +41,16 @@ _DROP_NEW = (
 _FILTER_CODE = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DROP_NEW))
 _FILTER = struct.pack("HL", len(_DROP_NEW), ctypes.addressof(_FILTER_CODE))
 _ACCEPT_S = 0.2
-"""How long to accept the connections that the kernel has already established."""
+"""Time to accept the connections that the kernel has already established."""
 
 _MIN_BACKLOG, _MAX_BACKLOG = 16, 2048
-"""How many connections the kernel establishes ahead."""
+"""Number of connections that the kernel establishes ahead."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the process with the id `parent` ends; see prctl(2)."""
+    """Let the kernel kill this process when the process with the id `parent` exits; see prctl(2)."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
@@ -103,7 +103,7 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep some freed memory for the next upload; without effect on other C libraries."""
+    """Let glibc keep some freed memory for the next upload; without effect on other C libraries."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in _KEPT_BYTES.items():

@@ -30,7 +30,7 @@ class Recovery:
         self._answers = answers
 
     def worker_died(self, worker: int) -> None:
-        """Have the owners queue again what `worker` was running, and make all queued images known to other workers.
+        """Let the owners requeue the images that `worker` was running, and rewrite the records of all queued ones.
 
         An answer that the worker sent before it died is read first, since a pipe keeps its order; the record written
         here for such a slot is then stale.
@@ -39,14 +39,14 @@ class Recovery:
         self._write_requests_again()
 
     def http_process_died(self) -> None:
-        """Make what it had queued, perhaps without a record, known to a worker, which skips it and says so.
+        """Rewrite the records of what it had queued, so that workers answer these images as skipped.
 
         To be called once its successor runs and has abandoned these images.
         """
         self._write_requests_again()
 
     def give_up(self) -> None:
-        """Have the owners fail everything that waits: no worker will be started any more."""
+        """Let the owners fail all waiting images, since no further worker will be started."""
         self._notify(self._table.with_workers(), Status.UNAVAILABLE)
 
     def _write_requests_again(self) -> None:
@@ -72,5 +72,5 @@ class Recovery:
             try:
                 self._answers[owner].write(records)
             except BlockingIOError:
-                # A process that reads nothing hangs; its clients are left to their own time limits.
+                # A process that does not read hangs; its clients run into their own timeouts.
                 logger.error("HTTP process %d reads no answers; %d records were dropped", owner, len(records))

@@ -37,7 +37,7 @@ _LAST_TICK_S = 0.05
 _HEARTBEAT_SLACK_S = 1.0
 """Maximum age of an idle worker's heartbeat."""
 _SUSPENDED_S = 2.0
-"""A wait that takes so much longer than asked for means that this process was suspended."""
+"""A wait that exceeds its timeout by this means that this process was suspended."""
 
 
 class _WorkerCrashLoop(Exception):
@@ -182,7 +182,7 @@ class Supervisor:
         before = time.monotonic()
         ready = wait([stop, *sentinels], max(0.0, timeout_s))
         if time.monotonic() - before > timeout_s + _SUSPENDED_S:
-            self._awake_since = time.monotonic()  # the workers may have been suspended, too
+            self._awake_since = time.monotonic()  # the workers may have been suspended as well
         if stop in ready:
             stop.recv(1)
         return stop in ready

@@ -7,7 +7,7 @@ Theory of operation
 -------------------
 `outcomes.start` launches a batch on the device and `outcomes.finish` waits for it. Up to two batches are on the device:
 the one that it computes, and one that is staged behind it. They are answered in their order, each as soon as it is
-done, whether or not another one comes. Where images wait when it is done, they are dispatched first: the device
+done, whether or not another one follows. Images that wait when it is done are dispatched first: the device
 computes them while the host writes the answers. On the CPU a launched batch is done at once, so there is never a second
 one.
 

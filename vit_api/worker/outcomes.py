@@ -93,7 +93,7 @@ def start(lit_api: ViTAPI, images: Sequence[NDArray[np.uint8]]) -> Started:
 
 
 def is_done(lit_api: ViTAPI, started: Started) -> bool:
-    """Return whether `finish` has nothing to wait for. If asking fails, it has: it raises the same error."""
+    """Return whether `finish` has nothing to wait for. True if the poll fails, as `finish` raises the same error."""
     if isinstance(started.output, Failure):
         return True
     try:

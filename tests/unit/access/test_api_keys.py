@@ -1,4 +1,4 @@
-"""API keys: read from a setting, and compared."""
+"""API keys: parsing a setting, and comparison."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _HASHED = "a-key-that-is-hashed"
 
 
 def test_a_key_or_its_digest_may_be_set() -> None:
-    """A plain key and its digest mean the same."""
+    """A plain key and its digest are equivalent."""
     digest = digest_of(_PLAIN)
     assert parse_keys(f" {_PLAIN} ,sha256:{digest.hex()},SHA256:{digest.hex().upper()}") == (digest,) * 3
 
 
 def test_a_ring_finds_only_its_keys() -> None:
-    """It returns the digest of the matching key; a digest is not a key."""
+    """`find` returns the digest of a known key; a digest itself is not accepted as a key."""
     digests = [digest_of(_PLAIN), digest_of(_HASHED)]
     ring = KeyRing(digests)
     assert [ring.find(key.encode()) for key in (_PLAIN, _HASHED)] == digests

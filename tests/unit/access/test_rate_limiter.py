@@ -24,7 +24,7 @@ _NOW_S = 1_800_000_000.25
 
 
 class Clock:
-    """A time that the test sets."""
+    """A clock that advances only when a test sets it."""
 
     def __init__(self) -> None:
         self.now_s = _NOW_S
@@ -43,8 +43,8 @@ def test_rates() -> None:
     assert parse_rates("10/second; 5 per 2 hours,7/day") == (Rate(10, 1), Rate(5, 7200), Rate(7, 86400))
 
 
-async def test_a_budget_is_used_up_and_comes_back() -> None:
-    """As many as the rate says, then none until the time that the verdict names."""
+async def test_a_budget_is_used_up_and_reset() -> None:
+    """Requests are refused after the rate's amount, until the verdict's `reset_s` has passed."""
     clock = Clock()
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=clock)
     verdicts = [await _take(limiter) for _ in range(12)]
@@ -58,8 +58,8 @@ async def test_a_budget_is_used_up_and_comes_back() -> None:
     assert await _take(limiter) == Verdict(_MINUTE, 9, 60, False)
 
 
-async def test_clients_have_budgets_of_their_own() -> None:
-    """One client's use does not count for another, and their windows end at different times."""
+async def test_each_client_has_its_own_budget() -> None:
+    """A client's usage does not count for another, and their windows end at different times."""
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=Clock())
     assert (await _take(limiter, 10)).remaining == 0
     verdicts = [await _take(limiter, client=f"client {number}") for number in range(20)]
@@ -67,8 +67,8 @@ async def test_clients_have_budgets_of_their_own() -> None:
     assert len({verdict.reset_s for verdict in verdicts}) > 5
 
 
-async def test_what_is_refused_is_not_counted() -> None:
-    """Ten don't fit after three; seven still do."""
+async def test_refused_amounts_are_not_counted() -> None:
+    """After three of ten, ten more are refused, and seven are still accepted."""
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=Clock())
     assert (await _take(limiter, 3)).remaining == 7
     refused = await _take(limiter, 10)
@@ -76,8 +76,8 @@ async def test_what_is_refused_is_not_counted() -> None:
     assert (await _take(limiter, 7)).remaining == 0
 
 
-async def test_of_several_rates_the_tightest_counts() -> None:
-    """The second's refuses first; what it refuses the hour does not count."""
+async def test_the_tightest_of_several_rates_decides() -> None:
+    """The rate per second refuses first, and what it refuses is not counted for the hour."""
     clock = Clock()
     rates = [Rate(2, 1), Rate(5, 3600)]
     limiter = RateLimiter(Budgets(rates, 1), 0, clock=clock)
@@ -93,15 +93,13 @@ async def test_of_several_rates_the_tightest_counts() -> None:
 
 
 async def test_processes_share_a_budget() -> None:
-    """Each counts for itself, and sees what the others count."""
+    """Each process counts in its own cells, and sees the counts of the others."""
     budgets = Budgets([_MINUTE], 3)
     clock = Clock()
     limiters = [RateLimiter(budgets, number, clock=clock) for number in range(3)]
     assert [(await _take(limiter, 3)).remaining for limiter in limiters] == [7, 4, 1]
     assert [(await _take(limiter, 3)).is_refused for limiter in limiters] == [True] * 3
-    assert (await _take(RateLimiter(budgets, 1, clock=clock))).remaining == 0, (
-        "a replaced process goes on with the counts"
-    )
+    assert (await _take(RateLimiter(budgets, 1, clock=clock))).remaining == 0, "a replaced process continues the counts"
 
 
 def _hammer(budgets: Budgets, number: int, barrier: Barrier, allowed: mp.Queue[int]) -> None:
@@ -111,8 +109,8 @@ def _hammer(budgets: Budgets, number: int, barrier: Barrier, allowed: mp.Queue[i
     allowed.put(sum(not verdict.is_refused for verdict in verdicts))
 
 
-def test_real_processes_at_once_allow_what_one_would() -> None:
-    """Four processes, five clients, two thousand tries too many: not one is allowed beyond the budget."""
+def test_concurrent_processes_do_not_exceed_a_budget() -> None:
+    """Four processes with two thousand tries too many for five clients allow none beyond the budgets."""
     context = mp.get_context("fork")
     budgets = Budgets([Rate(400, 86_400)], 4)
     barrier, allowed = context.Barrier(4), context.Queue()
@@ -131,7 +129,7 @@ def _take_and_die(budgets: Budgets) -> None:
 
 
 async def test_counts_survive_killed_processes() -> None:
-    """Its successor and the other processes go on with them."""
+    """The successor and the other processes continue them."""
     budgets = Budgets([_MINUTE], 2)
     process = mp.get_context("fork").Process(target=_take_and_die, args=(budgets,))
     process.start()
@@ -140,7 +138,7 @@ async def test_counts_survive_killed_processes() -> None:
     assert [(await _take(RateLimiter(budgets, number, clock=Clock()))).remaining for number in (0, 1)] == [3, 2]
 
 
-def test_a_full_set_evicts_the_client_that_used_least() -> None:
+def test_a_full_set_evicts_the_client_with_the_least_usage() -> None:
     """A flood of clients in the same set does not evict the heaviest user."""
     counts = SharedCounts(2)
     column = CountColumn(counts, 0)
@@ -153,7 +151,7 @@ def test_a_full_set_evicts_the_client_that_used_least() -> None:
 
 
 def test_cells_of_past_windows_are_free() -> None:
-    """A client that used much, long ago, is evicted before one that used little now."""
+    """A client with high usage in a past window is evicted before one with low usage now."""
     column = CountColumn(SharedCounts(1), 0)
     column.add(1, 1_000_000, 900, 800.0)
     recent = [1 + _SETS * number for number in range(1, _CELLS + 1)]
@@ -163,8 +161,8 @@ def test_cells_of_past_windows_are_free() -> None:
     assert column.add(1, 0, 2000, 1000.0) == 0
 
 
-def test_what_is_taken_back_late_costs_nothing() -> None:
-    """A refusal that comes late does not change the next window's count."""
+def test_a_late_refund_is_ignored() -> None:
+    """A refusal that arrives after the window's end does not change the next window's count."""
     column = CountColumn(SharedCounts(1), 0)
     column.add(1, 5, 2000, 1999.9)
     assert column.add(1, 3, 3000, 2000.1) == 3
@@ -179,7 +177,7 @@ def test_what_is_taken_back_late_costs_nothing() -> None:
     )
 )
 def test_the_table_agrees_with_a_plain_sum(steps: list[tuple[int, int, int, int]]) -> None:
-    """For few clients, whichever process counts, in whichever order; a later window begins at nothing."""
+    """For few clients, any process may count in any order; each window starts at zero."""
     counts = SharedCounts(3)
     columns = [CountColumn(counts, number) for number in range(3)]
     model: dict[tuple[int, int], tuple[int, int]] = {}  # (process, client) -> (window, used)
@@ -192,7 +190,7 @@ def test_the_table_agrees_with_a_plain_sum(steps: list[tuple[int, int, int, int]
 
 
 class OtherServers:
-    """Counts of other servers, which a test scripts."""
+    """Scripted counts of other servers."""
 
     def __init__(self) -> None:
         self.used: dict[str, int] = {}
@@ -207,7 +205,7 @@ class OtherServers:
 
 
 async def test_servers_share_a_budget() -> None:
-    """What one counts the other sees; what is refused is taken back."""
+    """Each server sees the other's counts; refused amounts are taken back."""
     others = OtherServers()
     one, two = (RateLimiter(Budgets([_MINUTE], 1), 0, others, Clock()) for _ in range(2))
     assert [(await _take(one, 6)).remaining, (await _take(two, 3)).remaining] == [4, 1]
@@ -217,8 +215,8 @@ async def test_servers_share_a_budget() -> None:
     assert (await _take(one)).is_refused
 
 
-async def test_a_server_counts_alone_while_the_others_are_gone() -> None:
-    """With what it knows of its own clients."""
+async def test_a_server_uses_its_own_counts_without_the_shared_ones() -> None:
+    """While the shared counts are unavailable, its own decide."""
     others = OtherServers()
     one, two = (RateLimiter(Budgets([_MINUTE], 1), 0, others, Clock()) for _ in range(2))
     assert [(await _take(one, 6)).remaining, (await _take(two, 3)).remaining] == [4, 1]
@@ -228,7 +226,7 @@ async def test_a_server_counts_alone_while_the_others_are_gone() -> None:
 
 @pytest.mark.parametrize("amount", [11, 1000])
 async def test_more_than_a_budget_is_always_refused(amount: int) -> None:
-    """And uses nothing up."""
+    """A request above the whole budget uses none of it."""
     limiter = RateLimiter(Budgets([_MINUTE], 1), 0, clock=Clock())
     assert await _take(limiter, amount) == Verdict(_MINUTE, 10, (await _take(limiter, amount)).reset_s, True)
     assert (await _take(limiter)).remaining == 9

@@ -1,4 +1,4 @@
-"""Rate-limit counts that several servers share in a real Redis, and what happens without it."""
+"""Rate-limit counts that several servers share in a real Redis, and behaviour while it is down."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from vit_api.access.redis_counts import RedisCounts
 pytestmark = pytest.mark.anyio
 
 _WAIT_S = 20.0
-"""Long enough that a Redis that responds is never given up, on a busy machine too."""
+"""Long enough for a working Redis to respond in time, even on a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    """Run a Redis."""
+    """Run a Redis server."""
     with redis_server() as running:
         yield running
 
@@ -72,7 +72,7 @@ async def test_servers_share_a_budget_in_redis(redis: RedisServer) -> None:
 
 
 async def test_refused_images_are_not_counted(redis: RedisServer) -> None:
-    """After six, five do not fit, and four still do."""
+    """After six of ten images, five more are refused and four are still accepted."""
     async with _limiters(redis.url, _WAIT_S, _WAIT_S) as (one, two):
         steps = [(one, 6), (two, 5), (two, 4), (one, 1)]
         assert [await _is_refused(limiter, "back", amount) for limiter, amount in steps] == [False, True, False, True]
@@ -80,7 +80,7 @@ async def test_refused_images_are_not_counted(redis: RedisServer) -> None:
 
 
 async def test_a_slow_redis_delays_no_request(redis: RedisServer) -> None:
-    """The server uses its own counts, and adds them to Redis as soon as that responds again."""
+    """The server uses its own counts, and adds them to Redis as soon as it responds again."""
     async with _limiters(redis.url, 0.01) as (limiter,):
         with paused(redis.pid):
             refused = [await _is_refused(limiter, "slow") for _ in range(12)]
@@ -102,7 +102,7 @@ async def test_a_dead_redis_delays_no_request(caplog: pytest.LogCaptureFixture) 
 
 
 async def test_redis_behind_a_unix_socket() -> None:
-    """The library `limits` has another scheme for such an address."""
+    """The library `limits` uses another scheme for such an address."""
     with tempfile.TemporaryDirectory() as folder, redis_server("--unixsocket", f"{folder}/redis") as redis:
         async with _limiters(f"unix://{folder}/redis", _WAIT_S) as (limiter,):
             assert not await _is_refused(limiter, "local", 3)

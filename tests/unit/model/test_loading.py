@@ -65,7 +65,7 @@ def test_a_network_that_overflows_float16_is_loaded_in_the_next_dtype(
     assert "torch.float16" in message
 
 
-def test_a_network_that_float16_rounds_to_nothing_is_loaded_in_the_next_dtype(
+def test_a_network_that_underflows_float16_is_loaded_in_the_next_dtype(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Weights below 6e-8 become zero, and the output is finite but wrong."""
@@ -85,7 +85,7 @@ def test_a_single_dtype_is_not_compared(tmp_path: Path, caplog: pytest.LogCaptur
 def test_auto_prefers_float16_on_cuda(
     monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, expected: tuple[torch.dtype, ...]
 ) -> None:
-    """It rounds less than bfloat16; what follows depends on what the device supports natively."""
+    """It rounds less than bfloat16; the following dtypes depend on native support."""
     monkeypatch.setattr(precision, "has_bfloat16", lambda device: has_bfloat16)
     assert choose_dtypes("auto", torch.device("cuda:0"), 768) == expected
     assert choose_dtypes("bfloat16", torch.device("cuda:0"), 768) == (torch.bfloat16,)
@@ -100,6 +100,6 @@ def test_auto_prefers_float16_on_cuda(
     ],
 )
 def test_auto_on_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], width: int, expected: torch.dtype) -> None:
-    """bfloat16 where the processor multiplies it natively, and where operations are long enough."""
+    """It selects bfloat16 if the processor supports it natively and the model is wide enough."""
     monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
     assert choose_dtypes("auto", torch.device("cpu"), width) == (expected,)

@@ -1,4 +1,4 @@
-"""Coroutines that are run up to their first wait."""
+"""Running coroutines eagerly up to their first wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_what_never_waits_is_done_at_once() -> None:
-    """Through any number of coroutines."""
+    """A coroutine that never suspends completes without the event loop, also through nested ones."""
 
     async def inner() -> int:
         return 6
@@ -26,7 +26,7 @@ async def test_what_never_waits_is_done_at_once() -> None:
 
 
 async def test_what_it_raises_before_it_waits_is_raised_at_once() -> None:
-    """As by a function."""
+    """An exception before the first wait is raised to the caller."""
 
     async def fail() -> None:
         raise LookupError("planted")
@@ -44,7 +44,7 @@ async def test_what_it_raises_before_it_waits_is_raised_at_once() -> None:
     ],
 )
 async def test_what_waits_is_finished_later(wait: Callable[[], Awaitable[object]]) -> None:
-    """It waits as often as it likes."""
+    """A coroutine may suspend several times and is then completed by a task."""
     steps: list[int] = []
 
     async def work() -> str:
@@ -60,7 +60,7 @@ async def test_what_waits_is_finished_later(wait: Callable[[], Awaitable[object]
 
 
 async def test_what_it_waits_for_may_fail() -> None:
-    """It sees the failure, and may go on."""
+    """The exception is raised inside the coroutine, which may handle it."""
     failing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def work() -> str:
@@ -77,7 +77,7 @@ async def test_what_it_waits_for_may_fail() -> None:
 
 
 async def test_a_later_failure_is_raised_by_finish() -> None:
-    """With its own type."""
+    """The exception keeps its type."""
 
     async def fail() -> None:
         await asyncio.sleep(0)
@@ -88,7 +88,7 @@ async def test_a_later_failure_is_raised_by_finish() -> None:
 
 
 async def test_a_cancelled_task_cancels_it() -> None:
-    """It can clean up, and even wait while it does."""
+    """The coroutine can clean up, which may involve waiting."""
     steps: list[str] = []
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""Figures of GPUs, with NVML faked: no GPU, one that reports everything, one that reports little, and several."""
+"""GPU statistics with a fake NVML: no GPU, one that reports everything, one that reports little, and several."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def install(monkeypatch: pytest.MonkeyPatch, nvml: Any) -> None:
 
 
 def test_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes, a share, watts and joules."""
+    """Values are in bytes, a ratio, watts and joules."""
     install(monkeypatch, FakeNvml(*TWO_GPUS))
     assert read_gpu("GPU-bb-2") == GpuStats(1, 100, 0.87, 312.5, 1.5)
 
 
 @pytest.mark.parametrize("nvml", [pytest.param(None, id="no library"), pytest.param(FakeNvml(), id="no driver")])
-def test_without_nvml_there_is_nothing(monkeypatch: pytest.MonkeyPatch, nvml: Any) -> None:
-    """And no exception."""
+def test_without_nvml_there_are_no_statistics(monkeypatch: pytest.MonkeyPatch, nvml: Any) -> None:
+    """A missing library or driver raises nothing."""
     install(monkeypatch, nvml)
     assert read_gpu("GPU-aa-1") is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "", "GPU-cc-3", "GPU-aa", "cuda:0", "MIG-1"])
-def test_a_device_that_nvml_does_not_know(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """It has no figures, least of all another GPU's."""
+def test_an_unknown_device_has_no_statistics(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """It does not get another GPU's statistics either."""
     install(monkeypatch, FakeNvml(*TWO_GPUS))
     assert read_gpu(device) is None
 
 
-def test_what_is_not_supported_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A MIG slice has no utilisation of its own; the rest is reported. torch names it as a GPU."""
+def test_unsupported_values_are_omitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A MIG slice, which torch names like a GPU, reports no utilisation; the other values are reported."""
     silent = frozenset({"utilization", "power", "energy"})
     install(monkeypatch, FakeNvml(("MIG-aa-1", "H200"), silent=silent))
     assert read_gpu("GPU-aa-1") == GpuStats(0, 100, None, None, None)

@@ -1,4 +1,4 @@
-"""The counts in shared memory, without a server."""
+"""The metrics in shared memory, without a server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def board() -> MetricsBoard:
 
 
 def test_series_add_up_over_processes(board: MetricsBoard) -> None:
-    """Each process has its own column, each series its own place."""
+    """Each process has its own column, and each series its own cells."""
     for process, times in (("one", 3), ("two", 4)):
         metrics_writer = board.metrics_writer(process)
         for number, values in enumerate(_COUNTER.series):
@@ -43,7 +43,7 @@ def test_series_add_up_over_processes(board: MetricsBoard) -> None:
 
 @given(st.lists(st.floats(0, 10)))
 def test_a_histogram_counts_as_prometheus_does(waits: list[float]) -> None:
-    """Into the same buckets as prometheus_client's own: a value that is a bucket's end belongs to it."""
+    """Values go to the same buckets as in prometheus_client, and a bucket includes its upper bound."""
     board = MetricsBoard(["one"], [_HISTOGRAM])
     theirs = Histogram("wait_seconds", "", buckets=_HISTOGRAM.buckets, registry=CollectorRegistry())
     ours = board.metrics_writer("one").histogram(_HISTOGRAM, "b")
@@ -62,8 +62,8 @@ def _count_one(board: MetricsBoard) -> None:
     board.metrics_writer("two").counter(_COUNTER, "black", "1").add()
 
 
-def test_a_successor_goes_on_with_the_column(board: MetricsBoard) -> None:
-    """Spawned as workers are; what the dead one counted stays."""
+def test_a_successor_continues_the_column(board: MetricsBoard) -> None:
+    """A process spawned like a worker keeps the counts of its dead predecessor."""
     pids = []
     for _ in range(2):
         process = mp.get_context("spawn").Process(target=_count_one, args=(board,))
@@ -76,7 +76,7 @@ def test_a_successor_goes_on_with_the_column(board: MetricsBoard) -> None:
 
 
 def test_names_follow_the_conventions() -> None:
-    """Prometheus' own; a label of a counted metric has known values, so that nobody can make up new series."""
+    """Names follow Prometheus' conventions; labels of counted metrics have known values, which bounds the series."""
     assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
     for metric in metrics.ALL:
         assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name)
@@ -85,14 +85,14 @@ def test_names_follow_the_conventions() -> None:
         assert len(metric.values) == (len(metric.labels) if metric in metrics.COUNTED else 0)
 
 
-def test_every_failure_has_a_place() -> None:
-    """A failure that is added later can be counted, without anybody thinking of it."""
+def test_every_failure_is_counted() -> None:
+    """The series of reasons and statuses are derived from the error classes, so that new ones are included."""
     assert {ViTError.code, "overloaded", "bad_image"} <= set(metrics.REASONS)
     assert {"200", "499", "500", "503", "504"} <= set(metrics.STATUSES)
 
 
 def _collect(read_gpu: Callable[[str], GpuStats | None], *devices: str) -> dict[tuple[str, str], float]:
-    """Return what a scrape of workers on these devices says of GPUs, by metric and device."""
+    """Return the GPU metrics in a scrape of workers on these devices, by metric and device."""
     workers = WorkerBoard(len(devices))
     for number, device in enumerate(devices):
         uuid = f"GPU-{device}" if device.startswith("cuda") else ""
@@ -105,8 +105,8 @@ def _collect(read_gpu: Callable[[str], GpuStats | None], *devices: str) -> dict[
     return {(s.name, s.labels["device"]): s.value for f in families if f.name.startswith("gpu_") for s in f.samples}
 
 
-def test_gpus_are_told_once_each() -> None:
-    """However many workers they have; what one doesn't tell is absent, not 0."""
+def test_each_gpu_is_reported_once() -> None:
+    """Several workers may share a GPU; values that it doesn't report are absent, not 0."""
 
     def read_gpu(uuid: str) -> GpuStats | None:
         return {
@@ -126,8 +126,8 @@ def test_gpus_are_told_once_each() -> None:
     }
 
 
-def test_without_a_gpu_nothing_is_told_of_gpus() -> None:
-    """And nobody is asked."""
+def test_without_a_gpu_there_are_no_gpu_metrics() -> None:
+    """No GPU is queried."""
 
     def read_gpu(_: str) -> GpuStats | None:
         raise AssertionError

@@ -342,7 +342,7 @@ def test_any_one_image_may_be_json() -> None:
 
 
 def test_a_body_that_is_a_file_is_not_copied() -> None:
-    """It may be as large as files may be, and many may be under way."""
+    """It may have the maximum upload size, and many may be in flight."""
     body = b"0123456789"
     _, tensor = parse_request(body, b"0", _LIMITS)
     (upload,) = _inputs().uploads_of(tensor)

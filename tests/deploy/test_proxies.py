@@ -1,0 +1,200 @@
+"""The configurations of nginx and HAProxy, with the real proxies in front of real servers, under load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.harness import servers
+from benchmarks.harness.servers import free_port
+from tests.support.server import ROOT, environment
+
+LOAD_S = int(os.environ.get("PROXY_LOAD_S", "3"))
+"""Duration of each load; 100,000 requests take about a minute on two cores."""
+CONNECTIONS = 16
+DRAIN_DELAY_S = 3
+IMAGE = ROOT / "examples" / "digit-7.png"
+LIMIT = 100_000_000
+"""Images an hour, of each client."""
+
+
+@dataclass
+class Proxy:
+    """A running proxy, with the ports of the servers behind it."""
+
+    url: str
+    ports: tuple[int, int]
+
+
+def nginx_command(folder: Path, port: int, ports: tuple[int, int]) -> list[str]:
+    """Write the configuration for these ports, and return the command that runs it in the foreground."""
+    site = (ROOT / "deploy/nginx/vit-api.conf").read_text()
+    first, second = ports
+    site = site.replace("listen 80;", f"listen 127.0.0.1:{port};")
+    site = site.replace("# server 127.0.0.1:7861", f"server 127.0.0.1:{second}").replace("7860", str(first), 1)
+    (folder / "vit-api.conf").write_text(site)
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root; " if os.geteuid() == 0 else ""  # nginx would give up its rights, and could not read the folder
+    (folder / "nginx.conf").write_text(
+        f"{user}daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; events {{}}\n"
+        f"http {{ access_log off; {temporary} include {folder}/vit-api.conf; }}\n"
+    )
+    return ["nginx", "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(folder / "nginx.conf")]
+
+
+def haproxy_command(folder: Path, port: int, ports: tuple[int, int]) -> list[str]:
+    """Write the configuration for these ports, and return the command that runs it in the foreground."""
+    config = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
+    first, second = ports
+    config = config.replace("bind :80", f"bind 127.0.0.1:{port}").replace("127.0.0.1:7860", f"127.0.0.1:{first}")
+    config = config.replace("# server vit-api-2 127.0.0.1:7861", f"server vit-api-2 127.0.0.1:{second}")
+    (folder / "haproxy.cfg").write_text(config)
+    return ["haproxy", "-db", "-f", str(folder / "haproxy.cfg")]
+
+
+COMMANDS = {"nginx": nginx_command, "haproxy": haproxy_command}
+
+
+@contextlib.contextmanager
+def server_on(port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    variables = environment(
+        model="digits",
+        host="127.0.0.1",
+        port=port,
+        api_servers=1,
+        cpu_threads=1,
+        drain_delay_s=DRAIN_DELAY_S,
+        trusted_proxies="127.0.0.1",
+        rate_limit=f"{LIMIT}/hour",
+    )
+    command = [sys.executable, str(ROOT / "server.py")]
+    url = f"http://127.0.0.1:{port}/health"
+    with servers.running(command, url, cwd=ROOT, environment=variables, log=log) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """Run two servers, and return their ports."""
+    folder = tmp_path_factory.mktemp("servers")
+    first, second = free_port(), free_port()
+    with server_on(first, folder / "first.log"), server_on(second, folder / "second.log"):
+        yield first, second
+
+
+@contextlib.contextmanager
+def running_proxy(name: str, ports: tuple[int, int], folder: Path) -> Iterator[Proxy]:
+    if shutil.which(name) is None:
+        pytest.skip(f"needs Debian's package {name}")
+    port = free_port()
+    command = COMMANDS[name](folder, port, ports)
+    url = f"http://127.0.0.1:{port}"
+    with servers.running(command, url + "/health", cwd=folder, log=folder / "log"):
+        yield Proxy(url, ports)
+
+
+@pytest.fixture(params=COMMANDS)
+def proxy(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path) -> Iterator[Proxy]:
+    with running_proxy(request.param, ports, tmp_path) as running:
+        yield running
+
+
+def load(url: str, folder: Path, seconds: int) -> str:
+    """Post an image from several connections; return the report of wrk."""
+    script = folder / "post.lua"
+    script.write_text(f'local file = io.open("{IMAGE}", "rb") wrk.body = file:read("*a") wrk.method = "POST"')
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True).stdout
+
+
+def check(report: str) -> None:
+    """Each request got a 200."""
+    assert "Non-2xx" not in report, report
+    assert "Socket errors" not in report, report
+    requests = re.search(r"(\d+) requests in", report)
+    assert requests is not None
+    assert int(requests[1]) > CONNECTIONS
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="needs Debian's package wrk")
+def test_no_request_fails(proxy: Proxy, tmp_path: Path) -> None:
+    """Under load, over connections that are kept alive on both sides."""
+    check(load(proxy.url + "/predict", tmp_path, LOAD_S))
+
+
+@pytest.mark.skipif(not shutil.which("wrk"), reason="needs Debian's package wrk")
+def test_no_request_fails_during_a_roll_out(tmp_path: Path) -> None:
+    """One server after the other is stopped and replaced, while the load on both proxies goes on."""
+    first, second = free_port(), free_port()
+    with ThreadPoolExecutor() as threads, contextlib.ExitStack() as stack:
+        processes = {port: stack.enter_context(server_on(port, tmp_path / f"{port}.log")) for port in (first, second)}
+        is_over = threading.Event()
+        loads = []
+        for name in COMMANDS:
+            folder = tmp_path / name
+            folder.mkdir()
+            proxy = stack.enter_context(running_proxy(name, (first, second), folder))
+            loads.append(threads.submit(keep_loading, proxy, is_over, folder))
+        try:
+            for port, process in processes.items():
+                os.kill(process.pid, signal.SIGTERM)
+                assert process.wait(30) == 0
+                stack.enter_context(server_on(port, tmp_path / f"{port}-replaced.log"))
+        finally:
+            is_over.set()
+        for reports in loads:
+            for report in reports.result():
+                check(report)
+
+
+def keep_loading(proxy: Proxy, is_over: threading.Event, folder: Path) -> list[str]:
+    """Load a proxy in runs of two seconds until the event; return the reports."""
+    reports = [load(proxy.url + "/predict", folder, 2)]
+    while not is_over.is_set():
+        reports.append(load(proxy.url + "/predict", folder, 2))
+    return reports
+
+
+def test_a_request_of_the_largest_size_passes(proxy: Proxy) -> None:
+    """The proxy takes what the server takes; more is refused."""
+    megabyte = b"x" * 2**20
+    assert httpx.post(proxy.url + "/predict", content=megabyte * 33, timeout=60).status_code == 413
+    response = httpx.post(proxy.url + "/predict", content=megabyte, timeout=60)
+    assert response.status_code == 415
+    assert response.headers["content-type"] == "application/json"
+
+
+def remaining(proxy: Proxy, address: str, headers: dict[str, str]) -> int:
+    """Post an image from an address of this machine; return what is left of its rate limit."""
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=60) as client:
+        response = client.post(proxy.url + "/predict", content=IMAGE.read_bytes(), headers=headers)
+    assert response.status_code == 200
+    return int(response.headers["ratelimit-remaining"])
+
+
+def test_clients_are_told_apart(proxy: Proxy) -> None:
+    """Each address has a rate limit of its own, and does not get another by claiming to be somebody else."""
+    forger, other = f"127.0.0.{free_port() % 100 + 2}", f"127.0.0.{free_port() % 100 + 102}"
+    left = [remaining(proxy, forger, {"X-Forwarded-For": f"203.0.113.{number}"}) for number in range(3)]
+    assert min(left) < LIMIT - 1  # of three requests, two met the same server
+    assert remaining(proxy, other, {}) == LIMIT - 1
+
+
+def test_metrics_are_not_public(proxy: Proxy) -> None:
+    assert httpx.get(proxy.url + "/metrics", timeout=60).status_code == 403
+    assert httpx.get(f"http://127.0.0.1:{proxy.ports[0]}/metrics", timeout=60).status_code == 200
