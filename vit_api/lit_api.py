@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import litserve as ls
@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.decoding import image_limits, images
+from vit_api.decoding import frames, image_limits, images
 from vit_api.decoding.colours import parse_background
 from vit_api.decoding.cost import Cost, estimate
+from vit_api.decoding.frames import Frame, FramePlan
 from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel
@@ -67,10 +68,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self.checkpoint = checkpoint
         self._dtype = dtype
         self._engine = engine
-        self._max_image_side = max_image_side
-        self._max_decode_bytes = max_decode_bytes
-        self._exact_decode = exact_decode
-        self._background = parse_background(background)
+        self._decoding = images.Decoding(exact_decode, max_image_side, max_decode_bytes, parse_background(background))
         self._cpu_threads = cpu_threads
         self.model: VisionModel | None = None
         self.startup_s = 0.0
@@ -108,11 +106,29 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         return images.decode(
             _upload_of(request),
             self.checkpoint.preprocessing,
-            max_side=self._max_image_side,
-            max_bytes=self._max_decode_bytes,
-            exact=self._exact_decode,
-            background=self._background,
+            exact=self._decoding.exact,
+            max_side=self._decoding.max_side,
+            max_bytes=self._decoding.max_bytes,
+            background=self._decoding.background,
         )
+
+    def plan_frames(self, upload: bytes, count: int) -> FramePlan | None:
+        """Choose up to `count` frames of an animation; None for a still picture.
+
+        Raises:
+            ViTError: The upload can't be decoded; its class says why.
+        """
+        return frames.plan_frames(upload, count, self._decoding)
+
+    def decode_frames(
+        self, upload: bytes, plan: FramePlan, wanted: Sequence[int]
+    ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+        """Decode frames as `decode_request` decodes an upload; yield the position of each in the plan, and its pixels.
+
+        Raises:
+            ViTError: A frame can't be decoded; its class says why.
+        """
+        return frames.decode_frames(upload, plan, wanted, self.checkpoint.preprocessing, self._decoding)
 
     def is_quick(self, upload: Upload) -> bool:
         """Return whether decoding takes no longer than passing the upload to another thread."""
@@ -151,6 +167,22 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         labels = self.checkpoint.labels
         top = zip(output.indices[:top_k], output.probabilities[:top_k], strict=True)
         return {"predictions": [{"label": labels[index], "confidence": round(p, 6)} for index, p in top]}
+
+    def encode_frames(self, frames: Sequence[Frame], outputs: Sequence[Prediction], *, top_k: int) -> dict[str, Any]:
+        """Return each label's largest probability in any frame, the `top_k` largest first, and the frames one by one.
+
+        All classes of each prediction are compared, so these are the `top_k` largest of the model, too.
+        """
+        largest: dict[int, dict[str, Any]] = {}
+        shown = []
+        for frame, output in zip(frames, outputs, strict=True):
+            encoded = self.encode_response(output, top_k=MAX_TOP_K)["predictions"]
+            for index, one in zip(output.indices, encoded, strict=True):
+                if index not in largest or one["confidence"] > largest[index]["confidence"]:
+                    largest[index] = one
+            shown.append({"index": frame.index, "time_ms": frame.time_ms, "predictions": encoded[:top_k]})
+        ranked = sorted(largest.values(), key=lambda one: -one["confidence"])
+        return {"predictions": ranked[:top_k], "frames": shown}
 
     def _loaded_model(self) -> VisionModel:
         if self.model is None:

@@ -112,7 +112,6 @@ _ERRORS = [
     pytest.param("/predict", b'{"image": "***"}', {}, 400, "bad_request", id="not base64"),
     pytest.param("/predict", b'{"image": ""}', {}, 400, "empty_upload", id="empty base64"),
     pytest.param("/predict", b'{"image":[' + b"[]," * _MB, {}, 400, "bad_request", id="JSON with a million lists"),
-    pytest.param("/predict/", _SEVEN, {}, 404, "not_found", id="trailing slash"),
     pytest.param("/predict", b"{" * 100_000, {}, 400, "bad_request", id="deep JSON"),
     pytest.param("/predict", _SEVEN[:-40], {}, 400, "bad_image", id="truncated image"),
     pytest.param("/predict", _SEVEN[:50] + b"\0" * 50 + _SEVEN[100:], {}, 400, "bad_image", id="corrupt image"),

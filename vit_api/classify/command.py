@@ -14,7 +14,7 @@ from pathlib import Path
 from vit_api.classify.image_files import find_images
 from vit_api.classify.report import JsonLines, Progress, Report, Table
 from vit_api.client import AsyncClient, UnreadableInput
-from vit_api.client.protocol import DEFAULT_TOP_K, MAX_TOP_K
+from vit_api.client.protocol import DEFAULT_TOP_K, MAX_FRAMES, MAX_TOP_K
 from vit_api.cores import available_cores
 
 KEY_VARIABLE = "VIT_API_KEY"
@@ -58,6 +58,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="K",
         help=f"number of classes to print, 1 to {MAX_TOP_K} (default: {DEFAULT_TOP_K})",
     )
+    parser.add_argument(
+        "--frames",
+        type=_integer_up_to(MAX_FRAMES),
+        default=1,
+        metavar="N",
+        help=f"frames of an animation, or pages of a document, to classify, 1 to {MAX_FRAMES} (default: 1);"
+        " prints each class's largest probability",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image, failed ones included")
     parser.add_argument(
         "--concurrency",
@@ -97,7 +105,7 @@ def _classify(arguments: argparse.Namespace) -> int:
             report.add(path, error)
         if client is not None:
             requests = arguments.concurrency or _DEFAULT_REQUESTS
-            asyncio.run(_on_server(client, paths, report, requests, arguments.top_k))
+            asyncio.run(_on_server(client, paths, report, requests, arguments))
         elif paths:
             _in_process(arguments, paths, report)
     return _SOME_FAILED if report.failed else 0
@@ -123,8 +131,11 @@ def _report(arguments: argparse.Namespace, paths: list[Path]) -> Report:
     return Report(sys.stdout, sys.stderr, lines, Progress(sys.stderr, len(paths)))
 
 
-async def _on_server(client: AsyncClient, paths: list[Path], report: Report, requests: int, top_k: int) -> None:
-    async with client, contextlib.aclosing(client.classify_many(paths, concurrency=requests, top_k=top_k)) as outcomes:
+async def _on_server(
+    client: AsyncClient, paths: list[Path], report: Report, requests: int, arguments: argparse.Namespace
+) -> None:
+    options = {"concurrency": requests, "top_k": arguments.top_k, "frames": arguments.frames}
+    async with client, contextlib.aclosing(client.classify_many(paths, **options)) as outcomes:
         names = iter(paths)
         async for outcome in outcomes:
             report.add(next(names), outcome)
@@ -144,10 +155,10 @@ def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report
     configure_logging("warning", settings.log_format)
     threads = arguments.concurrency or available_cores()
     try:
-        classifier = load_local(settings, threads, len(paths))
+        classifier = load_local(settings, threads, len(paths) * arguments.frames)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
-    with contextlib.closing(classifier.classify_many(paths, arguments.top_k)) as outcomes:
+    with contextlib.closing(classifier.classify_many(paths, arguments.top_k, arguments.frames)) as outcomes:
         for path, outcome in zip(paths, outcomes, strict=True):
             report.add(path, outcome)
 

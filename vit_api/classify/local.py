@@ -5,12 +5,14 @@ Threads decode the next images while the device runs a batch. Knows nothing of h
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,16 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
-from vit_api.client.results import Classification, ClassifyError, Outcome, Rejected, ScoredLabel, ServerFailed
+from vit_api.client.results import (
+    Classification,
+    ClassifiedFrame,
+    ClassifyError,
+    Outcome,
+    Rejected,
+    ScoredLabel,
+    ServerFailed,
+)
+from vit_api.decoding.frames import STILL, Frame
 from vit_api.devices import choose_devices
 from vit_api.errors import InferenceFailed, InternalError, OutOfDeviceMemory, ViTError
 from vit_api.ipc import records
@@ -32,8 +43,25 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class _Decoded:
-    pixels: NDArray[np.uint8]
+    """The pixels of an image, or of several frames of it.
+
+    Attributes:
+        pixels: uint8 [height, width, 3] of each.
+        seconds: How long decoding took.
+        frames: The frames, if several were requested.
+    """
+
+    pixels: Sequence[NDArray[np.uint8]]
     seconds: float
+    frames: Sequence[Frame] = ()
+
+
+class _Result(NamedTuple):
+    """The prediction of one image, the seconds that its batch took, and the images in that batch."""
+
+    prediction: records.Prediction
+    seconds: float
+    batch_size: int
 
 
 class LocalClassifier:
@@ -50,37 +78,53 @@ class LocalClassifier:
         self._max_batch_size = max_batch_size
         self._threads = threads
 
-    def classify_many(self, paths: Iterable[Path], top_k: int) -> Generator[Outcome, None, None]:
-        """Classify image files and yield an outcome for each, in order, batch by batch."""
+    def classify_many(self, paths: Iterable[Path], top_k: int, frames: int = 1) -> Generator[Outcome, None, None]:
+        """Classify image files and yield an outcome for each, in order, batch by batch; frames join the batches."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
-            decoded = map_ahead(pool, self._decode, paths, _AHEAD * self._max_batch_size)
-            while batch := list(itertools.islice(decoded, self._max_batch_size)):
-                yield from self._classify_batch(batch, top_k)
+            decode = functools.partial(self._decode, frames=frames)
+            decoded = map_ahead(pool, decode, paths, _AHEAD * self._max_batch_size)
+            while files := list(itertools.islice(decoded, self._max_batch_size)):
+                yield from self._classify_files(files, top_k)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _decode(self, path: Path) -> _Decoded | ClassifyError:
+    def _decode(self, path: Path, frames: int) -> _Decoded | ClassifyError:
         started = time.monotonic()
         try:
-            pixels = self._lit_api.decode_request(read_upload(path))
+            upload = read_upload(path)
+            plan = self._lit_api.plan_frames(upload, frames) if frames > 1 else None
+            if plan is None:
+                pixels = [self._lit_api.decode_request(upload)]
+            else:
+                pixels = [one for _, one in self._lit_api.decode_frames(upload, plan, range(len(plan.frames)))]
         except ClassifyError as error:
             return error
         except ViTError as error:
             return _to_classify_error(error)
-        return _Decoded(pixels, time.monotonic() - started)
+        chosen = () if frames == 1 else STILL if plan is None else plan.frames
+        return _Decoded(pixels, time.monotonic() - started, chosen)
 
-    def _classify_batch(self, batch: Sequence[_Decoded | ClassifyError], top_k: int) -> Iterator[Outcome]:
-        started = time.monotonic()
-        images = [image.pixels for image in batch if isinstance(image, _Decoded)]
-        results = iter(self._infer(images) if images else [])
-        inference_s = time.monotonic() - started
-        for image in batch:
-            result = next(results) if isinstance(image, _Decoded) else image
-            if isinstance(result, ClassifyError):
-                yield result
-            elif isinstance(image, _Decoded):
-                yield self._classification(result, top_k, image.seconds, inference_s, len(images))
+    def _classify_files(self, files: Sequence[_Decoded | ClassifyError], top_k: int) -> Iterator[Outcome]:
+        images = [pixels for file in files if isinstance(file, _Decoded) for pixels in file.pixels]
+        results = self._classify_images(images)
+        for file in files:
+            if isinstance(file, ClassifyError):
+                yield file
+                continue
+            of_file = list(itertools.islice(results, len(file.pixels)))
+            failure = next((one for one in of_file if isinstance(one, ClassifyError)), None)
+            yield failure or self._classification(file, [one for one in of_file if isinstance(one, _Result)], top_k)
+
+    def _classify_images(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[_Result | ClassifyError]:
+        """Yield the result of each image, batch by batch."""
+        for start in range(0, len(images), self._max_batch_size):
+            started = time.monotonic()
+            batch = images[start : start + self._max_batch_size]
+            results = self._infer(batch)
+            seconds = time.monotonic() - started
+            for result in results:
+                yield result if isinstance(result, ClassifyError) else _Result(result, seconds, len(batch))
 
     def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
         """Run the model as a worker does; no other process can take over if the device breaks."""
@@ -90,17 +134,24 @@ class LocalClassifier:
             return [_to_classify_error(InferenceFailed(str(error)))] * len(images)
         return [_error_of(result) if isinstance(result, outcomes.Failure) else result for result in results]
 
-    def _classification(
-        self, result: records.Prediction, top_k: int, decode_s: float, inference_s: float, batch_size: int
-    ) -> Classification:
-        encoded = self._lit_api.encode_response(result, top_k=top_k)["predictions"]
+    def _classification(self, file: _Decoded, results: Sequence[_Result], top_k: int) -> Classification:
+        predictions = [result.prediction for result in results]
+        if file.frames:
+            encoded = self._lit_api.encode_frames(file.frames, predictions, top_k=top_k)
+        else:
+            encoded = self._lit_api.encode_response(predictions[0], top_k=top_k)
+        first = results[0]
         return Classification(
-            predictions=tuple(ScoredLabel(**prediction) for prediction in encoded),
+            predictions=_labels(encoded["predictions"]),
             cached=False,
-            processing_time_ms=round((decode_s + inference_s) * 1000, 3),
+            processing_time_ms=round((file.seconds + first.seconds) * 1000, 3),
             model=self._lit_api.checkpoint.name,
-            inference_time_ms=round(inference_s * 1000, 3),
-            batch_size=batch_size,
+            inference_time_ms=round(first.seconds * 1000, 3),
+            batch_size=first.batch_size,
+            frames=tuple(
+                ClassifiedFrame(**(frame | {"predictions": _labels(frame["predictions"])}))
+                for frame in encoded.get("frames", ())
+            ),
         )
 
 
@@ -131,6 +182,10 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
     )
     lit_api.setup(device)
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
+
+
+def _labels(predictions: Iterable[dict[str, Any]]) -> tuple[ScoredLabel, ...]:
+    return tuple(ScoredLabel(**prediction) for prediction in predictions)
 
 
 def _error_of(failure: outcomes.Failure) -> ClassifyError:

@@ -80,6 +80,8 @@ class JsonLines:
         """Return the file name with the fields of its result or error."""
         if isinstance(outcome, Classification):
             fields = dataclasses.asdict(outcome)
+            if not outcome.frames:
+                del fields["frames"]
         else:
             fields = {name: getattr(outcome, name) for name in ("code", "status", "request_id")}
             fields = {"error": outcome.message, **fields}

@@ -11,6 +11,7 @@ from vit_api.client.protocol import Retries
 from vit_api.client.results import (
     Busy,
     Classification,
+    ClassifiedFrame,
     ClassifyError,
     Outcome,
     Rejected,
@@ -26,6 +27,7 @@ __all__ = [
     "AsyncClient",
     "Busy",
     "Classification",
+    "ClassifiedFrame",
     "ClassifyError",
     "Client",
     "ImageInput",

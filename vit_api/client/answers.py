@@ -18,6 +18,7 @@ from typing import Any
 from vit_api.client.results import (
     Busy,
     Classification,
+    ClassifiedFrame,
     ClassifyError,
     Rejected,
     ScoredLabel,
@@ -56,7 +57,7 @@ def to_classification(answer: HttpAnswer) -> Classification:
     headers = answer.headers
     body = _json_object(answer.body)
     try:
-        predictions = tuple(ScoredLabel(_text(p["label"]), _number(p["confidence"])) for p in body["predictions"])
+        predictions = _predictions(body)
         batch_size = _header_number(headers, "x-batch-size")
         if not predictions or not isinstance(body["cached"], bool):
             raise ValueError("It has no predictions, or does not say whether they were cached.")
@@ -70,6 +71,7 @@ def to_classification(answer: HttpAnswer) -> Classification:
             queue_time_ms=_header_number(headers, "x-queue-time-ms"),
             inference_time_ms=_header_number(headers, "x-inference-time-ms"),
             batch_size=None if batch_size is None else int(batch_size),
+            frames=tuple(map(_frame, body.get("frames") or ())),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnexpectedAnswer(
@@ -77,6 +79,17 @@ def to_classification(answer: HttpAnswer) -> Classification:
             status=answer.status,
             request_id=headers.get("x-request-id"),
         ) from error
+
+
+def _predictions(body: Mapping[str, Any]) -> tuple[ScoredLabel, ...]:
+    return tuple(ScoredLabel(_text(p["label"]), _number(p["confidence"])) for p in body["predictions"])
+
+
+def _frame(body: Mapping[str, Any]) -> ClassifiedFrame:
+    time_ms = body["time_ms"]
+    return ClassifiedFrame(
+        int(_number(body["index"])), None if time_ms is None else _number(time_ms), _predictions(body)
+    )
 
 
 def to_error(answer: HttpAnswer, now: float) -> ClassifyError:

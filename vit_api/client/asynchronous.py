@@ -22,7 +22,7 @@ from vit_api.client.base import (
     to_failure,
 )
 from vit_api.client.inputs import ImageInput, read_upload
-from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
+from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_frames, check_top_k
 from vit_api.client.results import Classification, ClassifyError, Outcome
 
 
@@ -55,17 +55,20 @@ class AsyncClient(BaseClient):
         self._sleep = sleep
         self._http = httpx.AsyncClient(headers=base_headers(api_key), limits=LIMITS)
 
-    async def classify(self, image: ImageInput, *, top_k: int = DEFAULT_TOP_K, fresh: bool = False) -> Classification:
+    async def classify(
+        self, image: ImageInput, *, top_k: int = DEFAULT_TOP_K, fresh: bool = False, frames: int = 1
+    ) -> Classification:
         """Classify one image; see `Client.classify`. Files are read and Pillow images encoded in a thread.
 
         Raises:
             ClassifyError: There is no result; the class and `code` say why.
-            ValueError: `top_k` is out of range.
+            ValueError: `top_k` or `frames` is out of range.
             TypeError: `image` has a type that is not supported.
         """
         check_top_k(top_k)
+        check_frames(frames)
         content = image if isinstance(image, bytes) else await asyncio.to_thread(read_upload, image)
-        upload = EncodedUpload(content, top_k, fresh)
+        upload = EncodedUpload(content, top_k, fresh, frames)
         call = self.begin_call()
         while True:
             verdict = call.judge(await self._send(upload, call))
@@ -74,7 +77,13 @@ class AsyncClient(BaseClient):
             await self._sleep(verdict)
 
     def classify_many(
-        self, images: Iterable[ImageInput], *, concurrency: int = 8, top_k: int = DEFAULT_TOP_K, fresh: bool = False
+        self,
+        images: Iterable[ImageInput],
+        *,
+        concurrency: int = 8,
+        top_k: int = DEFAULT_TOP_K,
+        fresh: bool = False,
+        frames: int = 1,
     ) -> AsyncGenerator[Outcome, None]:
         """Classify many images and yield an outcome for each, in order; see `Client.classify_many`.
 
@@ -82,20 +91,21 @@ class AsyncClient(BaseClient):
         flight.
 
         Raises:
-            ValueError: `concurrency` or `top_k` is out of range.
+            ValueError: `concurrency`, `top_k` or `frames` is out of range.
             TypeError: An image has a type that is not supported.
         """
-        return self._outcomes(images, checked_concurrency(concurrency), check_top_k(top_k), fresh)
+        options = (check_top_k(top_k), fresh, check_frames(frames))
+        return self._outcomes(images, checked_concurrency(concurrency), *options)
 
     async def _outcomes(
-        self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool
+        self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool, frames: int
     ) -> AsyncGenerator[Outcome, None]:
         turns = asyncio.Semaphore(concurrency)
 
         async def outcome(image: ImageInput) -> Outcome:
             async with turns:
                 try:
-                    return await self.classify(image, top_k=top_k, fresh=fresh)
+                    return await self.classify(image, top_k=top_k, fresh=fresh, frames=frames)
                 except ClassifyError as error:
                     return error
 

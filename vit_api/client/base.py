@@ -33,11 +33,12 @@ class EncodedUpload:
     content: bytes
     top_k: int
     fresh: bool
+    frames: int = 1
 
     def options(self, timeout_s: float) -> dict[str, Any]:
         """Return the httpx request options for an attempt that may take `timeout_s` seconds."""
         return {
-            "params": {"top_k": self.top_k},
+            "params": {"top_k": self.top_k} | ({"frames": self.frames} if self.frames > 1 else {}),
             "content": self.content,
             "headers": upload_headers(fresh=self.fresh),
             "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),

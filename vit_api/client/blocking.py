@@ -23,7 +23,7 @@ from vit_api.client.base import (
 )
 from vit_api.client.inputs import ImageInput, read_upload
 from vit_api.client.lookahead import map_ahead
-from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_top_k
+from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_frames, check_top_k
 from vit_api.client.results import Classification, ClassifyError, Outcome, TimedOut
 
 
@@ -57,24 +57,35 @@ class Client(BaseClient):
         self._sleep = sleep
         self._http = httpx.Client(headers=base_headers(api_key), limits=LIMITS)
 
-    def classify(self, image: ImageInput, *, top_k: int = DEFAULT_TOP_K, fresh: bool = False) -> Classification:
+    def classify(
+        self, image: ImageInput, *, top_k: int = DEFAULT_TOP_K, fresh: bool = False, frames: int = 1
+    ) -> Classification:
         """Classify one image.
 
         Args:
             image: A path, an image file's bytes, an open binary file or a Pillow image.
             top_k: The number of classes to return, 1 to 20.
             fresh: Bypass the server's cache.
+            frames: Maximum number of frames of an animation, or pages of a document, to classify, 1 to 32. Each counts
+                as an image.
 
         Raises:
             ClassifyError: There is no result; the class and `code` say why.
-            ValueError: `top_k` is out of range.
+            ValueError: `top_k` or `frames` is out of range.
             TypeError: `image` has a type that is not supported.
         """
         check_top_k(top_k)
-        return self._run(EncodedUpload(read_upload(image), top_k, fresh), self._sleep)
+        check_frames(frames)
+        return self._run(EncodedUpload(read_upload(image), top_k, fresh, frames), self._sleep)
 
     def classify_many(
-        self, images: Iterable[ImageInput], *, concurrency: int = 8, top_k: int = DEFAULT_TOP_K, fresh: bool = False
+        self,
+        images: Iterable[ImageInput],
+        *,
+        concurrency: int = 8,
+        top_k: int = DEFAULT_TOP_K,
+        fresh: bool = False,
+        frames: int = 1,
     ) -> Generator[Outcome, None, None]:
         """Classify many images and yield an outcome for each, in order, as soon as it is available.
 
@@ -87,15 +98,18 @@ class Client(BaseClient):
             concurrency: Maximum number of concurrent requests.
             top_k: The number of classes to return, 1 to 20.
             fresh: Bypass the server's cache.
+            frames: Maximum number of frames of an animation, or pages of a document, to classify, 1 to 32. Each counts
+                as an image.
 
         Raises:
-            ValueError: `concurrency` or `top_k` is out of range.
+            ValueError: `concurrency`, `top_k` or `frames` is out of range.
             TypeError: An image has a type that is not supported.
         """
-        return self._outcomes(images, checked_concurrency(concurrency), check_top_k(top_k), fresh)
+        options = (check_top_k(top_k), fresh, check_frames(frames))
+        return self._outcomes(images, checked_concurrency(concurrency), *options)
 
     def _outcomes(
-        self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool
+        self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool, frames: int
     ) -> Generator[Outcome, None, None]:
         is_closed = threading.Event()
 
@@ -106,7 +120,7 @@ class Client(BaseClient):
 
         def outcome(image: ImageInput) -> Outcome:
             try:
-                return self._run(EncodedUpload(read_upload(image), top_k, fresh), sleep)
+                return self._run(EncodedUpload(read_upload(image), top_k, fresh, frames), sleep)
             except ClassifyError as error:
                 return error
 

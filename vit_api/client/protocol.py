@@ -18,6 +18,7 @@ from vit_api.client.results import Busy, Classification, ClassifyError, TimedOut
 
 DEFAULT_TOP_K = 5
 MAX_TOP_K = 20
+MAX_FRAMES = 32
 MAX_ANSWER_BYTES = 2**20
 """A response with 20 labels has a few kilobytes; a longer body is not from this API."""
 
@@ -169,6 +170,17 @@ def check_top_k(top_k: int) -> int:
     if not 1 <= top_k <= MAX_TOP_K:
         raise ValueError(f"top_k must be from 1 to {MAX_TOP_K}, not {top_k}.")
     return top_k
+
+
+def check_frames(frames: int) -> int:
+    """Return the number of frames.
+
+    Raises:
+        ValueError: It is out of range.
+    """
+    if not 1 <= frames <= MAX_FRAMES:
+        raise ValueError(f"frames must be from 1 to {MAX_FRAMES}, not {frames}.")
+    return frames
 
 
 def predict_url(base_url: str) -> str:

@@ -19,11 +19,27 @@ class ScoredLabel:
 
 
 @dataclass(frozen=True)
+class ClassifiedFrame:
+    """The result for one frame of an animation, or one page of a document.
+
+    Attributes:
+        index: Its position among all frames, from 0.
+        time_ms: When it is shown, from the start; None for pages, which have no time.
+        predictions: Its most probable classes, most probable first.
+    """
+
+    index: int
+    time_ms: float | None
+    predictions: tuple[ScoredLabel, ...]
+
+
+@dataclass(frozen=True)
 class Classification:
     """The result for one image.
 
     Attributes:
-        predictions: The most probable classes, most probable first; at least one.
+        predictions: The most probable classes, most probable first; at least one. Of several frames, each class has
+            its largest probability.
         cached: Whether the result came from the cache, without running the model.
         processing_time_ms: Time from the request's arrival at the server to the response.
         model: The model's name.
@@ -32,6 +48,7 @@ class Classification:
         queue_time_ms: Time that the image waited for its batch; None unless this request ran the model.
         inference_time_ms: Time that its batch took; None unless this request ran the model.
         batch_size: Images in its batch; None unless this request ran the model.
+        frames: The frames one by one, if several were requested.
     """
 
     predictions: tuple[ScoredLabel, ...]
@@ -43,6 +60,7 @@ class Classification:
     queue_time_ms: float | None = None
     inference_time_ms: float | None = None
     batch_size: int | None = None
+    frames: tuple[ClassifiedFrame, ...] = ()
 
     @property
     def top(self) -> ScoredLabel:

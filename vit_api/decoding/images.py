@@ -11,6 +11,7 @@ import math
 import re
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,7 @@ from vit_api.decoding.formats import identify
 from vit_api.decoding.geometry import Box, Layout, crop_corner, layout_of, resized_size
 from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, gif_extent
 from vit_api.decoding.memory import check_memory, check_size, picture_bytes
-from vit_api.decoding.png import picture_only
+from vit_api.decoding.png import picture_only, with_frames
 from vit_api.decoding.resizing import resize, without_alpha
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
 
@@ -90,7 +91,7 @@ MAX_DECODE_BYTES = 350 * 2**20
 
 
 @dataclass(frozen=True)
-class _Decoding:
+class Decoding:
     """How an upload is decoded; see `decode`."""
 
     exact: bool
@@ -100,7 +101,7 @@ class _Decoding:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """An upload whose header has been read.
 
     Attributes:
@@ -145,13 +146,26 @@ def decode(
         ImageTooLarge: A side is too long, or decoding takes too much memory; raised before any pixel is decoded.
         BadImage: The file is corrupt, truncated or too complex.
     """
+    with (
+        reading(upload) as format_name,
+        open_upload(upload, format_name, options := Decoding(exact, max_side, max_bytes, background)) as opened,
+    ):
+        return pixels_of(opened, preprocessing, options)
+
+
+@contextlib.contextmanager
+def reading(upload: bytes) -> Iterator[str]:
+    """Identify an upload, and say what is wrong with it if reading it fails.
+
+    Yields:
+        Its format, one of `formats.FORMATS`.
+    """
     if not upload:
         raise EmptyUpload("The image is empty. Send the bytes of an image file.")
     format_name = identify(upload)
     _silence_pillow()
     try:
-        with _lock_of(format_name):
-            return _decode(upload, format_name, preprocessing, _Decoding(exact, max_side, max_bytes, background))
+        yield format_name
     except ViTError:
         raise
     except TooComplex as error:
@@ -161,27 +175,34 @@ def decode(
         raise _failure(upload, format_name, error) from error
 
 
-def _decode(
-    upload: bytes, format_name: str, preprocessing: Preprocessing, decoding: _Decoding
-) -> npt.NDArray[np.uint8]:
-    opened = _open(upload, format_name, decoding)
-    with opened.image as image:
-        check_size(*image.size, decoding.max_side)
-        if min(image.size) < 1:
-            raise ValueError("The image has no pixels.")
-        if decoding.exact:
-            _check_memory(opened, decoding)
-            return np.asarray(_decode_exactly(image, preprocessing, decoding))
-        return np.asarray(_decode_fast(opened, preprocessing, decoding))
+@contextlib.contextmanager
+def open_upload(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bool = False) -> Iterator[Opened]:
+    """Open a file whose pixels can then be decoded; with `has_frames`, those of any of its frames."""
+    with _lock_of(format_name):
+        opened = _open(upload, format_name, decoding, has_frames=has_frames)
+        with opened.image:
+            yield opened
 
 
-def _open(upload: bytes, format_name: str, decoding: _Decoding) -> _Opened:
+def pixels_of(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) -> npt.NDArray[np.uint8]:
+    """Decode the picture, or the frame at which it is."""
+    image = opened.image
+    check_size(*image.size, decoding.max_side)
+    if min(image.size) < 1:
+        raise ValueError("The image has no pixels.")
+    if decoding.exact:
+        _check_memory(opened, decoding)
+        return np.asarray(_decode_exactly(image, preprocessing, decoding))
+    return np.asarray(_decode_fast(opened, preprocessing, decoding))
+
+
+def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bool) -> Opened:
     """Check the structure of a file, drop what is not needed of it, and read its header."""
     held_bytes = 0
     if format_name == "JPEG":
         upload, held_bytes = _prepare_jpeg(upload, decoding)
     elif format_name == "PNG":
-        upload = picture_only(upload)
+        upload = with_frames(upload) if has_frames else picture_only(upload)
     elif format_name == "GIF":
         extent = gif_extent(upload)
         check_size(*extent, decoding.max_side)
@@ -190,14 +211,14 @@ def _open(upload: bytes, format_name: str, decoding: _Decoding) -> _Opened:
         tiff.refuse_raw(upload)
     file = UploadFile(upload)
     if format_name == "HEIC":
-        return _Opened(format_name, heif.open_heif(file))
+        return Opened(format_name, heif.open_heif(file))
     image = Image.open(file, formats=[format_name])
     if isinstance(image, TiffImagePlugin.TiffImageFile) and not decoding.exact:
         tiff.refuse_kind(image, upload)
-    return _Opened(format_name, image, held_bytes)
+    return Opened(format_name, image, held_bytes)
 
 
-def _prepare_jpeg(upload: bytes, decoding: _Decoding) -> tuple[bytes, int]:
+def _prepare_jpeg(upload: bytes, decoding: Decoding) -> tuple[bytes, int]:
     """Return a JPEG that libjpeg reads to its end, and the memory for its coefficients."""
     upload = jpeg.without_leading_bytes(upload)
     structure = jpeg.read_structure(upload)
@@ -208,7 +229,7 @@ def _prepare_jpeg(upload: bytes, decoding: _Decoding) -> tuple[bytes, int]:
     completed = upload.removesuffix(jpeg.END[:1]) + jpeg.END
     with Image.open(UploadFile(completed), formats=["JPEG"]) as image:
         check_size(*image.size, decoding.max_side)
-        _check_memory(_Opened("JPEG", image, structure.coefficient_bytes), decoding)
+        _check_memory(Opened("JPEG", image, structure.coefficient_bytes), decoding)
         whole = image.histogram()
     # Of a picture whose scans are complete, bytes that follow them change nothing.
     with Image.open(UploadFile(upload + jpeg.noise(len(upload)) + jpeg.END), formats=["JPEG"]) as image:
@@ -217,7 +238,7 @@ def _prepare_jpeg(upload: bytes, decoding: _Decoding) -> tuple[bytes, int]:
     return completed, structure.coefficient_bytes
 
 
-def _check_memory(opened: _Opened, decoding: _Decoding) -> None:
+def _check_memory(opened: Opened, decoding: Decoding) -> None:
     """Check what decoding a picture, as it is set up now, takes."""
     image = opened.image
     needed = picture_bytes(opened.format_name, image.mode, image.size, exact=decoding.exact) + opened.held_bytes
@@ -251,7 +272,7 @@ def _lock_of(format_name: str) -> contextlib.AbstractContextManager[object]:
     return _LYING_LOCK if format_name in ("AVIF", "HEIC") else contextlib.nullcontext()
 
 
-def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: _Decoding) -> Image.Image:
+def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: Decoding) -> Image.Image:
     """Decode every pixel; turn, convert and resize in the order of transformers' pipeline, for bit-exact results."""
     image.load()
     turned = _turn(image, _orientation(image))
@@ -269,7 +290,7 @@ def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: 
     return resized.crop((left, top, left + preprocessing.crop[1], top + preprocessing.crop[0]))
 
 
-def _decode_fast(opened: _Opened, preprocessing: Preprocessing, decoding: _Decoding) -> Image.Image:
+def _decode_fast(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) -> Image.Image:
     """Decode no more than needed: large JPEGs are scaled meanwhile, and only what the crop keeps is resized."""
     image, background = opened.image, decoding.background
     if not isinstance(image, JpegImagePlugin.JpegImageFile):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 from vit_api.decoding.image_limits import TooComplex
 
@@ -19,6 +20,7 @@ _CHECKSUM_BYTES = 4
 _END = _CHUNK.pack(0, b"IEND") + zlib.crc32(b"IEND").to_bytes(4, "big")
 _PICTURE = frozenset([b"IHDR", b"PLTE", b"IDAT"])
 _BEFORE_DATA = frozenset([b"tRNS", b"eXIf"])
+_FRAME_PARTS = frozenset([b"fcTL", b"IDAT", b"fdAT"])
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 # Orientation may be in these texts. PIL unpacks up to 1 MiB of each before it complains.
 _EXIF_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
@@ -67,6 +69,42 @@ def picture_only(upload: bytes) -> bytes:
         return upload
     is_cut = position > len(upload)  # within a chunk, which must not be filled up with others
     return b"".join([SIGNATURE, *header, *rest, *data, b"" if is_cut else _END])
+
+
+def with_frames(upload: bytes) -> bytes:
+    """Return an animated PNG with all its frames, and without what `picture_only` leaves out.
+
+    The number of frames that it declares is replaced by the number that it has.
+
+    Raises:
+        TooComplex: It has too many chunks.
+    """
+    still = picture_only(upload)
+    start = next((start for name, start, _ in chunks_of(still) if name == b"IDAT"), len(still)) - _CHUNK.size
+    view = memoryview(upload)
+    parts = [(name, start, length) for name, start, length in chunks_of(upload) if name in _FRAME_PARTS]
+    control = b"acTL" + struct.pack(">II", sum(name == b"fcTL" for name, _, _ in parts), 0)
+    kept = [view[start - _CHUNK.size : start + length + _CHECKSUM_BYTES] for _, start, length in parts]
+    declared = struct.pack(">I", len(control) - 4) + control + zlib.crc32(control).to_bytes(4, "big")
+    return b"".join([memoryview(still)[:start], declared, *kept, _END])
+
+
+def chunks_of(upload: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name of each chunk before IEND, and the position and length of its data.
+
+    Raises:
+        TooComplex: It has too many chunks.
+    """
+    position, count = len(SIGNATURE), 0
+    while position + _CHUNK.size <= len(upload):
+        length, name = _CHUNK.unpack_from(upload, position)
+        count += 1
+        if count > MAX_CHUNKS:
+            raise TooComplex(f"it has more than {MAX_CHUNKS} chunks")
+        if name == b"IEND":
+            return
+        yield name, position + _CHUNK.size, length
+        position += _CHUNK.size + length + _CHECKSUM_BYTES
 
 
 def _is_candidate(name: bytes, chunk: memoryview, length: int) -> bool:

@@ -127,7 +127,7 @@ def _first_directory(upload: bytes) -> dict[int, int]:
         (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), upload, at)
         at += 8 if is_big else 2
         entries = upload[at : at + min(count, _MAX_ENTRIES) * entry.size]
-    except struct.error:
+    except (struct.error, OverflowError):  # an offset beyond 63 bits
         return {}
     tags = {}
     for tag, kind, values, field in entry.iter_unpack(entries[: len(entries) // entry.size * entry.size]):

@@ -113,9 +113,10 @@ def _fastapi(
         redirect_slashes=False,
     )
     served: list[BaseRoute] = [route for route in routes if not isinstance(route, HotRoute)]
-    app.include_router(docs_router(_TITLE, "/openapi.json"))
+    docs = docs_router(_TITLE, "/openapi.json")
+    app.include_router(docs)
     app.include_router(APIRouter(routes=served))
-    app.state.routes = [*app.routes, *described(routes)]  # every method of every path, for `Allow`
+    app.state.routes = [*app.routes, *docs.routes, *described(routes)]  # every method of every path, for `Allow`
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)
     return app

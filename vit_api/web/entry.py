@@ -19,15 +19,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vit_api.errors import NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
+from vit_api.web.admission.keys import PROBES
 from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
+from vit_api.web.paths import plain_path
 from vit_api.web.requests import Request
-from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, error_response
+from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, Response, error_response
 from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_METHODS = b"GET, HEAD, POST, OPTIONS"
 _MALFORMED = {"method": "-", "path": "-", "query_string": b"", "headers": [], "scheme": "http"}
 """What is known of a request whose head is malformed."""
 
@@ -53,7 +56,11 @@ class Entry:
         """Return a request of a hot route; None for all others."""
         route = self._hot.get((scope["method"], scope["path"]))
         if route is None:
-            return None
+            plain = plain_path(scope["path"])
+            route = None if plain is None else self._hot.get((scope["method"], plain))
+            if route is None:
+                return None
+            scope["path"] = plain  # a redirect would make the client send its image twice
         return HotCall(self._request(scope, route.endpoint), route, self._context)
 
     def refuse(self, scope: dict[str, Any]) -> HotCall:
@@ -65,18 +72,26 @@ class Entry:
         if scope["type"] != "http":
             await self._fallback(scope, receive, send)
             return
+        plain = plain_path(scope["path"])
+        if plain in PROBES:  # load balancers don't follow redirects
+            scope = {**scope, "path": plain}
         request = self._request(scope, "")
+        if scope["path"] == "*":  # OPTIONS for the server as a whole; RFC 9110, section 9.3.7
+            await self._respond(Response(204, b"", ((b"allow", _METHODS),)), request, send)
+            return
         try:
             if self._context.check_key is not None:
                 self._context.check_key(request)
             if not request.path.isprintable():  # FastAPI would ignore a line break at the end of a path
                 raise NotFound("There is no such path. See /docs for the paths that there are.")
         except ViTError as error:
-            response = error_response(error, request)
-            await response.send(send, request)
-            self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
+            await self._respond(error_response(error, request), request, send)
             return
         await self._fall_back(request, receive, send)
+
+    async def _respond(self, response: Response, request: Request, send: Send) -> None:
+        await response.send(send, request)
+        self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
 
     def _request(self, scope: dict[str, Any] | Scope, endpoint: str) -> Request:
         request = Request(

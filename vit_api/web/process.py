@@ -28,6 +28,7 @@ from vit_api.web.application import WebApplication, create_app
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction
+from vit_api.web.core.frame_classifier import FrameClassifier, FrameDecoder
 from vit_api.web.core.inference import Decoder, InferenceClient
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_answers import SharedAnswers
@@ -47,18 +48,19 @@ from vit_api.web.operations.health import health_router
 from vit_api.web.operations.info import info_router
 from vit_api.web.operations.metrics import metrics_router
 from vit_api.web.page.files import page_router
+from vit_api.web.protocols.frames import Encoder
 from vit_api.web.protocols.hugging_face import HuggingFaceRoutes
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
-from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, Encoder, PredictRoutes
+from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import ProtocolRoutes, Route
 from vit_api.web.uploads import Uploads
 
 
-class DecoderAndEncoder(Decoder, Encoder, Protocol):
+class DecoderAndEncoder(Decoder, FrameDecoder, Encoder, Protocol):
     """The hooks of the LitAPI that run in an HTTP process."""
 
 
@@ -67,6 +69,7 @@ class _Core:
     """The parts that run in the background of an HTTP process, as well as on requests."""
 
     classifier: Classifier
+    frames: FrameClassifier
     inference: InferenceClient
     flights: SharedFlights
     redis: RedisTier | None
@@ -151,7 +154,7 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
     return functools.partial(Door, application.entry, connections, DateHeader())
 
 
-def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: MetricsWriter) -> _Core:
+def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics_writer: MetricsWriter) -> _Core:
     settings = shared.settings
     tally = CacheTally(shared.cache_board, number)
     inference = InferenceClient(
@@ -175,11 +178,11 @@ def _build_core(shared: Shared, decoder: Decoder, number: int, metrics_writer: M
         shared_answers = SharedAnswers(shared.answer_table, number, tally)
         cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally, shared_answers)
     flights = SharedFlights(ProcessFlights(shared.flight_board, number))
+    identity = functools.partial(_identity, shared)
     look_up_s = (metrics_writer.counter(metrics.LOOK_UP, "hit"), metrics_writer.counter(metrics.LOOK_UP, "miss"))
-    classifier = Classifier(
-        inference, tally, lambda: _identity(shared), cache, redis, flights=flights, look_up_s=look_up_s
-    )
-    return _Core(classifier, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
+    classifier = Classifier(inference, tally, identity, cache, redis, flights=flights, look_up_s=look_up_s)
+    frames = FrameClassifier(decoder, inference, tally, identity, cache=cache, shared=redis, flights=flights)
+    return _Core(classifier, frames, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
 
 
 def _identity(shared: Shared) -> str:
@@ -200,7 +203,7 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
         max_total_bytes=settings.max_batch_upload_bytes,
     )
     return [
-        PredictRoutes(core.classifier, encoder, uploads, model_name=checkpoint.name),
+        PredictRoutes(core.classifier, encoder, uploads, frames=core.frames, model_name=checkpoint.name),
         HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels, device=shared.devices[0]),
         _open_inference(shared, core.classifier),
     ]

@@ -14,6 +14,7 @@ from starlette.routing import Match, Route
 from starlette.types import Send
 
 from vit_api.errors import BadRequest, InternalError, MethodNotAllowed, NotFound, ViTError
+from vit_api.web.paths import plain_path, relative_location
 from vit_api.web.problem_details import PROBLEM_JSON, prefers_problem, problem_of
 from vit_api.web.requests import Headers, Request
 
@@ -94,6 +95,10 @@ def from_exception(request: starlette.requests.Request, error: Exception) -> sta
     # A handler's own failure says nothing of paths and methods, so only the router's are looked up.
     allowed = [] if isinstance(error, ViTError) else _methods(request)
     ours = _to_failure(request, error, is_wrong_method=bool(allowed) and request.method not in allowed)
+    if isinstance(ours, (NotFound, MethodNotAllowed)) and _is_mistyped(request):
+        # A client that follows it sends the same method and body again; RFC 9110, section 15.4.9.
+        location = relative_location(request.scope["raw_path"], request.scope["query_string"])
+        return starlette.responses.Response(status_code=308, headers={"location": location.decode("ascii")})
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(ours, MethodNotAllowed):
         headers["Allow"] = ", ".join(allowed)
@@ -102,6 +107,16 @@ def from_exception(request: starlette.requests.Request, error: Exception) -> sta
     return starlette.responses.Response(
         body, ours.status, headers | ours.headers(), media_type=content_type.decode("ascii")
     )
+
+
+def _is_mistyped(request: starlette.requests.Request) -> bool:
+    """Return whether a path would have a route if its empty segments were left out."""
+    plain = plain_path(request.scope["path"])
+    if plain is None:
+        return False
+    scope = {**request.scope, "path": plain}
+    routes = [route for route in request.app.state.routes if isinstance(route, Route)]
+    return any(route.matches(scope)[0] is not Match.NONE for route in routes)
 
 
 def _methods(request: starlette.requests.Request) -> list[str]:

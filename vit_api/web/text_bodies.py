@@ -15,7 +15,7 @@ from vit_api.errors import BadRequest
 from vit_api.web.parameters import Fields, refuse_slip
 
 _BYTE_ORDER_MARKS = tuple("\ufeff".encode(f"utf-{form}") for form in ("8", "16-le", "16-be", "32-le", "32-be"))
-_FIRST_BYTES = b"{ \t\r\n\v\f\0\xef\xfe"
+_FIRST_BYTES = frozenset(b"{ \t\r\n\v\f\0\xef\xfe")
 _UTF_16 = b"\xff\xfe"
 _JSON = b"application/json"
 _JSON_STARTS = (b"{", b"\0{", b"\0\0\0{", *(mark + brace for mark in _BYTE_ORDER_MARKS for brace in (b"{", b"\0{")))
@@ -39,7 +39,7 @@ def listed(names: Iterable[str]) -> str:
 def is_json(body: bytes, media_type: bytes) -> bool:
     """Return whether a body is JSON; `curl -d` declares JSON as a form, so an object is one whatever its type is."""
     # The first comparison is for speed: each raw image comes through here.
-    is_candidate = body[:1] in _FIRST_BYTES or body[:2] == _UTF_16
+    is_candidate = body and (body[0] in _FIRST_BYTES or body.startswith(_UTF_16))
     if is_candidate and body[:_LEADING_SPACE].lstrip().startswith(_JSON_STARTS):
         return True
     return media_type.startswith(_JSON) and _is_text(body)

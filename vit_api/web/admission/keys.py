@@ -18,8 +18,8 @@ METRICS_PATH = "/metrics"
 
 # Probes have no key, and a browser can send one only from a script, not when it opens a page. The API's description,
 # which such a script reads, reveals nothing secret.
-_PROBED = frozenset({"/health", "/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"})
-_OPEN_PATHS = _PROBED | {"/docs", "/openapi.json", PAGE_PATH}
+PROBES = frozenset({"/health", "/health/ready", "/health/live", "/v2/health/ready", "/v2/health/live"})
+_OPEN_PATHS = PROBES | {"/docs", "/openapi.json", PAGE_PATH}
 _OPEN_FOLDERS = (f"{STATIC_FOLDER}/", PAGE_FOLDER)
 _READING = ("GET", "HEAD")
 

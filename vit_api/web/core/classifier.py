@@ -224,7 +224,7 @@ class Classifier:
         if cache is None or flights is None:
             return await self._find_beyond_or_run(key, upload, urgency, deadline)
         max_wait_s = (deadline.at - time.monotonic()) * _MAX_WAIT_SHARE
-        claim = _claim_of(key, urgency)
+        claim = claim_of(key, urgency)
         turn = await flights.claim(claim, functools.partial(cache.get, key), max_wait_s)
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits")
@@ -249,7 +249,7 @@ class Classifier:
 
     async def _rerun(self, key: bytes, upload: Upload, urgency: Urgency, deadline: FlightDeadline) -> _Found:
         """Run the model whatever is cached or in flight; other HTTP processes wait for it if they can."""
-        flights, claim = self._shared_flights, _claim_of(key, urgency)
+        flights, claim = self._shared_flights, claim_of(key, urgency)
         is_held = flights is not None and flights.claim_now(claim)
         try:
             return await self._run(key, upload, urgency, deadline)
@@ -271,7 +271,7 @@ class Classifier:
         return self._cache is not None and self._cache.put(key, cached, epoch)
 
 
-def _claim_of(key: bytes, urgency: Urgency) -> bytes:
+def claim_of(key: bytes, urgency: Urgency) -> bytes:
     """Return the key under which HTTP processes claim a computation: each urgency has its own."""
     return key if urgency is Urgency.NORMAL else key[::-1]
 

@@ -7,19 +7,23 @@ only the slot table and the records.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_api import metrics
 from vit_api.decoding.cost import Cost
+from vit_api.decoding.frames import FramePlan
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import (
+    BadRequest,
     DeadlineExceeded,
     InferenceFailed,
     InternalError,
@@ -62,6 +66,11 @@ class Decoder(Protocol):
     def estimate_cost(self, upload: Upload) -> Cost:
         """Return what decoding is expected to take."""
 
+    def decode_frames(
+        self, upload: bytes, plan: FramePlan, wanted: Sequence[int]
+    ) -> Generator[tuple[int, NDArray[np.uint8]], None, None]:
+        """Yield the position of each wanted frame, and its pixels."""
+
 
 class _Job:
     """One image in flight.
@@ -87,6 +96,14 @@ class _Job:
         if upload is None:
             raise DeadlineExceeded(_ABANDONED)
         return upload
+
+
+class _TakenFrame(NamedTuple):
+    """The slot of a frame, its generation, and the frame's job."""
+
+    slot: int
+    generation: int
+    job: _Job
 
 
 class InferenceClient:
@@ -185,6 +202,67 @@ class InferenceClient:
         if self._jobs.get(slot) is job:
             self._slots.extend(slot, deadline)
 
+    async def infer_frames(
+        self,
+        upload: bytes,
+        plan: FramePlan,
+        wanted: Sequence[int],
+        deadline: FlightDeadline,
+        urgency: Urgency = Urgency.NORMAL,
+    ) -> list[tuple[AnswerRecord, float]]:
+        """Run several frames of an upload on the model; each has a slot, and one thread decodes them all.
+
+        Args:
+            upload: The file.
+            plan: The frames that were chosen of it.
+            wanted: Positions in the plan of those to run.
+            deadline: After which no worker must run them; it may be extended.
+            urgency: How urgent they are.
+
+        Returns:
+            For each of these what `infer` returns.
+
+        Raises:
+            BadRequest: There are fewer slots than frames.
+            ViTError: As `infer`, for the first frame that fails.
+        """
+        if len(wanted) > self._slots.table.slots_per_owner:
+            raise BadRequest(
+                f"The queue holds at most {self._slots.table.slots_per_owner} images: ask for fewer frames."
+            )
+        taken = self._take_slots(len(wanted), deadline.at, urgency)
+        jobs = [_Job(upload, self._loop.create_future(), urgency) for _ in taken]
+        frames = [_TakenFrame(*slot, job) for slot, job in zip(taken, jobs, strict=True)]
+        self._jobs.update((frame.slot, frame.job) for frame in frames)
+        self._counts[urgency] += len(frames)
+        deadline.on_extend = functools.partial(self._extend_frames, frames)
+        decoding = functools.partial(self._decode_frames_into, frames, plan, wanted)
+        self._turns.submit(decoding, plan.cost, urgency)
+        try:
+            answers = await asyncio.gather(*(job.waiter for job in jobs))
+        except BaseException:
+            for frame in frames:
+                frame.job.upload = None
+                if self._jobs.get(frame.slot) is frame.job:
+                    self._slots.abandon(frame.slot)
+            raise
+        return [(answer, job.decode_s or 0.0) for answer, job in zip(answers, jobs, strict=True)]
+
+    def _extend_frames(self, frames: Sequence[_TakenFrame], deadline: float) -> None:
+        for frame in frames:
+            self._extend(frame.slot, frame.job, deadline)
+
+    def _take_slots(self, count: int, deadline: float, urgency: Urgency) -> list[tuple[int, int]]:
+        """Return as many slots and their generations, or raise and take none."""
+        taken: list[tuple[int, int]] = []
+        try:
+            taken.extend(self._take_slot(deadline, urgency) for _ in range(count))
+        except ViTError:
+            for slot, _ in taken:
+                self._slots.release(slot)
+            raise
+        return taken
+
     def _take_slot(self, deadline: float, urgency: Urgency) -> tuple[int, int]:
         """Return a slot and its generation."""
         if not self._worker_board.takes_images():
@@ -207,15 +285,45 @@ class InferenceClient:
             began_at = time.monotonic()
             self._pixels[slot] = self._decoder.decode_request(upload)
             self._check_wanted(slot)
-            decoded_at = time.monotonic()
-            job.decode_s = decoded_at - began_at
-            self._slots.queue(slot, decoded_at)
-            self._requests[job.urgency].write([RequestRecord(slot, generation).pack()])
+            self._queue(slot, generation, job, began_at)
         except ViTError as error:
             self._fail_from_thread(slot, error)
         except Exception:
             logger.exception("decoding failed unexpectedly")
             self._fail_from_thread(slot, InternalError("The server failed to decode this image. Its log says why."))
+
+    def _queue(self, slot: int, generation: int, job: _Job, began_at: float) -> None:
+        """Hand over a slot whose pixels are written, to the workers."""
+        decoded_at = time.monotonic()
+        job.decode_s = decoded_at - began_at
+        self._slots.queue(slot, decoded_at)
+        self._requests[job.urgency].write([RequestRecord(slot, generation).pack()])
+
+    def _decode_frames_into(self, frames: Sequence[_TakenFrame], plan: FramePlan, wanted: Sequence[int]) -> None:
+        """Decode frames and queue each as soon as it is decoded; in a decoding thread."""
+        left = deque(frames)
+        try:
+            upload = frames[0].job.take_upload()
+            assert isinstance(upload, bytes)
+            for frame in frames:
+                frame.job.upload = None
+            began_at = time.monotonic()
+            with contextlib.closing(self._decoder.decode_frames(upload, plan, wanted)) as decoded:
+                for _, pixels in decoded:
+                    slot, generation, job = left[0]
+                    self._check_wanted(slot)
+                    self._pixels[slot] = pixels
+                    self._queue(slot, generation, job, began_at)
+                    left.popleft()
+                    began_at = time.monotonic()
+        except ViTError as error:
+            for frame in left:
+                self._fail_from_thread(frame.slot, error)
+        except Exception:
+            logger.exception("decoding failed unexpectedly")
+            failure = InternalError("The server failed to decode this image. Its log says why.")
+            for frame in left:
+                self._fail_from_thread(frame.slot, failure)
 
     def _check_wanted(self, slot: int) -> None:
         if not self._slots.is_wanted(slot, time.monotonic()):

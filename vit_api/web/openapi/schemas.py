@@ -16,10 +16,21 @@ class LabelConfidence(_Body):
     confidence: float = Field(description="Probability, 0 to 1", examples=[0.93])
 
 
+class FramePrediction(_Body):
+    """The classification of one frame of an animation, or page of a document."""
+
+    index: int = Field(description="Its position among all frames, from 0")
+    time_ms: float | None = Field(description="When it is shown, from the start; null for pages, which have no time")
+    predictions: list[LabelConfidence]
+
+
 class PredictResponse(_Body):
     """The classification of one image."""
 
-    predictions: list[LabelConfidence] = Field(description="The `top_k` most probable classes, most probable first")
+    predictions: list[LabelConfidence] = Field(
+        description="The `top_k` most probable classes, most probable first; with `frames`, of any frame"
+    )
+    frames: list[FramePrediction] | None = Field(None, description="The frames one by one; only with `frames` over 1")
     cached: bool = Field(description="Whether the result came from the cache, without running the model")
     processing_time_ms: float = Field(description="Time from the request's arrival to the response", examples=[3.1])
     model: str = Field(examples=["digits"])

@@ -172,7 +172,9 @@ def _parameters_of(query: bytes, fields: Fields) -> _Parameters:
         raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {' and '.join(_Parameters._fields)}.")
     beside = [(name, value) for name, value in fields if name != "parameters"]
     sent = [(name, value) for name, value in (*nested.items(), *beside) if value is not None]
-    values = collect(_Parameters._fields, query, sent)
+    values = collect((*_Parameters._fields, "frames"), query, sent)
+    if "frames" in values:  # ignored, it would seem that all of them were classified
+        raise BadRequest("This API has no 'frames'. Send animations to /predict.")
     function = values.get("function_to_apply", _SOFTMAX)
     if not isinstance(function, str) or function not in _SCORES:
         raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")

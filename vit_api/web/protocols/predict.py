@@ -6,14 +6,23 @@ Knows nothing of how an image is classified.
 from __future__ import annotations
 
 import time
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from vit_api.errors import ViTError
-from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.parameters import Fields, collect, integer_of
+from vit_api.web.protocols.frames import (
+    MAX_FRAMES,
+    ClassifiedFrames,
+    Encoder,
+    FramesClassifier,
+    classify_frames,
+    outcomes_of,
+)
 from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
@@ -53,15 +62,22 @@ _TOP_K = {
     "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": DEFAULT_TOP_K},
 }
 
-_PARAMETERS = ("top_k",)
-_PLAIN_QUERIES = {b"": DEFAULT_TOP_K} | {b"top_k=%d" % k: k for k in range(1, MAX_TOP_K + 1)}
+_FRAMES = {
+    "name": "frames",
+    "in": "query",
+    "description": "Maximum number of frames of an animation, or pages of a document, to classify; see docs/images.md",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_FRAMES, "default": 1},
+}
 
 
-class Encoder(Protocol):
-    """Renders a prediction; implemented by the LitAPI."""
+class _Parameters(NamedTuple):
+    """The parameters of a request."""
 
-    def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
-        """Return the `predictions` of the response body."""
+    top_k: int = DEFAULT_TOP_K
+    frames: int = 1
+
+
+_PLAIN_QUERIES = {b"": _Parameters()} | {b"top_k=%d" % k: _Parameters(k) for k in range(1, MAX_TOP_K + 1)}
 
 
 class PredictRoutes:
@@ -71,11 +87,21 @@ class PredictRoutes:
         classifier: Classifies the uploads.
         encoder: Renders the predictions.
         uploads: Finds the uploads in requests.
+        frames: Classifies the frames of animations.
         model_name: The name in each response.
     """
 
-    def __init__(self, classifier: UploadClassifier, encoder: Encoder, uploads: Uploads, *, model_name: str) -> None:
+    def __init__(
+        self,
+        classifier: UploadClassifier,
+        encoder: Encoder,
+        uploads: Uploads,
+        *,
+        frames: FramesClassifier,
+        model_name: str,
+    ) -> None:
         self._classifier = classifier
+        self._frames = frames
         self._encoder = encoder
         self._uploads = uploads
         self._end = b',"model":' + to_json(model_name) + b"}"
@@ -109,16 +135,20 @@ class PredictRoutes:
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
         upload, fields = await self._uploads.find_one(request)
-        top_k = _top_k_of(request, fields)
+        top_k, frames = _parameters_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
+        if frames > 1:
+            return await self._predict_frames(request, upload, top_k, frames)
         result = await classify_one(self._classifier, request, upload)
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; one that fails has an error object in its position."""
         uploads, fields = await self._uploads.find_several(request)
-        top_k = _top_k_of(request, fields)
+        top_k, frames = _parameters_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
+        if frames > 1:
+            return await self._predict_batch_frames(request, uploads, top_k, frames)
         results = await classify_several(self._classifier, request, uploads)
         request_id = request.id.decode()
         bodies = [
@@ -129,24 +159,53 @@ class PredictRoutes:
         ]
         return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=results)
 
+    async def _predict_frames(self, request: Request, upload: bytes, top_k: int, frames: int) -> Response:
+        (result,) = await classify_frames(self._classifier, self._frames, request, [upload], frames)
+        if isinstance(result, ViTError):
+            raise result
+        body = self._frames_body(request, result, top_k)
+        return Response(200, body, result.headers(), result.results)
+
+    async def _predict_batch_frames(
+        self, request: Request, uploads: Sequence[bytes | ViTError], top_k: int, frames: int
+    ) -> Response:
+        results = await classify_frames(self._classifier, self._frames, request, uploads, frames)
+        request_id = request.id.decode()
+        bodies = [
+            to_json(error_body(result, request_id))
+            if isinstance(result, ViTError)
+            else self._frames_body(request, result, top_k)
+            for result in results
+        ]
+        return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=outcomes_of(results))
+
+    def _frames_body(self, request: Request, result: ClassifiedFrames, top_k: int) -> bytes:
+        predictions = [one.prediction for one in result.results]
+        start = to_json(self._encoder.encode_frames(result.frames, predictions, top_k=top_k))[:-1]
+        return self._finish(request, start, is_cached=result.source is Source.HIT)
+
     def _body(self, request: Request, result: ClassifierResult, top_k: int) -> bytes:
         """Return the JSON of a response: the prediction, which is rendered once, and what belongs to this request."""
         start = result.cached.rendered.get(top_k)
         if start is None:
             start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
             result.cached.add_rendered(top_k, start)
-        cached = b"true" if result.source is Source.HIT else b"false"
+        return self._finish(request, start, is_cached=result.source is Source.HIT)
+
+    def _finish(self, request: Request, start: bytes, *, is_cached: bool) -> bytes:
+        cached = b"true" if is_cached else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, request.elapsed_ms, self._end)
 
 
-def _top_k_of(request: Request, fields: Fields) -> int:
-    """Return `top_k` of the query or the body.
+def _parameters_of(request: Request, fields: Fields) -> _Parameters:
+    """Return the parameters of the query or the body.
 
     Raises:
-        BadRequest: It is not an integer from 1 to 20, has several values, or is misspelt.
+        BadRequest: One is out of range, has several values, or is misspelt.
     """
-    top_k = None if fields else _PLAIN_QUERIES.get(request.query)
-    if top_k is None:
-        values = collect(_PARAMETERS, request.query, fields)
-        top_k = integer_of("top_k", values.get("top_k", DEFAULT_TOP_K), MAX_TOP_K)
-    return top_k
+    plain = None if fields else _PLAIN_QUERIES.get(request.query)
+    if plain is not None:
+        return plain
+    values = collect(_Parameters._fields, request.query, fields)
+    top_k = integer_of("top_k", values.get("top_k", DEFAULT_TOP_K), MAX_TOP_K)
+    return _Parameters(top_k, integer_of("frames", values.get("frames", 1), MAX_FRAMES))

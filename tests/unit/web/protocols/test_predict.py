@@ -58,7 +58,7 @@ async def post(scripted: Scripted, path: str, **options: Any) -> httpx.Response:
     """Send one request through the application, without a server."""
     anything: Any = scripted
     limits = Uploads(max_bytes=1000, max_count=32, max_total_bytes=10_000)
-    routes = PredictRoutes(anything, anything, limits, model_name='a "model"')
+    routes = PredictRoutes(anything, anything, limits, frames=anything, model_name='a "model"')
 
     async def nothing() -> None:
         pass

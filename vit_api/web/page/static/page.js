@@ -7,6 +7,7 @@ import { showExamples } from "./examples.js";
 import { listen } from "./inputs.js";
 import { Key } from "./key.js";
 import { LivePanel } from "./live.js";
+import { scaleDown } from "./scaling.js";
 import { showOutcome, showRow, summarize, summarizeAll } from "./results.js";
 import { Server, Unreachable } from "./server.js";
 
@@ -22,6 +23,7 @@ let meeting = null;
 let isMet = false;
 let pad = null;
 let pictureUrl = null;
+let inputSide = 224; // until the server has said it
 
 function say(text) {
   byId("status").textContent = text;
@@ -56,7 +58,11 @@ async function take(files, signal = begin()) {
 
 /** Return the options that the user has set. */
 function wanted() {
-  return { path: `predict?top_k=${encodeURIComponent(byId("top-k").value)}`, isFresh: byId("fresh").checked };
+  return {
+    path: `predict?top_k=${encodeURIComponent(byId("top-k").value)}`,
+    isFresh: byId("fresh").checked,
+    isOriginal: byId("original").checked,
+  };
 }
 
 function showCalls({ path, isFresh }, names) {
@@ -64,12 +70,14 @@ function showCalls({ path, isFresh }, names) {
 }
 
 /** Return the outcome for a file: a response, or why there is none. */
-async function classify(file, { path, isFresh }, signal) {
+async function classify(file, { path, isFresh, isOriginal }, signal) {
   const headers = { "Content-Type": "application/octet-stream" };
   if (isFresh) headers["Cache-Control"] = "no-cache";
   try {
-    const answer = await server.post(path, file, headers, signal);
-    return answer.isOk && !answer.body?.predictions ? { failure: UNEXPECTED } : { answer };
+    const sent = isOriginal ? file : await scaleDown(file, inputSide);
+    const answer = await server.post(path, sent, headers, signal);
+    const scaledBytes = sent === file ? null : sent.size;
+    return answer.isOk && !answer.body?.predictions ? { failure: UNEXPECTED } : { answer, scaledBytes };
   } catch (error) {
     if (error instanceof Unreachable) return { failure: error.message };
     throw error;
@@ -126,6 +134,7 @@ async function askForModel() {
   isMet = info !== null;
   if (isMet) {
     const [height, width] = info.input_shape;
+    inputSide = Math.max(height, width);
     byId("model").textContent = `${info.model} · ${info.labels.toLocaleString("en")} classes · ${width} × ${height} pixels`;
   }
   const isDigits = info?.model === DIGITS;

@@ -12,7 +12,7 @@ const SOURCES = {
 
 /** Return the elements for an image: its thumbnail and, once there is one, the outcome. */
 export function showOutcome(file, pictureUrl, outcome) {
-  const parts = [showFile(file, pictureUrl)];
+  const parts = [showFile(file, pictureUrl, outcome?.scaledBytes)];
   if (outcome?.failure) parts.push(showFailure(outcome.failure));
   if (outcome?.answer) parts.push(...(outcome.answer.isOk ? showAnswer(outcome.answer) : [showError(outcome.answer)]));
   return parts;
@@ -32,12 +32,13 @@ export function source(answer) {
   return size ? `${name} in a batch of ${size}` : name;
 }
 
-function showFile(file, pictureUrl) {
+function showFile(file, pictureUrl, scaledBytes) {
   const picture = make("img", { src: pictureUrl, alt: "", width: 96, height: 96 });
   // The server reads some formats that few browsers show, such as TIFF.
   picture.addEventListener("error", () => picture.classList.add("unknown"));
   const save = make("a", { href: pictureUrl, download: file.name, textContent: "Save image" });
-  const text = make("p", {}, make("strong", { textContent: file.name }), ` ${bytes(file.size)} `, save);
+  const size = scaledBytes ? `${bytes(file.size)}, scaled down to ${bytes(scaledBytes)}` : bytes(file.size);
+  const text = make("p", {}, make("strong", { textContent: file.name }), ` ${size} `, save);
   return make("div", { className: "file" }, picture, text);
 }
 
