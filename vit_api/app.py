@@ -99,6 +99,7 @@ class Application:
             start_http,
             settings.api_servers,
             start_worker,
+            http_board=shared.http_board,
             worker_board=shared.worker_board,
             table=shared.table,
             recovery=Recovery(shared.table, shared.requests, shared.answers),
@@ -113,7 +114,14 @@ class Application:
             raise_descriptor_limit()
             app = build_application(self.shared, self.lit_api, number)
             door = build_door(self.shared, app, number)
-            serve_http(app, door, listener, parent=parent, stop_timeout_s=self._settings.drain_timeout_s)
+            serve_http(
+                app,
+                door,
+                listener,
+                parent=parent,
+                heartbeat=functools.partial(self.shared.http_board.heartbeat, number),
+                stop_timeout_s=self._settings.drain_timeout_s,
+            )
 
         return serve
 
@@ -135,7 +143,7 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     try:
         devices = choose_devices(settings.device)
-        checkpoint = load_checkpoint(settings.model, settings.revision)
+        checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
         listeners = Listeners(settings.host, settings.port, settings.api_servers)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -134,6 +134,13 @@ class UriTooLong(ViTError):
     code = "uri_too_long"
 
 
+class ExpectationFailed(ViTError):
+    """The client expects something else than `100 Continue`."""
+
+    status = 417
+    code = "expectation_failed"
+
+
 class HeadersTooLarge(ViTError):
     """The headers or trailers exceed their maximum size or number."""
 

@@ -164,8 +164,8 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
 
     def encode_response(self, output: Prediction, *, top_k: int = DEFAULT_TOP_K) -> dict[str, Any]:
         """Return the labels and probabilities of the `top_k` most probable classes, most probable first."""
-        labels = self.checkpoint.labels
-        top = zip(output.indices[:top_k], output.probabilities[:top_k], strict=True)
+        labels, scores = self.checkpoint.labels, output.scores(sigmoid=self.checkpoint.has_sigmoid)
+        top = zip(output.indices[:top_k], scores[:top_k], strict=True)
         return {"predictions": [{"label": labels[index], "confidence": round(p, 6)} for index, p in top]}
 
     def encode_frames(self, frames: Sequence[Frame], outputs: Sequence[Prediction], *, top_k: int) -> dict[str, Any]:

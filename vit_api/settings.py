@@ -21,6 +21,7 @@ ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
 """Answers that fit into one pipe of 1 MiB, the largest that Linux grants an unprivileged user."""
 
+_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
 _PARSERS: dict[str, Callable[[str], object]] = {
     "rate_limit": parse_rates,
@@ -29,6 +30,16 @@ _PARSERS: dict[str, Callable[[str], object]] = {
 }
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 DEVICE_CHOICES = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
+
+
+class _PlatformSource(InitSettingsSource):
+    """Settings that the platform provides; its revision is that of its model only."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        if "model" in self.current_state:
+            values.pop("revision", None)
+        return values
 
 
 class Settings(BaseSettings):
@@ -51,6 +62,14 @@ class Settings(BaseSettings):
     model: Annotated[
         str, Field(min_length=1, description="Hub id, local directory in Hugging Face format, or `digits` (built in)")
     ] = "google/vit-base-patch16-224"
+    model_name: Annotated[
+        str | None,
+        Field(
+            pattern=_NAME_PATTERN,
+            description="Name of the model in responses, /info and /v2/models/{name}; default: that of the hub, "
+            "or of the directory",
+        ),
+    ] = None
     revision: Annotated[
         str | None, Field(description="Branch, tag or commit of a hub model; use a commit to pin it")
     ] = None
@@ -238,7 +257,7 @@ class Settings(BaseSettings):
             sources["init_settings"],
             sources["env_settings"],
             sources["dotenv_settings"],
-            InitSettingsSource(settings_cls, platforms.defaults()),
+            _PlatformSource(settings_cls, platforms.defaults()),
         )
 
     @field_validator("log_level", "log_format", "dtype", "engine", "device", mode="before")

@@ -9,6 +9,7 @@ from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.cache_board import CacheBoard
 from vit_api.ipc.flight_board import FlightBoard
+from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import PACKED_PREDICTION_BYTES, RecordPipe
 from vit_api.ipc.slots import SlotTable
@@ -29,6 +30,7 @@ class Shared:
         table: The slots of the images in flight.
         requests: Carry request records to the workers, by urgency.
         answers: Carry answers to the HTTP processes, by number.
+        http_board: The heartbeats of the HTTP processes.
         worker_board: The status of the workers.
         batch_stats: The times of their batches.
         cache_board: The counts of the caches, and the epoch by which they are cleared.
@@ -47,6 +49,7 @@ class Shared:
         self.table = SlotTable(processes, slots, checkpoint.preprocessing.pixel_shape)
         self.requests = [RecordPipe.for_requests(len(self.table)) for _ in Urgency]
         self.answers = [RecordPipe.for_answers(slots) for _ in range(processes)]
+        self.http_board = HttpBoard(processes)
         self.worker_board = WorkerBoard(len(devices) * settings.workers_per_device)
         self.batch_stats = BatchStats(self.worker_board.workers, settings.max_batch_size)
         self.cache_board = CacheBoard(processes)

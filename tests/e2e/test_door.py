@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -85,7 +87,7 @@ def test_refusals_are_ours(server: RunningServer, data: bytes, status: int, code
 
 
 def test_a_hang_up_after_two_requests_is_counted(server: RunningServer) -> None:
-    """The image is not computed, and no traceback is logged."""
+    """Neither image is computed, both requests are counted, and no traceback is logged."""
     images = [_SEVEN + b"hang-up 1", _SEVEN + b"hang-up 2"]
     metric = 'inference_requests_total{endpoint="/predict",status="499"}'
     before, ran = _count(server, metric), server.get("/info").json()["workers"][0]["images"]
@@ -94,7 +96,7 @@ def test_a_hang_up_after_two_requests_is_counted(server: RunningServer) -> None:
         connection.sendall(_post(images[0]) + _post(images[1]))
         wait_until(lambda: _is_queued(server))
         connection.close()
-        wait_until(lambda: _count(server, metric) > before)
+        wait_until(lambda: _count(server, metric) == before + 2)
     assert server.predict(_SEVEN, headers={"cache-control": "no-cache"}).status_code == 200
     assert server.get("/info").json()["workers"][0]["images"] == ran + 1
     assert "Traceback" not in server.log.read_text()
@@ -141,3 +143,75 @@ def test_the_descriptor_limit_is_raised() -> None:
     program = ("-c", limit + f"[{sys.executable!r}, {str(ROOT / 'server')!r} + '.py'])")
     with serve(program=program, api_servers=1) as server:
         assert f'process_max_fds{{process="http-0"}} {hard}' in server.get("/metrics").text.replace(".0", "")
+
+
+def test_a_steady_upload_succeeds_and_a_trickle_does_not(server: RunningServer) -> None:
+    """4 MB at 2.6 Mbit/s take longer than any limit; a trickle is never silent for as long as one."""
+    body = _SEVEN + bytes(4_000_000)
+    with ThreadPoolExecutor(2) as pool:
+        steady = pool.submit(_upload, server, body, 32_500)
+        trickle = pool.submit(_upload, server, body, 100)
+        assert steady.result(120) == 200
+        assert trickle.result(120) == 408
+
+
+def _upload(server: RunningServer, body: bytes, piece_bytes: int) -> int:
+    """Send ten pieces of a body a second until an answer comes; return its status."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=0.1) as connection:
+        head = f"POST /predict HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode())
+        for start in range(0, len(body), piece_bytes):
+            connection.sendall(body[start : start + piece_bytes])
+            with contextlib.suppress(TimeoutError):  # the pause between two pieces
+                return int(connection.recv(4096).split()[1])
+        connection.settimeout(60)
+        return int(connection.recv(4096).split()[1])
+
+
+_CROWDS = [
+    pytest.param(b"", id="idle"),
+    pytest.param(b"POST /predict HTTP/1.1\r\nhost: x\r\n", id="unfinished heads"),
+    pytest.param(_post(_SEVEN)[:-1], id="unfinished bodies"),
+    pytest.param(_post(bytes(1_000_000), "/nowhere")[:1000], id="refused bodies"),
+    pytest.param(b"nonsense\r\n\r\n", id="malformed"),
+    pytest.param(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n", id="answered"),
+    pytest.param(b"GET /docs HTTP/1.1\r\nhost: x\r\n\r\n" * 300, id="never read"),
+]
+
+
+@pytest.fixture(scope="module")
+def small_server() -> Iterator[RunningServer]:
+    """Run a server with 256 descriptors."""
+    limit = (
+        f"import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); os.execv({sys.executable!r}, "
+    )
+    program = ("-c", limit + f"[{sys.executable!r}, {str(ROOT / 'server')!r} + '.py'])")
+    with serve(program=program, api_servers=1) as server:
+        yield server
+
+
+@pytest.mark.parametrize("sent", _CROWDS)
+def test_a_crowd_keeps_no_client_out(small_server: RunningServer, sent: bytes) -> None:
+    """300 connections of one kind at `ulimit -n 256`: every other client is answered."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", small_server.port), timeout=60))
+            with contextlib.suppress(OSError):
+                connection.sendall(sent)
+        assert [small_server.predict(_SEVEN).status_code for _ in range(20)] == [200] * 20
+    log = small_server.log.read_text()
+    assert "Too many open files" not in log
+    assert "Traceback" not in log
+
+
+def test_an_unread_answer_does_not_hold_up_a_stop() -> None:
+    """A client asks for much and reads nothing; the server stops long before the drain time is over."""
+    with (
+        serve(api_servers=1, drain_timeout_s=3600) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=1) as connection,
+    ):
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 1000)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0

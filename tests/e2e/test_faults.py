@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -170,6 +171,51 @@ def _outcome(server: RunningServer, upload: bytes) -> int | None:
         return httpx.post(server.url + "/predict", content=upload, timeout=200, **PLAIN_HTTP).status_code
     except httpx.TransportError:
         return None
+
+
+def test_an_http_process_that_hangs_is_replaced() -> None:
+    """It is killed, its slots are free again, and meanwhile no probe that is answered says anything but `ok`."""
+    with serve(cache_size=0, request_timeout_s=_SLOW_RESTART_S, queue_size=64) as server:
+        hung, survivor = http_processes_of(server)
+        with paused(_worker(server)), ThreadPoolExecutor(64) as clients:
+            requests = [clients.submit(_outcome, server, upload) for upload in _uploads(40)]
+            wait_until(lambda: _waiting(server) >= 40)
+            os.kill(hung, signal.SIGSTOP)
+            health = []
+
+            def is_replaced() -> bool:
+                with contextlib.suppress(httpx.TransportError):  # this connection went to the hung process
+                    health.append(httpx.get(server.url + "/health", timeout=1, **PLAIN_HTTP).json()["status"])
+                return len(set(http_processes_of(server)) - {hung}) == 2
+
+            wait_until(is_replaced, 60)
+            os.kill(_worker(server), signal.SIGCONT)
+            outcomes = [request.result(200) for request in requests]
+        assert survivor in http_processes_of(server)
+        assert {outcome for outcome in outcomes if outcome is not None} == {200}
+        assert set(health) == {"ok"}
+        wait_until(lambda: _statuses_at_once(server, 64) == [200] * 64)
+        assert "made no progress for 8 s; killing it" in server.log.read_text()
+        assert "inference_http_restarts_total 1.0" in server.get("/metrics").text
+
+
+def _statuses_at_once(server: RunningServer, count: int) -> list[int]:
+    return [reply.status for [reply] in post_all(server.port, [[upload] for upload in _uploads(count)])]
+
+
+def test_a_suspended_server_goes_on() -> None:
+    """All its processes are stopped, as by a laptop's lid or a frozen container, and none is taken to hang."""
+    with serve(cache_size=0, worker_stall_s=1) as server:
+        everyone = [*living(server.process.pid), server.process.pid]
+        before = (http_processes_of(server), workers_of(server))
+        with contextlib.ExitStack() as stack:
+            for pid in everyone:
+                stack.enter_context(paused(pid))
+            resume_at = time.monotonic() + 12
+            wait_until(lambda: time.monotonic() > resume_at)
+        assert _statuses_at_once(server, 24) == [200] * 24
+        assert (http_processes_of(server), workers_of(server)) == before
+        assert "made no progress" not in server.log.read_text()
 
 
 def test_of_two_workers_one_is_killed_under_load() -> None:

@@ -36,6 +36,10 @@ _NOT_RUN = {
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
     ("docs/kubernetes.md", "docker build"): _CLUSTER,
     ("docs/kubernetes.md", "kubectl"): _CLUSTER,
+    (
+        "docs/models.md",
+        "from transformers",
+    ): "downloads a model; tests/unit/checkpoints/test_checkpoint.py converts one",
     ("docs/space.md", "pip install"): _SPACE,
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,

@@ -16,7 +16,12 @@ from packaging.requirements import Requirement
 from tests.support.server import ROOT
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-_PINNED = {"server": "requirements.txt", "otel": "requirements-otel.txt", "bench": "requirements-bench.txt"}
+_PINNED = {
+    "server": "requirements.txt",
+    "timm": "requirements-timm.txt",
+    "otel": "requirements-otel.txt",
+    "bench": "requirements-bench.txt",
+}
 
 
 def _run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -18,9 +18,10 @@ from uvicorn.server import ServerState
 from vit_api.errors import Overloaded, UploadTooLarge, ViTError
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
+from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits
 from vit_api.web.door.protocol import Door
-from vit_api.web.responses import Response
+from vit_api.web.responses import Response, header_lines
 
 MAX_BYTES = 300_000
 REFUSED = b"refused"
@@ -62,8 +63,22 @@ class ScriptedRequest:
         headers = [(name.encode(), value.encode()) for name, value in error.headers().items()]
         return Response(error.status, json.dumps({"code": error.code}).encode(), headers)
 
-    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
-        return response.all_headers()
+    def find(self, body: bytes) -> Response | None:
+        return None
+
+    def find_whole(self, body: bytes) -> Response | None:
+        return None
+
+    async def answer(self, body: bytes) -> Response:
+        try:
+            await self.admit()
+            self.receive(len(body))
+        except ViTError as error:
+            return self.fail(error)
+        return await self.handle(body)
+
+    def header_lines(self, response: Response) -> bytes:
+        return header_lines([(b"content-length", b"%d" % len(response.body)), *response.headers])
 
     def end(self, response: Response | None) -> None:
         self.bench.ended.append(None if response is None else response.status)
@@ -77,12 +92,15 @@ class DoorBench:
         ended: The status of each request for `/hot` and each malformed one; None if the client disconnected.
         evicted: The number of connections closed for lack of descriptors.
         connections: All its connections.
+        most_at_once: How many requests were begun before the event loop had its next turn, at most.
         state: Uvicorn's state of the server.
     """
 
     def __init__(self, limits: DoorLimits) -> None:
         self.ended: list[int | None] = []
         self.evicted = 0
+        self.most_at_once = 0
+        self._at_once = 0
         self.draining = False
         self.connections = Connections(limits, lambda: self.draining, self._count_evicted)
         self.state = ServerState()
@@ -96,7 +114,14 @@ class DoorBench:
     def _count_evicted(self) -> None:
         self.evicted += 1
 
+    def _reset_at_once(self) -> None:
+        self._at_once = 0
+
     def open(self, scope: dict[str, Any]) -> ScriptedRequest | None:
+        if self._at_once == 0:
+            self._loop.call_soon(self._reset_at_once)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
         return ScriptedRequest(self, scope) if scope["path"] == "/hot" and scope["method"] == "POST" else None
 
     def refuse(self, scope: dict[str, Any]) -> ScriptedRequest:
@@ -153,7 +178,14 @@ class DoorBench:
         )
         config.load()
         make = functools.partial(
-            Door, self, self.connections, DateHeader(), config=config, server_state=self.state, app_state={}
+            Door,
+            self,
+            self.connections,
+            DateHeader(),
+            HeadCache(),
+            config=config,
+            server_state=self.state,
+            app_state={},
         )
         server = await self._loop.create_server(lambda: make(_loop=self._loop), sock=self._listener, backlog=512)
         self._is_up.set()

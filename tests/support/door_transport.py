@@ -6,10 +6,7 @@ from typing import Any
 
 import httpx
 
-from vit_api.errors import ViTError
 from vit_api.web.application import WebApplication
-from vit_api.web.hot_calls import HotCall
-from vit_api.web.responses import Response
 
 
 class DoorTransport(httpx.AsyncBaseTransport):
@@ -38,16 +35,12 @@ class DoorTransport(httpx.AsyncBaseTransport):
         call = self._application.entry.open(scope)
         if call is None:
             return await self._asgi.handle_async_request(request)
-        response = await _answer(call, await request.aread())
-        headers = call.headers(response)
+        body = await request.aread()
+        response = call.find_whole(body) or await call.answer(body)
+        headers = [(name, value) for name, _, value in _split(call.header_lines(response))]
         call.end(response)
         return httpx.Response(response.status, headers=headers, content=response.body)
 
 
-async def _answer(call: HotCall, body: bytes) -> Response:
-    try:
-        await call.admit()
-        call.receive(len(body))
-    except ViTError as error:
-        return call.fail(error)
-    return await call.handle(body)
+def _split(lines: bytes) -> list[tuple[bytes, bytes, bytes]]:
+    return [line.partition(b": ") for line in lines.splitlines()]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from vit_api import platforms
+from vit_api.settings import Settings
 
 PREFIX = "VIT_API_"
 
@@ -48,6 +50,52 @@ def test_a_port_that_is_not_a_url_is_kept(monkeypatch: pytest.MonkeyPatch, value
     """It is a setting, valid or not."""
     monkeypatch.setenv("VIT_API_PORT", value)
     assert platforms.drop_service_links(PREFIX) == []
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A directory that is mounted as /repository is, with a model; no variables name another one."""
+    for part in ("ID", "DIR", "REVISION"):
+        monkeypatch.delenv(f"HF_MODEL_{part}", raising=False)
+    monkeypatch.delenv("PORT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(platforms, "MOUNTED", str(tmp_path / "repository"))
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "config.json").write_text("{}")
+    return tmp_path / "repository"
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "expected"),
+    [
+        pytest.param({}, {}, ("MOUNTED", None), id="mounted"),
+        pytest.param({"HF_MODEL_ID": "a/b"}, {}, ("a/b", None), id="hub"),
+        pytest.param({"HF_MODEL_ID": "a/b", "HF_MODEL_REVISION": "v1"}, {}, ("a/b", "v1"), id="revision"),
+        pytest.param({"HF_MODEL_ID": "a/b", "HF_MODEL_DIR": "MOUNTED"}, {}, ("MOUNTED", None), id="directory"),
+        pytest.param({"HF_MODEL_ID": "a/b", "HF_MODEL_DIR": "/nothing"}, {}, ("a/b", None), id="empty directory"),
+        pytest.param({"HF_MODEL_ID": "a/b"}, {"model": "digits"}, ("digits", None), id="set otherwise"),
+        pytest.param(
+            {"HF_MODEL_ID": "a/b", "HF_MODEL_REVISION": "v1"}, {"model": "c/d"}, ("c/d", None), id="other revision"
+        ),
+        pytest.param(
+            {"HF_MODEL_ID": "a/b", "HF_MODEL_REVISION": "v1"}, {"revision": "v2"}, ("a/b", "v2"), id="own revision"
+        ),
+        pytest.param({"HF_MODEL_ID": "a/b", "VIT_API_MODEL": "c/d"}, {}, ("c/d", None), id="variable of ours"),
+    ],
+)
+def test_the_model_of_the_platform(
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: Path,
+    variables: dict[str, str],
+    arguments: dict[str, str],
+    expected: tuple[str, str | None],
+) -> None:
+    """It counts where no setting names one, and its revision is never another model's."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(endpoint) if value == "MOUNTED" else value)
+    settings = Settings(**arguments)
+    model, revision = expected
+    assert (settings.model, settings.revision) == (str(endpoint) if model == "MOUNTED" else model, revision)
 
 
 @pytest.mark.parametrize(

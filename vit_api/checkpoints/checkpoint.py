@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from vit_api.checkpoints import hub, weights
-from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
+from vit_api.checkpoints.families import BUILT_IN_MODELS, REFUSED_MODELS
+from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor
+from vit_api.checkpoints.processor_file import read_preprocessing
+from vit_api.checkpoints.timm_format import (
+    UnsupportedTimm,
+    check_runnable,
+    is_timm,
+    read_timm_labels,
+    read_timm_preprocessing,
+)
 
 __all__ = ["Checkpoint", "CheckpointError", "Preprocessing", "load_checkpoint"]
 
@@ -22,16 +31,8 @@ EMBEDDED = {"digits": Path(__file__).parent / "digits"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _CHUNK_BYTES = 2**20
 
+_MULTI_LABEL = "multi_label_classification"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-# From MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES of transformers 5.20: the models whose processor is supported here.
-_BUILT_IN_MODELS = frozenset(
-    {
-        *("beit", "bit", "clip", "data2vec-vision", "deit", "dinat", "dinov2", "dinov2_with_registers", "focalnet"),
-        *("hiera", "ijepa", "metaclip_2", "pvt", "pvt_v2", "resnet", "siglip", "swiftformer", "swin", "swinv2"),
-        *("vit", "vit_msn"),
-    }
-)
 
 
 class CheckpointError(Exception):
@@ -43,10 +44,13 @@ class Checkpoint:
     """A checkpoint on the local disk.
 
     Attributes:
-        name: The name that clients see: `digits`, the hub id, or the last part of a directory's path.
+        name: The name that clients see: the one that the operator sets, or `digits`, the hub id,
+            or the last part of a directory's path.
         path: The folder with config.json, the image processor's configuration and the safetensors files.
         revision: The commit of a model from the hub; None for other models.
         labels: The class names, by index.
+        has_sigmoid: Whether each class has a probability of its own, by a sigmoid, and not one of all by a softmax: as
+            in transformers' pipeline, that of a multi-label model and of one with a single logit.
         preprocessing: How an image is preprocessed for the model.
     """
 
@@ -55,6 +59,7 @@ class Checkpoint:
     revision: str | None
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+    has_sigmoid: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the labels, which are read again: 20,000 of them would fill the pipe to a new process."""
@@ -81,12 +86,13 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
+def load_checkpoint(name: str, revision: str | None = None, *, served_name: str | None = None) -> Checkpoint:
     """Find a checkpoint, download it if necessary, and read its labels and its preprocessing.
 
     Args:
         name: `digits` (embedded), a directory in Hugging Face format, or a model id on the hub.
         revision: A branch, tag or commit of a hub model; None for the main branch.
+        served_name: The name that clients see; None for that of the checkpoint.
 
     Raises:
         CheckpointError: The checkpoint does not exist, can't be downloaded, or is not supported. If the hub does not
@@ -95,15 +101,21 @@ def load_checkpoint(name: str, revision: str | None = None) -> Checkpoint:
     try:
         path, commit = _find(name, revision)
         config = _read_json(path / "config.json")
-        _check_model(config)
         labels = _labels(config)
-        preprocessing = read_preprocessing(_read_processor(path), config)
-        _check_weights(path)
-    except (CheckpointError, UnsupportedProcessor, hub.HubError) as error:
+        if is_timm(config):
+            preprocessing = read_timm_preprocessing(config)
+            _check_weights(path)
+            _check_timm(path, config)
+        else:
+            _check_model(config)
+            preprocessing = read_preprocessing(_read_processor(path), config)
+            _check_weights(path)
+    except (CheckpointError, UnsupportedProcessor, UnsupportedTimm, hub.HubError) as error:
         raise CheckpointError(f"The model {name!r} can't be used: {error}.") from error
     # Clients see the name, which must not reveal where on this machine a directory is.
-    public_name = name if name in EMBEDDED or commit is not None else path.name
-    return Checkpoint(name=public_name, path=path, revision=commit, labels=labels, preprocessing=preprocessing)
+    public_name = served_name or (name if name in EMBEDDED or commit is not None else path.name)
+    has_sigmoid = config.get("problem_type") == _MULTI_LABEL or len(labels) == 1
+    return Checkpoint(public_name, path, commit, labels, preprocessing, has_sigmoid)
 
 
 def _find(name: str, revision: str | None) -> tuple[Path, str | None]:
@@ -149,17 +161,20 @@ def _read_processor(path: Path) -> dict[str, Any]:
 
 
 def _check_model(config: dict[str, Any]) -> None:
-    """Refuse models that are not built into transformers, are not image classifiers, or do not use a softmax."""
-    if config.get("auto_map") and str(config.get("model_type")) not in _BUILT_IN_MODELS:
+    """Refuse models that transformers has no code for, or that are not image classifiers with probabilities."""
+    model_type = str(config.get("model_type"))
+    if config.get("auto_map") and model_type not in BUILT_IN_MODELS:
         raise CheckpointError("its model is code from its repository, and remote code is never run")
     architectures = config.get("architectures") or []
     known = isinstance(architectures, list) and any("ForImageClassification" in str(name) for name in architectures)
     if not known:
         raise CheckpointError(f"it is not an image classifier (its architectures: {architectures})")
+    if model_type in REFUSED_MODELS:
+        raise CheckpointError(f"its model type is {model_type}, which {REFUSED_MODELS[model_type]}")
     if config.get("num_channels", 3) != 3:
         raise CheckpointError(f"it takes images with {config['num_channels']} channels, and the server provides 3")
-    if config.get("problem_type") == "multi_label_classification":
-        raise CheckpointError("it is a multi-label model (several labels for one image), which is not supported")
+    if config.get("problem_type") == "regression":
+        raise CheckpointError("it is a regression model (problem_type), whose answers are not probabilities")
 
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
@@ -167,6 +182,8 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
 
     transformers does not save id2label if it is the default: LABEL_0 and LABEL_1, or as many as num_labels says.
     """
+    if is_timm(config):
+        return read_timm_labels(config)
     names = config.get("id2label")
     if names is None:
         count = config.get("num_labels", 2)
@@ -177,9 +194,20 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
         raise CheckpointError("the id2label in its config.json does not map class numbers to names") from error
     if sorted(by_index) != list(range(len(by_index))):
         raise CheckpointError("the id2label in its config.json has gaps in its class numbers")
-    if len(by_index) < 2:
-        raise CheckpointError("it has fewer than two classes")
+    if not by_index:
+        raise CheckpointError("it has no classes")
     return tuple(by_index[index] for index in range(len(by_index)))
+
+
+def _check_timm(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a checkpoint in timm's format that can't be run."""
+    if not (path / weights.SINGLE).is_file():
+        raise CheckpointError(f"its weights are not in one file, {weights.SINGLE}")
+    try:
+        names = weights.tensor_names(path / weights.SINGLE)
+    except ValueError as error:
+        raise CheckpointError(f"the header of its {weights.SINGLE} can't be read ({error})") from error
+    check_runnable(config, names)
 
 
 def _check_weights(path: Path) -> None:
@@ -191,7 +219,11 @@ def _check_weights(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"its {weights.INDEX} can't be read ({error})") from error
     if not files:
-        raise CheckpointError("it has no safetensors weights (model.safetensors); pickled weights are never loaded")
+        pickled = next((name for name in weights.PICKLED if (path / name).is_file()), None)
+        raise CheckpointError(
+            "it has no safetensors weights (model.safetensors); pickled weights are never loaded"
+            + (f". Convert its {pickled} once, see docs/models.md#pickled-weights" if pickled else "")
+        )
     for file in files:
         try:
             is_safetensors = weights.is_safetensors(path / file)

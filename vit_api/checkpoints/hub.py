@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from vit_api import space
 from vit_api.checkpoints import weights
+from vit_api.checkpoints.timm_format import is_timm
 
 T = TypeVar("T")
 
@@ -150,9 +151,7 @@ def _download(name: str, revision: str, files: list[str]) -> Path:
     elif weights.INDEX in files:
         wanted = [weights.INDEX]
     else:
-        raise HubError(
-            "its repository has no safetensors weights (model.safetensors); pickled weights are never loaded"
-        )
+        raise HubError(_without_safetensors(files))
     wanted = [file for file in _CONFIGS if file in files] + wanted
     folders = {_download_file(name, revision, file) for file in wanted}
     if wanted[-1] == weights.INDEX:
@@ -160,6 +159,17 @@ def _download(name: str, revision: str, files: list[str]) -> Path:
     if len(folders) > 1:
         raise HubError("it changed during the download; start again, or pin a commit as the revision")
     return folders.pop()
+
+
+def _without_safetensors(files: list[str]) -> str:
+    """Return why a repository without safetensors weights can't be served, and what to do."""
+    reason = "its repository has no safetensors weights (model.safetensors); pickled weights are never loaded"
+    if not set(weights.PICKLED) & set(files):
+        return reason
+    return (
+        f"{reason}. If a pull request on its Community page adds safetensors, as the hub's converter does for many "
+        "models, run that branch: --revision refs/pr/N. Otherwise convert it once, see docs/models.md#pickled-weights"
+    )
 
 
 def _download_file(name: str, revision: str, file: str) -> Path:
@@ -191,9 +201,15 @@ def _cached_folder(name: str, revision: str) -> Path | None:
         shards = weights.weight_files(folder)
     except (errors.HFValidationError, ValueError):
         return None
-    has_processor = any((folder / file).is_file() for file in _CONFIGS[1:])
+    has_processor = any((folder / file).is_file() for file in _CONFIGS[1:]) or _is_timm(folder)
     has_weights = bool(shards) and all((folder / shard).is_file() for shard in shards)
     return folder if has_processor and has_weights else None
+
+
+def _is_timm(folder: Path) -> bool:
+    """Return whether a folder has a checkpoint in timm's format, which has no file for a processor."""
+    config = json.loads((folder / "config.json").read_bytes())
+    return isinstance(config, dict) and is_timm(config)
 
 
 def _refusal(error: Exception, revision: str) -> HubError:

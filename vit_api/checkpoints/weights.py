@@ -8,6 +8,9 @@ from pathlib import Path
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files with pickled weights, which can run code when they are loaded."""
+
 _LENGTH_BYTES = 8  # a safetensors file: the header's length (little-endian), the header (JSON), the tensors
 
 
@@ -33,6 +36,19 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         if not is_name or Path(shard).suffix != ".safetensors":
             raise ValueError(f"{INDEX} lists {shard!r}, which is not the name of a safetensors file in the same folder")
     return tuple(shards)
+
+
+def tensor_names(path: Path) -> list[str]:
+    """Return the names of the tensors in a safetensors file, from its header.
+
+    Raises:
+        ValueError: The header is malformed.
+    """
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    return [name for name in header if name != "__metadata__"]
 
 
 def is_safetensors(path: Path) -> bool:

@@ -170,7 +170,7 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
     device = choose_devices(settings.device)[0]
     max_batch_size = min(settings.max_batch_size, images)
     lit_api = ViTAPI(
-        load_checkpoint(settings.model, settings.revision),
+        load_checkpoint(settings.model, settings.revision, served_name=settings.model_name),
         dtype=settings.dtype,
         engine=settings.engine,
         max_image_side=settings.max_image_side,

@@ -30,23 +30,23 @@ _STORED = {
 
 @dataclass(frozen=True)
 class Layout:
-    """How a stored picture becomes the model's input, if only what the crop keeps is resized.
+    """How a stored picture becomes the model's input, if only what the crops keep is resized.
 
     Attributes:
-        target: Size of the whole stored picture after the resize.
+        target: Size of the whole stored picture after the resize; not whole pixels if a crop comes before it.
         kept: The part of `target` that is in the model's input.
         margins: The crop of the upright `kept`; negative or beyond it where the input is padded with black.
     """
 
-    target: Size
-    kept: Rectangle
+    target: tuple[float, float]
+    kept: Box
     margins: Rectangle
 
     @property
     def kept_size(self) -> Size:
-        """Size of `kept`."""
+        """Size of `kept`, which is in whole pixels."""
         left, top, right, bottom = self.kept
-        return right - left, bottom - top
+        return round(right - left), round(bottom - top)
 
     def box(self, picture: Box) -> Box:
         """Return the part of a stored picture that becomes `kept`.
@@ -73,16 +73,39 @@ def layout_of(size: Size, orientation: int, preprocessing: Preprocessing) -> Lay
         preprocessing: The resize and the crop.
     """
     swaps = _STORED[orientation][0]
+    if preprocessing.first_crop is not None:
+        return _layout_of_first_crop(size, orientation, preprocessing)
     upright = resized_size(size[::-1] if swaps else size, preprocessing)
     crop = preprocessing.crop or upright[::-1]
-    left, top = crop_corner(upright, crop)
+    left, top = crop_corner(upright, crop, rounds=preprocessing.has_rounded_crop)
     right, bottom = left + crop[1], top + crop[0]
     kept = (max(left, 0), max(top, 0), min(right, upright[0]), min(bottom, upright[1]))
     margins = (left - kept[0], top - kept[1], right - kept[0], bottom - kept[1])
     return Layout(upright[::-1] if swaps else upright, _stored(kept, upright, orientation), margins)
 
 
-def _stored(rectangle: Rectangle, size: Size, orientation: int) -> Rectangle:
+def _layout_of_first_crop(size: Size, orientation: int, preprocessing: Preprocessing) -> Layout:
+    """Return the layout of a picture that is cropped before the resize."""
+    swaps = _STORED[orientation][0]
+    upright = size[::-1] if swaps else size
+    left, top, right, bottom = first_crop(upright, preprocessing)
+    width, height = resized_size((right - left, bottom - top), preprocessing)
+    x_scale, y_scale = width / (right - left), height / (bottom - top)
+    target = (upright[0] * x_scale, upright[1] * y_scale)
+    kept = (left * x_scale, top * y_scale, left * x_scale + width, top * y_scale + height)
+    return Layout(target[::-1] if swaps else target, _stored(kept, target, orientation), (0, 0, width, height))
+
+
+def first_crop(size: Size, preprocessing: Preprocessing) -> Rectangle:
+    """Return the crop of an image of `size` (width, height) before the resize: all of it if there is none."""
+    if preprocessing.first_crop is None:
+        return 0, 0, *size
+    height, width = (max(int(part * min(size)), 1) for part in preprocessing.first_crop)
+    left, top = crop_corner(size, (height, width))
+    return left, top, left + width, top + height
+
+
+def _stored(rectangle: Box, size: tuple[float, float], orientation: int) -> Box:
     """Return where a rectangle of an upright picture of `size` is in the stored picture."""
     swaps, from_right, from_bottom = _STORED[orientation]
     left, top, right, bottom = rectangle
@@ -111,6 +134,13 @@ def resized_size(size: Size, preprocessing: Preprocessing) -> Size:
     return int(short * width / height), short
 
 
-def crop_corner(size: Size, crop: Size) -> Size:
-    """Return (left, top) of a centred crop (height, width) in an image (width, height); negative means padding."""
-    return (size[0] - crop[1]) // 2, (size[1] - crop[0]) // 2
+def crop_corner(size: Size, crop: Size, *, rounds: bool = False) -> Size:
+    """Return (left, top) of a centred crop (height, width) in an image (width, height); negative means padding.
+
+    Args:
+        size: The image's.
+        crop: The crop's.
+        rounds: Whether to round half a pixel as torchvision does (`round`, half to even), and not down.
+    """
+    left, top = size[0] - crop[1], size[1] - crop[0]
+    return (round(left / 2), round(top / 2)) if rounds else (left // 2, top // 2)

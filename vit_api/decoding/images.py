@@ -33,7 +33,7 @@ from vit_api.checkpoints.preprocessing import Preprocessing
 from vit_api.decoding import heif, jpeg, tiff
 from vit_api.decoding.colours import Colour, on_background, to_eye, to_rgb
 from vit_api.decoding.formats import identify
-from vit_api.decoding.geometry import Box, Layout, crop_corner, layout_of, resized_size
+from vit_api.decoding.geometry import Box, Layout, crop_corner, first_crop, layout_of, resized_size
 from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, gif_extent
 from vit_api.decoding.memory import check_memory, check_size, picture_bytes
 from vit_api.decoding.png import picture_only, with_frames
@@ -282,11 +282,13 @@ def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: 
     if preprocessing.crop is not None and max(resized_size(rgb.size, preprocessing)) > _MAX_RESIZED_SIDE:
         layout = layout_of(rgb.size, 1, preprocessing)
         return _resize_kept(rgb, (0, 0, *rgb.size), layout, preprocessing, exact=True).crop(layout.margins)
+    if preprocessing.first_crop is not None:
+        rgb = rgb.crop(first_crop(rgb.size, preprocessing))
     resized = resize(rgb, resized_size(rgb.size, preprocessing), preprocessing.resample, exact=True)
     if preprocessing.crop is None:
         return resized
     # A smaller image is padded with black, as in transformers' center_crop.
-    left, top = crop_corner(resized.size, preprocessing.crop)
+    left, top = crop_corner(resized.size, preprocessing.crop, rounds=preprocessing.has_rounded_crop)
     return resized.crop((left, top, left + preprocessing.crop[1], top + preprocessing.crop[0]))
 
 

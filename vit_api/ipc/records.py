@@ -40,10 +40,16 @@ class RequestRecord(NamedTuple):
         return _REQUEST.pack(*self)
 
 
+def _sigmoid(logit: float) -> float:
+    small = math.exp(-abs(logit))
+    return 1 / (1 + small) if logit >= 0 else small / (1 + small)
+
+
 class Prediction(NamedTuple):
     """The most probable classes of one image, at most `MAX_TOP_K`.
 
-    A softmax needs the logits of all classes; the probability of the top one makes up for the omitted ones.
+    A softmax and a sigmoid give the same order of classes. A softmax needs the logits of all of them; the probability
+    of the top one makes up for the omitted ones.
 
     Attributes:
         indices: The classes, most probable first.
@@ -67,6 +73,15 @@ class Prediction(NamedTuple):
             return ()
         top_logit, top_probability = self.logits[0], self.top_probability
         return tuple([top_probability * math.exp(logit - top_logit) for logit in self.logits])
+
+    @property
+    def sigmoids(self) -> tuple[float, ...]:
+        """The probabilities by a sigmoid of each logit, without overflow for large negative ones."""
+        return tuple([_sigmoid(logit) for logit in self.logits])
+
+    def scores(self, *, sigmoid: bool) -> tuple[float, ...]:
+        """Return the model's probabilities: `sigmoids` for a multi-label model, else `probabilities`."""
+        return self.sigmoids if sigmoid else self.probabilities
 
     def pack(self) -> bytes:
         """Return the prediction as bytes, as compact as in an answer record."""

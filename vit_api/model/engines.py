@@ -234,7 +234,8 @@ def deviation(expected: Tensor, found: Tensor) -> float:
 
     This is the root mean square of the differences between the log probabilities of each class, divided by 1 plus the
     standard deviation of the expected ones. A class that is not among the expected top k is compared with the smallest
-    that is, because classes with almost equal probabilities may be swapped.
+    that is, because classes with almost equal probabilities may be swapped. If the top logits deviate more, relative to
+    1 plus their root mean square, it is their deviation: a sigmoid, unlike a softmax, depends on them too.
     """
     if found.shape != expected.shape:
         return float("nan")
@@ -245,7 +246,10 @@ def deviation(expected: Tensor, found: Tensor) -> float:
     expected_here = torch.where(is_same.any(dim=2), (is_same * expected_logs[:, None, :]).sum(dim=2), least)
     difference = logs - expected_here
     spread = expected_logs - expected_logs.mean(dim=1, keepdim=True)
-    return float(difference.square().mean().sqrt() / (1 + spread.square().mean().sqrt()))
+    of_probabilities = difference.square().mean().sqrt() / (1 + spread.square().mean().sqrt())
+    top, expected_top = found[:, 0], expected[:, 0]
+    of_logits = (top - expected_top).square().mean().sqrt() / (1 + expected_top.square().mean().sqrt())
+    return float(torch.maximum(of_probabilities, of_logits))
 
 
 def _log_probabilities(packed: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+
+from vit_api.model.plain_vit import find_heads, load_plain_vit, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +23,26 @@ _NOISE_IMAGES = 3
 _SMOOTH_SIDE = 4
 
 
+def load_config(path: Path | str) -> PreTrainedConfig:
+    """Return the configuration of the network in a checkpoint's folder."""
+    heads = find_heads(path)
+    if heads is not None:
+        return read_config(path, heads)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    arguments = getattr(config, "model_args", None)
+    if isinstance(arguments, dict):  # transformers' wrapper of timm passes the number of classes, too
+        arguments.pop("num_classes", None)
+    return config
+
+
 def load_network(
-    path: Path | str, dtypes: Sequence[torch.dtype], pixel_shape: tuple[int, int, int], scale: Tensor, shift: Tensor
+    path: Path | str,
+    dtypes: Sequence[torch.dtype],
+    pixel_shape: tuple[int, int, int],
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    sigmoid: bool = False,
 ) -> PreTrainedModel:
     """Load an image classifier from safetensors, with code from transformers only.
 
@@ -35,15 +55,16 @@ def load_network(
         pixel_shape: (height, width, 3) of an image.
         scale: float32 [3, 1, 1] on the device to load it on; a normalised pixel is `pixel * scale + shift`.
         shift: float32 [3, 1, 1] on the device.
+        sigmoid: Whether its probabilities are sigmoids, and not a softmax: that of a single class is always 1.
     """
     device = scale.device
     *checked, last = dtypes
     if checked:
         inputs = _synthetic_images(pixel_shape).to(device) * scale + shift
-        expected = _probabilities(_load(path, torch.float32, device), inputs)
+        expected = _probabilities(_load(path, torch.float32, device), inputs, sigmoid=sigmoid)
     for dtype in checked:
         network = _load(path, dtype, device)
-        difference = float((_probabilities(network, inputs) - expected).abs().max())
+        difference = float((_probabilities(network, inputs, sigmoid=sigmoid) - expected).abs().max())
         if difference <= _MAX_DIFFERENCE:
             return network
         logger.warning(
@@ -56,8 +77,12 @@ def load_network(
 
 
 def _load(path: Path | str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    heads = find_heads(path)
+    if heads is not None:
+        return load_plain_vit(path, heads).to(device, dtype).eval()
+    config = load_config(path)
     network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
-        path, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
+        path, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
     )
     return network.to(device).eval()
 
@@ -76,7 +101,7 @@ def _synthetic_images(pixel_shape: tuple[int, int, int]) -> Tensor:
 
 
 @torch.inference_mode()
-def _probabilities(network: PreTrainedModel, inputs: Tensor) -> Tensor:
+def _probabilities(network: PreTrainedModel, inputs: Tensor, *, sigmoid: bool) -> Tensor:
     """Return float32 probabilities [images, classes]; NaN where a logit is infinite."""
     logits: Tensor = network(pixel_values=inputs.to(network.dtype)).logits
-    return logits.float().softmax(dim=-1)
+    return logits.float().sigmoid() if sigmoid else logits.float().softmax(dim=-1)

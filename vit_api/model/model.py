@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoints.checkpoint import Checkpoint
@@ -31,7 +31,7 @@ from vit_api.model.engines import (
     unpack,
     warmed_batch_sizes,
 )
-from vit_api.model.loading import load_network
+from vit_api.model.loading import load_config, load_network
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
 from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
@@ -95,8 +95,7 @@ class VisionModel:
     ) -> None:
         transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
-        config = AutoConfig.from_pretrained(checkpoint.path, local_files_only=True, trust_remote_code=False)
-        width = _width(config)
+        width = _width(load_config(checkpoint.path))
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
         make_exact()
         self.device_name, self.device_uuid = "CPU", ""
@@ -108,19 +107,22 @@ class VisionModel:
         self.pixel_shape = checkpoint.preprocessing.pixel_shape
         self._max_batch_size = max_batch_size
         self._scale, self._shift = self._normalisation(checkpoint)
+        self._is_bgr = checkpoint.preprocessing.is_bgr
         self._model = load_network(
             checkpoint.path,
             choose_dtypes(dtype, self.device, width),
             self.pixel_shape,
             self._scale,
             self._shift,
+            sigmoid=checkpoint.has_sigmoid,
         )
         self.dtype = self._model.dtype
         self._top_k = min(MAX_TOP_K, self._model.config.num_labels)
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
         self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
         with torch.inference_mode():
-            self._logits = fuse(self._model, self._scale, self._shift, self._unfused) or self._unfused
+            fused = None if self._is_bgr else fuse(self._model, self._scale, self._shift, self._unfused)
+            self._logits = fused or self._unfused
         self.engine = Engine("eager", self._run_eagerly)
 
     def _normalisation(self, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
@@ -212,6 +214,8 @@ class VisionModel:
     def _unfused(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the logits of uint8 [batch, height, width, 3] as transformers computes them, for any architecture."""
         inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
+        if self._is_bgr:
+            inputs = inputs.flip(1)
         logits: torch.Tensor = self._model(pixel_values=inputs.to(self.dtype)).logits
         return logits
 

@@ -43,6 +43,9 @@ _FILTER = struct.pack("HL", len(_DROP_NEW), ctypes.addressof(_FILTER_CODE))
 _ACCEPT_S = 0.2
 """Time to accept the connections that the kernel has already established."""
 
+_HEARTBEAT_S = 1.0
+"""Interval of an HTTP process's heartbeats."""
+
 _MIN_BACKLOG, _MAX_BACKLOG = 16, 2048
 """Number of connections that the kernel establishes ahead."""
 
@@ -122,6 +125,7 @@ def serve_http(
     listener: socket.socket,
     *,
     parent: int,
+    heartbeat: Callable[[], None],
     stop_timeout_s: float,
 ) -> None:
     """Serve an application until SIGTERM, then finish the requests in flight. For a forked process.
@@ -131,6 +135,7 @@ def serve_http(
         protocol: Makes uvicorn's protocol for each connection.
         listener: A bound socket.
         parent: Id of the process to end with.
+        heartbeat: Called every second for as long as the event loop runs.
         stop_timeout_s: Seconds that requests in flight get to finish.
     """
     signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
@@ -157,14 +162,35 @@ def serve_http(
         backlog=max(_MIN_BACKLOG, min(_MAX_BACKLOG, soft // 8)),
         timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
     )
-    _Server(config).run(sockets=[listener])
+    _Server(config, heartbeat).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that loses no connection when it shuts down.
+    """A uvicorn server that sends heartbeats, and loses no connection when it shuts down.
 
     Otherwise connections that the kernel has established and uvicorn not yet accepted are reset with the listener.
+
+    Args:
+        config: uvicorn's configuration.
+        heartbeat: Called every second, from the start of the event loop to its end.
     """
+
+    def __init__(self, config: uvicorn.Config, heartbeat: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._heartbeat = heartbeat
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal, then shut down."""
+        heartbeats = asyncio.create_task(self._send_heartbeats())
+        try:
+            await super().serve(sockets)
+        finally:
+            heartbeats.cancel()
+
+    async def _send_heartbeats(self) -> None:
+        while True:
+            self._heartbeat()
+            await asyncio.sleep(_HEARTBEAT_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, accept the established ones, then shut down as uvicorn does."""

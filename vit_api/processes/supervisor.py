@@ -8,36 +8,38 @@ from __future__ import annotations
 
 import functools
 import logging
-import signal
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from socket import socket
 
+from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import Counter
 from vit_api.ipc.slots import MAX_DEATHS, SlotTable
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState
 from vit_api.processes import ending
+from vit_api.processes.member import MAX_RESTARTS, Member
 from vit_api.processes.recovery import Recovery
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-"""Interval between two checks for hung workers."""
+"""Interval between two checks for hung processes."""
+_MAX_STEP_S = 2 * _TICK_S
+"""The most that the time between two checks counts for: if it is longer, this process was suspended or starved, too."""
 
-_MAX_RESTARTS = 5
-_RESTART_WINDOW_S = 60.0
 _WORKER_STOP_S = 5.0
 _LAST_ANSWERS_S = 5.0
 """Time for HTTP processes to answer waiting requests once the workers are gone."""
 _LAST_TICK_S = 0.05
 _HEARTBEAT_SLACK_S = 1.0
 """Maximum age of an idle worker's heartbeat."""
-_SUSPENDED_S = 2.0
-"""A wait that exceeds its timeout by this means that this process was suspended."""
+_HTTP_STALL_S = 8.0
+"""Seconds without a heartbeat after which an HTTP process is killed. Its event loop is never blocked for so long: the
+longest call that was observed in a decoder took 1.1 s."""
+_HTTP_START_S = 60.0
+"""The same, until the first heartbeat."""
 
 
 class _WorkerCrashLoop(Exception):
@@ -51,40 +53,6 @@ class _HttpCrashLoop(Exception):
 StartProcess = Callable[[int], BaseProcess]
 
 
-@dataclass
-class _Member:
-    """A process that is restarted whenever it ends.
-
-    Attributes:
-        name: Its name in the log.
-        start: Starts it.
-        process: The current process.
-        restarts: The times of its recent restarts.
-    """
-
-    name: str
-    start: Callable[[], BaseProcess]
-    process: BaseProcess
-    restarts: deque[float] = field(default_factory=deque)
-
-    def reset_restart_budget(self) -> None:
-        """Discard the last restarts, whose cause is known and gone."""
-        for _ in range(min(MAX_DEATHS, len(self.restarts))):
-            self.restarts.pop()
-
-    def may_restart(self, *, worked: bool = True) -> bool:
-        """Count a restart, and return whether the restart budget allows it.
-
-        Args:
-            worked: Whether the process had become ready; otherwise old restarts count, too.
-        """
-        now = time.monotonic()
-        while worked and self.restarts and now - self.restarts[0] > _RESTART_WINDOW_S:
-            self.restarts.popleft()
-        self.restarts.append(now)
-        return len(self.restarts) <= _MAX_RESTARTS
-
-
 class Supervisor:
     """Keep HTTP processes and workers alive until a signal.
 
@@ -92,6 +60,7 @@ class Supervisor:
         start_http: Starts the HTTP process with a given number.
         http_processes: Number of HTTP processes.
         start_worker: Starts the worker with a given number.
+        http_board: The heartbeats of the HTTP processes.
         worker_board: The status of the workers, and their number.
         table: The images that wait for them.
         recovery: Takes care of a dead worker's images.
@@ -107,6 +76,7 @@ class Supervisor:
         http_processes: int,
         start_worker: StartProcess,
         *,
+        http_board: HttpBoard,
         worker_board: WorkerBoard,
         table: SlotTable,
         recovery: Recovery,
@@ -118,6 +88,7 @@ class Supervisor:
         self._start_http = start_http
         self._http_processes = http_processes
         self._start_worker = start_worker
+        self._http_board = http_board
         self._worker_board = worker_board
         self._table = table
         self._recovery = recovery
@@ -125,22 +96,26 @@ class Supervisor:
         self._worker_stall_s = worker_stall_s
         self._drain_delay_s = drain_delay_s
         self._drain_timeout_s = drain_timeout_s
-        self._http: list[_Member] = []
-        self._workers: list[_Member] = []
-        self._given_up: list[_Member] = []
-        self._awake_since = 0.0
+        self._http: list[Member] = []
+        self._workers: list[Member] = []
+        self._given_up: list[Member] = []
+        self._checked_at = time.monotonic()
 
     def start_http(self) -> None:
         """Start the HTTP processes, before the workers, so that probes are answered while the model loads."""
         self._http = [
-            _Member(f"http-{number}", functools.partial(self._start_http, number), self._start_http(number))
+            Member(f"http-{number}", functools.partial(self._start, number), self._start(number))
             for number in range(self._http_processes)
         ]
+
+    def _start(self, number: int) -> BaseProcess:
+        self._http_board.mark_starting(number)
+        return self._start_http(number)
 
     def start_workers(self) -> None:
         """Start the workers."""
         self._workers = [
-            _Member(f"worker-{number}", functools.partial(self._start_worker, number), self._start_worker(number))
+            Member(f"worker-{number}", functools.partial(self._start_worker, number), self._start_worker(number))
             for number in range(self._worker_board.workers)
         ]
 
@@ -155,8 +130,7 @@ class Supervisor:
         """
         try:
             while not self._wait(stop, _TICK_S):
-                self._replace_dead_workers()
-                self._replace_dead_http()
+                self._check()
             self._drain(stop)
         except _WorkerCrashLoop as error:
             logger.error("%s; shutting down", error)
@@ -179,10 +153,7 @@ class Supervisor:
     def _wait(self, stop: socket, timeout_s: float) -> bool:
         """Wait until a process ends or the time is up; return whether a signal was received."""
         sentinels = [member.process.sentinel for member in (*self._http, *self._workers)]
-        before = time.monotonic()
         ready = wait([stop, *sentinels], max(0.0, timeout_s))
-        if time.monotonic() - before > timeout_s + _SUSPENDED_S:
-            self._awake_since = time.monotonic()  # the workers may have been suspended as well
         if stop in ready:
             stop.recv(1)
         return stop in ready
@@ -195,8 +166,7 @@ class Supervisor:
         while (left_s := end - time.monotonic()) > 0:
             if self._wait(stop, min(left_s, _TICK_S)):
                 return
-            self._replace_dead_workers()
-            self._replace_dead_http()
+            self._check()
         self._finish_requests(stop)
 
     def _finish_requests(self, stop: socket) -> None:
@@ -212,49 +182,74 @@ class Supervisor:
             if time.monotonic() > end:
                 logger.warning("requests were still in flight after %g s; stopping", self._drain_timeout_s)
                 return
+            awake_s = self._awake_s()
+            for number, member in enumerate(self._http):
+                self._kill_if_hung(number, member, awake_s)
             self._http = [member for member in self._http if member.process.is_alive()]
-            self._replace_dead_workers()
+            self._replace_dead_workers(awake_s)
 
-    def _replace_dead_http(self) -> None:
-        for member in self._http:
+    def _check(self) -> None:
+        """Replace what has ended or hangs."""
+        awake_s = self._awake_s()
+        self._replace_dead_workers(awake_s)
+        self._replace_dead_http(awake_s)
+
+    def _awake_s(self) -> float:
+        """Return how long this process was awake since the last check."""
+        before, self._checked_at = self._checked_at, time.monotonic()
+        return min(self._checked_at - before, _MAX_STEP_S)
+
+    def _replace_dead_http(self, awake_s: float) -> None:
+        for number, member in enumerate(self._http):
+            if not self._kill_if_hung(number, member, awake_s):
+                raise _HttpCrashLoop(f"{member.name} did not end when it was killed: the system hangs")
             if member.process.is_alive():
                 continue
-            _log_end(member)
+            member.log_end()
             if not member.may_restart():
-                raise _HttpCrashLoop(f"{member.name} died more than {_MAX_RESTARTS} times in a minute")
-            member.process = member.start()
+                raise _HttpCrashLoop(f"{member.name} died more than {MAX_RESTARTS} times in a minute")
+            member.restart()
             self._http_restarts.add()
             self._recovery.http_process_died()
 
-    def _replace_dead_workers(self) -> None:
+    def _kill_if_hung(self, number: int, member: Member, awake_s: float) -> bool:
+        """Kill an HTTP process that sends no heartbeats; return False if it does not end."""
+        heartbeat_at = self._http_board.heartbeat_at(number)
+        limit_s = _HTTP_STALL_S if heartbeat_at else _HTTP_START_S
+        if not member.process.is_alive() or member.silence.observe(heartbeat_at, awake_s) <= limit_s:
+            return True
+        logger.error("%s made no progress for %g s; killing it", member.name, limit_s)
+        return ending.kill(member.process)
+
+    def _replace_dead_workers(self, awake_s: float) -> None:
         for number, member in enumerate(self._workers):
-            if member.process.is_alive() and self._hangs(number):
+            if member.process.is_alive() and self._hangs(number, member, awake_s):
                 logger.error("%s made no progress for %g s; killing it", member.name, self._worker_stall_s)
                 if not ending.kill(member.process):
                     raise _WorkerCrashLoop(f"{member.name} did not end when it was killed: its driver hangs")
             if not member.process.is_alive():
-                _log_end(member)
+                member.log_end()
                 self._restart_worker(number, member)
 
-    def _restart_worker(self, number: int, member: _Member) -> None:
+    def _restart_worker(self, number: int, member: Member) -> None:
         state = self._worker_board.read(number).state
         if state == WorkerState.STARTING:
             raise _WorkerCrashLoop(f"{member.name} failed to start; the log above says why")
         held = self._table.held_by(number)
         if len(held) == 1 and self._table.is_isolated(held[0][0]):
-            member.reset_restart_budget()  # the image caused these deaths and is not tried again
+            member.reset_restart_budget(MAX_DEATHS)  # the image caused these deaths and is not tried again
         elif not member.may_restart(worked=state == WorkerState.READY):
-            raise _WorkerCrashLoop(f"{member.name} died more than {_MAX_RESTARTS} times in a minute")
+            raise _WorkerCrashLoop(f"{member.name} died more than {MAX_RESTARTS} times in a minute")
         self._worker_board.mark_restarting(number)
         self._recovery.worker_died(number)
-        member.process = member.start()
+        member.restart()
 
-    def _hangs(self, number: int) -> bool:
+    def _hangs(self, number: int, member: Member, awake_s: float) -> bool:
         """Return whether a worker makes no progress; an idle one still sends a heartbeat every second."""
         if self._worker_board.read(number).state != WorkerState.READY:
             return False  # loading a model has no time limit
-        last_s = max(self._worker_board.heartbeat_at(number), self._awake_since)
-        return time.monotonic() - last_s > self._worker_stall_s + _HEARTBEAT_SLACK_S
+        silent_s = member.silence.observe(self._worker_board.heartbeat_at(number), awake_s)
+        return silent_s > self._worker_stall_s + _HEARTBEAT_SLACK_S
 
     def _give_up(self, stop: socket) -> None:
         """Fail the waiting images, then have the HTTP processes end."""
@@ -269,10 +264,3 @@ class Supervisor:
             self._http = [member for member in self._http if member.process.is_alive()]
             if self._wait(stop, _LAST_TICK_S):
                 return
-
-
-def _log_end(member: _Member) -> None:
-    member.process.join()
-    code = member.process.exitcode
-    how = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
-    logger.error("%s ended unexpectedly (%s)", member.name, how)

@@ -17,7 +17,7 @@ from vit_api.web.content_coding import codings_of
 from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
 from vit_api.web.observers.exchange import Exchange, Observer
 from vit_api.web.requests import BodyLimit, Headers, Request
-from vit_api.web.responses import Response, error_response
+from vit_api.web.responses import Response, error_response, header_lines
 from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class HotCall:
         context: What it shares with others.
     """
 
-    __slots__ = ("_codings", "_context", "_digests", "_limit", "_request", "_route")
+    __slots__ = ("_codings", "_context", "_digests", "_is_admitted", "_limit", "_request", "_route")
 
     def __init__(self, request: Request, route: HotRoute | None, context: CallContext) -> None:
         self._request = request
@@ -68,6 +68,8 @@ class HotCall:
         self._limit = _UNKNOWN
         self._codings: Sequence[bytes] = ()
         self._digests: Sequence[Digest] = ()
+        self._is_admitted = False
+        request.read_preferences()
 
     async def admit(self) -> None:
         """Check key, rate limit and announced length, so that a refused upload costs nothing.
@@ -76,18 +78,22 @@ class HotCall:
             ViTError: The request is refused.
         """
         request, context = self._request, self._context
-        assert self._route is not None
-        request.read_urgency()
         try:
             if context.check_key is not None:
                 context.check_key(request)
             if context.charge is not None:
                 await context.charge(request)
-            self._limit = limit = self._route.body_limit(request)
+            self._check_head()
         except ViTError:
             raise
         except Exception:
             raise self._unexpected() from None
+
+    def _check_head(self) -> None:
+        """Refuse a request whose headers show that it can't be answered."""
+        request = self._request
+        assert self._route is not None
+        self._limit = limit = self._route.body_limit(request)
         declared = request.headers.get(b"content-length")
         if declared is not None and int(declared) > limit.max_bytes:
             raise UploadTooLarge(limit.reported_bytes)
@@ -126,17 +132,56 @@ class HotCall:
         except Exception:
             return self.fail(self._unexpected())
 
+    def find(self, body: bytes) -> Response | None:
+        """Return the response of a request that was admitted if it is cached, without waiting for anything."""
+        assert self._route is not None
+        if self._route.find is None or self._codings or self._digests:
+            return None
+        try:
+            return self._route.find(self._request, body)
+        except ViTError as error:
+            return self.fail(error)
+        except Exception:
+            return self.fail(self._unexpected())
+
+    def find_whole(self, body: bytes) -> Response | None:
+        """Admit a request whose whole body is here, and return the response if that is cached; see `answer`."""
+        context = self._context
+        if context.charge is not None:
+            return None
+        try:
+            if context.check_key is not None:
+                context.check_key(self._request)
+            self._check_head()
+            self.receive(len(body))
+        except ViTError as error:
+            return self.fail(error)
+        except Exception:
+            return self.fail(self._unexpected())
+        self._is_admitted = True
+        return self.find(body)
+
+    async def answer(self, body: bytes) -> Response:
+        """Admit a request whose whole body is here, unless `find_whole` has, handle it, and return the response."""
+        if not self._is_admitted:
+            try:
+                await self.admit()
+                self.receive(len(body))
+            except ViTError as error:
+                return self.fail(error)
+        return await self.handle(body)
+
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""
         return error_response(error, self._request)
 
-    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
-        """Return all headers of a response but those that belong to the connection."""
+    def header_lines(self, response: Response) -> bytes:
+        """Return the lines of all headers of a response but those that belong to the connection."""
         request, cors_headers = self._request, self._context.cors_headers
-        headers = response.headers_for(request)
+        lines = response.header_lines(request)
         if request.wait_s is not None:
-            headers.append((b"preference-applied", b"wait=%d" % request.wait_s))  # RFC 7240, section 3
-        return headers if cors_headers is None else [*headers, *cors_headers(request)]
+            lines += b"preference-applied: wait=%d\r\n" % request.wait_s  # RFC 7240, section 3
+        return lines if cors_headers is None else lines + header_lines(cors_headers(request))
 
     def end(self, response: Response | None) -> None:
         """Record the outcome, and free the memory. To be called once; None: the client left first."""

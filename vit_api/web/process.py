@@ -35,6 +35,7 @@ from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
+from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
 from vit_api.web.observers.access_log import AccessLog
@@ -151,7 +152,7 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
     )
     evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
     connections = Connections(limits, shared.worker_board.is_draining, evicted.add)
-    return functools.partial(Door, application.entry, connections, DateHeader())
+    return functools.partial(Door, application.entry, connections, DateHeader(), HeadCache())
 
 
 def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics_writer: MetricsWriter) -> _Core:
@@ -204,7 +205,13 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
     )
     return [
         PredictRoutes(core.classifier, encoder, uploads, frames=core.frames, model_name=checkpoint.name),
-        HuggingFaceRoutes(core.classifier, uploads, checkpoint.labels, device=shared.devices[0]),
+        HuggingFaceRoutes(
+            core.classifier,
+            uploads,
+            checkpoint.labels,
+            has_sigmoid=checkpoint.has_sigmoid,
+            device=shared.devices[0],
+        ),
         _open_inference(shared, core.classifier),
     ]
 
@@ -214,7 +221,7 @@ def _open_inference(shared: Shared, classifier: Classifier) -> OpenInferenceRout
     inputs = Inputs(
         checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
     )
-    outputs = Outputs(checkpoint.name, checkpoint.labels)
+    outputs = Outputs(checkpoint.name, checkpoint.labels, has_sigmoid=checkpoint.has_sigmoid)
     model = ModelInfo(
         checkpoint.name,
         inputs.specs(),

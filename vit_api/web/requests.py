@@ -166,13 +166,15 @@ class Request:
         """Return the values of a header that may be repeated, and whose values belong together."""
         return b",".join(value for one, value in self.scope["headers"] if one == name)
 
-    def read_urgency(self) -> None:
-        """Take the urgency from the header `Priority`, if there is one."""
+    def read_preferences(self) -> None:
+        """Take the urgency from the header `Priority` and the time to wait from `Prefer`, if there are any."""
         if PRIORITY in self.headers:
             self.urgency = urgency_of(self.joined(PRIORITY))
+        if PREFER in self.headers:
+            self.wait_s = wait_of(self.joined(PREFER))
 
     def start_clock(self, now: float, timeout_s: float) -> None:
-        """Set the deadline once the body was read: by the server's limit, and the header `Prefer` if there is one.
+        """Set the deadline once the body was read: by the server's limit and the client's, if it has one.
 
         A slow upload takes nothing from the time of the answer: it has limits of its own.
 
@@ -182,10 +184,8 @@ class Request:
         """
         self.received_at = now
         self.deadline = now + timeout_s
-        if PREFER in self.headers:
-            self.wait_s = wait_of(self.joined(PREFER))
-            if self.wait_s is not None:
-                self.limit_to(self.wait_s)
+        if self.wait_s is not None:
+            self.limit_to(self.wait_s)
 
     def limit_to(self, seconds: float) -> None:
         """Have the response due so many seconds after the body was read, unless it is due earlier."""

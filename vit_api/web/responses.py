@@ -23,6 +23,8 @@ NO_SNIFFING: tuple[bytes, bytes] = (b"x-content-type-options", b"nosniff")
 """Makes browsers trust the content type, and never take a body for a script or a page."""
 
 _JSON = b"application/json"
+_LINES = b"content-type: %b\r\n" + b"%b: %b\r\n" % NO_SNIFFING + b"content-length: %d\r\n%b" + REQUEST_ID + b": %b\r\n"
+"""The lines of content type, content length, other headers, and request id."""
 
 
 class Response(NamedTuple):
@@ -42,23 +44,22 @@ class Response(NamedTuple):
     outcomes: Sequence[Any] = ()
     content_type: bytes = _JSON
 
-    def all_headers(self) -> list[tuple[bytes, bytes]]:
-        """Return every header to send."""
-        return [
-            (b"content-type", self.content_type),
-            NO_SNIFFING,
-            (b"content-length", b"%d" % len(self.body)),
-            *self.headers,
-        ]
-
-    def headers_for(self, request: Request) -> list[tuple[bytes, bytes]]:
-        """Return every header to send in response to a request."""
-        return [*self.all_headers(), *request.admission.headers, (REQUEST_ID, request.id)]
+    def header_lines(self, request: Request) -> bytes:
+        """Return every header to send in response to a request, a line each."""
+        own = self.headers if not request.admission.headers else (*self.headers, *request.admission.headers)
+        return _LINES % (self.content_type, len(self.body), header_lines(own), request.id)
 
     async def send(self, send: Send, request: Request) -> None:
         """Send it over ASGI in response to a request."""
-        await send({"type": "http.response.start", "status": self.status, "headers": self.headers_for(request)})
+        lines = self.header_lines(request).splitlines()
+        headers = [tuple(line.split(b": ", 1)) for line in lines]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
+
+
+def header_lines(headers: Headers) -> bytes:
+    """Return headers as lines."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode

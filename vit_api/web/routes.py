@@ -84,6 +84,9 @@ class HotRoute:
         body_limit: Returns the maximum size of a request's body, by its headers. Raises a `ViTError` if these show
             that the request can't be answered, before any of the body is read.
         operation: Its description; None if another route's describes it, too.
+        find: Returns the response to a request with this body if it is cached, without waiting for anything; None if it
+            is not, or that takes longer to find out. The request was admitted; its body is neither compressed nor to
+            be checked.
     """
 
     method: str
@@ -92,6 +95,7 @@ class HotRoute:
     handler: Handler
     body_limit: Callable[[Request], BodyLimit]
     operation: Operation | None = None
+    find: Callable[[Request, bytes], Response | None] | None = None
 
 
 Route = HotRoute | APIRoute

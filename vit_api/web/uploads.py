@@ -21,6 +21,7 @@ _ENVELOPE_BYTES = 64 * 1024
 _FORM = b"multipart/form-data"
 _URLENCODED = b"application/x-www-form-urlencoded"
 _JSON = b"application/json"
+_WRAPPED = (_FORM, _URLENCODED, _JSON)
 _LEADING_SPACE = 64
 _EXTRA_PARTS = 16
 """Maximum number of a form's fields besides its uploads."""
@@ -100,6 +101,15 @@ class Uploads:
                 " Send the images as multipart/form-data in the field 'files'."
             )
         return self._several
+
+    def is_raw(self, request: Request, body: bytes) -> bool:
+        """Return whether a body is surely an upload itself, and one that `find_one` would not refuse."""
+        return (
+            not request.media_type.startswith(_WRAPPED)
+            and 0 < len(body) <= self._max_bytes
+            and not is_json(body, request.media_type)
+            and not body.startswith(_FORM_START)
+        )
 
     async def find_one(self, request: Request, field: str = "image") -> FoundUpload:
         """Return the request's upload: a file of a form, base64 in JSON, or the body itself.

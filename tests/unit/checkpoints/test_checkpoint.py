@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from tests.support import samples
-from vit_api.checkpoints import checkpoint
+from vit_api.checkpoints import checkpoint, families
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 
 
@@ -85,8 +88,9 @@ def test_sharded_weights_are_read(tmp_path: Path) -> None:
         pytest.param({"architectures": None}, "not an image classifier", id="no architecture"),
         pytest.param({"architectures": 5}, "not an image classifier", id="number as architectures"),
         pytest.param({"num_channels": 1}, "1 channels", id="grey"),
-        pytest.param({"problem_type": "multi_label_classification"}, "several labels", id="multi-label"),
-        pytest.param({"id2label": {"0": "only"}}, "fewer than two", id="one class"),
+        pytest.param({"id2label": {}}, "no classes", id="no class"),
+        pytest.param({"id2label": {"0": "only"}, "problem_type": "regression"}, "regression", id="regression"),
+        pytest.param({"model_type": "imagegpt"}, "colour clusters", id="refused family"),
         pytest.param({"id2label": {"0": "a", "2": "b"}}, "gaps in its class numbers", id="gap"),
         pytest.param({"id2label": {"a": "0"}}, "class numbers to names", id="no numbers"),
         pytest.param({"id2label": ["a", "b"]}, "class numbers to names", id="list"),
@@ -108,9 +112,13 @@ def test_remote_code_of_a_built_in_model_is_ignored(copied: Path) -> None:
     assert len(load_checkpoint(str(copied)).labels) == 10
 
 
-def test_built_in_models_are_known_to_transformers() -> None:
-    """Every model of our list has an image classifier in transformers."""
-    assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) >= checkpoint._BUILT_IN_MODELS
+def test_every_family_of_transformers_is_listed() -> None:
+    """Each classifier that transformers has is either served, or refused with a reason, and the page lists both."""
+    assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) == families.BUILT_IN_MODELS | set(families.REFUSED_MODELS)
+    assert not families.BUILT_IN_MODELS & families.REFUSED_MODELS.keys()
+    page = (Path(checkpoint.__file__).parents[2] / "docs" / "models.md").read_text()
+    rows = {line.split("|")[1].strip().strip("`") for line in page.splitlines() if line.startswith("| `")}
+    assert set(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES) <= rows
 
 
 @pytest.mark.parametrize(
@@ -133,6 +141,20 @@ def test_broken_checkpoints_are_rejected(copied: Path, file: str, content: bytes
     (copied / file).unlink() if content is None else (copied / file).write_bytes(content)
     with pytest.raises(CheckpointError, match=reason):
         load_checkpoint(str(copied))
+
+
+def test_the_page_says_how_to_convert_pickled_weights(copied: Path) -> None:
+    """A folder with pickled weights only is rejected; what the program of docs/models.md makes of it is read."""
+    pickled, converted = copied / "pytorch_model.bin", copied / "converted"
+    torch.save(load_file(copied / "model.safetensors"), pickled)
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"Convert its pytorch_model\.bin once, see docs/models\.md"):
+        load_checkpoint(str(copied))
+    page = (Path(checkpoint.__file__).parents[2] / "docs" / "models.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program = program.replace("owner/model", str(copied)).replace('"converted"', repr(str(converted)))
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert load_checkpoint(str(converted)).labels == tuple(f"class {index}" for index in range(10))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from transformers.image_utils import load_image
 from tests.support import samples
 from tests.support.pictures import png_chunk
 from tests.support.threads import run_in_threads
-from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
+from vit_api.checkpoints.preprocessing import Preprocessing
+from vit_api.checkpoints.processor_file import read_preprocessing
 from vit_api.decoding import images
 from vit_api.decoding.images import decode
 from vit_api.errors import BadImage, EmptyUpload, ImageTooLarge, UnsupportedImage, ViTError

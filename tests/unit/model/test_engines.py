@@ -350,3 +350,9 @@ class TestOnCuda:
         for _ in range(50):
             assert [one.indices for one in predictions(model, images)] == [one.indices for one in expected]
         assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+def test_deviation_sees_a_shift_of_all_logits() -> None:
+    """It changes nothing for a softmax, but everything for a sigmoid, also with a single class."""
+    assert deviation(torch.tensor([[0.5, 0, 1.0]]), torch.tensor([[0.6, 0, 1.0]])) > 0.05
+    assert deviation(torch.tensor([[2.0, 1.0, 3, 1, 0.7]]), torch.tensor([[2.2, 1.2, 3, 1, 0.7]])) > 0.05

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 
 import pytest
 
+from tests.support.server import wait_until
+from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import RecordPipe
 from vit_api.ipc.slots import SlotTable
@@ -56,7 +60,13 @@ def signals() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def supervisor(started: list[ForkProcess]) -> Supervisor:
+def http_board() -> HttpBoard:
+    """Return the heartbeats of one HTTP process."""
+    return HttpBoard(1)
+
+
+@pytest.fixture
+def supervisor(started: list[ForkProcess], http_board: HttpBoard) -> Supervisor:
     """Return a supervisor of one HTTP process and one worker, which hangs and can't be killed."""
     table, board = SlotTable(1, 1, (1, 1, 3)), WorkerBoard(1)
 
@@ -74,6 +84,7 @@ def supervisor(started: list[ForkProcess]) -> Supervisor:
         lambda _: start(multiprocessing.get_context("fork").Process(target=_sleep, daemon=True)),
         1,
         start_worker,
+        http_board=http_board,
         worker_board=board,
         table=table,
         recovery=Recovery(table, [RecordPipe.for_requests(1)] * 2, [RecordPipe.for_answers(1)]),
@@ -122,6 +133,105 @@ def test_processes_that_end_are_not_left_behind(supervisor: Supervisor) -> None:
     stubborn = multiprocessing.get_context("fork").Process(target=_ignore_sigterm, daemon=True)
     stubborn.start()
     assert ending.end([stubborn], 0.1) == []
+
+
+class Clock:
+    """The clock of the main process, which a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock by which the supervisor looks at heartbeats."""
+    clock = Clock()
+    monkeypatch.setattr("vit_api.processes.supervisor.time", clock)
+    monkeypatch.setattr(supervisor, "_checked_at", clock.now)
+    return clock
+
+
+def _check_for(supervisor: Supervisor, clock: Clock, seconds: float) -> None:
+    for _ in range(round(seconds / 0.5)):
+        clock.now += 0.5
+        supervisor._check()
+
+
+def test_a_silent_http_process_is_replaced(
+    supervisor: Supervisor,
+    http_board: HttpBoard,
+    clock: Clock,
+    started: list[ForkProcess],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not before the limit, which for its successor begins anew."""
+    supervisor.start_http()
+    http_board.heartbeat(0)
+    _check_for(supervisor, clock, 8)
+    assert [process.is_alive() for process in started] == [True]
+    _check_for(supervisor, clock, 1)
+    assert [process.is_alive() for process in started] == [False, True]
+    assert "http-0 made no progress for 8 s; killing it" in caplog.text
+    http_board.heartbeat(0)
+    _check_for(supervisor, clock, 8)
+    assert [process.is_alive() for process in started] == [False, True]
+    supervisor.stop()
+
+
+def test_an_http_process_that_never_begins_is_replaced(
+    supervisor: Supervisor, clock: Clock, started: list[ForkProcess]
+) -> None:
+    """It has more time than between two heartbeats, on a busy machine."""
+    supervisor.start_http()
+    _check_for(supervisor, clock, 30)
+    assert [process.is_alive() for process in started] == [True]
+    _check_for(supervisor, clock, 31)
+    assert [process.is_alive() for process in started] == [False, True]
+    supervisor.stop()
+
+
+@pytest.mark.parametrize("pause_s", [pytest.param(3600.0, id="suspended"), pytest.param(30.0, id="starved")])
+def test_no_process_hangs_while_all_are_suspended(
+    supervisor: Supervisor, http_board: HttpBoard, clock: Clock, started: list[ForkProcess], pause_s: float
+) -> None:
+    """However often: what counts is the time for which the main process itself ran."""
+    supervisor.start_http()
+    supervisor._worker_stall_s = 60.0
+    supervisor.start_workers()
+    http_board.heartbeat(0)
+    for _ in range(7):
+        clock.now += pause_s
+        supervisor._check()
+    assert [process.is_alive() for process in started] == [True, True]
+    supervisor.stop()
+
+
+def test_a_hung_http_process_does_not_hold_up_a_stop(
+    supervisor: Supervisor,
+    http_board: HttpBoard,
+    started: list[ForkProcess],
+    signals: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It can't finish its requests: it is killed, and the server ends before the drain time does."""
+    monkeypatch.setattr("vit_api.processes.supervisor._HTTP_STALL_S", 0.2)
+    monkeypatch.setattr(supervisor, "_drain_timeout_s", 3600.0)
+    supervisor.start_http()
+    http_board.heartbeat(0)
+    assert started[0].pid is not None
+    os.kill(started[0].pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{started[0].pid}/stat")
+    # A SIGTERM that arrives before the process has stopped would still end it.
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    ours, theirs = signals
+    theirs.send(b"x")
+    assert supervisor.watch(ours) == 0
+    assert not started[0].is_alive()
+    assert "http-0 made no progress" in caplog.text
 
 
 def _ignore_sigterm() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import time
 import zlib
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from vit_api.errors import Overloaded, UnsupportedEncoding, UploadTooLarge, ViTError
+from vit_api.errors import Overloaded, Unauthorized, UnsupportedEncoding, UploadTooLarge, ViTError
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
@@ -17,6 +20,11 @@ from vit_api.web.responses import Response
 from vit_api.web.routes import HotRoute
 
 pytestmark = pytest.mark.anyio
+
+_DIGEST = f"sha-256=:{base64.b64encode(hashlib.sha256(b'known').digest()).decode()}:"
+
+Charge = Callable[[Request], Awaitable[None]]
+Check = Callable[[Request], None]
 
 
 class Bench:
@@ -35,12 +43,17 @@ class Bench:
             raise ZeroDivisionError
         return Response(200, request.take_body())
 
-    def call(self, **headers: str) -> HotCall:
+    def find(self, _: Request, body: bytes) -> Response | None:
+        if body == b"bug":
+            raise ZeroDivisionError
+        return Response(200, body) if body == b"known" else None
+
+    def call(self, charge: Charge | None = None, check_key: Check | None = None, **headers: str) -> HotCall:
         sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         scope = {"method": "POST", "path": "/predict", "query_string": b"", "headers": sent}
         request = Request(scope, b"id", arrived_at=time.monotonic(), timeout_s=30)
-        route = HotRoute("POST", "/predict", "/predict", self.handle, lambda _: self._limit)
-        return HotCall(request, route, CallContext(self.memory, 30, [self]))
+        route = HotRoute("POST", "/predict", "/predict", self.handle, lambda _: self._limit, find=self.find)
+        return HotCall(request, route, CallContext(self.memory, 30, [self], check_key, charge))
 
     async def answer(self, body: bytes, **headers: str) -> Response:
         call = self.call(**headers)
@@ -99,6 +112,55 @@ async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
     assert refused.status == Overloaded.status
     taken = await Bench(max_bytes=1000 + len(body), limit=1000).answer(body, content_encoding="gzip")
     assert taken.body == b"0" * 50
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        pytest.param(b"known", {}, 200, id="cached"),
+        pytest.param(b"other", {}, None, id="not cached"),
+        pytest.param(b"known", {"content_encoding": "gzip"}, None, id="compressed"),
+        pytest.param(b"known", {"content_digest": _DIGEST}, None, id="with a digest"),
+        pytest.param(b"known", {"content_encoding": "br"}, 415, id="unknown coding"),
+        pytest.param(bytes(11), {}, 413, id="too long"),
+        pytest.param(b"bug", {}, 500, id="bug"),
+    ],
+)
+async def test_a_whole_request_is_admitted_and_looked_up(
+    body: bytes, headers: dict[str, str], status: int | None
+) -> None:
+    """Without waiting; what is not cached is handled afterwards, and all memory is given back."""
+    bench = Bench(max_bytes=len(body))
+    for _ in range(3):
+        call = bench.call(**headers)
+        response = call.find_whole(body)
+        assert (None if response is None else response.status) == status
+        call.end(response or await call.answer(body))
+
+
+async def test_a_rate_limit_may_have_to_wait() -> None:
+    """So a request that is charged is not looked up, but answered, and charged once."""
+    bench = Bench()
+    charged: list[Request] = []
+
+    async def charge(request: Request) -> None:
+        charged.append(request)
+
+    call = bench.call(charge=charge)
+    assert call.find_whole(b"known") is None
+    assert (await call.answer(b"known")).body == b"known"
+    assert len(charged) == 1
+
+
+async def test_a_wrong_key_finds_nothing() -> None:
+    """The key is checked first."""
+
+    def refuse(_: Request) -> None:
+        raise Unauthorized("planted", is_wrong=True)
+
+    response = Bench().call(check_key=refuse).find_whole(b"known")
+    assert response is not None
+    assert response.status == Unauthorized.status
 
 
 async def test_a_bug_is_an_error_of_ours(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 
 ANSWER_START = b"HTTP/1.1 "
@@ -33,17 +33,14 @@ class DateHeader:
         return self._rendered
 
 
-def render(
-    status: int, common: bytes, headers: Iterable[tuple[bytes, bytes]], connection: bytes, body: bytes | bytearray
-) -> bytes:
+def render(status: int, common: bytes, headers: bytes, connection: bytes, body: bytes) -> bytes:
     """Return an answer.
 
     Args:
         status: The HTTP status.
-        common: Lines of headers, rendered.
-        headers: Further headers, trusted to be well-formed.
+        common: The lines of headers that all answers have.
+        headers: The lines of further headers, trusted to be well-formed.
         connection: The line of the `Connection` header; empty if there is none.
         body: The body, whose length the headers have.
     """
-    lines = [b"%s: %s\r\n" % header for header in headers]
-    return b"".join([_STATUS_LINES[status], common, *lines, connection, b"\r\n", body])
+    return b"".join((_STATUS_LINES[status], common, headers, connection, b"\r\n", body))

@@ -29,11 +29,20 @@ class HotRequest(Protocol):
     def handle(self, body: bytes) -> Coroutine[Any, Any, Response]:
         """Return the response; a failure is one, too."""
 
+    def find(self, body: bytes) -> Response | None:
+        """Return the response of a request that was admitted if it is cached, without waiting for anything."""
+
+    def find_whole(self, body: bytes) -> Response | None:
+        """Admit a request whose whole body is here, and return the response if that is cached; see `answer`."""
+
+    def answer(self, body: bytes) -> Coroutine[Any, Any, Response]:
+        """Admit a request whose whole body is here, unless `find_whole` has, handle it, and return the response."""
+
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""
 
-    def headers(self, response: Response) -> list[tuple[bytes, bytes]]:
-        """Return all headers of a response, but those that belong to the connection."""
+    def header_lines(self, response: Response) -> bytes:
+        """Return the lines of all headers of a response, but those that belong to the connection."""
 
     def end(self, response: Response | None) -> None:
         """Record the outcome, once; None: the client left first."""

@@ -8,12 +8,17 @@ import re
 from vit_api.errors import BadRequest
 from vit_api.web.door.heads import FIELD, MAX_FIELDS, MAX_HEAD_BYTES, too_large
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
-_PLAIN_LINE_BYTES = 18
-"""Size of a chunk's line without extensions."""
+# No chunk of 4 GiB or more is taken, as no upload is. Zeros before its size count as an extension.
+_SIZE = re.compile(rb"0{0,64}([0-9A-Fa-f]{1,8})([ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+_PLAIN_LINE_BYTES = 10
+"""Maximum size of a chunk's line without extensions."""
 _FREE_CHUNKS = 16_384
-_MIN_MEAN_BYTES = 16
-"""Beyond the free ones, chunks must have so many bytes on average: each one takes a microsecond of the event loop."""
+_MIN_MEAN_BYTES = 64
+"""Beyond the free ones, chunks must have so many bytes on average: each one takes some time of the event loop."""
+
+
+_LINE_BREAK = b"\r\n"
 
 
 class _Expected(enum.Enum):
@@ -63,6 +68,10 @@ class ChunkedBody:
         """
         position, end = start, len(data)
         while position < end and not self.is_complete:
+            if self._expected is _Expected.SIZE and not self._line:
+                position = self._take_whole_chunks(data, position)
+                if position == end:
+                    break
             if self._expected is _Expected.CONTENT:
                 position = self._take_content(data, position)
                 continue
@@ -83,6 +92,20 @@ class ChunkedBody:
         content, self.content = self.content, bytearray()
         return content
 
+    def _take_whole_chunks(self, data: bytes | bytearray, position: int) -> int:
+        """Decode chunks without extensions that are here as a whole; return the position of the first other one."""
+        pieces: list[bytes | bytearray] = []
+        while (line := _PLAIN_SIZE.match(data, position)) is not None:
+            start, size = line.end(), int(line[1], 16)
+            content_end = start + size
+            if size == 0 or not data.startswith(_LINE_BREAK, content_end):
+                break
+            self._count_chunk(size)
+            pieces.append(data[start:content_end])
+            position = content_end + len(_LINE_BREAK)
+        self.content += b"".join(pieces)
+        return position
+
     def _take_content(self, data: bytes | bytearray, position: int) -> int:
         count = min(self._left, len(data) - position)
         self.content += memoryview(data)[position : position + count]
@@ -100,10 +123,10 @@ class ChunkedBody:
         if self._expected is _Expected.SIZE:
             self._begin_chunk(line)
         elif self._expected is _Expected.LINE_BREAK:
-            if line != b"\r\n":
+            if line != _LINE_BREAK:
                 raise _malformed()
             self._expected = _Expected.SIZE
-        elif line == b"\r\n":
+        elif line == _LINE_BREAK:
             self.is_complete = True
         else:
             self._fields += 1
@@ -117,13 +140,17 @@ class ChunkedBody:
         match = _SIZE.fullmatch(line)
         if match is None:
             raise _malformed()
-        self._extra_bytes += max(0, len(line) - _PLAIN_LINE_BYTES)
+        if match[2] or len(line) > _PLAIN_LINE_BYTES:
+            self._extra_bytes += len(line)
         self._left = int(match[1], 16)
+        self._count_chunk(self._left)
+        self._expected = _Expected.CONTENT if self._left else _Expected.TRAILER
+
+    def _count_chunk(self, size: int) -> None:
         self._chunks += 1
-        self._size += self._left
+        self._size += size
         if self._chunks > _FREE_CHUNKS + self._size // _MIN_MEAN_BYTES:
             raise BadRequest("The body has too many small chunks. Send larger ones.")
-        self._expected = _Expected.CONTENT if self._left else _Expected.TRAILER
 
 
 def _malformed() -> BadRequest:

@@ -22,8 +22,8 @@ _MAX_AHEAD_BYTES = 64 * 1024
 """How much a client may send ahead of answers before it is no longer read."""
 _PROBE_S = 0.001
 _MAX_PROBE_S = 0.5
-_TCP_CLOSE = 7
-"""The state of a socket whose peer has reset the connection; see tcp_states.h."""
+_TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8
+"""The states of a socket whose peer has reset the connection, and of one whose peer sends no more; see tcp_states.h."""
 
 
 class State(enum.Enum):
@@ -76,6 +76,8 @@ class ClientConnection(asyncio.Protocol):
         self._is_read_paused = False
         self._is_write_paused = False
         self._is_half_closed = False
+        self._is_watching = False
+        self._is_probing = False
         self._has_begun_answer = False
         self._has_room = connections.make_room(loop)
 
@@ -99,7 +101,7 @@ class ClientConnection(asyncio.Protocol):
         if self.state is not ANSWERING and not (self._is_write_paused and self._ahead):
             return False
         self._is_half_closed = True
-        self._probe(_PROBE_S)
+        self._begin_probing()
         return True
 
     def pause_writing(self) -> None:
@@ -184,6 +186,14 @@ class ClientConnection(asyncio.Protocol):
             data = bytearray(memoryview(data)[position:])
         self._ahead = data
         if len(data) > _MAX_AHEAD_BYTES and not self._is_read_paused and not self._is_half_closed:
+            self.pause_reading()
+            if not self._is_watching:
+                self._is_watching = True
+                self._watch()
+
+    def pause_reading(self) -> None:
+        """Read nothing more until `resume_reading`."""
+        if not self._is_read_paused:
             self._is_read_paused = True
             self.transport.pause_reading()
 
@@ -192,6 +202,20 @@ class ClientConnection(asyncio.Protocol):
         if self._is_read_paused:
             self._is_read_paused = False
             self.transport.resume_reading()
+
+    def _watch(self) -> None:
+        """Notice, while nothing is read, that a client sends no more, of which the event loop says nothing then."""
+        if self.state is CLOSED or not self._is_read_paused or self._is_probing:
+            self._is_watching = False
+        elif _tcp_state(self.transport) in (_TCP_CLOSE, _TCP_CLOSE_WAIT):
+            self._begin_probing()
+        else:
+            self.loop.call_later(_MAX_PROBE_S, self._watch)
+
+    def _begin_probing(self) -> None:
+        if not self._is_probing:
+            self._is_probing = True
+            self._probe(_PROBE_S)
 
     def _probe(self, after_s: float) -> None:
         """Find out whether a client that sends no more still reads.
@@ -204,15 +228,16 @@ class ClientConnection(asyncio.Protocol):
         if after_s == _PROBE_S and self.can_begin_answer:
             self.write(ANSWER_START)
             self._has_begun_answer = True
-        if _is_reset(self.transport):
+        if _tcp_state(self.transport) == _TCP_CLOSE:
             self.abort()
             return
         self.loop.call_later(after_s, self._probe, min(2 * after_s, _MAX_PROBE_S))
 
 
-def _is_reset(transport: asyncio.Transport) -> bool:
+def _tcp_state(transport: asyncio.Transport) -> int | None:
     connection = transport.get_extra_info("socket")
     try:
-        return bool(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
+        state: int = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     except OSError:
-        return False
+        return None
+    return state

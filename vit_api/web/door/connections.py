@@ -21,7 +21,7 @@ _SAMPLE_S = 1.0
 _WARNING_INTERVAL_S = 60.0
 
 
-class Wait(enum.Enum):
+class Wait(enum.IntEnum):  # integers are hashed faster than other members
     """What a connection waits for, when it is the client's turn."""
 
     HEAD = enum.auto()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from vit_api.errors import BadRequest
 from vit_api.web.door.chunks import ChunkedBody
-from vit_api.web.door.heads import HEAD_END, Head, check_incomplete, parse_head
+from vit_api.web.door.head_cache import HeadCache
+from vit_api.web.door.heads import HEAD_END, Head, check_incomplete
 
 _BLANK_LINE = b"\r\n"
 _MAX_BLANK_LINES = 4
 
 
 class HeadReader:
-    """The reader of one connection's heads."""
+    """The reader of one connection's heads.
 
-    __slots__ = ("_blank_lines", "_checked")
+    Args:
+        cache: Parses them.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_blank_lines", "_cache", "_checked")
+
+    def __init__(self, cache: HeadCache) -> None:
+        self._cache = cache
         self._blank_lines = 0
         self._checked = 0
 
@@ -43,7 +49,7 @@ class HeadReader:
             self._checked = len(data) - position
             return None, position
         self._checked = self._blank_lines = 0
-        return parse_head(data, position, end + 2), end + len(HEAD_END)
+        return self._cache.parse(data, position, end + 2), end + len(HEAD_END)
 
 
 class SizedBody:

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 from vit_api.errors import (
     BadRequest,
+    ExpectationFailed,
     HeadersTooLarge,
     MethodNotAllowed,
     UnsupportedTransfer,
@@ -36,13 +37,15 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!-~]+) HTTP/([0-9]\.[0-9])\r\
 FIELD = re.compile(rb"^(" + _TOKEN + rb"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n", re.MULTILINE)
 _NEVER_IN_HEADS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r[^\n]")
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+# The characters of RFC 3986's `host [":" port]`: a proxy may route by what another reader makes of others.
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 _MAX_LENGTH_DIGITS = 18
 _ONCE = (b"host", b"content-length", b"transfer-encoding")
 _SPACE = b" \t"
 
 
 class Head:
-    """The head of a request.
+    """The head of a request. Not to be changed: several requests may share it.
 
     Attributes:
         method: The method, as sent.
@@ -58,21 +61,6 @@ class Head:
         expects_continue: Whether the client waits for a `100 Continue` before it sends the body.
         size: The size of the head, in bytes.
     """
-
-    __slots__ = (
-        "expects_continue",
-        "headers",
-        "is_chunked",
-        "keeps_alive",
-        "length",
-        "method",
-        "path",
-        "query",
-        "raw_path",
-        "size",
-        "values",
-        "version",
-    )
 
     def __init__(
         self, method: str, target: tuple[bytes, bytes], version: str, headers: list[tuple[bytes, bytes]], size: int
@@ -90,17 +78,31 @@ class Head:
         is_current = version == "1.1"
         if is_current and b"host" not in values:
             raise BadRequest("The request has no Host header. HTTP/1.1 requires one.")
+        if _HOST.fullmatch(values.get(b"host", b"")) is None:
+            raise BadRequest("The Host header is malformed. Send the name of the server, and its port.")
         self.is_chunked = b"transfer-encoding" in values and _is_chunked(values, is_current)
         self.length = _length_of(values[b"content-length"]) if b"content-length" in values else 0
         self.keeps_alive = is_current if b"connection" not in values else _keeps_alive(headers, is_current)
-        self.expects_continue = (
-            b"expect" in values and is_current and values[b"expect"].lower() == b"100-continue" and self.has_body
-        )
+        # A client of HTTP/1.0 can't expect anything; RFC 9110, section 10.1.1.
+        self.expects_continue = b"expect" in values and is_current and _expects_continue(headers) and self.has_body
 
     @property
     def has_body(self) -> bool:
         """Whether a body is announced."""
         return self.is_chunked or self.length > 0
+
+    def with_length(self, length: int, size: int) -> Head:
+        """Return the same head, but for the announced length of the body; neither it nor this one's is 0."""
+        sent = (b"content-length", b"%d" % length)
+        head = Head.__new__(Head)
+        head.__dict__.update(
+            self.__dict__,
+            length=length,
+            size=size,
+            headers=[sent if header[0] == sent[0] else header for header in self.headers],
+            values=self.values | {sent[0]: sent[1]},
+        )
+        return head
 
 
 def parse_head(data: bytes | bytearray, start: int, end: int) -> Head:
@@ -199,7 +201,19 @@ def _length_of(value: bytes) -> int:
     return int(value)
 
 
+def _members(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """Return the members of a list, which may be spread over several headers, in lower case."""
+    members = b",".join(value for its_name, value in headers if its_name == name).lower().split(b",")
+    return [member.strip(_SPACE) for member in members]
+
+
+def _expects_continue(headers: list[tuple[bytes, bytes]]) -> bool:
+    expected = set(_members(headers, b"expect")) - {b""}
+    if not expected <= {b"100-continue"}:
+        raise ExpectationFailed("The Expect header is not supported. Send `100-continue`, or leave it out.")
+    return bool(expected)
+
+
 def _keeps_alive(headers: list[tuple[bytes, bytes]], is_current: bool) -> bool:
-    options = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
-    options = [option.strip(_SPACE) for option in options]
+    options = _members(headers, b"connection")
     return b"close" not in options and (is_current or b"keep-alive" in options)

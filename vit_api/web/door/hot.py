@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from vit_api.errors import ViTError
 from vit_api.web.door.application import HotRequest
 from vit_api.web.eager import EagerStart
+from vit_api.web.responses import Response
 
 if TYPE_CHECKING:
     from vit_api.web.door.protocol import Door
+
+_MIN_PART_BYTES = 4096
 
 
 class HotExchange:
@@ -22,12 +25,12 @@ class HotExchange:
         request: The request.
     """
 
-    __slots__ = ("_body", "_door", "_has_ended", "_request", "_task")
+    __slots__ = ("_door", "_has_ended", "_parts", "_request", "_task")
 
     def __init__(self, door: Door, request: HotRequest) -> None:
         self._door = door
         self._request = request
-        self._body: bytes | bytearray = b""
+        self._parts: list[bytes | bytearray] = []
         self._task: asyncio.Task[None] | None = None
         self._has_ended = False
 
@@ -59,19 +62,29 @@ class HotExchange:
         except ViTError as error:
             self._refuse(error)
             return
-        if self._body:
-            self._body += content  # a bytearray unless it is empty
-        elif is_complete:
-            self._body = content
+        if self._parts and len(content) < _MIN_PART_BYTES:
+            self._extend_last(content)
         else:
-            self._body = bytearray(content)
+            self._parts.append(content)
         if is_complete:
-            body, self._body = self._body, b""
-            self._answer(body if isinstance(body, bytes) else bytes(body))
+            body = b"".join(self._parts)
+            self._parts.clear()
+            response = self._request.find(body)
+            if response is None:
+                self.answer(self._request.handle(body))
+            else:
+                self._respond(response)
+
+    def _extend_last(self, content: bytes | bytearray) -> None:
+        """Add a short part to the last one: an object for each byte would take many times the memory of the body."""
+        last = self._parts[-1]
+        if not isinstance(last, bytearray):
+            last = self._parts[-1] = bytearray(last)
+        last += content
 
     def fail(self, error: ViTError) -> None:
         """Refuse the rest of the body, and close."""
-        self._door.head.keeps_alive = False
+        self._door.is_last = True
         self._refuse(error)
 
     def abandon(self) -> None:
@@ -82,23 +95,25 @@ class HotExchange:
             self._has_ended = True
             self._request.end(None)
 
-    def _answer(self, body: bytes) -> None:
-        handling = EagerStart(self._request.handle(body))
-        if handling.is_done:
-            self._respond(handling.result)
+    def answer(self, handling: Coroutine[Any, Any, Response]) -> None:
+        """Answer with the response that is returned: at once if nothing has to be waited for."""
+        start = EagerStart(handling)
+        if start.is_done:
+            self._respond(start.result)
         else:
-            self._start_task(self._finish(handling))
+            self._door.hold()
+            self._start_task(self._finish(start))
 
-    async def _finish(self, handling: EagerStart[Any]) -> None:
-        response = await handling.finish()
+    async def _finish(self, start: EagerStart[Response]) -> None:
+        response = await start.finish()
         if not self._has_ended:
             self._respond(response)
 
     def _refuse(self, error: ViTError) -> None:
-        self._body = b""
+        self._parts.clear()
         self._respond(self._request.fail(error))
 
-    def _respond(self, response: Any) -> None:
+    def _respond(self, response: Response) -> None:
         self._has_ended = True
         self._door.respond(self._request, response)
 

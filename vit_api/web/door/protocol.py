@@ -19,12 +19,18 @@ from vit_api.web.door.connection import ANSWERING, BODY, CLOSED, HEAD, ClientCon
 from vit_api.web.door.connections import Connections, Wait
 from vit_api.web.door.fallback import AsgiExchange
 from vit_api.web.door.framing import Body, HeadReader, SizedBody, body_of
+from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.heads import Head
 from vit_api.web.door.hot import HotExchange
 from vit_api.web.responses import Response
 
 _MAX_DISCARDED_BYTES = 4 * 2**20
 """How much of a refused body is read to keep the connection alive; for more it is closed."""
+
+_MAX_REQUESTS_AT_ONCE = 32
+"""How many requests of one connection are begun before others have their turn."""
+_MAX_COUNTED = 128
+"""How many requests are counted that a client has sent ahead and left behind."""
 
 
 class Answering(Protocol):
@@ -50,9 +56,14 @@ class Door(ClientConnection):
         application: Answers requests.
         connections: All connections of the process.
         date_header: Renders what all answers have in common.
+        heads: Parses the heads of requests.
         config: uvicorn's configuration, which has the ASGI application for all other routes.
         server_state: uvicorn's, which has all connections and tasks that a stop waits for.
         app_state: The state of the lifespan, for ASGI.
+
+    Attributes:
+        head: The head of the current request.
+        is_last: Whether the connection is to be closed after the current request.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class Door(ClientConnection):
         application: DoorApplication,
         connections: Connections,
         date_header: DateHeader,
+        heads: HeadCache,
         *,
         config: uvicorn.Config,
         server_state: ServerState,
@@ -71,8 +83,9 @@ class Door(ClientConnection):
         self.config = config
         self.app_state = app_state
         self.head: Head = None  # type: ignore[assignment]  # until one was read
+        self.is_last = False
         self._date_header = date_header
-        self._heads = HeadReader()
+        self._heads = HeadReader(heads)
         self._body: Body = SizedBody(0)
         self._exchange: Answering | None = None
         self._is_running = False
@@ -87,11 +100,29 @@ class Door(ClientConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything; an unfinished request is abandoned."""
-        was_open = self.state in (BODY, ANSWERING)
+        was_open, ahead = self.state in (BODY, ANSWERING), self._ahead
         super().connection_lost(exc)
         exchange, self._exchange = self._exchange, None
         if exchange is not None and was_open:
             exchange.abandon()
+        if ahead:
+            self._abandon_ahead(ahead)
+
+    def _abandon_ahead(self, data: bytes | bytearray) -> None:
+        """Record the requests that were never begun, up to the first one that is malformed or whose head is cut off."""
+        position = 0
+        try:
+            for _ in range(_MAX_COUNTED):
+                head, position = self._heads.read(data, position)
+                if head is None:
+                    break
+                self.head = head
+                request = self.application.open(self.make_scope())
+                if request is not None:
+                    request.end(None)
+                position = body_of(head).feed(data, position)
+        except ViTError:
+            pass  # no client is left to be told
 
     def data_received(self, data: bytes | bytearray) -> None:
         """Read what arrived."""
@@ -156,7 +187,7 @@ class Door(ClientConnection):
     @property
     def keeps_alive(self) -> bool:
         """Whether the connection stays open after the answer."""
-        if not self.head.keeps_alive or self._connections.is_draining:
+        if not self.head.keeps_alive or self.is_last or self._connections.is_draining:
             return False
         # A client that waits for `100 Continue` may or may not send its body after another answer.
         return self.state is not BODY or (
@@ -174,7 +205,7 @@ class Door(ClientConnection):
 
     def _write_answer(self, request: HotRequest, response: Response, connection: bytes, body: bytes) -> None:
         common = self._date_header.render(self.server_state.default_headers)
-        self.write(render(response.status, common, request.headers(response), connection, body))
+        self.write(render(response.status, common, request.header_lines(response), connection, body))
         request.end(response)
 
     def finish(self, keeps_alive: bool) -> None:
@@ -227,6 +258,8 @@ class Door(ClientConnection):
 
     def _run_ahead(self) -> None:
         """Read what was sent ahead."""
+        if self.state is CLOSED:
+            return
         self.resume_reading()
         if self._ahead:
             self._run(self._ahead)
@@ -237,15 +270,20 @@ class Door(ClientConnection):
     def _run(self, data: bytes | bytearray) -> None:
         """Read requests, and have them answered, until one has to wait."""
         position, end = 0, len(data)
+        turns = _MAX_REQUESTS_AT_ONCE
         self._is_running = True
         try:
             while position < end:
                 if self.state is HEAD and not self._is_write_paused:
+                    if turns == 0:
+                        self._yield_turn()
+                        break
+                    turns -= 1
                     head, position = self._heads.read(data, position)
                     if head is None:
                         self._await_head(is_begun=position < end)
                         break
-                    self._begin(head, is_here=position < end)
+                    position = self._begin(head, data, position)
                 elif self.state is BODY:
                     position = self._read_body(data, position)
                 else:
@@ -255,22 +293,46 @@ class Door(ClientConnection):
             self._fail(error)
         finally:
             self._is_running = False
-            self.keep(data, position)
+            if position < end:
+                self.keep(data, position)
+            else:
+                self._ahead = b""
+
+    def _yield_turn(self) -> None:
+        """Go on when other connections have had their turn; otherwise many small requests would hold them up."""
+        self.pause_reading()
+        self.loop.call_soon(self._run_ahead)
 
     def _await_head(self, *, is_begun: bool) -> None:
         if is_begun and self.wait is not Wait.HEAD:
             self._connections.await_client(self, Wait.HEAD)
 
-    def _begin(self, head: Head, *, is_here: bool) -> None:
-        """Begin a request."""
+    def _begin(self, head: Head, data: bytes | bytearray, position: int) -> int:
+        """Begin a request, and answer it if its whole body is here; return the position after what was read."""
         self.head = head
+        scope = self.make_scope()
+        request = self.application.open(scope)
+        end = position + head.length
+        if request is not None and 0 < head.length <= len(data) - position:
+            self.state = ANSWERING
+            body = bytes(data[position:end])
+            response = request.find_whole(body)
+            if response is None:
+                self._exchange = exchange = HotExchange(self, request)
+                exchange.answer(request.answer(body))
+            else:
+                self.respond(request, response)
+            return end
+        apart = AsgiExchange(self, scope) if request is None else HotExchange(self, request)
+        self._begin_apart(apart, is_here=position < len(data))
+        return position
+
+    def _begin_apart(self, exchange: Answering, *, is_here: bool) -> None:
+        """Begin a request whose body is still on its way, or is for the ASGI application."""
+        head, self._exchange = self.head, exchange
         self.received_bytes = 0
         self._body = body_of(head)
         self.state = BODY
-        scope = self.make_scope()
-        request = self.application.open(scope)
-        exchange = AsgiExchange(self, scope) if request is None else HotExchange(self, request)
-        self._exchange = exchange
         if not head.has_body:
             self.hold()
         exchange.start()

@@ -5,7 +5,6 @@ Owns that API's field names: `inputs`, `parameters`, `label`, `score`. Knows not
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,21 +21,10 @@ from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
 from vit_api.web.uploads import Uploads
 
-
-def _sigmoids(prediction: Prediction) -> list[float]:
-    return [_sigmoid(logit) for logit in prediction.logits]
-
-
-def _sigmoid(logit: float) -> float:
-    """Return 1 / (1 + exp(-logit)), without overflow for large negative logits."""
-    small = math.exp(-abs(logit))
-    return 1 / (1 + small) if logit >= 0 else small / (1 + small)
-
-
-_SOFTMAX = "softmax"
+_SOFTMAX, _SIGMOID = "softmax", "sigmoid"
 _SCORES: Mapping[str, Callable[[Prediction], Sequence[float]]] = {
     _SOFTMAX: lambda prediction: prediction.probabilities,
-    "sigmoid": _sigmoids,
+    _SIGMOID: lambda prediction: prediction.sigmoids,
     "none": lambda prediction: prediction.logits,
 }
 """How scores are computed, by the name of `function_to_apply`; each function preserves the order of the classes."""
@@ -60,7 +48,8 @@ _CONTENT = {
                         },
                         "function_to_apply": {
                             "enum": [*_SCORES, None],
-                            "description": f"Function that converts the model's logits to scores; default {_SOFTMAX}",
+                            "description": "Function that converts the model's logits to scores; "
+                            f"default {_SOFTMAX}, for multi-label models {_SIGMOID}",
                         },
                     },
                     "additionalProperties": False,
@@ -76,12 +65,11 @@ class _Parameters(NamedTuple):
 
     Attributes:
         top_k: Maximum number of classes to return.
-        function_to_apply: Function that computes the scores, a key of `_SCORES`. The default is that of
-            transformers for single-label models, the only ones that this server runs.
+        function_to_apply: Function that computes the scores, a key of `_SCORES`; None for the model's own.
     """
 
     top_k: int = DEFAULT_TOP_K
-    function_to_apply: str = _SOFTMAX
+    function_to_apply: str | None = None
 
 
 _DEFAULTS = _Parameters()
@@ -95,10 +83,20 @@ class HuggingFaceRoutes:
         classifier: Classifies the uploads.
         uploads: Finds the uploads in requests.
         labels: The class names, by index.
+        has_sigmoid: Whether the model's probabilities are sigmoids; see `Checkpoint`.
         device: The device that the model runs on, for `x-compute-type`.
     """
 
-    def __init__(self, classifier: UploadClassifier, uploads: Uploads, labels: Sequence[str], *, device: str) -> None:
+    def __init__(
+        self,
+        classifier: UploadClassifier,
+        uploads: Uploads,
+        labels: Sequence[str],
+        *,
+        has_sigmoid: bool,
+        device: str,
+    ) -> None:
+        self._function = _SIGMOID if has_sigmoid else _SOFTMAX
         self._classifier = classifier
         self._uploads = uploads
         self._labels = labels
@@ -149,7 +147,7 @@ class HuggingFaceRoutes:
         return body
 
     def _encode(self, prediction: Prediction, parameters: _Parameters) -> bytes:
-        scores = _SCORES[parameters.function_to_apply](prediction)
+        scores = _SCORES[parameters.function_to_apply or self._function](prediction)
         top = list(zip(prediction.indices, scores, strict=True))[: parameters.top_k]
         return to_json([{"label": self._labels[index], "score": score} for index, score in top])
 
@@ -175,8 +173,8 @@ def _parameters_of(query: bytes, fields: Fields) -> _Parameters:
     values = collect((*_Parameters._fields, "frames"), query, sent)
     if "frames" in values:  # ignored, it would seem that all of them were classified
         raise BadRequest("This API has no 'frames'. Send animations to /predict.")
-    function = values.get("function_to_apply", _SOFTMAX)
-    if not isinstance(function, str) or function not in _SCORES:
+    function = values.get("function_to_apply")
+    if function is not None and (not isinstance(function, str) or function not in _SCORES):
         raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")
     return _Parameters(_top_k_of(values.get("top_k", DEFAULT_TOP_K)), function)
 

@@ -23,7 +23,7 @@ from vit_api.web.protocols.frames import (
     classify_frames,
     outcomes_of,
 )
-from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, source_headers
+from vit_api.web.protocols.results import HIT_HEADERS, UploadClassifier, classify_one, classify_several, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -128,9 +128,21 @@ class PredictRoutes:
         )
         uploads = self._uploads
         return [
-            HotRoute("POST", "/predict", "/predict", self.predict, uploads.limit_of_one, one),
+            HotRoute("POST", "/predict", "/predict", self.predict, uploads.limit_of_one, one, self.find),
             HotRoute("POST", "/predict/batch", "/predict/batch", self.predict_batch, uploads.limit_of_several, several),
         ]
+
+    def find(self, request: Request, body: bytes) -> Response | None:
+        """Return the response for an upload that is sent as the body, if it is cached."""
+        parameters = _PLAIN_QUERIES.get(request.query)
+        if parameters is None or request.bypasses_cache or not self._uploads.is_raw(request, body):
+            return None
+        parsed_at = time.monotonic()
+        result = self._classifier.find(body)
+        if result is None:
+            return None
+        request.timeline.parsed_at = parsed_at
+        return Response(200, self._body(request, result, parameters.top_k), HIT_HEADERS, (result,))
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""

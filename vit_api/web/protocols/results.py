@@ -16,6 +16,9 @@ from vit_api.web.requests import Headers, Request
 class UploadClassifier(Protocol):
     """Classifies uploads, see `core.classifier.Classifier`."""
 
+    def find(self, upload: bytes) -> ClassifierResult | None:
+        """Return the classification of a file if it is cached."""
+
     async def classify(
         self, upload: Upload, deadline: float, *, bypass_cache: bool = False, urgency: Urgency = Urgency.NORMAL
     ) -> ClassifierResult:
@@ -71,13 +74,13 @@ async def classify_several(
     return results
 
 
-_HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
+HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
 
 
 def source_headers(result: ClassifierResult) -> Headers:
     """Return the headers that say where a result comes from and, for a miss, how long its stages took."""
     if result.source is Source.HIT:
-        return _HIT_HEADERS
+        return HIT_HEADERS
     cache = (b"x-cache", result.source.value.encode())
     answer = result.own_answer
     if answer is None:

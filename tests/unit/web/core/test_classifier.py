@@ -105,6 +105,35 @@ async def test_a_repeated_upload_is_a_hit() -> None:
     assert bench.counts() == (1, 1, 0)
 
 
+async def test_a_hit_is_found_without_waiting() -> None:
+    """What is not cached is `classify`'s, and so is a long upload, which takes long to hash."""
+    bench, long = Bench(), bytes(2**20)
+    assert bench.classifier.find(b"a") is None
+    assert await bench.sources(b"b", b"a", long) == ["miss"] * 3
+    found = bench.classifier.find(b"a")
+    assert found is not None
+    assert (found.source, found.answer, found.cached.prediction.indices) == (Source.HIT, None, (ord("a"),))
+    assert bench.classifier.find(long) is None
+    assert bench.counts() == (1, 3, 0)
+
+
+async def test_what_was_looked_for_is_hashed_once_and_no_other_upload_gets_its_key() -> None:
+    """Neither another upload that comes first, nor pixels of the same bytes."""
+    bench, upload = Bench(), b"first"
+    assert bench.classifier.find(upload) is None
+    assert await bench.sources(b"other", upload, Pixels(upload)) == ["miss"] * 3
+    assert bench.classifier.find(b"new") is None
+    assert await bench.sources(Pixels(b"new"), b"new") == ["miss"] * 2
+    assert await bench.sources(b"other", upload, b"new", Pixels(b"new")) == ["hit"] * 4
+
+
+async def test_nothing_is_found_without_a_cache() -> None:
+    """Every upload is computed."""
+    bench = Bench(size=0)
+    assert await bench.sources(b"a") == ["miss"]
+    assert bench.classifier.find(b"a") is None
+
+
 async def test_any_other_byte_is_another_upload() -> None:
     """The key covers every byte, of short and long uploads."""
     bench, long = Bench(), bytes(3 * 2**20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h11
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.support.door_bench import DoorBench, read_all, split_answers
 from vit_api.errors import ViTError
 from vit_api.web.door.chunks import ChunkedBody
+from vit_api.web.door.head_cache import MAX_HEADS, HeadCache
 from vit_api.web.door.heads import MAX_HEAD_BYTES, Head, check_incomplete, parse_head
 from vit_api.web.door.limits import DoorLimits
 
@@ -176,7 +177,7 @@ def bench() -> Iterator[DoorBench]:
         yield running
 
 
-_REFUSED = {400, 405, 414, 431, 501, 505}
+_REFUSED = {400, 405, 414, 417, 431, 501, 505}
 
 
 def _answers(bench: DoorBench, pieces: list[bytes]) -> list[tuple[int, object]]:
@@ -260,6 +261,68 @@ def test_pipelined_requests_are_answered_in_order(bench: DoorBench, size: int) -
             b"POST /hot HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloPOST /", 400, id="long chunk"
         ),
         pytest.param(b"\r\n" * 9, 400, id="blank lines"),
+        *(
+            pytest.param(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n", 400, id=f"Host {host!r}")
+            for host in (b"a b", b"x/y", b"u@x", b"a\tb", b"<x>", b"\xe9", b'"x"', b"a, b")
+        ),
+        *(
+            pytest.param(
+                b"POST /hot HTTP/1.1\r\nHost: x\r\nContent-Length: " + length + b"\r\n\r\nhello",
+                400,
+                id=f"length {length!r}",
+            )
+            for length in (
+                b"+5",
+                b"5,5",
+                b"5, 6",
+                b"",
+                b"-5",
+                b"0x5",
+                b"5 5",
+                b"5.",
+                b"1e1",
+                b"\xb2",
+                b"5_0",
+                b"9" * 19,
+            )
+        ),
+        *(
+            pytest.param(
+                b"POST /hot HTTP/1.1\r\nHost: x\r\nTransfer-Encoding" + coding + b"\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+                status,
+                id=f"coding {coding!r}",
+            )
+            for coding, status in (
+                (b": chunked,identity", 501),
+                (b": identity, chunked", 501),
+                (b": identity", 501),
+                (b": chunked, chunked", 501),
+                (b": ", 501),
+                (b": ,chunked", 501),
+                (b": chunked;q=1", 501),
+                (b': "chunked"', 501),
+                (b": \x0bchunked", 400),
+                (b": chunked\x00", 400),
+                (b" : chunked", 400),
+                (b"\t: chunked", 400),
+                (b": chunked\r\n chunked", 400),
+                (b": chunked\r\nTransfer-Encoding: identity", 400),
+            )
+        ),
+        *(
+            pytest.param(b"POST /hot HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body, 400, id=name)
+            for name, body in (
+                ("chunk of 2 ** 64 bytes", b"1" + b"0" * 16 + b"\r\nx"),
+                ("chunk of 2 ** 63 bytes", b"8" + b"0" * 15 + b"\r\nx"),
+                ("chunk of 4 GiB", b"100000000\r\nx"),
+                ("negative chunk", b"-5\r\nhello\r\n0\r\n\r\n"),
+                ("chunk of no size", b"\r\nhello\r\n0\r\n\r\n"),
+                ("extension with LF", b"5;a=b\nhello\r\n0\r\n\r\n"),
+                ("extension with CR", b"5;a\rb\r\nhello\r\n0\r\n\r\n"),
+                ("chunk ends with LF", b"5\r\nhello\n0\r\n\r\n"),
+                ("folded trailer", b"0\r\na: b\r\n c\r\n\r\n"),
+            )
+        ),
     ],
 )
 @pytest.mark.parametrize("path", [b"/hot", b"/read"])
@@ -273,8 +336,116 @@ def test_refused(bench: DoorBench, data: bytes, status: int, path: bytes) -> Non
     assert json.loads(answer[2])["code"]
 
 
+@given(
+    st.lists(st.binary(max_size=40).filter(bool), max_size=30),
+    st.lists(st.sampled_from([b"", b"", b"", b";x", b';n="v"']), min_size=30, max_size=30),
+    st.integers(1, 120),
+)
+def test_chunks_in_pieces(chunks: list[bytes], extensions: list[bytes], size: int) -> None:
+    """Whole chunks and parts of them are decoded to what h11 makes of them."""
+    lines = zip(chunks, extensions, strict=False)
+    body = b"".join(b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk, extension in lines) + b"0\r\n\r\n"
+    head = b"POST /hot HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    decoder, content = ChunkedBody(len(head), 2), b""
+    for start in range(0, len(body), size):
+        piece = body[start : start + size]
+        assert decoder.feed(piece, 0) == len(piece)
+        content += decoder.take()
+    assert decoder.is_complete
+    theirs = _of_h11(head + body)
+    assert theirs is not None
+    assert content == theirs[3]
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        pytest.param(1, 16_700, id="of one byte"),
+        pytest.param(16, 22_000, id="of 16 bytes"),
+        pytest.param(60, 300_000, id="of 60 bytes"),
+    ],
+)
+@pytest.mark.parametrize("extension", [b"", b";x"])
+def test_too_many_small_chunks(size: int, count: int, extension: bytes) -> None:
+    """Each takes time of the event loop, however small it is."""
+    body = ChunkedBody(100, 2)
+    chunk = b"%x%s\r\n%s\r\n" % (size, extension, bytes(size))
+    with pytest.raises(ViTError, match="Send"):
+        for _ in range(count // 100):
+            body.feed(chunk * 100, 0)
+
+
+def test_chunks_of_usual_sizes() -> None:
+    """A body may be sent line by line."""
+    body = ChunkedBody(100, 2)
+    for _ in range(1000):
+        body.feed((b"50\r\n" + bytes(80) + b"\r\n") * 400, 0)
+    assert len(body.take()) == 32_000_000
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_empty_lines_before_a_request_are_ignored(bench: DoorBench, count: int) -> None:
     """As RFC 9112, section 2.2, asks of servers; some clients send one after a body."""
     assert [status for status, _ in _answers(bench, [b"\r\n" * count + _TWO[0] + b"\r\n" + _TWO[0]])] == [200, 200]
     assert [status for status, _ in _answers(bench, [b"\r", b"\n", *(bytes([byte]) for byte in _TWO[0])])] == [200]
+
+
+_CLIENT_HEADS = st.sampled_from(
+    [
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bX-A: y\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\n%bHost: x\r\nX-A: y\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\nX-A: y\r\n%b\r\n",
+        b"%bPOST /hot HTTP/1.1\r\nHost: x\r\nX-A: y\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bContent-Length: 7\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\n%bcontent-length : 7\r\n\r\n",
+        b"POST /hot HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n%b\r\n",
+        b"POST /hot HTTP/1.0\r\n%b\r\n",
+        b"POST /hot HTTP/1.1\r\n%b\r\n",
+    ]
+)
+_LENGTH_LINES = st.sampled_from(
+    [
+        b"",
+        b"Content-Length: 5\r\n",
+        b"content-length: 5\r\n",
+        b"Content-Length: 31\r\n",
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 05\r\n",
+        b"Content-Length:5\r\n",
+        b"Content-Length: 5 \r\n",
+        b"Content-Length: 5\r\nContent-Length: 5\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: " + b"9" * 20 + b"\r\n",
+    ]
+)
+
+
+@given(st.lists(st.tuples(_CLIENT_HEADS, _LENGTH_LINES), min_size=2, max_size=12))
+@settings(max_examples=1000, deadline=None)
+def test_a_cached_head_is_what_it_would_be_without_the_cache(heads: list[tuple[bytes, bytes]]) -> None:
+    """Whatever was cached before: refused, or with the same meaning; the order of its headers apart."""
+    cache = HeadCache()
+    for head, line in heads:
+        data = head % line
+        assert _meaning(cache.parse, data) == _meaning(parse_head, data)
+
+
+def _meaning(parse: Callable[[bytes, int, int], Head], data: bytes) -> object:
+    try:
+        head = parse(data, 0, len(data) - 2)
+    except ViTError as error:
+        return error.message
+    return {**vars(head), "headers": sorted(head.headers), "has_body": head.has_body}
+
+
+def test_the_cache_of_heads_is_bounded() -> None:
+    """However many different ones a client sends, and however long they are."""
+    cache = HeadCache()
+    for number in range(1000):
+        for padding in (b"", b"y" * 10_000):
+            data = b"POST / HTTP/1.1\r\nHost: x\r\nX-A: %d%s\r\nContent-Length: 5\r\n\r\n" % (number, padding)
+            before = len(cache)
+            cache.parse(data, 0, len(data) - 2)
+            assert len(cache) == min(MAX_HEADS, before + (not padding))
+    assert len(cache) == MAX_HEADS

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -47,6 +48,10 @@ def _post(body: bytes, path: str = "/hot", *headers: str, version: str = "1.1") 
     return "\r\n".join(lines).encode() + body
 
 
+def _get() -> bytes:
+    return b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
 def _read_one(connection: socket.socket) -> tuple[int, dict[bytes, bytes], bytes]:
     """Read one answer, whose body has a length."""
     head = b""
@@ -56,7 +61,10 @@ def _read_one(connection: socket.socket) -> tuple[int, dict[bytes, bytes], bytes
         head += byte
     (status, headers, _) = next(split_answers(head))
     length = int(headers.get(b"content-length", b"0"))
-    return status, headers, connection.recv(length, socket.MSG_WAITALL) if length else b""
+    body = b""
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return status, headers, body
 
 
 @pytest.mark.parametrize("first", [b"hello", b"task", b"wait"])
@@ -140,6 +148,20 @@ def test_no_continue_for_a_body_that_is_refused(bench: DoorBench, query: str) ->
     assert (answer[0], answer[1][b"connection"]) == (503, b"close")
 
 
+@pytest.mark.parametrize("expected", [b"nonsense", b"100-continue, nonsense", b"200-ok"])
+def test_other_expectations_are_refused(bench: DoorBench, expected: bytes) -> None:
+    """At once: the client waits for it before it sends the body."""
+    head = _post(b"hello", "/hot", f"expect: {expected.decode()}")[:-5]
+    (answer,) = split_answers(bench.exchange(head, half_close=False))
+    assert (answer[0], answer[1][b"connection"]) == (417, b"close")
+
+
+@pytest.mark.parametrize("expected", ["100-continue", "nonsense"])
+def test_clients_of_http_1_0_can_expect_nothing(bench: DoorBench, expected: str) -> None:
+    """RFC 9110, section 10.1.1."""
+    assert statuses(bench.exchange(_post(b"hello", "/hot", f"expect: {expected}", version="1.0"))) == [200]
+
+
 def test_no_continue_for_a_body_that_is_there(bench: DoorBench) -> None:
     """It would be one answer too many for simple clients."""
     assert statuses(bench.exchange(_post(b"hello", "/hot", "expect: 100-continue"))) == [200]
@@ -198,13 +220,65 @@ def test_a_client_that_sends_no_more_gets_its_answer(bench: DoorBench) -> None:
 
 
 def test_a_client_that_leaves_is_noticed(bench: DoorBench) -> None:
-    """Though it looks the same at first: its request is abandoned, and those behind it never begin."""
+    """Though it looks the same at first: its request is abandoned, and so are those behind it, which never begin."""
     connection = bench.connect()
-    connection.sendall(_post(b"wait") + _post(b"wait"))
+    connection.sendall(_post(b"wait") + _post(b"wait") + _get() + _post(b"wait") + _post(b"wait")[:-4] + b"wa")
     wait_until(lambda: bool(bench.state.tasks))
     connection.close()
-    wait_until(lambda: bench.ended == [None])
+    wait_until(lambda: bench.ended == [None] * 4)
     wait_until(lambda: not bench.state.tasks and not bench.state.connections)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        pytest.param(b"nonsense\r\n\r\n" + _post(b"x"), id="malformed"),
+        pytest.param(_post(b"x")[:20], id="a part of a head"),
+        pytest.param(b"\r\n" * 50_000, id="empty lines"),
+        pytest.param(
+            b"POST /hot HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nnonsense" + _post(b"x"),
+            id="a malformed body",
+        ),
+    ],
+)
+def test_a_client_that_leaves_with_nonsense_behind_its_request(bench: DoorBench, rest: bytes) -> None:
+    """What is not a request is not counted as one, and breaks nothing."""
+    connection = bench.connect()
+    connection.sendall(_post(b"wait") + rest)
+    wait_until(lambda: bool(bench.state.tasks))
+    connection.close()
+    wait_until(lambda: not bench.state.tasks and not bench.state.connections)
+    assert bench.ended == [None] * (2 if b"chunked" in rest else 1)
+
+
+def test_a_client_that_leaves_with_thousands_of_requests(bench: DoorBench) -> None:
+    """To count them takes a bounded time."""
+    connection = bench.connect()
+    connection.sendall(_post(b"wait") + _post(b"") * 2000)
+    wait_until(lambda: bool(bench.state.tasks))
+    connection.close()
+    wait_until(lambda: not bench.state.tasks and not bench.state.connections)
+    assert 100 < len(bench.ended) < 300
+
+
+def test_one_connection_does_not_keep_others_waiting(bench: DoorBench) -> None:
+    """However many requests it sends at once, others have their turns; all are answered, in order."""
+    count = 3000
+    data = b"".join(_post(b"%d" % number) for number in range(count))
+    with bench.connect() as connection, ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(connection.sendall, data)
+        answers = [_read_one(connection) for _ in range(count)]
+        sending.result(30)
+    assert [bytes.fromhex(json.loads(body)[-1]) for _, _, body in answers] == [b"%d" % n for n in range(count)]
+    assert bench.most_at_once <= 64
+
+
+@pytest.mark.parametrize("ending", ["close", "half-close"])
+def test_many_requests_and_then_the_end(bench: DoorBench, ending: str) -> None:
+    """A client that half-closes after them gets all answers; if it asks for the end, the last one says so."""
+    last = _post(b"last", "/hot", *(["connection: close"] if ending == "close" else []))
+    data = _post(b"x") * 500 + last
+    assert statuses(bench.exchange(data, half_close=ending == "half-close")) == [200] * 501
 
 
 def test_a_client_that_leaves_in_its_body(bench: DoorBench) -> None:

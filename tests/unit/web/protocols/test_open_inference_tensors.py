@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.samples import PROCESSORS, small
-from vit_api.checkpoints.preprocessing import Preprocessing, read_preprocessing
+from vit_api.checkpoints.preprocessing import Preprocessing
+from vit_api.checkpoints.processor_file import read_preprocessing
 from vit_api.decoding.uploads import Pixels
 from vit_api.errors import BadRequest, EmptyUpload, UploadTooLarge, ViTError
 from vit_api.ipc.records import MAX_TOP_K, Prediction

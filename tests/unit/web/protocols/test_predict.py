@@ -30,9 +30,14 @@ class Scripted:
     def __init__(self) -> None:
         self.cached = CachedPrediction(_TWENTY)
         self.max_pending_bytes = 10_000
+        self.looked_for: list[bytes] = []
         self.bypasses: list[bool] = []
         self.encoded: list[int] = []
         self.exchanges: list[Exchange] = []
+
+    def find(self, upload: bytes) -> ClassifierResult | None:
+        self.looked_for.append(upload)
+        return ClassifierResult(self.cached, Source.HIT) if upload == b"at once" else None
 
     async def classify(self, upload: bytes, deadline: float, **options: Any) -> ClassifierResult:
         self.bypasses.append(options["bypass_cache"])
@@ -101,6 +106,43 @@ async def test_one_cache_entry_serves_every_top_k() -> None:
         assert [item["label"] for item in body["predictions"]] == [str(index) for index in range(top_k)]
         assert (body["cached"], body["model"]) == (True, 'a "model"')
     assert scripted.encoded == [1, 20, 3, 1], "the last two renderings are cached"
+
+
+async def test_a_hit_is_answered_at_once() -> None:
+    """As any other, and its headers, metrics and times are the same."""
+    scripted = Scripted()
+    for upload in (b"at once", b"cached"):
+        response = await post(scripted, "/predict?top_k=2", content=upload)
+        body = response.json()
+        assert (response.status_code, response.headers["x-cache"], body["cached"]) == (200, "hit", True)
+        assert [item["label"] for item in body["predictions"]] == ["0", "1"]
+    assert scripted.bypasses == [False], "only the second was classified"
+    first, _ = scripted.exchanges
+    assert (first.status, len(first.outcomes), first.request.endpoint) == (200, 1, "/predict")
+    assert first.request.received_bytes == len(b"at once")
+    assert first.request.timeline.parsed_at is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status"),
+    [
+        pytest.param("/predict", {"headers": {"cache-control": "no-cache"}}, 200, id="no-cache"),
+        pytest.param("/predict?top_k=0", {}, 400, id="bad top_k"),
+        pytest.param("/predict?topk=2", {}, 400, id="misspelt top_k"),
+        pytest.param("/predict", {"headers": {"content-type": "application/json"}}, 200, id="declared as JSON"),
+        pytest.param("/predict", {"headers": {"content-type": "multipart/form-data"}}, 400, id="declared as a form"),
+        pytest.param("/predict", {"headers": {"content-encoding": "gzip"}}, 400, id="compressed"),
+        pytest.param("/predict", {"content": b' {"image": 1}'}, 400, id="JSON"),
+        pytest.param("/predict", {"content": '{"image": 1}'.encode("utf-16")}, 400, id="JSON in UTF-16"),
+        pytest.param("/predict", {"content": b"--x\r\nContent-Disposition: form-data"}, 400, id="undeclared form"),
+        pytest.param("/predict", {"content": b"x" * 1001}, 413, id="too long"),
+    ],
+)
+async def test_what_is_not_a_plain_upload_is_not_looked_for(path: str, options: dict[str, Any], status: int) -> None:
+    """It is parsed, decoded, computed or refused first."""
+    scripted = Scripted()
+    response = await post(scripted, path, **{"content": b"\xffat once", **options})
+    assert (response.status_code, scripted.looked_for) == (status, [])
 
 
 @pytest.mark.parametrize(
@@ -289,3 +331,11 @@ async def test_observers_see_what_fastapi_answers() -> None:
     await post(scripted, "/nowhere", content=b"x")
     (exchange,) = scripted.exchanges
     assert (exchange.status, exchange.outcomes, exchange.request.timeline.parsed_at) == (404, (), None)
+
+
+@pytest.mark.parametrize("content", [b"at once", b"cached", b"new", b"full", b"bad"])
+async def test_a_wait_is_confirmed_however_the_response_is_found(content: bytes) -> None:
+    """A hit that waits for nothing has kept it, too."""
+    response = await post(Scripted(), "/predict", content=content, headers={"prefer": "wait=7"})
+    assert response.headers["preference-applied"] == "wait=7"
+    assert "preference-applied" not in (await post(Scripted(), "/predict", content=content)).headers

@@ -59,7 +59,7 @@ class Inputs:
                 PIXEL_VALUES,
                 "FP32",
                 (-1, channels, height, width),
-                f"Output of the checkpoint's image processor for RGB, {size}; channels first, or last. Converted back"
+                f"Output of the checkpoint's image processor, {size}; channels first, or last. Converted back"
                 " to 8 bits",
             ),
         ]
@@ -117,6 +117,8 @@ class Inputs:
             BadRequest: A value is NaN, or more than half a level outside the range of 8 bits.
         """
         preprocessing = self._preprocessing
+        if preprocessing.is_bgr:
+            values = values[..., ::-1]
         with np.errstate(all="ignore"):  # infinities are rejected below
             unscaled = values.astype(np.float64) * preprocessing.std + preprocessing.mean
             levels = np.rint(unscaled / np.float64(preprocessing.scale))

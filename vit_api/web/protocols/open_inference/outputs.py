@@ -26,9 +26,11 @@ class Outputs:
     Args:
         model_name: The name of the model.
         labels: The class names, by index.
+        has_sigmoid: Whether the model's probabilities are sigmoids; see `Checkpoint`.
     """
 
-    def __init__(self, model_name: str, labels: Sequence[str]) -> None:
+    def __init__(self, model_name: str, labels: Sequence[str], *, has_sigmoid: bool = False) -> None:
+        self._has_sigmoid = has_sigmoid
         self._model_name = model_name
         self._labels = labels
         self.classes = min(MAX_TOP_K, len(labels))
@@ -92,7 +94,7 @@ class Outputs:
         if output.classes is not None:
             return "BYTES", [self._classification(prediction, output.classes) for prediction in predictions]
         if output.name == PROBABILITIES:
-            return "FP32", [prediction.probabilities for prediction in predictions]
+            return "FP32", [prediction.scores(sigmoid=self._has_sigmoid) for prediction in predictions]
         if output.name == INDICES:
             return "INT32", [prediction.indices for prediction in predictions]
         return "BYTES", [[self._labels[index] for index in prediction.indices] for prediction in predictions]
@@ -102,7 +104,8 @@ class Outputs:
 
         If more classes are requested than there are, all are returned, as Triton does.
         """
-        top = zip(prediction.probabilities[:classes], prediction.indices[:classes], strict=True)
+        scores = prediction.scores(sigmoid=self._has_sigmoid)
+        top = zip(scores[:classes], prediction.indices[:classes], strict=True)
         return [f"{probability:f}:{index}:{self._labels[index]}" for probability, index in top]
 
 

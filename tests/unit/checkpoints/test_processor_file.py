@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from tests.support import samples
-from vit_api.checkpoints import preprocessing
-from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor, read_preprocessing
+from vit_api.checkpoints.preprocessing import Preprocessing, UnsupportedProcessor
+from vit_api.checkpoints.processor_file import read_preprocessing
+from vit_api.checkpoints.processors import CLASS_BY_MODEL_TYPE, PROCESSORS, REFUSED, Geometry
+from vit_api.decoding.images import decode
 
 VIT = {"model_type": "vit"}
-KNOWN_CLASSES = sorted(preprocessing._CLASSES)
+PLAIN_CLASSES = sorted(
+    name for name, processor in PROCESSORS.items() if processor.geometry is Geometry.PLAIN and not processor.options
+)
 
 
 def as_transformers_reads(class_name: str, processor: dict[str, Any]) -> Preprocessing:
@@ -32,14 +38,14 @@ def as_transformers_reads(class_name: str, processor: dict[str, Any]) -> Preproc
     )
 
 
-@pytest.mark.parametrize("class_name", KNOWN_CLASSES)
+@pytest.mark.parametrize("class_name", PLAIN_CLASSES)
 def test_absent_keys_have_the_defaults_of_the_class(class_name: str) -> None:
     """An empty file gives the settings of an instance without arguments."""
     ours = read_preprocessing({"image_processor_type": class_name}, VIT)
     assert ours == as_transformers_reads(class_name, {})
 
 
-@pytest.mark.parametrize("class_name", KNOWN_CLASSES)
+@pytest.mark.parametrize("class_name", PLAIN_CLASSES)
 @pytest.mark.parametrize(
     "processor",
     [
@@ -73,11 +79,11 @@ def test_real_processors_are_read(kind: str) -> None:
     assert shape == (224, 224, 3)
 
 
-@pytest.mark.parametrize("model_type", sorted(preprocessing._CLASS_BY_MODEL_TYPE))
+@pytest.mark.parametrize("model_type", sorted(CLASS_BY_MODEL_TYPE))
 def test_a_file_without_a_class_gets_the_class_of_its_model(model_type: str) -> None:
     """Our table of classes by model type agrees with transformers'."""
     expected = IMAGE_PROCESSOR_MAPPING_NAMES[model_type]["torchvision"]
-    assert preprocessing._CLASS_BY_MODEL_TYPE[model_type] == expected
+    assert CLASS_BY_MODEL_TYPE[model_type] == expected
 
 
 @pytest.mark.parametrize("name", ["DeiTImageProcessor", "DeiTImageProcessorFast", "DeiTImageProcessorPil"])
@@ -96,7 +102,30 @@ def test_remote_code_of_a_built_in_class_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("processor", "reason"),
     [
-        pytest.param({"image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor", id="other class"),
+        pytest.param({"image_processor_type": "YolosImageProcessor"}, "YolosImageProcessor", id="other class"),
+        pytest.param({"image_processor_type": "ImageGPTImageProcessor"}, "colour clusters", id="known class"),
+        pytest.param(
+            {"image_processor_type": "ConvNextImageProcessor", "size": [224, 224]}, "shortest_edge only", id="square"
+        ),
+        pytest.param(
+            {"image_processor_type": "ConvNextImageProcessor", "size": 224, "crop_pct": None}, "crop_pct", id="null pct"
+        ),
+        pytest.param(
+            {"image_processor_type": "ConvNextImageProcessor", "size": 224, "crop_pct": 0}, "crop_pct is 0", id="no pct"
+        ),
+        pytest.param(
+            {"image_processor_type": "ConvNextImageProcessor", "size": 224, "do_center_crop": True, "crop_size": 99},
+            "crops twice",
+            id="two crops",
+        ),
+        pytest.param(
+            {"image_processor_type": "PerceiverImageProcessor", "size": 300}, "size / crop_size", id="crop by padding"
+        ),
+        pytest.param(
+            {"image_processor_type": "SegformerImageProcessor", "size": {"shortest_edge": 9}, "do_center_crop": True},
+            "without a crop",
+            id="a crop that is never done",
+        ),
         pytest.param(
             {"image_processor_type": "X", "auto_map": {"AutoImageProcessor": "x.X"}}, "never run", id="remote"
         ),
@@ -131,5 +160,74 @@ def test_unsupported_settings_are_rejected(processor: dict[str, Any], reason: st
 
 def test_an_unknown_model_without_a_class_is_rejected() -> None:
     """Neither file defines the preprocessing."""
-    with pytest.raises(UnsupportedProcessor, match="'resnet'"):
-        read_preprocessing({"size": 224}, {"model_type": "resnet"})
+    with pytest.raises(UnsupportedProcessor, match="'hgnet_v2'"):
+        read_preprocessing({"size": 224}, {"model_type": "hgnet_v2"})
+
+
+def test_the_refused_classes_are_those_of_other_classifiers() -> None:
+    """Each class that transformers has for a classifier is either supported, or rejected with a reason."""
+    of_classifiers = {
+        classes.get("torchvision", "TimmWrapperImageProcessor")
+        for model_type, classes in IMAGE_PROCESSOR_MAPPING_NAMES.items()
+        if model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES and classes
+    }
+    assert of_classifiers <= {*PROCESSORS, *REFUSED}
+    assert not PROCESSORS.keys() & REFUSED.keys()
+
+
+_CROPPED = {"do_center_crop": True, "crop_size": {"height": 60, "width": 72}}
+
+
+@pytest.mark.parametrize("size", [(121, 90), (77, 200), (40, 39), (300, 31)], ids=str)
+@pytest.mark.parametrize(
+    ("class_name", "file"),
+    [
+        pytest.param("ConvNextImageProcessor", {"size": 64}, id="convnext"),
+        pytest.param("ConvNextImageProcessor", {"size": 65, "crop_pct": 0.95}, id="convnext crop_pct"),
+        pytest.param("ConvNextImageProcessor", {"size": 384, "crop_pct": None}, id="convnext large"),
+        pytest.param("ConvNextImageProcessor", {"size": 384, **_CROPPED}, id="convnext large cropped"),
+        pytest.param("LevitImageProcessor", {"size": 56, "crop_size": 56}, id="levit"),
+        pytest.param("LevitImageProcessor", {"size": [70, 80], **_CROPPED}, id="levit size"),
+        pytest.param("PoolFormerImageProcessor", {"size": 56, "crop_size": 56}, id="poolformer"),
+        pytest.param("PoolFormerImageProcessor", {"size": 80, "crop_pct": None, **_CROPPED}, id="poolformer no pct"),
+        pytest.param("PoolFormerImageProcessor", {"size": [60, 60], **_CROPPED}, id="poolformer square"),
+        pytest.param("PoolFormerImageProcessor", {"size": [60, 80], **_CROPPED}, id="poolformer size"),
+        pytest.param("EfficientNetImageProcessor", {"size": 64, "resample": 0}, id="efficientnet"),
+        pytest.param("EfficientNetImageProcessor", {"size": 64, "include_top": False}, id="efficientnet without top"),
+        pytest.param(
+            "EfficientNetImageProcessor",
+            {"size": 64, "rescale_offset": True, "rescale_factor": 1 / 127.5, "image_std": [0.2, 0.3, 0.4]},
+            id="efficientnet offset",
+        ),
+        pytest.param(
+            "EfficientNetImageProcessor", {"size": 64, "do_normalize": False}, id="efficientnet without normalising"
+        ),
+        pytest.param(
+            "EfficientNetImageProcessor",
+            {"size": 64, "do_rescale": False, "rescale_offset": True, **_CROPPED},
+            id="efficientnet without rescaling",
+        ),
+        pytest.param("MobileViTImageProcessor", {"size": 80, "crop_size": 64}, id="mobilevit"),
+        pytest.param("MobileViTImageProcessor", {"size": 40, "crop_size": 64}, id="mobilevit padded"),
+        pytest.param(
+            "MobileViTImageProcessor", {"size": 80, "do_flip_channel_order": False, **_CROPPED}, id="mobilevit rgb"
+        ),
+        pytest.param("MobileViTImageProcessor", {"size": 80, "do_normalize": True, **_CROPPED}, id="mobilevit mean"),
+        pytest.param("SegformerImageProcessor", {"size": 64, **_CROPPED}, id="segformer"),
+        pytest.param("MobileNetV2ImageProcessor", {"size": 80, **_CROPPED}, id="mobilenet"),
+        pytest.param("PerceiverImageProcessor", {"size": 56, "crop_size": 64}, id="perceiver"),
+        pytest.param("PerceiverImageProcessor", {"size": [40, 60], "crop_size": [64, 72]}, id="perceiver sides"),
+        pytest.param("PerceiverImageProcessor", {"size": 56, "do_center_crop": False}, id="perceiver uncropped"),
+    ],
+)
+def test_pixels_are_those_of_the_processor(class_name: str, file: dict[str, Any], size: tuple[int, int]) -> None:
+    """Of the classes with steps of their own, from the file to the normalised pixels."""
+    photo = samples.photo(size)
+    theirs = getattr(transformers, f"{class_name}Pil")(**file)(photo, return_tensors="np")["pixel_values"][0]
+    preprocessing = read_preprocessing({"image_processor_type": class_name, **file}, VIT)
+    pixels = decode(samples.encode(photo), preprocessing, exact=True)
+    ours = (pixels * preprocessing.scale - preprocessing.mean) / preprocessing.std
+    ours = ours[..., ::-1] if preprocessing.is_bgr else ours
+    np.testing.assert_allclose(np.moveaxis(ours, -1, 0), theirs, atol=1e-4)
+    fast = decode(samples.encode(photo), preprocessing, exact=False)
+    assert np.abs(fast.astype(int) - pixels).mean() < 1

@@ -1,0 +1,163 @@
+"""Reads a checkpoint in timm's hub format: config.json with `architecture` and `pretrained_cfg`, model.safetensors.
+
+Knows the defaults of timm 1.0, but never imports timm or torch. A plain ViT is recognised by its name and the names of
+its tensors, and runs without timm; other architectures run through transformers' wrapper, which needs the package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_api.checkpoints.preprocessing import Preprocessing, Size, UnsupportedProcessor
+from vit_api.checkpoints.processor_values import read_channels, read_divisors, read_fraction
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CROP_PCT = 0.875
+_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+
+_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
+_PLAIN = re.compile(rf"(?:vit|deit|deit3)_({'|'.join(_HEADS)})_patch\d+_\d+(?:_miil)?(?:\.\w+)?")
+_PLAIN_ARGUMENTS = frozenset({"num_classes", "in_chans", "global_pool", "img_size"})
+_BLOCK = re.compile(r"blocks\.\d+\.(.+)")
+_TENSORS = frozenset({"cls_token", "pos_embed", *(f"{name}.weight" for name in ("patch_embed.proj", "norm", "head"))})
+_BLOCK_TENSORS = frozenset(
+    f"{name}.weight" for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+)
+_LAYER_SCALES = frozenset({"ls1.gamma", "ls2.gamma"})
+
+_SYNSETS_BY_CLASSES = {
+    1000: "imagenet_synsets.txt",
+    11221: "imagenet21k_miil_synsets.txt",
+    11821: "imagenet12k_synsets.txt",
+    21841: "imagenet22k_synsets.txt",
+    21842: "imagenet22k_ms_synsets.txt",
+    21843: "imagenet21k_goog_synsets.txt",
+}
+
+
+class UnsupportedTimm(Exception):
+    """A checkpoint in timm's format can't be served; the message says why."""
+
+
+def is_timm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is in timm's format and not in that of transformers."""
+    return isinstance(config.get("architecture"), str) and "architectures" not in config
+
+
+def read_timm_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the class names: `label_names`, or ImageNet's if timm is installed, or LABEL_0 and so on.
+
+    Raises:
+        UnsupportedTimm: There are no classes, or not as many as names.
+    """
+    settings = _settings(config)
+    classes = config.get("num_classes", settings.get("num_classes"))
+    names = config.get("label_names", settings.get("label_names"))
+    if type(classes) is not int:
+        classes = len(names) if isinstance(names, list) else 0
+    if classes < 1:
+        raise UnsupportedTimm("it is not an image classifier (num_classes is 0)")
+    if names is None:
+        return _imagenet_labels(classes) or tuple(f"LABEL_{index}" for index in range(classes))
+    if not isinstance(names, list) or len(names) != classes:
+        raise UnsupportedTimm(f"its label_names are not a list of {classes} names")
+    return tuple(map(str, names))
+
+
+def _imagenet_labels(classes: int) -> tuple[str, ...]:
+    """Return the descriptions of the ImageNet subset of this size from timm's files; none without them."""
+    package = importlib.util.find_spec("timm")
+    if classes not in _SYNSETS_BY_CLASSES or package is None or package.origin is None:
+        return ()
+    folder = Path(package.origin).parent / "data" / "_info"
+    lines = (folder / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    lemmas = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    synsets = (folder / _SYNSETS_BY_CLASSES[classes]).read_text(encoding="utf-8").splitlines()
+    return tuple(lemmas[synset].strip('"') for synset in synsets)
+
+
+def read_timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    """Read what timm's evaluation transform does: `resolve_data_config` and `transforms_imagenet_eval`.
+
+    Raises:
+        UnsupportedProcessor: It is not a resize and a centre crop to a fixed size.
+    """
+    settings = _settings(config)
+    height, width = _input_size(settings.get("input_size") or [3, 224, 224])
+    crop_pct = read_fraction("crop_pct", settings.get("crop_pct") or _CROP_PCT)
+    mode = settings.get("crop_mode") or "center"
+    scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
+    if mode == "border":
+        raise UnsupportedProcessor("its crop_mode is 'border', which pads with a colour")
+    if mode != "squash" and height != width:
+        raise UnsupportedProcessor("its input is not square, which is supported with the crop_mode 'squash' only")
+    interpolation = settings.get("interpolation") or "bicubic"
+    if interpolation not in _FILTERS:
+        raise UnsupportedProcessor(f"its interpolation is {interpolation!r}, and not one of {', '.join(_FILTERS)}")
+    return Preprocessing(
+        size=scaled if mode == "squash" else None,
+        shortest_edge=None if mode == "squash" else scaled[0],
+        crop=(height, width),
+        resample=_FILTERS[interpolation],
+        scale=1 / 255,
+        mean=read_channels("mean", settings.get("mean") or _MEAN),
+        std=read_divisors("std", settings.get("std") or _STD),
+        has_rounded_crop=True,
+    )
+
+
+def _input_size(value: Any) -> Size:
+    if not isinstance(value, list) or len(value) != 3 or any(type(n) is not int or n < 1 for n in value):
+        raise UnsupportedProcessor(f"its input_size is {value!r}, and not [3, height, width]")
+    if value[0] != 3:
+        raise UnsupportedProcessor(f"it takes images with {value[0]} channels, and the server provides 3")
+    return value[1], value[2]
+
+
+def check_runnable(config: Mapping[str, Any], tensors: Iterable[str]) -> None:
+    """Refuse an architecture that can't be run here.
+
+    Raises:
+        UnsupportedTimm: It is not a plain ViT, and timm is not installed.
+    """
+    if plain_heads(config, tensors) is None and not all(map(importlib.util.find_spec, ("timm", "torchvision"))):
+        raise UnsupportedTimm(
+            f"its architecture {config['architecture']} needs the package timm; "
+            "install it with `pip install -r requirements-timm.txt`"
+        )
+
+
+def plain_heads(config: Mapping[str, Any], tensors: Iterable[str]) -> int | None:
+    """Return the number of attention heads of a plain ViT, which runs without timm; None for any other model.
+
+    Args:
+        config: The content of config.json.
+        tensors: The names of all tensors in the weights.
+    """
+    found = _PLAIN.fullmatch(config["architecture"])
+    arguments = config.get("model_args") or {}
+    if found is None or not arguments.keys() <= _PLAIN_ARGUMENTS:
+        return None
+    if not {config.get("global_pool"), arguments.get("global_pool")} <= {"token", None}:
+        return None
+    shared: set[str] = set()
+    in_blocks: set[str] = set()
+    for name in tensors:
+        match = _BLOCK.fullmatch(name)
+        in_blocks.add(match[1]) if match else shared.add(name)
+    biases = {name[: -len("weight")] + "bias" for name in _TENSORS | _BLOCK_TENSORS if name.endswith(".weight")}
+    is_plain = shared - biases == _TENSORS and in_blocks - biases in (_BLOCK_TENSORS, _BLOCK_TENSORS | _LAYER_SCALES)
+    return _HEADS[found[1]] if is_plain else None
+
+
+def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return `pretrained_cfg`; files of older versions have its keys at the top."""
+    settings = config.get("pretrained_cfg", config)
+    if not isinstance(settings, dict):
+        raise UnsupportedProcessor("the pretrained_cfg in its config.json is not a JSON object")
+    return settings
