@@ -175,7 +175,8 @@ class Settings(BaseSettings):
         Field(
             ge=16,
             le=16_384,
-            description="Maximum memory to decode images in each HTTP process, in MiB; an image over it gets a 413",
+            description="Maximum memory to decode images and parse bodies in each HTTP process, in MiB; an image over "
+            "it gets a 413",
         ),
     ] = 350.0
     background: Annotated[

@@ -20,6 +20,7 @@ from vit_api.ipc.slots import Claim, OwnerSlots, SlotState, SlotTable, WorkerSlo
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import DECODE
 from vit_api.urgency import Urgency
+from vit_api.web.core.caller import Caller
 from vit_api.web.core.inference import InferenceClient
 from vit_api.web.core.single_flight import FlightDeadline
 
@@ -73,7 +74,7 @@ class InferenceBench:
         return asyncio.ensure_future(self._infer(upload, urgency, deadline or FlightDeadline(math.inf)))
 
     async def _infer(self, upload: bytes, urgency: Urgency, deadline: FlightDeadline) -> AnswerRecord:
-        answer, decode_s = await self.client.infer(upload, deadline, urgency)
+        answer, decode_s = await self.client.infer(upload, deadline, Caller(urgency=urgency))
         assert decode_s > 0
         return answer
 

@@ -9,7 +9,7 @@ from typing import IO
 
 from PIL import Image
 
-from vit_api.decoding.formats import unsupported
+from vit_api.decoding.other_formats import unsupported
 
 try:
     import pillow_heif

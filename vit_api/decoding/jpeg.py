@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from vit_api.decoding.formats import MAX_LEADING_BYTES
 from vit_api.decoding.image_limits import TooComplex
+from vit_api.decoding.other_formats import MAX_LEADING_BYTES
 from vit_api.errors import UnsupportedImage
 
 # Each scan of a progressive JPEG is a pass over the whole picture, but takes only 33 bytes in the file: 1,000 scans of
@@ -26,9 +26,13 @@ _START = b"\xff\xd8"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _WITHOUT_LENGTH = frozenset([0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)])  # to PIL
 _SCAN, _END = 0xDA, 0xD9
-_FRAMES = frozenset([*range(0xC0, 0xD0)]) - {0xC4, 0xC8, 0xCC}
+_JPEG_LS = 0xF7
+_FRAMES = (frozenset(range(0xC0, 0xD0)) | {_JPEG_LS}) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset([0xC2, 0xCA])
 _HIERARCHICAL = frozenset([0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF])
+_OTHER_KINDS = {_JPEG_LS: "is a JPEG-LS", 0xCB: "is lossless with arithmetic coding"} | dict.fromkeys(
+    _HIERARCHICAL, "is hierarchical"
+)
 _COEFFICIENT_BYTES = 2
 
 
@@ -114,8 +118,8 @@ def _read_frame(code: int, header: bytes) -> tuple[int, int]:
         raise UnsupportedImage(
             f"The JPEG has {precision} bits per sample, and only 8 are supported. Save it again, as PNG for example."
         )
-    if code in _HIERARCHICAL or components not in (1, 3, 4):
-        what = "is hierarchical" if code in _HIERARCHICAL else f"has {components} components"
+    if code in _OTHER_KINDS or components not in (1, 3, 4):
+        what = _OTHER_KINDS.get(code, f"has {components} components")
         raise UnsupportedImage(f"The JPEG {what}, which is not supported. Save it again, as PNG for example.")
     factors = [divmod(header[at], 16) for at in range(9, min(8 + 3 * components, len(header)), 3)]
     if not factors or not all(across and down for across, down in factors):

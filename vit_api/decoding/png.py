@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 from vit_api.decoding.image_limits import TooComplex
+from vit_api.decoding.other_formats import AS_PNG, unsupported
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000
@@ -37,6 +38,7 @@ def picture_only(upload: bytes) -> bytes:
 
     Raises:
         TooComplex: It has too many chunks.
+        UnsupportedImage: It is a variant of PNG that no browser reads.
     """
     header: list[memoryview] = []
     data: list[memoryview] = []
@@ -48,6 +50,8 @@ def picture_only(upload: bytes) -> bytes:
         length, name = _CHUNK.unpack_from(upload, position)
         end = position + _CHUNK.size + length + _CHECKSUM_BYTES
         count += 1
+        if name == b"CgBI":
+            raise unsupported("a PNG in Apple's own variant for apps (CgBI)", AS_PNG)
         if count > MAX_CHUNKS:
             raise TooComplex(f"it has more than {MAX_CHUNKS} chunks")
         if name == b"IEND":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from vit_api.decoding.formats import unsupported
+from vit_api.decoding.other_formats import unsupported
 from vit_api.errors import UnsupportedImage
 
 _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 259, 262, 277, 339

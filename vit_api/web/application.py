@@ -15,11 +15,12 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vit_api import __version__
+from vit_api.access.client_address import ClientAddresses
 from vit_api.errors import ViTError
 from vit_api.web.admission.cors import CrossOrigin
 from vit_api.web.admission.keys import KeyCheck, describe_keys
 from vit_api.web.admission.rate_limits import RateLimits, describe_limits
-from vit_api.web.bodies import BodyMemory
+from vit_api.web.bodies import BodyMemory, BodyWork
 from vit_api.web.entry import Entry
 from vit_api.web.hot_calls import CallContext
 from vit_api.web.observers.exchange import Observer
@@ -31,6 +32,7 @@ from vit_api.web.routes import HotRoute, Route, described
 _TITLE = "ViT API"
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
 _SERVERS = [{"url": ".", "description": "The server of this description"}]  # relative, for proxies that add a prefix
+_BY_PEER = ClientAddresses()
 
 
 class WebApplication:
@@ -63,6 +65,8 @@ def create_app(
     keys: KeyCheck | None = None,
     rate_limits: RateLimits | None = None,
     cors_origins: Sequence[str] = (),
+    addresses: ClientAddresses = _BY_PEER,
+    work: BodyWork | None = None,
 ) -> WebApplication:
     """Return the application of one HTTP process.
 
@@ -75,6 +79,8 @@ def create_app(
         keys: Checks API keys; None: none are required.
         rate_limits: Limits the rate of each client; None: no limits.
         cors_origins: Origins whose pages may use the server; none: its own only.
+        addresses: Identifies clients without a key by address.
+        work: Works on long bodies; None: any thread does.
     """
     app = _fastapi(routes, start, stop)
     app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
@@ -85,6 +91,8 @@ def create_app(
         check_key=None if keys is None else keys.check,
         charge=None if rate_limits is None else rate_limits.charge,
         cors_headers=CrossOrigin(app, cors_origins).answer_headers if cors_origins else None,
+        addresses=addresses,
+        work=work,
     )
     entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context)
     return WebApplication(entry, CrossOrigin(entry, cors_origins) if cors_origins else entry)

@@ -1,16 +1,27 @@
-"""The memory that the bodies of requests may take, and the decoding of compressed ones within it."""
+"""The memory that the bodies of requests may take, and the parsing and decoding of long ones within it.
+
+Knows nothing of what is in them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
+from vit_api.decoding.cost import Cost
 from vit_api.errors import Overloaded
 from vit_api.web.content_coding import decode
 from vit_api.web.requests import BodyLimit, Request
 
 _MAX_RATIO = 1032
 """Maximum ratio of deflate's output to its input; see "Maximum Compression Factor" in zlib's technical details."""
+
+_S_PER_MIB = 0.006
+"""CPU seconds to parse or inflate so much, roughly."""
+
+T = TypeVar("T")
 
 
 class BodyMemory:
@@ -50,5 +61,76 @@ class BodyMemory:
         # While it is being decoded, its size is unknown. With several codings, each may multiply it.
         reserved = min(limit.max_bytes, len(body) * _MAX_RATIO ** len(codings))
         self.reserve(request, reserved)
-        request.body = await asyncio.get_running_loop().run_in_executor(None, decode, body, codings, limit)
+        # zlib collects its output in blocks, and joins them; so do the members of a gzip file.
+        request.body = await request.run(decode, body, codings, limit, held_bytes=2 * reserved)
         self.reserve(request, len(request.body) - reserved)
+
+
+class Turns(Protocol):
+    """Threads that work in turns, see `core.decode_turns.DecodeTurns`."""
+
+    def submit(self, work: Callable[[], None], cost: Cost, client: str) -> None:
+        """Have a thread do some work when it is its client's turn."""
+
+
+class BodyWork:
+    """Work on long bodies, in the threads that decode images: in turns with them, and within the same memory.
+
+    Args:
+        turns: The threads.
+    """
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    async def run(self, client: str, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+        """Return `work(*arguments)`, called in a thread.
+
+        Args:
+            client: Whose work it is.
+            work: What to call.
+            arguments: The arguments; the first is the body.
+            held_bytes: The memory that it takes besides its arguments.
+
+        Raises:
+            Exception: What it raises.
+        """
+        job = _Job(functools.partial(work, *arguments))
+        cost = Cost(max(len(arguments[0]), held_bytes / 2) / 2**20 * _S_PER_MIB, held_bytes)
+        self._turns.submit(job.run, cost, client)
+        try:
+            result: T = await job.future
+        finally:
+            job.call = None  # it may be long until a thread gets to it, and it holds the body
+        return result
+
+
+class _Job:
+    """A call that a thread makes for the event loop."""
+
+    __slots__ = ("_loop", "call", "future")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.call: Callable[[], Any] | None = call
+        self.future: asyncio.Future[Any] = self._loop.create_future()
+
+    def run(self) -> None:
+        """Make the call, in a thread."""
+        call = self.call
+        if call is None:
+            return
+        try:
+            finish = functools.partial(self._finish, call(), None)
+        except Exception as error:
+            finish = functools.partial(self._finish, None, error)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(finish)
+
+    def _finish(self, result: Any, error: Exception | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)

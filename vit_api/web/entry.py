@@ -100,6 +100,8 @@ class Entry:
             arrived_at=time.monotonic(),
             timeout_s=self._context.timeout_s,
             endpoint=endpoint,
+            addresses=self._context.addresses,
+            work=self._context.work,
         )
         client_id = request.headers.get(REQUEST_ID)
         if client_id is not None and _VALID_ID.fullmatch(client_id):

@@ -10,19 +10,21 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+from vit_api.access.client_address import ClientAddresses
 from vit_api.errors import InternalError, UploadTooLarge, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
 from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
 from vit_api.web.observers.exchange import Exchange, Observer
-from vit_api.web.requests import BodyLimit, Headers, Request
+from vit_api.web.requests import BodyLimit, Headers, Request, Work
 from vit_api.web.responses import Response, error_response, header_lines
 from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
 
 _UNKNOWN = BodyLimit(0, 0)
+_BY_PEER = ClientAddresses()
 
 
 class CallContext(NamedTuple):
@@ -35,6 +37,8 @@ class CallContext(NamedTuple):
         check_key: Raises a `ViTError` if a request has no valid key.
         charge: Raises a `ViTError` if the client of a hot route's request has used up its rate limit.
         cors_headers: Returns the headers that let a page of another origin read a response.
+        addresses: Identifies clients without a key by address.
+        work: Works on long bodies.
     """
 
     memory: BodyMemory
@@ -43,6 +47,8 @@ class CallContext(NamedTuple):
     check_key: Callable[[Request], None] | None = None
     charge: Callable[[Request], Awaitable[None]] | None = None
     cors_headers: Callable[[Request], Headers] | None = None
+    addresses: ClientAddresses = _BY_PEER
+    work: Work | None = None
 
     def observe(self, exchange: Exchange) -> None:
         """Tell all observers."""

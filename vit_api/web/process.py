@@ -25,6 +25,7 @@ from vit_api.shared import Shared
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app
+from vit_api.web.bodies import BodyWork
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction
@@ -111,7 +112,7 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
     rate_limits = None
     if shared.budgets is not None:
         limiter = RateLimiter(shared.budgets, number, core.redis_counts)
-        rate_limits = RateLimits(limiter, ClientAddresses(settings.trusted_networks), settings.rates)
+        rate_limits = RateLimits(limiter, settings.rates)
     observers: list[Observer] = [RequestMetrics(metrics_writer)]
     if settings.access_log:
         observers.append(AccessLog())
@@ -132,6 +133,8 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
+        addresses=ClientAddresses(settings.trusted_networks),
+        work=BodyWork(core.inference.turns),
     )
 
 

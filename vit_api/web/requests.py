@@ -5,18 +5,31 @@ starlette's Request and Response alone would take as long as the rest of a cache
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from starlette.types import Scope
 
+from vit_api.access.client_address import ClientAddresses
 from vit_api.urgency import Urgency
+from vit_api.web.core.caller import Caller
 from vit_api.web.preferences import PREFER, PRIORITY, urgency_of, wait_of
 
 _MAX_TYPE_CHARACTERS = 64
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+T = TypeVar("T")
+
+
+class Work(Protocol):
+    """Works on long bodies in threads, see `bodies.BodyWork`."""
+
+    async def run(self, client: str, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+        """Return `work(*arguments)`."""
 
 
 class RequestLimits(NamedTuple):
@@ -77,6 +90,7 @@ class Admission(NamedTuple):
 
 
 _OPEN = Admission()
+_BY_PEER = ClientAddresses()
 
 
 class Request:
@@ -88,6 +102,8 @@ class Request:
         arrived_at: When it arrived, in seconds of the monotonic clock.
         timeout_s: Seconds from then until its response is due.
         endpoint: The endpoint in the metrics; empty if the route doesn't classify.
+        addresses: Identifies clients without a key.
+        work: Works on long bodies; None: any thread does.
 
     Attributes:
         scope: See above.
@@ -110,6 +126,8 @@ class Request:
     """
 
     __slots__ = (
+        "_addresses",
+        "_work",
         "admission",
         "body",
         "deadline",
@@ -130,7 +148,15 @@ class Request:
     )
 
     def __init__(
-        self, scope: Scope, request_id: bytes, *, arrived_at: float, timeout_s: float, endpoint: str = ""
+        self,
+        scope: Scope,
+        request_id: bytes,
+        *,
+        arrived_at: float,
+        timeout_s: float,
+        endpoint: str = "",
+        addresses: ClientAddresses = _BY_PEER,
+        work: Work | None = None,
     ) -> None:
         self.scope = scope
         self.id = request_id
@@ -140,6 +166,8 @@ class Request:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.media_type = self.headers.get(b"content-type", b"")[:_MAX_TYPE_CHARACTERS].lower()
         self.endpoint = endpoint
+        self._addresses = addresses
+        self._work = work
         self.received_at = arrived_at
         self.deadline = arrived_at + timeout_s
         self.urgency = Urgency.NORMAL
@@ -149,6 +177,16 @@ class Request:
         self.body = b""
         self.received_bytes = 0
         self.reserved_bytes = 0
+
+    @property
+    def client(self) -> str:
+        """Who sent it, for limits and fair shares: the digest of its key, or else its address."""
+        return self.admission.key_digest.hex() or self._addresses.of(self.scope)
+
+    @property
+    def caller(self) -> Caller:
+        """Who sent it, and how urgent it is."""
+        return Caller(self.client, self.urgency)
 
     @property
     def elapsed_ms(self) -> float:
@@ -190,6 +228,12 @@ class Request:
     def limit_to(self, seconds: float) -> None:
         """Have the response due so many seconds after the body was read, unless it is due earlier."""
         self.deadline = min(self.deadline, self.received_at + seconds)
+
+    async def run(self, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+        """Return `work(*arguments)`, called in a thread when it is this client's turn; see `bodies.BodyWork`."""
+        if self._work is None:
+            return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        return await self._work.run(self.client, work, *arguments, held_bytes=held_bytes)
 
     def take_body(self) -> bytes:
         """Return the body and let go of it: once its images are found, they alone use memory."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -36,6 +35,18 @@ _TEXT = re.compile(rb"\s*(data:.*|[A-Za-z0-9+/_=-][A-Za-z0-9+/_=\s-]{15,})", re.
 
 SHORT_BODY_BYTES = 256 * 1024
 """Forms, and JSON with an upload, are parsed on the event loop up to this size, and in a thread above it."""
+
+_TEXT_COPIES = 5
+"""Copies of a text that are held at once: the JSON, its text, that without white space, its bytes, and the upload."""
+
+JSON_LENGTH = b"inference-header-content-length"
+"""HTTP header with the length of the JSON, for bodies in which binary data follows it."""
+
+_MAX_LENGTH_DIGITS = 12
+_LATIN_1_BYTES = bytes(range(0xC4))
+"""In UTF-8, a character beyond Latin-1 has a byte that is none of them."""
+
+_WIDE_ESCAPE = re.compile(rb"\\u(?!00)")
 
 T = TypeVar("T")
 
@@ -125,11 +136,11 @@ class Uploads:
         """
         body, media_type = request.take_body(), request.media_type
         if media_type.startswith(_FORM):
-            found = await parse_body(body, self._one_in_form, request.headers[b"content-type"])
+            found = await parse_body(request, body, self._one_in_form, request.headers[b"content-type"])
         elif is_json(body, media_type):
-            found = FoundUpload(*await parse_body(body, find_in_json, field))
+            found = FoundUpload(*await parse_body(request, body, find_in_json, field))
         elif media_type.startswith(_URLENCODED) and is_urlencoded(body):
-            found = FoundUpload(*await parse_body(body, find_in_urlencoded, field))
+            found = FoundUpload(*await parse_body(request, body, find_in_urlencoded, field))
         else:
             if body.startswith(_FORM_START):
                 _refuse_undeclared_form(body, media_type)
@@ -146,7 +157,7 @@ class Uploads:
             BadRequest: The form is malformed, or has no uploads or too many.
         """
         content_type = request.headers[b"content-type"]
-        uploads, fields = await parse_body(request.take_body(), self._several_in_form, content_type)
+        uploads, fields = await parse_body(request, request.take_body(), self._several_in_form, content_type)
         if not 1 <= len(uploads) <= self._max_count:
             raise BadRequest(f"The form field 'files' must have 1 to {self._max_count} images, not {len(uploads)}.")
         return FoundUploads([self._checked_or_error(upload) for upload in uploads], fields)
@@ -215,14 +226,41 @@ def _content_of(file: FormPart) -> bytes:
     return file.content
 
 
-async def parse_body(body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES) -> T:
+async def parse_body(
+    request: Request, body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES
+) -> T:
     """Return `parse(body, *arguments)`, called in a thread if the body is longer than `short_bytes`.
 
     Parsing a longer body would block the event loop for too long.
+
+    Raises:
+        BadRequest: Parsing the body takes far more memory than an upload needs.
     """
     if len(body) <= short_bytes:
         return parse(body, *arguments)
-    return await asyncio.get_running_loop().run_in_executor(None, parse, body, *arguments)
+    if request.media_type.startswith(_FORM):
+        return await request.run(parse, body, *arguments, held_bytes=len(body))
+    length = request.headers.get(JSON_LENGTH, b"")
+    text_bytes = min(int(length[:_MAX_LENGTH_DIGITS]), len(body)) if length.isdigit() else len(body)
+    held_bytes = text_bytes * _TEXT_COPIES + len(body) - text_bytes
+    return await request.run(_parse_text, body, text_bytes, parse, *arguments, held_bytes=held_bytes)
+
+
+def _parse_text(body: bytes, text_bytes: int, parse: Callable[..., T], *arguments: Any) -> T:
+    """Parse a body that starts with so many bytes of text.
+
+    Python holds a text with characters beyond Latin-1 in up to four bytes for each character.
+    """
+    if text_bytes > SHORT_BODY_BYTES and _is_wide(body[:text_bytes]):
+        raise BadRequest("The JSON has characters that base64 does not have. Send the bytes of the image as base64.")
+    return parse(body, *arguments)
+
+
+def _is_wide(text: bytes) -> bool:
+    """Return whether JSON has characters beyond Latin-1. This holds the GIL, so it must be quick."""
+    if not text.isascii() and text.translate(None, _LATIN_1_BYTES):
+        return True
+    return b"\\" in text and _WIDE_ESCAPE.search(text) is not None
 
 
 def _refuse_undeclared_form(body: bytes, media_type: bytes) -> None:

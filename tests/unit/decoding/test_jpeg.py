@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import imagecodecs
 import numpy as np
 import pytest
 
 from tests.support import samples
-from tests.support.pictures import pixels
+from tests.support.pictures import assert_seen, grey, pixels
 from vit_api.errors import BadImage, UnsupportedImage
 
 JPEGS = ["jpeg", "jpeg progressive", "jpeg grey", "jpeg cmyk"]
@@ -58,3 +61,41 @@ def test_unsupported_kinds_of_jpeg_are_rejected_by_name() -> None:
         upload = plain[: frame + place] + bytes([value]) + plain[frame + place + 1 :]
         with pytest.raises(UnsupportedImage, match=what):
             pixels(upload)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [(0xF7, "JPEG-LS"), (0xCB, "lossless with arithmetic coding"), (0xC5, "hierarchical")],
+)
+def test_jpegs_with_another_coding_are_named(code: int, what: str) -> None:
+    """They are no damage either."""
+    plain = samples.image_files()["jpeg"]
+    at = plain.index(b"\xff\xc0") + 1
+    with pytest.raises(UnsupportedImage, match=what):
+        pixels(plain[:at] + bytes([code]) + plain[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"subsampling": "4:1:1"}, id="4:1:1"),
+        pytest.param({"restart_marker_blocks": 2}, id="restart markers"),
+        pytest.param({"keep_rgb": True}, id="RGB"),
+    ],
+)
+def test_jpegs_of_every_layout_are_read(options: dict[str, Any]) -> None:
+    """As cameras and programs write them."""
+    assert_seen(samples.encode(samples.photo(), "JPEG", quality=90, **options))
+
+
+def test_a_cmyk_jpeg_without_adobes_marker_is_read() -> None:
+    """With the marker, it is inverted; both look alike."""
+    with_marker = samples.image_files()["jpeg cmyk"]
+    at = with_marker.index(b"\xff\xee")
+    upload = with_marker[:at] + with_marker[at + 2 + int.from_bytes(with_marker[at + 2 : at + 4], "big") :]
+    assert pixels(upload).shape == (48, 48, 3)
+
+
+def test_a_lossless_jpeg_is_read() -> None:
+    """As scanners and medical devices write it."""
+    assert_seen(bytes(imagecodecs.ljpeg_encode(grey())), "L")

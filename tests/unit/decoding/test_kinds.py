@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import struct
 
 import numpy as np
@@ -64,6 +66,32 @@ OTHERS = {
     "ico": (samples.encode(samples.photo((32, 32)), "ICO"), "icon"),
     "tga": (samples.encode(samples.photo((8, 8)), "TGA"), "TGA"),
     "ppm": (samples.encode(samples.photo((8, 8)), "PPM"), "PNM"),
+    "svg in gzip": (gzip.compress(b"<svg xmlns='x'/>"), "SVGZ"),
+    "svg behind a long comment": (b"<?xml version='1.0'?><!--" + b"x" * 5000 + b"--><svg/>", "SVG"),
+    "pdf behind junk": (b"\n\n  %PDF-1.4\n", "PDF"),
+    "radiance": (b"#?RGBE\nFORMAT=32-bit_rle_rgbe\n", "HDR"),
+    "openexr": (b"\x76\x2f\x31\x01" + bytes(30), "OpenEXR"),
+    "dds": (b"DDS " + bytes(124), "DDS"),
+    "pcx": (samples.encode(samples.photo((8, 8)), "PCX"), "PCX"),
+    "tga without its footer": (bytes([0, 0, 2] + [0] * 9) + b"\x08\0\x08\0\x18\0" + bytes(192), "TGA"),
+    "bitmap without its file header": (samples.encode(samples.photo((8, 8)), "BMP")[14:], "DIB"),
+    "mng": (b"\x8aMNG\r\n\x1a\n" + bytes(30), "MNG"),
+    "png whose line ends were converted": (samples.encode(samples.photo((8, 8))).replace(b"\r\n", b"\n"), "line ends"),
+    "iphone's png": (
+        samples.encode(samples.photo((8, 8)))[:8] + bytes([0, 0, 0, 4]) + b"CgBI" + bytes(8) + bytes(99),
+        "CgBI",
+    ),
+    "docx": (b"PK\3\4" + bytes(60), "office document"),
+    "doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(60), "office document"),
+    "mp3": (b"ID3\x04" + bytes(60), "sound"),
+    "tar": (bytes(257) + b"ustar\x0000" + bytes(200), "tar"),
+    "base64": (base64.b64encode(samples.image_files()["jpeg"]), "base64 text"),
+    "base64 in lines": (base64.encodebytes(samples.image_files()["jpeg"]), "base64 text"),
+    "data url": (b"data:image/png;base64,AAAA", "base64 text"),
+    "json": (b'{"image": null}', "JSON"),
+    "storage's error": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
+    "part of a page": (b"  <div>404 Not Found</div>", "HTML"),
+    "text": ("No such file: b\u00e4r.jpg".encode(), "text"),
 }
 
 
@@ -71,7 +99,7 @@ OTHERS = {
 def test_other_formats_are_rejected_by_name(name: str) -> None:
     """The message names the format and says what to send instead."""
     upload, what = OTHERS[name]
-    with pytest.raises(UnsupportedImage, match=f"The upload is a.*{what}.* not supported. (Render|Export|Send)"):
+    with pytest.raises(UnsupportedImage, match=f"The upload is .*{what}.* not supported. (Render|Export|Send|Copy)"):
         pixels(upload)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+from PIL import Image
 
 from tests.support import samples
 from tests.support.pictures import assert_seen, deep, grey, pixels, rgb
@@ -111,3 +113,20 @@ def test_unsupported_kinds_of_tiff_are_rejected_by_name(name: str) -> None:
 def test_a_white_is_zero_tiff_of_16_bits_is_not_inverted() -> None:
     """PIL does not invert such files."""
     assert_seen(tiff(65535 - deep(grey()), photometric="miniswhite"), "L")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+@pytest.mark.parametrize("white_is_zero", [False, True])
+def test_a_tiff_of_few_bits_is_read(bits: int, white_is_zero: bool) -> None:
+    """Scanners and fax machines write them, either way round."""
+    levels = grey() >> (8 - bits)
+    height, width = levels.shape
+    stored = (1 << bits) - 1 - levels if white_is_zero else levels
+    rows = np.packbits(np.unpackbits(stored[..., None], axis=2)[..., 8 - bits :].reshape(height, -1), axis=1)
+    data = rows.tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 122), (277, 1)]
+    tags += [(278, height), (279, len(data))]
+    upload = b"II*\0" + struct.pack("<LH", 8, len(tags))
+    upload += b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags) + bytes(4) + data
+    seen = Image.fromarray((levels.astype(int) * 255 // ((1 << bits) - 1)).astype(np.uint8)).resize((48, 48), 2)
+    assert np.abs(pixels(upload)[..., 0] - np.asarray(seen)).mean() < 1

@@ -1,4 +1,4 @@
-"""Rate limits over HTTP: client identification, the `RateLimit` headers, 429. Knows nothing of how usage is counted.
+"""Rate limits over HTTP: the `RateLimit` headers, 429. Knows nothing of how usage is counted.
 
 Every response of a limited path has the headers of two drafts of draft-ietf-httpapi-ratelimit-headers: of 06
 `RateLimit-Limit`, `-Remaining`, `-Reset` and `-Policy`, which most clients read; of 10 `RateLimit` and
@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter, Verdict
 from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
@@ -24,13 +23,11 @@ class RateLimits:
 
     Args:
         limiter: Counts each client's images.
-        addresses: Identifies clients without a key by address.
         rates: The limits of each client.
     """
 
-    def __init__(self, limiter: RateLimiter, addresses: ClientAddresses, rates: Sequence[Rate]) -> None:
+    def __init__(self, limiter: RateLimiter, rates: Sequence[Rate]) -> None:
         self._limiter = limiter
-        self._addresses = addresses
         self._policy = ", ".join(f"{rate.amount};w={rate.window_s}" for rate in rates).encode()
         self._names = {rate: _name_of(rate) for rate in rates}
         named = (f'"{name}";q={rate.amount};w={rate.window_s}' for rate, name in self._names.items())
@@ -44,8 +41,7 @@ class RateLimits:
         Raises:
             RateLimited: The client exceeds a limit; the image was not counted.
         """
-        client = request.admission.key_digest.hex() or self._addresses.of(request.scope)
-        await self._charge(request, client, 1)
+        await self._charge(request, request.client, 1)
 
     async def _charge(self, request: Request, client: str, images: int) -> None:
         verdict = await self._limiter.take(client, images)

@@ -23,6 +23,7 @@ from vit_api.ipc.metrics_board import Counter
 from vit_api.ipc.records import AnswerRecord, Prediction
 from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
@@ -42,9 +43,7 @@ _MAX_WAIT_SHARE = 0.5
 class Inference(Protocol):
     """Runs uploads on the model."""
 
-    async def infer(
-        self, upload: Upload, deadline: FlightDeadline, urgency: Urgency = Urgency.NORMAL
-    ) -> tuple[AnswerRecord, float]:
+    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
         """Return the answer for one upload, and how many seconds its decoding took."""
 
 
@@ -139,7 +138,7 @@ class Classifier:
         return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at)
 
     async def classify(
-        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, urgency: Urgency = Urgency.NORMAL
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY
     ) -> ClassifierResult:
         """Classify an upload, from the cache if possible; what is computed is cached. A hit waits for nothing.
 
@@ -147,7 +146,7 @@ class Classifier:
             upload: The image.
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if the answer is cached, here or in the shared tier.
-            urgency: How urgent it is, if the model has to run.
+            caller: Who sent it; clients get equal shares.
 
         Raises:
             NotReady: No worker has started yet.
@@ -167,25 +166,26 @@ class Classifier:
                 return ClassifierResult(cached, Source.HIT, looked_up_at=looked_up_at)
         else:
             looked_up_at = time.monotonic()
-        result = await self._compute(key, upload, deadline, urgency, bypass_cache=bypass_cache)
+        result = await self._compute(key, upload, deadline, caller, bypass_cache=bypass_cache)
         return result._replace(looked_up_at=looked_up_at)
 
     async def _compute(
-        self, key: bytes | None, upload: Upload, deadline: float, urgency: Urgency, *, bypass_cache: bool
+        self, key: bytes | None, upload: Upload, deadline: float, caller: Caller, *, bypass_cache: bool
     ) -> ClassifierResult:
         if key is None:
-            return await self._fly(object(), deadline, urgency, functools.partial(self._run, None, upload, urgency))
+            run = functools.partial(self._run, None, upload, caller)
+            return await self._fly(object(), deadline, caller.urgency, run)
         # A caller that bypasses the cache must not join a flight that may still find an old answer in another tier;
         # the opposite is fine.
         is_fresh = bypass_cache or self._flights.is_in_flight((key, True))
-        if urgency is Urgency.LOW:
+        if caller.urgency is Urgency.LOW:
             if is_fresh or not self._flights.is_in_flight((key, False)):
                 is_fresh = is_fresh or self._low_flights.is_in_flight((key, True))
             if self._flights.is_in_flight((key, is_fresh)):
-                urgency = Urgency.NORMAL
-        compute = functools.partial(self._rerun if is_fresh else self._find_or_run, key, upload, urgency)
-        result = await self._fly((key, is_fresh), deadline, urgency, compute)
-        if self._low_flights.has_any and urgency is Urgency.NORMAL:
+                caller = caller._replace(urgency=Urgency.NORMAL)
+        compute = functools.partial(self._rerun if is_fresh else self._find_or_run, key, upload, caller)
+        result = await self._fly((key, is_fresh), deadline, caller.urgency, compute)
+        if self._low_flights.has_any and caller.urgency is Urgency.NORMAL:
             self._settle_low(key, result)
         return result
 
@@ -242,49 +242,47 @@ class Classifier:
             source = Source.COALESCED
         return ClassifierResult(cached, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: Upload, urgency: Urgency, deadline: FlightDeadline) -> _Found:
+    async def _find_or_run(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         """Wait for the HTTP process that computes the upload; if none does, or it fails, find or compute it here."""
         cache, flights = self._cache, self._shared_flights
         if cache is None or flights is None:
-            return await self._find_beyond_or_run(key, upload, urgency, deadline)
+            return await self._find_beyond_or_run(key, upload, caller, deadline)
         max_wait_s = (deadline.at - time.monotonic()) * _MAX_WAIT_SHARE
-        claim = claim_of(key, urgency)
+        claim = claim_of(key, caller.urgency)
         turn = await flights.claim(claim, functools.partial(cache.get, key), max_wait_s)
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits")
             return _Found(turn.found, Source.COALESCED if turn.has_waited else Source.HIT)
         try:
-            return await self._find_beyond_or_run(key, upload, urgency, deadline)
+            return await self._find_beyond_or_run(key, upload, caller, deadline)
         finally:
             if turn.is_held:
                 flights.release(claim)
 
-    async def _find_beyond_or_run(
-        self, key: bytes, upload: Upload, urgency: Urgency, deadline: FlightDeadline
-    ) -> _Found:
+    async def _find_beyond_or_run(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         epoch = self._tally.cache_board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
-            return await self._run(key, upload, urgency, deadline)
+            return await self._run(key, upload, caller, deadline)
         self._tally.add("hits")
         cached = CachedPrediction(prediction)
         self._store(key, cached, epoch)
         return _Found(cached, Source.HIT)
 
-    async def _rerun(self, key: bytes, upload: Upload, urgency: Urgency, deadline: FlightDeadline) -> _Found:
+    async def _rerun(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         """Run the model whatever is cached or in flight; other HTTP processes wait for it if they can."""
-        flights, claim = self._shared_flights, claim_of(key, urgency)
+        flights, claim = self._shared_flights, claim_of(key, caller.urgency)
         is_held = flights is not None and flights.claim_now(claim)
         try:
-            return await self._run(key, upload, urgency, deadline)
+            return await self._run(key, upload, caller, deadline)
         finally:
             if flights is not None and is_held:
                 flights.release(claim)
 
-    async def _run(self, key: bytes | None, upload: Upload, urgency: Urgency, deadline: FlightDeadline) -> _Found:
+    async def _run(self, key: bytes | None, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         self._tally.add("misses")
         epoch = self._tally.cache_board.epoch
-        answer, decode_s = await self._inference.infer(upload, deadline, urgency)
+        answer, decode_s = await self._inference.infer(upload, deadline, caller)
         cached = CachedPrediction(answer.prediction)
         if key is not None and self._store(key, cached, epoch) and self._shared is not None:
             self._shared.put(key, answer.prediction)

@@ -1,22 +1,23 @@
-"""Threads that decode uploads in turns: the cheap before the dear, and none waits for ever.
+"""Threads that decode uploads in turns: fair between clients, the cheap before the dear, and none waits for ever.
 
 Theory of operation
 -------------------
 Small images, by the CPU time that decoding is expected to take, come before large ones, until they have had as much CPU
 time as the large one that waits: so a small picture overtakes any number of large ones, and a large one does not wait
-for ever. Within the small and the large, an image that came at time t and costs c is due at t + 20 c, and what is due
-first is next.
+for ever. Within the small and the large, clients share the CPU time (see `fair_queue`), and a client's image that came
+at time t and costs c is due at t + 20 c; what is due first is next.
 
 Images of low urgency come after all others, until these have had 7 times the CPU time of the one that waits.
 
 Decoding can't be interrupted, so large images never take all threads, and what is decoded at once stays within a budget
-of memory. Knows nothing of slots and HTTP.
+of memory. An estimate may be wrong, since files lie. What runs for longer than a small image may counts as large from
+then on, and a spare thread takes its place; further images of that client wait with the large for a while.
+
+Knows nothing of slots and HTTP.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import threading
 import time
@@ -24,11 +25,18 @@ from collections.abc import Callable
 
 from vit_api.decoding.cost import Cost
 from vit_api.urgency import Urgency
+from vit_api.web.core.fair_queue import FairQueue, Item
 
 logger = logging.getLogger(__name__)
 
 LARGE_S = 0.05
 """Expected CPU time from which an image is large."""
+
+OVERDUE_S = 2 * LARGE_S
+"""Time after which a small image that is still being decoded counts as large."""
+
+UNCOUNTED_BYTES = 4 * 2**20
+"""An image that takes no more is not counted in the memory; each thread may have one."""
 
 _DUE_AFTER = 20
 """An image is due after so many times the CPU time that it is expected to take."""
@@ -36,34 +44,62 @@ _DUE_AFTER = 20
 _LOW_SHARE = 8
 """Images of low urgency get one part in so many of the CPU time, if any wait, however many others do."""
 
-_Turn = tuple[float, int, Cost, Callable[[], None]]
-"""When it is due, a number that keeps the order of arrival, the cost and the work."""
+_DOUBTED_IMAGES = 16
+"""Images of a client that are taken for large after one that took far more than expected."""
+
+_MAX_DOUBTED = 1024
+_MAX_BLOCKED_S = 0.5
+"""An image for which there was no memory for so long has it kept free."""
+
+
+class _Turn:
+    """The decoding of one image."""
+
+    __slots__ = ("began_at", "blocked_at", "cost", "is_large", "is_overdue", "urgency", "work")
+
+    def __init__(self, work: Callable[[], None], cost: Cost, urgency: Urgency) -> None:
+        self.work = work
+        self.urgency = urgency
+        self.cost = cost
+        self.is_large = False
+        self.is_overdue = False
+        self.began_at = 0.0
+        self.blocked_at: float | None = None
+
+    @property
+    def counted_bytes(self) -> int:
+        """Bytes that count in the memory."""
+        return self.cost.held_bytes if self.cost.held_bytes > UNCOUNTED_BYTES else 0
 
 
 class DecodeTurns:
     """Decode in threads. For one HTTP process.
 
     Args:
-        threads: Number of threads.
-        max_bytes: Memory that decoding may take at once; an image that alone takes more is decoded with no other.
+        threads: Number of threads; a further one takes over while all of them are busy with images that take long.
+        max_bytes: Memory that decoding may take at once, besides `UNCOUNTED_BYTES` for each thread; an image that alone
+            takes more is decoded with no other.
         clock: Returns the time in seconds.
     """
 
     def __init__(self, threads: int, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._max_running = threads
         self._max_large = max(threads - 1, 1)
         self._max_bytes = max_bytes
         self._changed = threading.Condition()
-        self._small: list[_Turn] = []
-        self._large: list[_Turn] = []
-        self._low: list[_Turn] = []
+        self._small: FairQueue[_Turn] = FairQueue()
+        self._large: FairQueue[_Turn] = FairQueue()
+        self._running: set[Item[_Turn]] = set()
+        self._low: FairQueue[_Turn] = FairQueue()
         self._normal_s = 0.0  # of images of normal urgency that began since one of low urgency did
-        self._numbers = itertools.count()
         self._small_s = 0.0  # of small images that began since a large one did
-        self._running_large = self._running_bytes = 0
-        self._is_stopped = False
+        self._running_large = self._running_bytes = self._running_exclusive = 0
+        self._reserved: Item[_Turn] | None = None  # memory is kept free for it
+        self._doubts: dict[str, int] = {}  # by client: images that are taken for large
+        self._is_watched = self._is_stopped = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"decode_{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._run, name=f"decode_{number}", daemon=True) for number in range(threads + 1)
         ]
 
     def start(self) -> None:
@@ -80,74 +116,156 @@ class DecodeTurns:
             self._low.clear()
             self._changed.notify_all()
 
-    def submit(self, work: Callable[[], None], cost: Cost, urgency: Urgency = Urgency.NORMAL) -> None:
+    def submit(self, work: Callable[[], None], cost: Cost, client: str = "", urgency: Urgency = Urgency.NORMAL) -> None:
         """Have a thread do some work when it is its turn.
 
         Args:
             work: Decodes an image. Should not raise.
             cost: What that is expected to take.
+            client: Who sent the image.
             urgency: How urgent the image is.
         """
-        due = self._clock() + _DUE_AFTER * cost.cpu_s
+        turn = _Turn(work, cost, urgency)
+        item = Item(client, cost.cpu_s, self._clock() + _DUE_AFTER * cost.cpu_s, turn)
         with self._changed:
-            heapq.heappush(self._low if urgency else self._heap_of(cost), (due, next(self._numbers), cost, work))
-            self._changed.notify()
-
-    def _heap_of(self, cost: Cost) -> list[_Turn]:
-        return self._large if cost.cpu_s >= LARGE_S else self._small
+            turn.is_large = cost.cpu_s >= LARGE_S or client in self._doubts
+            self._queue_of(turn).add(item)
+            # While all threads are busy, waking the spare one would cost a switch of threads for each image.
+            if len(self._running) < self._max_running or not self._is_watched:
+                self._changed.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while (turn := self._take()) is None:
-                    if self._is_stopped:
-                        return
-                    self._changed.wait()
-                if self._small or self._large or self._low:
-                    self._changed.notify()  # perhaps another one may run beside it
+        while (item := self._next()) is not None:
+            began_s = time.thread_time()
             try:
-                turn[3]()
+                item.content.work()
             except Exception:
                 logger.exception("decoding failed unexpectedly")
+            cpu_s = time.thread_time() - began_s
+            del item.content.work  # it holds the upload
             with self._changed:
-                self._release(turn[2])
+                self._release(item, cpu_s)
 
-    def _take(self) -> _Turn | None:
+    def _next(self) -> Item[_Turn] | None:
+        """Wait for the turn that is next; None once the threads are to end."""
+        with self._changed:
+            while (item := self._take()) is None:
+                if self._is_stopped:
+                    return None
+                self._wait()
+            if len(self._running) < self._max_running and self._has_waiting:
+                self._changed.notify()  # perhaps another one may run beside it
+            return item
+
+    def _wait(self) -> None:
+        """Wait for a change; if images wait for one that may become overdue, for no longer than that."""
+        if self._is_watched or not self._has_waiting:
+            self._changed.wait()
+            return
+        self._is_watched = True
+        self._changed.wait(OVERDUE_S / 2)
+        self._is_watched = False
+
+    def _take(self) -> Item[_Turn] | None:
         """Return the turn that is next, or None if there is none, or none that may run beside what is running."""
-        low = bool(self._low) and self._may_run(self._low[0][2])
-        if low and self._normal_s >= (_LOW_SHARE - 1) * self._low[0][2].cpu_s:
-            return self._take_low()
-        turn = self._take_normal()
-        return self._take_low() if turn is None and low else turn
-
-    def _take_low(self) -> _Turn:
-        turn = heapq.heappop(self._low)
-        self._normal_s = 0.0
-        self._begin(turn[2])
-        return turn
-
-    def _take_normal(self) -> _Turn | None:
-        small, large = (bool(heap) and self._may_run(heap[0][2]) for heap in (self._small, self._large))
-        if not small and not large:
+        if not self._has_waiting:
             return None
-        is_large = large and (not small or self._small_s >= self._large[0][2].cpu_s)
-        turn = heapq.heappop(self._large if is_large else self._small)
-        cost = turn[2]
-        self._small_s = 0.0 if is_large else self._small_s + cost.cpu_s
-        if self._low:
-            self._normal_s += cost.cpu_s
-        self._begin(cost)
-        return turn
+        self._find_overdue()
+        item, low = None, self._low.peek()
+        if low is not None and self._normal_s >= (_LOW_SHARE - 1) * low.cpu_s:
+            item = self._low.pop(self._may_run)
+        item = item or self._take_normal() or self._low.pop(self._may_run)
+        if item is not None:
+            self._begin(item)
+        return item
 
-    def _begin(self, cost: Cost) -> None:
-        self._running_large += cost.cpu_s >= LARGE_S
-        self._running_bytes += cost.held_bytes
+    def _take_normal(self) -> Item[_Turn] | None:
+        item = None
+        large = self._large.peek()
+        if large is not None and (not self._small or self._small_s >= large.cpu_s):
+            item = self._large.pop(self._may_run)
+        return item or self._small.pop(self._may_run) or self._large.pop(self._may_run)
 
-    def _may_run(self, cost: Cost) -> bool:
-        if cost.cpu_s >= LARGE_S and self._running_large >= self._max_large:
+    @property
+    def _has_waiting(self) -> bool:
+        return bool(self._small or self._large or self._low)
+
+    def _queue_of(self, turn: _Turn) -> FairQueue[_Turn]:
+        if turn.urgency:
+            return self._low
+        return self._large if turn.is_large else self._small
+
+    def _find_overdue(self) -> None:
+        """Count small images that have been running for too long as large."""
+        now = self._clock()
+        for item in self._running:
+            turn = item.content
+            if not turn.is_large and not turn.is_overdue and now - turn.began_at > OVERDUE_S:
+                turn.is_overdue = True
+                self._running_large += 1
+
+    def _may_run(self, item: Item[_Turn]) -> bool:
+        turn = item.content
+        if turn.is_large:
+            if self._running_large >= self._max_large or len(self._running) >= self._max_running:
+                return False
+        elif len(self._running) - self._running_large >= 1 and len(self._running) >= self._max_running:
+            return False  # the spare thread is only for when all others take long
+        if turn.cost.is_exclusive and self._running_exclusive:
             return False
-        return not self._running_bytes or self._running_bytes + cost.held_bytes <= self._max_bytes
+        return self._has_memory(item)
 
-    def _release(self, cost: Cost) -> None:
-        self._running_large -= cost.cpu_s >= LARGE_S
-        self._running_bytes -= cost.held_bytes
+    def _has_memory(self, item: Item[_Turn]) -> bool:
+        turn = item.content
+        needed = turn.counted_bytes
+        if not needed or not self._running_bytes:
+            return True
+        is_kept_free = self._reserved is not None and self._reserved is not item
+        if not is_kept_free and self._running_bytes + needed <= self._max_bytes:
+            return True
+        now = self._clock()
+        turn.blocked_at = now if turn.blocked_at is None else turn.blocked_at
+        if self._reserved is None and now - turn.blocked_at > _MAX_BLOCKED_S:
+            self._reserved = item
+        return False
+
+    def _begin(self, item: Item[_Turn]) -> None:
+        turn = item.content
+        turn.began_at = self._clock()
+        self._running.add(item)
+        self._running_large += turn.is_large
+        self._running_bytes += turn.counted_bytes
+        self._running_exclusive += turn.cost.is_exclusive
+        if turn.urgency:
+            self._normal_s = 0.0
+        else:
+            self._small_s = 0.0 if turn.is_large else self._small_s + item.cpu_s
+            self._normal_s += item.cpu_s if self._low else 0.0
+        if turn.counted_bytes:
+            self._reserved = None
+
+    def _release(self, item: Item[_Turn], cpu_s: float) -> None:
+        """Account for a turn that has ended."""
+        turn = item.content
+        self._running.discard(item)
+        self._running_large -= turn.is_large or turn.is_overdue
+        self._running_bytes -= turn.counted_bytes
+        self._running_exclusive -= turn.cost.is_exclusive
+        self._queue_of(turn).settle(item, cpu_s)
+        if item.cpu_s < LARGE_S:
+            self._judge(item, cpu_s)
+
+    def _judge(self, item: Item[_Turn], cpu_s: float) -> None:
+        """Doubt a client whose image took far more than expected, or believe it a little more."""
+        client = item.client
+        if cpu_s > OVERDUE_S:
+            if len(self._doubts) >= _MAX_DOUBTED:
+                self._doubts.clear()
+            self._doubts[client] = _DOUBTED_IMAGES
+            for waiting in self._small.remove_all_of(client):
+                waiting.content.is_large = True
+                self._large.add(waiting)
+        elif client in self._doubts:
+            self._doubts[client] -= 1
+            if not self._doubts[client]:
+                del self._doubts[client]

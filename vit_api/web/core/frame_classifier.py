@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 from vit_api.decoding.frames import FramePlan
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.records import AnswerRecord
-from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier import SharedTier, claim_of
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_flights import SharedFlights
@@ -46,7 +46,7 @@ class FrameInference(Protocol):
         plan: FramePlan,
         wanted: Sequence[int],
         deadline: FlightDeadline,
-        urgency: Urgency = Urgency.NORMAL,
+        caller: Caller = ANY,
     ) -> list[tuple[AnswerRecord, float]]:
         """Return the answer for each wanted frame, and how many seconds its decoding took."""
 
@@ -56,7 +56,7 @@ class _Wanted(NamedTuple):
 
     upload: bytes
     plan: FramePlan
-    urgency: Urgency
+    caller: Caller
 
 
 class FrameClassifier:
@@ -107,7 +107,7 @@ class FrameClassifier:
         deadline: float,
         *,
         bypass_cache: bool = False,
-        urgency: Urgency = Urgency.NORMAL,
+        caller: Caller = ANY,
     ) -> list[ClassifierResult]:
         """Classify frames, from the cache if possible; what is computed is cached.
 
@@ -116,14 +116,14 @@ class FrameClassifier:
             plan: The frames that were chosen of it.
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if answers are cached, here or in the shared tier.
-            urgency: How urgent they are, if the model has to run; callers share computations of their own class.
+            caller: Who sent it; callers share computations of their own urgency.
 
         Raises:
             NotReady: No worker has started yet.
             DeadlineExceeded: The deadline passed first.
             ViTError: The reason why one of them can't be classified.
         """
-        frames = _Wanted(upload, plan, urgency)
+        frames = _Wanted(upload, plan, caller)
         indices = [frame.index for frame in plan.frames]
         if self._cache is None:
             run = functools.partial(self._run, frames, {}, None)
@@ -135,7 +135,7 @@ class FrameClassifier:
             return [ClassifierResult(one, Source.HIT, looked_up_at=now) for one in cached]
         # As in `Classifier`: a caller that bypasses the cache must not join a flight that may find an old answer.
         flight = hashlib.sha256(b"".join(keys)).digest()
-        flight = claim_of(flight, urgency)
+        flight = claim_of(flight, caller.urgency)
         if bypass_cache or self._flights.is_in_flight((flight, True)):
             compute = functools.partial(self._run, frames, {}, keys)
             return await self._fly((flight, True), deadline, compute, len(keys))
@@ -220,7 +220,7 @@ class FrameClassifier:
         if wanted:
             self._tally.add("misses", len(wanted))
             epoch = self._tally.cache_board.epoch
-            answers = await self._inference.infer_frames(frames.upload, frames.plan, wanted, deadline, frames.urgency)
+            answers = await self._inference.infer_frames(frames.upload, frames.plan, wanted, deadline, frames.caller)
             for position, (answer, decode_s) in zip(wanted, answers, strict=True):
                 cached = CachedPrediction(answer.prediction)
                 results[position] = ClassifierResult(cached, Source.MISS, answer, decode_s)

@@ -38,9 +38,11 @@ from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status,
 from vit_api.ipc.slots import MAX_DEATHS, OwnerSlots
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.urgency import Urgency
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.service_rate import ServiceRate
 from vit_api.web.core.single_flight import FlightDeadline
+from vit_api.web.core.slot_shares import SlotShares
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +80,16 @@ class _Job:
     Attributes:
         waiter: Gets the outcome.
         upload: The image until it is decoded; None once it is abandoned.
-        urgency: How urgent it is.
+        caller: Who sent it.
         decode_s: Seconds that decoding took, once it is done.
     """
 
-    __slots__ = ("decode_s", "upload", "urgency", "waiter")
+    __slots__ = ("caller", "decode_s", "upload", "waiter")
 
-    def __init__(self, upload: Upload, waiter: asyncio.Future[AnswerRecord], urgency: Urgency) -> None:
+    def __init__(self, upload: Upload, waiter: asyncio.Future[AnswerRecord], caller: Caller) -> None:
         self.upload: Upload | None = upload
         self.waiter = waiter
-        self.urgency = urgency
+        self.caller = caller
         self.decode_s: float | None = None
 
     def take_upload(self) -> Upload:
@@ -118,6 +120,9 @@ class InferenceClient:
         metrics_writer: Records decoding times.
         decode_threads: Number of decoding threads.
         max_decode_bytes: Memory that they may take together.
+
+    Attributes:
+        turns: The decoding threads.
     """
 
     def __init__(
@@ -138,9 +143,10 @@ class InferenceClient:
         self._worker_board = worker_board
         self._requests = requests
         self._answers = answers
-        self._turns = DecodeTurns(decode_threads, max_decode_bytes)
+        self.turns = DecodeTurns(decode_threads, max_decode_bytes)
         self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
+        self._shares = SlotShares()
         self._rates = [ServiceRate() for _ in Urgency]
         self._counts = [0] * len(Urgency)  # of the images in flight
         self._deaths: dict[int, int] = {}  # by slot: workers that died while they held its image
@@ -148,17 +154,15 @@ class InferenceClient:
     def start(self) -> None:
         """Start the decoding threads and listen for answers, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._turns.start()
+        self.turns.start()
         self._loop.add_reader(self._answers.fileno(), self._read_answers)
 
     def stop(self) -> None:
         """Stop listening; images still being decoded are dropped."""
         self._loop.remove_reader(self._answers.fileno())
-        self._turns.stop()
+        self.turns.stop()
 
-    async def infer(
-        self, upload: Upload, deadline: FlightDeadline, urgency: Urgency = Urgency.NORMAL
-    ) -> tuple[AnswerRecord, float]:
+    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
 
         The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image. The
@@ -167,28 +171,28 @@ class InferenceClient:
         Args:
             upload: The image.
             deadline: After which no worker must run it; it may be extended.
-            urgency: How urgent it is.
+            caller: Who sent it; clients share slots and decoding.
 
         Returns:
             The workers' answer, whose status is OK, and the seconds that decoding took.
 
         Raises:
             NotReady: No worker has started yet.
-            Overloaded: Every slot is taken, or every one that images of this urgency may take.
+            Overloaded: Every slot is taken, or all that this client or images of this urgency may have.
             InferenceFailed: The model raised.
             ViTError: The upload can't be decoded.
         """
         # Before a slot is taken, which an exception would leak.
         is_quick = self._decoder.is_quick(upload)
         cost = None if is_quick else self._decoder.estimate_cost(upload)
-        slot, generation = self._take_slot(deadline.at, urgency)
-        job = self._jobs[slot] = _Job(upload, self._loop.create_future(), urgency)
-        self._counts[urgency] += 1
+        slot, generation = self._take_slot(deadline.at, caller)
+        job = self._jobs[slot] = _Job(upload, self._loop.create_future(), caller)
+        self._counts[caller.urgency] += 1
         deadline.on_extend = functools.partial(self._extend, slot, job)
         if cost is None:
             self._decode_into(slot, generation, job)
         else:
-            self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, urgency)
+            self.turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, *caller)
         try:
             return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:
@@ -208,7 +212,7 @@ class InferenceClient:
         plan: FramePlan,
         wanted: Sequence[int],
         deadline: FlightDeadline,
-        urgency: Urgency = Urgency.NORMAL,
+        caller: Caller = ANY,
     ) -> list[tuple[AnswerRecord, float]]:
         """Run several frames of an upload on the model; each has a slot, and one thread decodes them all.
 
@@ -217,7 +221,7 @@ class InferenceClient:
             plan: The frames that were chosen of it.
             wanted: Positions in the plan of those to run.
             deadline: After which no worker must run them; it may be extended.
-            urgency: How urgent they are.
+            caller: Who sent it.
 
         Returns:
             For each of these what `infer` returns.
@@ -230,14 +234,14 @@ class InferenceClient:
             raise BadRequest(
                 f"The queue holds at most {self._slots.table.slots_per_owner} images: ask for fewer frames."
             )
-        taken = self._take_slots(len(wanted), deadline.at, urgency)
-        jobs = [_Job(upload, self._loop.create_future(), urgency) for _ in taken]
+        taken = self._take_slots(len(wanted), deadline.at, caller)
+        jobs = [_Job(upload, self._loop.create_future(), caller) for _ in taken]
         frames = [_TakenFrame(*slot, job) for slot, job in zip(taken, jobs, strict=True)]
         self._jobs.update((frame.slot, frame.job) for frame in frames)
-        self._counts[urgency] += len(frames)
+        self._counts[caller.urgency] += len(frames)
         deadline.on_extend = functools.partial(self._extend_frames, frames)
         decoding = functools.partial(self._decode_frames_into, frames, plan, wanted)
-        self._turns.submit(decoding, plan.cost, urgency)
+        self.turns.submit(decoding, plan.cost, *caller)
         try:
             answers = await asyncio.gather(*(job.waiter for job in jobs))
         except BaseException:
@@ -252,26 +256,30 @@ class InferenceClient:
         for frame in frames:
             self._extend(frame.slot, frame.job, deadline)
 
-    def _take_slots(self, count: int, deadline: float, urgency: Urgency) -> list[tuple[int, int]]:
+    def _take_slots(self, count: int, deadline: float, caller: Caller) -> list[tuple[int, int]]:
         """Return as many slots and their generations, or raise and take none."""
         taken: list[tuple[int, int]] = []
         try:
-            taken.extend(self._take_slot(deadline, urgency) for _ in range(count))
+            taken.extend(self._take_slot(deadline, caller) for _ in range(count))
         except ViTError:
             for slot, _ in taken:
                 self._slots.release(slot)
+                self._shares.remove(caller.client)
             raise
         return taken
 
-    def _take_slot(self, deadline: float, urgency: Urgency) -> tuple[int, int]:
+    def _take_slot(self, deadline: float, caller: Caller) -> tuple[int, int]:
         """Return a slot and its generation."""
         if not self._worker_board.takes_images():
             is_gone = self._worker_board.is_gone()
             raise WorkersGone(_GONE) if is_gone else NotReady("The model is still loading. Retry shortly.")
-        taken = self._slots.take(deadline, urgency)
+        client, urgency = caller
+        has_share = self._shares.may_take(client, self._slots.free_count)
+        taken = self._slots.take(deadline, urgency) if has_share else None
         if taken is None:
             wait_s = self._rates[urgency].seconds_for(self._counts[urgency])
             raise Overloaded(_FULL[urgency], wait_s)
+        self._shares.add(client)
         return taken
 
     def _decode_into(self, slot: int, generation: int, job: _Job) -> None:
@@ -297,7 +305,7 @@ class InferenceClient:
         decoded_at = time.monotonic()
         job.decode_s = decoded_at - began_at
         self._slots.queue(slot, decoded_at)
-        self._requests[job.urgency].write([RequestRecord(slot, generation).pack()])
+        self._requests[job.caller.urgency].write([RequestRecord(slot, generation).pack()])
 
     def _decode_frames_into(self, frames: Sequence[_TakenFrame], plan: FramePlan, wanted: Sequence[int]) -> None:
         """Decode frames and queue each as soon as it is decoded; in a decoding thread."""
@@ -361,7 +369,7 @@ class InferenceClient:
         slot = answer.slot
         deaths = self._deaths[slot] = self._deaths.get(slot, 0) + 1
         self._slots.requeue(slot, isolated=deaths == MAX_DEATHS)
-        self._requests[self._jobs[slot].urgency].write([RequestRecord(slot, answer.generation).pack()])
+        self._requests[self._jobs[slot].caller.urgency].write([RequestRecord(slot, answer.generation).pack()])
 
     def _complete(self, slot: int, outcome: AnswerRecord | ViTError) -> None:
         """Free the slot and pass the outcome to its waiter, if there still is one."""
@@ -370,8 +378,9 @@ class InferenceClient:
         job = self._jobs.pop(slot, None)
         if job is None:  # taken by this process's predecessor, which died
             return
-        self._rates[job.urgency].add()
-        self._counts[job.urgency] -= 1
+        self._shares.remove(job.caller.client)
+        self._rates[job.caller.urgency].add()
+        self._counts[job.caller.urgency] -= 1
         if job.decode_s is not None:
             self._decode_times.observe(job.decode_s)
         if job.waiter.done():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from vit_api.decoding.frames import STILL, Frame, FramePlan
 from vit_api.errors import BadRequest, InternalError, ViTError
 from vit_api.ipc.records import Prediction
-from vit_api.urgency import Urgency
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.protocols.results import UploadClassifier, classify_one
 from vit_api.web.requests import Headers, Request
@@ -34,7 +34,7 @@ class FramesClassifier(Protocol):
         deadline: float,
         *,
         bypass_cache: bool = False,
-        urgency: Urgency = Urgency.NORMAL,
+        caller: Caller = ANY,
     ) -> list[ClassifierResult]:
         """Classify them."""
 
@@ -117,7 +117,7 @@ async def classify_frames(
             if planned is None:
                 return ClassifiedFrames(STILL, [await classify_one(classifier, request, upload)])
             results = await frames.classify(
-                upload, planned, request.deadline, bypass_cache=request.bypasses_cache, urgency=request.urgency
+                upload, planned, request.deadline, bypass_cache=request.bypasses_cache, caller=request.caller
             )
             return ClassifiedFrames(planned.frames, results)
         except ViTError as error:

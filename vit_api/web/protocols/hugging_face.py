@@ -60,7 +60,7 @@ _CONTENT = {
 }
 
 
-class _Parameters(NamedTuple):
+class _PipelineParameters(NamedTuple):
     """The parameters of a request.
 
     Attributes:
@@ -72,7 +72,7 @@ class _Parameters(NamedTuple):
     function_to_apply: str | None = None
 
 
-_DEFAULTS = _Parameters()
+_DEFAULTS = _PipelineParameters()
 _MAX_TOP_K_DIGITS = 9
 
 
@@ -138,7 +138,7 @@ class HuggingFaceRoutes:
             (b"x-inference-time", b"%d" % (answer.inference_s * 1000)),
         )
 
-    def _body(self, result: ClassifierResult, parameters: _Parameters) -> bytes:
+    def _body(self, result: ClassifierResult, parameters: _PipelineParameters) -> bytes:
         """Return the response's JSON, which is serialised once for each cached prediction and parameters."""
         body = result.cached.rendered.get(parameters)
         if body is None:
@@ -146,13 +146,13 @@ class HuggingFaceRoutes:
             result.cached.add_rendered(parameters, body)
         return body
 
-    def _encode(self, prediction: Prediction, parameters: _Parameters) -> bytes:
+    def _encode(self, prediction: Prediction, parameters: _PipelineParameters) -> bytes:
         scores = _SCORES[parameters.function_to_apply or self._function](prediction)
         top = list(zip(prediction.indices, scores, strict=True))[: parameters.top_k]
         return to_json([{"label": self._labels[index], "score": score} for index, score in top])
 
 
-def _parameters_of(query: bytes, fields: Fields) -> _Parameters:
+def _parameters_of(query: bytes, fields: Fields) -> _PipelineParameters:
     """Return the parameters of a request: in the `parameters` of the JSON, beside `inputs`, in the query, or in a form.
 
     Null means the default, as in Hugging Face's own clients. Other fields of the JSON are ignored, such as the
@@ -165,18 +165,18 @@ def _parameters_of(query: bytes, fields: Fields) -> _Parameters:
     if nested is not None and not isinstance(nested, dict):
         raise BadRequest("'parameters' must be an object, such as {\"top_k\": 5}.")
     nested = nested or {}
-    unknown = sorted(nested.keys() - set(_Parameters._fields))
+    unknown = sorted(nested.keys() - set(_PipelineParameters._fields))
     if unknown:
-        raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {' and '.join(_Parameters._fields)}.")
+        raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {' and '.join(_PipelineParameters._fields)}.")
     beside = [(name, value) for name, value in fields if name != "parameters"]
     sent = [(name, value) for name, value in (*nested.items(), *beside) if value is not None]
-    values = collect((*_Parameters._fields, "frames"), query, sent)
+    values = collect((*_PipelineParameters._fields, "frames"), query, sent)
     if "frames" in values:  # ignored, it would seem that all of them were classified
         raise BadRequest("This API has no 'frames'. Send animations to /predict.")
     function = values.get("function_to_apply")
     if function is not None and (not isinstance(function, str) or function not in _SCORES):
         raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")
-    return _Parameters(_top_k_of(values.get("top_k", DEFAULT_TOP_K)), function)
+    return _PipelineParameters(_top_k_of(values.get("top_k", DEFAULT_TOP_K)), function)
 
 
 def _top_k_of(value: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import InternalError, ViTError
-from vit_api.urgency import Urgency
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 
@@ -20,7 +20,7 @@ class UploadClassifier(Protocol):
         """Return the classification of a file if it is cached."""
 
     async def classify(
-        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, urgency: Urgency = Urgency.NORMAL
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY
     ) -> ClassifierResult:
         """Classify one upload."""
 
@@ -33,7 +33,7 @@ def classify_one(
     Raises:
         ViTError: The reason why it can't be classified.
     """
-    return classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache, urgency=request.urgency)
+    return classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache, caller=request.caller)
 
 
 async def classify_several(
@@ -54,15 +54,13 @@ async def classify_several(
     """
     if len(uploads) > 1:
         await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
-    bypass_cache = request.bypasses_cache
+    bypass_cache, caller = request.bypasses_cache, request.caller
 
     async def outcome_of(upload: Upload | ViTError) -> ClassifierResult | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await classifier.classify(
-                upload, request.deadline, bypass_cache=bypass_cache, urgency=request.urgency
-            )
+            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache, caller=caller)
         except ViTError as error:
             return error
 

@@ -21,6 +21,7 @@ from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, AnswerRecord
 from vit_api.metrics import LOOK_UP
 from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_answers import SharedAnswers
@@ -28,6 +29,7 @@ from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.core.single_flight import FlightDeadline
 
 pytestmark = pytest.mark.anyio
+_LOW = Caller(urgency=Urgency.LOW)
 
 
 class Model:
@@ -40,11 +42,9 @@ class Model:
         self.urgencies: list[Urgency] = []
         self.deadlines: list[FlightDeadline] = []
 
-    async def infer(
-        self, upload: Upload, deadline: FlightDeadline, urgency: Urgency = Urgency.NORMAL
-    ) -> tuple[AnswerRecord, float]:
+    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
         self.uploads.append(upload)
-        self.urgencies.append(urgency)
+        self.urgencies.append(caller.urgency)
         self.deadlines.append(deadline)
         await self.gate.wait()
         data = upload.data if isinstance(upload, Pixels) else upload
@@ -289,7 +289,7 @@ async def test_a_normal_caller_does_not_wait_for_a_low_computation(bypass_cache:
     """It has the upload computed in its own class."""
     bench = Bench()
     bench.model.gate.clear()
-    low = asyncio.ensure_future(bench.classify(b"a", urgency=Urgency.LOW, bypass_cache=bypass_cache))
+    low = asyncio.ensure_future(bench.classify(b"a", caller=_LOW, bypass_cache=bypass_cache))
     await until(lambda: len(bench.model.uploads) == 1)
     normal = asyncio.ensure_future(bench.classify(b"a", bypass_cache=bypass_cache))
     await until(lambda: len(bench.model.uploads) == 2)
@@ -306,18 +306,16 @@ async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
     gates = {Urgency.LOW: asyncio.Event(), Urgency.NORMAL: asyncio.Event()}
     infer, cancelled = bench.model.infer, []
 
-    async def by_urgency(
-        upload: Upload, deadline: FlightDeadline, urgency: Urgency = Urgency.NORMAL
-    ) -> tuple[AnswerRecord, float]:
+    async def by_urgency(upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
         try:
-            await gates[urgency].wait()
+            await gates[caller.urgency].wait()
         except asyncio.CancelledError:
-            cancelled.append(urgency)
+            cancelled.append(caller.urgency)
             raise
-        return await infer(upload, deadline, urgency)
+        return await infer(upload, deadline, caller)
 
     bench.model.infer = by_urgency  # type: ignore[method-assign]
-    low = asyncio.ensure_future(bench.classify(b"a", urgency=Urgency.LOW))
+    low = asyncio.ensure_future(bench.classify(b"a", caller=_LOW))
     await until(lambda: bench.counts()[1] == 1)
     gates[Urgency.NORMAL].set()
     assert (await bench.classify(b"a")).source is Source.MISS
@@ -330,7 +328,7 @@ async def test_a_low_caller_may_wait_for_a_normal_computation() -> None:
     """One that is in flight already is the faster one."""
     bench = Bench()
     bench.model.gate.clear()
-    tasks = [asyncio.ensure_future(bench.classify(b"a", urgency=urgency)) for urgency in Urgency]
+    tasks = [asyncio.ensure_future(bench.classify(b"a", caller=Caller(urgency=urgency))) for urgency in Urgency]
     await until(lambda: bench.counts()[2] == 1)
     bench.model.gate.set()
     results = await asyncio.gather(*tasks)
@@ -342,12 +340,12 @@ async def test_low_callers_share_a_computation() -> None:
     """As others do; a hit is one for any urgency."""
     bench = Bench()
     bench.model.gate.clear()
-    tasks = [asyncio.ensure_future(bench.classify(b"a", urgency=Urgency.LOW)) for _ in range(3)]
+    tasks = [asyncio.ensure_future(bench.classify(b"a", caller=_LOW)) for _ in range(3)]
     await until(lambda: bench.counts()[2] == 2)
     bench.model.gate.set()
     await asyncio.gather(*tasks)
     assert bench.model.urgencies == [Urgency.LOW]
-    assert {(await bench.classify(b"a", urgency=urgency)).source for urgency in Urgency} == {Source.HIT}
+    assert {(await bench.classify(b"a", caller=Caller(urgency=urgency))).source for urgency in Urgency} == {Source.HIT}
 
 
 async def test_a_settled_answer_must_not_be_older_than_a_caller_demands() -> None:
@@ -356,7 +354,7 @@ async def test_a_settled_answer_must_not_be_older_than_a_caller_demands() -> Non
     await Bench(shelf=shelf).classify(b"a")
     bench = Bench(shelf=shelf)
     bench.model.gate.clear()
-    fresh = asyncio.ensure_future(bench.classify(b"a", urgency=Urgency.LOW, bypass_cache=True))
+    fresh = asyncio.ensure_future(bench.classify(b"a", caller=_LOW, bypass_cache=True))
     await until(lambda: len(bench.model.uploads) == 1)
     assert (await bench.classify(b"a")).source is Source.HIT
     assert not fresh.done()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.support.server import wait_until
 from vit_api.decoding.cost import Cost
 from vit_api.urgency import Urgency
-from vit_api.web.core.decode_turns import LARGE_S, DecodeTurns
+from vit_api.web.core.decode_turns import LARGE_S, OVERDUE_S, DecodeTurns
 
 LONG_S = 60
+MIB = 2**20
 SMALL, LARGE = Cost(0.001, 1), Cost(10 * LARGE_S, 1)
 
 
@@ -26,9 +29,9 @@ class Works:
         self._gates: dict[Any, threading.Event] = {}
         self._changed = threading.Condition()
 
-    def add(self, name: Any, cost: Cost, urgency: Urgency = Urgency.NORMAL) -> None:
+    def add(self, name: Any, cost: Cost, client: str = "", urgency: Urgency = Urgency.NORMAL) -> None:
         gate = self._gates[name] = threading.Event()
-        self.turns.submit(self._work(name, gate), cost, urgency)
+        self.turns.submit(self._work(name, gate), cost, client, urgency)
 
     def _work(self, name: Any, gate: threading.Event) -> Callable[[], None]:
         def work() -> None:
@@ -58,7 +61,7 @@ def start() -> Iterator[Callable[..., Works]]:
     """A factory of started turns; all work is let go at the end."""
     started: list[Works] = []
 
-    def begin(threads: int = 1, max_bytes: int = 100) -> Works:
+    def begin(threads: int = 1, max_bytes: int = 100 * MIB) -> Works:
         works = Works(threads, max_bytes)
         works.turns.start()
         started.append(works)
@@ -108,13 +111,13 @@ def test_large_images_leave_a_thread_to_the_small(start: Callable[..., Works]) -
 
 def test_memory_is_bounded(start: Callable[..., Works]) -> None:
     """An image waits until what it takes is free; a smaller one does not wait for it."""
-    works = start(threads=4, max_bytes=100)
-    works.add("a", Cost(0.001, 60))
-    works.add("b", Cost(0.001, 40))
+    works = start(threads=4, max_bytes=100 * MIB)
+    works.add("a", Cost(0.001, 60 * MIB))
+    works.add("b", Cost(0.001, 40 * MIB))
     works.wait_for(2)
-    works.add("c", Cost(0.001, 50))
+    works.add("c", Cost(0.001, 50 * MIB))
     works.finish("b")
-    works.add("d", Cost(LARGE_S, 10))
+    works.add("d", Cost(LARGE_S, 10 * MIB))
     assert works.wait_for(3)[2] == "d"
     works.finish("a")
     assert works.wait_for(4)[3] == "c"
@@ -122,10 +125,10 @@ def test_memory_is_bounded(start: Callable[..., Works]) -> None:
 
 def test_an_image_beyond_the_bound_is_decoded_with_no_other(start: Callable[..., Works]) -> None:
     """The decoder refuses it, which takes no memory."""
-    works = start(threads=2, max_bytes=100)
-    works.add("a", Cost(0.001, 1000))
+    works = start(threads=2, max_bytes=100 * MIB)
+    works.add("a", Cost(0.001, 1000 * MIB))
     works.wait_for(1)
-    works.add("b", Cost(0.001, 1))
+    works.add("b", Cost(0.001, 5 * MIB))
     works.finish("a")
     assert works.wait_for(2) == ["a", "b"]
 
@@ -170,13 +173,70 @@ def test_a_stop_drops_what_has_not_begun(start: Callable[..., Works]) -> None:
     assert works.begun == ["first"]
 
 
+def test_clients_take_turns(start: Callable[..., Works]) -> None:
+    """An image of one client is next, however many of the same cost another sent before."""
+    works = start()
+    for number in range(50):
+        works.add(number, SMALL, "many")
+    works.wait_for(1)
+    works.add("one", SMALL, "one")
+    works.finish(0)
+    assert works.wait_for(2)[1] == "one"
+
+
+def test_a_spare_thread_replaces_one_that_is_overdue(start: Callable[..., Works]) -> None:
+    """Images whose headers lie don't hold up those of others, even if they take all threads."""
+    works = start(threads=2)
+    works.add("liar 1", SMALL, "liar")
+    works.add("liar 2", SMALL, "liar")
+    works.wait_for(2)
+    works.add("honest", SMALL, "honest")
+    assert len(works.begun) == 2
+    works.time_s += 2 * OVERDUE_S
+    assert works.wait_for(3)[2] == "honest"
+
+
+def test_a_client_whose_image_took_too_long_waits_with_the_large(start: Callable[..., Works]) -> None:
+    """So that its next ones never take all threads."""
+    works = start(threads=2)
+    burned = threading.Event()
+
+    def burn() -> None:
+        end = time.thread_time() + 1.5 * OVERDUE_S
+        while time.thread_time() < end:
+            pass
+        burned.set()
+
+    works.turns.submit(burn, SMALL, "liar")
+    assert burned.wait(LONG_S)
+    wait_until(lambda: "liar" in works.turns._doubts)
+    for number in range(3):
+        works.add(number, SMALL, "liar")
+    works.wait_for(1)
+    works.add("honest", SMALL, "honest")
+    assert sorted(map(str, works.wait_for(2))) == ["0", "honest"]
+
+
+def test_files_of_an_exclusive_decoder_take_one_thread(start: Callable[..., Works]) -> None:
+    """The second would only wait in its thread."""
+    works = start(threads=3)
+    exclusive = Cost(0.001, 1, is_exclusive=True)
+    works.add("a", exclusive)
+    works.add("b", exclusive)
+    works.wait_for(1)
+    works.add("c", SMALL, "other")
+    assert works.wait_for(2) == ["a", "c"]
+    works.finish("a")
+    assert works.wait_for(3)[2] == "b"
+
+
 def test_images_of_low_urgency_come_last(start: Callable[..., Works]) -> None:
     """Though they came first, and the others are larger; but these never keep them waiting for ever."""
     works = start()
     works.add("first", SMALL)
     works.wait_for(1)
     for number in range(3):
-        works.add(f"low {number}", SMALL, Urgency.LOW)
+        works.add(f"low {number}", SMALL, urgency=Urgency.LOW)
     for number in range(9):
         works.add(number, SMALL)
     works.finish_all()
@@ -188,7 +248,7 @@ def test_a_large_image_of_normal_urgency_comes_before_small_ones_of_low(start: C
     works = start()
     works.add("first", SMALL)
     works.wait_for(1)
-    works.add("low", SMALL, Urgency.LOW)
+    works.add("low", SMALL, urgency=Urgency.LOW)
     works.add("large", LARGE)
     works.finish_all()
     assert works.wait_for(3) == ["first", "large", "low"]

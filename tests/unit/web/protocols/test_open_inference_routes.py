@@ -89,7 +89,7 @@ class Scripted:
         )
 
     async def classify(self, upload: bytes, deadline: float, **options: Any) -> ClassifierResult:
-        self.asked.append((deadline - time.monotonic(), options["urgency"]))
+        self.asked.append((deadline - time.monotonic(), options["caller"].urgency))
         if upload == b"cached":
             return ClassifierResult(CachedPrediction(_TOP), Source.HIT)
         if upload == b"full":

@@ -168,7 +168,7 @@ class OpenInferenceRoutes:
         length = request.headers.get(HEADER_LENGTH)
         is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
         short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
-        return await parse_body(request.take_body(), self._parse, length, short_bytes=short_bytes)
+        return await parse_body(request, request.take_body(), self._parse, length, short_bytes=short_bytes)
 
     def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
         infer_request, tensor = parse_request(body, header_length, self._inputs.json_limits)
