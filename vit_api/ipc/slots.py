@@ -288,6 +288,10 @@ class OwnerSlots(_Fields):
         """Number of slots that can be taken now."""
         return len(self._free)
 
+    def max_of(self, urgency: Urgency) -> int:
+        """Return how many slots images of this urgency may take."""
+        return self._max_low if urgency is Urgency.LOW else self.table.slots_per_owner
+
     def take(self, deadline: float = math.inf, urgency: Urgency = Urgency.NORMAL) -> tuple[int, int] | None:
         """Take a free slot for a new image; return it and its generation.
 

@@ -230,10 +230,9 @@ class InferenceClient:
             BadRequest: There are fewer slots than frames.
             ViTError: As `infer`, for the first frame that fails.
         """
-        if len(wanted) > self._slots.table.slots_per_owner:
-            raise BadRequest(
-                f"The queue holds at most {self._slots.table.slots_per_owner} images: ask for fewer frames."
-            )
+        max_frames = self._slots.max_of(caller.urgency)
+        if len(wanted) > max_frames:
+            raise BadRequest(f"The queue holds at most {max_frames} images: ask for fewer frames.")
         taken = self._take_slots(len(wanted), deadline.at, caller)
         jobs = [_Job(upload, self._loop.create_future(), caller) for _ in taken]
         frames = [_TakenFrame(*slot, job) for slot, job in zip(taken, jobs, strict=True)]

@@ -226,3 +226,10 @@ async def test_a_deadline_may_be_extended_while_an_image_waits() -> None:
         assert not bench.slots.is_wanted(claim.slot, deadline.at)
         bench.answer(claim)
         await other
+
+
+def test_each_class_has_its_part_of_the_slots() -> None:
+    """At least one, so that a request that can never be queued is told from one that can be retried."""
+    for slots, low in ((1, 1), (3, 1), (8, 4)):
+        owned = InferenceBench(slots=slots).slots
+        assert [owned.max_of(urgency) for urgency in Urgency] == [slots, low]
