@@ -17,104 +17,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import command_line, machine, results, servers, tables
 from benchmarks.harness.checkpoints import save_small_vit
+from benchmarks.harness.open_loop import Client, Reply, percentiles
 
 _QUEUE = 128
 _TIMES = 3.0
 _CONNECTIONS = 32
 _WARM_UP_S = 1.0
-_KEEP_ALIVE_S = 2.0
 _OK, _REFUSED = 200, 503
 _SETTINGS = {"api_servers": 1, "cpu_threads": 1, "max_batch_size": 1, "cache_size": 0, "queue_size": _QUEUE}
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One response.
-
-    Attributes:
-        status: Its status.
-        has_retry_after: Whether it has a Retry-After.
-        seconds: The latency, measured from when the request was due.
-        done_at: When it was complete, in seconds of the monotonic clock.
-        server_ms: The processing time that the server reported, if any.
-    """
-
-    status: int
-    has_retry_after: bool
-    seconds: float
-    done_at: float
-    server_ms: float | None
-
-
-class Client:
-    """Posts one body on as many persistent connections as needed.
-
-    The bundled client would do, but takes more CPU time per request, and a refusal takes hardly any on the server.
-    """
-
-    def __init__(self, port: int, body: bytes) -> None:
-        self._port = port
-        self._request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
-
-    async def post(self, due_at: float) -> Reply:
-        """Send a request and return its reply."""
-        reader, writer = await self._connection()
-        writer.write(self._request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
-        now = time.monotonic()
-        self._idle.append((now, reader, writer))
-        timing = head.partition(b"server-timing: total;dur=")[2].split(b"\r\n")[0]
-        server_ms = float(timing) if timing else None
-        return Reply(int(head.split()[1]), b"retry-after:" in head, now - due_at, now, server_ms)
-
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the most recently used connection, or a new one, since servers close idle ones."""
-        if self._idle:
-            used_at, reader, writer = self._idle.pop()
-            if time.monotonic() - used_at < _KEEP_ALIVE_S:
-                return reader, writer
-            writer.close()
-        return await asyncio.open_connection("127.0.0.1", self._port)
-
-    def close(self) -> None:
-        """Close the connections, none of which is in use."""
-        for _, _, writer in self._idle:
-            writer.close()
-
-    async def closed_loop(self, connections: int, seconds: float) -> list[Reply]:
-        """Post on this many connections, on each as soon as the previous request is answered."""
-        end = time.monotonic() + seconds
-
-        async def loop() -> list[Reply]:
-            replies = []
-            while (now := time.monotonic()) < end:
-                replies.append(await self.post(now))
-            return replies
-
-        by_loop = await asyncio.gather(*(loop() for _ in range(connections)))
-        self.close()
-        return [reply for replies in by_loop for reply in replies]
-
-    async def open_loop(self, per_s: float, seconds: float) -> list[Reply]:
-        """Post at a constant rate, whether or not earlier requests are answered."""
-        start = time.monotonic()
-        tasks = []
-        for number in range(int(per_s * seconds)):
-            due_at = start + number / per_s
-            if (delay_s := due_at - time.monotonic()) > 0:
-                await asyncio.sleep(delay_s)
-            tasks.append(asyncio.create_task(self.post(due_at)))
-        replies = await asyncio.gather(*tasks)
-        self.close()
-        return list(replies)
 
 
 def measure(rounds: int, seconds: float) -> dict[str, Any]:
@@ -152,18 +67,11 @@ def _summary(
         "goodput_shares": [round(share, 3) for share in shares],
         "statuses": {str(status): count for status, count in sorted(Counter(r.status for r in replies).items())},
         "all_refusals_say_when": all(reply.has_retry_after for reply in refused),
-        "refused_ms": _percentiles([reply.seconds * 1000 for reply in refused]),
-        "refused_server_ms": _percentiles([reply.server_ms for reply in refused if reply.server_ms is not None]),
-        "accepted_ms": _percentiles([reply.seconds * 1000 for reply in replies if reply.status == _OK]),
+        "refused_ms": percentiles([reply.seconds * 1000 for reply in refused]),
+        "refused_server_ms": percentiles([reply.server_ms for reply in refused if reply.server_ms is not None]),
+        "accepted_ms": percentiles([reply.seconds * 1000 for reply in replies if reply.status == _OK]),
         "full_queue_ms": round(_QUEUE / capacity * 1000),
     }
-
-
-def _percentiles(values_ms: Sequence[float]) -> dict[str, float]:
-    if len(values_ms) < 2:
-        return {}
-    cuts = statistics.quantiles(values_ms, n=100)
-    return {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2)}
 
 
 def table(report: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from benchmarks import (
     scaling,
     soak,
     tune,
+    urgency,
 )
 from benchmarks.harness import machine, results
 
@@ -47,6 +48,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scaling": scaling.table,
     "soak": soak.table,
     "tune": tune.table,
+    "urgency": urgency.table,
 }
 _PLOTS = {"batching": batching.plot, "tune": tune.plot}
 

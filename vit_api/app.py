@@ -78,6 +78,7 @@ class Application:
                 shared.answers,
                 policy,
                 metrics_board=shared.metrics_board,
+                batch_stats=shared.batch_stats,
             ),
         )
 

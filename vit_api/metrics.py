@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass
 
 from vit_api.errors import ViTError
+from vit_api.urgency import LABELS as URGENCIES
 
 TIMES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the buckets for durations, in seconds: from a cache hit to the default request timeout."""
@@ -91,13 +92,19 @@ DURATION = _histogram(
     "inference_duration_seconds",
     "Time from the arrival of a request to its response, cache hits included",
     endpoint=ENDPOINTS,
+    urgency=URGENCIES,
+)
+FAILED_DURATION = _counter(
+    "inference_failed_seconds_total", "Time from the arrival of requests to their responses other than 200"
 )
 RECEIVED = _counter("inference_received_bytes_total", "Size of request bodies", endpoint=ENDPOINTS)
 REJECTED = _counter(
     "inference_rejected_total",
     "Requests, or images of a request with several, that failed, by error code",
     reason=REASONS,
+    urgency=URGENCIES,
 )
+LOOK_UP = _counter("cache_lookup_seconds_total", "Time to look up images in the cache", result=("hit", "miss"))
 DECODE = _histogram("inference_decode_seconds", "Time to decode an image, without the wait for a thread")
 EVICTED = _counter(
     "inference_http_evicted_total", "Connections closed, the idlest first, because file descriptors ran out"
@@ -105,7 +112,15 @@ EVICTED = _counter(
 
 # Recorded by the workers.
 QUEUE_WAIT = _histogram(
-    "inference_queue_wait_seconds", "Time an image spends in the queue before its batch is dispatched"
+    "inference_queue_wait_seconds",
+    "Time an image spends in the queue before its batch is dispatched",
+    urgency=URGENCIES,
+)
+SKIPPED = _counter(
+    "inference_skipped_total",
+    "Images that no batch took: their callers had left (abandoned), or their deadline had passed (expired)",
+    cause=("abandoned", "expired"),
+    urgency=URGENCIES,
 )
 BATCH_SIZE = _histogram("inference_batch_size", "Images per batch", SIZES)
 BATCH_DURATION = _histogram("inference_batch_duration_seconds", "Time to process a batch, from staging to its answers")
@@ -119,11 +134,14 @@ HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that d
 COUNTED = (
     REQUESTS,
     DURATION,
+    FAILED_DURATION,
     RECEIVED,
     REJECTED,
+    LOOK_UP,
     DECODE,
     EVICTED,
     QUEUE_WAIT,
+    SKIPPED,
     BATCH_SIZE,
     BATCH_DURATION,
     MODEL_DURATION,

@@ -6,6 +6,7 @@ from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.answer_table import AnswerTable
+from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.cache_board import CacheBoard
 from vit_api.ipc.flight_board import FlightBoard
 from vit_api.ipc.http_board import HttpBoard
@@ -14,6 +15,7 @@ from vit_api.ipc.records import PACKED_PREDICTION_BYTES, RecordPipe
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.settings import Settings
+from vit_api.urgency import Urgency
 
 
 class Shared:
@@ -26,10 +28,11 @@ class Shared:
 
     Attributes:
         table: The slots of the images in flight.
-        requests: Carries request records to the workers.
+        requests: Carry request records to the workers, by urgency.
         answers: Carry answers to the HTTP processes, by number.
         http_board: The heartbeats of the HTTP processes.
         worker_board: The status of the workers.
+        batch_stats: The times of their batches.
         cache_board: The counts of the caches, and the epoch by which they are cleared.
         answer_table: What the HTTP processes have computed; None if caching is off.
         flight_board: What they compute now.
@@ -44,10 +47,11 @@ class Shared:
         self.devices = devices
         processes, slots = settings.api_servers, settings.slots_per_process
         self.table = SlotTable(processes, slots, checkpoint.preprocessing.pixel_shape)
-        self.requests = RecordPipe.for_requests(len(self.table))
+        self.requests = [RecordPipe.for_requests(len(self.table)) for _ in Urgency]
         self.answers = [RecordPipe.for_answers(slots) for _ in range(processes)]
         self.http_board = HttpBoard(processes)
         self.worker_board = WorkerBoard(len(devices) * settings.workers_per_device)
+        self.batch_stats = BatchStats(self.worker_board.workers, settings.max_batch_size)
         self.cache_board = CacheBoard(processes)
         size = settings.cache_size
         self.answer_table = AnswerTable(processes, size, PACKED_PREDICTION_BYTES) if size else None

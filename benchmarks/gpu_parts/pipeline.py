@@ -25,6 +25,7 @@ from vit_api.ipc.slots import OwnerSlots
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
 from vit_api.shared import Shared
+from vit_api.urgency import Urgency
 from vit_api.worker.batching import BatchingPolicy
 
 _SECONDS = 8.0
@@ -152,4 +153,4 @@ def _queue(shared: Shared, slots: OwnerSlots, images: int) -> None:
         assert taken is not None
         slots.queue(taken[0], time.monotonic())
         records.append(RequestRecord(*taken).pack())
-    shared.requests.write(records)
+    shared.requests[Urgency.NORMAL].write(records)

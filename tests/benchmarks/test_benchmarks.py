@@ -21,6 +21,7 @@ from benchmarks import (
     profile,
     scaling,
     soak,
+    urgency,
 )
 from benchmarks.harness import pictures, wrk
 from tests.support.server import ROOT
@@ -79,6 +80,20 @@ def test_overload(tmp_path: Path) -> None:
     assert report["statuses"]["200"] > 0
     assert report["all_refusals_say_when"]
     assert report["memory_mb"]["after"] < report["memory_mb"]["before"] + 64
+
+
+def test_urgency(tmp_path: Path) -> None:
+    """Each class has its responses, and the table shows them."""
+    file = tmp_path / "result.json"
+    urgency.main(["--rounds", "1", "--seconds", "3", "--out", str(file)])
+    report = read(file)
+    result = report["result"]
+    assert set(result["normal"]["statuses"]) <= {"200", "503"}
+    assert set(result["low"]["statuses"]) <= {"200", "503"}
+    assert set(result["hasty"]["statuses"]) <= {"200", "503", "504"}
+    assert result["low_answered_per_s"] > 0
+    assert result["all_refusals_say_when"]
+    assert urgency.table(report).count("\n") == 5
 
 
 def test_soak(tmp_path: Path) -> None:

@@ -70,10 +70,10 @@ def test_each_request_is_counted_once(server: RunningServer) -> None:
     assert singles >= 2
     assert grown("inference_requests_total", endpoint="/predict", status="400") == 1
     assert grown("inference_requests_total", endpoint="/predict/batch", status="200") == 1
-    assert grown("inference_duration_seconds_count", endpoint="/predict") == singles + 1
+    assert grown("inference_duration_seconds_count", endpoint="/predict", urgency="normal") == singles + 1
     assert grown("inference_received_bytes_total", endpoint="/predict") == singles * len(_SEVEN) + 200
-    assert grown("inference_rejected_total", reason="bad_image") == 1
-    assert grown("inference_rejected_total", reason="unsupported_image") == 1
+    assert grown("inference_rejected_total", reason="bad_image", urgency="normal") == 1
+    assert grown("inference_rejected_total", reason="unsupported_image", urgency="normal") == 1
     assert grown("cache_hits_total") == 1
     ran = singles - 1 + 1  # all but the hit, and the batch's good image
     assert grown("inference_images_total", worker="0") == ran

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import AsyncIterator
 
@@ -18,7 +19,10 @@ from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, Status, un
 from vit_api.ipc.slots import Claim, OwnerSlots, SlotState, SlotTable, WorkerSlots
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import DECODE
+from vit_api.urgency import Urgency
+from vit_api.web.core.caller import Caller
 from vit_api.web.core.inference import InferenceClient
+from vit_api.web.core.single_flight import FlightDeadline
 
 _READY = WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32")
 
@@ -30,7 +34,8 @@ class InferenceBench:
         self.table = table or SlotTable(1, slots, (1, 1, 3))
         self.slots = OwnerSlots(self.table, 0)
         self.worker = WorkerSlots(self.table, 0)
-        self.requests = RecordPipe.for_requests(slots)
+        self.request_pipes = [RecordPipe.for_requests(slots) for _ in Urgency]
+        self.requests = self.request_pipes[Urgency.NORMAL]
         self.answers = RecordPipe.for_answers(slots)
         self.gate = threading.Event()
         self.gate.set()
@@ -42,7 +47,7 @@ class InferenceBench:
             self,
             self.slots,
             self.worker_board,
-            self.requests,
+            self.request_pipes,
             self.answers,
             metrics_writer=self.metrics_board.metrics_writer("http-0"),
             decode_threads=1,
@@ -62,12 +67,14 @@ class InferenceBench:
             raise BadImage("planted")
         return np.full((1, 1, 3), request[0], np.uint8)
 
-    def submit(self, upload: bytes) -> asyncio.Task[AnswerRecord]:
+    def submit(
+        self, upload: bytes, urgency: Urgency = Urgency.NORMAL, deadline: FlightDeadline | None = None
+    ) -> asyncio.Task[AnswerRecord]:
         """Run an upload in a new task."""
-        return asyncio.ensure_future(self._infer(upload))
+        return asyncio.ensure_future(self._infer(upload, urgency, deadline or FlightDeadline(math.inf)))
 
-    async def _infer(self, upload: bytes) -> AnswerRecord:
-        answer, decode_s = await self.client.infer(upload)
+    async def _infer(self, upload: bytes, urgency: Urgency, deadline: FlightDeadline) -> AnswerRecord:
+        answer, decode_s = await self.client.infer(upload, deadline, Caller(urgency=urgency))
         assert decode_s > 0
         return answer
 

@@ -15,11 +15,13 @@ import pytest
 from numpy.typing import NDArray
 
 from vit_api.errors import OutOfDeviceMemory
+from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, RequestRecord, unpack_answers
 from vit_api.ipc.slots import OwnerSlots, SlotTable, WorkerSlots
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.metrics import COUNTED
+from vit_api.urgency import Urgency
 from vit_api.worker import loop
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
@@ -66,28 +68,35 @@ class EchoAPI(ls.LitAPI):
 class LoopBench:
     """A table with one owner, a loop, and a LitAPI."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_batch_size: int = 32) -> None:
         self.table = SlotTable(1, SLOTS, (1, 1, 3))
         self.slots = OwnerSlots(self.table, 0)
-        self.requests = RecordPipe.for_requests(SLOTS)
+        self.request_pipes = [RecordPipe.for_requests(SLOTS) for _ in Urgency]
+        self.requests = self.request_pipes[Urgency.NORMAL]
         self.answers = RecordPipe.for_answers(SLOTS)
         self.metrics_board = MetricsBoard(["worker-0"], COUNTED)
         self.worker_board = WorkerBoard(1)
-        policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
+        self.batch_stats = BatchStats(1, 32)
         self.loop = SlotLoop(
-            self.table, self.worker_board, self.requests, [self.answers], policy, metrics_board=self.metrics_board
+            self.table,
+            self.worker_board,
+            self.request_pipes,
+            [self.answers],
+            BatchingPolicy(max_batch_size=max_batch_size, max_wait_s=0.005),
+            metrics_board=self.metrics_board,
+            batch_stats=self.batch_stats,
         )
         self.loop.take_number(0)
         self.api = EchoAPI()
 
-    def queue(self, slot: int, value: int) -> None:
+    def queue(self, slot: int, value: int, urgency: Urgency = Urgency.NORMAL, *, deadline: float = math.inf) -> None:
         """Queue an image whose pixels all have one value. Slots must be queued in their order."""
-        taken = self.slots.take()
+        taken = self.slots.take(deadline, urgency)
         assert taken is not None
         assert taken[0] == slot
         self.table.pixels[slot] = value
         self.slots.queue(slot, time.monotonic())
-        self.requests.write([RequestRecord(*taken).pack()])
+        self.request_pipes[urgency].write([RequestRecord(*taken).pack()])
 
     def isolate(self, slot: int) -> None:
         """Isolate a queued slot, as after repeated deaths of its worker."""

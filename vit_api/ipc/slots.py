@@ -24,24 +24,29 @@ The type determines the writer: an HTTP process writes through `OwnerSlots`, a w
 itself only reads.
 
 When the last caller that waits for an image leaves or times out, the owner marks the slot abandoned, in any state. A
-worker skips an abandoned slot, and only the worker's answer frees a slot that was queued, so no slot is taken again
-while a worker can still read it. `generation` grows with each use, so a record of an earlier use matches nothing.
+slot also has the deadline of that caller, which holds even while its owner is too busy to mark the slot. A worker skips
+an abandoned or expired slot, and only the worker's answer frees a slot that was queued, so no slot is taken again while
+a worker can still read it. `generation` grows with each use, so a record of an earlier use matches nothing.
 
 When a worker dies, the main process tells the owners which slots it held, and writes the records of all queued slots
 again, since one may have been read and not yet claimed; see `processes.recovery`. When an HTTP process dies, its
 successor takes over its slots: those that no worker can read are free at once, the others when their answers arrive.
 ANSWERED tells the two apart, since the dead process may have read the answer already.
+
+Images of low urgency may take only a part of an owner's slots, so that they never fill the queue for the others.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.ipc.shared_memory import Layout, SharedArrays
+from vit_api.urgency import Urgency
 
 
 class SlotState(enum.IntEnum):
@@ -65,7 +70,11 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
 MAX_DEATHS = 2
 """Workers that may die with an image in a batch before the image is retried once more, isolated."""
 
+LOW_SHARE = 0.5
+"""Part of an HTTP process's slots that images of low urgency may take."""
+
 _MAX_GENERATION = 2**32 - 1
+_URGENCIES = tuple(Urgency)  # an enum's constructor takes ten times as long as an index
 
 
 class InvalidTransitionError(Exception):
@@ -79,13 +88,15 @@ class Claim(NamedTuple):
         slot: The slot's number.
         generation: Which use of the slot this is.
         queued_at: When it was queued, in seconds of the monotonic clock.
-        is_wanted: False if the slot was abandoned: answer it without running it.
+        is_wanted: False if the slot was abandoned or has expired: answer it without running it.
+        urgency: How urgent its image is.
     """
 
     slot: int
     generation: int
     queued_at: float
     is_wanted: bool
+    urgency: Urgency = Urgency.NORMAL
 
 
 class SlotTable:
@@ -106,6 +117,9 @@ class SlotTable:
             "states": (np.uint8, (slots,)),
             "abandoned": (np.uint8, (slots,)),
             "isolated": (np.uint8, (slots,)),
+            "urgencies": (np.uint8, (slots,)),
+            "low_counts": (np.uint32, (owners,)),
+            "deadlines": (np.float64, (slots,)),
             "generations": (np.uint32, (slots,)),
             "workers": (np.int32, (slots,)),
             "queued_at": (np.float64, (slots,)),
@@ -119,7 +133,9 @@ class SlotTable:
         self.pixels: NDArray[np.uint8] = shared["pixels"]
         self._states = shared["states"]
         self._isolated = shared["isolated"]
+        self._urgencies = shared["urgencies"]
         self._state = shared.view("states")
+        self._low_counts = shared.view("low_counts")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"shared": self._shared, "slots_per_owner": self.slots_per_owner}
@@ -142,14 +158,30 @@ class SlotTable:
         """Return whether `slot` must run in a batch alone."""
         return bool(self._isolated[slot])
 
-    def count_incoming(self) -> int:
-        """Count the images that may join a batch: being decoded or queued, neither claimed nor isolated."""
-        incoming = (self._states == SlotState.DECODING) | (self._states == SlotState.QUEUED)
-        return int(np.count_nonzero(incoming & (self._isolated == 0)))
+    def has_low(self) -> bool:
+        """Return whether an image of low urgency is anywhere between its decoding and its answer."""
+        return any(self._low_counts)
 
-    def count_waiting(self) -> int:
-        """Count the images that may join a batch now: queued, neither claimed nor isolated."""
-        return int(np.count_nonzero((self._states == SlotState.QUEUED) & (self._isolated == 0)))
+    def count_incoming(self, urgency: Urgency | None = None) -> int:
+        """Count the images that may join a batch: being decoded or queued, neither claimed nor isolated.
+
+        Args:
+            urgency: Which to count; None counts all.
+        """
+        incoming = (self._states == SlotState.DECODING) | (self._states == SlotState.QUEUED)
+        return self._count(incoming, urgency)
+
+    def count_waiting(self, urgency: Urgency | None = None) -> int:
+        """Count the images that may join a batch now: queued, neither claimed nor isolated.
+
+        Args:
+            urgency: Which to count; None counts all.
+        """
+        return self._count(self._states == SlotState.QUEUED, urgency)
+
+    def _count(self, selected: NDArray[np.bool_], urgency: Urgency | None) -> int:
+        selected = selected & (self._isolated == 0)
+        return int(np.count_nonzero(selected if urgency is None else selected & (self._urgencies == urgency)))
 
     def oldest_waiting_at(self) -> float:
         """Return when the oldest image was queued that may join a batch now; infinity if there is none."""
@@ -173,6 +205,10 @@ class SlotTable:
         slots = np.flatnonzero(self._states == SlotState.QUEUED)
         return _pairs(slots[np.argsort(self._shared["queued_at"][slots], kind="stable")], generations)
 
+    def urgency_of(self, slot: int) -> Urgency:
+        """Return how urgent the image in `slot` is."""
+        return Urgency(self._urgencies[slot])
+
     def with_workers(self) -> list[tuple[int, int]]:
         """Return slot and generation of everything that waits for a worker or is run by one."""
         generations = self._shared["generations"].copy()
@@ -192,6 +228,8 @@ class _Fields:
         self._state = shared.view("states")
         self._abandoned = shared.view("abandoned")
         self._isolated = shared.view("isolated")
+        self._urgency = shared.view("urgencies")
+        self._deadline = shared.view("deadlines")
         self._generation = shared.view("generations")
         self._worker = shared.view("workers")
         self._queued_at = shared.view("queued_at")
@@ -201,11 +239,24 @@ class _Fields:
             raise InvalidTransitionError(f"Slot {slot} can't go from {SlotState(self._state[slot]).name} to {to.name}.")
         self._state[slot] = to
 
+    def is_abandoned(self, slot: int) -> bool:
+        """Return whether `slot` was marked as no longer wanted."""
+        return bool(self._abandoned[slot])
+
+    def is_wanted(self, slot: int, now: float) -> bool:
+        """Return whether a caller still waits for `slot`: it is not abandoned, and its deadline has not passed.
+
+        Args:
+            slot: The slot.
+            now: The time, in seconds of the monotonic clock.
+        """
+        return not self._abandoned[slot] and now < self._deadline[slot]
+
 
 class OwnerSlots(_Fields):
     """The slots of one HTTP process, which alone takes, queues and frees them.
 
-    `take` and `release` are for that process's event loop; `queue` and `is_abandoned` for its decoding threads, too.
+    `take` and `release` are for that process's event loop; `queue` and `is_wanted` for its decoding threads, too.
     If another process of this number died before, its slots are taken over as abandoned.
 
     Args:
@@ -216,6 +267,9 @@ class OwnerSlots(_Fields):
     def __init__(self, table: SlotTable, owner: int) -> None:
         super().__init__(table)
         first = owner * table.slots_per_owner
+        self._owner = owner
+        self._low_counts = table._low_counts
+        self._max_low = max(1, int(table.slots_per_owner * LOW_SHARE))
         # A stack: the slot that was used last is warm in the processor's cache, and unused ones never take memory.
         slots = range(first + table.slots_per_owner - 1, first - 1, -1)
         for slot in slots:
@@ -223,18 +277,39 @@ class OwnerSlots(_Fields):
             if self._state[slot] in (SlotState.DECODING, SlotState.ANSWERED):
                 self._move(slot, SlotState.FREE)
         self._free = [slot for slot in slots if self._state[slot] == SlotState.FREE]
+        self._low_counts[owner] = sum(self._is_low(slot) for slot in slots if self._state[slot] != SlotState.FREE)
+
+    def _is_low(self, slot: int) -> bool:
+        is_low: bool = self._urgency[slot] == Urgency.LOW
+        return is_low
 
     @property
     def free_count(self) -> int:
         """Number of slots that can be taken now."""
         return len(self._free)
 
-    def take(self) -> tuple[int, int] | None:
-        """Take a free slot for a new image; return it and its generation, or None if all are taken."""
-        if not self._free:
+    def max_of(self, urgency: Urgency) -> int:
+        """Return how many slots images of this urgency may take."""
+        return self._max_low if urgency is Urgency.LOW else self.table.slots_per_owner
+
+    def take(self, deadline: float = math.inf, urgency: Urgency = Urgency.NORMAL) -> tuple[int, int] | None:
+        """Take a free slot for a new image; return it and its generation.
+
+        Args:
+            deadline: When its last caller stops waiting, in seconds of the monotonic clock.
+            urgency: How urgent it is.
+
+        Returns:
+            None if all are taken, or all that images of this urgency may take.
+        """
+        if not self._free or (urgency is Urgency.LOW and self._low_counts[self._owner] >= self._max_low):
             return None
         slot = self._free.pop()
         self._move(slot, SlotState.DECODING)
+        if urgency:
+            self._low_counts[self._owner] += 1
+        self._urgency[slot] = urgency
+        self._deadline[slot] = deadline
         self._abandoned[slot] = 0
         self._isolated[slot] = 0
         generation: int = self._generation[slot] % _MAX_GENERATION + 1
@@ -265,9 +340,14 @@ class OwnerSlots(_Fields):
         """Mark `slot` as no longer wanted, whatever its state."""
         self._abandoned[slot] = 1
 
-    def is_abandoned(self, slot: int) -> bool:
-        """Return whether `slot` was marked as no longer wanted."""
-        return bool(self._abandoned[slot])
+    def extend(self, slot: int, deadline: float) -> None:
+        """Set a later deadline, of a caller that joined.
+
+        Args:
+            slot: The slot.
+            deadline: In seconds of the monotonic clock.
+        """
+        self._deadline[slot] = deadline
 
     def is_current(self, slot: int, generation: int) -> bool:
         """Return whether an answer for `generation` belongs to the slot's present use."""
@@ -281,6 +361,8 @@ class OwnerSlots(_Fields):
     def release(self, slot: int) -> None:
         """Free `slot`, once no worker can read it any more."""
         self._move(slot, SlotState.FREE)
+        if self._urgency[slot]:
+            self._low_counts[self._owner] -= 1
         self._free.append(slot)
 
 
@@ -296,20 +378,21 @@ class WorkerSlots(_Fields):
         super().__init__(table)
         self._number = worker
 
-    def claim(self, slot: int, generation: int) -> Claim | None:
-        """Take `slot` from the queue, unless it is abandoned; return None if the record is stale.
+    def claim(self, slot: int, generation: int, now: float = 0.0) -> Claim | None:
+        """Take `slot` from the queue, unless no caller waits for it any more; return None if the record is stale.
 
         Args:
             slot: The slot that a request record names.
             generation: The use of the slot that the record names.
+            now: The time, in seconds of the monotonic clock.
         """
         if self._generation[slot] != generation or self._state[slot] != SlotState.QUEUED:
             return None
-        is_wanted = not self._abandoned[slot]
+        is_wanted = not self._abandoned[slot] and now < self._deadline[slot]  # as `is_wanted`, without the call
         if is_wanted:
             self._worker[slot] = self._number
             self._move(slot, SlotState.RUNNING)
-        return Claim(slot, generation, self._queued_at[slot], is_wanted)
+        return Claim(slot, generation, self._queued_at[slot], is_wanted, _URGENCIES[self._urgency[slot]])
 
     def finish(self, slot: int) -> None:
         """Note that `slot` is not read any more, before its answer is sent."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status
 from vit_api.ipc.slots import SlotTable
+from vit_api.urgency import Urgency
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +20,11 @@ class Recovery:
 
     Args:
         table: The slots.
-        requests: Carries request records to the workers.
+        requests: Carry request records to the workers, by urgency.
         answers: One pipe for each HTTP process, by its number.
     """
 
-    def __init__(self, table: SlotTable, requests: RecordPipe, answers: Sequence[RecordPipe]) -> None:
+    def __init__(self, table: SlotTable, requests: Sequence[RecordPipe], answers: Sequence[RecordPipe]) -> None:
         self._table = table
         self._requests = requests
         self._answers = answers
@@ -51,12 +52,17 @@ class Recovery:
     def _write_requests_again(self) -> None:
         """Write the record of every queued slot: a dead worker may have read it, a dead owner not have written it.
 
-        The pipe is emptied first, so that it can't overflow. A record that an owner writes meanwhile may be there
+        The pipes are emptied first, so that they can't overflow. A record that an owner writes meanwhile may be there
         twice, which is harmless: a slot can be claimed only once.
         """
-        while self._requests.read(_RECORDS_PER_READ):
-            pass
-        self._requests.write(RequestRecord(slot, generation).pack() for slot, generation in self._table.queued())
+        for requests in self._requests:
+            while requests.read(_RECORDS_PER_READ):
+                pass
+        by_urgency: defaultdict[Urgency, list[bytes]] = defaultdict(list)
+        for slot, generation in self._table.queued():
+            by_urgency[self._table.urgency_of(slot)].append(RequestRecord(slot, generation).pack())
+        for urgency, records in by_urgency.items():
+            self._requests[urgency].write(records)
 
     def _notify(self, slots: Iterable[tuple[int, int]], status: Status) -> None:
         by_owner: defaultdict[int, list[bytes]] = defaultdict(list)

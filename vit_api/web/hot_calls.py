@@ -75,6 +75,7 @@ class HotCall:
         self._codings: Sequence[bytes] = ()
         self._digests: Sequence[Digest] = ()
         self._is_admitted = False
+        request.read_preferences()
 
     async def admit(self) -> None:
         """Check key, rate limit and announced length, so that a refused upload costs nothing.
@@ -124,8 +125,7 @@ class HotCall:
         """Return the response; a failure is one, too."""
         request = self._request
         request.body = body
-        # A slow upload takes nothing from the time of the answer: it has limits of its own.
-        request.deadline = time.monotonic() + self._context.timeout_s
+        request.start_clock(time.monotonic(), self._context.timeout_s)
         assert self._route is not None
         try:
             if self._digests:
@@ -185,6 +185,8 @@ class HotCall:
         """Return the lines of all headers of a response but those that belong to the connection."""
         request, cors_headers = self._request, self._context.cors_headers
         lines = response.header_lines(request)
+        if request.wait_s is not None:
+            lines += b"preference-applied: wait=%d\r\n" % request.wait_s  # RFC 7240, section 3
         return lines if cors_headers is None else lines + header_lines(cors_headers(request))
 
     def end(self, response: Response | None) -> None:

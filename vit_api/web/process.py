@@ -183,7 +183,8 @@ def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics
         cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally, shared_answers)
     flights = SharedFlights(ProcessFlights(shared.flight_board, number))
     identity = functools.partial(_identity, shared)
-    classifier = Classifier(inference, tally, identity, cache, redis, flights=flights)
+    look_up_s = (metrics_writer.counter(metrics.LOOK_UP, "hit"), metrics_writer.counter(metrics.LOOK_UP, "miss"))
+    classifier = Classifier(inference, tally, identity, cache, redis, flights=flights, look_up_s=look_up_s)
     frames = FrameClassifier(decoder, inference, tally, identity, cache=cache, shared=redis, flights=flights)
     return _Core(classifier, frames, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
 
@@ -241,7 +242,7 @@ def _open_inference(shared: Shared, classifier: Classifier) -> OpenInferenceRout
         inputs,
         outputs,
         model,
-        statistics=Statistics(checkpoint.name, shared.metrics_board, shared.worker_board, cache_board),
+        statistics=Statistics(checkpoint.name, shared.metrics_board, shared.batch_stats, cache_board),
         worker_board=shared.worker_board,
         max_body_bytes=settings.max_batch_upload_bytes,
     )

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from starlette.types import Scope
 
 from vit_api.access.client_address import ClientAddresses
+from vit_api.urgency import Urgency
+from vit_api.web.core.caller import Caller
+from vit_api.web.preferences import PREFER, PRIORITY, urgency_of, wait_of
 
 _MAX_TYPE_CHARACTERS = 64
 
@@ -111,7 +114,10 @@ class Request:
         headers: By lower-case name; of a repeated one the last.
         media_type: The start of the content type, in lower case.
         endpoint: See above.
+        received_at: When its body was read, in seconds of the monotonic clock.
         deadline: When its response is due, in seconds of the monotonic clock.
+        urgency: How urgent it is.
+        wait_s: Seconds that the client will wait, if it says so by the preference `wait`.
         timeline: When it reached its stages.
         admission: Who sent it.
         body: The body, once it was read; empty after `take_body`.
@@ -132,10 +138,13 @@ class Request:
         "method",
         "path",
         "query",
+        "received_at",
         "received_bytes",
         "reserved_bytes",
         "scope",
         "timeline",
+        "urgency",
+        "wait_s",
     )
 
     def __init__(
@@ -159,7 +168,10 @@ class Request:
         self.endpoint = endpoint
         self._addresses = addresses
         self._work = work
+        self.received_at = arrived_at
         self.deadline = arrived_at + timeout_s
+        self.urgency = Urgency.NORMAL
+        self.wait_s: int | None = None
         self.timeline = Timeline(arrived_at)
         self.admission = _OPEN
         self.body = b""
@@ -170,6 +182,11 @@ class Request:
     def client(self) -> str:
         """Who sent it, for limits and fair shares: the digest of its key, or else its address."""
         return self.admission.key_digest.hex() or self._addresses.of(self.scope)
+
+    @property
+    def caller(self) -> Caller:
+        """Who sent it, and how urgent it is."""
+        return Caller(self.client, self.urgency)
 
     @property
     def elapsed_ms(self) -> float:
@@ -186,6 +203,31 @@ class Request:
     def joined(self, name: bytes) -> bytes:
         """Return the values of a header that may be repeated, and whose values belong together."""
         return b",".join(value for one, value in self.scope["headers"] if one == name)
+
+    def read_preferences(self) -> None:
+        """Take the urgency from the header `Priority` and the time to wait from `Prefer`, if there are any."""
+        if PRIORITY in self.headers:
+            self.urgency = urgency_of(self.joined(PRIORITY))
+        if PREFER in self.headers:
+            self.wait_s = wait_of(self.joined(PREFER))
+
+    def start_clock(self, now: float, timeout_s: float) -> None:
+        """Set the deadline once the body was read: by the server's limit and the client's, if it has one.
+
+        A slow upload takes nothing from the time of the answer: it has limits of its own.
+
+        Args:
+            now: The time, in seconds of the monotonic clock.
+            timeout_s: The server's limit.
+        """
+        self.received_at = now
+        self.deadline = now + timeout_s
+        if self.wait_s is not None:
+            self.limit_to(self.wait_s)
+
+    def limit_to(self, seconds: float) -> None:
+        """Have the response due so many seconds after the body was read, unless it is due earlier."""
+        self.deadline = min(self.deadline, self.received_at + seconds)
 
     async def run(self, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
         """Return `work(*arguments)`, called in a thread when it is this client's turn; see `bodies.BodyWork`."""

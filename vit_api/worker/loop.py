@@ -15,6 +15,9 @@ While the device is busy, images stay unclaimed until enough of them wait for a 
 `BatchingPolicy.should_stage`): another worker may be free before this one, and an image whose client leaves meanwhile
 is not run. An isolated image has the device to itself, so that a crash is attributed to it alone.
 
+Images of normal urgency come before those of low urgency; `UrgencyMix` decides how many of these a batch takes. No
+batch is dispatched with an image whose deadline has passed, even if the image was claimed before.
+
 A failure belongs to the batch whose hooks raised it and is answered in that batch's turn. So is a lack of memory: by
 then the batches before it have left the device, and it is run again in halves.
 """
@@ -24,7 +27,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import select
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
@@ -33,20 +35,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from litserve.loops import LitLoop
 
 from vit_api import metrics
+from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.ipc.records import (
-    NO_PREDICTION,
-    AnswerRecord,
-    Prediction,
-    RecordPipe,
-    RequestRecord,
-    Status,
-    unpack_requests,
-)
+from vit_api.ipc.records import NO_PREDICTION, AnswerRecord, Prediction, RecordPipe, Status
 from vit_api.ipc.slots import Claim, SlotTable, WorkerSlots
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
+from vit_api.urgency import LABELS
 from vit_api.worker import outcomes
 from vit_api.worker.batching import BatchingPolicy
+from vit_api.worker.image_queue import ImageQueue
 from vit_api.worker.outcomes import BrokenDevice, RunOutcome
 
 if TYPE_CHECKING:
@@ -81,21 +78,23 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
     Args:
         table: Holds the images.
         worker_board: Where the worker publishes its status.
-        requests: Carries the records of queued slots to all workers.
+        requests: Carry the records of queued slots to all workers, by urgency.
         answers: One pipe for each HTTP process, by its number.
         policy: Decides when a batch is dispatched.
         metrics_board: Where to count.
+        batch_stats: Where to count the times of batches.
     """
 
     def __init__(
         self,
         table: SlotTable,
         worker_board: WorkerBoard,
-        requests: RecordPipe,
+        requests: Sequence[RecordPipe],
         answers: list[RecordPipe],
         policy: BatchingPolicy,
         *,
         metrics_board: MetricsBoard,
+        batch_stats: BatchStats,
     ) -> None:
         super().__init__()
         self._table = table
@@ -104,7 +103,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._answers = answers
         self._policy = policy
         self._metrics_board = metrics_board
-        self._isolated: deque[RequestRecord] = deque()
+        self._batch_stats = batch_stats
         self._was_isolated = False
         self._batches: deque[_Batch] = deque()
         self._done_at = 0.0
@@ -132,7 +131,20 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._worker = worker_id
         self._slots = WorkerSlots(self._table, worker_id)
         metrics_writer = self._metrics_board.metrics_writer(f"worker-{worker_id}")
-        self._queue_waits = metrics_writer.histogram(metrics.QUEUE_WAIT)
+        self._queue_waits = [metrics_writer.histogram(metrics.QUEUE_WAIT, label) for label in LABELS]
+        expired, abandoned = (
+            [metrics_writer.counter(metrics.SKIPPED, reason, label) for label in LABELS]
+            for reason in ("expired", "abandoned")
+        )
+        self._queue = ImageQueue(
+            self._table,
+            self._slots,
+            self._requests,
+            self._policy.max_batch_size,
+            answer=self._answer,
+            expired=expired,
+            abandoned=abandoned,
+        )
         self._batch_sizes = metrics_writer.histogram(metrics.BATCH_SIZE)
         self._batch_times = metrics_writer.histogram(metrics.BATCH_DURATION)
         self._model_times = metrics_writer.histogram(metrics.MODEL_DURATION)
@@ -152,7 +164,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         if not self._batches:
             self._start(lit_api, self._collect())
         elif self._should_stage_next(lit_api):
-            self._start(lit_api, self._claim_waiting(self._policy.max_batch_size))
+            self._start(lit_api, self._queue.claim())
         elif self._is_done(lit_api):
             done_at = time.monotonic()
             self._start(lit_api, self._claim_due())
@@ -164,10 +176,10 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
 
     def _should_stage_next(self, lit_api: ViTAPI) -> bool:
         """Wait until another batch should be staged (return True) or the one on the device is done (False)."""
-        if self._isolated or self._was_isolated:
+        if self._queue.has_isolated or self._was_isolated:
             return False
         while not self._is_done(lit_api):
-            if self._policy.should_stage(self._table.count_waiting()):
+            if self._policy.should_stage(self._queue.count_candidates()[0]):
                 return True
             time.sleep(outcomes.POLL_S)
         return False
@@ -193,12 +205,14 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             done_at: When the device was done with it, in seconds of the monotonic clock; None: it may not be.
         """
         batch = self._batches.popleft()
-        claims, ended_at = batch.claims, 0.0
+        claims, ended_at, model_s = batch.claims, 0.0, 0.0
 
         def observe(started: outcomes.Started) -> None:
-            nonlocal ended_at  # halves of a batch that did not fit are run later
+            nonlocal ended_at, model_s  # halves of a batch that did not fit are run later
             ended_at = done_at if done_at is not None and started is batch.started else time.monotonic()
-            self._model_times.observe(ended_at - max(started.staged_at, self._done_at))
+            seconds = ended_at - max(started.staged_at, self._done_at)
+            model_s += seconds
+            self._model_times.observe(seconds)
 
         results = outcomes.finish(lit_api, batch.started, observe)
         for claim in claims:
@@ -210,6 +224,11 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             _answer_of(claim, outcome, len(claims), began_at, self._done_at)
             for claim, outcome in zip(claims, results, strict=True)
         )
+        if ended_at:
+            if self._table.has_low():
+                self._queue.mix.observe(len(claims), self._done_at - began_at)
+            times_s = max(0.0, batch.started.staged_at - began_at), model_s, time.monotonic() - ended_at
+            self._batch_stats.add(self._worker, len(claims), times_s, time.time())
 
     def _record(self, claims: Sequence[Claim], began_at: float) -> None:
         """Count a finished batch."""
@@ -218,17 +237,17 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         self._batch_sizes.observe(len(claims))
         self._batch_times.observe(self._done_at - began_at)
         for claim in claims:
-            self._queue_waits.observe(began_at - claim.queued_at)
+            self._queue_waits[claim.urgency].observe(began_at - claim.queued_at)
 
     def _collect(self) -> list[Claim]:
         """Wait for images and return the next batch: 1 to `max_batch_size` claims, oldest first."""
         batch: list[Claim] = []
-        if self._isolated and not self._was_isolated:  # in turns with the others, so that neither starves
-            batch = self._claim_isolated()
+        if self._queue.has_isolated and not self._was_isolated:  # in turns with the others, so that neither starves
+            batch = self._queue.claim_isolated()
         self._was_isolated = bool(batch)
         while not self._was_isolated:
-            batch += self._claim_waiting(self._policy.max_batch_size - len(batch))
-            if not batch and (isolated := self._claim_isolated()):
+            batch += self._queue.claim(batch)
+            if not batch and (isolated := self._queue.claim_isolated()):
                 self._was_isolated = True
                 return isolated
             self._worker_board.heartbeat(self._worker, time.monotonic())
@@ -236,48 +255,26 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
                 now=time.monotonic(),
                 size=len(batch),
                 oldest_queued_at=min((claim.queued_at for claim in batch), default=math.inf),
-                incoming=self._table.count_incoming() if batch else 0,
+                incoming=self._queue.count_incoming(batch) if batch else 0,
             )
             if wait_s == 0:
                 break
-            select.select([self._requests], [], [], min(wait_s, _HEARTBEAT_S))
+            self._queue.wait(batch, min(wait_s, _HEARTBEAT_S))
+            batch = self._queue.without_unwanted(batch)
         return batch
 
     def _claim_due(self) -> list[Claim]:
         """Claim the images that make a batch which the policy dispatches now, if they do."""
-        if self._isolated or self._was_isolated:
+        if self._queue.has_isolated or self._was_isolated:
             return []
-        waiting, oldest = self._table.count_waiting(), self._table.oldest_waiting_at()
+        waiting, incoming = self._queue.count_candidates()
         wait_s = self._policy.remaining_wait_s(
             now=time.monotonic(),
             size=min(waiting, self._policy.max_batch_size),
-            oldest_queued_at=oldest,
-            incoming=max(0, self._table.count_incoming() - waiting),
+            oldest_queued_at=self._table.oldest_waiting_at(),
+            incoming=incoming,
         )
-        return self._claim_waiting(self._policy.max_batch_size) if wait_s == 0 else []
-
-    def _claim_waiting(self, max_images: int) -> list[Claim]:
-        """Claim up to `max_images` queued images; answer the abandoned ones."""
-        requests: list[RequestRecord] = []
-        for request in unpack_requests(self._requests.read(max_images)):
-            (self._isolated if self._table.is_isolated(request.slot) else requests).append(request)
-        return self._claim(requests)
-
-    def _claim_isolated(self) -> list[Claim]:
-        """Claim one of the isolated images, if there is one.
-
-        They are not claimed earlier, since every image that a worker holds when it dies is suspect.
-        """
-        claims: list[Claim] = []
-        while self._isolated and not claims:
-            claims = self._claim([self._isolated.popleft()])
-        return claims
-
-    def _claim(self, requests: Iterable[RequestRecord]) -> list[Claim]:
-        claims = (self._slots.claim(slot, generation) for slot, generation in requests)
-        current = [claim for claim in claims if claim is not None]
-        self._answer(AnswerRecord(c.slot, c.generation, Status.SKIPPED) for c in current if not c.is_wanted)
-        return [claim for claim in current if claim.is_wanted]
+        return self._queue.claim() if wait_s == 0 else []
 
     def _answer(self, answers: Iterable[AnswerRecord]) -> None:
         """Send answers to the HTTP processes that own their slots: one write each, so that each wakes once."""

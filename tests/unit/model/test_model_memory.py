@@ -8,6 +8,7 @@ import torch
 
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.errors import OutOfDeviceMemory
+from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import RecordPipe, RequestRecord, Status, unpack_answers
 from vit_api.ipc.slots import OwnerSlots, SlotTable
@@ -155,10 +156,11 @@ def test_a_batch_is_split_until_it_fits(
     loop = SlotLoop(
         table,
         WorkerBoard(1),
-        requests,
+        [requests, RecordPipe.for_requests(1)],
         [answers],
         BatchingPolicy(32, 0.0),
         metrics_board=MetricsBoard(["worker-0"], COUNTED),
+        batch_stats=BatchStats(1, 32),
     )
     loop.take_number(0)
     slots = OwnerSlots(table, 0)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 
 def _recovery(bench: InferenceBench) -> Recovery:
-    return Recovery(bench.table, bench.requests, [bench.answers])
+    return Recovery(bench.table, bench.request_pipes, [bench.answers])
 
 
 async def test_a_dead_workers_image_is_run_again() -> None:

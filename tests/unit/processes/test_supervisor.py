@@ -87,7 +87,7 @@ def supervisor(started: list[ForkProcess], http_board: HttpBoard) -> Supervisor:
         http_board=http_board,
         worker_board=board,
         table=table,
-        recovery=Recovery(table, RecordPipe.for_requests(1), [RecordPipe.for_answers(1)]),
+        recovery=Recovery(table, [RecordPipe.for_requests(1)] * 2, [RecordPipe.for_answers(1)]),
         http_restarts=MetricsBoard(["main"], [HTTP_RESTARTS]).metrics_writer("main").counter(HTTP_RESTARTS),
         worker_stall_s=0.1,
         drain_delay_s=0.0,

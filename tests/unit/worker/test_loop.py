@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+
+import pytest
 
 from tests.support.loop_bench import SLOTS, LoopBench
 from tests.support.server import ROOT
-from vit_api.ipc.records import Status, unpack_answers
-from vit_api.ipc.slots import SlotState
-from vit_api.metrics import BATCH_DURATION, BATCH_SIZE, MODEL_DURATION, QUEUE_WAIT
+from tests.support.waiting import LONG_S
+from vit_api.ipc.records import RequestRecord, Status, unpack_answers
+from vit_api.ipc.slots import Claim, SlotState
+from vit_api.metrics import BATCH_DURATION, BATCH_SIZE, MODEL_DURATION, QUEUE_WAIT, SKIPPED
+from vit_api.urgency import Urgency
+from vit_api.worker.batching import BatchingPolicy
+from vit_api.worker.image_queue import ImageQueue
 
 
 def test_each_slot_gets_its_own_answer_in_full_batches() -> None:
@@ -143,9 +151,116 @@ def test_batches_and_queue_waits_are_recorded() -> None:
     for slot in range(33):
         bench.queue(slot, 255 if slot == 32 else slot)
     bench.run_until(33)
-    totals = {metric: bench.metrics_board.totals(metric)[()] for metric in (BATCH_SIZE, BATCH_DURATION, QUEUE_WAIT)}
+    totals = {metric: bench.metrics_board.totals(metric)[()] for metric in (BATCH_SIZE, BATCH_DURATION)}
+    totals[QUEUE_WAIT] = bench.metrics_board.totals(QUEUE_WAIT)["normal",]
     assert [sum(numbers[:-1]) for numbers in totals.values()] == [2, 2, 33]
     assert totals[BATCH_SIZE][-1] == 33
     assert totals[BATCH_DURATION][-1] > 0
     assert totals[QUEUE_WAIT][-1] > 0
     assert sum(bench.metrics_board.totals(MODEL_DURATION)[()][:-1]) == 1
+
+
+def test_an_image_of_normal_urgency_comes_first() -> None:
+    """Whatever was queued before it. One of the others joins it, as long as nothing is known of the device."""
+    bench = LoopBench()
+    for slot in range(40):
+        bench.queue(slot, slot, Urgency.LOW)
+    bench.queue(40, 40)
+    bench.loop.run(bench.api)
+    answers = [answer.slot for answer in unpack_answers(bench.answers.read(SLOTS))]
+    assert answers == [40, 0]
+    waits = bench.metrics_board.totals(QUEUE_WAIT)
+    assert [sum(waits[label][:-1]) for label in (("normal",), ("low",))] == [1, 1]
+
+
+def test_without_others_images_of_low_urgency_fill_whole_batches() -> None:
+    """Nothing is kept free for nobody."""
+    bench = LoopBench()
+    for slot in range(40):
+        bench.queue(slot, slot, Urgency.LOW)
+    bench.run_until(40)
+    assert bench.api.batches == [32, 8]
+
+
+@pytest.mark.parametrize("max_batch_size", [1, 2, 32])
+def test_images_of_low_urgency_never_starve(max_batch_size: int) -> None:
+    """However many others wait, about one image in eight is of theirs, and no more."""
+    bench = LoopBench(max_batch_size)
+    low = SLOTS // 4
+    for slot in range(SLOTS):
+        bench.queue(slot, slot % 200, Urgency.LOW if slot < low else Urgency.NORMAL)
+    order: list[int] = []
+    while len(order) < SLOTS // 2:
+        bench.loop.run(bench.api)
+        order += [answer.slot for answer in unpack_answers(bench.answers.read(SLOTS))]
+    served = [slot for slot in order if slot < low]
+    assert served == sorted(served), "the oldest come first"
+    assert 0.06 < len(served) / len(order) <= 0.16
+
+
+def test_a_deadline_that_has_passed_is_kept_though_its_owner_is_late() -> None:
+    """The image is answered as skipped, and counted; no batch has it."""
+    bench = LoopBench()
+    bench.queue(0, 1, deadline=time.monotonic() - 0.001)
+    bench.queue(1, 2, deadline=time.monotonic() + LONG_S)
+    answers = bench.run_until(2)
+    assert bench.api.batches == [1]
+    assert (answers[0].status, answers[1].status) == (Status.SKIPPED, Status.OK)
+    assert bench.metrics_board.totals(SKIPPED)["expired", "normal"] == [1]
+
+
+@pytest.mark.parametrize("reason", ["expired", "abandoned"])
+def test_an_image_that_waits_for_its_batch_may_be_dropped(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was claimed, but its batch is not dispatched yet: it never runs, and its slot is free again."""
+    bench = LoopBench()
+    bench.loop._policy = BatchingPolicy(max_batch_size=32, max_wait_s=LONG_S)
+    bench.queue(0, 1)
+    assert bench.slots.take() is not None  # another image is incoming, for which the batch waits
+    wait, waited = ImageQueue.wait, []
+
+    def leave_meanwhile(queue: ImageQueue, batch: Sequence[Claim], timeout_s: float) -> None:
+        waited.append([claim.slot for claim in batch])
+        if reason == "expired":
+            bench.slots.extend(0, time.monotonic())
+        else:
+            bench.slots.abandon(0)
+        bench.slots.release(1)
+        bench.queue(1, 2)
+        wait(queue, batch, timeout_s)
+
+    monkeypatch.setattr(ImageQueue, "wait", leave_meanwhile)
+    bench.loop.run(bench.api)
+    answers = {answer.slot: answer.status for answer in unpack_answers(bench.answers.read(SLOTS))}
+    assert (waited, answers) == ([[0]], {0: Status.SKIPPED, 1: Status.OK})
+    assert bench.api.batches == [1]
+    assert bench.metrics_board.totals(SKIPPED)[reason, "normal"] == [1]
+    bench.slots.release(0)
+
+
+def test_a_record_without_an_image_does_not_keep_the_loop_busy() -> None:
+    """Recovery may write a record twice; the second one is read, though nothing of low urgency is there any more."""
+    bench = LoopBench()
+    bench.queue(0, 1, Urgency.LOW)
+    bench.request_pipes[Urgency.LOW].write([RequestRecord(0, 1).pack()])
+    answers = bench.run_until(1)
+    assert answers[0].status == Status.OK
+    bench.slots.release(0)
+    assert not bench.table.has_low()
+    bench.queue(0, 1)
+    bench.loop._queue.wait((), LONG_S)
+    bench.run_until(1)
+    assert bench.request_pipes[Urgency.LOW].read(1) == b""
+
+
+def test_the_times_of_batches_are_counted_by_their_size() -> None:
+    """A batch that failed is not."""
+    bench = LoopBench()
+    for slot in range(34):
+        bench.queue(slot, slot)
+    bench.run_until(34)
+    bench.queue(34, 255)
+    bench.run_until(1)
+    two, full = bench.batch_stats.totals()
+    assert (two.size, two.batches, full.size, full.batches) == (2, 1, 32, 1)
+    assert min(full.input_s, full.infer_s, full.output_s) > 0
+    assert bench.batch_stats.last_at() == pytest.approx(time.time(), abs=3600)

@@ -23,6 +23,7 @@ _EXPOSED = (
     "x-batch-size",
     "inference-header-content-length",
     "server-timing",
+    "preference-applied",
     "retry-after",
     "x-compute-type",
     "x-compute-time",

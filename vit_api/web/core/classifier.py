@@ -2,6 +2,9 @@
 
 Looks the upload up by its hash, in memory and then in a tier beyond this server, and computes what is not cached, once
 for all callers that ask at the same time, in whichever HTTP process. Knows nothing of HTTP, slots or Redis.
+
+A caller of low urgency may wait for a computation of any urgency, one of normal urgency only for one of normal urgency,
+so that it never waits in the other queue. If it comes second, the upload is computed again; the first answer counts.
 """
 
 from __future__ import annotations
@@ -14,17 +17,24 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
 from vit_api.decoding.uploads import Pixels, Upload
+from vit_api.errors import DeadlineExceeded
 from vit_api.ipc.cache_board import CacheTally
+from vit_api.ipc.metrics_board import Counter
 from vit_api.ipc.records import AnswerRecord, Prediction
+from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_flights import SharedFlights
-from vit_api.web.core.single_flight import SingleFlight
+from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
 
 _MAX_INLINE_HASH_BYTES = 2**18
 """Longer uploads are hashed in a thread: hashing so many bytes takes 0.15 ms, and a request may have 32 uploads."""
 
 _MAX_SWEEP_INTERVAL_S = 60.0
+
+_TIMER_S = 0.005
+"""By how much a timer may be early; event loops round."""
 
 _MAX_WAIT_SHARE = 0.5
 """Part of the time until the deadline for which another HTTP process is waited for; the rest suffices to compute."""
@@ -33,8 +43,8 @@ _MAX_WAIT_SHARE = 0.5
 class Inference(Protocol):
     """Runs uploads on the model."""
 
-    async def infer(self, upload: Upload, client: str = "") -> tuple[AnswerRecord, float]:
-        """Return the answer for one upload of a client, and how many seconds its decoding took."""
+    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
+        """Return the answer for one upload, and how many seconds its decoding took."""
 
 
 class SharedTier(Protocol):
@@ -79,6 +89,7 @@ class Classifier:
         shared: SharedTier | None = None,
         *,
         flights: SharedFlights | None = None,
+        look_up_s: tuple[Counter, Counter] | None = None,
     ) -> None:
         self._inference = inference
         self._tally = tally
@@ -86,7 +97,9 @@ class Classifier:
         self._cache = cache
         self._shared = shared
         self._shared_flights = flights
+        self._look_up_s = look_up_s
         self._flights: SingleFlight[_Found] = SingleFlight()
+        self._low_flights: SingleFlight[_Found] = SingleFlight()
         self._hashed: tuple[bytes, bytes] | None = None  # what `find` missed, which is classified next, and its key
 
     def start(self) -> None:
@@ -112,16 +125,20 @@ class Classifier:
         """
         if self._cache is None or len(upload) > _MAX_INLINE_HASH_BYTES:
             return None
+        began_at = time.monotonic()
         key = _hash(self._seed, upload)
         cached = self._cache.get(key)
+        looked_up_at = time.monotonic()
+        if self._look_up_s is not None:
+            self._look_up_s[cached is None].add(looked_up_at - began_at)
         if cached is None:
             self._hashed = (upload, key)
             return None
         self._tally.add("hits")
-        return ClassifierResult(cached, Source.HIT, None, 0.0, time.monotonic())
+        return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at)
 
     async def classify(
-        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, client: str = ""
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY
     ) -> ClassifierResult:
         """Classify an upload, from the cache if possible; what is computed is cached. A hit waits for nothing.
 
@@ -129,7 +146,7 @@ class Classifier:
             upload: The image.
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if the answer is cached, here or in the shared tier.
-            client: Who sent it; clients get equal shares.
+            caller: Who sent it; clients get equal shares.
 
         Raises:
             NotReady: No worker has started yet.
@@ -138,25 +155,48 @@ class Classifier:
         """
         key: bytes | None = None
         if self._cache is not None:
+            began_at = time.monotonic()
             key = await self._key_of(upload)
-            if not bypass_cache and (cached := self._cache.get(key)) is not None:
+            cached = None if bypass_cache else self._cache.get(key)
+            looked_up_at = time.monotonic()
+            if self._look_up_s is not None:
+                self._look_up_s[cached is None].add(looked_up_at - began_at)
+            if cached is not None:
                 self._tally.add("hits")
-                return ClassifierResult(cached, Source.HIT, looked_up_at=time.monotonic())
-        looked_up_at = time.monotonic()
-        result = await self._compute(key, upload, deadline, bypass_cache=bypass_cache, client=client)
+                return ClassifierResult(cached, Source.HIT, looked_up_at=looked_up_at)
+        else:
+            looked_up_at = time.monotonic()
+        result = await self._compute(key, upload, deadline, caller, bypass_cache=bypass_cache)
         return result._replace(looked_up_at=looked_up_at)
 
     async def _compute(
-        self, key: bytes | None, upload: Upload, deadline: float, *, bypass_cache: bool, client: str
+        self, key: bytes | None, upload: Upload, deadline: float, caller: Caller, *, bypass_cache: bool
     ) -> ClassifierResult:
         if key is None:
-            return await self._fly(object(), deadline, functools.partial(self._run, None, upload, client))
+            run = functools.partial(self._run, None, upload, caller)
+            return await self._fly(object(), deadline, caller.urgency, run)
         # A caller that bypasses the cache must not join a flight that may still find an old answer in another tier;
         # the opposite is fine.
-        if bypass_cache or self._flights.is_in_flight((key, True)):
-            return await self._fly((key, True), deadline, functools.partial(self._rerun, key, upload, client))
-        compute = functools.partial(self._find_or_run, key, upload, deadline, client)
-        return await self._fly((key, False), deadline, compute)
+        is_fresh = bypass_cache or self._flights.is_in_flight((key, True))
+        if caller.urgency is Urgency.LOW:
+            if is_fresh or not self._flights.is_in_flight((key, False)):
+                is_fresh = is_fresh or self._low_flights.is_in_flight((key, True))
+            if self._flights.is_in_flight((key, is_fresh)):
+                caller = caller._replace(urgency=Urgency.NORMAL)
+        compute = functools.partial(self._rerun if is_fresh else self._find_or_run, key, upload, caller)
+        result = await self._fly((key, is_fresh), deadline, caller.urgency, compute)
+        if self._low_flights.has_any and caller.urgency is Urgency.NORMAL:
+            self._settle_low(key, result)
+        return result
+
+    def _settle_low(self, key: bytes, result: ClassifierResult) -> None:
+        """Give a result to the callers of low urgency that wait for the same upload."""
+        is_computed = result.source is not Source.HIT
+        source = Source.COALESCED if is_computed else Source.HIT
+        found = _Found(result.cached, source, result.answer, result.decode_s)
+        self._low_flights.settle((key, False), found)
+        if is_computed:
+            self._low_flights.settle((key, True), found)
 
     async def _key_of(self, upload: Upload) -> bytes:
         """Return the SHA-256 of the identity, the kind of upload, and its bytes."""
@@ -181,56 +221,68 @@ class Classifier:
         return _seed_of(self._identity() + "pixels")
 
     async def _fly(
-        self, key: object, deadline: float, compute: Callable[[], Coroutine[Any, Any, _Found]]
+        self,
+        key: object,
+        deadline: float,
+        urgency: Urgency,
+        compute: Callable[[FlightDeadline], Coroutine[Any, Any, _Found]],
     ) -> ClassifierResult:
-        joins = self._flights.is_in_flight(key)
+        flights = self._low_flights if urgency else self._flights
+        joins = flights.is_in_flight(key)
         if joins:
             self._tally.add("coalesced")
-        cached, source, answer, decode_s = await self._flights.join(key, deadline, compute)
+        try:
+            cached, source, answer, decode_s = await flights.join(key, deadline, compute)
+        except DeadlineExceeded:
+            # The computation may have given up just as this caller, which waits longer, joined it.
+            if not joins or time.monotonic() >= deadline - _TIMER_S:
+                raise
+            cached, source, answer, decode_s = await flights.join(key, deadline, compute)
         if joins and source is Source.MISS:
             source = Source.COALESCED
         return ClassifierResult(cached, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: Upload, deadline: float, client: str) -> _Found:
+    async def _find_or_run(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         """Wait for the HTTP process that computes the upload; if none does, or it fails, find or compute it here."""
         cache, flights = self._cache, self._shared_flights
         if cache is None or flights is None:
-            return await self._find_beyond_or_run(key, upload, client)
-        max_wait_s = (deadline - time.monotonic()) * _MAX_WAIT_SHARE
-        turn = await flights.claim(key, functools.partial(cache.get, key), max_wait_s)
+            return await self._find_beyond_or_run(key, upload, caller, deadline)
+        max_wait_s = (deadline.at - time.monotonic()) * _MAX_WAIT_SHARE
+        claim = claim_of(key, caller.urgency)
+        turn = await flights.claim(claim, functools.partial(cache.get, key), max_wait_s)
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits")
             return _Found(turn.found, Source.COALESCED if turn.has_waited else Source.HIT)
         try:
-            return await self._find_beyond_or_run(key, upload, client)
+            return await self._find_beyond_or_run(key, upload, caller, deadline)
         finally:
             if turn.is_held:
-                flights.release(key)
+                flights.release(claim)
 
-    async def _find_beyond_or_run(self, key: bytes, upload: Upload, client: str) -> _Found:
+    async def _find_beyond_or_run(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         epoch = self._tally.cache_board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
-            return await self._run(key, upload, client)
+            return await self._run(key, upload, caller, deadline)
         self._tally.add("hits")
         cached = CachedPrediction(prediction)
         self._store(key, cached, epoch)
         return _Found(cached, Source.HIT)
 
-    async def _rerun(self, key: bytes, upload: Upload, client: str) -> _Found:
+    async def _rerun(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         """Run the model whatever is cached or in flight; other HTTP processes wait for it if they can."""
-        flights = self._shared_flights
-        is_held = flights is not None and flights.claim_now(key)
+        flights, claim = self._shared_flights, claim_of(key, caller.urgency)
+        is_held = flights is not None and flights.claim_now(claim)
         try:
-            return await self._run(key, upload, client)
+            return await self._run(key, upload, caller, deadline)
         finally:
             if flights is not None and is_held:
-                flights.release(key)
+                flights.release(claim)
 
-    async def _run(self, key: bytes | None, upload: Upload, client: str) -> _Found:
+    async def _run(self, key: bytes | None, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
         self._tally.add("misses")
         epoch = self._tally.cache_board.epoch
-        answer, decode_s = await self._inference.infer(upload, client)
+        answer, decode_s = await self._inference.infer(upload, deadline, caller)
         cached = CachedPrediction(answer.prediction)
         if key is not None and self._store(key, cached, epoch) and self._shared is not None:
             self._shared.put(key, answer.prediction)
@@ -239,6 +291,11 @@ class Classifier:
     def _store(self, key: bytes, cached: CachedPrediction, epoch: int) -> bool:
         """Cache what was found or begun in `epoch`; return whether the caches were not cleared since."""
         return self._cache is not None and self._cache.put(key, cached, epoch)
+
+
+def claim_of(key: bytes, urgency: Urgency) -> bytes:
+    """Return the key under which HTTP processes claim a computation: each urgency has its own."""
+    return key if urgency is Urgency.NORMAL else key[::-1]
 
 
 def _seed_of(identity: str) -> hashlib._Hash:

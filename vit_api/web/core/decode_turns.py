@@ -7,6 +7,8 @@ time as the large one that waits: so a small picture overtakes any number of lar
 for ever. Within the small and the large, clients share the CPU time (see `fair_queue`), and a client's image that came
 at time t and costs c is due at t + 20 c; what is due first is next.
 
+Images of low urgency come after all others, until these have had 7 times the CPU time of the one that waits.
+
 Decoding can't be interrupted, so large images never take all threads, and what is decoded at once stays within a budget
 of memory. An estimate may be wrong, since files lie. What runs for longer than a small image may counts as large from
 then on, and a spare thread takes its place; further images of that client wait with the large for a while.
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable
 
 from vit_api.decoding.cost import Cost
+from vit_api.urgency import Urgency
 from vit_api.web.core.fair_queue import FairQueue, Item
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,9 @@ UNCOUNTED_BYTES = 4 * 2**20
 _DUE_AFTER = 20
 """An image is due after so many times the CPU time that it is expected to take."""
 
+_LOW_SHARE = 8
+"""Images of low urgency get one part in so many of the CPU time, if any wait, however many others do."""
+
 _DOUBTED_IMAGES = 16
 """Images of a client that are taken for large after one that took far more than expected."""
 
@@ -49,10 +55,11 @@ _MAX_BLOCKED_S = 0.5
 class _Turn:
     """The decoding of one image."""
 
-    __slots__ = ("began_at", "blocked_at", "cost", "is_large", "is_overdue", "work")
+    __slots__ = ("began_at", "blocked_at", "cost", "is_large", "is_overdue", "urgency", "work")
 
-    def __init__(self, work: Callable[[], None], cost: Cost) -> None:
+    def __init__(self, work: Callable[[], None], cost: Cost, urgency: Urgency) -> None:
         self.work = work
+        self.urgency = urgency
         self.cost = cost
         self.is_large = False
         self.is_overdue = False
@@ -84,6 +91,8 @@ class DecodeTurns:
         self._small: FairQueue[_Turn] = FairQueue()
         self._large: FairQueue[_Turn] = FairQueue()
         self._running: set[Item[_Turn]] = set()
+        self._low: FairQueue[_Turn] = FairQueue()
+        self._normal_s = 0.0  # of images of normal urgency that began since one of low urgency did
         self._small_s = 0.0  # of small images that began since a large one did
         self._running_large = self._running_bytes = self._running_exclusive = 0
         self._reserved: Item[_Turn] | None = None  # memory is kept free for it
@@ -104,21 +113,23 @@ class DecodeTurns:
             self._is_stopped = True
             self._small.clear()
             self._large.clear()
+            self._low.clear()
             self._changed.notify_all()
 
-    def submit(self, work: Callable[[], None], cost: Cost, client: str = "") -> None:
+    def submit(self, work: Callable[[], None], cost: Cost, client: str = "", urgency: Urgency = Urgency.NORMAL) -> None:
         """Have a thread do some work when it is its turn.
 
         Args:
             work: Decodes an image. Should not raise.
             cost: What that is expected to take.
             client: Who sent the image.
+            urgency: How urgent the image is.
         """
-        turn = _Turn(work, cost)
+        turn = _Turn(work, cost, urgency)
         item = Item(client, cost.cpu_s, self._clock() + _DUE_AFTER * cost.cpu_s, turn)
         with self._changed:
             turn.is_large = cost.cpu_s >= LARGE_S or client in self._doubts
-            (self._large if turn.is_large else self._small).add(item)
+            self._queue_of(turn).add(item)
             # While all threads are busy, waking the spare one would cost a switch of threads for each image.
             if len(self._running) < self._max_running or not self._is_watched:
                 self._changed.notify()
@@ -142,13 +153,13 @@ class DecodeTurns:
                 if self._is_stopped:
                     return None
                 self._wait()
-            if len(self._running) < self._max_running and (self._small or self._large):
+            if len(self._running) < self._max_running and self._has_waiting:
                 self._changed.notify()  # perhaps another one may run beside it
             return item
 
     def _wait(self) -> None:
         """Wait for a change; if images wait for one that may become overdue, for no longer than that."""
-        if self._is_watched or not (self._small or self._large):
+        if self._is_watched or not self._has_waiting:
             self._changed.wait()
             return
         self._is_watched = True
@@ -157,17 +168,32 @@ class DecodeTurns:
 
     def _take(self) -> Item[_Turn] | None:
         """Return the turn that is next, or None if there is none, or none that may run beside what is running."""
-        if not (self._small or self._large):
+        if not self._has_waiting:
             return None
         self._find_overdue()
+        item, low = None, self._low.peek()
+        if low is not None and self._normal_s >= (_LOW_SHARE - 1) * low.cpu_s:
+            item = self._low.pop(self._may_run)
+        item = item or self._take_normal() or self._low.pop(self._may_run)
+        if item is not None:
+            self._begin(item)
+        return item
+
+    def _take_normal(self) -> Item[_Turn] | None:
         item = None
         large = self._large.peek()
         if large is not None and (not self._small or self._small_s >= large.cpu_s):
             item = self._large.pop(self._may_run)
-        item = item or self._small.pop(self._may_run) or self._large.pop(self._may_run)
-        if item is not None:
-            self._begin(item)
-        return item
+        return item or self._small.pop(self._may_run) or self._large.pop(self._may_run)
+
+    @property
+    def _has_waiting(self) -> bool:
+        return bool(self._small or self._large or self._low)
+
+    def _queue_of(self, turn: _Turn) -> FairQueue[_Turn]:
+        if turn.urgency:
+            return self._low
+        return self._large if turn.is_large else self._small
 
     def _find_overdue(self) -> None:
         """Count small images that have been running for too long as large."""
@@ -210,7 +236,11 @@ class DecodeTurns:
         self._running_large += turn.is_large
         self._running_bytes += turn.counted_bytes
         self._running_exclusive += turn.cost.is_exclusive
-        self._small_s = 0.0 if turn.is_large else self._small_s + item.cpu_s
+        if turn.urgency:
+            self._normal_s = 0.0
+        else:
+            self._small_s = 0.0 if turn.is_large else self._small_s + item.cpu_s
+            self._normal_s += item.cpu_s if self._low else 0.0
         if turn.counted_bytes:
             self._reserved = None
 
@@ -221,7 +251,7 @@ class DecodeTurns:
         self._running_large -= turn.is_large or turn.is_overdue
         self._running_bytes -= turn.counted_bytes
         self._running_exclusive -= turn.cost.is_exclusive
-        (self._large if turn.is_large else self._small).settle(item, cpu_s)
+        self._queue_of(turn).settle(item, cpu_s)
         if item.cpu_s < LARGE_S:
             self._judge(item, cpu_s)
 

@@ -12,16 +12,17 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vit_api.decoding.frames import FramePlan
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.records import AnswerRecord
 from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import SharedTier
+from vit_api.web.core.caller import ANY, Caller
+from vit_api.web.core.classifier import SharedTier, claim_of
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_flights import SharedFlights
-from vit_api.web.core.single_flight import SingleFlight
+from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
 
 _MAX_WAIT_SHARE = 0.5
 """Part of the time until the deadline for which another HTTP process is waited for, as in `classifier`."""
@@ -40,9 +41,22 @@ class FrameInference(Protocol):
     """Runs the frames of an upload on the model."""
 
     async def infer_frames(
-        self, upload: bytes, plan: FramePlan, wanted: Sequence[int], client: str = ""
+        self,
+        upload: bytes,
+        plan: FramePlan,
+        wanted: Sequence[int],
+        deadline: FlightDeadline,
+        caller: Caller = ANY,
     ) -> list[tuple[AnswerRecord, float]]:
         """Return the answer for each wanted frame, and how many seconds its decoding took."""
+
+
+class _Wanted(NamedTuple):
+    """The frames that a caller wants."""
+
+    upload: bytes
+    plan: FramePlan
+    caller: Caller
 
 
 class FrameClassifier:
@@ -87,7 +101,13 @@ class FrameClassifier:
         return await asyncio.get_running_loop().run_in_executor(None, self._decoder.plan_frames, upload, count)
 
     async def classify(
-        self, upload: bytes, plan: FramePlan, deadline: float, *, bypass_cache: bool = False, client: str = ""
+        self,
+        upload: bytes,
+        plan: FramePlan,
+        deadline: float,
+        *,
+        bypass_cache: bool = False,
+        caller: Caller = ANY,
     ) -> list[ClassifierResult]:
         """Classify frames, from the cache if possible; what is computed is cached.
 
@@ -96,18 +116,18 @@ class FrameClassifier:
             plan: The frames that were chosen of it.
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if answers are cached, here or in the shared tier.
-            client: Who sent it.
+            caller: Who sent it; callers share computations of their own urgency.
 
         Raises:
             NotReady: No worker has started yet.
             DeadlineExceeded: The deadline passed first.
             ViTError: The reason why one of them can't be classified.
         """
+        frames = _Wanted(upload, plan, caller)
         indices = [frame.index for frame in plan.frames]
         if self._cache is None:
-            return await self._fly(
-                object(), deadline, functools.partial(self._run, client, upload, plan, {}), len(indices)
-            )
+            run = functools.partial(self._run, frames, {}, None)
+            return await self._fly(object(), deadline, run, len(indices))
         keys = await asyncio.get_running_loop().run_in_executor(None, _keys, self._identity(), upload, indices)
         if not bypass_cache and (cached := self._find_all(keys)) is not None:
             self._tally.add("hits", len(keys))
@@ -115,10 +135,11 @@ class FrameClassifier:
             return [ClassifierResult(one, Source.HIT, looked_up_at=now) for one in cached]
         # As in `Classifier`: a caller that bypasses the cache must not join a flight that may find an old answer.
         flight = hashlib.sha256(b"".join(keys)).digest()
+        flight = claim_of(flight, caller.urgency)
         if bypass_cache or self._flights.is_in_flight((flight, True)):
-            compute = functools.partial(self._run, client, upload, plan, {}, keys)
+            compute = functools.partial(self._run, frames, {}, keys)
             return await self._fly((flight, True), deadline, compute, len(keys))
-        compute = functools.partial(self._find_or_run, flight, keys, upload, plan, deadline, client=client)
+        compute = functools.partial(self._find_or_run, flight, keys, frames)
         return await self._fly((flight, False), deadline, compute, len(keys))
 
     def _find_all(self, keys: Sequence[bytes]) -> list[CachedPrediction] | None:
@@ -136,7 +157,7 @@ class FrameClassifier:
         self,
         key: object,
         deadline: float,
-        compute: Callable[[], Coroutine[Any, Any, list[ClassifierResult]]],
+        compute: Callable[[FlightDeadline], Coroutine[Any, Any, list[ClassifierResult]]],
         count: int,
     ) -> list[ClassifierResult]:
         joins = self._flights.is_in_flight(key)
@@ -147,26 +168,30 @@ class FrameClassifier:
         return [_joined(result, looked_up_at, joins=joins) for result in results]
 
     async def _find_or_run(
-        self, flight: bytes, keys: Sequence[bytes], upload: bytes, plan: FramePlan, deadline: float, *, client: str
+        self,
+        flight: bytes,
+        keys: Sequence[bytes],
+        frames: _Wanted,
+        deadline: FlightDeadline,
     ) -> list[ClassifierResult]:
         """Wait for the HTTP process that computes the frames; if none does, or it fails, find or compute them here."""
         flights = self._shared_flights
         if flights is None:
-            return await self._find_beyond_or_run(client, keys, upload, plan)
-        max_wait_s = (deadline - time.monotonic()) * _MAX_WAIT_SHARE
+            return await self._find_beyond_or_run(keys, frames, deadline)
+        max_wait_s = (deadline.at - time.monotonic()) * _MAX_WAIT_SHARE
         turn = await flights.claim(flight, functools.partial(self._find_all, keys), max_wait_s)
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits", len(keys))
             source = Source.COALESCED if turn.has_waited else Source.HIT
             return [ClassifierResult(cached, source) for cached in turn.found]
         try:
-            return await self._find_beyond_or_run(client, keys, upload, plan)
+            return await self._find_beyond_or_run(keys, frames, deadline)
         finally:
             if turn.is_held:
                 flights.release(flight)
 
     async def _find_beyond_or_run(
-        self, client: str, keys: Sequence[bytes], upload: bytes, plan: FramePlan
+        self, keys: Sequence[bytes], frames: _Wanted, deadline: FlightDeadline
     ) -> list[ClassifierResult]:
         cache, shared = self._cache, self._shared
         assert cache is not None
@@ -180,29 +205,28 @@ class FrameClassifier:
                     found[position] = CachedPrediction(prediction)
                     cache.put(keys[position], found[position], epoch)
         self._tally.add("hits", len(found))
-        return await self._run(client, upload, plan, found, keys)
+        return await self._run(frames, found, keys, deadline)
 
     async def _run(
         self,
-        client: str,
-        upload: bytes,
-        plan: FramePlan,
+        frames: _Wanted,
         found: Mapping[int, CachedPrediction],
-        keys: Sequence[bytes] | None = None,
+        keys: Sequence[bytes] | None,
+        deadline: FlightDeadline,
     ) -> list[ClassifierResult]:
         """Run the model on the frames that were not found, and cache the answers under their keys, if any."""
         results = {position: ClassifierResult(cached, Source.HIT) for position, cached in found.items()}
-        wanted = [position for position in range(len(plan.frames)) if position not in found]
+        wanted = [position for position in range(len(frames.plan.frames)) if position not in found]
         if wanted:
             self._tally.add("misses", len(wanted))
             epoch = self._tally.cache_board.epoch
-            answers = await self._inference.infer_frames(upload, plan, wanted, client)
+            answers = await self._inference.infer_frames(frames.upload, frames.plan, wanted, deadline, frames.caller)
             for position, (answer, decode_s) in zip(wanted, answers, strict=True):
                 cached = CachedPrediction(answer.prediction)
                 results[position] = ClassifierResult(cached, Source.MISS, answer, decode_s)
                 if keys is not None:
                     self._store(keys[position], cached, epoch)
-        return [results[position] for position in range(len(plan.frames))]
+        return [results[position] for position in range(len(frames.plan.frames))]
 
     def _store(self, key: bytes, cached: CachedPrediction, epoch: int) -> None:
         if self._cache is not None and self._cache.put(key, cached, epoch) and self._shared is not None:

@@ -37,14 +37,22 @@ from vit_api.ipc.metrics_board import MetricsWriter
 from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status, unpack_answers
 from vit_api.ipc.slots import MAX_DEATHS, OwnerSlots
 from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.urgency import Urgency
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.service_rate import ServiceRate
+from vit_api.web.core.single_flight import FlightDeadline
 from vit_api.web.core.slot_shares import SlotShares
 
 logger = logging.getLogger(__name__)
 
 _ANSWERS_PER_READ = 1024
 _ABANDONED = "The request was abandoned before its image was processed."
+_FULL = (
+    "The server is overloaded: its queue is full. Try again later.",
+    "The server is overloaded: the part of its queue for requests of low urgency is full. Try again later.",
+)
+"""By urgency."""
 _GONE = "The inference workers crashed and can't be restarted. The server is shutting down; retry shortly."
 
 
@@ -72,16 +80,16 @@ class _Job:
     Attributes:
         waiter: Gets the outcome.
         upload: The image until it is decoded; None once it is abandoned.
-        client: Who sent it.
+        caller: Who sent it.
         decode_s: Seconds that decoding took, once it is done.
     """
 
-    __slots__ = ("client", "decode_s", "upload", "waiter")
+    __slots__ = ("caller", "decode_s", "upload", "waiter")
 
-    def __init__(self, upload: Upload, client: str, waiter: asyncio.Future[AnswerRecord]) -> None:
+    def __init__(self, upload: Upload, waiter: asyncio.Future[AnswerRecord], caller: Caller) -> None:
         self.upload: Upload | None = upload
-        self.client = client
         self.waiter = waiter
+        self.caller = caller
         self.decode_s: float | None = None
 
     def take_upload(self) -> Upload:
@@ -107,7 +115,7 @@ class InferenceClient:
         decoder: Decodes uploads, in `decode_threads` threads.
         slots: This process's slots.
         worker_board: Shows whether a worker is ready.
-        requests: Carries request records to the workers.
+        requests: Carry request records to the workers, by urgency.
         answers: Carries the workers' answers to this process.
         metrics_writer: Records decoding times.
         decode_threads: Number of decoding threads.
@@ -122,7 +130,7 @@ class InferenceClient:
         decoder: Decoder,
         slots: OwnerSlots,
         worker_board: WorkerBoard,
-        requests: RecordPipe,
+        requests: Sequence[RecordPipe],
         answers: RecordPipe,
         *,
         metrics_writer: MetricsWriter,
@@ -139,7 +147,8 @@ class InferenceClient:
         self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
         self._shares = SlotShares()
-        self._rate = ServiceRate()
+        self._rates = [ServiceRate() for _ in Urgency]
+        self._counts = [0] * len(Urgency)  # of the images in flight
         self._deaths: dict[int, int] = {}  # by slot: workers that died while they held its image
 
     def start(self) -> None:
@@ -153,33 +162,37 @@ class InferenceClient:
         self._loop.remove_reader(self._answers.fileno())
         self.turns.stop()
 
-    async def infer(self, upload: Upload, client: str = "") -> tuple[AnswerRecord, float]:
+    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
 
-        The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image.
+        The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image. The
+        workers see the deadline, too, and keep it even if the caller is late.
 
         Args:
             upload: The image.
-            client: Who sent it; clients share slots and decoding.
+            deadline: After which no worker must run it; it may be extended.
+            caller: Who sent it; clients share slots and decoding.
 
         Returns:
             The workers' answer, whose status is OK, and the seconds that decoding took.
 
         Raises:
             NotReady: No worker has started yet.
-            Overloaded: Every slot is taken, or the client has its share of them.
+            Overloaded: Every slot is taken, or all that this client or images of this urgency may have.
             InferenceFailed: The model raised.
             ViTError: The upload can't be decoded.
         """
         # Before a slot is taken, which an exception would leak.
         is_quick = self._decoder.is_quick(upload)
         cost = None if is_quick else self._decoder.estimate_cost(upload)
-        slot, generation = self._take_slot(client)
-        job = self._jobs[slot] = _Job(upload, client, self._loop.create_future())
+        slot, generation = self._take_slot(deadline.at, caller)
+        job = self._jobs[slot] = _Job(upload, self._loop.create_future(), caller)
+        self._counts[caller.urgency] += 1
+        deadline.on_extend = functools.partial(self._extend, slot, job)
         if cost is None:
             self._decode_into(slot, generation, job)
         else:
-            self.turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, client)
+            self.turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, *caller)
         try:
             return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:
@@ -189,8 +202,17 @@ class InferenceClient:
                 self._slots.abandon(slot)
             raise
 
+    def _extend(self, slot: int, job: _Job, deadline: float) -> None:
+        if self._jobs.get(slot) is job:
+            self._slots.extend(slot, deadline)
+
     async def infer_frames(
-        self, upload: bytes, plan: FramePlan, wanted: Sequence[int], client: str = ""
+        self,
+        upload: bytes,
+        plan: FramePlan,
+        wanted: Sequence[int],
+        deadline: FlightDeadline,
+        caller: Caller = ANY,
     ) -> list[tuple[AnswerRecord, float]]:
         """Run several frames of an upload on the model; each has a slot, and one thread decodes them all.
 
@@ -198,7 +220,8 @@ class InferenceClient:
             upload: The file.
             plan: The frames that were chosen of it.
             wanted: Positions in the plan of those to run.
-            client: Who sent it.
+            deadline: After which no worker must run them; it may be extended.
+            caller: Who sent it.
 
         Returns:
             For each of these what `infer` returns.
@@ -207,16 +230,17 @@ class InferenceClient:
             BadRequest: There are fewer slots than frames.
             ViTError: As `infer`, for the first frame that fails.
         """
-        if len(wanted) > self._slots.table.slots_per_owner:
-            raise BadRequest(
-                f"The queue holds at most {self._slots.table.slots_per_owner} images: ask for fewer frames."
-            )
-        taken = self._take_slots(len(wanted), client)
-        jobs = [_Job(upload, client, self._loop.create_future()) for _ in taken]
+        max_frames = self._slots.max_of(caller.urgency)
+        if len(wanted) > max_frames:
+            raise BadRequest(f"The queue holds at most {max_frames} images: ask for fewer frames.")
+        taken = self._take_slots(len(wanted), deadline.at, caller)
+        jobs = [_Job(upload, self._loop.create_future(), caller) for _ in taken]
         frames = [_TakenFrame(*slot, job) for slot, job in zip(taken, jobs, strict=True)]
         self._jobs.update((frame.slot, frame.job) for frame in frames)
+        self._counts[caller.urgency] += len(frames)
+        deadline.on_extend = functools.partial(self._extend_frames, frames)
         decoding = functools.partial(self._decode_frames_into, frames, plan, wanted)
-        self.turns.submit(decoding, plan.cost, client)
+        self.turns.submit(decoding, plan.cost, *caller)
         try:
             answers = await asyncio.gather(*(job.waiter for job in jobs))
         except BaseException:
@@ -227,27 +251,33 @@ class InferenceClient:
             raise
         return [(answer, job.decode_s or 0.0) for answer, job in zip(answers, jobs, strict=True)]
 
-    def _take_slots(self, count: int, client: str) -> list[tuple[int, int]]:
+    def _extend_frames(self, frames: Sequence[_TakenFrame], deadline: float) -> None:
+        for frame in frames:
+            self._extend(frame.slot, frame.job, deadline)
+
+    def _take_slots(self, count: int, deadline: float, caller: Caller) -> list[tuple[int, int]]:
         """Return as many slots and their generations, or raise and take none."""
         taken: list[tuple[int, int]] = []
         try:
-            taken.extend(self._take_slot(client) for _ in range(count))
+            taken.extend(self._take_slot(deadline, caller) for _ in range(count))
         except ViTError:
             for slot, _ in taken:
                 self._slots.release(slot)
-                self._shares.remove(client)
+                self._shares.remove(caller.client)
             raise
         return taken
 
-    def _take_slot(self, client: str) -> tuple[int, int]:
+    def _take_slot(self, deadline: float, caller: Caller) -> tuple[int, int]:
         """Return a slot and its generation."""
         if not self._worker_board.takes_images():
             is_gone = self._worker_board.is_gone()
             raise WorkersGone(_GONE) if is_gone else NotReady("The model is still loading. Retry shortly.")
-        taken = self._slots.take() if self._shares.may_take(client, self._slots.free_count) else None
+        client, urgency = caller
+        has_share = self._shares.may_take(client, self._slots.free_count)
+        taken = self._slots.take(deadline, urgency) if has_share else None
         if taken is None:
-            wait_s = self._rate.seconds_for(len(self._jobs))
-            raise Overloaded("The server is overloaded: its queue is full. Try again later.", wait_s)
+            wait_s = self._rates[urgency].seconds_for(self._counts[urgency])
+            raise Overloaded(_FULL[urgency], wait_s)
         self._shares.add(client)
         return taken
 
@@ -274,7 +304,7 @@ class InferenceClient:
         decoded_at = time.monotonic()
         job.decode_s = decoded_at - began_at
         self._slots.queue(slot, decoded_at)
-        self._requests.write([RequestRecord(slot, generation).pack()])
+        self._requests[job.caller.urgency].write([RequestRecord(slot, generation).pack()])
 
     def _decode_frames_into(self, frames: Sequence[_TakenFrame], plan: FramePlan, wanted: Sequence[int]) -> None:
         """Decode frames and queue each as soon as it is decoded; in a decoding thread."""
@@ -303,7 +333,7 @@ class InferenceClient:
                 self._fail_from_thread(frame.slot, failure)
 
     def _check_wanted(self, slot: int) -> None:
-        if self._slots.is_abandoned(slot):
+        if not self._slots.is_wanted(slot, time.monotonic()):
             raise DeadlineExceeded(_ABANDONED)
 
     def _fail_from_thread(self, slot: int, error: ViTError) -> None:
@@ -329,24 +359,27 @@ class InferenceClient:
             self._complete(answer.slot, _error_of(answer) or answer)
 
     def _should_retry(self, slot: int) -> bool:
-        return slot in self._jobs and self._deaths.get(slot, 0) < MAX_DEATHS and not self._slots.is_abandoned(slot)
+        if slot not in self._jobs or self._deaths.get(slot, 0) >= MAX_DEATHS:
+            return False
+        return self._slots.is_wanted(slot, time.monotonic())
 
     def _retry(self, answer: AnswerRecord) -> None:
         """Queue an image again whose worker died; isolated after the second death, since it may be the cause."""
         slot = answer.slot
         deaths = self._deaths[slot] = self._deaths.get(slot, 0) + 1
         self._slots.requeue(slot, isolated=deaths == MAX_DEATHS)
-        self._requests.write([RequestRecord(slot, answer.generation).pack()])
+        self._requests[self._jobs[slot].caller.urgency].write([RequestRecord(slot, answer.generation).pack()])
 
     def _complete(self, slot: int, outcome: AnswerRecord | ViTError) -> None:
         """Free the slot and pass the outcome to its waiter, if there still is one."""
         self._slots.release(slot)
-        self._rate.add()
         self._deaths.pop(slot, None)
         job = self._jobs.pop(slot, None)
         if job is None:  # taken by this process's predecessor, which died
             return
-        self._shares.remove(job.client)
+        self._shares.remove(job.caller.client)
+        self._rates[job.caller.urgency].add()
+        self._counts[job.caller.urgency] -= 1
         if job.decode_s is not None:
             self._decode_times.observe(job.decode_s)
         if job.waiter.done():

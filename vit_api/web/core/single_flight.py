@@ -15,13 +15,39 @@ from vit_api.errors import DeadlineExceeded
 V = TypeVar("V")
 
 
+class FlightDeadline:
+    """When the last waiter of a computation gives up: later, if one joins that waits longer.
+
+    Args:
+        at: In seconds of the monotonic clock.
+
+    Attributes:
+        at: See above.
+        on_extend: Called with the new time; set by the computation.
+    """
+
+    __slots__ = ("at", "on_extend")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.on_extend: Callable[[float], None] | None = None
+
+    def extend(self, at: float) -> None:
+        """Allow for a waiter that gives up at `at`."""
+        if at > self.at:
+            self.at = at
+            if self.on_extend is not None:
+                self.on_extend(at)
+
+
 class _Flight(Generic[V]):
     """A computation in flight and its waiters."""
 
-    __slots__ = ("task", "waiters")
+    __slots__ = ("deadline", "task", "waiters")
 
-    def __init__(self, task: asyncio.Task[V]) -> None:
+    def __init__(self, task: asyncio.Task[V], deadline: FlightDeadline) -> None:
         self.task = task
+        self.deadline = deadline
         self.waiters: set[asyncio.Future[V]] = set()
 
 
@@ -35,23 +61,34 @@ class SingleFlight(Generic[V]):
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[V]] = {}
 
+    @property
+    def has_any(self) -> bool:
+        """Whether anything is being computed."""
+        return bool(self._flights)
+
     def is_in_flight(self, key: Hashable) -> bool:
         """Return whether `key` is being computed, so that `join` would wait for that."""
         return key in self._flights
 
-    async def join(self, key: Hashable, deadline: float, compute: Callable[[], Coroutine[Any, Any, V]]) -> V:
+    async def join(
+        self, key: Hashable, deadline: float, compute: Callable[[FlightDeadline], Coroutine[Any, Any, V]]
+    ) -> V:
         """Wait for the computation of `key`, and start it unless it is in flight.
 
         Args:
             key: Identifies the result.
             deadline: When this waiter gives up, in seconds of the monotonic clock.
-            compute: Computes the result; cancelled when its last waiter has left.
+            compute: Computes the result, by the deadline of its last waiter; cancelled when that has left.
 
         Raises:
             DeadlineExceeded: The deadline passed first.
             Exception: Whatever `compute` raises.
         """
-        flight = self._flights.get(key) or self._start(key, compute)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._start(key, FlightDeadline(deadline), compute)
+        else:
+            flight.deadline.extend(deadline)
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[V] = loop.create_future()
         timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, waiter)
@@ -62,9 +99,24 @@ class SingleFlight(Generic[V]):
             timer.cancel()
             self._leave(key, flight, waiter)
 
-    def _start(self, key: Hashable, compute: Callable[[], Coroutine[Any, Any, V]]) -> _Flight[V]:
-        task = asyncio.get_running_loop().create_task(compute())
-        flight = self._flights[key] = _Flight(task)
+    def settle(self, key: Hashable, value: V) -> None:
+        """Give a value that was found elsewhere to all who wait for `key`, if any do; its computation is cancelled."""
+        flight = self._flights.pop(key, None)
+        if flight is None:
+            return
+        for waiter in flight.waiters:
+            if not waiter.done():
+                waiter.set_result(value)
+        flight.task.cancel()
+
+    def _start(
+        self,
+        key: Hashable,
+        deadline: FlightDeadline,
+        compute: Callable[[FlightDeadline], Coroutine[Any, Any, V]],
+    ) -> _Flight[V]:
+        task = asyncio.get_running_loop().create_task(compute(deadline))
+        flight = self._flights[key] = _Flight(task, deadline)
         task.add_done_callback(lambda _: self._complete(key, flight))
         return flight
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from vit_api import metrics
 from vit_api.errors import ViTError
 from vit_api.ipc.metrics_board import MetricsWriter
+from vit_api.urgency import LABELS
 from vit_api.web.observers.exchange import Exchange
+
+_OK = 200
 
 
 class RequestMetrics:
@@ -20,9 +23,16 @@ class RequestMetrics:
             (endpoint, int(status)): metrics_writer.counter(metrics.REQUESTS, endpoint, status)
             for endpoint, status in metrics.REQUESTS.series
         }
-        self._durations = {name: metrics_writer.histogram(metrics.DURATION, name) for name in metrics.ENDPOINTS}
+        self._durations = [
+            {name: metrics_writer.histogram(metrics.DURATION, name, label) for name in metrics.ENDPOINTS}
+            for label in LABELS
+        ]
+        self._failed_s = metrics_writer.counter(metrics.FAILED_DURATION)
         self._received = {name: metrics_writer.counter(metrics.RECEIVED, name) for name in metrics.ENDPOINTS}
-        self._rejected = {reason: metrics_writer.counter(metrics.REJECTED, reason) for reason in metrics.REASONS}
+        self._rejected = [
+            {reason: metrics_writer.counter(metrics.REJECTED, reason, label) for reason in metrics.REASONS}
+            for label in LABELS
+        ]
 
     def observe(self, exchange: Exchange) -> None:
         """Count the request if its path classifies."""
@@ -30,8 +40,11 @@ class RequestMetrics:
         if not endpoint:
             return
         self._requests[endpoint, exchange.status].add()
-        self._durations[endpoint].observe(exchange.seconds)
+        urgency = exchange.request.urgency
+        self._durations[urgency][endpoint].observe(exchange.seconds)
+        if exchange.status != _OK:
+            self._failed_s.add(exchange.seconds)
         self._received[endpoint].add(exchange.request.received_bytes)
         for outcome in exchange.outcomes:
             if isinstance(outcome, ViTError):
-                self._rejected[outcome.code].add()
+                self._rejected[urgency][outcome.code].add()

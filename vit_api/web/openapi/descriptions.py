@@ -22,9 +22,26 @@ _HEADERS = {
     "x-queue-time-ms": ("number", "Time in the queue until the batch started"),
     "x-inference-time-ms": ("number", "Time that the batch took"),
     "x-batch-size": ("integer", "Images in the batch"),
+    "preference-applied": ("string", "The preference `wait`, if the request has one"),
 }
 ANSWER: dict[int | str, dict[str, Any]] = {
     200: {"headers": {name: {"schema": {"type": kind}, "description": what} for name, (kind, what) in _HEADERS.items()}}
 }
 
 FILE = {"type": "string", "format": "binary", "description": "An image file"}
+
+URGENCY: tuple[dict[str, Any], ...] = (
+    {
+        "name": "Priority",
+        "in": "header",
+        "description": "RFC 9218: from `u=4` to `u=7` the request is of low urgency; others come first",
+        "schema": {"type": "string", "default": "u=3"},
+    },
+    {
+        "name": "Prefer",
+        "in": "header",
+        "description": "RFC 7240: after so many seconds, as in `wait=2`, the request fails with a 504",
+        "schema": {"type": "string"},
+    },
+)
+"""Header fields that all paths that classify take."""

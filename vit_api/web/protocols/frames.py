@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 from vit_api.decoding.frames import STILL, Frame, FramePlan
 from vit_api.errors import BadRequest, InternalError, ViTError
 from vit_api.ipc.records import Prediction
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
-from vit_api.web.protocols.results import UploadClassifier
+from vit_api.web.protocols.results import UploadClassifier, classify_one
 from vit_api.web.requests import Headers, Request
 
 MAX_FRAMES = 32
@@ -27,7 +28,13 @@ class FramesClassifier(Protocol):
         """Choose the frames."""
 
     async def classify(
-        self, upload: bytes, plan: FramePlan, deadline: float, *, bypass_cache: bool = False, client: str = ""
+        self,
+        upload: bytes,
+        plan: FramePlan,
+        deadline: float,
+        *,
+        bypass_cache: bool = False,
+        caller: Caller = ANY,
     ) -> list[ClassifierResult]:
         """Classify them."""
 
@@ -106,12 +113,12 @@ async def classify_frames(
         if isinstance(planned, ViTError):
             return planned
         assert isinstance(upload, bytes)
-        bypass_cache, client, deadline = request.bypasses_cache, request.client, request.deadline
         try:
             if planned is None:
-                result = await classifier.classify(upload, deadline, bypass_cache=bypass_cache, client=client)
-                return ClassifiedFrames(STILL, [result])
-            results = await frames.classify(upload, planned, deadline, bypass_cache=bypass_cache, client=client)
+                return ClassifiedFrames(STILL, [await classify_one(classifier, request, upload)])
+            results = await frames.classify(
+                upload, planned, request.deadline, bypass_cache=request.bypasses_cache, caller=request.caller
+            )
             return ClassifiedFrames(planned.frames, results)
         except ViTError as error:
             return error

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier_result import ClassifierResult
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.parameters import Fields, collect, parse_integer
-from vit_api.web.protocols.results import UploadClassifier, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_one, source_headers
 from vit_api.web.requests import Headers, Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -109,6 +109,7 @@ class HuggingFaceRoutes:
             "classify_as_hugging_face_does",
             "Classify one image as Hugging Face's inference API does: the raw bytes, or base64 with parameters.",
             _CONTENT,
+            URGENCY,
             responses=ANSWER | FAILURES,
             response_model=list[LabelScore],
         )
@@ -119,9 +120,7 @@ class HuggingFaceRoutes:
         upload, fields = await self._uploads.find_one(request, "inputs")
         parameters = _parameters_of(request.query, fields) if fields or request.query else _DEFAULTS
         request.timeline.parsed_at = time.monotonic()
-        result = await self._classifier.classify(
-            upload, request.deadline, bypass_cache=request.bypasses_cache, client=request.client
-        )
+        result = await classify_one(self._classifier, request, upload)
         headers = (*source_headers(result), *self._compute_headers(result, request.elapsed_ms))
         return Response(200, self._body(result, parameters), headers, (result,))
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from vit_api.errors import ViTError
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K
 from vit_api.web.core.classifier_result import ClassifierResult, Source
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.parameters import Fields, collect, integer_of
 from vit_api.web.protocols.frames import (
@@ -23,7 +23,7 @@ from vit_api.web.protocols.frames import (
     classify_frames,
     outcomes_of,
 )
-from vit_api.web.protocols.results import HIT_HEADERS, UploadClassifier, classify_several, source_headers
+from vit_api.web.protocols.results import HIT_HEADERS, UploadClassifier, classify_one, classify_several, source_headers
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -113,7 +113,7 @@ class PredictRoutes:
             "classify_an_image",
             "Classify one image: the form field `file`, the raw bytes as the body, or base64 in JSON.",
             _ONE_UPLOAD,
-            [_TOP_K, _FRAMES],
+            [_TOP_K, *URGENCY],
             ANSWER | FAILURES,
             PredictResponse,
         )
@@ -122,7 +122,7 @@ class PredictRoutes:
             "classify_several_images",
             "Classify 1 to 32 images. Results are in the order of the images; a failed image has an error object.",
             _MANY_UPLOADS,
-            [_TOP_K, _FRAMES],
+            [_TOP_K, *URGENCY],
             FAILURES,
             list[PredictResponse | ErrorResponse],
         )
@@ -151,9 +151,7 @@ class PredictRoutes:
         request.timeline.parsed_at = time.monotonic()
         if frames > 1:
             return await self._predict_frames(request, upload, top_k, frames)
-        result = await self._classifier.classify(
-            upload, request.deadline, bypass_cache=request.bypasses_cache, client=request.client
-        )
+        result = await classify_one(self._classifier, request, upload)
         return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import InternalError, ViTError
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 
@@ -19,9 +20,20 @@ class UploadClassifier(Protocol):
         """Return the classification of a file if it is cached."""
 
     async def classify(
-        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, client: str = ""
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY
     ) -> ClassifierResult:
         """Classify one upload."""
+
+
+def classify_one(
+    classifier: UploadClassifier, request: Request, upload: Upload
+) -> Coroutine[Any, Any, ClassifierResult]:
+    """Classify the one upload of a request, as its headers demand.
+
+    Raises:
+        ViTError: The reason why it can't be classified.
+    """
+    return classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache, caller=request.caller)
 
 
 async def classify_several(
@@ -42,13 +54,13 @@ async def classify_several(
     """
     if len(uploads) > 1:
         await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
-    bypass_cache, client = request.bypasses_cache, request.client
+    bypass_cache, caller = request.bypasses_cache, request.caller
 
     async def outcome_of(upload: Upload | ViTError) -> ClassifierResult | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache, client=client)
+            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache, caller=caller)
         except ViTError as error:
             return error
 

@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from tests.support.remote_process import RemoteProcess
 from tests.support.waiting import LONG_S, until
 from vit_api.decoding.uploads import Pixels, Upload
-from vit_api.errors import BadImage, NotReady
+from vit_api.errors import BadImage, DeadlineExceeded, NotReady
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
+from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, AnswerRecord, Prediction, Status
+from vit_api.metrics import LOOK_UP
+from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
+from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
+from vit_api.web.core.single_flight import FlightDeadline
 
 pytestmark = pytest.mark.anyio
+_LOW = Caller(urgency=Urgency.LOW)
 
 
 class Model:
@@ -32,9 +39,13 @@ class Model:
         self.gate = asyncio.Event()
         self.gate.set()
         self.uploads: list[Upload] = []
+        self.urgencies: list[Urgency] = []
+        self.deadlines: list[FlightDeadline] = []
 
-    async def infer(self, upload: Upload, client: str = "") -> tuple[AnswerRecord, float]:
+    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
         self.uploads.append(upload)
+        self.urgencies.append(caller.urgency)
+        self.deadlines.append(deadline)
         await self.gate.wait()
         data = upload.data if isinstance(upload, Pixels) else upload
         if data.startswith(b"!"):
@@ -71,7 +82,7 @@ class Bench:
         cache: AnswerCache[CachedPrediction] | None = AnswerCache(size, 100, tally) if size else None
         self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
 
-    async def classify(self, upload: Upload, **options: bool) -> ClassifierResult:
+    async def classify(self, upload: Upload, **options: Any) -> ClassifierResult:
         return await self.classifier.classify(upload, time.monotonic() + LONG_S, **options)
 
     async def sources(self, *uploads: Upload) -> list[str]:
@@ -271,6 +282,132 @@ async def test_without_a_cache_every_upload_is_computed() -> None:
     bench.model.gate.set()
     assert [result.source for result in await asyncio.gather(*tasks)] == [Source.MISS] * 3
     assert len(bench.model.uploads) == 3
+
+
+@pytest.mark.parametrize("bypass_cache", [True, False])
+async def test_a_normal_caller_does_not_wait_for_a_low_computation(bypass_cache: bool) -> None:
+    """It has the upload computed in its own class."""
+    bench = Bench()
+    bench.model.gate.clear()
+    low = asyncio.ensure_future(bench.classify(b"a", caller=_LOW, bypass_cache=bypass_cache))
+    await until(lambda: len(bench.model.uploads) == 1)
+    normal = asyncio.ensure_future(bench.classify(b"a", bypass_cache=bypass_cache))
+    await until(lambda: len(bench.model.uploads) == 2)
+    assert bench.model.urgencies == [Urgency.LOW, Urgency.NORMAL]
+    bench.model.gate.set()
+    results = await asyncio.gather(low, normal)
+    assert [result.prediction.indices for result in results] == [(ord("a"),)] * 2
+    assert not bench.classifier._low_flights.has_any
+
+
+async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
+    """Their own computation, which may wait for long, is cancelled."""
+    bench = Bench()
+    gates = {Urgency.LOW: asyncio.Event(), Urgency.NORMAL: asyncio.Event()}
+    infer, cancelled = bench.model.infer, []
+
+    async def by_urgency(upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
+        try:
+            await gates[caller.urgency].wait()
+        except asyncio.CancelledError:
+            cancelled.append(caller.urgency)
+            raise
+        return await infer(upload, deadline, caller)
+
+    bench.model.infer = by_urgency  # type: ignore[method-assign]
+    low = asyncio.ensure_future(bench.classify(b"a", caller=_LOW))
+    await until(lambda: bench.counts()[1] == 1)
+    gates[Urgency.NORMAL].set()
+    assert (await bench.classify(b"a")).source is Source.MISS
+    assert (await low).source is Source.COALESCED
+    assert (await low).own_answer is None
+    assert cancelled == [Urgency.LOW]
+
+
+async def test_a_low_caller_may_wait_for_a_normal_computation() -> None:
+    """One that is in flight already is the faster one."""
+    bench = Bench()
+    bench.model.gate.clear()
+    tasks = [asyncio.ensure_future(bench.classify(b"a", caller=Caller(urgency=urgency))) for urgency in Urgency]
+    await until(lambda: bench.counts()[2] == 1)
+    bench.model.gate.set()
+    results = await asyncio.gather(*tasks)
+    assert [result.source for result in results] == [Source.MISS, Source.COALESCED]
+    assert bench.model.urgencies == [Urgency.NORMAL]
+
+
+async def test_low_callers_share_a_computation() -> None:
+    """As others do; a hit is one for any urgency."""
+    bench = Bench()
+    bench.model.gate.clear()
+    tasks = [asyncio.ensure_future(bench.classify(b"a", caller=_LOW)) for _ in range(3)]
+    await until(lambda: bench.counts()[2] == 2)
+    bench.model.gate.set()
+    await asyncio.gather(*tasks)
+    assert bench.model.urgencies == [Urgency.LOW]
+    assert {(await bench.classify(b"a", caller=Caller(urgency=urgency))).source for urgency in Urgency} == {Source.HIT}
+
+
+async def test_a_settled_answer_must_not_be_older_than_a_caller_demands() -> None:
+    """What was found in the shared tier is no answer for a caller that bypasses it."""
+    shelf = Shelf()
+    await Bench(shelf=shelf).classify(b"a")
+    bench = Bench(shelf=shelf)
+    bench.model.gate.clear()
+    fresh = asyncio.ensure_future(bench.classify(b"a", caller=_LOW, bypass_cache=True))
+    await until(lambda: len(bench.model.uploads) == 1)
+    assert (await bench.classify(b"a")).source is Source.HIT
+    assert not fresh.done()
+    bench.model.gate.set()
+    assert (await fresh).source is Source.MISS
+
+
+async def test_a_caller_that_waits_longer_extends_the_deadline() -> None:
+    """The workers must not skip an image for which another caller waits."""
+    bench = Bench()
+    bench.model.gate.clear()
+    now = time.monotonic()
+    tasks = [asyncio.ensure_future(bench.classifier.classify(b"a", now + wait_s)) for wait_s in (30, LONG_S, 40)]
+    await until(lambda: bench.counts()[2] == 2)
+    assert [deadline.at for deadline in bench.model.deadlines] == [now + LONG_S]
+    bench.model.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_computation_that_gives_up_as_a_caller_joins() -> None:
+    """The caller, whose deadline is later, has the upload computed again."""
+    bench = Bench()
+    bench.model.gate.clear()
+    infer, calls = bench.model.infer, []
+
+    async def expire_first(*arguments: Any) -> tuple[AnswerRecord, float]:
+        calls.append(arguments)
+        answer = await infer(*arguments)
+        if len(calls) == 1:
+            raise DeadlineExceeded("planted")
+        return answer
+
+    bench.model.infer = expire_first  # type: ignore[method-assign]
+    tasks = [asyncio.ensure_future(bench.classify(b"a")) for _ in range(3)]
+    await until(lambda: bench.counts()[2] == 2)
+    bench.model.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[0], DeadlineExceeded)
+    assert [result.prediction.indices for result in outcomes[1:]] == [(ord("a"),)] * 2
+    assert len(calls) == 2
+
+
+async def test_look_ups_are_timed() -> None:
+    """Those of hits and of misses."""
+    board = MetricsBoard(["http-0"], [LOOK_UP])
+    writer = board.metrics_writer("http-0")
+    tally = CacheTally(CacheBoard(1), 0)
+    look_up_s = (writer.counter(LOOK_UP, "hit"), writer.counter(LOOK_UP, "miss"))
+    classifier = Classifier(Model(), tally, lambda: "model", AnswerCache(9, 100, tally), look_up_s=look_up_s)
+    await classifier.classify(b"a", time.monotonic() + LONG_S)
+    assert (board.totals(LOOK_UP)["hit",][0], board.totals(LOOK_UP)["miss",][0] > 0) == (0, True)
+    await classifier.classify(b"a", time.monotonic() + LONG_S)
+    assert board.totals(LOOK_UP)["hit",][0] > 0
 
 
 class Server:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.server import wait_until
 from vit_api.decoding.cost import Cost
+from vit_api.urgency import Urgency
 from vit_api.web.core.decode_turns import LARGE_S, OVERDUE_S, DecodeTurns
 
 LONG_S = 60
@@ -28,9 +29,9 @@ class Works:
         self._gates: dict[Any, threading.Event] = {}
         self._changed = threading.Condition()
 
-    def add(self, name: Any, cost: Cost, client: str = "") -> None:
+    def add(self, name: Any, cost: Cost, client: str = "", urgency: Urgency = Urgency.NORMAL) -> None:
         gate = self._gates[name] = threading.Event()
-        self.turns.submit(self._work(name, gate), cost, client)
+        self.turns.submit(self._work(name, gate), cost, client, urgency)
 
     def _work(self, name: Any, gate: threading.Event) -> Callable[[], None]:
         def work() -> None:
@@ -227,3 +228,27 @@ def test_files_of_an_exclusive_decoder_take_one_thread(start: Callable[..., Work
     assert works.wait_for(2) == ["a", "c"]
     works.finish("a")
     assert works.wait_for(3)[2] == "b"
+
+
+def test_images_of_low_urgency_come_last(start: Callable[..., Works]) -> None:
+    """Though they came first, and the others are larger; but these never keep them waiting for ever."""
+    works = start()
+    works.add("first", SMALL)
+    works.wait_for(1)
+    for number in range(3):
+        works.add(f"low {number}", SMALL, urgency=Urgency.LOW)
+    for number in range(9):
+        works.add(number, SMALL)
+    works.finish_all()
+    assert works.wait_for(13) == ["first", *range(7), "low 0", 7, 8, "low 1", "low 2"]
+
+
+def test_a_large_image_of_normal_urgency_comes_before_small_ones_of_low(start: Callable[..., Works]) -> None:
+    """Size matters within a class only."""
+    works = start()
+    works.add("first", SMALL)
+    works.wait_for(1)
+    works.add("low", SMALL, urgency=Urgency.LOW)
+    works.add("large", LARGE)
+    works.finish_all()
+    assert works.wait_for(3) == ["first", "large", "low"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.inference_bench import InferenceBench, running
 from tests.support.waiting import LONG_S, until
-from vit_api.errors import BadImage, InferenceFailed, NotReady, Overloaded
+from vit_api.errors import BadImage, DeadlineExceeded, InferenceFailed, NotReady, Overloaded
 from vit_api.ipc.records import Status, unpack_requests
 from vit_api.ipc.slots import SlotState
+from vit_api.urgency import Urgency
+from vit_api.web.core.single_flight import FlightDeadline
 
 pytestmark = pytest.mark.anyio
 
@@ -155,3 +159,77 @@ async def test_many_images_through_few_slots() -> None:
             finally:
                 stopped.set()
             working.result(LONG_S)
+
+
+async def test_low_images_leave_slots_for_the_others() -> None:
+    """They take half of them; the refusal says when to try again, by their own rate."""
+    async with running(InferenceBench(slots=4)) as bench:
+        tasks = [bench.submit(b"a", Urgency.LOW), bench.submit(b"b", Urgency.LOW)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="low urgency") as refused:
+            await bench.submit(b"c", Urgency.LOW)
+        assert refused.value.retry_after_s
+        tasks += [bench.submit(b"d"), bench.submit(b"e")]
+        await until(lambda: bench.table.count_by_state()[SlotState.QUEUED] == 4)
+        for urgency in reversed(Urgency):
+            for request in unpack_requests(bench.request_pipes[urgency].read(9)):
+                claim = bench.worker.claim(*request)
+                assert claim is not None
+                assert claim.urgency is urgency
+                bench.answer(claim)
+        await asyncio.gather(*tasks)
+        assert not bench.table.has_low()
+
+
+async def test_the_successor_counts_the_low_slots_that_it_takes_over() -> None:
+    """Those that a worker can still read keep counting until their answers arrive."""
+    dead = InferenceBench(slots=4)
+    for _ in range(2):
+        assert dead.slots.take(math.inf, Urgency.LOW) is not None
+    dead.slots.queue(1, 0.0)
+    successor = InferenceBench(slots=4, table=dead.table)
+    async with running(successor):
+        assert successor.table.has_low()
+        assert successor.slots.take(math.inf, Urgency.LOW) is not None
+        assert successor.slots.take(math.inf, Urgency.LOW) is None
+        successor.slots.release(0)
+        claim = successor.worker.claim(1, 1)
+        assert claim is not None
+        successor.answer(claim, Status.SKIPPED)
+        await until(lambda: not successor.table.has_low())
+
+
+async def test_an_image_is_not_decoded_after_its_deadline() -> None:
+    """Its caller may not have been told yet."""
+    async with running(InferenceBench()) as bench:
+        with pytest.raises(DeadlineExceeded):
+            await bench.submit(b"a", deadline=FlightDeadline(time.monotonic() - 1))
+        assert not hasattr(bench, "decoded_in")
+
+
+async def test_a_deadline_may_be_extended_while_an_image_waits() -> None:
+    """The worker sees it; once the slot has another image, that one keeps its own."""
+    async with running(InferenceBench()) as bench:
+        deadline = FlightDeadline(time.monotonic() + LONG_S)
+        task = bench.submit(b"a", deadline=deadline)
+        await until(lambda: bench.table.count_by_state()[SlotState.QUEUED] == 1)
+        deadline.extend(deadline.at + LONG_S)
+        claim = bench.worker.claim(0, 1, deadline.at - 1)
+        assert claim is not None
+        assert claim.is_wanted
+        assert bench.requests.read(1)
+        bench.answer(claim)
+        await task
+        other = bench.submit(b"b", deadline=FlightDeadline(time.monotonic() + LONG_S))
+        claim = await bench.claim()
+        deadline.extend(math.inf)
+        assert not bench.slots.is_wanted(claim.slot, deadline.at)
+        bench.answer(claim)
+        await other
+
+
+def test_each_class_has_its_part_of_the_slots() -> None:
+    """At least one, so that a request that can never be queued is told from one that can be retried."""
+    for slots, low in ((1, 1), (3, 1), (8, 4)):
+        owned = InferenceBench(slots=slots).slots
+        assert [owned.max_of(urgency) for urgency in Urgency] == [slots, low]

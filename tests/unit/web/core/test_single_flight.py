@@ -10,10 +10,11 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from vit_api.errors import DeadlineExceeded, InferenceFailed
-from vit_api.web.core.single_flight import SingleFlight
+from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
 
 pytestmark = pytest.mark.anyio
 _LONG_S = 60.0
+_FUTURE = time.monotonic() + 1000
 
 
 class Work:
@@ -24,7 +25,7 @@ class Work:
         self.cancelled = 0
         self.outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def __call__(self) -> str:
+    async def __call__(self, deadline: FlightDeadline) -> str:
         self.started += 1
         try:
             return await asyncio.shield(self.outcome)
@@ -132,3 +133,32 @@ async def test_a_failure_reaches_all_waiters_and_is_not_kept(flights: SingleFlig
     work.outcome = asyncio.get_running_loop().create_future()
     work.outcome.set_result("better")
     assert await join(flights, work) == "better"
+
+
+async def test_a_waiter_that_waits_longer_extends_the_deadline(flights: SingleFlight[str], work: Work) -> None:
+    """The computation is told of the last deadline, and not of earlier ones."""
+    told: list[float] = []
+
+    async def compute(deadline: FlightDeadline) -> str:
+        deadline.on_extend = told.append
+        return await work(deadline)
+
+    waiters = [asyncio.ensure_future(flights.join("k", at, compute)) for at in (_FUTURE, _FUTURE + 5, _FUTURE + 2)]
+    await checkpoint()
+    await checkpoint()
+    assert told in ([_FUTURE + 5], [])  # it may have begun when all had joined
+    assert flights._flights["k"].deadline.at == _FUTURE + 5
+    work.outcome.set_result("done")
+    await asyncio.gather(*waiters)
+
+
+async def test_a_value_from_elsewhere_settles_a_flight(flights: SingleFlight[str], work: Work) -> None:
+    """All its waiters get the value, and its computation is cancelled; without a flight nothing happens."""
+    flights.settle("k", "early")
+    waiters = [join(flights, work) for _ in range(2)]
+    await checkpoint()
+    await checkpoint()
+    flights.settle("k", "found")
+    assert not flights.has_any
+    assert await asyncio.gather(*waiters) == ["found"] * 2
+    assert (work.started, work.cancelled) == (1, 1)

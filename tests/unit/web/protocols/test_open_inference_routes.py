@@ -15,11 +15,13 @@ import pytest
 from tests.support.door_transport import DoorTransport
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.errors import Overloaded, UploadTooLarge, ViTError
+from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.cache_board import CacheBoard
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import AnswerRecord, Prediction, Status
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import COUNTED
+from vit_api.urgency import Urgency
 from vit_api.web.application import create_app
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
@@ -53,6 +55,8 @@ class Scripted:
 
     def __init__(self, devices: tuple[str, ...] = ("cpu",), *, has_cache: bool = True) -> None:
         self.board = WorkerBoard(1)
+        self.batch_stats = BatchStats(2, 8)
+        self.asked: list[tuple[float, Urgency]] = []
         self.cache = CacheBoard(1) if has_cache else None
         self.counts = MetricsBoard(["http-0"], COUNTED)
         self.exchanges: list[Exchange] = []
@@ -79,14 +83,13 @@ class Scripted:
             self.inputs,
             self.outputs,
             self.model,
-            statistics=Statistics(_NAME, self.counts, self.board, self.cache),
+            statistics=Statistics(_NAME, self.counts, self.batch_stats, self.cache),
             worker_board=self.board,
             max_body_bytes=self.max_body_bytes,
         )
 
-    async def classify(
-        self, upload: bytes, deadline: float, *, bypass_cache: bool = False, client: str = ""
-    ) -> ClassifierResult:
+    async def classify(self, upload: bytes, deadline: float, **options: Any) -> ClassifierResult:
+        self.asked.append((deadline - time.monotonic(), options["caller"].urgency))
         if upload == b"cached":
             return ClassifierResult(CachedPrediction(_TOP), Source.HIT)
         if upload == b"full":
@@ -224,14 +227,12 @@ class _Measured(Scripted):
     held_bytes = 0
     max_held_bytes = 0
 
-    async def classify(
-        self, upload: bytes, deadline: float, *, bypass_cache: bool = False, client: str = ""
-    ) -> ClassifierResult:
+    async def classify(self, upload: bytes, deadline: float, **options: Any) -> ClassifierResult:
         deadline_at = time.monotonic() + 10  # the thread that parsed the body may release it a little later
         while (held := tracemalloc.get_traced_memory()[0]) > self.max_held_bytes and time.monotonic() < deadline_at:
             await asyncio.sleep(0.01)
         self.held_bytes = held
-        return await super().classify(upload, deadline)
+        return await super().classify(upload, deadline, **options)
 
 
 @pytest.mark.parametrize("form", ["file", "binary", "json"])
@@ -292,12 +293,90 @@ async def test_the_configuration_has_devices_and_batching() -> None:
     """It lists the GPUs, the workers on each, and the batching delay."""
     config = (await Scripted(("cuda:0", "cuda:1"), has_cache=False).send("GET", f"/v2/models/{_NAME}/config")).json()
     assert config["instance_group"] == [{"name": _NAME, "count": 2, "kind": "KIND_GPU", "gpus": [0, 1]}]
-    assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 2500}
+    batching = config["dynamic_batching"]
+    assert batching["max_queue_delay_microseconds"] == 2500
+    assert (batching["priority_levels"], batching["default_priority_level"]) == (2, 1)
     assert (config["max_batch_size"], config["response_cache"]) == (8, {"enable": False})
 
 
-async def test_without_a_cache_its_counts_are_left_out() -> None:
-    """A 0 would mean that there is a cache."""
-    for has_cache in (True, False):
-        (stats,) = (await Scripted(has_cache=has_cache).send("GET", "/v2/models/stats")).json()["model_stats"]
-        assert ("cache_hit" in stats["inference_stats"]) is has_cache
+async def test_without_a_cache_its_counts_are_zero() -> None:
+    """perf_analyzer reads every field."""
+    (stats,) = (await Scripted(has_cache=False).send("GET", "/v2/models/stats")).json()["model_stats"]
+    assert stats["inference_stats"]["cache_hit"] == {"count": 0, "ns": 0}
+    assert stats["inference_stats"]["cache_miss"] == {"count": 0, "ns": 0}
+
+
+async def test_the_statistics_are_those_of_triton() -> None:
+    """An image counts the whole time of its batch, as a request does in Triton; a batch counts once for its size."""
+    scripted = Scripted()
+    scripted.batch_stats.add(0, 4, (0.001, 0.002, 0.003), 1000.0)
+    scripted.batch_stats.add(1, 4, (0.001, 0.002, 0.003), 1234.5678)
+    scripted.batch_stats.add(1, 1, (0.5, 0.25, 0.125), 1200.0)
+    (stats,) = (await scripted.send("GET", "/v2/models/stats")).json()["model_stats"]
+    assert (stats["inference_count"], stats["execution_count"], stats["last_inference"]) == (9, 3, 1200000)
+    assert stats["inference_stats"]["compute_input"] == {"count": 9, "ns": 508_000_000}
+    assert stats["inference_stats"]["compute_infer"] == {"count": 9, "ns": 266_000_000}
+    assert stats["inference_stats"]["compute_output"] == {"count": 9, "ns": 149_000_000}
+    one, four = stats["batch_stats"]
+    assert one == {
+        "batch_size": 1,
+        "compute_input": {"count": 1, "ns": 500_000_000},
+        "compute_infer": {"count": 1, "ns": 250_000_000},
+        "compute_output": {"count": 1, "ns": 125_000_000},
+    }
+    assert (four["batch_size"], four["compute_infer"]) == (4, {"count": 2, "ns": 4_000_000})
+    assert (stats["response_stats"], stats["memory_usage"]) == ({}, [])
+
+
+_TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(b"x").decode()]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "headers", "urgency", "max_s"),
+    [
+        pytest.param({}, {}, Urgency.NORMAL, 30, id="neither"),
+        pytest.param({"priority": 1}, {}, Urgency.NORMAL, 30, id="the first priority"),
+        pytest.param({"priority": 2}, {}, Urgency.LOW, 30, id="the second"),
+        pytest.param({"priority": 2**64 - 1}, {}, Urgency.LOW, 30, id="the last"),
+        pytest.param({"priority": 0}, {"priority": "u=7"}, Urgency.LOW, 30, id="by default, what the header says"),
+        pytest.param({"priority": 1}, {"priority": "u=7"}, Urgency.NORMAL, 30, id="rather than the header"),
+        pytest.param({"timeout": 2_000_000}, {}, Urgency.NORMAL, 2, id="two seconds"),
+        pytest.param({"timeout": 0}, {}, Urgency.NORMAL, 30, id="no timeout"),
+        pytest.param({"timeout": 10**15}, {}, Urgency.NORMAL, 30, id="longer than the server's"),
+        pytest.param({"timeout": 9_000_000}, {"prefer": "wait=3"}, Urgency.NORMAL, 3, id="the shorter one"),
+    ],
+)
+async def test_request_parameters(
+    parameters: dict[str, int], headers: dict[str, str], urgency: Urgency, max_s: float
+) -> None:
+    """Triton's `priority` and `timeout`, in microseconds, and the header fields that mean the same."""
+    scripted = Scripted()
+    body = {"inputs": [_TENSOR], "parameters": parameters}
+    response = await scripted.send("POST", f"/v2/models/{_NAME}/infer", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    ((left_s, asked),) = scripted.asked
+    assert asked is urgency
+    assert max_s - 1 < left_s <= max_s
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        pytest.param({"sequence_id": 7}, "'sequence_id'", id="unknown"),
+        pytest.param(
+            {"triton_enable_empty_final_response": True}, "'triton_enable_empty_final_response'", id="Triton's"
+        ),
+        pytest.param({"priority": -1}, "'priority'", id="negative priority"),
+        pytest.param({"priority": "high"}, "'priority'", id="text"),
+        pytest.param({"priority": True}, "'priority'", id="boolean"),
+        pytest.param({"timeout": 1.5}, "'timeout'", id="fraction"),
+        pytest.param({"timeout": 2**64}, "'timeout'", id="too large"),
+        pytest.param({"timeout": None}, "'timeout'", id="null"),
+    ],
+)
+async def test_wrong_request_parameters(parameters: dict[str, Any], named: str) -> None:
+    """They are refused, by name."""
+    body = {"inputs": [_TENSOR], "parameters": parameters}
+    response = await Scripted().send("POST", f"/v2/models/{_NAME}/infer", json=body)
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert named in response.json()["error"]

@@ -39,10 +39,8 @@ class Scripted:
         self.looked_for.append(upload)
         return ClassifierResult(self.cached, Source.HIT) if upload == b"at once" else None
 
-    async def classify(
-        self, upload: bytes, deadline: float, *, bypass_cache: bool = False, client: str = ""
-    ) -> ClassifierResult:
-        self.bypasses.append(bypass_cache)
+    async def classify(self, upload: bytes, deadline: float, **options: Any) -> ClassifierResult:
+        self.bypasses.append(options["bypass_cache"])
         if upload == b"full":
             raise Overloaded("planted")
         if upload == b"bad":
@@ -333,3 +331,11 @@ async def test_observers_see_what_fastapi_answers() -> None:
     await post(scripted, "/nowhere", content=b"x")
     (exchange,) = scripted.exchanges
     assert (exchange.status, exchange.outcomes, exchange.request.timeline.parsed_at) == (404, (), None)
+
+
+@pytest.mark.parametrize("content", [b"at once", b"cached", b"new", b"full", b"bad"])
+async def test_a_wait_is_confirmed_however_the_response_is_found(content: bytes) -> None:
+    """A hit that waits for nothing has kept it, too."""
+    response = await post(Scripted(), "/predict", content=content, headers={"prefer": "wait=7"})
+    assert response.headers["preference-applied"] == "wait=7"
+    assert "preference-applied" not in (await post(Scripted(), "/predict", content=content)).headers

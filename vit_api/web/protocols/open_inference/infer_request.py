@@ -1,7 +1,7 @@
 """Parses inference requests: the one input, and the requested outputs. Pure; knows nothing of images.
 
-The JSON is $inference_request of the Open Inference Protocol, with the parameters of Triton's binary tensor data and
-classification extensions. https://kserve.github.io/website, "Open Inference Protocol", and
+The JSON is $inference_request of the Open Inference Protocol, with the parameters of Triton's binary tensor data,
+classification and schedule policy extensions. https://kserve.github.io/website, "Open Inference Protocol", and
 https://github.com/triton-inference-server/server, docs/protocol.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vit_api.errors import BadRequest
+from vit_api.urgency import Urgency
 from vit_api.web.protocols.open_inference.inputs import IMAGE
 from vit_api.web.protocols.open_inference.tensors import JsonLimits, Tensor
 
@@ -26,6 +27,12 @@ _MAX_ID_CHARACTERS = 1000
 _MAX_DIMENSIONS = 8
 _MAX_DIMENSION_LENGTH = 2**31
 _SHARED_MEMORY = "shared_memory_region"
+_PARAMETERS = ("binary_data_output", "priority", "timeout")
+_NORMAL_PRIORITY = 1
+"""Of Triton's priorities a smaller number comes first, and 0 is the default."""
+
+_MAX_UINT64 = 2**64 - 1
+_US_IN_S = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,16 @@ class InferRequest:
         input_name: The name of the one input.
         outputs: The requested outputs; if empty, all.
         is_binary: Whether outputs are sent as binary data unless they say otherwise.
+        urgency: How urgent it is; None if it does not say.
+        timeout_s: Seconds until its response is due; None if it does not say.
     """
 
     id: str | None
     input_name: str
     outputs: tuple[WantedOutput, ...]
     is_binary: bool
+    urgency: Urgency | None = None
+    timeout_s: float | None = None
 
 
 def is_raw(header_length: bytes | None) -> bool:
@@ -85,12 +96,32 @@ def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) 
         return InferRequest(None, IMAGE, (), is_binary=True), Tensor(IMAGE, "BYTES", (1,), body)
     document = _parse_json(body, length, limits)
     parameters = _parameters(document)
+    for name in parameters.keys() - set(_PARAMETERS):
+        known = f"{', '.join(_PARAMETERS[:-1])} or {_PARAMETERS[-1]}"
+        raise BadRequest(f"The request parameter {name[:_MAX_NAME_CHARACTERS]!r} is not supported. Use {known}.")
     tensor = _input(document, memoryview(body)[length:])
     is_binary = _flag(parameters, "binary_data_output", False)
     outputs = tuple(_wanted(output, is_binary) for output in _list(document, "outputs"))
     if len({output.name for output in outputs}) < len(outputs):
         raise BadRequest("An output is requested twice. Name each output once.")
-    return InferRequest(_id(document), tensor.name, outputs, is_binary), tensor
+    priority, timeout_us = _unsigned(parameters, "priority"), _unsigned(parameters, "timeout")
+    request = InferRequest(
+        _id(document),
+        tensor.name,
+        outputs,
+        is_binary,
+        urgency=(Urgency.LOW if priority > _NORMAL_PRIORITY else Urgency.NORMAL) if priority else None,
+        timeout_s=timeout_us / _US_IN_S if timeout_us else None,
+    )
+    return request, tensor
+
+
+def _unsigned(parameters: dict[str, Any], key: str) -> int:
+    """Return a parameter that is an unsigned number of 64 bits, 0 by default."""
+    value = parameters.get(key, 0)
+    if type(value) is not int or not 0 <= value <= _MAX_UINT64:
+        raise BadRequest(f"{key!r} must be an integer from 0 to 2**64 - 1.")
+    return value
 
 
 def _id(document: dict[str, Any]) -> str | None:

@@ -1,7 +1,7 @@
 """What the protocol reports about the server and its model: metadata, configuration, statistics. Sees no requests.
 
 Metadata is that of the Open Inference Protocol; configuration and statistics are those of Triton's extensions
-(https://github.com/triton-inference-server/server, docs/protocol). Unknown statistics are omitted: a 0 would be false.
+(https://github.com/triton-inference-server/server, docs/protocol), of which perf_analyzer takes the differences.
 """
 
 from __future__ import annotations
@@ -10,20 +10,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_api import __version__, metrics
+from vit_api.ipc.batch_stats import BatchStats, BatchTotals
 from vit_api.ipc.cache_board import CacheBoard
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.metrics import Metric
+from vit_api.urgency import Urgency
 from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION
 from vit_api.web.protocols.open_inference.tensors import TensorSpec
 
 SERVER: dict[str, Any] = {
     "name": "vit-api",
     "version": __version__,
-    "extensions": ["classification", "binary_tensor_data", "model_configuration", "statistics"],
+    "extensions": [
+        "classification",
+        "binary_tensor_data",
+        "model_configuration",
+        "schedule_policy",
+        "statistics",
+    ],
 }
 
 _OK = "200"
+_MS_IN_S = 1000
 _NS_IN_S = 1_000_000_000
 _TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32", "FP32": "TYPE_FP32"}
 _CHANNELS = 3
@@ -87,7 +95,12 @@ class ModelInfo:
             "backend": "pytorch",
             "version_policy": {"specific": {"versions": [int(MODEL_VERSION)]}},
             "max_batch_size": self._max_batch_size,
-            "dynamic_batching": {"max_queue_delay_microseconds": round(self._max_wait_ms * 1000)},
+            "dynamic_batching": {
+                "max_queue_delay_microseconds": round(self._max_wait_ms * 1000),
+                "priority_levels": len(Urgency),
+                "default_priority_level": 1,
+                "default_queue_policy": {"allow_timeout_override": True},
+            },
             "instance_group": [{"name": self.name, "count": self._workers_per_device, **where}],
             "input": [_model_config(spec) | {"optional": True} for spec in self._inputs],
             "output": [_model_config(spec) for spec in self._outputs],
@@ -121,47 +134,82 @@ class Statistics:
     Args:
         name: The name that clients use for the model.
         metrics_board: The counters and histograms of all processes.
-        worker_board: The workers' counts.
+        batch_stats: The times of the workers' batches.
         cache_board: The caches' counts; None if caching is off.
     """
 
     def __init__(
-        self, name: str, metrics_board: MetricsBoard, worker_board: WorkerBoard, cache_board: CacheBoard | None
+        self, name: str, metrics_board: MetricsBoard, batch_stats: BatchStats, cache_board: CacheBoard | None
     ) -> None:
         self._name = name
         self._metrics_board = metrics_board
-        self._worker_board = worker_board
+        self._batch_stats = batch_stats
         self._cache_board = cache_board
 
     def now(self) -> dict[str, Any]:
-        """Return $stats_model_response, without unknown fields."""
-        counts = [self._worker_board.counts_of(worker) for worker in range(self._worker_board.workers)]
+        """Return $stats_model_response."""
+        batches = self._batch_stats.totals()
         stats = {
             "name": self._name,
             "version": MODEL_VERSION,
-            "inference_count": sum(images for _, images in counts),
-            "execution_count": sum(batches for batches, _ in counts),
-            "inference_stats": self._inference_stats(),
+            "last_inference": int(self._batch_stats.last_at() * _MS_IN_S),
+            "inference_count": sum(batch.size * batch.batches for batch in batches),
+            "execution_count": sum(batch.batches for batch in batches),
+            "inference_stats": self._requests() | self._queue() | _compute(batches) | self._cache(),
+            "response_stats": {},  # only of models that send several responses to a request
+            "batch_stats": [_batch(batch) for batch in batches],
+            "memory_usage": [],  # unknown, as of most of Triton's backends
         }
         return {"model_stats": [stats]}
 
-    def _inference_stats(self) -> dict[str, Any]:
-        """Return $inference_stats; requests and cache look-ups are counted, not timed."""
+    def _requests(self) -> dict[str, Any]:
         requests = self._metrics_board.totals(metrics.REQUESTS)
         succeeded = sum(count for (_, status), (count, *_) in requests.items() if status == _OK)
         total = sum(count for count, *_ in requests.values())
-        found: dict[str, Any] = {
-            "success": {"count": int(succeeded)},
-            "fail": {"count": int(total - succeeded)},
-            "queue": self._durations(metrics.QUEUE_WAIT),
-            "compute_infer": self._durations(metrics.MODEL_DURATION),
+        (failed_s,) = self._metrics_board.totals(metrics.FAILED_DURATION)[()]
+        total_s = self._total_s(metrics.DURATION)
+        return {
+            "success": _duration(succeeded, max(0.0, total_s - failed_s)),
+            "fail": _duration(total - succeeded, failed_s),
         }
-        if self._cache_board is not None:
-            totals = self._cache_board.totals()
-            found |= {"cache_hit": {"count": totals["hits"]}, "cache_miss": {"count": totals["misses"]}}
-        return found
 
-    def _durations(self, metric: Metric) -> dict[str, int]:
-        """Return $duration_stat of a histogram without labels."""
-        ((*counts, total_s),) = self._metrics_board.totals(metric).values()
-        return {"count": int(sum(counts)), "ns": round(total_s * _NS_IN_S)}
+    def _queue(self) -> dict[str, Any]:
+        waits = self._metrics_board.totals(metrics.QUEUE_WAIT).values()
+        return {"queue": _duration(sum(sum(counts) for *counts, _ in waits), self._total_s(metrics.QUEUE_WAIT))}
+
+    def _cache(self) -> dict[str, Any]:
+        counts = {"hits": 0, "misses": 0} if self._cache_board is None else self._cache_board.totals()
+        seconds = {result: total for (result,), (total,) in self._metrics_board.totals(metrics.LOOK_UP).items()}
+        return {
+            "cache_hit": _duration(counts["hits"], seconds["hit"]),
+            "cache_miss": _duration(counts["misses"], seconds["miss"]),
+        }
+
+    def _total_s(self, metric: Metric) -> float:
+        """Return the sum of a histogram of durations over all its series."""
+        return sum(total for *_, total in self._metrics_board.totals(metric).values())
+
+
+def _compute(batches: Sequence[BatchTotals]) -> dict[str, Any]:
+    """Return the times of staging, of the model and of its results: each image counts the whole time of its batch."""
+    images = sum(batch.size * batch.batches for batch in batches)
+    return {
+        "compute_input": _duration(images, sum(batch.size * batch.input_s for batch in batches)),
+        "compute_infer": _duration(images, sum(batch.size * batch.infer_s for batch in batches)),
+        "compute_output": _duration(images, sum(batch.size * batch.output_s for batch in batches)),
+    }
+
+
+def _batch(batch: BatchTotals) -> dict[str, Any]:
+    """Return $batch_stat: each batch counts once."""
+    return {
+        "batch_size": batch.size,
+        "compute_input": _duration(batch.batches, batch.input_s),
+        "compute_infer": _duration(batch.batches, batch.infer_s),
+        "compute_output": _duration(batch.batches, batch.output_s),
+    }
+
+
+def _duration(count: float, seconds: float) -> dict[str, int]:
+    """Return $duration_stat."""
+    return {"count": int(count), "ns": round(seconds * _NS_IN_S)}

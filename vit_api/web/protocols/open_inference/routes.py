@@ -14,14 +14,14 @@ from vit_api.decoding.uploads import Upload
 from vit_api.errors import NotFound, NotReady, ViTError
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.web.core.classifier_result import ClassifierResult
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES
+from vit_api.web.openapi.descriptions import ANSWER, FAILURES, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
 from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION, Outputs
 from vit_api.web.protocols.open_inference.tensors import element
-from vit_api.web.protocols.results import UploadClassifier, classify_several, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, source_headers
 from vit_api.web.requests import BodyLimit, Headers, Request
 from vit_api.web.responses import Response
 from vit_api.web.routes import CLASSIFICATION, HotRoute, Operation, Route
@@ -50,7 +50,23 @@ _BODY = {
                 "id": {"type": "string"},
                 "inputs": {"type": "array", "items": {"type": "object"}, "minItems": 1, "maxItems": 1},
                 "outputs": {"type": "array", "items": {"type": "object"}},
-                "parameters": {"type": "object"},
+                "parameters": {
+                    "type": "object",
+                    "properties": {
+                        "binary_data_output": {"type": "boolean", "default": False},
+                        "priority": {
+                            "type": "integer",
+                            "minimum": 0,
+                            "description": "1: normal urgency; 2 and more: low; 0: what the header Priority says",
+                        },
+                        "timeout": {
+                            "type": "integer",
+                            "minimum": 0,
+                            "description": "Microseconds until the response is due; 0: the server's limit",
+                        },
+                    },
+                    "additionalProperties": False,
+                },
             },
         }
     },
@@ -121,7 +137,7 @@ class OpenInferenceRoutes:
                 "infer",
                 "Classify 1 to 32 images, as tensors in JSON or as binary data.",
                 _BODY,
-                [*self._parameters(template), _HEADER],
+                [*self._parameters(template), _HEADER, *URGENCY],
                 {200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
                 dict[str, Any],
                 ("open inference protocol", CLASSIFICATION),
@@ -136,6 +152,10 @@ class OpenInferenceRoutes:
     async def infer(self, request: Request) -> Response:
         """Classify the images of a request; if one fails, the request fails."""
         infer_request, uploads = await self._parse_body(request)
+        if infer_request.timeout_s is not None:
+            request.limit_to(infer_request.timeout_s)
+        if infer_request.urgency is not None:
+            request.urgency = infer_request.urgency
         request.timeline.parsed_at = time.monotonic()
         results, headers = await self._classify(request, infer_request, uploads)
         body, header_length = self._outputs.encode(infer_request, [result.prediction for result in results])
@@ -160,10 +180,7 @@ class OpenInferenceRoutes:
     ) -> tuple[list[ClassifierResult], Headers]:
         """Return the result of each image; for a single image also the headers with its source."""
         if len(uploads) == 1:
-            bypass_cache, client = request.bypasses_cache, request.client
-            result = await self._classifier.classify(
-                uploads[0], request.deadline, bypass_cache=bypass_cache, client=client
-            )
+            result = await classify_one(self._classifier, request, uploads[0])
             return [result], source_headers(result)
         results: list[ClassifierResult] = []
         for number, outcome in enumerate(await classify_several(self._classifier, request, uploads)):
