@@ -19,7 +19,6 @@ from vit_api.checkpoints.processor_file import read_preprocessing
 from vit_api.checkpoints.timm_format import (
     UnsupportedTimm,
     check_runnable,
-    is_timm,
     read_timm_labels,
     read_timm_preprocessing,
 )
@@ -102,7 +101,7 @@ def load_checkpoint(name: str, revision: str | None = None, *, served_name: str 
         path, commit = _find(name, revision)
         config = _read_json(path / "config.json")
         labels = _labels(config)
-        if is_timm(config):
+        if hub.is_timm(config):
             preprocessing = read_timm_preprocessing(config)
             _check_weights(path)
             _check_timm(path, config)
@@ -182,7 +181,7 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
 
     transformers does not save id2label if it is the default: LABEL_0 and LABEL_1, or as many as num_labels says.
     """
-    if is_timm(config):
+    if hub.is_timm(config):
         return read_timm_labels(config)
     names = config.get("id2label")
     if names is None:

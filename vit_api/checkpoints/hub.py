@@ -15,13 +15,12 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vit_api import space
 from vit_api.checkpoints import weights
-from vit_api.checkpoints.timm_format import is_timm
 
 T = TypeVar("T")
 
@@ -204,6 +203,11 @@ def _cached_folder(name: str, revision: str) -> Path | None:
     has_processor = any((folder / file).is_file() for file in _CONFIGS[1:]) or _is_timm(folder)
     has_weights = bool(shards) and all((folder / shard).is_file() for shard in shards)
     return folder if has_processor and has_weights else None
+
+
+def is_timm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is in timm's format and not in that of transformers."""
+    return isinstance(config.get("architecture"), str) and "architectures" not in config
 
 
 def _is_timm(folder: Path) -> bool:

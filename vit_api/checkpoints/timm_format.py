@@ -44,11 +44,6 @@ class UnsupportedTimm(Exception):
     """A checkpoint in timm's format can't be served; the message says why."""
 
 
-def is_timm(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is in timm's format and not in that of transformers."""
-    return isinstance(config.get("architecture"), str) and "architectures" not in config
-
-
 def read_timm_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the class names: `label_names`, or ImageNet's if timm is installed, or LABEL_0 and so on.
 

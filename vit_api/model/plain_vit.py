@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification
 
-from vit_api.checkpoints.timm_format import is_timm, plain_heads
+from vit_api.checkpoints.hub import is_timm
+from vit_api.checkpoints.timm_format import plain_heads
 from vit_api.checkpoints.weights import SINGLE
 
 _EPS = 1e-6  # of every norm in timm's vision_transformer.py; transformers' default is another
