@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from vit_api.decoding.frames import STILL, Frame, FramePlan
-from vit_api.errors import BadRequest, InternalError, ViTError
+from vit_api.errors import BadRequest, ViTError
 from vit_api.ipc.records import Prediction
 from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
-from vit_api.web.protocols.results import UploadClassifier, classify_one
+from vit_api.web.protocols.results import UploadClassifier, classify_one, raise_if_all_failed
 from vit_api.web.requests import Headers, Request
 
 MAX_FRAMES = 32
@@ -100,14 +100,7 @@ async def classify_frames(
             return error
 
     plans = [await plan(upload) for upload in uploads]
-    total = sum(len(one.frames) if isinstance(one, FramePlan) else 1 for one in plans)
-    if total > MAX_FRAMES:
-        raise BadRequest(
-            f"The images have {total} frames together, and at most {MAX_FRAMES} are classified for one request. "
-            "Send fewer images, or ask for fewer frames."
-        )
-    if total > 1:
-        await request.admission.charge(total - 1)  # the first was charged when the request was admitted
+    await _admit(request, plans)
 
     async def outcome_of(upload: bytes | ViTError, planned: FramePlan | ViTError | None) -> ClassifiedFrames | ViTError:
         if isinstance(planned, ViTError):
@@ -124,11 +117,25 @@ async def classify_frames(
             return error
 
     results = await asyncio.gather(*map(outcome_of, uploads, plans))
-    failures = [result for result in results if isinstance(result, ViTError)]
-    ours = [failure for failure in failures if failure.status >= InternalError.status]
-    if ours and len(failures) == len(results):
-        raise ours[0]
+    raise_if_all_failed(results)
     return results
+
+
+async def _admit(request: Request, plans: Sequence[FramePlan | ViTError | None]) -> None:
+    """Check the number of frames, and charge the client for those after the first.
+
+    Raises:
+        BadRequest: There are too many together.
+        RateLimited: The client's rate limit does not allow so many now.
+    """
+    total = sum(len(plan.frames) if isinstance(plan, FramePlan) else 1 for plan in plans)
+    if total > MAX_FRAMES:
+        raise BadRequest(
+            f"The images have {total} frames together, and at most {MAX_FRAMES} are classified for one request. "
+            "Send fewer images, or ask for fewer frames."
+        )
+    if total > 1:
+        await request.admission.charge(total - 1)
 
 
 def outcomes_of(results: Sequence[ClassifiedFrames | ViTError]) -> list[ClassifierResult | ViTError]:

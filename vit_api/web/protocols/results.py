@@ -50,7 +50,7 @@ async def classify_several(
 
     Raises:
         RateLimited: The client's rate limit does not allow so many now.
-        ViTError: All failed, at least one because of the server, so that clients see a 503 as one.
+        ViTError: All failed, at least one because of the server.
     """
     if len(uploads) > 1:
         await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
@@ -65,11 +65,16 @@ async def classify_several(
             return error
 
     results = await asyncio.gather(*map(outcome_of, uploads))
+    raise_if_all_failed(results)
+    return results
+
+
+def raise_if_all_failed(results: Sequence[object]) -> None:
+    """Raise the first failure of the server's, if there is no result, so that clients see a 503 as one."""
     failures = [result for result in results if isinstance(result, ViTError)]
     ours = [failure for failure in failures if failure.status >= InternalError.status]
     if ours and len(failures) == len(results):
         raise ours[0]
-    return results
 
 
 HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)
