@@ -278,7 +278,8 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     assert {"x-cache", "x-queue-time-ms", "x-inference-time-ms", "x-batch-size"} < set(
         predict["responses"]["200"]["headers"]
     )
-    assert [(p["name"], p["schema"]["maximum"]) for p in predict["parameters"]] == [("top_k", 20), ("frames", 32)]
+    parameters = {p["name"]: p["schema"].get("maximum") for p in predict["parameters"]}
+    assert parameters == {"top_k": 20, "frames": 32, "Priority": None, "Prefer": None}
 
 
 def test_docs_need_no_other_host(digits_server: RunningServer) -> None:

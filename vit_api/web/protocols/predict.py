@@ -113,7 +113,7 @@ class PredictRoutes:
             "classify_an_image",
             "Classify one image: the form field `file`, the raw bytes as the body, or base64 in JSON.",
             _ONE_UPLOAD,
-            [_TOP_K, *URGENCY],
+            [_TOP_K, _FRAMES, *URGENCY],
             ANSWER | FAILURES,
             PredictResponse,
         )
@@ -122,7 +122,7 @@ class PredictRoutes:
             "classify_several_images",
             "Classify 1 to 32 images. Results are in the order of the images; a failed image has an error object.",
             _MANY_UPLOADS,
-            [_TOP_K, *URGENCY],
+            [_TOP_K, _FRAMES, *URGENCY],
             FAILURES,
             list[PredictResponse | ErrorResponse],
         )
