@@ -65,7 +65,7 @@ def test_fresh_and_cached(client: Client) -> None:
 
 def test_an_error_has_the_servers_details(client: Client) -> None:
     """A `ClassifyError` has the code, status and request id of the server's response."""
-    with pytest.raises(Rejected, match="not an image") as raised:
+    with pytest.raises(Rejected, match="The upload is a text") as raised:
         client.classify(b"text")
     assert (raised.value.code, raised.value.status) == ("unsupported_image", 415)
     assert raised.value.request_id

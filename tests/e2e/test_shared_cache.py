@@ -227,7 +227,8 @@ def test_a_waiting_process_replaces_a_killed_one() -> None:
 def test_a_suspended_process_is_not_waited_for_until_the_deadline() -> None:
     """After half of the time limit another process computes the image."""
     [upload] = _different(1, "suspended")
-    with serve(api_servers=2, request_timeout_s=20) as server, ThreadPoolExecutor(_CONNECTIONS) as clients:
+    # Half of it is less than the 8 s after which a hung process is replaced.
+    with serve(api_servers=2, request_timeout_s=10) as server, ThreadPoolExecutor(_CONNECTIONS) as clients:
         _one_by_one(server, _different(1, "warm-up"))
         with contextlib.ExitStack() as suspended:
             with paused(worker_of(server)):
