@@ -40,7 +40,7 @@ STAGES = {
     "send": ("vit_api/web/door/answers.py", "RequestResponseCycle.send"),
     "slot": ("vit_api/ipc/slots.py",),
     "pipe": ("vit_api/ipc/records.py", "InferenceClient._read_answers", "SlotLoop._answer"),
-    "batch": ("VisionModel.stage", "SlotLoop._collect", "SlotLoop._claim"),
+    "batch": ("VisionModel.stage", "SlotLoop._collect", "vit_api/worker/image_queue.py"),
     "forward": ("VisionModel.launch", "vit_api/model/engines.py", "vit_api/model/vit.py"),
     "collect": ("VisionModel.collect",),
     "parse": (

@@ -77,8 +77,8 @@ def test_each_request_is_counted_once(server: RunningServer) -> None:
     assert grown("cache_hits_total") == 1
     ran = singles - 1 + 1  # all but the hit, and the batch's good image
     assert grown("inference_images_total", worker="0") == ran
-    for stage in ("decode_seconds", "queue_wait_seconds"):
-        assert grown(f"inference_{stage}_count") == ran
+    assert grown("inference_decode_seconds_count") == ran
+    assert grown("inference_queue_wait_seconds_count", urgency="normal") == ran
     assert grown("inference_batch_size_sum") == ran
     assert grown("inference_batch_size_count") == grown("inference_batch_duration_seconds_count")
 

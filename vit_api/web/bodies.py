@@ -95,7 +95,7 @@ class BodyWork:
         Raises:
             Exception: What it raises.
         """
-        job = _Job(functools.partial(work, *arguments))
+        job = _BodyJob(functools.partial(work, *arguments))
         cost = Cost(max(len(arguments[0]), held_bytes / 2) / 2**20 * _S_PER_MIB, held_bytes)
         self._turns.submit(job.run, cost, client)
         try:
@@ -105,7 +105,7 @@ class BodyWork:
         return result
 
 
-class _Job:
+class _BodyJob:
     """A call that a thread makes for the event loop."""
 
     __slots__ = ("_loop", "call", "future")
