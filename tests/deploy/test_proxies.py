@@ -61,6 +61,7 @@ def haproxy_command(folder: Path, port: int, ports: tuple[int, int]) -> list[str
     """Write the configuration for these ports, and return the command that runs it in the foreground."""
     config = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
     first, second = ports
+    config = config.replace("maxconn 8000", "maxconn 200")  # each takes two file descriptors, which may be few here
     config = config.replace("bind :80", f"bind 127.0.0.1:{port}").replace("127.0.0.1:7860", f"127.0.0.1:{first}")
     config = config.replace("# server vit-api-2 127.0.0.1:7861", f"server vit-api-2 127.0.0.1:{second}")
     (folder / "haproxy.cfg").write_text(config)
