@@ -25,6 +25,7 @@ from benchmarks.harness.peer_environments import Environment, NotInstalled
 TRITON_MODEL = "vit"
 _MAX_BATCH_SIZE = 32
 _REQUEST_MS = 60_000
+_STOP_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,14 @@ def _mosec(environment: Environment, model: str, dtype: str) -> Iterator[servers
     url = f"http://127.0.0.1:{port}"
     with (
         _log() as log,
-        servers.running(command, url + "/", environment=environment.variables() | variables, log=log) as process,
+        servers.running(
+            command,
+            url + "/",
+            environment=environment.variables() | variables,
+            log=log,
+            stop_s=_STOP_S,
+            must_stop=False,  # under load mosec does not always stop
+        ) as process,
     ):
         yield servers.Server(url, process.pid)
 
@@ -97,7 +105,14 @@ def _triton(environment: Environment, model: str, dtype: str) -> Iterator[server
         }
         command = [str(release / "bin" / "tritonserver"), *(f"--{name}={value}" for name, value in options.items())]
         url = f"http://127.0.0.1:{port}"
-        with servers.running(command, url + "/v2/health/ready", environment=variables, log=log) as process:
+        with servers.running(
+            command,
+            url + "/v2/health/ready",
+            environment=variables,
+            log=log,
+            stop_s=_STOP_S,
+            must_stop=False,
+        ) as process:
             yield servers.Server(url, process.pid)
 
 

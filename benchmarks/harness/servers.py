@@ -144,6 +144,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
     stop_s: float = _STOP_S,
+    must_stop: bool = True,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in a new process group, from its readiness until the context ends.
 
@@ -154,10 +155,11 @@ def running(
         environment: All environment variables (default: this process's).
         log: The file for its output (default: this process's output).
         stop_s: The timeout of its stop.
+        must_stop: Whether it is an error if it does not stop in time; it is killed in any case.
 
     Raises:
         RuntimeError: It ended early, or did not become ready in time.
-        subprocess.TimeoutExpired: It did not stop in time; its processes were killed.
+        subprocess.TimeoutExpired: It did not stop in time, and must.
     """
     with contextlib.ExitStack() as stack:
         output = None if log is None else stack.enter_context(log.open("wb"))
@@ -168,7 +170,8 @@ def running(
         wait_until_ready(process, ready_url, log)
         yield process
     finally:
-        stop(process, stop_s)
+        with contextlib.nullcontext() if must_stop else contextlib.suppress(subprocess.TimeoutExpired):
+            stop(process, stop_s)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -90,3 +91,26 @@ def test_settings_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment["VIT_API_CACHE_SIZE"] == "0"
     assert "VIT_API_MODEL" not in environment
     assert environment["UNRELATED"] == "kept"
+
+
+@pytest.mark.parametrize("must_stop", [True, False])
+def test_a_server_that_does_not_stop_is_killed(tmp_path: Path, must_stop: bool) -> None:
+    """For a server that is only compared with, that is no error."""
+    port = servers.free_port()
+    program = tmp_path / "stubborn.py"
+    program.write_text(
+        "import http.server as web, signal, sys\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "web.HTTPServer(('127.0.0.1', int(sys.argv[1])), web.SimpleHTTPRequestHandler).serve_forever()\n"
+    )
+    command = [sys.executable, str(program), str(port)]
+    error = pytest.raises(subprocess.TimeoutExpired) if must_stop else contextlib.nullcontext()
+    log = tmp_path / "log"
+    with (
+        error,
+        servers.running(
+            command, f"http://127.0.0.1:{port}/", cwd=tmp_path, log=log, stop_s=0.2, must_stop=must_stop
+        ) as process,
+    ):
+        pass
+    assert process.wait(10) == -signal.SIGKILL
