@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.support.animations import FORMATS, animate
-from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_until
 from vit_api.client import Client, Rejected
 
 _EXAMPLES = ROOT / "vit_api" / "web" / "page" / "static" / "examples"
@@ -196,6 +196,7 @@ def test_a_damaged_frame_frees_the_slots_of_all(server: RunningServer) -> None:
     for _ in range(3):
         response = server.predict(cut, "/predict?frames=32")
         assert (response.status_code, response.json()["code"]) == (400, "bad_image"), response.text
+        wait_until(lambda: server.get("/info").json()["slots"]["free"] == 40)
     assert len(frames_of(server, whole)["frames"]) == 32
 
 
