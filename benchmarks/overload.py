@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import command_line, machine, results, servers, tables
+from benchmarks.harness import command_line, machine, servers, tables
 from benchmarks.harness.checkpoints import save_small_vit
 from benchmarks.harness.open_loop import Client, Reply, percentiles
 
@@ -93,12 +92,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = command_line.parser("overload", __doc__)
-    command_line.add_turns(parser, rounds=9, seconds=8)
-    options = command_line.parse(parser, arguments)
-    result = measure(options.rounds, options.seconds)
-    print(json.dumps(result, indent=1))
-    results.write(options.out, {"result": result})
+    command_line.run_turns("overload", __doc__, measure, arguments, rounds=9, seconds=8)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.harness import command_line, machine, results, servers, tables
+from benchmarks.harness import command_line, machine, servers, tables
 from benchmarks.harness.checkpoints import save_small_vit
 from benchmarks.harness.open_loop import Client, Reply, percentiles
 
@@ -146,12 +146,7 @@ def _shown(statuses: dict[str, int]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
-    parser = command_line.parser("urgency", __doc__)
-    command_line.add_turns(parser, rounds=5, seconds=8)
-    options = command_line.parse(parser, arguments)
-    result = measure(options.rounds, options.seconds)
-    print(json.dumps(result, indent=1))
-    results.write(options.out, {"result": result})
+    command_line.run_turns("urgency", __doc__, measure, arguments, rounds=5, seconds=8)
 
 
 if __name__ == "__main__":

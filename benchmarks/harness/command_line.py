@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from benchmarks.harness import results
 
@@ -40,6 +42,24 @@ def parse(with_parser: argparse.ArgumentParser, arguments: Sequence[str] | None)
         sys.exit(reason)
     signal.signal(signal.SIGTERM, _stop)
     return options
+
+
+def run_turns(
+    name: str,
+    doc: str | None,
+    measure: Callable[[int, float], Any],
+    arguments: Sequence[str] | None,
+    *,
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Run a benchmark whose only options are those of its turns; print and write what `measure` returns."""
+    with_parser = parser(name, doc)
+    add_turns(with_parser, rounds=rounds, seconds=seconds)
+    options = parse(with_parser, arguments)
+    result = measure(options.rounds, options.seconds)
+    print(json.dumps(result, indent=1))
+    results.write(options.out, {"result": result})
 
 
 def _stop(number: int, _: FrameType | None) -> None:

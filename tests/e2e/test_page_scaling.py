@@ -71,7 +71,7 @@ def test_a_picture_with_transparency_is_sent_as_it_is(page: Page, tmp_path: Path
 
 
 def test_a_file_that_the_browser_cannot_read_is_sent_as_it_is(page: Page, tmp_path: Path) -> None:
-    """The server reads TIFF, or says what is wrong with a file that nobody can read."""
+    """The server reads TIFF, or says what is wrong with a file that can't be read."""
     with Image.open(SEVEN) as seven:
         seven.convert("RGB").resize((1200, 900)).save(tmp_path / "scan.tif")
     (tmp_path / "wrong.jpg").write_bytes(b"no image" * 2**18)

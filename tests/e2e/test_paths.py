@@ -77,7 +77,7 @@ def test_all_others_point_to_the_path(digits_server: RunningServer, method: str,
 
 @pytest.mark.parametrize("path", ["/nowhere/", "//evil.example/", "/v2/models/other/infer/"])
 def test_unknown_paths_stay_unknown(digits_server: RunningServer, path: str) -> None:
-    """A redirect to nowhere would help nobody."""
+    """Unknown paths are not redirected."""
     response = digits_server.predict(_SEVEN, path, follow_redirects=True)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 

@@ -15,6 +15,7 @@ MAX_LEADING_BYTES = 1024
 _TEXT_BYTES = 4096
 AS_PNG = "Export it as JPEG or PNG"
 _UNPACK = "Send the image in it"
+_GZIP = b"\x1f\x8b"
 _RENDER = "Render it as PNG"
 FRAME = "Send a frame of it as JPEG or PNG"
 _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
@@ -50,7 +51,7 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"DDS ", "a DirectDraw surface (DDS)", AS_PNG),
     (0, b"PK\x03\x04", "a ZIP archive or an office document", _UNPACK),
     (0, b"Rar!", "a RAR archive", _UNPACK),
-    (0, b"\x1f\x8b", "a gzip file", _UNPACK),
+    (0, _GZIP, "a gzip file", _UNPACK),
     (0, b"\x8aMNG\r\n\x1a\n", "an MNG animation", AS_PNG),
     (0, b"\x8bJNG\r\n\x1a\n", "a JNG image", AS_PNG),
     (0, b"\x89PNG\n", "a PNG whose line ends were converted as in a text", "Copy it as a binary file"),
@@ -95,7 +96,6 @@ _HEADERS = ((_PCX, "a PCX image"), (_DIB, "a bitmap without its file header (DIB
 _MAX_COMMENT_BYTES = 1 << 16
 _PDF_BYTES = 1024  # readers search so far for the start
 _MIN_TEXT_BYTES = 4
-_GZIP = b"\x1f\x8b"
 
 
 def unsupported(what: str, advice: str) -> UnsupportedImage:

@@ -81,7 +81,7 @@ def test_each_frame_is_the_picture_that_was_saved(image_format: str, decoding: D
     ],
 )
 def test_composition_does_not_depend_on_what_is_decoded(image_format: str, options: dict[str, Any]) -> None:
-    """A frame has the same pixels whether those before it are wanted or not, as Pillow composes them by itself."""
+    """A frame has the same pixels whether those before it are wanted or not, as Pillow composes them."""
     pictures = colourful(9, mode="RGBA")
     for number, picture in enumerate(pictures):
         picture.paste((0, 0, 0, 0), (number * 5, 20, number * 5 + 12, 50))

@@ -167,7 +167,7 @@ def test_a_silent_http_process_is_replaced(
     started: list[ForkProcess],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Not before the limit, which for its successor begins anew."""
+    """Not before the limit, which starts again for its successor."""
     supervisor.start_http()
     http_board.heartbeat(0)
     _check_for(supervisor, clock, 8)

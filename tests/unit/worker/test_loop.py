@@ -174,7 +174,7 @@ def test_an_image_of_normal_urgency_comes_first() -> None:
 
 
 def test_without_others_images_of_low_urgency_fill_whole_batches() -> None:
-    """Nothing is kept free for nobody."""
+    """Without normal images, no room is kept free for them."""
     bench = LoopBench()
     for slot in range(40):
         bench.queue(slot, slot, Urgency.LOW)

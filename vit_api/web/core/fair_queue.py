@@ -5,7 +5,7 @@ Theory of operation
 Each client has a queue of its own and an account of the CPU time that it has had. Next is the client whose account,
 with what its next item is expected to take, is the lowest: the "finish tag" of fair queueing (Demers, Keshav and
 Shenker, 1989; with Golestani's self-clocked virtual time, 1994). A client that was away starts with the account of
-whoever is being served, so it neither saves up time nor owes any; a client with one small item is therefore served
+the client being served, so it neither saves up time nor owes any; a client with one small item is therefore served
 before the thousand that another has queued, however cheap each of these claims to be. What an item really took is
 charged once that is known, so a wrong estimate gains nothing.
 

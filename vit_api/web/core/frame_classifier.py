@@ -1,8 +1,8 @@
 """The core for animations: an upload goes in, the classification of several of its frames comes out.
 
-Each frame is cached by itself, under the upload's hash and its index, so that requests for different numbers of frames
-share what they can. What is not cached is decoded in one pass over the file, once for all callers that ask at the same
-time, in whichever HTTP process. Knows nothing of HTTP, slots or Redis.
+Each frame is a separate cache entry, under the upload's hash and its index, so that requests for different numbers of
+frames share what they can. What is not cached is decoded in one pass over the file, once for all callers that ask at
+the same time, in whichever HTTP process. Knows nothing of HTTP, slots or Redis.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Connections:
 
     Attributes:
         limits: See above.
-        is_stopping: Whether the process is being stopped; then nobody has long to finish.
+        is_stopping: Whether the process is being stopped; then clients have little time to finish.
     """
 
     def __init__(

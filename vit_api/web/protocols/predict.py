@@ -6,8 +6,8 @@ Knows nothing of how an image is classified.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from vit_api.errors import ViTError
 from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K
@@ -28,6 +28,8 @@ from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
 from vit_api.web.uploads import Uploads
+
+T = TypeVar("T")
 
 MAX_IMAGES_PER_REQUEST = 32
 
@@ -162,14 +164,8 @@ class PredictRoutes:
         if frames > 1:
             return await self._predict_batch_frames(request, uploads, top_k, frames)
         results = await classify_several(self._classifier, request, uploads)
-        request_id = request.id.decode()
-        bodies = [
-            to_json(error_body(result, request_id))
-            if isinstance(result, ViTError)
-            else self._body(request, result, top_k)
-            for result in results
-        ]
-        return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=results)
+        body = _batch_body(request, results, lambda result: self._body(request, result, top_k))
+        return Response(200, body, outcomes=results)
 
     async def _predict_frames(self, request: Request, upload: bytes, top_k: int, frames: int) -> Response:
         (result,) = await classify_frames(self._classifier, self._frames, request, [upload], frames)
@@ -182,14 +178,8 @@ class PredictRoutes:
         self, request: Request, uploads: Sequence[bytes | ViTError], top_k: int, frames: int
     ) -> Response:
         results = await classify_frames(self._classifier, self._frames, request, uploads, frames)
-        request_id = request.id.decode()
-        bodies = [
-            to_json(error_body(result, request_id))
-            if isinstance(result, ViTError)
-            else self._frames_body(request, result, top_k)
-            for result in results
-        ]
-        return Response(200, b"[" + b",".join(bodies) + b"]", outcomes=outcomes_of(results))
+        body = _batch_body(request, results, lambda result: self._frames_body(request, result, top_k))
+        return Response(200, body, outcomes=outcomes_of(results))
 
     def _frames_body(self, request: Request, result: ClassifiedFrames, top_k: int) -> bytes:
         predictions = [one.prediction for one in result.results]
@@ -207,6 +197,16 @@ class PredictRoutes:
     def _finish(self, request: Request, start: bytes, *, is_cached: bool) -> bytes:
         cached = b"true" if is_cached else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, request.elapsed_ms, self._end)
+
+
+def _batch_body(request: Request, results: Sequence[T | ViTError], render: Callable[[T], bytes]) -> bytes:
+    """Return the JSON array of a response with several results; an error object stands for each that failed."""
+    request_id = request.id.decode()
+    bodies = [
+        to_json(error_body(result, request_id)) if isinstance(result, ViTError) else render(result)
+        for result in results
+    ]
+    return b"[" + b",".join(bodies) + b"]"
 
 
 def _parameters_of(request: Request, fields: Fields) -> _Parameters:

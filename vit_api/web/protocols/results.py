@@ -54,13 +54,12 @@ async def classify_several(
     """
     if len(uploads) > 1:
         await request.admission.charge(len(uploads) - 1)  # the first was charged when the request was admitted
-    bypass_cache, caller = request.bypasses_cache, request.caller
 
     async def outcome_of(upload: Upload | ViTError) -> ClassifierResult | ViTError:
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await classifier.classify(upload, request.deadline, bypass_cache=bypass_cache, caller=caller)
+            return await classify_one(classifier, request, upload)
         except ViTError as error:
             return error
 
