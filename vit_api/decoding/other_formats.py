@@ -130,6 +130,8 @@ _TARGA = re.compile(rb".[\0\1][\1-\3\x09-\x0b].{5}.{4}(?!\0\0)..(?!\0\0)..[\x08\
 _DIB = re.compile(rb"[\x28\x6c\x7c]\0{3}.{8}\x01\0[\x01\x04\x08\x10\x18\x20]\0", re.DOTALL)
 _XML = re.compile(rb"\s*<(?:\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
+_FILE_NAME = re.compile(rb"(?:[A-Za-z]:)?[^\r\n:]{1,255}\.(?:jpe?g|png|gif|webp|bmp|tiff?|heic|avif)\s*", re.IGNORECASE)
+_URL = re.compile(rb"https?://\S+\s*", re.IGNORECASE)
 _CONTROL = re.compile(rb"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
 _STARTS = (
     (_ICON, "an icon (ICO or CUR)"),
@@ -188,6 +190,12 @@ def _refuse_text(upload: bytes) -> None:
         raise unsupported("base64 text", 'Send the bytes of the image, or JSON: {"image": "<base64>"}')
     if _XML.match(text):
         raise unsupported("an XML or HTML text", "Send the image itself")
+    if text.startswith(b"[object "):
+        raise unsupported("the text that JavaScript makes of an object", "Append a Blob or a File to the form")
+    if _URL.fullmatch(text):
+        raise unsupported("the URL of an image", "Send the image itself: this server downloads nothing")
+    if _FILE_NAME.fullmatch(text):
+        raise unsupported("the name of a file", "Send the file itself: with curl, -F file=@NAME")
     if text[:1] in (b"{", b"["):
         raise unsupported("JSON", "Send the bytes of the image")
     if text.startswith(b"version https://git-lfs"):

@@ -101,6 +101,9 @@ OTHERS = {
     "base64 in lines": (base64.encodebytes(samples.image_files()["jpeg"]), "base64 text"),
     "data url": (b"data:image/png;base64,AAAA", "base64 text"),
     "json": (b'{"image": null}', "JSON"),
+    "object in javascript": (b"[object Object]", "JavaScript"),
+    "name of a file": (b"C:\\Users\\me\\my cat.JPG", "name of a file"),
+    "url": (b"https://example.com/cat.jpg?size=1\n", "URL of an image"),
     "storage's error": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
     "part of a page": (b"  <div>404 Not Found</div>", "HTML"),
     "text": ("No such file: b\u00e4r.jpg".encode(), "text"),
@@ -111,7 +114,9 @@ OTHERS = {
 def test_other_formats_are_rejected_by_name(name: str) -> None:
     """The message names the format and says what to send instead."""
     upload, what = OTHERS[name]
-    with pytest.raises(UnsupportedImage, match=f"The upload is .*{what}.* not supported. (Render|Export|Send|Copy)"):
+    with pytest.raises(
+        UnsupportedImage, match=f"The upload is .*{what}.* not supported. (Render|Export|Send|Copy|Append)"
+    ):
         pixels(upload)
 
 
