@@ -170,9 +170,8 @@ class Uploads:
         if len(files) == 1:
             return FoundUpload(_content_of(files[0]), fields)
         if not files:
-            found = listed(name for name, _ in fields) or _NAMELESS * (
-                _DISPOSITION not in body[:_MAX_FIELD_BYTES].lower()
-            )
+            is_nameless = _DISPOSITION not in body[:_MAX_FIELD_BYTES].lower()
+            found = _NAMELESS if is_nameless else listed(name for name, _ in fields)
             raise BadRequest(f"The form has no file{found}. Send the image in the form field 'file'.")
         names = ", ".join(f"'{name[:64]}' ({count})" for name, count in Counter(file.name for file in files).items())
         raise BadRequest(

@@ -77,7 +77,7 @@ def test_a_slip_in_a_query(query: bytes) -> None:
 
 def test_a_parameter_in_an_object_is_refused() -> None:
     """As the JSON of other APIs has it: ignored, it would seem to count."""
-    with pytest.raises(BadRequest, match="'top_k' is in 'parameters'. Send it beside the image"):
+    with pytest.raises(BadRequest, match="'top_k' is in 'parameters'"):
         collect(_KNOWN, b"", [("parameters", {"a": 1, "top_k": 3})])
 
 
