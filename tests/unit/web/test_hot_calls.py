@@ -29,7 +29,7 @@ Check = Callable[[Request], None]
 
 
 class Bench:
-    """Requests that share a memory; their handler returns their bodies."""
+    """Requests that share one memory budget; their handler returns their bodies."""
 
     def __init__(self, max_bytes: int = 100, limit: int = 10) -> None:
         self.exchanges: list[Exchange] = []
@@ -66,7 +66,7 @@ class Bench:
 
 
 async def test_a_body_that_is_too_long_is_refused() -> None:
-    """By its announced length, or once it exceeds the limit; the error reports the limit of the upload."""
+    """It is refused by its announced length, or once it exceeds the limit; the error reports the upload limit."""
     with pytest.raises(UploadTooLarge) as announced:
         await Bench().call(content_length="11").admit()
     call = Bench().call()
@@ -78,7 +78,7 @@ async def test_a_body_that_is_too_long_is_refused() -> None:
 
 
 async def test_memory_is_given_back() -> None:
-    """Whatever became of the request."""
+    """This holds for every outcome of the request."""
     bench = Bench(max_bytes=10)
     first, second = bench.call(), bench.call()
     for call in (first, second):
@@ -120,19 +120,19 @@ async def test_large_requests_of_low_urgency_leave_memory_for_others() -> None:
     ("coding", "body"), [("deflate", zlib.compress(b"")), ("gzip", gzip.compress(b"0"))], ids=["deflate", "gzip"]
 )
 async def test_a_compressed_body_is_decoded(coding: str, body: bytes) -> None:
-    """Of any supported coding."""
+    """Every supported coding is decoded."""
     response = await Bench(limit=40, max_bytes=200).answer(body, content_encoding=coding)
     assert response.body in (b"", b"0")
 
 
 async def test_a_body_of_another_coding_is_refused_by_its_header() -> None:
-    """Before any of it is read."""
+    """None of the body is read."""
     with pytest.raises(UnsupportedEncoding):
         await Bench().call(content_encoding="br").admit()
 
 
 async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
-    """Until it is known how long it is; then of what it is."""
+    """Once its length is known, it needs only that much."""
     body = gzip.compress(b"0" * 50)
     refused = await Bench(max_bytes=1000, limit=1000).answer(body, content_encoding="gzip")
     assert refused.status == Overloaded.status
@@ -155,7 +155,7 @@ async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
 async def test_a_whole_request_is_admitted_and_looked_up(
     body: bytes, headers: dict[str, str], status: int | None
 ) -> None:
-    """Without waiting; what is not cached is handled afterwards, and all memory is given back."""
+    """This takes no waiting; what is not cached is handled afterwards, and all memory is given back."""
     bench = Bench(max_bytes=len(body))
     for _ in range(3):
         call = bench.call(**headers)
@@ -165,7 +165,7 @@ async def test_a_whole_request_is_admitted_and_looked_up(
 
 
 async def test_a_rate_limit_may_have_to_wait() -> None:
-    """So a request that is charged is not looked up, but answered, and charged once."""
+    """So a request that is charged is not looked up early; it is answered, and charged once."""
     bench = Bench()
     charged: list[Request] = []
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize(("upload", "is_on_the_loop"), [(b"q", True), (b"s", False)], ids=["quick", "slow"])
 async def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_the_loop: bool) -> None:
-    """Other images are decoded in threads."""
+    """All other images are decoded in threads."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(upload)
         bench.answer(await bench.claim())
@@ -162,7 +162,7 @@ async def test_many_images_through_few_slots() -> None:
 
 
 async def test_low_images_leave_slots_for_the_others() -> None:
-    """They take a quarter of them; the refusal says when to try again, by their own rate."""
+    """They may take a quarter of the slots. The refusal says when to try again, estimated from their own rate."""
     async with running(InferenceBench(slots=8)) as bench:
         tasks = [bench.submit(b"a", Urgency.LOW), bench.submit(b"b", Urgency.LOW)]
         await asyncio.sleep(0)
@@ -182,7 +182,7 @@ async def test_low_images_leave_slots_for_the_others() -> None:
 
 
 async def test_the_successor_counts_the_low_slots_that_it_takes_over() -> None:
-    """Those that a worker can still read keep counting until their answers arrive."""
+    """Slots that a worker can still read count until their answers arrive."""
     dead = InferenceBench(slots=8)
     for _ in range(2):
         assert dead.slots.take(math.inf, Urgency.LOW) is not None
@@ -200,7 +200,7 @@ async def test_the_successor_counts_the_low_slots_that_it_takes_over() -> None:
 
 
 async def test_an_image_is_not_decoded_after_its_deadline() -> None:
-    """Its caller may not have been told yet."""
+    """Its caller may not have received the timeout yet."""
     async with running(InferenceBench()) as bench:
         with pytest.raises(DeadlineExceeded):
             await bench.submit(b"a", deadline=FlightDeadline(time.monotonic() - 1))
@@ -208,7 +208,7 @@ async def test_an_image_is_not_decoded_after_its_deadline() -> None:
 
 
 async def test_a_deadline_may_be_extended_while_an_image_waits() -> None:
-    """The worker sees it; once the slot has another image, that one keeps its own."""
+    """The worker sees the new deadline. An image that takes the slot later keeps its own."""
     async with running(InferenceBench()) as bench:
         deadline = FlightDeadline(time.monotonic() + LONG_S)
         task = bench.submit(b"a", deadline=deadline)
@@ -229,7 +229,7 @@ async def test_a_deadline_may_be_extended_while_an_image_waits() -> None:
 
 
 def test_each_class_has_its_part_of_the_slots() -> None:
-    """At least one, so that a request that can never be queued is told from one that can be retried."""
+    """Each has at least one, so that a request that can never be queued is told apart from one that can be retried."""
     for slots, low in ((1, 1), (7, 1), (8, 2)):
         owned = InferenceBench(slots=slots).slots
         assert [owned.max_of(urgency) for urgency in Urgency] == [slots, low]

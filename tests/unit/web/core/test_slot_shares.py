@@ -10,7 +10,7 @@ from vit_api.web.core.slot_shares import SlotShares
 
 
 def fill(shares: SlotShares, callers: list[Caller], free: int) -> int:
-    """Have each caller take slots in turns until none may; return how many are free."""
+    """Have the callers take slots in turn until none may take another; return how many are free."""
     is_taken = True
     while is_taken:
         is_taken = False
@@ -24,13 +24,13 @@ def fill(shares: SlotShares, callers: list[Caller], free: int) -> int:
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_a_small_table_is_used_up(slots: int) -> None:
-    """One client may have all of it."""
+    """One client may take all slots."""
     assert fill(SlotShares(), [Caller("a")], slots) == 0
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5])
 def test_there_is_a_slot_for_another_client(clients: int) -> None:
-    """However many others take what they can."""
+    """This holds however many other clients take as many as they may."""
     shares = SlotShares()
     free = fill(shares, [Caller(str(number)) for number in range(clients)], 512)
     assert free > 0
@@ -39,7 +39,7 @@ def test_there_is_a_slot_for_another_client(clients: int) -> None:
 
 
 def test_slots_that_are_freed_may_be_taken_again() -> None:
-    """By the same client; nothing is kept of one that holds none."""
+    """The same client may take them; nothing is kept about a client that holds none."""
     shares = SlotShares()
     free = fill(shares, [Caller("a")], 90)
     assert not shares.may_take(Caller("a"), free)
