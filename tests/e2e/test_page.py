@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from scripts.chromium import draw
 from tests.support.page import SEVEN, THREE, Page, needs_browser
@@ -58,6 +59,24 @@ def test_a_chosen_image_is_classified(page: Page) -> None:
     assert page.texts("#answer .times dt") == ["Network", "Queue", "Inference", "Other", "Total"]
     assert all(time.endswith("ms") for time in page.texts("#answer .times dd"))
     assert page.js("return document.querySelector('#answer img').naturalWidth") > 0
+
+
+def test_the_frames_of_an_animation_are_listed(page: Page, tmp_path: Path) -> None:
+    """As many as the user asks for, with their times; the bars have each label's largest probability."""
+    animation = tmp_path / "digits.gif"
+    digits = [Image.open(path).convert("RGB") for path in (SEVEN, THREE)]
+    digits[0].save(animation, "GIF", save_all=True, append_images=digits[1:], duration=500)
+    page.js("document.getElementById('frames').value = '2'")
+    page.choose(animation)
+    page.wait_for("digits.gif: ")
+    frames = page.texts("#answer .frames li")
+    assert [text.rpartition(",")[0] for text in frames] == ["Frame 1 at 0.00 s: 7", "Frame 2 at 0.50 s: 3"]
+    assert set(page.texts("#answer .label")[:2]) == {"3", "7"}
+    assert page.texts("#calls code")[0].endswith("frames=2'")
+    page.js("document.getElementById('frames').value = '1'")
+    page.choose(animation)
+    page.wait_for("digits.gif: 7")
+    assert page.texts("#answer .frames li") == []
 
 
 def test_a_repeated_image_comes_from_the_cache(page: Page) -> None:

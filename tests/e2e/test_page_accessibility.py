@@ -109,7 +109,7 @@ def test_keyboard_alone(page: Page) -> None:
         )
         assert len(seen) < 40
     assert [name for name in seen if name] == [
-        *("pick", "top-k", "fresh", "original"),
+        *("pick", "top-k", "frames", "fresh", "original"),
         *(f"A handwritten {digit}" for digit in (2, 3, 5, 7)),
         *("clear", "language", "copy", "call"),
     ]

@@ -69,6 +69,20 @@ async def test_no_other_method_is_served(transport: DoorTransport) -> None:
 
 
 @pytest.mark.anyio
+async def test_head_is_answered_on_every_path_of_the_table(transport: DoorTransport) -> None:
+    """It has the status and headers of GET and no body, on paths that are not described, too."""
+    document = (await _ask(transport, "GET", "/openapi.json")).json()
+    paths = {_filled(path, operation) for method, path, operation in _operations(document) if method == "GET"}
+    hidden = {"/docs", "/openapi.json", "/page/page.js", "/page/examples/CREDITS.md"}
+    assert len(paths) > 10
+    for path in sorted(paths | hidden):
+        got, head = await _ask(transport, "GET", path), await _ask(transport, "HEAD", path)
+        assert got.status_code not in _NOT_SERVED, path
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"], path
+
+
+@pytest.mark.anyio
 async def test_every_hot_route_is_described_where_it_is_served(transport: DoorTransport) -> None:
     """A path of the table is an instance of its description's template."""
     document = (await _ask(transport, "GET", "/openapi.json")).json()

@@ -58,10 +58,13 @@ async function take(files, signal = begin()) {
 
 /** Return the options that the user has set. */
 function wanted() {
+  const frames = byId("frames").value;
+  const isStill = frames === "1" || frames === "";
+  const path = `predict?top_k=${encodeURIComponent(byId("top-k").value)}`;
   return {
-    path: `predict?top_k=${encodeURIComponent(byId("top-k").value)}`,
+    path: isStill ? path : `${path}&frames=${encodeURIComponent(frames)}`,
     isFresh: byId("fresh").checked,
-    isOriginal: byId("original").checked,
+    isOriginal: byId("original").checked || !isStill, // scaled down, an animation would have one frame
   };
 }
 

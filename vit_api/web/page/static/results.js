@@ -1,6 +1,7 @@
 // Shows the result of an image. Must not know how it was requested.
 
 import { bar, make } from "./elements.js";
+import { showFrames } from "./frames.js";
 import { bytes, milliseconds, percent, plural } from "./format.js";
 
 const SMALL_BYTES = 2 ** 16;
@@ -74,7 +75,8 @@ function showAnswer(answer) {
   );
   const isHit = answer.header("x-cache") === "hit";
   const badge = make("p", { className: `badge ${isHit ? "hit" : ""}`, textContent: source(answer) });
-  return [make("ol", { className: "bars" }, ...items), badge, ...showTimes(answer)];
+  const frames = showFrames(answer.body.frames);
+  return [make("ol", { className: "bars" }, ...items), ...frames, badge, ...showTimes(answer)];
 }
 
 /**
