@@ -28,10 +28,14 @@ from benchmarks import (
     soak,
     tune,
     urgency,
+    worst_uploads,
 )
 from benchmarks.harness import machine, results
 
 README = machine.ROOT / "benchmarks" / "README.md"
+PAGES = (README, machine.ROOT / "docs" / "images.md")
+"""The pages with tables of results."""
+
 _SECTION = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -49,6 +53,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "soak": soak.table,
     "tune": tune.table,
     "urgency": urgency.table,
+    "worst_uploads": worst_uploads.table,
 }
 _PLOTS = {"batching": batching.plot, "tune": tune.plot}
 
@@ -68,7 +73,8 @@ def _section(match: re.Match[str]) -> str:
 
 def main() -> None:
     """Write the page's tables, the figures that pages quote, and the plots."""
-    README.write_text(render(README.read_text()))
+    for page in PAGES:
+        page.write_text(render(page.read_text()))
     for page in quotes.PAGES:
         page.write_text(quotes.render(page.read_text()))
     for name, plot in _PLOTS.items():

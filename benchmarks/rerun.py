@@ -46,6 +46,7 @@ PLAN = (
     _Planned("tune", 15, ("--settings", "max_wait_ms", "--connections", "8", *_TURN)),
     _Planned("overload", 3, ("--rounds", "1", "--seconds", "2")),
     _Planned("urgency", 2.5, ("--rounds", "1", "--seconds", "2")),
+    _Planned("worst_uploads", 2, ("--repeats", "1", "--share", "0.1")),
     _Planned("cache_hit", 6, ("--rounds", "1")),
     _Planned("cache_memory", 1, ("--entries", "2000")),
     _Planned("answer_table", 2, ("--rounds", "1", "--entries", "100", "--look-ups", "10")),

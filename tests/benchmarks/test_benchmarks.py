@@ -22,6 +22,7 @@ from benchmarks import (
     scaling,
     soak,
     urgency,
+    worst_uploads,
 )
 from benchmarks.harness import pictures, wrk
 from tests.support.server import ROOT
@@ -176,3 +177,12 @@ def test_metrics_cost(tmp_path: Path) -> None:
     options = ["--rounds", "1", "--counts", "100", "--out", str(file)]
     subprocess.run([sys.executable, "-m", "benchmarks.metrics_cost", *options], cwd=ROOT, check=True, timeout=60)
     assert set(read(file)["us_per_hit"]) == {"ours", "prometheus_client"}
+
+
+def test_worst_uploads(tmp_path: Path) -> None:
+    """Every format is accepted, and has its time and memory."""
+    file = tmp_path / "worst.json"
+    worst_uploads.main(["--repeats", "1", "--share", "0.02", "--out", str(file)])
+    report = read(file)
+    assert all(one["seconds"] >= 0 for one in report["result"]["by_format"].values())
+    assert worst_uploads.table(report).count("\n") == 10
