@@ -16,6 +16,7 @@ from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
 from vit_api.cores import available_cores
+from vit_api.thresholds import Thresholds
 
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
@@ -199,6 +200,13 @@ class Settings(BaseSettings):
     cache_ttl_s: Annotated[
         float, Field(gt=0, le=31_536_000, description="Lifetime of a cache entry (TTL), in seconds")
     ] = 1800.0
+    thresholds: Annotated[
+        str | None,
+        Field(
+            description='Score from which a label is flagged: JSON such as {"nsfw": 0.85, "*": 0.5}, or the path of a '
+            "file with it; * stands for all other labels"
+        ),
+    ] = None
     redis_url: Annotated[
         SecretStr | None,
         Field(description="Redis to share the cache and the rate limits through: redis://, rediss:// or unix://"),
@@ -292,6 +300,13 @@ class Settings(BaseSettings):
     def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
             _PARSERS[str(info.field_name)](value)
+        return value
+
+    @field_validator("thresholds")
+    @classmethod
+    def _check_thresholds(cls, value: str | None) -> str | None:
+        if value is not None:
+            Thresholds.load(value)
         return value
 
     @field_validator("redis_url")

@@ -15,6 +15,7 @@ from vit_api.ipc.records import PACKED_PREDICTION_BYTES, RecordPipe
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.settings import Settings
+from vit_api.thresholds import Thresholds
 from vit_api.urgency import Urgency
 
 
@@ -38,13 +39,19 @@ class Shared:
         flight_board: What they compute now.
         budgets: What each client has used; None without rate limits.
         metrics_board: The values of the metrics.
+        thresholds: From which scores on labels are flagged; None if none are.
         checkpoint_identity: Distinguishes the checkpoints of servers that share a Redis; empty without Redis.
+
+    Raises:
+        ThresholdsError: The model lacks a label that has a threshold.
     """
 
     def __init__(self, settings: Settings, checkpoint: Checkpoint, devices: list[str]) -> None:
         self.settings = settings
         self.checkpoint = checkpoint
         self.devices = devices
+        labels, thresholds = checkpoint.labels, settings.thresholds
+        self.thresholds = None if thresholds is None else Thresholds.load(thresholds, labels)
         processes, slots = settings.api_servers, settings.slots_per_process
         self.table = SlotTable(processes, slots, checkpoint.preprocessing.pixel_shape)
         self.requests = [RecordPipe.for_requests(len(self.table)) for _ in Urgency]

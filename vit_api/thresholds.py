@@ -1,0 +1,132 @@
+"""Thresholds of labels: from which score on a label is flagged. Knows nothing of models or HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+OTHERS = "*"
+"""Stands for every label that has no threshold of its own."""
+
+SCORE_DIGITS = 6
+"""Decimals of a score in responses."""
+
+_DIGEST_CHARACTERS = 16
+_MAX_SHOWN = 64
+_MAX_FILE_BYTES = 2**24
+
+
+class ThresholdsError(ValueError):
+    """Thresholds can't be read, or do not fit the model."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The threshold of each label.
+
+    Attributes:
+        by_label: Scores from 0 to 1; `OTHERS` is that of every other label. A label without one is never flagged.
+        digest: Identifies the thresholds: the first 16 hexadecimal digits of the SHA-256 of their canonical JSON, in
+            which names are sorted and numbers are floats.
+    """
+
+    by_label: Mapping[str, float]
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        canonical = json.dumps(dict(sorted(self.by_label.items())), separators=(",", ":"))
+        object.__setattr__(self, "digest", hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_CHARACTERS])
+
+    @classmethod
+    def load(cls, text: str, labels: Collection[str] | None = None) -> Thresholds:
+        """Read thresholds.
+
+        Args:
+            text: JSON, such as `{"nsfw": 0.85, "*": 0.5}`, or the path of a file that has it.
+            labels: Those of the model; None does not check that it has the named ones.
+
+        Raises:
+            ThresholdsError: They can't be read, a value is not a number from 0 to 1, or the model lacks a label.
+        """
+        thresholds = cls({name: _score_of(name, value) for name, value in _read(text).items()})
+        if labels is not None:
+            _check_labels(thresholds.by_label, labels)
+        return thresholds
+
+    def of(self, label: str) -> float:
+        """Return a label's threshold; infinity if it is never flagged."""
+        return self.by_label.get(label, self.by_label.get(OTHERS, math.inf))
+
+    def flags(self, label: str, score: float) -> bool:
+        """Return whether a label with this score is flagged: rounded as in responses, it is at or above its threshold.
+
+        Args:
+            label: A label of the model.
+            score: Its probability, from 0 to 1.
+        """
+        return round(score, SCORE_DIGITS) >= self.of(label)
+
+    def flags_any(self, labels: Sequence[str], scores: Sequence[float]) -> bool:
+        """Return whether any label is flagged.
+
+        Args:
+            labels: Labels of the model.
+            scores: Their probabilities, in the same order.
+        """
+        return any(map(self.flags, labels, scores))
+
+
+def _read(text: str) -> dict[str, Any]:
+    source = text.strip()
+    if not source.startswith("{"):
+        source = _read_file(source)
+    try:
+        document = json.loads(source, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ThresholdsError(f"The JSON of the thresholds is malformed: {error}") from None
+    if not isinstance(document, dict) or not document:
+        raise ThresholdsError('Input should be an object of JSON such as {"nsfw": 0.85, "*": 0.5}')
+    return document
+
+
+def _read_file(path: str) -> str:
+    try:
+        with Path(path).expanduser().open(encoding="utf-8-sig") as file:
+            return file.read(_MAX_FILE_BYTES)
+    except (OSError, RuntimeError, ValueError) as error:  # a name with a NUL, a file that is not UTF-8
+        reason = getattr(error, "strerror", None) or error
+        raise ThresholdsError(
+            f'Input should be JSON such as {{"nsfw": 0.85, "*": 0.5}}, or the path of a file with it ({reason})'
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; of a repeated name, one value would be ignored in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ThresholdsError(f"The label {repeated[:_MAX_SHOWN]!r} has more than one threshold")
+    return found
+
+
+def _score_of(label: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ThresholdsError(f"The threshold of {label[:_MAX_SHOWN]!r} should be a number from 0 to 1")
+    return float(value)
+
+
+def _check_labels(named: Collection[str], labels: Collection[str]) -> None:
+    """Refuse labels that the model does not have: with a slip, nothing would ever be flagged."""
+    known = set(labels)
+    for name in named:
+        if name not in known and name != OTHERS:
+            near = get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0][:_MAX_SHOWN]!r}?" if near else ""
+            raise ThresholdsError(f"The model has no label {name[:_MAX_SHOWN]!r}.{hint}")
