@@ -70,6 +70,8 @@ class Application:
             exact_decode=settings.exact_decode,
             background=settings.background,
             cpu_threads=settings.cpu_threads,
+            thresholds=shared.thresholds,
+            all_classes=shared.needs_all_classes,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
             loop=SlotLoop(

@@ -59,6 +59,11 @@ class Thresholds:
             _check_labels(thresholds.by_label, labels)
         return thresholds
 
+    @property
+    def lowest(self) -> float:
+        """The lowest threshold of any label."""
+        return min(self.by_label.values())
+
     def of(self, label: str) -> float:
         """Return a label's threshold; infinity if it is never flagged."""
         return self.by_label.get(label, self.by_label.get(OTHERS, math.inf))
