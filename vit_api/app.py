@@ -25,8 +25,7 @@ from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import ENV_PREFIX, Settings
-from vit_api.shared import Shared
-from vit_api.thresholds import ThresholdsError
+from vit_api.shared import SettingError, Shared
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door
 from vit_api.worker.batching import BatchingPolicy
@@ -154,8 +153,8 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
         sys.exit(f"error: Can't listen on {settings.host}:{settings.port}: {error.strerror}.")
     try:
         application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class)
-    except ThresholdsError as error:
-        sys.exit(f"error: VIT_API_THRESHOLDS: {error}")
+    except SettingError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(
             f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
+from vit_api.categories import Categories
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.batch_stats import BatchStats
@@ -14,7 +18,8 @@ from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, RecordPipe, max_packed_size
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.settings import Settings
+from vit_api.label_map import LabelMapError
+from vit_api.settings import ENV_PREFIX, Settings
 from vit_api.thresholds import Thresholds
 from vit_api.urgency import Urgency
 
@@ -24,6 +29,19 @@ MAX_LONG_CACHE_BYTES = 2**26
 _ROUNDING = 1e-3
 _MAX_SHARED_DIMENSIONS = 4096
 """Longer embeddings are not in that table, whose entries all have the same size."""
+
+
+class SettingError(Exception):
+    """A setting does not fit the model; the message names its variable."""
+
+
+@contextlib.contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """Name the variable of a setting that does not fit the model."""
+    try:
+        yield
+    except LabelMapError as error:
+        raise SettingError(f"{ENV_PREFIX}{setting.upper()}: {error}") from None
 
 
 def is_complete(checkpoint: Checkpoint, threshold: float) -> bool:
@@ -59,10 +77,11 @@ class Shared:
         budgets: What each client has used; None without rate limits.
         metrics_board: The values of the metrics.
         thresholds: From which scores on labels are flagged; None if none are.
+        categories: The categories of moderation.
         checkpoint_identity: Distinguishes the checkpoints of servers that share a Redis; empty without Redis.
 
     Raises:
-        ThresholdsError: The model lacks a label that has a threshold.
+        SettingError: The model lacks a label that has a threshold or a category.
     """
 
     def __init__(self, settings: Settings, checkpoint: Checkpoint, devices: list[str]) -> None:
@@ -70,7 +89,11 @@ class Shared:
         self.checkpoint = checkpoint
         self.devices = devices
         labels, thresholds = checkpoint.labels, settings.thresholds
-        self.thresholds = None if thresholds is None else Thresholds.load(thresholds, labels)
+        with _naming("thresholds"):
+            self.thresholds = None if thresholds is None else Thresholds.load(thresholds, labels)
+        with _naming("categories"):
+            by_label = settings.categories
+            self.categories = Categories.of_labels(labels) if by_label is None else Categories.load(by_label, labels)
         processes, slots = settings.api_servers, settings.slots_per_process
         self.needs_all_classes = self.thresholds is not None and not is_complete(checkpoint, self.thresholds.lowest)
         pixel_shape = checkpoint.preprocessing.pixel_shape

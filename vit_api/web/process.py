@@ -57,6 +57,8 @@ from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
+from vit_api.web.protocols.openai.embeddings import EmbeddingRoutes
+from vit_api.web.protocols.openai.moderations import ModerationRoutes
 from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import ProtocolRoutes, Route
@@ -262,6 +264,16 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
             has_sigmoid=checkpoint.has_sigmoid,
             device=shared.devices[0],
         ),
+        ModerationRoutes(
+            core.classifier,
+            uploads,
+            model_name=checkpoint.name,
+            labels=checkpoint.labels,
+            has_sigmoid=checkpoint.has_sigmoid,
+            categories=shared.categories,
+            thresholds=shared.thresholds,
+        ),
+        EmbeddingRoutes(core.classifier, uploads, model_name=checkpoint.name),
         _open_inference(shared, core.classifier),
     ]
 

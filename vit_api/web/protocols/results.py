@@ -12,6 +12,9 @@ from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 
+NO_EMBEDDING = "This model has no embeddings: its last layer does not read one vector for each image."
+"""For clients that request one."""
+
 
 class UploadClassifier(Protocol):
     """Classifies uploads, see `core.classifier.Classifier`."""
