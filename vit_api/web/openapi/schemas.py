@@ -129,6 +129,7 @@ class InfoResponse(_Body):
     model: str
     revision: str | None
     labels: int = Field(description="Number of classes")
+    multi_label: bool = Field(description="Whether each class has a probability of its own, by a sigmoid")
     input_shape: tuple[int, int, int] = Field(description="Height, width and channels of the model's input")
     workers: list[WorkerInfo]
     slots: dict[str, int] = Field(description="Queue slots by state, including free ones")

@@ -62,6 +62,7 @@ def info_router(
             model=checkpoint.name,
             revision=checkpoint.revision,
             labels=len(checkpoint.labels),
+            multi_label=checkpoint.has_sigmoid,
             input_shape=checkpoint.preprocessing.pixel_shape,
             workers=[_worker_info(worker_board, worker) for worker in range(worker_board.workers)],
             slots={state.name.lower(): count for state, count in table.count_by_state().items()},
