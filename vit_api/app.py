@@ -25,7 +25,7 @@ from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import ENV_PREFIX, Settings
-from vit_api.shared import Shared
+from vit_api.shared import SettingError, Shared
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door
 from vit_api.worker.batching import BatchingPolicy
@@ -69,6 +69,8 @@ class Application:
             exact_decode=settings.exact_decode,
             background=settings.background,
             cpu_threads=settings.cpu_threads,
+            thresholds=shared.thresholds,
+            all_classes=shared.needs_all_classes,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
             loop=SlotLoop(
@@ -151,6 +153,8 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
         sys.exit(f"error: Can't listen on {settings.host}:{settings.port}: {error.strerror}.")
     try:
         application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class)
+    except SettingError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(
             f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "
