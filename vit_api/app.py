@@ -10,18 +10,21 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.decoding.resizing import resizer_name
 from vit_api.devices import choose_devices
+from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
 from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
+from vit_api.processes.service_manager import ServerStatus, ServiceManager
 from vit_api.processes.signals import exit_on_signals
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
@@ -33,6 +36,9 @@ from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
 logger = logging.getLogger(__name__)
+
+_SUPERVISION_S = 15.0
+"""By then, the supervisor has replaced an HTTP process that hangs."""
 
 
 class Application:
@@ -59,6 +65,7 @@ class Application:
         self._early = early
         self._settings = shared.settings
         self._metrics_writer = shared.metrics_board.metrics_writer("main")
+        self._service_manager = ServiceManager(self._status)
         self.lit_api = self._make_lit_api(lit_api_class, policy_class)
 
     def _make_lit_api(self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy]) -> ViTAPI:
@@ -138,6 +145,21 @@ class Application:
     def _tick(self) -> None:
         if self._early is not None:
             self._early.reap()
+        self._service_manager.update()
+
+    def _status(self) -> ServerStatus:
+        """Return what a service manager wants to know.
+
+        The supervisor replaces what hangs. If no HTTP process, or no ready worker, has sent a heartbeat for longer than
+        that takes, it is the server itself that hangs.
+        """
+        board, http_board, now = self.shared.worker_board, self.shared.http_board, time.monotonic()
+        ready = [n for n in range(board.workers) if board.read(n).state == WorkerState.READY]
+        limit_s = self._settings.worker_stall_s + _SUPERVISION_S
+        works = not ready or any(now - board.heartbeat_at(worker) < limit_s for worker in ready)
+        answers = any(now - http_board.heartbeat_at(n) < _SUPERVISION_S for n in range(self._settings.api_servers))
+        text = board.reason() or f"Serving {self.shared.checkpoint.name} on port {self._settings.port}."
+        return ServerStatus(board.is_ready(), board.is_draining(), works and answers and not board.is_gone(), text)
 
 
 def _logging(settings: Settings) -> Callable[[], None]:

@@ -153,7 +153,7 @@ class Supervisor:
 
     def _wait(self, stop: socket, timeout_s: float) -> bool:
         """Wait until a process ends or the time is up; return whether a signal was received."""
-        self._on_tick()
+        self._on_tick()  # also while draining, and at once when that begins
         sentinels = [member.process.sentinel for member in (*self._http, *self._workers)]
         ready = wait([stop, *sentinels], max(0.0, timeout_s))
         if stop in ready:

@@ -40,7 +40,7 @@ def health_router(model: str, worker_board: WorkerBoard, devices: Sequence[str])
             model=model,
             workers=worker_board.workers,
             workers_ready=worker_board.ready_count(),
-            reason=_reason(worker_board),
+            reason=worker_board.reason(),
         )
         if not body.model_loaded:
             response.status_code = _UNAVAILABLE
@@ -61,12 +61,3 @@ def _status(worker_board: WorkerBoard) -> str:
     if not worker_board.is_ready():
         return "starting"
     return "ok" if worker_board.ready_count() == worker_board.workers else "degraded"
-
-
-def _reason(worker_board: WorkerBoard) -> str:
-    if worker_board.is_draining():
-        return "The server is shutting down."
-    ready, workers = worker_board.ready_count(), worker_board.workers
-    if not worker_board.is_ready():
-        return f"{ready} of {workers} workers are ready: the model is loading."
-    return "" if ready == workers else f"{ready} of {workers} workers are ready: the others are restarting."
