@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from vit_api.errors import Overloaded, Unauthorized, UnsupportedEncoding, UploadTooLarge, ViTError
+from vit_api.urgency import Urgency
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
@@ -88,6 +89,31 @@ async def test_memory_is_given_back() -> None:
     first.end(None)
     second.receive(10)
     assert [exchange.status for exchange in bench.exchanges] == [499]
+
+
+async def test_large_requests_of_low_urgency_leave_memory_for_others() -> None:
+    """Half of it, whether the header says so or the body; what a request had is free again."""
+    bench = Bench(max_bytes=20)
+    named, late = (bench.call(priority="u=7") for _ in range(2))
+    told, normal = (bench.call() for _ in range(2))
+    for call in (named, told, late, normal):
+        await call.admit()
+    named.receive(6)
+    told.receive(4)
+    told._request.set_urgency(Urgency.LOW)
+    with pytest.raises(Overloaded, match="of low urgency"):
+        late.receive(1)
+    normal.receive(10)
+    with pytest.raises(Overloaded, match="of low urgency"):
+        normal._request.set_urgency(Urgency.LOW)
+    told._request.set_urgency(Urgency.NORMAL)
+    told.end(None)
+    late.receive(4)
+    for call in (named, late, normal):
+        call.end(None)
+    again = bench.call(priority="u=7")
+    await again.admit()
+    again.receive(10)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ _KNOWN = ("top_k", "threshold")
         (b"top_k=3&top_k=3", [("top_k", 3)], {"top_k": "3"}),
         (b"top_k=3", [("top_k", 3.0), ("threshold", 0.5)], {"top_k": "3", "threshold": 0.5}),
         (b"", [("top_k", None)], {}),
+        (b"top_k=", [("top_k", " ")], {}),
+        (b"top_k=%203", [("top_k", "3.0"), ("top_k", "+3"), ("top_k", 3)], {"top_k": "3"}),
+        (b"top_k=+3.&threshold=%200.5%20", (), {"top_k": "3", "threshold": "0.5"}),
         (b"utm_source=x&other=1", [("user", "me"), ("options", {"a": 1})], {}),
     ],
 )
@@ -70,6 +73,12 @@ def test_a_slip_in_a_query(query: bytes) -> None:
     """Such queries were copied from HTML, or put together by hand."""
     with pytest.raises(BadRequest, match="Did you mean 'top_k'"):
         collect(_KNOWN, query)
+
+
+def test_a_parameter_in_an_object_is_refused() -> None:
+    """As the JSON of other APIs has it: ignored, it would seem to count."""
+    with pytest.raises(BadRequest, match="'top_k' is in 'parameters'"):
+        collect(_KNOWN, b"", [("parameters", {"a": 1, "top_k": 3})])
 
 
 def test_a_slip_for_a_longer_name() -> None:
