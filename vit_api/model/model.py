@@ -221,6 +221,7 @@ class VisionModel:
     @functools.cached_property
     def _head(self) -> Head | None:
         """The layer whose input is the embedding."""
+        assert isinstance(self._model, torch.nn.Module)  # as every image classifier is
         head = find_head(self._model, lambda: self._unfused(black(self.pixel_shape, self.device)))
         if head is None:
             logger.warning("The model has no embeddings: its last layer does not read one vector for each image.")
