@@ -18,7 +18,7 @@ TIMES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0)
 """Upper bounds of the buckets for batch sizes, in images."""
 
-ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer")
+ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer", "/v1/moderations", "/v1/embeddings")
 
 CLIENT_LEFT = 499
 """Status recorded for a request whose client disconnected before the response; nginx's number, not HTTP's."""

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import quotes, report
 from benchmarks.harness import machine, results
 
-_NOT_YET_MEASURED = ["compare"]
+_NOT_YET_MEASURED = ["compare", "worst_uploads"]
 """Benchmarks without a result. Remove a name once it is measured."""
 
 
@@ -67,10 +67,9 @@ def test_every_table_is_on_the_page() -> None:
 def test_every_table_has_its_result() -> None:
     """Only benchmarks in `_NOT_YET_MEASURED` have none, and the page says so."""
     assert [name for name in report.TABLES if not results.file_of(name).exists()] == _NOT_YET_MEASURED
+    pages = "".join(report.render(page.read_text()) for page in report.PAGES)
     for name in _NOT_YET_MEASURED:
-        assert f"<!-- {name} -->\nNot measured yet: `python -m benchmarks.{name}`.\n<!-- end -->" in report.render(
-            report.README.read_text()
-        )
+        assert f"<!-- {name} -->\nNot measured yet: `python -m benchmarks.{name}`.\n<!-- end -->" in pages
 
 
 @pytest.mark.parametrize("file", list(_committed()))

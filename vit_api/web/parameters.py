@@ -26,6 +26,10 @@ _WHOLE = re.compile(r"\+?([0-9]+)(?:\.0*)?")
 _SYNONYMS = dict.fromkeys(("k", "n", "limit", "count", "maxresults", "numlabels"), "top_k")
 """Names of the same parameter in other APIs, without separators."""
 
+ALL = "all"
+"""For `top_k`: every class."""
+
+_DECIMAL = re.compile(r"\d{1,4}(\.\d{0,20})?|\.\d{1,20}", re.ASCII)
 _MAX_FIELDS = 100
 _MAX_SHOWN = 64
 
@@ -110,6 +114,34 @@ def integer_of(name: str, value: Any, maximum: int) -> int:
     if number is None or not 1 <= number <= maximum:
         raise BadRequest(f"'{name}' must be an integer from 1 to {maximum}, not {repr(value)[:_MAX_SHOWN]}.")
     return number
+
+
+def top_k_of(value: Any, maximum: int) -> int | None:
+    """Return the number of classes that a client asks for; None for `all`.
+
+    Raises:
+        BadRequest: It is neither `all` nor an integer from 1 to `maximum`.
+    """
+    if value == ALL:
+        return None
+    top_k = parse_integer(value, max_digits=len(str(maximum)) + 1)
+    if top_k is None or not 1 <= top_k <= maximum:
+        raise BadRequest(f"'top_k' must be an integer from 1 to {maximum}, or '{ALL}', not {repr(value)[:_MAX_SHOWN]}.")
+    return top_k
+
+
+def threshold_of(value: Any) -> float:
+    """Return the minimum score that a client asks for, which a query or a form sends as text.
+
+    Raises:
+        BadRequest: It is not a number from 0 to 1.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number or (isinstance(value, str) and _DECIMAL.fullmatch(value)):
+        number = float(value)
+        if 0 <= number <= 1:
+            return number
+    raise BadRequest(f"'threshold' must be a number from 0 to 1, not {repr(value)[:_MAX_SHOWN]}.")
 
 
 def parse_integer(value: Any, *, max_digits: int) -> int | None:

@@ -116,6 +116,25 @@ class Uploads:
             )
         return self._several
 
+    def limit_of_json(self, _: Request) -> BodyLimit:
+        """Return the maximum size of a body of JSON with several uploads."""
+        return BodyLimit(self._several.max_bytes * 4 // 3 * 31 // 30 + _ENVELOPE_BYTES, self._several.reported_bytes)
+
+    async def find_in_list(
+        self, request: Request, find: Callable[[bytes], tuple[list[bytes], T]]
+    ) -> tuple[list[bytes | ViTError], T]:
+        """Return the uploads that a function finds in the request's body, and what else it finds.
+
+        An empty or too large upload is replaced by its error.
+
+        Raises:
+            BadRequest: The body has no uploads or too many.
+        """
+        uploads, other = await parse_body(request, request.take_body(), find)
+        if not 1 <= len(uploads) <= self._max_count:
+            raise BadRequest(f"Send 1 to {self._max_count} images in one request, not {len(uploads)}.")
+        return [self._checked_or_error(upload) for upload in uploads], other
+
     def is_raw(self, request: Request, body: bytes) -> bool:
         """Return whether a body is surely an upload itself, and one that `find_one` would not refuse."""
         return (

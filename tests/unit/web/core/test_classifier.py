@@ -17,7 +17,15 @@ from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, AnswerRecord, Prediction, Status
+from vit_api.ipc.records import (
+    ALL_CLASSES,
+    EMBEDDING,
+    MAX_TOP_K,
+    PACKED_PREDICTION_BYTES,
+    AnswerRecord,
+    Prediction,
+    Status,
+)
 from vit_api.metrics import LOOK_UP
 from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
@@ -42,7 +50,9 @@ class Model:
         self.urgencies: list[Urgency] = []
         self.deadlines: list[FlightDeadline] = []
 
-    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
+    async def infer(
+        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+    ) -> tuple[AnswerRecord, float]:
         self.uploads.append(upload)
         self.urgencies.append(caller.urgency)
         self.deadlines.append(deadline)
@@ -50,7 +60,9 @@ class Model:
         data = upload.data if isinstance(upload, Pixels) else upload
         if data.startswith(b"!"):
             raise BadImage("planted")
-        return AnswerRecord(0, 1, Status.OK, Prediction((data[0],), (0.0,), 1.0), 1, 0.001, 0.002), 0.003
+        classes = 30 if parts & ALL_CLASSES else 1
+        prediction = Prediction((data[0],) * classes, (0.0,) * classes, 1.0, b"ABCD" if parts & EMBEDDING else b"")
+        return AnswerRecord(0, 1, Status.OK, prediction, 1, 0.001, 0.002), 0.003
 
 
 class Shelf:
@@ -75,12 +87,19 @@ class Shelf:
 class Bench:
     """A classifier and its collaborators."""
 
-    def __init__(self, *, size: int = 100, shelf: Shelf | None = None, identity: str = "model") -> None:
+    def __init__(
+        self, *, size: int = 100, shelf: Shelf | None = None, identity: str = "model", max_bytes: int = 2**20
+    ) -> None:
         self.model = Model()
         self.cache_board = CacheBoard(1)
         tally = CacheTally(self.cache_board, 0)
         cache: AnswerCache[CachedPrediction] | None = AnswerCache(size, 100, tally) if size else None
-        self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
+        long: AnswerCache[CachedPrediction] | None = None
+        if size:
+            long = AnswerCache(
+                size, 100, tally, max_bytes=max_bytes, size_of=lambda cached: cached.size, gauge="long_entries"
+            )
+        self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf, long_cache=long)
 
     async def classify(self, upload: Upload, **options: Any) -> ClassifierResult:
         return await self.classifier.classify(upload, time.monotonic() + LONG_S, **options)
@@ -91,6 +110,46 @@ class Bench:
     def counts(self) -> tuple[int, int, int]:
         totals = self.cache_board.totals()
         return totals["hits"], totals["misses"], totals["coalesced"]
+
+
+@pytest.mark.parametrize("parts", [ALL_CLASSES, EMBEDDING, ALL_CLASSES | EMBEDDING])
+async def test_long_answers_are_cached_apart(parts: int) -> None:
+    """A caller that needs more never gets a shorter answer, and each choice of parts is computed once."""
+    bench = Bench(shelf=Shelf())
+    assert (await bench.classify(b"a")).source is Source.MISS
+    assert bench.classifier.find(b"a", parts) is None
+    first, second = await bench.classify(b"a", parts=parts), await bench.classify(b"a", parts=parts)
+    assert (first.source, second.source) == (Source.MISS, Source.HIT)
+    assert second.prediction == first.prediction
+    assert len(second.prediction.indices) == (30 if parts & ALL_CLASSES else 1)
+    assert bool(second.prediction.embedding) is bool(parts & EMBEDDING)
+    found = bench.classifier.find(b"a", parts)
+    assert found is not None
+    assert found.prediction == first.prediction
+    assert len((await bench.classify(b"a")).prediction.indices) == 1
+    assert bench.cache_board.totals()["entries"] == 2
+
+
+async def test_long_answers_keep_to_their_memory() -> None:
+    """The oldest are evicted, and one that is larger than the whole cache is not cached; short ones stay."""
+    bench = Bench(max_bytes=4000)
+    for upload in (b"a", b"b", b"c", b"d", b"e"):
+        await bench.classify(upload, parts=ALL_CLASSES)
+        await bench.classify(upload)
+    sources = [(await bench.classify(upload, parts=ALL_CLASSES)).source for upload in (b"e", b"a")]
+    assert sources == [Source.HIT, Source.MISS]
+    assert await bench.sources(b"a", b"e") == ["hit", "hit"]
+    small = Bench(max_bytes=100)
+    both = [(await small.classify(b"a", parts=ALL_CLASSES)).source for _ in range(2)]
+    assert both == [Source.MISS, Source.MISS]
+
+
+async def test_long_answers_are_cleared() -> None:
+    """Clearing the caches clears the long answers, too."""
+    bench = Bench()
+    await bench.classify(b"a", parts=EMBEDDING)
+    bench.cache_board.clear()
+    assert (await bench.classify(b"a", parts=EMBEDDING)).source is Source.MISS
 
 
 async def test_a_repeated_upload_is_a_hit() -> None:

@@ -35,7 +35,7 @@ class Scripted:
         self.encoded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    def find(self, upload: bytes) -> ClassifierResult | None:
+    def find(self, upload: bytes, parts: int = 0) -> ClassifierResult | None:
         self.looked_for.append(upload)
         return ClassifierResult(self.cached, Source.HIT) if upload == b"at once" else None
 
@@ -54,7 +54,7 @@ class Scripted:
     def observe(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
 
-    def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
+    def encode_response(self, output: Prediction, *, top_k: int | None, threshold: float = 0.0) -> dict[str, Any]:
         self.encoded.append(top_k)
         return {"predictions": [{"label": str(index)} for index in output.indices[:top_k]]}
 

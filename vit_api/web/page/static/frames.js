@@ -8,7 +8,8 @@ export function showFrames(frames) {
   if (!frames) return [];
   const items = frames.map(({ index, time_ms: timeMs, predictions: [top] }) => {
     const time = timeMs === null ? "" : ` at ${(timeMs / 1000).toFixed(2)} s`;
-    return make("li", { textContent: `Frame ${index + 1}${time}: ${top.label}, ${percent(top.confidence)}` });
+    const text = top ? `${top.label}, ${percent(top.confidence)}` : "no class";
+    return make("li", { textContent: `Frame ${index + 1}${time}: ${text}` });
   });
   return [make("h3", { textContent: "Frames" }), make("ol", { className: "frames" }, ...items)];
 }
