@@ -92,7 +92,8 @@ async def test_every_hot_route_is_described_where_it_is_served(transport: DoorTr
         if "classification" in operation["tags"]
     }
     start = "/v2/models/digits"
-    hot = {"/predict", "/predict/batch", "/", f"{start}/infer", f"{start}/versions/1/infer"}
+    hot = {"/predict", "/predict/batch", "/", "/v1/moderations", "/v1/embeddings"}
+    hot |= {f"{start}/infer", f"{start}/versions/1/infer"}
     assert classify == {("POST", path) for path in hot}
 
 
