@@ -37,7 +37,7 @@ from vit_api.decoding.geometry import Box, Layout, crop_corner, first_crop, layo
 from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, gif_extent
 from vit_api.decoding.jpeg import JpegStructure
 from vit_api.decoding.memory import check_memory, check_size, picture_bytes
-from vit_api.decoding.plain_jpeg import PlainJpeg
+from vit_api.decoding.plain import PlainImage, PlainJpeg, PlainPng
 from vit_api.decoding.png import picture_only, with_frames
 from vit_api.decoding.resizing import resize, without_alpha
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
@@ -204,6 +204,9 @@ def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bo
         return _open_jpeg(upload, decoding)
     if format_name == "PNG":
         upload = with_frames(upload) if has_frames else picture_only(upload)
+        plain = None if has_frames else PlainPng.of(upload)
+        if plain is not None:
+            return Opened(format_name, plain)
     elif format_name == "GIF":
         extent = gif_extent(upload)
         check_size(*extent, decoding.max_side)
@@ -347,7 +350,7 @@ def _resize_kept(
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; EXIF data that can't be read is ignored."""
-    if isinstance(image, PlainJpeg) and not image.has_metadata:
+    if isinstance(image, PlainImage) and not image.has_metadata:
         return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

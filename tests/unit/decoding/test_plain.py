@@ -1,4 +1,4 @@
-"""Plain JPEGs are decoded without Pillow's parser, to the same pixels."""
+"""Plain JPEGs and PNGs are decoded without Pillow's parser, to the same pixels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support import samples
 from vit_api.decoding import jpeg
-from vit_api.decoding.plain_jpeg import MAX_BYTES, PlainJpeg
+from vit_api.decoding.plain import MAX_BYTES, PlainJpeg, PlainPng
 
 
 def _photo(size: tuple[int, int] = (157, 103), mode: str = "RGB", **options: Any) -> bytes:
@@ -136,3 +136,58 @@ def test_damage_has_the_consequences_that_it_has_in_pillow(changes: dict[float, 
     if expected is not None:
         assert found is not None
         np.testing.assert_array_equal(found, expected)
+
+
+@given(
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    mode=st.sampled_from(["RGB", "L", "RGBA"]),
+    level=st.integers(0, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_png_gives_the_pixels_of_pillow(size: Any, mode: str, level: int) -> None:
+    """Of one part of data and of several."""
+    picture = samples.photos()["coffee"].resize(size).convert(mode)
+    upload = samples.encode(picture, "PNG", compress_level=level)
+    plain = PlainPng.of(upload)
+    assert plain is not None
+    plain.load()
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(picture))
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "I;16"])
+def test_other_pngs_are_left_to_pillow(mode: str) -> None:
+    """Palettes, and samples of other sizes."""
+    picture = samples.photos()["coffee"].convert("L").convert(mode)
+    assert PlainPng.of(samples.encode(picture, "PNG")) is None
+
+
+def test_a_transparent_colour_and_an_orientation_are_left_to_pillow() -> None:
+    """They are in chunks that plain files don't have."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = samples.photos()["coffee"]
+    for options in ({"exif": exif}, {"transparency": (1, 2, 3)}):
+        assert PlainPng.of(samples.encode(picture, "PNG", **options)) is None
+
+
+@given(changes=st.dictionaries(st.floats(0, 1, exclude_max=True), st.integers(0, 255), min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_damage_to_a_png_has_the_consequences_that_it_has_in_pillow(changes: dict[float, int]) -> None:
+    """The pixels are the same, or both refuse it."""
+    damaged = bytearray(samples.encode(samples.photos()["coffee"].resize((30, 20)), "PNG"))
+    for where, value in changes.items():
+        damaged[int(where * len(damaged))] = value
+    upload = bytes(damaged)
+    plain = PlainPng.of(upload) if upload.startswith(b"\x89PNG\r\n\x1a\n") else None
+    if plain is not None:
+        assert _pixels(plain) == _pixels(io.BytesIO(upload))
+
+
+def _pixels(source: Any) -> bytes | None:
+    """Return the pixels of a picture or a file; None if it can't be read."""
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=["PNG"])
+        image.load()
+        return image.tobytes()
+    except Exception:
+        return None
