@@ -28,6 +28,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "trusted_proxies": parse_networks,
     "cors_origins": parse_origins,
 }
+_MAX_DECODE_THREADS = 64
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 DEVICE_CHOICES = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
@@ -40,6 +41,11 @@ class _PlatformSource(InitSettingsSource):
         if "model" in self.current_state:
             values.pop("revision", None)
         return values
+
+
+def _cores_per_process(fields: dict[str, Any]) -> int:
+    """Return how many of the cores each HTTP process may have, rounded up."""
+    return min(-(-available_cores() // int(fields.get("api_servers", 1))), _MAX_DECODE_THREADS)
 
 
 class Settings(BaseSettings):
@@ -187,7 +193,15 @@ class Settings(BaseSettings):
         bool,
         Field(description="Decode pixels exactly as transformers does: JPEGs at full size, Pillow's resize"),
     ] = False
-    decode_threads: Annotated[int, Field(ge=1, le=64, description="Image-decoding threads in each HTTP process")] = 2
+    decode_threads: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=_MAX_DECODE_THREADS,
+            default_factory=_cores_per_process,
+            description="Images that each HTTP process decodes at once; default: its share of the cores, rounded up",
+        ),
+    ]
     cache_size: Annotated[
         int,
         Field(
