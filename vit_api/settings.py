@@ -45,11 +45,6 @@ class _PlatformSource(InitSettingsSource):
         return values
 
 
-def _cores_per_process(fields: dict[str, Any]) -> int:
-    """Return how many of the cores each HTTP process may have, rounded up."""
-    return min(-(-available_cores() // int(fields.get("api_servers", 1))), _MAX_DECODE_THREADS)
-
-
 class Settings(BaseSettings):
     """The server's settings. The command line wins over `VIT_API_*` in the environment, and that over `.env`."""
 
@@ -196,14 +191,13 @@ class Settings(BaseSettings):
         Field(description="Decode pixels exactly as transformers does: JPEGs at full size, Pillow's resize"),
     ] = False
     decode_threads: Annotated[
-        int,
+        int | None,
         Field(
             ge=1,
             le=_MAX_DECODE_THREADS,
-            default_factory=_cores_per_process,
             description="Images that each HTTP process decodes at once; default: its share of the cores, rounded up",
         ),
-    ]
+    ] = None
     cache_size: Annotated[
         int,
         Field(
@@ -378,6 +372,12 @@ class Settings(BaseSettings):
     def slots_per_process(self) -> int:
         """Slots of one HTTP process: its share of the queue, rounded up."""
         return -(-self.queue_size // self.api_servers)
+
+    @property
+    def decoded_at_once(self) -> int:
+        """Images that each HTTP process decodes at once."""
+        share = -(-available_cores() // self.api_servers)
+        return self.decode_threads or min(share, _MAX_DECODE_THREADS)
 
     @property
     def max_upload_bytes(self) -> int:

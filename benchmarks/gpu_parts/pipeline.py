@@ -53,12 +53,7 @@ def run(part: Part) -> None:
 def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     waiting = 4 * part.max_batch_size
     settings = Settings(
-        api_servers=1,
-        decode_threads=1,
-        queue_size=waiting,
-        max_batch_size=part.max_batch_size,
-        model=str(part.folder),
-        device="auto",
+        api_servers=1, queue_size=waiting, max_batch_size=part.max_batch_size, model=str(part.folder), device="auto"
     )
     shared = Shared(settings, load_checkpoint(str(part.folder)), [part.device])
     lit_api = Application(shared, policy_class=policy).lit_api
