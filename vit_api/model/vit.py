@@ -102,11 +102,19 @@ class FusedViT:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return float32 logits [batch, classes] of uint8 pixels [batch, height, width, 3]."""
+        return self.classify(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the class token after the last norm, float32 [batch, hidden size]."""
         x = self._embed(pixels)
         for block in self._blocks[:-1]:
             x = self._layer(block, x, x.shape[1])
         x = self._layer(self._blocks[-1], x, 1)
-        return self._classifier(self._norm(x[:, 0].float()))
+        return self._norm(x[:, 0].float())
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return float32 logits [batch, classes] of features."""
+        return self._classifier(features)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """Project each patch of the images, and prepend the class token."""
