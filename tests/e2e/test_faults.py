@@ -294,7 +294,7 @@ def test_an_image_that_crashes_its_worker_does_not_affect_others() -> None:
         assert (replies[-1].status, replies[-1].body["code"]) == (500, "inference_failed")
         assert _restarts(server) == 3
         # Six deaths in a row exceed the restart budget, but a known cause resets it.
-        assert server.predict(_DEADLY + b"again").status_code == 500
+        assert _outcome(server, _DEADLY + b"again") == 500  # three restarts may take longer than a client usually waits
         assert server.predict(_SEVEN).status_code == 200
 
 
