@@ -75,7 +75,7 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
 MAX_DEATHS = 2
 """Workers that may die with an image in a batch before the image is retried once more, isolated."""
 
-LOW_SHARE = 0.5
+LOW_SHARE = 0.25
 """Part of an HTTP process's slots that images of low urgency may take."""
 
 _MAX_GENERATION = 2**32 - 1

@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, MAX_TOP_K, Prediction
@@ -33,7 +31,7 @@ from vit_api.model.engines import (
     unpack,
     warmed_batch_sizes,
 )
-from vit_api.model.loading import load_config, load_network
+from vit_api.model.loading import load_network, read_width
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
 from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
@@ -64,17 +62,11 @@ class Launched(NamedTuple):
         return self.arrival.query()
 
 
-def _width(config: PreTrainedConfig) -> int:
-    """Return the model's hidden size, or 0 if it has several or none."""
-    width = getattr(config, "hidden_size", 0)
-    return width if isinstance(width, int) else 0
-
-
 class VisionModel:
     """An image-classification checkpoint, loaded on a device and ready to run.
 
     Args:
-        checkpoint: The checkpoint. Weights are loaded only from safetensors, and code only from transformers.
+        checkpoint: The checkpoint. Weights are loaded only from safetensors, and no code of the checkpoint is run.
         device: torch's name of the device: `cpu`, `cuda:0`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         cpu_threads: Threads for one operation on the CPU in this process; by default, see `precision`.
@@ -100,9 +92,8 @@ class VisionModel:
         *,
         all_classes: bool = False,
     ) -> None:
-        transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
-        width = _width(load_config(checkpoint.path))
+        width = read_width(checkpoint.path)
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
         make_exact()
         self.device_name, self.device_uuid = "CPU", ""
@@ -230,6 +221,7 @@ class VisionModel:
     @functools.cached_property
     def _head(self) -> Head | None:
         """The layer whose input is the embedding."""
+        assert isinstance(self._model, torch.nn.Module)  # as every image classifier is
         head = find_head(self._model, lambda: self._unfused(black(self.pixel_shape, self.device)))
         if head is None:
             logger.warning("The model has no embeddings: its last layer does not read one vector for each image.")
@@ -256,12 +248,11 @@ class VisionModel:
         return pack(self._logits(pixels), self._top_k)
 
     def _unfused(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the logits of uint8 [batch, height, width, 3] as transformers computes them, for any architecture."""
+        """Return the logits of uint8 [batch, height, width, 3] by the network itself, for any architecture."""
         inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
         if self._is_bgr:
             inputs = inputs.flip(1)
-        logits: torch.Tensor = self._model(pixel_values=inputs.to(self.dtype)).logits
-        return logits
+        return self._model(pixel_values=inputs.to(self.dtype)).logits
 
     def has_working_device(self) -> bool:
         """Return whether the device still computes.

@@ -75,6 +75,7 @@ class HotCall:
         self._codings: Sequence[bytes] = ()
         self._digests: Sequence[Digest] = ()
         self._is_admitted = False
+        request.memory = context.memory
         request.read_preferences()
 
     async def admit(self) -> None:

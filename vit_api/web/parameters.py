@@ -21,6 +21,8 @@ _SEPARATORS = re.compile(r"^amp;|[-_.\s\[\]?]", re.IGNORECASE)
 _SIMILARITY = 0.75
 """From 0 to 1, by difflib: that of two names of four letters of which one differs."""
 
+_WHOLE = re.compile(r"\+?([0-9]+)(?:\.0*)?")
+
 _SYNONYMS = dict.fromkeys(("k", "n", "limit", "count", "maxresults", "numlabels"), "top_k")
 """Names of the same parameter in other APIs, without separators."""
 
@@ -38,10 +40,10 @@ def collect(known: Collection[str], query: bytes, fields: Fields = ()) -> dict[s
     Args:
         known: The names of the parameters.
         query: The query string, as sent.
-        fields: What else has parameters, such as the fields of a form. Null stands for the default.
+        fields: What else has parameters, such as the fields of a form. Null and an empty text stand for the default.
 
     Raises:
-        BadRequest: A parameter has two values, or an unknown name looks like a known one.
+        BadRequest: A parameter has two values, is in an object, or an unknown name looks like a known one.
     """
     try:
         sent = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
@@ -51,13 +53,36 @@ def collect(known: Collection[str], query: bytes, fields: Fields = ()) -> dict[s
     for name, value in (*sent, *fields[:_MAX_FIELDS]):
         if name not in known:
             refuse_slip(name, known)
+            _refuse_nested(name, value, known)
             continue
-        # JSON has one type for numbers, and some languages write all with a fraction.
-        plain = int(value) if isinstance(value, float) and value.is_integer() else value
+        plain = _plain(value)
         if plain is not None and str(values.setdefault(name, plain)) != str(plain):
             shown = ", ".join(repr(one)[:_MAX_SHOWN] for one in (values[name], plain))
             raise BadRequest(f"'{name}' has more than one value: {shown}. Send it once.")
     return values
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as most clients write it; None for the empty text of a form's input that was not filled in.
+
+    JSON has one type for numbers, and some languages write all with a fraction, as text, too.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        whole = _WHOLE.fullmatch(text)
+        return whole[1] if whole else text or None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _refuse_nested(name: str, value: Any, known: Collection[str]) -> None:
+    """Refuse an object that has a known parameter, as in other APIs: ignoring it would silently apply a default.
+
+    Raises:
+        BadRequest: It has one.
+    """
+    inner = next((one for one in value if one in known), None) if isinstance(value, dict) else None
+    if inner is not None:
+        raise BadRequest(f"'{inner}' is in '{name[:_MAX_SHOWN]}'. Send it beside the image, not in an object.")
 
 
 def refuse_slip(name: str, known: Iterable[str]) -> None:

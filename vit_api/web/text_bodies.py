@@ -70,7 +70,9 @@ def load_object(body: bytes, example: str) -> dict[str, Any]:
     """
     # Base64 has none of these bytes. json.loads holds the GIL, so a long list would block every thread.
     if sum(map(body.count, (b"{", b"[", b'"', b","))) > _MAX_JSON_MARKS:
-        raise BadRequest(f"The JSON has more than an upload. Send {example}.")
+        raise BadRequest(
+            f"The JSON has more values than an upload needs, such as an array of numbers for its bytes. Send {example}."
+        )
     try:
         # Not strict: scripts put base64 with its line breaks between the quotes.
         document: Any = json.loads(body, strict=False, object_pairs_hook=_unique)

@@ -30,6 +30,9 @@ _MAX_FIELD_BYTES = 1024
 
 _DATA_URL = b"data:"
 _FORM_START = b"--"
+_DISPOSITION = b"content-disposition:"
+_NAMELESS = ": no part of it has a Content-Disposition with a name"
+_TEXTS = (b"text/", b"application/base64")
 _TEXT = re.compile(rb"\s*(data:.*|[A-Za-z0-9+/_=-][A-Za-z0-9+/_=\s-]{15,})", re.IGNORECASE | re.DOTALL)
 """The start of base64 or of a `data:` URL."""
 
@@ -142,7 +145,7 @@ class Uploads:
         )
 
     async def find_one(self, request: Request, field: str = "image") -> FoundUpload:
-        """Return the request's upload: a file of a form, base64 in JSON, or the body itself.
+        """Return the request's upload: a file of a form, base64 in JSON, or the body itself, or base64 as its text.
 
         Args:
             request: A request of any content type.
@@ -163,7 +166,7 @@ class Uploads:
         else:
             if body.startswith(_FORM_START):
                 _refuse_undeclared_form(body, media_type)
-            found = FoundUpload(body)
+            found = FoundUpload(await _bytes_of(request, body))
         self._check(found.data)
         return found
 
@@ -186,9 +189,9 @@ class Uploads:
         if len(files) == 1:
             return FoundUpload(_content_of(files[0]), fields)
         if not files:
-            raise BadRequest(
-                f"The form has no file{listed(name for name, _ in fields)}. Send the image in the form field 'file'."
-            )
+            is_nameless = _DISPOSITION not in body[:_MAX_FIELD_BYTES].lower()
+            found = _NAMELESS if is_nameless else listed(name for name, _ in fields)
+            raise BadRequest(f"The form has no file{found}. Send the image in the form field 'file'.")
         names = ", ".join(f"'{name[:64]}' ({count})" for name, count in Counter(file.name for file in files).items())
         raise BadRequest(
             f"The form must have exactly one file, in the field 'file', not {len(files)}. It has {names}."
@@ -245,6 +248,18 @@ def _content_of(file: FormPart) -> bytes:
     return file.content
 
 
+async def _bytes_of(request: Request, body: bytes) -> bytes:
+    """Return the bytes of a raw body; a canvas's `toDataURL()` and a file of base64 are posted as text."""
+    is_url = body[: len(_DATA_URL)].lower() == _DATA_URL
+    if not is_url and not (request.media_type.startswith(_TEXTS) and _TEXT.fullmatch(body[:_LEADING_SPACE])):
+        return body
+    return await parse_body(request, body, _decode_text)
+
+
+def _decode_text(body: bytes) -> bytes:
+    return decode_base64(body.decode("latin-1"), "body")
+
+
 async def parse_body(
     request: Request, body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES
 ) -> T:
@@ -284,7 +299,7 @@ def _is_wide(text: bytes) -> bool:
 
 def _refuse_undeclared_form(body: bytes, media_type: bytes) -> None:
     """Refuse a form that is sent as something else: its error as an image would not help."""
-    if b"content-disposition:" in body[:_MAX_FIELD_BYTES].lower():
+    if _DISPOSITION in body[:_MAX_FIELD_BYTES].lower():
         raise BadRequest(
             f"The body is a form, but Content-Type is {_shown(media_type)}. Don't set that header yourself: your HTTP"
             " library adds it with the boundary."

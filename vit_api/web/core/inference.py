@@ -269,7 +269,7 @@ class InferenceClient:
         except ViTError:
             for slot, _ in taken:
                 self._slots.release(slot)
-                self._shares.remove(caller.client)
+                self._shares.remove(caller)
             raise
         return taken
 
@@ -278,13 +278,13 @@ class InferenceClient:
         if not self._worker_board.takes_images():
             is_gone = self._worker_board.is_gone()
             raise WorkersGone(_GONE) if is_gone else NotReady("The model is still loading. Retry shortly.")
-        client, urgency = caller
-        has_share = self._shares.may_take(client, self._slots.free_count)
+        urgency = caller.urgency
+        has_share = self._shares.may_take(caller, self._slots.free_count)
         taken = self._slots.take(deadline, urgency, parts) if has_share else None
         if taken is None:
             wait_s = self._rates[urgency].seconds_for(self._counts[urgency])
             raise Overloaded(_FULL[urgency], wait_s)
-        self._shares.add(client)
+        self._shares.add(caller)
         return taken
 
     def _decode_into(self, slot: int, generation: int, job: _Job) -> None:
@@ -386,7 +386,7 @@ class InferenceClient:
         job = self._jobs.pop(slot, None)
         if job is None:  # taken by this process's predecessor, which died
             return
-        self._shares.remove(job.caller.client)
+        self._shares.remove(job.caller)
         self._rates[job.caller.urgency].add()
         self._counts[job.caller.urgency] -= 1
         if job.decode_s is not None:

@@ -70,6 +70,7 @@ class HealthResponse(_Body):
     model: str
     workers: int
     workers_ready: int
+    reason: str = Field("", description="Why the server is not ready, or degraded; empty otherwise")
 
 
 class WorkerInfo(_Body):

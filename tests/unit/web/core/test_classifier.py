@@ -153,7 +153,7 @@ async def test_long_answers_are_cleared() -> None:
 
 
 async def test_a_repeated_upload_is_a_hit() -> None:
-    """It gets the first prediction, without an answer of a worker."""
+    """It gets the first prediction, and no worker is asked."""
     bench = Bench()
     first, second = await bench.classify(b"a"), await bench.classify(b"a")
     assert (first.source, second.source) == (Source.MISS, Source.HIT)
@@ -165,7 +165,7 @@ async def test_a_repeated_upload_is_a_hit() -> None:
 
 
 async def test_a_hit_is_found_without_waiting() -> None:
-    """What is not cached is `classify`'s, and so is a long upload, which takes long to hash."""
+    """Uploads that are not cached, or take long to hash, are left to `classify`."""
     bench, long = Bench(), bytes(2**20)
     assert bench.classifier.find(b"a") is None
     assert await bench.sources(b"b", b"a", long) == ["miss"] * 3
@@ -177,7 +177,7 @@ async def test_a_hit_is_found_without_waiting() -> None:
 
 
 async def test_what_was_looked_for_is_hashed_once_and_no_other_upload_gets_its_key() -> None:
-    """Neither another upload that comes first, nor pixels of the same bytes."""
+    """The key is not used for another upload that comes first, nor for pixels of the same bytes."""
     bench, upload = Bench(), b"first"
     assert bench.classifier.find(upload) is None
     assert await bench.sources(b"other", upload, Pixels(upload)) == ["miss"] * 3
@@ -345,7 +345,7 @@ async def test_without_a_cache_every_upload_is_computed() -> None:
 
 @pytest.mark.parametrize("bypass_cache", [True, False])
 async def test_a_normal_caller_does_not_wait_for_a_low_computation(bypass_cache: bool) -> None:
-    """It has the upload computed in its own class."""
+    """It starts a computation in its own class."""
     bench = Bench()
     bench.model.gate.clear()
     low = asyncio.ensure_future(bench.classify(b"a", caller=_LOW, bypass_cache=bypass_cache))
@@ -360,7 +360,7 @@ async def test_a_normal_caller_does_not_wait_for_a_low_computation(bypass_cache:
 
 
 async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
-    """Their own computation, which may wait for long, is cancelled."""
+    """Their own computation, which may still wait for long, is cancelled."""
     bench = Bench()
     gates = {Urgency.LOW: asyncio.Event(), Urgency.NORMAL: asyncio.Event()}
     infer, cancelled = bench.model.infer, []
@@ -384,7 +384,7 @@ async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
 
 
 async def test_a_low_caller_may_wait_for_a_normal_computation() -> None:
-    """One that is in flight already is the faster one."""
+    """The one in flight will finish first."""
     bench = Bench()
     bench.model.gate.clear()
     tasks = [asyncio.ensure_future(bench.classify(b"a", caller=Caller(urgency=urgency))) for urgency in Urgency]
@@ -396,7 +396,7 @@ async def test_a_low_caller_may_wait_for_a_normal_computation() -> None:
 
 
 async def test_low_callers_share_a_computation() -> None:
-    """As others do; a hit is one for any urgency."""
+    """They do as callers of normal urgency do; a cached result is a hit for any urgency."""
     bench = Bench()
     bench.model.gate.clear()
     tasks = [asyncio.ensure_future(bench.classify(b"a", caller=_LOW)) for _ in range(3)]
@@ -408,7 +408,7 @@ async def test_low_callers_share_a_computation() -> None:
 
 
 async def test_a_settled_answer_must_not_be_older_than_a_caller_demands() -> None:
-    """What was found in the shared tier is no answer for a caller that bypasses it."""
+    """A result from the shared tier is not given to a caller that bypasses the cache."""
     shelf = Shelf()
     await Bench(shelf=shelf).classify(b"a")
     bench = Bench(shelf=shelf)
@@ -422,7 +422,7 @@ async def test_a_settled_answer_must_not_be_older_than_a_caller_demands() -> Non
 
 
 async def test_a_caller_that_waits_longer_extends_the_deadline() -> None:
-    """The workers must not skip an image for which another caller waits."""
+    """The workers must not skip an image that another caller is waiting for."""
     bench = Bench()
     bench.model.gate.clear()
     now = time.monotonic()
@@ -457,7 +457,7 @@ async def test_a_computation_that_gives_up_as_a_caller_joins() -> None:
 
 
 async def test_look_ups_are_timed() -> None:
-    """Those of hits and of misses."""
+    """Look-ups that find something and those that don't are both timed."""
     board = MetricsBoard(["http-0"], [LOOK_UP])
     writer = board.metrics_writer("http-0")
     tally = CacheTally(CacheBoard(1), 0)

@@ -164,7 +164,7 @@ class OpenInferenceRoutes:
         if infer_request.timeout_s is not None:
             request.limit_to(infer_request.timeout_s)
         if infer_request.urgency is not None:
-            request.urgency = infer_request.urgency
+            request.set_urgency(infer_request.urgency)
         request.timeline.parsed_at = time.monotonic()
         results, headers = await self._classify(request, infer_request, uploads)
         body, header_length = self._outputs.encode(infer_request, [result.prediction for result in results])
