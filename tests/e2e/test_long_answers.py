@@ -177,7 +177,7 @@ def test_worker_dies_between_the_answer_and_its_record(checkpoint: Path, tmp_pat
     command = [sys.executable, str(ROOT / "tests/support/dying_writer_server.py")]
     path = "/predict?top_k=all"
     with serve_by(command, tmp_path, {"PYTHONPATH": str(ROOT)}, model=checkpoint, host="127.0.0.1") as deadly:
-        response = deadly.predict(_PHOTO, path, timeout=60)
+        response = deadly.predict(_PHOTO, path)
     assert (tmp_path / "has_died").exists()
     assert response.status_code == 200
     found, wanted = _scores(response.json()), _scores(server.predict(_PHOTO, path).json())

@@ -14,5 +14,8 @@ _IMAGES = st.sampled_from([content for _, content in sorted(image_files().items(
 
 schemathesis.openapi.format("binary", _IMAGES.map(Binary))
 schemathesis.openapi.format("byte", _IMAGES.map(lambda content: base64.b64encode(content).decode()))
+schemathesis.openapi.format(
+    "data-url", _IMAGES.map(lambda content: f"data:image/png;base64,{base64.b64encode(content).decode()}")
+)
 for media_type in ("application/octet-stream", "image/*"):
     schemathesis.openapi.media_type(media_type, _IMAGES)

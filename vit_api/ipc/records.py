@@ -143,7 +143,7 @@ class Prediction(NamedTuple):
 
     @classmethod
     def _unpack_long(cls, data: bytes) -> Prediction:
-        if packed_size(data) != len(data):
+        if not data or packed_size(data) != len(data):
             raise ValueError("not a packed prediction")
         _, count, dimensions, top_probability = _LONG.unpack_from(data)
         numbers = struct.unpack_from(f"<{count}I{count}f", data, _LONG.size)

@@ -22,7 +22,7 @@ def normalise(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
-class Head:
+class ClassifierHead:
     """Read what the last layer of a classifier gets, during its forward pass.
 
     Args:
@@ -43,7 +43,7 @@ class Head:
         return seen[0].flatten(1), logits
 
 
-def find_head(network: nn.Module, forward: Callable[[], Tensor]) -> Head | None:
+def find_head(network: nn.Module, forward: Callable[[], Tensor]) -> ClassifierHead | None:
     """Return the last layer of a classifier: the linear one, or 1x1 convolution, that returns its logits.
 
     Of a classifier with several such layers, as a distilled DeiT, whose logits are their average, it is the first.
@@ -74,7 +74,7 @@ def find_head(network: nn.Module, forward: Callable[[], Tensor]) -> Head | None:
     for module, x, _ in [*reversed(same), *of_head]:
         dimensions = x[0].numel()
         if dimensions <= MAX_EMBEDDING and dimensions in x.shape[1:]:
-            return Head(module)
+            return ClassifierHead(module)
     return None
 
 

@@ -20,7 +20,7 @@ from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, MAX_TOP_K, Prediction
 from vit_api.model import cuda_graphs
 from vit_api.model.cuda_graphs import Network
-from vit_api.model.embeddings import Head, black, find_head, normalise
+from vit_api.model.embeddings import ClassifierHead, black, find_head, normalise
 from vit_api.model.engines import (
     Engine,
     batch_sizes,
@@ -222,7 +222,7 @@ class VisionModel:
         return normalise(features), pack(logits, top_k)
 
     @functools.cached_property
-    def _head(self) -> Head | None:
+    def _head(self) -> ClassifierHead | None:
         """The layer whose input is the embedding."""
         assert isinstance(self._model, torch.nn.Module)  # as every image classifier is
         head = find_head(self._model, lambda: self._unfused(black(self.pixel_shape, self.device)))

@@ -158,7 +158,7 @@ def test_printable() -> None:
     "arguments",
     [
         pytest.param([], id="no files"),
-        pytest.param(["x.png", "--top-k", "21"], id="top-k"),
+        pytest.param(["x.png", "--top-k", "0"], id="top-k"),
         pytest.param(["x.png", "--concurrency", "0"], id="concurrency"),
         pytest.param(["x.png", "--url", "ftp://host"], id="url"),
         pytest.param(["x.png", "--url", "http://host", "--model", "digits"], id="url and model"),
@@ -311,7 +311,7 @@ class FakeApi:
     def has_working_device(self) -> bool:
         return not self.is_broken
 
-    def encode_response(self, output: records.Prediction, *, top_k: int) -> dict[str, Any]:
+    def encode_response(self, output: records.Prediction, **_: Any) -> dict[str, Any]:
         return {"predictions": [{"label": str(output.indices[0]), "confidence": output.top_probability}]}
 
 

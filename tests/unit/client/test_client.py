@@ -102,8 +102,34 @@ def test_connections_are_reused() -> None:
         assert server.connections == 1
 
 
-@pytest.mark.parametrize("top_k", [0, 21, -1])
-async def test_top_k_out_of_range_raises(driver: Driver, top_k: int) -> None:
+@pytest.mark.parametrize(
+    ("options", "query"),
+    [
+        pytest.param({}, "top_k=5", id="default"),
+        pytest.param({"top_k": "all"}, "top_k=all", id="all"),
+        pytest.param({"top_k": 1000}, "top_k=1000", id="many"),
+        pytest.param({"threshold": 0.5}, "threshold=0.5", id="threshold alone"),
+        pytest.param({"threshold": 0, "top_k": 3, "frames": 2}, "top_k=3&threshold=0&frames=2", id="all options"),
+    ],
+)
+async def test_options_are_sent(driver: Driver, options: dict[str, Any], query: str) -> None:
+    """Each option is a parameter; a threshold alone leaves the number of classes to the server."""
+    with scripted(ok()) as server:
+        await driver.classify(server.url, **options)
+    (request,) = server.requests
+    assert request.line == f"POST /predict?{query} HTTP/1.1"
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+async def test_threshold_out_of_range_raises(driver: Driver, threshold: float) -> None:
+    """Nothing is sent."""
+    with scripted() as server, pytest.raises(ValueError, match="threshold"):
+        await driver.classify(server.url, threshold=threshold)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("top_k", [0, -1, "ALL", "5"])
+async def test_top_k_out_of_range_raises(driver: Driver, top_k: int | str) -> None:
     """It raises before anything is sent."""
     with scripted() as server, pytest.raises(ValueError, match="top_k"):
         await driver.classify(server.url, top_k=top_k)

@@ -12,12 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_api.ipc.records import (
+    ALL_CLASSES,
+    EMBEDDING,
     MAX_TOP_K,
+    PACKED_PREDICTION_BYTES,
     AnswerRecord,
     Prediction,
     RecordPipe,
     RequestRecord,
     Status,
+    max_packed_size,
+    packed_size,
     unpack_answers,
     unpack_requests,
 )
@@ -125,3 +130,51 @@ def test_an_unreferenced_pipe_is_closed() -> None:
         RecordPipe.for_requests(1)
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+_LONG = st.builds(
+    lambda pairs, top, embedding: Prediction(
+        tuple(i for i, _ in pairs), tuple(logit for _, logit in pairs), top, b"".join(embedding)
+    ),
+    st.lists(st.tuples(_U32, st.floats(-1e4, 1e4, width=32)), max_size=3 * MAX_TOP_K),
+    st.floats(0, 1, width=32),
+    st.lists(st.binary(min_size=4, max_size=4), max_size=40),
+)
+
+
+@given(_LONG)
+def test_predictions_of_any_length_survive_packing(prediction: Prediction) -> None:
+    """Unpacking gives an equal one; its size can be told from its start, whatever follows it."""
+    packed = prediction.pack()
+    assert Prediction.unpack(packed) == prediction
+    assert packed_size(packed) == packed_size(packed + bytes(9)) == len(packed)
+    assert len(packed) <= max(PACKED_PREDICTION_BYTES, max_packed_size(len(prediction.indices), 40))
+    assert prediction.is_long == (len(packed) != PACKED_PREDICTION_BYTES or bool(prediction.embedding))
+
+
+@given(_LONG, st.integers(1, 500))
+def test_a_cut_prediction_is_refused(prediction: Prediction, cut: int) -> None:
+    """What is incomplete never becomes a shorter answer."""
+    packed = prediction.pack()
+    with pytest.raises(ValueError, match="not a packed prediction"):
+        Prediction.unpack(packed[:-cut])
+
+
+@given(_LONG)
+def test_a_record_has_the_start_of_a_long_answer(prediction: Prediction) -> None:
+    """The record has the most probable classes, and the length of the rest."""
+    record = AnswerRecord(1, 2, Status.OK, prediction, long_bytes=len(prediction.pack()))
+    (found,) = unpack_answers(record.pack())
+    assert found.prediction == prediction.with_parts(0)
+    assert found.long_bytes == len(prediction.pack())
+
+
+@given(_LONG)
+def test_parts(prediction: Prediction) -> None:
+    """A caller gets the parts that it wants, and no others."""
+    for parts in (0, ALL_CLASSES, EMBEDDING, ALL_CLASSES | EMBEDDING):
+        found = prediction.with_parts(parts)
+        wanted = len(prediction.indices) if parts & ALL_CLASSES else MAX_TOP_K
+        assert found.indices == prediction.indices[:wanted]
+        assert found.logits == prediction.logits[:wanted]
+        assert found.embedding == (prediction.embedding if parts & EMBEDDING else b"")

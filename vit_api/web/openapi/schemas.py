@@ -60,6 +60,21 @@ class ErrorResponse(_Body):
     request_id: str
 
 
+class OpenAIError(_Body):
+    """What is wrong, in OpenAI's form."""
+
+    message: str = Field(description="What is wrong and what to do")
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None
+    code: str = Field(description="A stable, machine-readable error code", examples=["bad_image"])
+
+
+class OpenAIErrorResponse(_Body):
+    """Why a request failed, in OpenAI's form; the request id is in `x-request-id`."""
+
+    error: OpenAIError
+
+
 class HealthResponse(_Body):
     """Whether the server accepts requests."""
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from vit_api.errors import BadRequest, UnsupportedOutput, ViTError
 from vit_api.ipc.records import EMBEDDING, Prediction
-from vit_api.web.openapi.descriptions import FAILURES, URGENCY
+from vit_api.web.openapi.descriptions import URGENCY
 from vit_api.web.parameters import parse_integer
-from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, error_body, find_images
+from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images
 from vit_api.web.protocols.results import NO_EMBEDDING, UploadClassifier, classify_several
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
@@ -33,7 +33,6 @@ _CONTENT = {
                 INPUT: INPUT_SCHEMA,
                 "model": {"type": "string", "description": "Ignored"},
                 "encoding_format": {"enum": list(_FORMATS), "default": _FORMATS[0]},
-                "dimensions": {"type": "integer", "description": "None but the model's number of dimensions"},
             },
         }
     }
@@ -62,7 +61,7 @@ class EmbeddingRoutes:
             "Embed 1 to 32 images as OpenAI's API does: `data:` URLs in, vectors of length 1 out.",
             _CONTENT,
             URGENCY,
-            FAILURES,
+            OPENAI_FAILURES,
             dict[str, Any],
         )
         limit = self._uploads.limit_of_json

@@ -10,6 +10,8 @@ from typing import Any
 
 from vit_api.decoding.uploads import decode_base64
 from vit_api.errors import BadRequest, InternalError, RateLimited, ViTError
+from vit_api.web.openapi.descriptions import FAILURES
+from vit_api.web.openapi.schemas import OpenAIErrorResponse
 from vit_api.web.parameters import refuse_slip
 from vit_api.web.responses import to_json
 from vit_api.web.text_bodies import kind_of, load_object
@@ -20,15 +22,24 @@ _EXAMPLE = '{"input": [{"type": "image_url", "image_url": {"url": "data:image/pn
 _SCHEMES = ("http://", "https://")
 _MAX_SHOWN = 64
 
+_DATA_URL_SCHEMA = {"type": "string", "format": "data-url", "description": "A `data:` URL"}
+
+OPENAI_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {**described, "model": OpenAIErrorResponse} for status, described in FAILURES.items()
+}
+"""The failures of all routes that classify, in OpenAI's form."""
+
 INPUT_SCHEMA: dict[str, Any] = {
     "description": "Images as `data:` URLs: one or several strings, or objects of the type `image_url`",
     "anyOf": [
-        {"type": "string", "description": "A `data:` URL"},
+        _DATA_URL_SCHEMA,
         {
             "type": "array",
+            "minItems": 1,
+            "maxItems": 32,
             "items": {
                 "anyOf": [
-                    {"type": "string", "description": "A `data:` URL"},
+                    _DATA_URL_SCHEMA,
                     {
                         "type": "object",
                         "required": ["type", "image_url"],
@@ -37,7 +48,7 @@ INPUT_SCHEMA: dict[str, Any] = {
                             "image_url": {
                                 "type": "object",
                                 "required": ["url"],
-                                "properties": {"url": {"type": "string", "description": "A `data:` URL"}},
+                                "properties": {"url": _DATA_URL_SCHEMA},
                             },
                         },
                     },

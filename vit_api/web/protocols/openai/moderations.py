@@ -11,8 +11,8 @@ from vit_api.categories import CATEGORIES, Categories
 from vit_api.errors import ViTError
 from vit_api.ipc.records import ALL_CLASSES, MAX_TOP_K, Prediction
 from vit_api.thresholds import OTHERS, SCORE_DIGITS, Thresholds
-from vit_api.web.openapi.descriptions import FAILURES, URGENCY
-from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, error_body, find_images
+from vit_api.web.openapi.descriptions import URGENCY
+from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images
 from vit_api.web.protocols.results import UploadClassifier, classify_several
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
@@ -73,7 +73,7 @@ class ModerationRoutes:
             "Moderate 1 to 32 images as OpenAI's API does: `data:` URLs in, flagged categories out.",
             _CONTENT,
             URGENCY,
-            FAILURES,
+            OPENAI_FAILURES,
             dict[str, Any],
         )
         limit = self._uploads.limit_of_json
