@@ -91,6 +91,7 @@ class Application:
             workers_per_device=self._settings.workers_per_device,
             configure_logging=_logging(self._settings),
             serve_http=self._serve_http(os.getpid()),
+            passes_hangup=self._settings.has_decision_log_file,
         )
 
     def supervisor(self, start_http: StartProcess, start_worker: StartProcess) -> Supervisor:

@@ -26,6 +26,8 @@ _REQUEST = struct.Struct("<II")
 _ANSWER = struct.Struct(f"<IIBBHfff{MAX_TOP_K}I{MAX_TOP_K}f")
 _PREDICTION = struct.Struct(f"<Bf{MAX_TOP_K}I{MAX_TOP_K}f")
 PACKED_PREDICTION_BYTES = _PREDICTION.size
+_TOP = struct.Struct(f"<BfI{(MAX_TOP_K - 1) * 4}xf")
+"""The start of a packed prediction: the number of classes, the top probability, the top class and its logit."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -101,6 +103,17 @@ class Prediction(NamedTuple):
             raise ValueError("not a packed prediction")
         count, top_probability, *top = _PREDICTION.unpack(data)
         return cls(tuple(top[:count]), tuple(top[MAX_TOP_K : MAX_TOP_K + count]), top_probability)
+
+
+def top_of(packed: bytes, *, sigmoid: bool) -> tuple[int, float]:
+    """Return the most probable class of a packed prediction and its probability, without unpacking the others.
+
+    Args:
+        packed: A prediction of at least one class.
+        sigmoid: Whether the model's probabilities are by a sigmoid.
+    """
+    _, top_probability, index, logit = _TOP.unpack_from(packed)
+    return index, _sigmoid(logit) if sigmoid else top_probability
 
 
 NO_PREDICTION = Prediction((), (), 0.0)

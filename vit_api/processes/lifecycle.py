@@ -60,13 +60,16 @@ def die_with_parent(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[socket.socket]:
-    """Turn SIGINT and SIGTERM into bytes on the socket that this yields, for the duration of the context."""
+def stop_signals(*others: signal.Signals) -> Iterator[socket.socket]:
+    """Turn SIGINT, SIGTERM and others into bytes on the socket that this yields, for the duration of the context.
+
+    Each byte is the number of the signal.
+    """
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
     previous_fd = signal.set_wakeup_fd(writer.fileno())
-    previous = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, lambda *_: None) for number in (*STOP_SIGNALS, *others)}
     try:
         yield reader
     finally:

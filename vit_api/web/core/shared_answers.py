@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vit_api.ipc.answer_table import AnswerTable, RegionWriter
 from vit_api.ipc.cache_board import CacheTally
-from vit_api.web.core.classifier_result import CachedPrediction
+from vit_api.web.core.classifier_result import CachedPrediction, Tier
 
 
 class SharedAnswers:
@@ -34,7 +34,7 @@ class SharedAnswers:
         if answer is None:
             return None
         self._tally.add("shared_hits")
-        return CachedPrediction.from_packed(answer.value), answer.expires_at
+        return CachedPrediction.from_packed(answer.value, Tier.SHARED), answer.expires_at
 
     def put(self, key: bytes, value: CachedPrediction, expires_at: float, epoch: int) -> None:
         """Publish a prediction to all HTTP processes."""
