@@ -31,7 +31,9 @@ _MAX_LABEL_CHARACTERS = 100
 OTHER_CLASSES = "other"
 """The label of the rest."""
 
-ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer")
+EMBEDDINGS = "/v1/embeddings"
+
+ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer", "/v1/moderations", EMBEDDINGS)
 
 CLIENT_LEFT = 499
 """Status recorded for a request whose client disconnected before the response; nginx's number, not HTTP's."""
@@ -164,7 +166,7 @@ MODEL_DURATION = _histogram(
 )
 
 # Recorded by the main process.
-HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that died and were replaced")
+HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that ended unexpectedly and were replaced")
 
 COUNTED = (
     REQUESTS,
@@ -226,7 +228,9 @@ SLOTS = _gauge("inference_slots", "Queue slots by state", "state")
 WORKERS = _gauge("inference_workers", "Workers by state", "state")
 READY = _gauge("inference_ready", "1 if the server accepts requests, as /health/ready reports")
 STARTUP = _gauge("inference_worker_startup_seconds", "Time the worker's last start took until it was ready", "worker")
-WORKER_RESTARTS = _read_counter("inference_worker_restarts_total", "Times a worker died and was replaced", "worker")
+WORKER_RESTARTS = _read_counter(
+    "inference_worker_restarts_total", "Times a worker ended unexpectedly and was replaced", "worker"
+)
 IMAGES = _read_counter("inference_images_total", "Images processed by the model", "worker")
 MODEL_INFO = _gauge(
     "inference_model_info",

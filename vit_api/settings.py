@@ -15,6 +15,7 @@ from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
+from vit_api.categories import Categories
 from vit_api.cores import available_cores
 from vit_api.thresholds import Thresholds
 
@@ -207,6 +208,13 @@ class Settings(BaseSettings):
             "file with it; * stands for all other labels"
         ),
     ] = None
+    categories: Annotated[
+        str | None,
+        Field(
+            description='Categories of /v1/moderations that labels belong to: JSON such as {"nsfw": "sexual"}, or the '
+            "path of a file with it; default: each label is a category"
+        ),
+    ] = None
     redis_url: Annotated[
         SecretStr | None,
         Field(description="Redis to share the cache and the rate limits through: redis://, rediss:// or unix://"),
@@ -317,6 +325,13 @@ class Settings(BaseSettings):
     def _check_thresholds(cls, value: str | None) -> str | None:
         if value is not None:
             Thresholds.load(value)
+        return value
+
+    @field_validator("categories")
+    @classmethod
+    def _check_categories(cls, value: str | None) -> str | None:
+        if value is not None:
+            Categories.load(value)
         return value
 
     @field_validator("redis_url")

@@ -7,9 +7,9 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
+
+from vit_api.label_map import MAX_SHOWN, LabelMapError, check_labels, read_label_map
 
 OTHERS = "*"
 """Stands for every label that has no threshold of its own."""
@@ -18,12 +18,10 @@ SCORE_DIGITS = 6
 """Decimals of a score in responses."""
 
 _DIGEST_CHARACTERS = 16
-_MAX_SHOWN = 64
-_MAX_FILE_BYTES = 2**24
+_EXAMPLE = '{"nsfw": 0.85, "*": 0.5}'
 
-
-class ThresholdsError(ValueError):
-    """Thresholds can't be read, or do not fit the model."""
+ThresholdsError = LabelMapError
+"""Thresholds can't be read, or do not fit the model."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,15 @@ class Thresholds:
         Raises:
             ThresholdsError: They can't be read, a value is not a number from 0 to 1, or the model lacks a label.
         """
-        thresholds = cls({name: _score_of(name, value) for name, value in _read(text).items()})
+        thresholds = cls({name: _score_of(name, value) for name, value in read_label_map(text, _EXAMPLE).items()})
         if labels is not None:
-            _check_labels(thresholds.by_label, labels)
+            check_labels(thresholds.by_label, labels, OTHERS)
         return thresholds
+
+    @property
+    def lowest(self) -> float:
+        """The lowest threshold of any label."""
+        return min(self.by_label.values())
 
     def of(self, label: str) -> float:
         """Return a label's threshold; infinity if it is never flagged."""
@@ -82,51 +85,7 @@ class Thresholds:
         return any(map(self.flags, labels, scores))
 
 
-def _read(text: str) -> dict[str, Any]:
-    source = text.strip()
-    if not source.startswith("{"):
-        source = _read_file(source)
-    try:
-        document = json.loads(source, object_pairs_hook=_unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ThresholdsError(f"The JSON of the thresholds is malformed: {error}") from None
-    if not isinstance(document, dict) or not document:
-        raise ThresholdsError('Input should be an object of JSON such as {"nsfw": 0.85, "*": 0.5}')
-    return document
-
-
-def _read_file(path: str) -> str:
-    try:
-        with Path(path).expanduser().open(encoding="utf-8-sig") as file:
-            return file.read(_MAX_FILE_BYTES)
-    except (OSError, RuntimeError, ValueError) as error:  # a name with a NUL, a file that is not UTF-8
-        reason = getattr(error, "strerror", None) or error
-        raise ThresholdsError(
-            f'Input should be JSON such as {{"nsfw": 0.85, "*": 0.5}}, or the path of a file with it ({reason})'
-        ) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; of a repeated name, one value would be ignored in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ThresholdsError(f"The label {repeated[:_MAX_SHOWN]!r} has more than one threshold")
-    return found
-
-
 def _score_of(label: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ThresholdsError(f"The threshold of {label[:_MAX_SHOWN]!r} should be a number from 0 to 1")
+        raise ThresholdsError(f"The threshold of {label[:MAX_SHOWN]!r} should be a number from 0 to 1")
     return float(value)
-
-
-def _check_labels(named: Collection[str], labels: Collection[str]) -> None:
-    """Refuse labels that the model does not have: with a slip, nothing would ever be flagged."""
-    known = set(labels)
-    for name in named:
-        if name not in known and name != OTHERS:
-            near = get_close_matches(name, known, 1)
-            hint = f" Did you mean {near[0][:_MAX_SHOWN]!r}?" if near else ""
-            raise ThresholdsError(f"The model has no label {name[:_MAX_SHOWN]!r}.{hint}")

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from vit_api import metrics
 from vit_api.ipc.metrics_board import Counter
 from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.observers.decisions.decision import Answered, size_of
@@ -122,6 +123,8 @@ class DecisionLog:
 
     def observe(self, exchange: Exchange) -> None:
         """Queue the decisions of a request, or drop them if the queue is full."""
+        if exchange.request.endpoint == metrics.EMBEDDINGS:  # its answers have no labels
+            return
         results = [outcome for outcome in exchange.outcomes if isinstance(outcome, ClassifierResult)]
         if not results or (self._sample < 1 and random.random() >= self._sample):
             return
