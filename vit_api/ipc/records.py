@@ -40,6 +40,7 @@ _NUMBER_BYTES = 4
 PACKED_PREDICTION_BYTES = _PREDICTION.size
 _TOP = struct.Struct(f"<BfI{(MAX_TOP_K - 1) * 4}xf")
 """The start of a packed prediction: the number of classes, the top probability, the top class and its logit."""
+_UNPACK_TOP = _TOP.unpack_from
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -179,7 +180,7 @@ def top_of(packed: bytes, *, sigmoid: bool) -> tuple[int, float]:
         _, count, _, top_probability = _LONG.unpack_from(packed)
         index, logit = struct.unpack_from(f"<I{(count - 1) * _NUMBER_BYTES}xf", packed, _LONG.size)
     else:
-        _, top_probability, index, logit = _TOP.unpack_from(packed)
+        _, top_probability, index, logit = _UNPACK_TOP(packed)
     return index, _sigmoid(logit) if sigmoid else top_probability
 
 

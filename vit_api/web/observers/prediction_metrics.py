@@ -5,11 +5,13 @@ An image from a cache counts as well, since its client gets the same answer.
 
 from __future__ import annotations
 
+import itertools
+
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.metrics_board import Counter, MetricsWriter
 from vit_api.ipc.records import top_of
-from vit_api.thresholds import Thresholds
+from vit_api.thresholds import SCORE_DIGITS, Thresholds
 from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.observers.exchange import Exchange
 
@@ -26,17 +28,23 @@ class FlaggedLabels:
         self._labels = checkpoint.labels
         self._has_sigmoid = checkpoint.has_sigmoid
         self._thresholds = thresholds
+        self._below = thresholds.lowest - 10**-SCORE_DIGITS  # no score below is flagged, however it is rounded
 
-    def of(self, result: ClassifierResult) -> tuple[int, ...]:
-        """Return the indices of the flagged classes of a result."""
-        flagged = result.cached.flagged
-        if flagged is None:
+    def find(self, result: ClassifierResult, top_score: float) -> tuple[int, ...]:
+        """Return the indices of the flagged classes of a result, and keep them with its cached prediction.
+
+        Args:
+            result: The result.
+            top_score: The score of its most probable class.
+        """
+        flagged: tuple[int, ...] = ()
+        if top_score >= self._below:
             prediction = result.prediction
             scores = prediction.scores(sigmoid=self._has_sigmoid)
-            flags, labels = self._thresholds.flags, self._labels
-            found = zip(prediction.indices, scores, strict=True)
-            flagged = tuple([index for index, score in found if flags(labels[index], score)])
-            result.cached.flagged = flagged
+            flags, labels, below = self._thresholds.flags, self._labels, self._below
+            likely = itertools.takewhile(lambda one: one[1] >= below, zip(prediction.indices, scores, strict=True))
+            flagged = tuple([index for index, score in likely if flags(labels[index], score)])
+        result.cached.flagged = flagged
         return flagged
 
 
@@ -70,8 +78,9 @@ class PredictionMetrics:
             self._predictions[index].add()
             self._confidence.observe(confidence)
             if self._flagged is not None:
-                for flagged in self._flagged.of(outcome):
-                    self._flags[flagged].add()
+                flagged = outcome.cached.flagged
+                for one in self._flagged.find(outcome, confidence) if flagged is None else flagged:
+                    self._flags[one].add()
 
 
 def _by_class(metrics_writer: MetricsWriter, metric: metrics.Metric, labels: tuple[str, ...]) -> list[Counter]:

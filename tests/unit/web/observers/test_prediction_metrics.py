@@ -60,3 +60,12 @@ def test_the_first_hundred_labels_have_series() -> None:
         observer.observe(exchange_of(miss(scores_of(*ranked))))
     assert _counts(board, metrics.PREDICTIONS) == {"crane": 2, "label 97": 1, "other": 2}
     assert len(board.totals(metrics.PREDICTIONS)) == metrics.MAX_CLASS_LABELS - 1 + 1
+
+
+def test_flags_follow_the_rounding_of_responses() -> None:
+    """A score that is rounded up to its threshold is flagged, as in responses."""
+    checkpoint = checkpoint_of("a", "b", has_sigmoid=True)
+    flagged = FlaggedLabels(checkpoint, Thresholds({"a": 0.5}))
+    result = miss(scores_of(0.4999996, 0.2, sigmoid=True))
+    assert flagged.find(result, 0.4999996) == (0,) == result.cached.flagged
+    assert flagged.find(miss(scores_of(0.4, 0.2, sigmoid=True)), 0.4) == ()
