@@ -22,12 +22,15 @@ restart of a process. With `VIT_API_API_KEYS` a scraper needs a key, unless `VIT
 """
 
 _PARTS = (
-    ("Requests and the model", (*metrics.COUNTED, *metrics.SERVER)),
+    ("Requests and the model", (*metrics.COUNTED, *metrics.MODERATION, *metrics.SERVER)),
     ("Cache", (*metrics.CACHE, *metrics.REDIS)),
     ("Processes", metrics.PROCESS),
     ("GPUs", metrics.GPU),
 )
 _NOTES = {
+    "Requests and the model": "`inference_flagged_total` is only present with `VIT_API_THRESHOLDS`. A `label` without "
+    f"known values is the name of a class: the model's first {metrics.MAX_CLASS_LABELS} have series of their own, the "
+    f"others share `{metrics.OTHER_CLASSES}`.",
     "Cache": "Not present with `VIT_API_CACHE_SIZE=0`. Those of Redis are only present with `VIT_API_REDIS_URL`.",
     "Processes": "`process` is `main`, `http-0`, `http-1` and so on, or `worker-0` and so on.",
     "GPUs": "Only present on a GPU whose driver reports them.",
@@ -41,8 +44,9 @@ def page() -> str:
         note = f"{_NOTES[title]}\n\n" if title in _NOTES else ""
         parts.append(f"## {title}\n\n{note}{_table(members)}")
     ends = ", ".join(f"{end:g}" for end in metrics.TIMES_S)
+    confidences = ", ".join(f"{end:g}" for end in metrics.CONFIDENCES)
     sizes = ", ".join(f"{end:g}" for end in metrics.SIZES)
-    parts.append(f"## Buckets\n\nDurations, in seconds: {ends}. Batch sizes: {sizes}.\n")
+    parts.append(f"## Buckets\n\nDurations, in seconds: {ends}. Batch sizes: {sizes}. Confidences:\n{confidences}.\n")
     values = (f"- `{label}`: {', '.join(f'`{value}`' for value in known)}" for label, known in _labels().items())
     parts.append("## Labels\n\n" + "\n".join(values) + "\n")
     return "\n".join(parts)
@@ -62,7 +66,7 @@ def _labels() -> dict[str, tuple[str, ...]]:
     known: dict[str, tuple[str, ...]] = {}
     for metric in metrics.COUNTED:
         known |= zip(metric.labels, metric.values, strict=True)
-    return known
+    return {label: values for label, values in known.items() if values}
 
 
 if __name__ == "__main__":

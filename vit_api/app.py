@@ -25,7 +25,7 @@ from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.service_manager import ServerStatus, ServiceManager
-from vit_api.processes.signals import exit_on_signals
+from vit_api.processes.signals import exit_on_signals, ignore_hangups
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
 from vit_api.shared import SettingError, Shared
@@ -103,6 +103,7 @@ class Application:
             workers_per_device=self._settings.workers_per_device,
             configure_logging=_logging(self._settings),
             serve_http=self._serve_http(os.getpid()),
+            passes_hangup=self._settings.has_decision_log_file,
         )
 
     def supervisor(self, start_http: StartProcess, start_worker: StartProcess) -> Supervisor:
@@ -181,6 +182,8 @@ def run(
 ) -> None:
     """Run the rest of a server that has begun to start; exit when it has stopped."""
     settings, early = started.settings, started.early
+    if settings.has_decision_log_file:
+        ignore_hangups()
     if settings.traces and not is_installed():
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     early.enter(Phase.FETCHING)

@@ -5,8 +5,10 @@ Names and units follow Prometheus' conventions: seconds and bytes, and counters 
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vit_api.errors import ViTError
@@ -18,7 +20,20 @@ TIMES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0)
 """Upper bounds of the buckets for batch sizes, in images."""
 
-ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer", "/v1/moderations", "/v1/embeddings")
+CONFIDENCES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""Upper bounds of the buckets for confidences."""
+
+MAX_CLASS_LABELS = 100
+"""Classes of the model that have series of their own, the first ones; the rest share one."""
+
+_MAX_LABEL_CHARACTERS = 100
+
+OTHER_CLASSES = "other"
+"""The label of the rest."""
+
+EMBEDDINGS = "/v1/embeddings"
+
+ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer", "/v1/moderations", EMBEDDINGS)
 
 CLIENT_LEFT = 499
 """Status recorded for a request whose client disconnected before the response; nginx's number, not HTTP's."""
@@ -109,6 +124,28 @@ DECODE = _histogram("inference_decode_seconds", "Time to decode an image, withou
 EVICTED = _counter(
     "inference_http_evicted_total", "Connections closed, the idlest first, because file descriptors ran out"
 )
+PREDICTIONS = _counter(
+    "inference_predictions_total",
+    "Answered images, cache hits included, by the most probable class",
+    label=(),
+)
+TOP_CONFIDENCE = _histogram(
+    "inference_top_confidence", "Confidence of the most probable class of an answered image", CONFIDENCES
+)
+FLAGGED = _counter(
+    "inference_flagged_total",
+    "Labels at or above their threshold in answered images, cache hits included; an image may count for several",
+    label=(),
+)
+DECISIONS_WRITTEN = _counter("decision_log_written_total", "Decisions that were written to the decision log")
+DECISIONS_DROPPED = _counter(
+    "decision_log_dropped_total",
+    "Decisions that were not logged: the queue was full, the receiver refused them, or the server stopped",
+    cause=("full", "refused", "stopped"),
+)
+DECISION_FAILURES = _counter(
+    "decision_log_failures_total", "Attempts to write to the decision log that failed; they are repeated"
+)
 
 # Recorded by the workers.
 QUEUE_WAIT = _histogram(
@@ -140,6 +177,11 @@ COUNTED = (
     LOOK_UP,
     DECODE,
     EVICTED,
+    PREDICTIONS,
+    TOP_CONFIDENCE,
+    DECISIONS_WRITTEN,
+    DECISIONS_DROPPED,
+    DECISION_FAILURES,
     QUEUE_WAIT,
     SKIPPED,
     BATCH_SIZE,
@@ -148,6 +190,30 @@ COUNTED = (
     HTTP_RESTARTS,
 )
 """Metrics with cells in shared memory; all others are read from their source at each scrape."""
+
+MODERATION = (FLAGGED,)
+"""Metrics with cells in shared memory if labels have thresholds."""
+
+
+def class_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the label of each class of a model in the metrics; classes with one name share it."""
+    own = [label[:_MAX_LABEL_CHARACTERS] for label in labels[:MAX_CLASS_LABELS]]
+    return (*own, *[OTHER_CLASSES] * (len(labels) - len(own)))
+
+
+def counted_for(labels: Sequence[str], *, has_thresholds: bool) -> tuple[Metric, ...]:
+    """Return the metrics with cells in shared memory of a server.
+
+    Args:
+        labels: The classes of its model.
+        has_thresholds: Whether labels have thresholds.
+    """
+    known = tuple(dict.fromkeys(class_labels(labels)))
+    counted = (*COUNTED, *MODERATION) if has_thresholds else COUNTED
+    return tuple(
+        dataclasses.replace(metric, values=(known,)) if metric in (PREDICTIONS, FLAGGED) else metric
+        for metric in counted
+    )
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Metric:
@@ -224,4 +290,4 @@ CACHE = (
 REDIS = (REDIS_UP, REDIS_HITS, REDIS_MISSES, REDIS_REJECTED, REDIS_FAILURES, REDIS_SKIPPED)
 SERVER = (SLOTS, WORKERS, READY, STARTUP, WORKER_RESTARTS, IMAGES, MODEL_INFO, VERSION_INFO)
 
-ALL = (*COUNTED, *SERVER, *CACHE, *REDIS, *PROCESS, *GPU)
+ALL = (*COUNTED, *MODERATION, *SERVER, *CACHE, *REDIS, *PROCESS, *GPU)

@@ -267,6 +267,16 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["text", "json"], Field(description="Format of log lines: plain text, or one JSON object per line")
     ] = "text"
+    decision_log: Annotated[
+        SecretStr | None,
+        Field(
+            description="Where each answer is logged: a file, a JSON object per line, or an https:// URL that gets "
+            "CloudEvents; see docs/moderation.md"
+        ),
+    ] = None
+    decision_sample: Annotated[
+        float, Field(ge=0, le=1, description="Fraction of the requests that are in the decision log")
+    ] = 1.0
     access_log: Annotated[bool, Field(description="Log one line per request")] = False
     traces: Annotated[
         bool,
@@ -339,6 +349,13 @@ class Settings(BaseSettings):
             _check_redis_url(value.get_secret_value())
         return value
 
+    @field_validator("decision_log")
+    @classmethod
+    def _check_decision_log(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_log_target(value.get_secret_value())
+        return value
+
     @model_validator(mode="after")
     def _check_redis(self) -> Settings:
         if self.redis_url is not None and self.cache_size == 0:
@@ -408,6 +425,11 @@ class Settings(BaseSettings):
         return (*parse_keys(self.api_keys.get_secret_value()), *operator)
 
     @property
+    def has_decision_log_file(self) -> bool:
+        """Whether decisions are logged to a file, which can be rotated."""
+        return self.decision_log is not None and not is_url(self.decision_log.get_secret_value())
+
+    @property
     def allowed_origins(self) -> tuple[str, ...]:
         """Origins allowed to call the API from a browser."""
         return () if self.cors_origins is None else parse_origins(self.cors_origins)
@@ -426,6 +448,33 @@ class Settings(BaseSettings):
     def max_wait_s(self) -> float:
         """Maximum time that an image waits for its batch to fill, in seconds."""
         return self.max_wait_ms / 1000
+
+
+def is_url(target: str) -> bool:
+    """Return whether a decision log is a URL; otherwise it is the path of a file."""
+    return "://" in target
+
+
+def _check_log_target(target: str) -> None:
+    """Raise ValueError for anything but a path or a URL. The message never quotes it: it may contain a token."""
+    if not is_url(target):
+        if not target or "\0" in target or target.endswith("/"):
+            raise ValueError("Input should be the path of a file, or an https:// URL")
+        return
+    try:
+        parts = urlsplit(target)
+        is_address = bool(parts.hostname) and parts.port != 0 and not parts.fragment
+    except ValueError:
+        is_address = False
+    if not is_address or (parts.scheme != "https" and (parts.scheme != "http" or not _is_loopback(parts.hostname))):
+        raise ValueError(
+            "Input should be the path of a file, or an https:// URL; http:// is accepted for this machine only "
+            "(127.0.0.1, ::1 or localhost)"
+        )
+
+
+def _is_loopback(host: str | None) -> bool:
+    return host in ("127.0.0.1", "::1", "localhost")
 
 
 def _check_redis_url(url: str) -> None:

@@ -78,7 +78,8 @@ class Shared:
         metrics_board: The values of the metrics.
         thresholds: From which scores on labels are flagged; None if none are.
         categories: The categories of moderation.
-        checkpoint_identity: Distinguishes the checkpoints of servers that share a Redis; empty without Redis.
+        checkpoint_identity: Distinguishes the checkpoints of servers that share a Redis or log their decisions; else
+            empty.
 
     Raises:
         SettingError: The model lacks a label that has a threshold or a category.
@@ -113,5 +114,7 @@ class Shared:
         self.budgets = Budgets(settings.rates, processes) if settings.rates else None
         names = ["main", *(f"http-{number}" for number in range(processes))]
         names += [f"worker-{number}" for number in range(self.worker_board.workers)]
-        self.metrics_board = MetricsBoard(names, metrics.COUNTED)
-        self.checkpoint_identity = checkpoint.identity() if settings.redis_url is not None else ""
+        counted = metrics.counted_for(labels, has_thresholds=self.thresholds is not None)
+        self.metrics_board = MetricsBoard(names, counted)
+        needs_identity = settings.redis_url is not None or settings.decision_log is not None
+        self.checkpoint_identity = checkpoint.identity() if needs_identity else ""

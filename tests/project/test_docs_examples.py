@@ -36,6 +36,7 @@ _NOT_RUN = {
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
     ("docs/kubernetes.md", "docker build"): _CLUSTER,
     ("docs/kubernetes.md", "kubectl"): _CLUSTER,
+    ("docs/moderation.md", ""): "needs a server of its own; tests/project/test_moderation_docs.py runs all of them",
     (
         "docs/models.md",
         "from transformers",

@@ -22,6 +22,7 @@ _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "
 
 _HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
 _PLAIN = re.compile(rf"(?:vit|deit|deit3)_({'|'.join(_HEADS)})_patch\d+_\d+(?:_miil)?(?:\.\w+)?")
+_EVA = re.compile(r"eva(?:02)?_")
 _PLAIN_ARGUMENTS = frozenset({"num_classes", "in_chans", "global_pool", "img_size"})
 _BLOCK = re.compile(r"blocks\.\d+\.(.+)")
 _TENSORS = frozenset({"cls_token", "pos_embed", *(f"{name}.weight" for name in ("patch_embed.proj", "norm", "head"))})
@@ -121,8 +122,9 @@ def check_runnable(config: Mapping[str, Any], tensors: Iterable[str]) -> None:
         UnsupportedTimm: It is not a plain ViT, and timm is not installed.
     """
     if plain_heads(config, tensors) is None and not all(map(importlib.util.find_spec, ("timm", "torchvision"))):
+        reason = " (EVA's attention and MLP are not a plain ViT's)" if _EVA.match(config["architecture"]) else ""
         raise UnsupportedTimm(
-            f"its architecture {config['architecture']} needs the package timm; "
+            f"its architecture {config['architecture']} needs the package timm{reason}; "
             "install it with `pip install -r requirements-timm.txt`"
         )
 

@@ -79,12 +79,18 @@ class MetricsBoard:
 
     Args:
         processes: The names of the processes.
-        metrics: The metrics that they write.
+        metrics: The metrics that they write, with all values of their labels.
+
+    Attributes:
+        processes: See above.
+        metrics: See above.
     """
 
     def __init__(self, processes: Sequence[str], metrics: Iterable[Metric]) -> None:
         self.processes = tuple(processes)
-        sizes = {metric.name: _width(metric) * len(metric.series) for metric in metrics}
+        self.metrics = tuple(metrics)
+        self._by_name = {metric.name: metric for metric in self.metrics}
+        sizes = {metric.name: _width(metric) * len(metric.series) for metric in self.metrics}
         self._shared = SharedArrays(
             {"pid": (np.int64, (len(processes),))}
             | {name: (np.float64, (len(processes) * size,)) for name, size in sizes.items()}
@@ -106,14 +112,14 @@ class MetricsBoard:
 
     def cell(self, metric: Metric, column: int, values: tuple[str, ...]) -> int:
         """Return the first cell of a series of a process."""
-        series = metric.series
+        series = self._by_name[metric.name].series
         return (column * len(series) + series.index(values)) * _width(metric)
 
     def totals(self, metric: Metric) -> dict[tuple[str, ...], list[float]]:
         """Return the sum of each series over all processes: one number for a counter, all cells for a histogram."""
-        width = _width(metric)
-        sums = self._shared[metric.name].reshape(len(self.processes), -1, width).sum(axis=0)
-        return {values: [float(x) for x in row] for values, row in zip(metric.series, sums, strict=True)}
+        series = self._by_name[metric.name].series
+        sums = self._shared[metric.name].reshape(len(self.processes), len(series), _width(metric)).sum(axis=0)
+        return {values: [float(x) for x in row] for values, row in zip(series, sums, strict=True)}
 
 
 def _width(metric: Metric) -> int:

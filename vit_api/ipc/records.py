@@ -38,6 +38,9 @@ _LONG = struct.Struct("<B3xIIf")  # mark, classes, dimensions, probability of th
 _LONG_MARK = 0xFF  # no prediction of the fixed size has so many classes
 _NUMBER_BYTES = 4
 PACKED_PREDICTION_BYTES = _PREDICTION.size
+_TOP = struct.Struct(f"<BfI{(MAX_TOP_K - 1) * 4}xf")
+"""The start of a packed prediction: the number of classes, the top probability, the top class and its logit."""
+_UNPACK_TOP = _TOP.unpack_from
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -164,6 +167,21 @@ def packed_size(data: bytes) -> int:
 def max_packed_size(classes: int, dimensions: int = MAX_EMBEDDING) -> int:
     """Return the size of the longest packed prediction of a model with so many classes."""
     return _LONG.size + (2 * classes + dimensions) * _NUMBER_BYTES
+
+
+def top_of(packed: bytes, *, sigmoid: bool) -> tuple[int, float]:
+    """Return the most probable class of a packed prediction and its probability, without unpacking the others.
+
+    Args:
+        packed: A prediction of at least one class.
+        sigmoid: Whether the model's probabilities are by a sigmoid.
+    """
+    if packed[0] == _LONG_MARK:
+        _, count, _, top_probability = _LONG.unpack_from(packed)
+        index, logit = struct.unpack_from(f"<I{(count - 1) * _NUMBER_BYTES}xf", packed, _LONG.size)
+    else:
+        _, top_probability, index, logit = _UNPACK_TOP(packed)
+    return index, _sigmoid(logit) if sigmoid else top_probability
 
 
 NO_PREDICTION = Prediction((), (), 0.0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import multiprocessing as mp
 import os
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
@@ -38,6 +39,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: Number of workers on each device.
         configure_logging: Called when a worker starts.
         serve_http: Serves HTTP on a socket, as the HTTP process with a given number, until the signal `FINISH`.
+        passes_hangup: Whether SIGHUP is passed on to the HTTP processes instead of ending the server.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: int,
         configure_logging: Callable[[], None],
         serve_http: ServeHttp,
+        passes_hangup: bool = False,
     ) -> None:
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
         super().__init__(
@@ -58,6 +61,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
             callbacks=[WorkerProcess(os.getpid(), configure_logging)],
         )
         self._serve_http = serve_http
+        self._passes_hangup = passes_hangup
         # LitServe passes these to its workers; ours use the slot table instead.
         self.workers_setup_status: dict[str, str] = {}
         self.litapi_request_queues = {lit_api.api_path: None}
@@ -82,7 +86,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         self._listeners = listeners
         supervisor = supervise(self._start_http, self._start_worker)
         status = 1
-        with stop_signals() as stop:
+        with stop_signals(*([signal.SIGHUP] if self._passes_hangup else [])) as stop:
             try:
                 supervisor.start_http()
                 supervisor.start_workers()
@@ -98,7 +102,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         process = mp.get_context("fork").Process(
             target=self._run_http, args=(number,), name=f"http-{number}", daemon=True
         )
-        with blocked(*STOP_SIGNALS, FINISH):  # until the process has its own handlers
+        with blocked(*STOP_SIGNALS, FINISH, signal.SIGHUP):  # until the process has its own handlers
             process.start()
         self._listeners.close(number)
         return process
@@ -108,6 +112,6 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
 
     def _start_worker(self, number: int) -> BaseProcess:
         resource_tracker.ensure_running()  # its start unblocks the signals
-        with blocked(*STOP_SIGNALS):  # until the process has its own handlers
+        with blocked(*STOP_SIGNALS, signal.SIGHUP):  # until the process has its own handlers
             process: BaseProcess = self.launch_single_inference_worker(self.lit_api, number)
         return process

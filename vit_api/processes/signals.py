@@ -56,17 +56,25 @@ def leave_signals_to_parent() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
+def ignore_hangups() -> None:
+    """Let SIGHUP, which asks to reopen log files, have no effect: for the start, before they are opened."""
+    signal.signal(signal.SIGHUP, _do_nothing)
+
+
 def _do_nothing(*_: Any) -> None: ...
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[socket.socket]:
-    """Turn SIGINT and SIGTERM into bytes on the socket that this yields, for the duration of the context."""
+def stop_signals(*others: signal.Signals) -> Iterator[socket.socket]:
+    """Turn SIGINT, SIGTERM and others into bytes on the socket that this yields, for the duration of the context.
+
+    Each byte is the number of the signal.
+    """
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
     previous_fd = signal.set_wakeup_fd(writer.fileno())
-    previous = {number: signal.signal(number, _do_nothing) for number in STOP_SIGNALS}
+    previous = {number: signal.signal(number, _do_nothing) for number in (*STOP_SIGNALS, *others)}
     try:
         yield reader
     finally:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -125,7 +127,7 @@ class Supervisor:
         """Keep all processes alive until a signal, then drain.
 
         Args:
-            stop: Has a byte to read for each signal received.
+            stop: Has a byte to read for each signal received, its number. SIGHUP is passed on to the HTTP processes.
 
         Returns:
             The exit status: 0 after a signal, 1 after a crash loop.
@@ -152,13 +154,21 @@ class Supervisor:
         return not left
 
     def _wait(self, stop: socket, timeout_s: float) -> bool:
-        """Wait until a process ends or the time is up; return whether a signal was received."""
+        """Wait until a process ends or the time is up; return whether a signal to stop was received."""
         self._on_tick()  # also while draining, and at once when that begins
         sentinels = [member.process.sentinel for member in (*self._http, *self._workers)]
-        ready = wait([stop, *sentinels], max(0.0, timeout_s))
-        if stop in ready:
-            stop.recv(1)
-        return stop in ready
+        if stop not in wait([stop, *sentinels], max(0.0, timeout_s)):
+            return False
+        if stop.recv(1)[0] != signal.SIGHUP:
+            return True
+        self._pass_hangup()
+        return False
+
+    def _pass_hangup(self) -> None:
+        """Have the HTTP processes reopen their log files."""
+        for member in self._http:
+            if member.process.is_alive() and member.process.pid is not None:
+                os.kill(member.process.pid, signal.SIGHUP)
 
     def _drain(self, stop: socket) -> None:
         """Turn readiness off, then have the HTTP processes finish; a second signal skips both."""

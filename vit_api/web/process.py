@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,7 +42,12 @@ from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
 from vit_api.web.observers.access_log import AccessLog
+from vit_api.web.observers.decisions.decision import DecisionContext, DecisionRenderer
+from vit_api.web.observers.decisions.file_sink import FileSink
+from vit_api.web.observers.decisions.log import DecisionCounters, DecisionLog
+from vit_api.web.observers.decisions.url_sink import UrlSink
 from vit_api.web.observers.exchange import Observer
+from vit_api.web.observers.prediction_metrics import FlaggedLabels, PredictionMetrics
 from vit_api.web.observers.request_metrics import RequestMetrics
 from vit_api.web.observers.tracing import Tracing
 from vit_api.web.openapi.schemas import CacheInfo
@@ -80,6 +86,7 @@ class _Core:
     redis: RedisTier | None
     redis_counts: RedisCounts | None
     tracing: Tracing | None
+    decisions: DecisionLog | None
 
     async def start(self) -> None:
         self.inference.start()
@@ -88,6 +95,11 @@ class _Core:
         for part in (self.redis, self.redis_counts):
             if part is not None:
                 part.start()
+        if self.decisions is not None:
+            self.decisions.start()
+            # Blocked since the fork, as without a handler it would end the process.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.decisions.reopen)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
 
     async def stop(self) -> None:
         self.classifier.stop()
@@ -98,6 +110,8 @@ class _Core:
                 await part.stop()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
+        if self.decisions is not None:
+            await asyncio.to_thread(self.decisions.close)
 
 
 def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -> WebApplication:
@@ -116,11 +130,13 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
     if shared.budgets is not None:
         limiter = RateLimiter(shared.budgets, number, core.redis_counts)
         rate_limits = RateLimits(limiter, settings.rates)
-    observers: list[Observer] = [RequestMetrics(metrics_writer)]
+    observers: list[Observer] = [RequestMetrics(metrics_writer), _prediction_metrics(shared, metrics_writer)]
     if settings.access_log:
         observers.append(AccessLog())
     if core.tracing is not None:
         observers.append(core.tracing)
+    if core.decisions is not None:
+        observers.append(core.decisions)
     protocols = [route for protocol in _protocols(shared, lit_api, core) for route in protocol.routes()]
     if core.tracing is not None:
         core.tracing.name_routes(protocols)
@@ -207,7 +223,33 @@ def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics
         long_cache=long_cache,
         parts=parts,
     )
-    return _Core(classifier, frames, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
+    tracing = Tracing() if settings.traces else None
+    decisions = _decision_log(shared, metrics_writer)
+    return _Core(classifier, frames, inference, flights, redis, redis_counts, tracing, decisions)
+
+
+def _prediction_metrics(shared: Shared, metrics_writer: MetricsWriter) -> PredictionMetrics:
+    flagged = None if shared.thresholds is None else FlaggedLabels(shared.checkpoint, shared.thresholds)
+    return PredictionMetrics(metrics_writer, shared.checkpoint, flagged)
+
+
+def _decision_log(shared: Shared, metrics_writer: MetricsWriter) -> DecisionLog | None:
+    settings = shared.settings
+    if settings.decision_log is None:
+        return None
+    target = settings.decision_log.get_secret_value()
+    renderer = DecisionRenderer(DecisionContext(shared.checkpoint, shared.checkpoint_identity, shared.thresholds))
+    dropped = [metrics_writer.counter(metrics.DECISIONS_DROPPED, cause) for cause in ("full", "refused", "stopped")]
+    counters = DecisionCounters(
+        metrics_writer.counter(metrics.DECISIONS_WRITTEN), metrics_writer.counter(metrics.DECISION_FAILURES), *dropped
+    )
+    is_file = settings.has_decision_log_file
+    return DecisionLog(
+        FileSink(target) if is_file else UrlSink(target),
+        renderer.lines if is_file else renderer.events,
+        counters,
+        sample=settings.decision_sample,
+    )
 
 
 def _caches(

@@ -23,6 +23,7 @@ from vit_api.ipc.records import (
     Status,
     max_packed_size,
     packed_size,
+    top_of,
     unpack_answers,
     unpack_requests,
 )
@@ -178,3 +179,15 @@ def test_parts(prediction: Prediction) -> None:
         assert found.indices == prediction.indices[:wanted]
         assert found.logits == prediction.logits[:wanted]
         assert found.embedding == (prediction.embedding if parts & EMBEDDING else b"")
+
+
+@pytest.mark.parametrize("classes", [1, 3, 20, 1000])
+@pytest.mark.parametrize("embedding", [b"", bytes(8)])
+def test_the_top_of_a_packed_prediction(classes: int, embedding: bytes) -> None:
+    """It is that of the unpacked one, whether the packed form is the short or the long one."""
+    logits = tuple(float(-rank) for rank in range(classes))
+    prediction = Prediction(tuple(reversed(range(classes))), logits, 0.5, embedding)
+    packed = prediction.pack()
+    for sigmoid in (False, True):
+        index, score = top_of(packed, sigmoid=sigmoid)
+        assert (index, score) == (classes - 1, pytest.approx(prediction.scores(sigmoid=sigmoid)[0]))

@@ -24,7 +24,7 @@ from vit_api.ipc.records import AnswerRecord, Prediction
 from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.caller import ANY, Caller
-from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source, Tier
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
 
@@ -66,6 +66,7 @@ class _Found(NamedTuple):
     source: Source
     answer: AnswerRecord | None = None
     decode_s: float = 0.0
+    tier: Tier = Tier.LOCAL
 
 
 class Classifier:
@@ -152,7 +153,7 @@ class Classifier:
             self._hashed = (upload, parts, key)
             return None
         self._tally.add("hits")
-        return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at)
+        return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at, cached.take_tier(), upload)
 
     async def classify(
         self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY, parts: int = 0
@@ -183,11 +184,11 @@ class Classifier:
                 self._look_up_s[cached is None].add(looked_up_at - began_at)
             if cached is not None:
                 self._tally.add("hits")
-                return ClassifierResult(cached, Source.HIT, looked_up_at=looked_up_at)
+                return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at, cached.take_tier(), upload)
         else:
             looked_up_at = time.monotonic()
         result = await self._compute(key, upload, deadline, caller, parts, bypass_cache=bypass_cache)
-        return result._replace(looked_up_at=looked_up_at)
+        return result._replace(looked_up_at=looked_up_at, upload=upload)
 
     def _cache_for(self, parts: int) -> AnswerCache[CachedPrediction] | None:
         return self._long_cache if parts else self._cache
@@ -216,7 +217,7 @@ class Classifier:
         """Give a result to the callers of low urgency that wait for the same upload."""
         is_computed = result.source is not Source.HIT
         source = Source.COALESCED if is_computed else Source.HIT
-        found = _Found(result.cached, source, result.answer, result.decode_s)
+        found = _Found(result.cached, source, result.answer, result.decode_s, result.tier)
         self._low_flights.settle((key, False), found)
         if is_computed:
             self._low_flights.settle((key, True), found)
@@ -265,15 +266,14 @@ class Classifier:
         if joins:
             self._tally.add("coalesced")
         try:
-            cached, source, answer, decode_s = await flights.join(key, deadline, compute)
+            found = await flights.join(key, deadline, compute)
         except DeadlineExceeded:
             # The computation may have given up just as this caller, which waits longer, joined it.
             if not joins or time.monotonic() >= deadline - _TIMER_S:
                 raise
-            cached, source, answer, decode_s = await flights.join(key, deadline, compute)
-        if joins and source is Source.MISS:
-            source = Source.COALESCED
-        return ClassifierResult(cached, source, answer, decode_s)
+            found = await flights.join(key, deadline, compute)
+        source = Source.COALESCED if joins and found.source is Source.MISS else found.source
+        return ClassifierResult(found.cached, source, found.answer, found.decode_s, tier=found.tier)
 
     async def _find_or_run(
         self, key: bytes, upload: Upload, caller: Caller, parts: int, deadline: FlightDeadline
@@ -287,7 +287,8 @@ class Classifier:
         turn = await flights.claim(claim, functools.partial(cache.get, key), max_wait_s)
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits")
-            return _Found(turn.found, Source.COALESCED if turn.has_waited else Source.HIT)
+            source = Source.COALESCED if turn.has_waited else Source.HIT
+            return _Found(turn.found, source, tier=turn.found.take_tier())
         try:
             return await self._find_beyond_or_run(key, upload, caller, parts, deadline)
         finally:
@@ -304,7 +305,7 @@ class Classifier:
         self._tally.add("hits")
         cached = CachedPrediction(prediction)
         self._store(key, cached, epoch, parts)
-        return _Found(cached, Source.HIT)
+        return _Found(cached, Source.HIT, tier=Tier.REDIS)
 
     async def _rerun(self, key: bytes, upload: Upload, caller: Caller, parts: int, deadline: FlightDeadline) -> _Found:
         """Run the model whatever is cached or in flight; other HTTP processes wait for it if they can."""

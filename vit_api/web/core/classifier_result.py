@@ -9,6 +9,7 @@ import enum
 from collections.abc import Hashable
 from typing import NamedTuple
 
+from vit_api.decoding.uploads import Upload
 from vit_api.ipc.records import AnswerRecord, Prediction
 
 
@@ -23,15 +24,28 @@ class Source(enum.Enum):
     """The model ran for an identical upload that was already in flight, in this HTTP process or in another one."""
 
 
+class Tier(enum.Enum):
+    """The cache that has a hit."""
+
+    LOCAL = "local"
+    """This HTTP process's own."""
+    SHARED = "shared"
+    """The one in shared memory."""
+    REDIS = "redis"
+    """Redis."""
+
+
 class CachedPrediction:
     """A prediction in the form in which it is cached: packed, since a cache may hold millions of them.
 
     Attributes:
         packed: The prediction.
         rendered: Parts of responses that were made from it, by a key of each protocol's own; the last few.
+        flagged: The classes that are at or above their thresholds, once that was found out.
+        tier: Where it was found; see `take_tier`.
     """
 
-    __slots__ = ("packed", "rendered")
+    __slots__ = ("flagged", "packed", "rendered", "tier")
 
     _MAX_RENDERED = 2
     _MAX_RENDERED_BYTES = 512
@@ -39,13 +53,25 @@ class CachedPrediction:
     def __init__(self, prediction: Prediction) -> None:
         self.packed = prediction.pack()
         self.rendered: dict[Hashable, bytes] = {}
+        self.flagged: tuple[int, ...] | None = None
+        self.tier = Tier.LOCAL
 
     @classmethod
-    def from_packed(cls, packed: bytes) -> CachedPrediction:
-        """Return a prediction that is packed already."""
+    def from_packed(cls, packed: bytes, tier: Tier = Tier.LOCAL) -> CachedPrediction:
+        """Return a prediction that is packed already.
+
+        Args:
+            packed: The prediction.
+            tier: Where it was found.
+        """
         cached = cls.__new__(cls)
-        cached.packed, cached.rendered = packed, {}
+        cached.packed, cached.rendered, cached.flagged, cached.tier = packed, {}, None, tier
         return cached
+
+    def take_tier(self) -> Tier:
+        """Return where it was found by this look-up: from the next one on it is in this process's own cache."""
+        tier, self.tier = self.tier, Tier.LOCAL
+        return tier
 
     @property
     def prediction(self) -> Prediction:
@@ -78,6 +104,9 @@ class ClassifierResult(NamedTuple):
         answer: The worker's answer, with its timings; None for a hit, and if another HTTP process has it.
         decode_s: Seconds that decoding took, if the model ran.
         looked_up_at: When this process's cache was asked, in seconds of the monotonic clock.
+        tier: Which cache had it; of a hit only.
+        upload: What was classified, for observers.
+        frame: The index of the frame in an upload of which several were asked for.
     """
 
     cached: CachedPrediction
@@ -85,6 +114,9 @@ class ClassifierResult(NamedTuple):
     answer: AnswerRecord | None = None
     decode_s: float = 0.0
     looked_up_at: float = 0.0
+    tier: Tier = Tier.LOCAL
+    upload: Upload | None = None
+    frame: int | None = None
 
     @property
     def prediction(self) -> Prediction:

@@ -20,7 +20,7 @@ from vit_api.ipc.records import AnswerRecord
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier import SharedTier, claim_of
-from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source, Tier
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
 
@@ -139,21 +139,22 @@ class FrameClassifier:
         cache = self._cache_for(frames)
         if cache is None:
             run = functools.partial(self._run, frames, {}, None)
-            return await self._fly(object(), deadline, run, len(indices))
+            return _of(frames, await self._fly(object(), deadline, run, len(indices)))
         identity = f"{self._identity()} with parts {frames.parts}" if frames.parts else self._identity()
         keys = await asyncio.get_running_loop().run_in_executor(None, _keys, identity, upload, indices)
         if not bypass_cache and (cached := _find_all(cache, keys)) is not None:
             self._tally.add("hits", len(keys))
             now = time.monotonic()
-            return [ClassifierResult(one, Source.HIT, looked_up_at=now) for one in cached]
+            hits = [ClassifierResult(one, Source.HIT, looked_up_at=now, tier=one.take_tier()) for one in cached]
+            return _of(frames, hits)
         # As in `Classifier`: a caller that bypasses the cache must not join a flight that may find an old answer.
         flight = hashlib.sha256(b"".join(keys)).digest()
         flight = claim_of(flight, caller.urgency)
         if bypass_cache or self._flights.is_in_flight((flight, True)):
             compute = functools.partial(self._run, frames, {}, keys)
-            return await self._fly((flight, True), deadline, compute, len(keys))
+            return _of(frames, await self._fly((flight, True), deadline, compute, len(keys)))
         compute = functools.partial(self._find_or_run, flight, keys, frames)
-        return await self._fly((flight, False), deadline, compute, len(keys))
+        return _of(frames, await self._fly((flight, False), deadline, compute, len(keys)))
 
     def _cache_for(self, frames: _Wanted) -> AnswerCache[CachedPrediction] | None:
         return self._long_cache if frames.parts else self._cache
@@ -188,7 +189,7 @@ class FrameClassifier:
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits", len(keys))
             source = Source.COALESCED if turn.has_waited else Source.HIT
-            return [ClassifierResult(cached, source) for cached in turn.found]
+            return [ClassifierResult(cached, source, tier=cached.take_tier()) for cached in turn.found]
         try:
             return await self._find_beyond_or_run(keys, frames, deadline)
         finally:
@@ -201,26 +202,30 @@ class FrameClassifier:
         cache, shared = self._cache_for(frames), self._shared
         assert cache is not None
         epoch = self._tally.cache_board.epoch
-        found = {position: cached for position, key in enumerate(keys) if (cached := cache.get(key)) is not None}
+        found: dict[int, ClassifierResult] = {}
+        for position, key in enumerate(keys):
+            if (cached := cache.get(key)) is not None:
+                found[position] = ClassifierResult(cached, Source.HIT, tier=cached.take_tier())
         if shared is not None:
             missing = [position for position in range(len(keys)) if position not in found]
             predictions = await asyncio.gather(*(shared.get(keys[position]) for position in missing))
             for position, prediction in zip(missing, predictions, strict=True):
                 if prediction is not None:
-                    found[position] = CachedPrediction(prediction)
-                    cache.put(keys[position], found[position], epoch)
+                    cached = CachedPrediction(prediction)
+                    found[position] = ClassifierResult(cached, Source.HIT, tier=Tier.REDIS)
+                    cache.put(keys[position], cached, epoch)
         self._tally.add("hits", len(found))
         return await self._run(frames, found, keys, deadline)
 
     async def _run(
         self,
         frames: _Wanted,
-        found: Mapping[int, CachedPrediction],
+        found: Mapping[int, ClassifierResult],
         keys: Sequence[bytes] | None,
         deadline: FlightDeadline,
     ) -> list[ClassifierResult]:
         """Run the model on the frames that were not found, and cache the answers under their keys, if any."""
-        results = {position: ClassifierResult(cached, Source.HIT) for position, cached in found.items()}
+        results = dict(found)
         wanted = [position for position in range(len(frames.plan.frames)) if position not in found]
         if wanted:
             self._tally.add("misses", len(wanted))
@@ -263,6 +268,14 @@ def _keys(identity: str, upload: bytes, indices: Sequence[int]) -> list[bytes]:
         of_frame.update(index.to_bytes(_INDEX_BYTES, "little"))
         keys.append(of_frame.digest())
     return keys
+
+
+def _of(frames: _Wanted, results: Sequence[ClassifierResult]) -> list[ClassifierResult]:
+    """Return the results with what they are of."""
+    return [
+        result._replace(upload=frames.upload, frame=frame.index)
+        for result, frame in zip(results, frames.plan.frames, strict=True)
+    ]
 
 
 def _joined(result: ClassifierResult, looked_up_at: float, *, joins: bool) -> ClassifierResult:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from vit_api.ipc.answer_table import AnswerTable, RegionWriter
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.records import packed_size
-from vit_api.web.core.classifier_result import CachedPrediction
+from vit_api.web.core.classifier_result import CachedPrediction, Tier
 
 
 class SharedAnswers:
@@ -36,7 +36,7 @@ class SharedAnswers:
             return None
         self._tally.add("shared_hits")
         packed = answer.value[: packed_size(answer.value)]  # a long one is shorter than an entry
-        return CachedPrediction.from_packed(packed), answer.expires_at
+        return CachedPrediction.from_packed(packed, Tier.SHARED), answer.expires_at
 
     def put(self, key: bytes, value: CachedPrediction, expires_at: float, epoch: int) -> None:
         """Publish a prediction to all HTTP processes, unless it is longer than an entry."""

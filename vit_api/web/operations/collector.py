@@ -90,7 +90,8 @@ class MetricsCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield every metric with its current values."""
-        yield from (_counted(self._sources.metrics_board, metric) for metric in metrics.COUNTED)
+        board = self._sources.metrics_board
+        yield from (_counted(board, metric) for metric in board.metrics)
         yield from self._server()
         if self._sources.answer_table is not None:
             yield from self._caches(self._sources.cache_board.totals())
