@@ -28,7 +28,7 @@ from vit_api.processes.service_manager import ServerStatus, ServiceManager
 from vit_api.processes.signals import exit_on_signals
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
-from vit_api.shared import Shared
+from vit_api.shared import SettingError, Shared
 from vit_api.startup import Started, begin
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door
@@ -80,6 +80,8 @@ class Application:
             exact_decode=settings.exact_decode,
             background=settings.background,
             cpu_threads=settings.cpu_threads,
+            thresholds=shared.thresholds,
+            all_classes=shared.needs_all_classes,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
             loop=SlotLoop(
@@ -190,6 +192,8 @@ def run(
         sys.exit(f"error: {error}")
     try:
         application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class, early)
+    except SettingError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(
             f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
+from vit_api.client.protocol import DEFAULT_TOP_K
 from vit_api.client.results import (
     Classification,
     ClassifiedFrame,
@@ -35,6 +36,7 @@ from vit_api.errors import InferenceFailed, InternalError, OutOfDeviceMemory, Vi
 from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
+from vit_api.thresholds import Thresholds
 from vit_api.worker import outcomes
 
 _AHEAD = 2
@@ -64,6 +66,20 @@ class _Result(NamedTuple):
     batch_size: int
 
 
+class _Shown(NamedTuple):
+    """Which classes of a prediction are shown; see `ViTAPI.encode_response`."""
+
+    top_k: int | None
+    threshold: float
+
+    @classmethod
+    def of(cls, top_k: int | str | None, threshold: float | None) -> _Shown:
+        """Return what the options of a client mean."""
+        if top_k is None and threshold is None:
+            top_k = DEFAULT_TOP_K
+        return cls(top_k if isinstance(top_k, int) else None, threshold or 0.0)
+
+
 class LocalClassifier:
     """A model in this process.
 
@@ -78,14 +94,22 @@ class LocalClassifier:
         self._max_batch_size = max_batch_size
         self._threads = threads
 
-    def classify_many(self, paths: Iterable[Path], top_k: int, frames: int = 1) -> Generator[Outcome, None, None]:
+    def classify_many(
+        self,
+        paths: Iterable[Path],
+        top_k: int | str | None = None,
+        frames: int = 1,
+        *,
+        threshold: float | None = None,
+    ) -> Generator[Outcome, None, None]:
         """Classify image files and yield an outcome for each, in order, batch by batch; frames join the batches."""
+        shown = _Shown.of(top_k, threshold)
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
             decode = functools.partial(self._decode, frames=frames)
             decoded = map_ahead(pool, decode, paths, _AHEAD * self._max_batch_size)
             while files := list(itertools.islice(decoded, self._max_batch_size)):
-                yield from self._classify_files(files, top_k)
+                yield from self._classify_files(files, shown)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -105,7 +129,7 @@ class LocalClassifier:
         chosen = () if frames == 1 else STILL if plan is None else plan.frames
         return _Decoded(pixels, time.monotonic() - started, chosen)
 
-    def _classify_files(self, files: Sequence[_Decoded | ClassifyError], top_k: int) -> Iterator[Outcome]:
+    def _classify_files(self, files: Sequence[_Decoded | ClassifyError], shown: _Shown) -> Iterator[Outcome]:
         images = [pixels for file in files if isinstance(file, _Decoded) for pixels in file.pixels]
         results = self._classify_images(images)
         for file in files:
@@ -114,7 +138,7 @@ class LocalClassifier:
                 continue
             of_file = list(itertools.islice(results, len(file.pixels)))
             failure = next((one for one in of_file if isinstance(one, ClassifyError)), None)
-            yield failure or self._classification(file, [one for one in of_file if isinstance(one, _Result)], top_k)
+            yield failure or self._classification(file, [one for one in of_file if isinstance(one, _Result)], shown)
 
     def _classify_images(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[_Result | ClassifyError]:
         """Yield the result of each image, batch by batch."""
@@ -134,12 +158,12 @@ class LocalClassifier:
             return [_to_classify_error(InferenceFailed(str(error)))] * len(images)
         return [_error_of(result) if isinstance(result, outcomes.Failure) else result for result in results]
 
-    def _classification(self, file: _Decoded, results: Sequence[_Result], top_k: int) -> Classification:
+    def _classification(self, file: _Decoded, results: Sequence[_Result], shown: _Shown) -> Classification:
         predictions = [result.prediction for result in results]
         if file.frames:
-            encoded = self._lit_api.encode_frames(file.frames, predictions, top_k=top_k)
+            encoded = self._lit_api.encode_frames(file.frames, predictions, **shown._asdict())
         else:
-            encoded = self._lit_api.encode_response(predictions[0], top_k=top_k)
+            encoded = self._lit_api.encode_response(predictions[0], **shown._asdict())
         first = results[0]
         return Classification(
             predictions=_labels(encoded["predictions"]),
@@ -148,6 +172,8 @@ class LocalClassifier:
             model=self._lit_api.checkpoint.name,
             inference_time_ms=round(first.seconds * 1000, 3),
             batch_size=first.batch_size,
+            flagged=encoded.get("flagged"),
+            thresholds_digest=encoded.get("thresholds_digest"),
             frames=tuple(
                 ClassifiedFrame(**(frame | {"predictions": _labels(frame["predictions"])}))
                 for frame in encoded.get("frames", ())
@@ -168,9 +194,11 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
         ValueError: There is no such device.
     """
     device = choose_devices(settings.device)[0]
+    checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
+    thresholds = settings.thresholds
     max_batch_size = min(settings.max_batch_size, images)
     lit_api = ViTAPI(
-        load_checkpoint(settings.model, settings.revision, served_name=settings.model_name),
+        checkpoint,
         dtype=settings.dtype,
         engine=settings.engine,
         max_image_side=settings.max_image_side,
@@ -178,6 +206,8 @@ def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier
         exact_decode=settings.exact_decode,
         background=settings.background,
         cpu_threads=settings.cpu_threads,
+        thresholds=None if thresholds is None else Thresholds.load(thresholds, checkpoint.labels),
+        all_classes=True,
         max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
     )
     lit_api.setup(device)
