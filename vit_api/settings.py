@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from vit_api import platforms
+from vit_api import capacity, platforms
 from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_keys
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
 from vit_api.categories import Categories
 from vit_api.cores import available_cores
+from vit_api.redis_url import check_redis_url
 from vit_api.thresholds import Thresholds
 
 ENV_PREFIX = "VIT_API_"
@@ -31,18 +31,42 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "cors_origins": parse_origins,
 }
 _MAX_DECODE_THREADS = 64
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 DEVICE_CHOICES = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
 
 class _PlatformSource(InitSettingsSource):
-    """Settings that the platform provides; its revision is that of its model only."""
+    """Settings that the platform provides, and those that fit its memory; its revision is that of its model only."""
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
         if "model" in self.current_state:
             values.pop("revision", None)
-        return values
+        return values | self._fitting()
+
+    def _fitting(self) -> dict[str, Any]:
+        memory, given = capacity.memory_mb(), self.current_state
+        if memory is None:
+            return {}
+        fields = self.settings_cls.model_fields
+        names = ("max_pending_mb", "max_decode_mb", "max_upload_mb", "max_batch_upload_mb")
+        try:
+            pending_mb, decode_mb, *requests_mb = (float(given.get(name, fields[name].default)) for name in names)
+            processes = int(given["api_servers"]) if "api_servers" in given else None
+        except (TypeError, ValueError):  # reported as an invalid value
+            return {}
+        if processes is not None and processes < 1:
+            return {}
+        cores = available_cores()
+        fitting, fitting_mb = capacity.fit(
+            memory,
+            cores,
+            processes=processes,
+            pending_mb=pending_mb,
+            decode_mb=decode_mb,
+            request_mb=max(requests_mb) if "max_pending_mb" not in given else max(pending_mb, *requests_mb),
+        )
+        few = {"api_servers": fitting} if fitting < cores else {}
+        return (few | {"max_pending_mb": fitting_mb}) if fitting_mb < pending_mb else few
 
 
 class Settings(BaseSettings):
@@ -90,7 +114,10 @@ class Settings(BaseSettings):
     api_servers: Annotated[
         int,
         Field(
-            ge=1, le=128, default_factory=available_cores, description="Number of HTTP processes; default: one per core"
+            ge=1,
+            le=128,
+            default_factory=available_cores,
+            description="Number of HTTP processes; default: one per core, or fewer if memory is short",
         ),
     ]
     workers_per_device: Annotated[int, Field(ge=1, le=16, description="Inference workers per device")] = 1
@@ -167,7 +194,8 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             le=1_048_576,
-            description="Maximum memory for uploads in each HTTP process, in MiB; beyond it requests get a 503",
+            description="Maximum memory for uploads in each HTTP process, in MiB; beyond it requests get a 503; by "
+            "default less if memory is short",
         ),
     ] = 512.0
     max_image_side: Annotated[
@@ -225,7 +253,10 @@ class Settings(BaseSettings):
     ] = None
     redis_url: Annotated[
         SecretStr | None,
-        Field(description="Redis to share the cache and the rate limits through: redis://, rediss:// or unix://"),
+        Field(
+            description="Redis to share the cache and the rate limits through: redis://, rediss:// or unix://; for a "
+            "private CA, rediss://...?ssl_ca_certs=/path/ca.pem"
+        ),
     ] = None
     operator_key: Annotated[
         SecretStr | None,
@@ -346,7 +377,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None:
-            _check_redis_url(value.get_secret_value())
+            check_redis_url(value.get_secret_value())
         return value
 
     @field_validator("decision_log")
@@ -475,19 +506,3 @@ def _check_log_target(target: str) -> None:
 
 def _is_loopback(host: str | None) -> bool:
     return host in ("127.0.0.1", "::1", "localhost")
-
-
-def _check_redis_url(url: str) -> None:
-    """Raise ValueError for anything but a Redis URL. The message never quotes it: it may contain a password."""
-    try:
-        parts = urlsplit(url)
-        is_address = bool(parts.path) if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
-        database = parts.path.removeprefix("/")
-        is_address = is_address and (parts.scheme == "unix" or not database or database.isdecimal())
-    except ValueError:
-        is_address = False
-    if not is_address or not url.startswith(_REDIS_SCHEMES) or parts.query or parts.fragment:
-        raise ValueError(
-            f"Input should be {'host:port/database, '.join(_REDIS_SCHEMES)}path, without options. "
-            "Percent-encode special characters in a password."
-        )

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vit_api.home import is_writable
+
 _CACHES = {"HF_HOME": "", "HF_HUB_CACHE": "hub"}
 """Variables for the directories of the hub's files, with each one's subdirectory of the default directory."""
 
@@ -39,17 +41,10 @@ def replaced_caches() -> dict[str, str]:
     return {
         name: str(default / folder)
         for name, folder in _CACHES.items()
-        if (path := _variable(name)) and not _is_writable(Path(path))
+        if (path := _variable(name)) and not is_writable(Path(path).expanduser())
     }
 
 
 def _variable(name: str) -> str:
     """Return a variable's value; empty if it is not set, or outside a Space."""
     return os.environ.get(name, "").strip() if os.environ.get("SPACE_ID") else ""
-
-
-def _is_writable(directory: Path) -> bool:
-    """Return whether this process can write to a directory or, if it does not exist, to its nearest existing parent."""
-    absolute = directory.expanduser().absolute()
-    nearest = next(path for path in (absolute, *absolute.parents) if os.access(path, os.F_OK))
-    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vit_api import platforms
 from vit_api.command_line import main_settings, unknown_variables
+from vit_api.home import provide_home
 from vit_api.logs import configure_logging
 from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.listeners import Listeners
@@ -53,6 +54,8 @@ def begin() -> Started:
         logger.warning("Ignored, as Kubernetes describes a Service with them: %s", ", ".join(service_links))
     for warning in unknown_variables():
         logger.warning("%s", warning)
+    if (home := provide_home()) is not None:
+        logger.warning("The home directory can't be written, so caches are in %s: they may not outlive a restart", home)
     try:
         listeners = Listeners(settings.host, settings.port, settings.api_servers)
         answers = StartingAnswers(_public_name(settings), settings.header_timeout_s)

@@ -68,6 +68,13 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param("REDIS_URL", "redis://127.0.0.1:99999/0", "redis://", id="invalid port"),
         pytest.param("REDIS_URL", "redis://127.0.0.1/name", "redis://", id="invalid database"),
         pytest.param("REDIS_URL", "redis://127.0.0.1/0?decode_responses=1", "without options", id="unknown option"),
+        pytest.param("REDIS_URL", "rediss://127.0.0.1/0?db=1", "ssl_ca_certs", id="option that is not of TLS"),
+        pytest.param("REDIS_URL", "redis://127.0.0.1/0?ssl_cert_reqs=none", "rediss://", id="TLS option without TLS"),
+        pytest.param("REDIS_URL", "rediss://h/0?ssl_cert_reqs=maybe", "required or none", id="unknown value"),
+        pytest.param("REDIS_URL", "rediss://h/0?ssl_ca_certs=/no/ca.pem", "No such file", id="no CA file"),
+        pytest.param("REDIS_URL", f"rediss://h/0?ssl_ca_certs={__file__}", "can't be used", id="not a CA file"),
+        pytest.param("REDIS_URL", "rediss://h/0?ssl_keyfile=/key.pem", "ssl_certfile", id="key without certificate"),
+        pytest.param("REDIS_URL", "redis+sentinel://a,b/main/0", "Sentinel is not supported", id="Sentinel"),
         pytest.param("LOG_LEVEL", "loud", "'warning'", id="not a level"),
     ],
 )
@@ -112,6 +119,7 @@ def test_errors_have_one_form(arguments: list[str]) -> None:
         pytest.param("redis://:p%2Fw@[::1]:6380/1", id="IPv6 address and password"),
         pytest.param("rediss://user:word@cache.example:6379/0", id="TLS and user"),
         pytest.param("unix:///run/redis", id="socket"),
+        pytest.param("rediss://cache.example/0?ssl_cert_reqs=none&ssl_check_hostname=false", id="unverified TLS"),
     ],
 )
 def test_addresses_of_a_redis(monkeypatch: pytest.MonkeyPatch, url: str) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vit_api import space
+from vit_api import home, space
 from vit_api.checkpoints import weights
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def fetch(name: str, revision: str | None) -> tuple[Path, str]:
     package = str(Path(__file__).resolve().parents[2])
     search_path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", __name__, name, revision or ""]
-    caches = space.replaced_caches()
+    caches = space.replaced_caches() or home.replaced_hub_caches(name)
     for variable, directory in caches.items():
         logger.warning("%s is %s, which can't be written: using %s instead.", variable, os.environ[variable], directory)
     environment = {**os.environ, **caches, "PYTHONPATH": search_path}
