@@ -20,7 +20,13 @@ from tests.support.server import PLAIN_HTTP, ROOT, environment, free_port, wait_
 FOLDER = ROOT / ".venv-ray"
 PYTHON = FOLDER / "bin" / "python"
 
-needs_ray = pytest.mark.skipif(not (FOLDER / "ray.stamp").exists(), reason="needs Ray: run `make ray`")
+
+def is_installed() -> bool:
+    """Return whether the environment is complete."""
+    return (FOLDER / "ray.stamp").exists()
+
+
+needs_ray = pytest.mark.skipif(not is_installed(), reason="needs Ray: run `make ray`")
 
 _READ = """
 import json, sys

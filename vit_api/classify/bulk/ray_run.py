@@ -79,7 +79,8 @@ def run_parts(
         StorageError: Results can't be written.
     """
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="warning")
+        # Not whichever cluster Ray finds on this machine, its own default.
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level="warning")
     _configure()
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     task = _Task(plan.out, plan.shard, settings)
