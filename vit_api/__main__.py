@@ -29,9 +29,17 @@ def serve() -> int:
 
 
 def _serve() -> int:
-    from vit_api.app import main as run_server  # not at the top: `classify --url` needs none of the server's packages
+    # Not at the top: `classify --url` needs none of the server's packages.
+    from vit_api.processes.signals import exit_on_signals
 
-    run_server()
+    exit_on_signals()
+    from vit_api.startup import begin
+
+    started = begin()
+    with started.early:
+        from vit_api.app import run  # takes longer than all before, and the port is answered meanwhile
+
+        run(started)
     return 0
 
 

@@ -10,28 +10,35 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 
-from vit_api import metrics, platforms
+from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
-from vit_api.command_line import main_settings, unknown_variables
 from vit_api.decoding.resizing import resizer_name
 from vit_api.devices import choose_devices
+from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging
+from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
-from vit_api.processes.listeners import Listeners
 from vit_api.processes.lit_server import ServeHttp, ViTServer
 from vit_api.processes.recovery import Recovery
+from vit_api.processes.service_manager import ServerStatus, ServiceManager
+from vit_api.processes.signals import exit_on_signals
 from vit_api.processes.supervisor import StartProcess, Supervisor
-from vit_api.settings import ENV_PREFIX, Settings
-from vit_api.shared import Shared
+from vit_api.settings import Settings
+from vit_api.shared import SettingError, Shared
+from vit_api.startup import Started, begin
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
 logger = logging.getLogger(__name__)
+
+_SUPERVISION_S = 15.0
+"""By then, the supervisor has replaced an HTTP process that hangs."""
 
 
 class Application:
@@ -41,6 +48,7 @@ class Application:
         shared: What its processes share.
         lit_api_class: Runs the model.
         policy_class: Decides when a batch is dispatched.
+        early: Answers until the HTTP processes do; None if nothing does.
 
     Attributes:
         lit_api: The LitAPI, with its loop.
@@ -51,10 +59,13 @@ class Application:
         shared: Shared,
         lit_api_class: type[ViTAPI] = ViTAPI,
         policy_class: type[BatchingPolicy] = BatchingPolicy,
+        early: EarlyAnswers | None = None,
     ) -> None:
         self.shared = shared
+        self._early = early
         self._settings = shared.settings
         self._metrics_writer = shared.metrics_board.metrics_writer("main")
+        self._service_manager = ServiceManager(self._status)
         self.lit_api = self._make_lit_api(lit_api_class, policy_class)
 
     def _make_lit_api(self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy]) -> ViTAPI:
@@ -69,6 +80,8 @@ class Application:
             exact_decode=settings.exact_decode,
             background=settings.background,
             cpu_threads=settings.cpu_threads,
+            thresholds=shared.thresholds,
+            all_classes=shared.needs_all_classes,
             max_batch_size=settings.max_batch_size,
             batch_timeout=settings.max_wait_s,
             loop=SlotLoop(
@@ -107,6 +120,7 @@ class Application:
             worker_stall_s=settings.worker_stall_s,
             drain_delay_s=settings.drain_delay_s,
             drain_timeout_s=settings.drain_timeout_s,
+            on_tick=self._tick,
         )
 
     def _serve_http(self, parent: int) -> ServeHttp:
@@ -120,10 +134,34 @@ class Application:
                 listener,
                 parent=parent,
                 heartbeat=functools.partial(self.shared.http_board.heartbeat, number),
+                on_listening=functools.partial(self._take_over, number),
                 stop_timeout_s=self._settings.drain_timeout_s,
             )
 
         return serve
+
+    def _take_over(self, number: int) -> None:
+        if self._early is not None:
+            self._early.hand_over(number)
+
+    def _tick(self) -> None:
+        if self._early is not None:
+            self._early.reap()
+        self._service_manager.update()
+
+    def _status(self) -> ServerStatus:
+        """Return what a service manager wants to know.
+
+        The supervisor replaces what hangs. If no HTTP process, or no ready worker, has sent a heartbeat for longer than
+        that takes, it is the server itself that hangs.
+        """
+        board, http_board, now = self.shared.worker_board, self.shared.http_board, time.monotonic()
+        ready = [n for n in range(board.workers) if board.read(n).state == WorkerState.READY]
+        limit_s = self._settings.worker_stall_s + _SUPERVISION_S
+        works = not ready or any(now - board.heartbeat_at(worker) < limit_s for worker in ready)
+        answers = any(now - http_board.heartbeat_at(n) < _SUPERVISION_S for n in range(self._settings.api_servers))
+        text = board.reason() or f"Serving {self.shared.checkpoint.name} on port {self._settings.port}."
+        return ServerStatus(board.is_ready(), board.is_draining(), works and answers and not board.is_gone(), text)
 
 
 def _logging(settings: Settings) -> Callable[[], None]:
@@ -132,25 +170,30 @@ def _logging(settings: Settings) -> Callable[[], None]:
 
 def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy) -> None:
     """Run the server with this process's settings; exit when it has stopped."""
-    service_links = platforms.drop_service_links(ENV_PREFIX)
-    settings = main_settings()
-    _logging(settings)()
-    if service_links:
-        logger.warning("Ignored, as Kubernetes describes a Service with them: %s", ", ".join(service_links))
-    for warning in unknown_variables():
-        logger.warning("%s", warning)
+    exit_on_signals()
+    started = begin()
+    with started.early:
+        run(started, lit_api_class, policy_class)
+
+
+def run(
+    started: Started, lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy
+) -> None:
+    """Run the rest of a server that has begun to start; exit when it has stopped."""
+    settings, early = started.settings, started.early
     if settings.traces and not is_installed():
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
+    early.enter(Phase.FETCHING)
     try:
-        devices = choose_devices(settings.device)
         checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
-        listeners = Listeners(settings.host, settings.port, settings.api_servers)
+        early.enter(Phase.LOADING)
+        devices = choose_devices(settings.device)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: Can't listen on {settings.host}:{settings.port}: {error.strerror}.")
     try:
-        application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class)
+        application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class, early)
+    except SettingError as error:
+        sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(
             f"error: The system refuses a queue and a cache of this size ({error.strerror}): lower VIT_API_QUEUE_SIZE "
@@ -163,4 +206,4 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
         *(checkpoint.name, settings.host, settings.port, settings.api_servers),
         *(application.shared.worker_board.workers, ", ".join(devices)),
     )
-    sys.exit(application.server().run(listeners, application.supervisor))
+    sys.exit(application.server().run(started.listeners, application.supervisor))

@@ -108,15 +108,22 @@ def ask_torch() -> CudaReport:
     try:
         answer, messages = process.communicate(timeout=_REPORT_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that the driver blocks can't be killed
-            process.communicate(timeout=_KILL_S)
+        _kill(process)
         return CudaReport(problem=f"The driver did not answer within {_REPORT_S:g} s.")
+    except BaseException:  # a signal to stop
+        _kill(process)
+        raise
     try:
         return CudaReport(**json.loads(answer.splitlines()[-1]))  # libraries may print, too
     except (IndexError, ValueError, TypeError):
         last = (messages.strip().splitlines() or ["no message"])[-1]
         return CudaReport(problem=f"Asking torch for the GPUs failed with status {process.returncode}: {last}")
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a process that the driver blocks can't be killed
+        process.communicate(timeout=_KILL_S)
 
 
 def reason(report: CudaReport) -> str:

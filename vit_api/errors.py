@@ -155,6 +155,13 @@ class UnsupportedImage(ViTError):
     code = "unsupported_image"
 
 
+class UnsupportedOutput(ViTError):
+    """The model has no output of the requested kind, such as an embedding."""
+
+    status = 400
+    code = "unsupported_output"
+
+
 class UnsupportedEncoding(ViTError):
     """The body has a content encoding that is not supported."""
 

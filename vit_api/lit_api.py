@@ -23,7 +23,8 @@ from vit_api.decoding.cost import Cost, estimate
 from vit_api.decoding.frames import Frame, FramePlan
 from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
+from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
+from vit_api.thresholds import SCORE_DIGITS, Thresholds
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel
@@ -44,6 +45,8 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         exact_decode: Decode every pixel of a large JPEG instead of scaling it while it is decoded.
         background: The colour that shows through transparent pixels: none, white, black or #rrggbb.
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.precision`.
+        thresholds: From which scores on labels are flagged; None if none are.
+        all_classes: Whether each prediction has all classes.
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
 
     Attributes:
@@ -62,6 +65,8 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         exact_decode: bool = False,
         background: str = "none",
         cpu_threads: int | None = None,
+        thresholds: Thresholds | None = None,
+        all_classes: bool = False,
         **lit_api_options: Any,
     ) -> None:
         super().__init__(**lit_api_options)
@@ -70,6 +75,8 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self._engine = engine
         self._decoding = images.Decoding(exact_decode, max_image_side, max_decode_bytes, parse_background(background))
         self._cpu_threads = cpu_threads
+        self._thresholds = thresholds
+        self._all_classes = all_classes
         self.model: VisionModel | None = None
         self.startup_s = 0.0
 
@@ -82,7 +89,14 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
             keep_compiled_code()  # before torch is imported
         from vit_api.model.model import VisionModel
 
-        model = VisionModel(self.checkpoint, device, self._dtype, self._cpu_threads, self.max_batch_size)
+        model = VisionModel(
+            self.checkpoint,
+            device,
+            self._dtype,
+            self._cpu_threads,
+            self.max_batch_size,
+            all_classes=self._all_classes,
+        )
         model.prepare(self._engine)
         self.model, self.startup_s = model, time.monotonic() - started
         logger.info("%s is ready after %.1f s, engine %s", device, self.startup_s, model.engine.name)
@@ -142,9 +156,14 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         """Gather images into one batch and send it to the device."""
         return self._loaded_model().stage(inputs)
 
-    def predict(self, x: Staged) -> Launched:
-        """Launch the model on a staged batch and the copy of its results; on a GPU, wait for neither."""
-        return self._loaded_model().launch(x)
+    def predict(self, x: Staged, parts: int = 0) -> Launched:
+        """Launch the model on a staged batch and the copy of its results; on a GPU, wait for neither.
+
+        Args:
+            x: The batch.
+            parts: What its results must have besides the most probable classes, see `records.ALL_CLASSES`.
+        """
+        return self._loaded_model().launch(x, parts)
 
     def unbatch(self, output: Launched) -> list[Prediction]:
         """Wait for a launched batch, and split its results by image."""
@@ -162,13 +181,49 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         """Free cached device memory, after a batch that did not fit."""
         self._loaded_model().free_memory()
 
-    def encode_response(self, output: Prediction, *, top_k: int = DEFAULT_TOP_K) -> dict[str, Any]:
-        """Return the labels and probabilities of the `top_k` most probable classes, most probable first."""
-        labels, scores = self.checkpoint.labels, output.scores(sigmoid=self.checkpoint.has_sigmoid)
-        top = zip(output.indices[:top_k], scores[:top_k], strict=True)
-        return {"predictions": [{"label": labels[index], "confidence": round(p, 6)} for index, p in top]}
+    def encode_response(
+        self, output: Prediction, *, top_k: int | None = DEFAULT_TOP_K, threshold: float = 0.0
+    ) -> dict[str, Any]:
+        """Return the labels and probabilities of the most probable classes, most probable first.
 
-    def encode_frames(self, frames: Sequence[Frame], outputs: Sequence[Prediction], *, top_k: int) -> dict[str, Any]:
+        With thresholds, each has whether it is flagged, and the response whether any label of the model is.
+
+        Args:
+            output: The prediction.
+            top_k: Maximum number of classes; None for all that the prediction has.
+            threshold: Minimum probability of a class.
+        """
+        labels, scores = self.checkpoint.labels, output.scores(sigmoid=self.checkpoint.has_sigmoid)
+        if self._thresholds is None and not threshold:
+            top = zip(output.indices[:top_k], scores[:top_k], strict=True)
+            return {"predictions": [{"label": labels[index], "confidence": round(p, SCORE_DIGITS)} for index, p in top]}
+        encoded = self._encode_all(output, scores)
+        shown = [one for one in encoded[:top_k] if one["confidence"] >= threshold]
+        if self._thresholds is None:
+            return {"predictions": shown}
+        return {"predictions": shown} | self._verdict(encoded)
+
+    def _encode_all(self, output: Prediction, scores: Sequence[float]) -> list[dict[str, Any]]:
+        """Return every class of a prediction, each flagged or not if there are thresholds."""
+        labels, thresholds = self.checkpoint.labels, self._thresholds
+        named = [(labels[index], round(p, SCORE_DIGITS)) for index, p in zip(output.indices, scores, strict=True)]
+        if thresholds is None:
+            return [{"label": label, "confidence": p} for label, p in named]
+        return [{"label": label, "confidence": p, "flagged": thresholds.flags(label, p)} for label, p in named]
+
+    def _verdict(self, encoded: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return whether any class is flagged, and by which thresholds."""
+        assert self._thresholds is not None
+        return {"flagged": any(one["flagged"] for one in encoded), "thresholds_digest": self._thresholds.digest}
+
+    def encode_frames(
+        self,
+        frames: Sequence[Frame],
+        outputs: Sequence[Prediction],
+        *,
+        top_k: int | None = DEFAULT_TOP_K,
+        threshold: float = 0.0,
+    ) -> dict[str, Any]:
         """Return each label's largest probability in any frame, the `top_k` largest first, and the frames one by one.
 
         All classes of each prediction are compared, so these are the `top_k` largest of the model, too.
@@ -176,13 +231,16 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         largest: dict[int, dict[str, Any]] = {}
         shown = []
         for frame, output in zip(frames, outputs, strict=True):
-            encoded = self.encode_response(output, top_k=MAX_TOP_K)["predictions"]
+            encoded = self._encode_all(output, output.scores(sigmoid=self.checkpoint.has_sigmoid))
             for index, one in zip(output.indices, encoded, strict=True):
                 if index not in largest or one["confidence"] > largest[index]["confidence"]:
                     largest[index] = one
-            shown.append({"index": frame.index, "time_ms": frame.time_ms, "predictions": encoded[:top_k]})
+            top = [one for one in encoded[:top_k] if one["confidence"] >= threshold]
+            shown.append({"index": frame.index, "time_ms": frame.time_ms, "predictions": top})
         ranked = sorted(largest.values(), key=lambda one: -one["confidence"])
-        return {"predictions": ranked[:top_k], "frames": shown}
+        top = [one for one in ranked[:top_k] if one["confidence"] >= threshold]
+        verdict = {} if self._thresholds is None else self._verdict(ranked)
+        return {"predictions": top} | verdict | {"frames": shown}
 
     def _loaded_model(self) -> VisionModel:
         if self.model is None:

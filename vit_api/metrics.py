@@ -18,7 +18,7 @@ TIMES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0)
 """Upper bounds of the buckets for batch sizes, in images."""
 
-ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer")
+ENDPOINTS = ("/predict", "/predict/batch", "/", "/v2/models/infer", "/v1/moderations", "/v1/embeddings")
 
 CLIENT_LEFT = 499
 """Status recorded for a request whose client disconnected before the response; nginx's number, not HTTP's."""
@@ -129,7 +129,7 @@ MODEL_DURATION = _histogram(
 )
 
 # Recorded by the main process.
-HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that died and were replaced")
+HTTP_RESTARTS = _counter("inference_http_restarts_total", "HTTP processes that ended unexpectedly and were replaced")
 
 COUNTED = (
     REQUESTS,
@@ -162,7 +162,9 @@ SLOTS = _gauge("inference_slots", "Queue slots by state", "state")
 WORKERS = _gauge("inference_workers", "Workers by state", "state")
 READY = _gauge("inference_ready", "1 if the server accepts requests, as /health/ready reports")
 STARTUP = _gauge("inference_worker_startup_seconds", "Time the worker's last start took until it was ready", "worker")
-WORKER_RESTARTS = _read_counter("inference_worker_restarts_total", "Times a worker died and was replaced", "worker")
+WORKER_RESTARTS = _read_counter(
+    "inference_worker_restarts_total", "Times a worker ended unexpectedly and was replaced", "worker"
+)
 IMAGES = _read_counter("inference_images_total", "Images processed by the model", "worker")
 MODEL_INFO = _gauge(
     "inference_model_info",

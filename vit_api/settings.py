@@ -15,7 +15,9 @@ from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
+from vit_api.categories import Categories
 from vit_api.cores import available_cores
+from vit_api.thresholds import Thresholds
 
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
@@ -199,6 +201,20 @@ class Settings(BaseSettings):
     cache_ttl_s: Annotated[
         float, Field(gt=0, le=31_536_000, description="Lifetime of a cache entry (TTL), in seconds")
     ] = 1800.0
+    thresholds: Annotated[
+        str | None,
+        Field(
+            description='Score from which a label is flagged: JSON such as {"nsfw": 0.85, "*": 0.5}, or the path of a '
+            "file with it; * stands for all other labels"
+        ),
+    ] = None
+    categories: Annotated[
+        str | None,
+        Field(
+            description='Categories of /v1/moderations that labels belong to: JSON such as {"nsfw": "sexual"}, or the '
+            "path of a file with it; default: each label is a category"
+        ),
+    ] = None
     redis_url: Annotated[
         SecretStr | None,
         Field(description="Redis to share the cache and the rate limits through: redis://, rediss:// or unix://"),
@@ -292,6 +308,20 @@ class Settings(BaseSettings):
     def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
             _PARSERS[str(info.field_name)](value)
+        return value
+
+    @field_validator("thresholds")
+    @classmethod
+    def _check_thresholds(cls, value: str | None) -> str | None:
+        if value is not None:
+            Thresholds.load(value)
+        return value
+
+    @field_validator("categories")
+    @classmethod
+    def _check_categories(cls, value: str | None) -> str | None:
+        if value is not None:
+            Categories.load(value)
         return value
 
     @field_validator("redis_url")

@@ -27,10 +27,10 @@ def save_vit_base(folder: Path) -> None:
     _save(ViTConfig(num_labels=1000), folder)
 
 
-def save_small_vit(folder: Path) -> None:
-    """Save a ViT for 224 x 224 pixels that takes about 10 ms per image on one core."""
+def save_small_vit(folder: Path, layers: int = 4) -> None:
+    """Save a ViT for 224 x 224 pixels that takes about 2.5 ms per layer and image on one core."""
     config = ViTConfig(
-        hidden_size=192, num_attention_heads=3, num_hidden_layers=4, intermediate_size=768, num_labels=1000
+        hidden_size=192, num_attention_heads=3, num_hidden_layers=layers, intermediate_size=768, num_labels=1000
     )
     _save(config, folder)
 

@@ -213,10 +213,10 @@ def test_a_pod_leaves_the_service_before_it_closes_its_port() -> None:
 
 
 def test_probes_ask_what_the_server_serves() -> None:
-    """Readiness for the start and for traffic, liveness for a restart."""
+    """Readiness for traffic, liveness for the start and for a restart: a long download is no reason for one."""
     for _, _, container in server_containers():
         paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
-        assert paths == {"startup": "/health/ready", "readiness": "/health/ready", "liveness": "/health/live"}
+        assert paths == {"startup": "/health/live", "readiness": "/health/ready", "liveness": "/health/live"}
         assert container["ports"][0]["containerPort"] == Settings.model_fields["port"].default
 
 

@@ -81,6 +81,21 @@ def test_base64_in_every_protocol(digits_server: RunningServer, text: str) -> No
     assert response.status_code == 200, response.text
 
 
+@pytest.mark.parametrize("path", ["/predict?top_k=2", "/?top_k=2"])
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        pytest.param("text/plain;charset=UTF-8", f"data:image/png;base64,{_BASE64}", id="toDataURL() of a canvas"),
+        pytest.param("application/octet-stream", f"Data:image/png;base64,{_BASE64}", id="whatever it is declared as"),
+        pytest.param("text/plain", base64.encodebytes(_SEVEN).decode(), id="a file of base64"),
+        pytest.param("application/base64", _BASE64, id="declared as base64"),
+    ],
+)
+def test_base64_as_the_body(digits_server: RunningServer, path: str, content_type: str, body: str) -> None:
+    """A raw body may be the text of an image."""
+    assert _tops(_post(digits_server, path, body.encode(), ("content-type", content_type))) == [("7", 2)]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("content_type", ["application/json", "text/plain"])
 def test_json_in_other_forms_of_unicode(digits_server: RunningServer, encoding: str, content_type: str) -> None:
@@ -121,6 +136,7 @@ def test_forms_with_one_file(digits_server: RunningServer, path: str, file: byte
         pytest.param("multipart/form-data", _file() + b"--b--", "no boundary", id="no boundary"),
         pytest.param(_FORM, _file("a") + _file("c") + b"--b--", "It has 'a' (1), 'c' (1)", id="several files"),
         pytest.param(_FORM, _field("user", "me") + b"--b--", "no file, only 'user'", id="no file"),
+        pytest.param(_FORM, _part("Content-Type: image/png", _SEVEN) + b"--b--", "no part of it has", id="no names"),
         pytest.param("image/png", _file() + b"--b--", "Content-Type is 'image/png'", id="declared as an image"),
         pytest.param("multipart/mixed; boundary=b", _file() + b"--b--", "'multipart/mixed", id="another multipart"),
         pytest.param(_FORM, _file()[:-2] + b"--b--", "does not begin a line", id="no line end before the boundary"),
@@ -190,6 +206,9 @@ def test_parameters(digits_server: RunningServer, path: str) -> None:
     """The same value twice is one; two values are refused, and so is a name that looks like a slip."""
     file = _file()
     assert _tops(_send_form(digits_server, f"{path}?top_k=2&top_k=2&utm_source=x", file)) == [("7", 2)]
+    for value in ("2.0", "%202", "+2", "02"):
+        assert _tops(_send_form(digits_server, f"{path}?top_k={value}", file)) == [("7", 2)]
+    assert _tops(_send_form(digits_server, f"{path}?top_k=", file, _field("top_k", ""))) == [("7", 5)]
     for query in ("top_k=2&top_k=3", "top_k=2"):
         error = _error(_send_form(digits_server, f"{path}?{query}", file, _field("top_k", "3")))
         assert "'top_k' has more than one value: '2', '3'" in error
@@ -210,5 +229,7 @@ def test_parameters_in_json(digits_server: RunningServer, path: str, field: str)
     assert "Did you mean 'top_k'" in _error(_post(digits_server, path, body))
     body = json.dumps({field: _BASE64, "top_k": 3}).encode()
     assert "more than one value" in _error(_post(digits_server, f"{path}?top_k=2", body))
+    body = json.dumps({field: list(_SEVEN)}).encode()
+    assert "an array of numbers" in _error(_post(digits_server, path, body))
     body = json.dumps({field: None}).encode()
     assert f"'{field}' is null, not a string" in _error(_post(digits_server, path, body))

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -103,17 +104,26 @@ def test_a_signal_stops_every_process(number: signal.Signals) -> None:
             probe.bind(("127.0.0.1", server.port))
 
 
-def test_ctrl_c_in_a_terminal_drains_as_any_stop() -> None:
-    """Every process gets the signal; the HTTP processes serve until the main process stops them."""
-    with serve(drain_delay_s=2) as server:
-        os.killpg(server.process.pid, signal.SIGINT)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, id="systemd"), pytest.param(signal.SIGINT, id="Ctrl-C in a terminal")]
+)
+def test_a_signal_to_all_processes_drains_as_any_stop(number: signal.Signals) -> None:
+    """The HTTP processes and the workers serve until the main process stops them, and none is started again."""
+    with serve(drain_delay_s=2, cache_size=0) as server:
+        before = living(server.process.pid)
+        os.killpg(server.process.pid, number)
         wait_until(lambda: server.get("/health").json()["status"] == "stopping")
         assert server.predict((ROOT / "examples" / "digit-7.png").read_bytes()).status_code == 200
+        assert set(living(server.process.pid)) <= set(before)
         assert server.process.wait(60) == 0
+        assert "ERROR" not in server.log.read_text()
         assert "ended unexpectedly" not in server.log.read_text()
 
 
-def test_a_request_in_flight_is_answered_before_the_stop() -> None:
+@pytest.mark.parametrize(
+    "send", [pytest.param(os.kill, id="main process"), pytest.param(os.killpg, id="process group")]
+)
+def test_a_request_in_flight_is_answered_before_the_stop(send: Callable[[int, int], None]) -> None:
     """After SIGTERM, new connections are refused and accepted requests are answered."""
     upload = (ROOT / "examples" / "digit-7.png").read_bytes()
     with serve(queue_size=1, api_servers=1, cache_size=0) as server, ThreadPoolExecutor(2) as clients:
@@ -122,7 +132,7 @@ def test_a_request_in_flight_is_answered_before_the_stop() -> None:
             requests = [clients.submit(server.predict, upload) for _ in range(2)]
             turned_away, in_flight = wait(requests, timeout=30, return_when=FIRST_COMPLETED)
             assert [request.result().status_code for request in turned_away] == [503]
-            server.process.send_signal(signal.SIGTERM)
+            send(server.process.pid, signal.SIGTERM)
             wait_until(lambda: refuses_connections(server.port))
             answer = in_flight.pop()
             assert not answer.done()

@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -62,8 +63,14 @@ def fetch(name: str, revision: str | None) -> tuple[Path, str]:
     for variable, directory in caches.items():
         logger.warning("%s is %s, which can't be written: using %s instead.", variable, os.environ[variable], directory)
     environment = {**os.environ, **caches, "PYTHONPATH": search_path}
-    # The child watches its standard input, so it ends when this process ends, for whatever reason.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
+    # The child watches its standard input, so it ends when this process ends, for whatever reason. Ctrl-C reaches both,
+    # and would end it with a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    with child:
         assert child.stdout is not None
         lines = child.stdout.read().splitlines()
     try:

@@ -17,7 +17,7 @@ from vit_api.classify.progress import Progress
 from vit_api.classify.report import JsonLines, Report, Table
 from vit_api.classify.usage import UsageError, integer_up_to
 from vit_api.client import AsyncClient, UnreadableInput
-from vit_api.client.protocol import DEFAULT_TOP_K, MAX_FRAMES, MAX_TOP_K
+from vit_api.client.protocol import ALL, DEFAULT_TOP_K, MAX_FRAMES
 from vit_api.cores import available_cores
 
 if TYPE_CHECKING:
@@ -56,10 +56,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     where.add_argument("--model", help="without --url: hub id, directory or `digits` (default: VIT_API_MODEL)")
     parser.add_argument(
         "--top-k",
-        type=integer_up_to(MAX_TOP_K),
-        default=DEFAULT_TOP_K,
+        type=_top_k,
         metavar="K",
-        help=f"number of classes to print, 1 to {MAX_TOP_K} (default: {DEFAULT_TOP_K})",
+        help=f"number of classes to print, or `{ALL}` (default: {DEFAULT_TOP_K}; with --threshold: {ALL})",
+    )
+    parser.add_argument(
+        "--threshold", type=_share, metavar="P", help="minimum probability of a class, 0 to 1 (default: any)"
     )
     parser.add_argument(
         "--frames",
@@ -143,6 +145,7 @@ async def _on_server(
     client: AsyncClient, paths: list[Path], report: Report, requests: int, arguments: argparse.Namespace
 ) -> None:
     options = {"concurrency": requests, "top_k": arguments.top_k, "frames": arguments.frames}
+    options["threshold"] = arguments.threshold
     async with client, contextlib.aclosing(client.classify_many(paths, **options)) as outcomes:
         names = iter(paths)
         async for outcome in outcomes:
@@ -160,9 +163,30 @@ def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report
         classifier = load_local(settings, threads, len(paths) * arguments.frames)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
-    with contextlib.closing(classifier.classify_many(paths, arguments.top_k, arguments.frames)) as outcomes:
+    many = classifier.classify_many(paths, arguments.top_k, arguments.frames, threshold=arguments.threshold)
+    with contextlib.closing(many) as outcomes:
         for path, outcome in zip(paths, outcomes, strict=True):
             report.add(path, outcome)
+
+
+def _top_k(text: str) -> int | str:
+    """Parse a number of classes."""
+    if text == ALL:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer or {ALL!r}, not {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return number
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

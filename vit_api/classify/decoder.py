@@ -16,6 +16,7 @@ from vit_api.decoding.frames import STILL, Frame
 from vit_api.errors import InternalError, ViTError
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
+from vit_api.thresholds import Thresholds
 
 ReadUpload = Callable[[], bytes]
 """Reads one file. Raises UnreadableInput."""
@@ -84,8 +85,10 @@ def build_lit_api(settings: Settings, max_batch_size: int) -> ViTAPI:
     Raises:
         CheckpointError: The model can't be found or can't be served.
     """
+    checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
+    thresholds = settings.thresholds
     return ViTAPI(
-        load_checkpoint(settings.model, settings.revision, served_name=settings.model_name),
+        checkpoint,
         dtype=settings.dtype,
         engine=settings.engine,
         max_image_side=settings.max_image_side,
@@ -93,6 +96,8 @@ def build_lit_api(settings: Settings, max_batch_size: int) -> ViTAPI:
         exact_decode=settings.exact_decode,
         background=settings.background,
         cpu_threads=settings.cpu_threads,
+        thresholds=None if thresholds is None else Thresholds.load(thresholds, checkpoint.labels),
+        all_classes=True,
         max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
     )
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api, to_classify_error
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
+from vit_api.client.protocol import DEFAULT_TOP_K
 from vit_api.client.results import Classification, ClassifiedFrame, ClassifyError, Outcome, ScoredLabel
 from vit_api.devices import choose_devices
 from vit_api.errors import InferenceFailed, OutOfDeviceMemory
@@ -42,6 +43,20 @@ class _Result(NamedTuple):
     batch_size: int
 
 
+class Shown(NamedTuple):
+    """Which classes of a prediction are shown; see `ViTAPI.encode_response`."""
+
+    top_k: int | None
+    threshold: float
+
+    @classmethod
+    def of(cls, top_k: int | str | None, threshold: float | None) -> Shown:
+        """Return what the options of a client mean."""
+        if top_k is None and threshold is None:
+            top_k = DEFAULT_TOP_K
+        return cls(top_k if isinstance(top_k, int) else None, threshold or 0.0)
+
+
 class LocalClassifier:
     """A model in this process.
 
@@ -56,17 +71,24 @@ class LocalClassifier:
         self._max_batch_size = max_batch_size
         self._threads = threads
 
-    def classify_many(self, paths: Iterable[Path], top_k: int, frames: int = 1) -> Generator[Outcome, None, None]:
+    def classify_many(
+        self,
+        paths: Iterable[Path],
+        top_k: int | str | None = None,
+        frames: int = 1,
+        *,
+        threshold: float | None = None,
+    ) -> Generator[Outcome, None, None]:
         """Classify image files and yield an outcome for each, in order, batch by batch; frames join the batches.
 
         If the device breaks, that file and the later ones have errors.
         """
         reads = (functools.partial(read_upload, path) for path in paths)
         for files in self._decoded_batches(reads, frames):
-            yield from self._classify_files(files, top_k, self._infer_or_fail)
+            yield from self._classify_files(files, Shown.of(top_k, threshold), self._infer_or_fail)
 
     def classify_reads(
-        self, reads: Iterable[ReadUpload], top_k: int, frames: int = 1
+        self, reads: Iterable[ReadUpload], shown: Shown, frames: int = 1
     ) -> Generator[tuple[str | None, Outcome], None, None]:
         """Like `classify_many`, for files that are read from anywhere; yield each file's SHA-256 with its outcome.
 
@@ -74,15 +96,15 @@ class LocalClassifier:
             BrokenDevice: The device no longer computes.
         """
         for files in self._decoded_batches(reads, frames):
-            yield from zip((file.sha256 for file in files), self.classify_decoded(files, top_k), strict=True)
+            yield from zip((file.sha256 for file in files), self.classify_decoded(files, shown), strict=True)
 
-    def classify_decoded(self, files: Sequence[Decoded], top_k: int) -> Iterator[Outcome]:
+    def classify_decoded(self, files: Sequence[Decoded], shown: Shown) -> Iterator[Outcome]:
         """Classify decoded files and yield an outcome for each, in order.
 
         Raises:
             BrokenDevice: The device no longer computes.
         """
-        return self._classify_files(files, top_k, self._infer)
+        return self._classify_files(files, shown, self._infer)
 
     def _decoded_batches(self, reads: Iterable[ReadUpload], frames: int) -> Iterator[list[Decoded]]:
         """Yield files in groups of the batch size, which are decoded ahead."""
@@ -95,12 +117,12 @@ class LocalClassifier:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _classify_files(self, files: Sequence[Decoded], top_k: int, infer: _Infer) -> Iterator[Outcome]:
+    def _classify_files(self, files: Sequence[Decoded], shown: Shown, infer: _Infer) -> Iterator[Outcome]:
         results = self._classify_images([pixels for file in files for pixels in file.pixels], infer)
         for file in files:
             of_file = list(itertools.islice(results, len(file.pixels)))
             failure = file.error or next((one for one in of_file if isinstance(one, ClassifyError)), None)
-            yield failure or self._classification(file, [one for one in of_file if isinstance(one, _Result)], top_k)
+            yield failure or self._classification(file, [one for one in of_file if isinstance(one, _Result)], shown)
 
     def _classify_images(self, images: Sequence[NDArray[np.uint8]], infer: _Infer) -> Iterator[_Result | ClassifyError]:
         """Yield the result of each image, batch by batch."""
@@ -124,12 +146,12 @@ class LocalClassifier:
         except outcomes.BrokenDevice as error:
             return [to_classify_error(InferenceFailed(str(error)))] * len(images)
 
-    def _classification(self, file: Decoded, results: Sequence[_Result], top_k: int) -> Classification:
+    def _classification(self, file: Decoded, results: Sequence[_Result], shown: Shown) -> Classification:
         predictions = [result.prediction for result in results]
         if file.frames:
-            encoded = self._lit_api.encode_frames(file.frames, predictions, top_k=top_k)
+            encoded = self._lit_api.encode_frames(file.frames, predictions, **shown._asdict())
         else:
-            encoded = self._lit_api.encode_response(predictions[0], top_k=top_k)
+            encoded = self._lit_api.encode_response(predictions[0], **shown._asdict())
         first = results[0]
         return Classification(
             predictions=_labels(encoded["predictions"]),
@@ -138,6 +160,8 @@ class LocalClassifier:
             model=self._lit_api.checkpoint.name,
             inference_time_ms=round(first.seconds * 1000, 3),
             batch_size=first.batch_size,
+            flagged=encoded.get("flagged"),
+            thresholds_digest=encoded.get("thresholds_digest"),
             frames=tuple(
                 ClassifiedFrame(**(frame | {"predictions": _labels(frame["predictions"])}))
                 for frame in encoded.get("frames", ())

@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from vit_api.classify.progress import Progress
-from vit_api.client.results import Classification, ClassifyError, Outcome
+from vit_api.client.results import Classification, ClassifyError, Outcome, ScoredLabel
+
+_FLAGS = ("flagged", "thresholds_digest")
 
 _MAX_NAME_WIDTH = 60
 _LABEL_WIDTH = 24
@@ -38,6 +40,8 @@ class JsonLines:
             fields = dataclasses.asdict(outcome)
             if not outcome.frames:
                 del fields["frames"]
+            if outcome.flagged is None:  # there are no thresholds
+                fields = _without_flags(fields)
         else:
             fields = {name: getattr(outcome, name) for name in ("code", "status", "request_id")}
             fields = {"error": outcome.message, **fields}
@@ -63,12 +67,26 @@ class Table:
             return Output(err=[f"{name}: {printable(what)} ({printable(outcome.code)})"])
         heading = [] if self._has_heading else [self._row("FILE", "LABEL", "CONF", "NEXT")]
         self._has_heading = True
-        others = ", ".join(f"{printable(p.label)} {p.confidence:.1%}" for p in outcome.predictions[1:])
-        row = self._row(name, printable(outcome.top.label), f"{outcome.top.confidence:.1%}", others)
+        if not outcome.predictions:  # none has the minimum probability
+            return Output(out=[*heading, self._row(name, "-", "-", "")])
+        others = ", ".join(f"{_named(p)} {p.confidence:.1%}" for p in outcome.predictions[1:])
+        row = self._row(name, _named(outcome.top), f"{outcome.top.confidence:.1%}", others)
         return Output(out=[*heading, row])
 
     def _row(self, name: str, label: str, confidence: str, others: str) -> str:
         return f"{name:<{self._name_width}}  {label:<{_LABEL_WIDTH}}  {confidence:>6}  {others}".rstrip()
+
+
+def _named(prediction: ScoredLabel) -> str:
+    """Return a label, with a mark if it is flagged."""
+    return printable(prediction.label) + ("!" if prediction.flagged else "")
+
+
+def _without_flags(value: Any) -> Any:
+    """Return the fields of a result without what only thresholds give."""
+    if isinstance(value, dict):
+        return {name: _without_flags(one) for name, one in value.items() if name not in _FLAGS}
+    return [_without_flags(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 class Report:

@@ -59,8 +59,8 @@ def to_classification(answer: HttpAnswer) -> Classification:
     try:
         predictions = _predictions(body)
         batch_size = _header_number(headers, "x-batch-size")
-        if not predictions or not isinstance(body["cached"], bool):
-            raise ValueError("It has no predictions, or does not say whether they were cached.")
+        if not isinstance(body["predictions"], list) or not isinstance(body["cached"], bool):
+            raise ValueError("It has no list of predictions, or does not say whether they were cached.")
         return Classification(
             predictions=predictions,
             cached=body["cached"],
@@ -72,6 +72,8 @@ def to_classification(answer: HttpAnswer) -> Classification:
             inference_time_ms=_header_number(headers, "x-inference-time-ms"),
             batch_size=None if batch_size is None else int(batch_size),
             frames=tuple(map(_frame, body.get("frames") or ())),
+            flagged=_flag(body),
+            thresholds_digest=body.get("thresholds_digest"),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnexpectedAnswer(
@@ -82,7 +84,14 @@ def to_classification(answer: HttpAnswer) -> Classification:
 
 
 def _predictions(body: Mapping[str, Any]) -> tuple[ScoredLabel, ...]:
-    return tuple(ScoredLabel(_text(p["label"]), _number(p["confidence"])) for p in body["predictions"])
+    return tuple(ScoredLabel(_text(p["label"]), _number(p["confidence"]), _flag(p)) for p in body["predictions"])
+
+
+def _flag(body: Mapping[str, Any]) -> bool | None:
+    flagged = body.get("flagged")
+    if not isinstance(flagged, bool | None):
+        raise TypeError("It is neither true nor false.")
+    return flagged
 
 
 def _frame(body: Mapping[str, Any]) -> ClassifiedFrame:

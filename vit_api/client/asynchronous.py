@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
@@ -18,11 +19,12 @@ from vit_api.client.base import (
     LIMITS,
     BaseClient,
     EncodedUpload,
+    Options,
     checked_concurrency,
     to_failure,
 )
 from vit_api.client.inputs import ImageInput, read_upload
-from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_frames, check_top_k
+from vit_api.client.protocol import Call, Retries, base_headers, check_options
 from vit_api.client.results import Classification, ClassifyError, Outcome
 
 
@@ -56,19 +58,24 @@ class AsyncClient(BaseClient):
         self._http = httpx.AsyncClient(headers=base_headers(api_key), limits=LIMITS)
 
     async def classify(
-        self, image: ImageInput, *, top_k: int = DEFAULT_TOP_K, fresh: bool = False, frames: int = 1
+        self,
+        image: ImageInput,
+        *,
+        top_k: int | str | None = None,
+        fresh: bool = False,
+        frames: int = 1,
+        threshold: float | None = None,
     ) -> Classification:
         """Classify one image; see `Client.classify`. Files are read and Pillow images encoded in a thread.
 
         Raises:
             ClassifyError: There is no result; the class and `code` say why.
-            ValueError: `top_k` or `frames` is out of range.
+            ValueError: `top_k`, `threshold` or `frames` is out of range.
             TypeError: `image` has a type that is not supported.
         """
-        check_top_k(top_k)
-        check_frames(frames)
+        check_options(top_k, threshold, frames)
         content = image if isinstance(image, bytes) else await asyncio.to_thread(read_upload, image)
-        upload = EncodedUpload(content, top_k, fresh, frames)
+        upload = EncodedUpload(content, Options(top_k, fresh, frames, threshold))
         call = self.begin_call()
         while True:
             verdict = call.judge(await self._send(upload, call))
@@ -81,9 +88,10 @@ class AsyncClient(BaseClient):
         images: Iterable[ImageInput],
         *,
         concurrency: int = 8,
-        top_k: int = DEFAULT_TOP_K,
+        top_k: int | str | None = None,
         fresh: bool = False,
         frames: int = 1,
+        threshold: float | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Classify many images and yield an outcome for each, in order; see `Client.classify_many`.
 
@@ -91,21 +99,21 @@ class AsyncClient(BaseClient):
         flight.
 
         Raises:
-            ValueError: `concurrency`, `top_k` or `frames` is out of range.
+            ValueError: `concurrency`, `top_k`, `threshold` or `frames` is out of range.
             TypeError: An image has a type that is not supported.
         """
-        options = (check_top_k(top_k), fresh, check_frames(frames))
-        return self._outcomes(images, checked_concurrency(concurrency), *options)
+        check_options(top_k, threshold, frames)
+        return self._outcomes(images, checked_concurrency(concurrency), Options(top_k, fresh, frames, threshold))
 
     async def _outcomes(
-        self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool, frames: int
+        self, images: Iterable[ImageInput], concurrency: int, options: Options
     ) -> AsyncGenerator[Outcome, None]:
         turns = asyncio.Semaphore(concurrency)
 
         async def outcome(image: ImageInput) -> Outcome:
             async with turns:
                 try:
-                    return await self.classify(image, top_k=top_k, fresh=fresh, frames=frames)
+                    return await self.classify(image, **dataclasses.asdict(options))
                 except ClassifyError as error:
                     return error
 

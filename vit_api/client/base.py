@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from vit_api.client.protocol import Call, Retries, predict_url, upload_headers
+from vit_api.client.protocol import Call, Retries, predict_parameters, predict_url, upload_headers
 from vit_api.client.results import ClassifyError, TimedOut, UnexpectedAnswer, Unreachable
 
 DEFAULT_TIMEOUT_S = 40.0
@@ -27,20 +27,28 @@ _CONNECT_S = 10.0
 
 
 @dataclass(frozen=True)
-class EncodedUpload:
-    """One image as it is sent, with the options of `Client.classify`."""
+class Options:
+    """The options of `Client.classify`."""
 
-    content: bytes
-    top_k: int
+    top_k: int | str | None
     fresh: bool
     frames: int = 1
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class EncodedUpload:
+    """One image as it is sent, with its options."""
+
+    content: bytes
+    chosen: Options
 
     def options(self, timeout_s: float) -> dict[str, Any]:
         """Return the httpx request options for an attempt that may take `timeout_s` seconds."""
         return {
-            "params": {"top_k": self.top_k} | ({"frames": self.frames} if self.frames > 1 else {}),
+            "params": predict_parameters(self.chosen.top_k, self.chosen.threshold, self.chosen.frames),
             "content": self.content,
-            "headers": upload_headers(fresh=self.fresh),
+            "headers": upload_headers(fresh=self.chosen.fresh),
             "timeout": httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)),
         }
 

@@ -18,12 +18,13 @@ from vit_api.client.base import (
     LIMITS,
     BaseClient,
     EncodedUpload,
+    Options,
     checked_concurrency,
     to_failure,
 )
 from vit_api.client.inputs import ImageInput, read_upload
 from vit_api.client.lookahead import map_ahead
-from vit_api.client.protocol import DEFAULT_TOP_K, Call, Retries, base_headers, check_frames, check_top_k
+from vit_api.client.protocol import Call, Retries, base_headers, check_options
 from vit_api.client.results import Classification, ClassifyError, Outcome, TimedOut
 
 
@@ -58,34 +59,41 @@ class Client(BaseClient):
         self._http = httpx.Client(headers=base_headers(api_key), limits=LIMITS)
 
     def classify(
-        self, image: ImageInput, *, top_k: int = DEFAULT_TOP_K, fresh: bool = False, frames: int = 1
+        self,
+        image: ImageInput,
+        *,
+        top_k: int | str | None = None,
+        fresh: bool = False,
+        frames: int = 1,
+        threshold: float | None = None,
     ) -> Classification:
         """Classify one image.
 
         Args:
             image: A path, an image file's bytes, an open binary file or a Pillow image.
-            top_k: The number of classes to return, 1 to 20.
+            top_k: The number of classes to return, or `all`; by default 5 or, with a threshold, all.
             fresh: Bypass the server's cache.
             frames: Maximum number of frames of an animation, or pages of a document, to classify, 1 to 32. Each counts
                 as an image.
+            threshold: Minimum probability of a class, from 0 to 1.
 
         Raises:
             ClassifyError: There is no result; the class and `code` say why.
-            ValueError: `top_k` or `frames` is out of range.
+            ValueError: `top_k`, `threshold` or `frames` is out of range.
             TypeError: `image` has a type that is not supported.
         """
-        check_top_k(top_k)
-        check_frames(frames)
-        return self._run(EncodedUpload(read_upload(image), top_k, fresh, frames), self._sleep)
+        check_options(top_k, threshold, frames)
+        return self._run(EncodedUpload(read_upload(image), Options(top_k, fresh, frames, threshold)), self._sleep)
 
     def classify_many(
         self,
         images: Iterable[ImageInput],
         *,
         concurrency: int = 8,
-        top_k: int = DEFAULT_TOP_K,
+        top_k: int | str | None = None,
         fresh: bool = False,
         frames: int = 1,
+        threshold: float | None = None,
     ) -> Generator[Outcome, None, None]:
         """Classify many images and yield an outcome for each, in order, as soon as it is available.
 
@@ -96,20 +104,21 @@ class Client(BaseClient):
         Args:
             images: Any number of images; consumed as results are taken.
             concurrency: Maximum number of concurrent requests.
-            top_k: The number of classes to return, 1 to 20.
+            top_k: The number of classes to return, or `all`; by default 5 or, with a threshold, all.
             fresh: Bypass the server's cache.
             frames: Maximum number of frames of an animation, or pages of a document, to classify, 1 to 32. Each counts
                 as an image.
+            threshold: Minimum probability of a class, from 0 to 1.
 
         Raises:
-            ValueError: `concurrency`, `top_k` or `frames` is out of range.
+            ValueError: `concurrency`, `top_k`, `threshold` or `frames` is out of range.
             TypeError: An image has a type that is not supported.
         """
-        options = (check_top_k(top_k), fresh, check_frames(frames))
-        return self._outcomes(images, checked_concurrency(concurrency), *options)
+        check_options(top_k, threshold, frames)
+        return self._outcomes(images, checked_concurrency(concurrency), Options(top_k, fresh, frames, threshold))
 
     def _outcomes(
-        self, images: Iterable[ImageInput], concurrency: int, top_k: int, fresh: bool, frames: int
+        self, images: Iterable[ImageInput], concurrency: int, options: Options
     ) -> Generator[Outcome, None, None]:
         is_closed = threading.Event()
 
@@ -120,7 +129,7 @@ class Client(BaseClient):
 
         def outcome(image: ImageInput) -> Outcome:
             try:
-                return self._run(EncodedUpload(read_upload(image), top_k, fresh, frames), sleep)
+                return self._run(EncodedUpload(read_upload(image), options), sleep)
             except ClassifyError as error:
                 return error
 

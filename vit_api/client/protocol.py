@@ -17,10 +17,12 @@ from vit_api.client.answers import HttpAnswer, to_classification, to_error
 from vit_api.client.results import Busy, Classification, ClassifyError, TimedOut, UnexpectedAnswer, Unreachable
 
 DEFAULT_TOP_K = 5
-MAX_TOP_K = 20
 MAX_FRAMES = 32
-MAX_ANSWER_BYTES = 2**20
-"""A response with 20 labels has a few kilobytes; a longer body is not from this API."""
+MAX_ANSWER_BYTES = 2**24
+"""A response with 20 labels has a few kilobytes, one with tens of thousands a few megabytes."""
+
+ALL = "all"
+"""For `top_k`: every class."""
 
 _OK = 200
 _MAX_TRIES = 100
@@ -161,15 +163,51 @@ class Call:
         return (asked_s or 0.0) + backoff_s
 
 
-def check_top_k(top_k: int) -> int:
-    """Return the number of classes to ask for.
+def check_top_k(top_k: int | str | None) -> None:
+    """Check the number of classes to ask for; only the server knows how many the model has.
 
     Raises:
-        ValueError: It is not from 1 to 20, which is what the server allows.
+        ValueError: It is neither a positive integer nor `all` nor None.
     """
-    if not 1 <= top_k <= MAX_TOP_K:
-        raise ValueError(f"top_k must be from 1 to {MAX_TOP_K}, not {top_k}.")
-    return top_k
+    if top_k is None or top_k == ALL:
+        return
+    if isinstance(top_k, str) or top_k < 1:
+        raise ValueError(f"top_k must be a positive integer or {ALL!r}, not {top_k!r}.")
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Check the minimum probability to ask for.
+
+    Raises:
+        ValueError: It is not from 0 to 1.
+    """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be from 0 to 1, not {threshold}.")
+
+
+def check_options(top_k: int | str | None, threshold: float | None, frames: int) -> None:
+    """Check the options of a classification.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    check_top_k(top_k)
+    check_threshold(threshold)
+    check_frames(frames)
+
+
+def predict_parameters(top_k: int | str | None, threshold: float | None, frames: int) -> dict[str, int | str | float]:
+    """Return the parameters of a request's query; without any, the server's defaults hold.
+
+    Args:
+        top_k: The number of classes, or `all`; None for the server's default.
+        threshold: The minimum probability; None for any.
+        frames: Maximum number of frames.
+    """
+    if top_k is None and threshold is None:
+        top_k = DEFAULT_TOP_K
+    parameters = {"top_k": top_k, "threshold": threshold, "frames": frames if frames > 1 else None}
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def check_frames(frames: int) -> int:

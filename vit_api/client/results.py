@@ -12,10 +12,12 @@ class ScoredLabel:
     Attributes:
         label: The class's name.
         confidence: Its probability, from 0 to 1.
+        flagged: Whether that is at or above the label's threshold; None if the server has no thresholds.
     """
 
     label: str
     confidence: float
+    flagged: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Classification:
     """The result for one image.
 
     Attributes:
-        predictions: The most probable classes, most probable first; at least one. Of several frames, each class has
-            its largest probability.
+        predictions: The most probable classes, most probable first; at least one unless there is a minimum probability.
+            Of several frames, each class has its largest probability.
         cached: Whether the result came from the cache, without running the model.
         processing_time_ms: Time from the request's arrival at the server to the response.
         model: The model's name.
@@ -49,6 +51,8 @@ class Classification:
         inference_time_ms: Time that its batch took; None unless this request ran the model.
         batch_size: Images in its batch; None unless this request ran the model.
         frames: The frames one by one, if several were requested.
+        flagged: Whether any label of the model is flagged, returned or not; None if the server has no thresholds.
+        thresholds_digest: Identifies the thresholds; None if there are none.
     """
 
     predictions: tuple[ScoredLabel, ...]
@@ -61,10 +65,16 @@ class Classification:
     inference_time_ms: float | None = None
     batch_size: int | None = None
     frames: tuple[ClassifiedFrame, ...] = ()
+    flagged: bool | None = None
+    thresholds_digest: str | None = None
 
     @property
     def top(self) -> ScoredLabel:
-        """The most probable class."""
+        """The most probable class.
+
+        Raises:
+            IndexError: No class has the requested probability.
+        """
         return self.predictions[0]
 
 

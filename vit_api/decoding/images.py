@@ -30,7 +30,7 @@ from PIL import (
 )
 
 from vit_api.checkpoints.preprocessing import Preprocessing
-from vit_api.decoding import heif, jpeg, tiff
+from vit_api.decoding import bmp, heif, jpeg, tiff
 from vit_api.decoding.colours import Colour, on_background, to_eye, to_rgb
 from vit_api.decoding.formats import identify
 from vit_api.decoding.geometry import Box, Layout, crop_corner, first_crop, layout_of, resized_size
@@ -252,6 +252,8 @@ def _failure(upload: bytes, format_name: str, error: Exception) -> ViTError:
         return tiff.not_read(kind) if kind else BadImage(f"The TIFF image is corrupt or truncated. {_SAVE_AGAIN}")
     if format_name == "HEIC" and heif.is_of_other_codec(error):
         return UnsupportedImage(f"The HEIF image has a codec that is not supported. {_SAVE_AGAIN}")
+    if format_name == "BMP" and isinstance(error, OSError) and (kind := bmp.kind_of(upload)):
+        return UnsupportedImage(f"The BMP image is of a kind that is not supported: {kind}. {_SAVE_AGAIN}")
     if isinstance(error, OSError) and _UNSUPPORTED.search(str(error)):
         return UnsupportedImage(f"The {format_name} image is of a kind that is not supported. {_SAVE_AGAIN}")
     return BadImage(f"The {format_name} image is corrupt or truncated. {_SAVE_AGAIN}")

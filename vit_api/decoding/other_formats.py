@@ -80,7 +80,46 @@ _OTHERS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"MZ", "a program", "Send an image"),
     (0, b"\x7fELF", "a program", "Send an image"),
     (128, b"DICM", "a DICOM file", AS_PNG),
+    (0, b"\x01\xda\0", "an SGI image", AS_PNG),
+    (0, b"\x01\xda\1", "an SGI image", AS_PNG),
+    (0, b"\x59\xa6\x6a\x95", "a Sun raster image", AS_PNG),
+    (0, b"SDPX", "a DPX image", AS_PNG),
+    (0, b"XPDS", "a DPX image", AS_PNG),
+    (0, b"\x80\x2a\x5f\xd7", "a Cineon image", AS_PNG),
+    (0, b"id=ImageMagick", "an ImageMagick image (MIFF)", AS_PNG),
+    (0, b"\x08\xf2\xa6\xb6", "a VIPS image", AS_PNG),
+    (0, b"\xb6\xa6\xf2\x08", "a VIPS image", AS_PNG),
+    (0, b"LBLSIZE=", "a VICAR image", AS_PNG),
+    (0, b"\xab\x01", "a Khoros image (VIFF)", AS_PNG),
+    (0, b"farbfeld", "a farbfeld image", AS_PNG),
+    (0, b"Image type:", "an IFUNC image (IM)", AS_PNG),
+    (0, b"DanM", "a Microsoft Paint image (MSP)", AS_PNG),
+    (0, b"LinS", "a Microsoft Paint image (MSP)", AS_PNG),
+    (0, b"BLP1", "a Blizzard texture (BLP)", AS_PNG),
+    (0, b"BLP2", "a Blizzard texture (BLP)", AS_PNG),
+    (0, b"VTF\0", "a Valve texture (VTF)", AS_PNG),
+    (0, b"\x13\xab\xa1\x5c", "an ASTC texture", AS_PNG),
+    (0, b"PVR\3", "a PowerVR texture (PVR)", AS_PNG),
+    (0, b"\x97JB2\r\n\x1a\n", "a JBIG2 image", AS_PNG),
+    (0, b"\x1bP", "a Sixel image", AS_PNG),
+    (0, b"/* XPM", "an X11 pixmap (XPM)", AS_PNG),
+    (522, b"\0\x11\2\xff", "a PICT drawing", _RENDER),
+    (0, b"FORM", "an IFF file", AS_PNG),
+    (0, b"FWS", "a Flash film", FRAME),
+    (0, b"CWS", "a Flash film", FRAME),
+    (0, b"\0\5\x16\7", "what macOS stores beside a file (AppleDouble, ._*)", "Send the file without ._ in its name"),
+    (0, b"\0\5\x16\0", "what macOS stores beside a file (AppleSingle)", "Send the image itself"),
+    (0, b"bplist00", "a property list", "Send an image"),
+    (0, b"SQLite format 3\0", "a database", "Send an image"),
+    (0, b"\x89HDF", "an HDF5 file", "Save a picture of it as PNG"),
+    (0, b"\xff\xfb", "a sound file", "Send an image"),
+    (0, b"\xff\xf1", "a sound file", "Send an image"),
+    (0, b"RIFX", "a RIFF file", "Send an image"),
+    (0, b"wOF", "a font", "Send an image"),
+    (0, b"OTTO", "a font", "Send an image"),
 )
+_X11 = re.compile(rb"#define \S+_width \d")
+_X11_DUMP = re.compile(rb"\0\0..\0{3}\x07\0{3}[\0-\2]", re.DOTALL)
 _ICON = re.compile(rb"\0\0[\x01\x02]\0[^\0]\0", re.DOTALL)
 _TARGA_END = b"TRUEVISION-XFILE.\0"
 _PNM = re.compile(rb"P[1-7fF][\s#]")
@@ -91,7 +130,15 @@ _TARGA = re.compile(rb".[\0\1][\1-\3\x09-\x0b].{5}.{4}(?!\0\0)..(?!\0\0)..[\x08\
 _DIB = re.compile(rb"[\x28\x6c\x7c]\0{3}.{8}\x01\0[\x01\x04\x08\x10\x18\x20]\0", re.DOTALL)
 _XML = re.compile(rb"\s*<(?:\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\s-]{64,}={0,2}\s*")
+_FILE_NAME = re.compile(rb"(?:[A-Za-z]:)?[^\r\n:]{1,255}\.(?:jpe?g|png|gif|webp|bmp|tiff?|heic|avif)\s*", re.IGNORECASE)
+_URL = re.compile(rb"https?://\S+\s*", re.IGNORECASE)
 _CONTROL = re.compile(rb"[\0-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f]")
+_STARTS = (
+    (_ICON, "an icon (ICO or CUR)"),
+    (_X11, "an X11 bitmap (XBM)"),
+    (_X11_DUMP, "an X11 window dump (XWD)"),
+    (_PNM, "a PNM image"),
+)
 _HEADERS = ((_PCX, "a PCX image"), (_DIB, "a bitmap without its file header (DIB)"), (_TARGA, "a Targa image (TGA)"))
 _MAX_COMMENT_BYTES = 1 << 16
 _PDF_BYTES = 1024  # readers search so far for the start
@@ -110,14 +157,13 @@ def refuse_known(upload: bytes) -> None:
     for offset, signature, what, advice in _OTHERS:
         if upload.startswith(signature, offset):
             raise unsupported(what, advice)
-    if _ICON.match(upload):
-        raise unsupported("an icon (ICO or CUR)", AS_PNG)
+    for pattern, what in _STARTS:
+        if pattern.match(upload):
+            raise unsupported(what, AS_PNG)
     if upload.endswith(_TARGA_END):
         raise unsupported("a Targa image (TGA)", AS_PNG)
     if b"%PDF-" in upload[:_PDF_BYTES]:
         raise unsupported("a PDF document", "Render a page of it as PNG")
-    if _PNM.match(upload):
-        raise unsupported("a PNM image", AS_PNG)
     if len(upload) > 376 and upload[0] == upload[188] == upload[376] == 0x47:
         raise unsupported("an MPEG video", FRAME)
     _refuse_text(upload)
@@ -144,6 +190,12 @@ def _refuse_text(upload: bytes) -> None:
         raise unsupported("base64 text", 'Send the bytes of the image, or JSON: {"image": "<base64>"}')
     if _XML.match(text):
         raise unsupported("an XML or HTML text", "Send the image itself")
+    if text.startswith(b"[object "):
+        raise unsupported("the text that JavaScript makes of an object", "Append a Blob or a File to the form")
+    if _URL.fullmatch(text):
+        raise unsupported("the URL of an image", "Send the image itself: this server downloads nothing")
+    if _FILE_NAME.fullmatch(text):
+        raise unsupported("the name of a file", "Send the file itself: with curl, -F file=@NAME")
     if text[:1] in (b"{", b"["):
         raise unsupported("JSON", "Send the bytes of the image")
     if text.startswith(b"version https://git-lfs"):

@@ -20,6 +20,7 @@ _CHUNK = struct.Struct(">I4s")  # length, name
 _CHECKSUM_BYTES = 4
 _END = _CHUNK.pack(0, b"IEND") + zlib.crc32(b"IEND").to_bytes(4, "big")
 _PICTURE = frozenset([b"IHDR", b"PLTE", b"IDAT"])
+_PALETTE_KIND, _KIND_AT = 3, 25
 _BEFORE_DATA = frozenset([b"tRNS", b"eXIf"])
 _FRAME_PARTS = frozenset([b"fcTL", b"IDAT", b"fdAT"])
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
@@ -39,6 +40,7 @@ def picture_only(upload: bytes) -> bytes:
     Raises:
         TooComplex: It has too many chunks.
         UnsupportedImage: It is a variant of PNG that no browser reads.
+        ValueError: Its palette is missing, without which PIL would show it black.
     """
     header: list[memoryview] = []
     data: list[memoryview] = []
@@ -69,6 +71,8 @@ def picture_only(upload: bytes) -> bytes:
         else:
             is_changed = True
         position = end
+    if upload[_KIND_AT : _KIND_AT + 1] == bytes([_PALETTE_KIND]) and len(header) == 1:
+        raise ValueError("The palette is missing.")
     if not is_changed and has_end:
         return upload
     is_cut = position > len(upload)  # within a chunk, which must not be filled up with others

@@ -80,7 +80,9 @@ def refuse_kind(image: TiffImagePlugin.TiffImageFile, upload: bytes) -> None:
     tags: Mapping[int, Any] = image.tag_v2
     bands = tags.get(_SAMPLES, 1)
     is_deep_planes = tags.get(284, 1) == 2 and bands > 1 and max(tags.get(_BITS, (1,))) > 8
-    if image.mode in ("I", "LAB") or is_deep_planes:
+    # PIL takes signed bytes for unsigned ones: what is -1 would be white.
+    is_signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    if image.mode in ("I", "LAB") or is_deep_planes or is_signed:
         raise not_read(kind_of(upload) + " in separate planes" * is_deep_planes)
 
 

@@ -11,6 +11,7 @@ from vit_api.ipc.shared_memory import SharedArrays
 
 COUNTS = (
     "entries",
+    "long_entries",
     "hits",
     "misses",
     "coalesced",
@@ -85,4 +86,5 @@ class CacheBoard:
         totals = {name: int(self._shared[name].sum()) for name in COUNTS}
         # A process that has not acknowledged the last clear evicts its entries before its next look-up.
         is_current = self._shared["acknowledged"] == self._shared["epoch"]
-        return totals | {"entries": int(self._shared["entries"][is_current].sum())}
+        entries = self._shared["entries"] + self._shared["long_entries"]
+        return totals | {"entries": int(entries[is_current].sum())}

@@ -17,14 +17,26 @@ from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
 MAX_TOP_K = 20
-"""Number of classes in an answer: the maximum that a client may request."""
+"""Number of classes in an answer record; an answer with more is long, see `Prediction.is_long`."""
 
 DEFAULT_TOP_K = 5
 """Number of classes in a response unless the client requests another."""
 
+ALL_CLASSES = 1
+"""Part of an answer: every class, not only the most probable ones."""
+
+EMBEDDING = 2
+"""Part of an answer: the embedding."""
+
+MAX_EMBEDDING = 16_384
+"""Maximum number of an embedding's dimensions; the widest classifier of transformers, a RegNet, has 11,110."""
+
 _REQUEST = struct.Struct("<II")
-_ANSWER = struct.Struct(f"<IIBBHfff{MAX_TOP_K}I{MAX_TOP_K}f")
+_ANSWER = struct.Struct(f"<IIBBHfffI{MAX_TOP_K}I{MAX_TOP_K}f")
 _PREDICTION = struct.Struct(f"<Bf{MAX_TOP_K}I{MAX_TOP_K}f")
+_LONG = struct.Struct("<B3xIIf")  # mark, classes, dimensions, probability of the first class
+_LONG_MARK = 0xFF  # no prediction of the fixed size has so many classes
+_NUMBER_BYTES = 4
 PACKED_PREDICTION_BYTES = _PREDICTION.size
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -46,7 +58,7 @@ def _sigmoid(logit: float) -> float:
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one image, at most `MAX_TOP_K`.
+    """The most probable classes of one image: `MAX_TOP_K` or, if it is long, all of them.
 
     A softmax and a sigmoid give the same order of classes. A softmax needs the logits of all of them; the probability
     of the top one makes up for the omitted ones.
@@ -55,16 +67,36 @@ class Prediction(NamedTuple):
         indices: The classes, most probable first.
         logits: The model's outputs for them, float32.
         top_probability: The probability of the first class, by a softmax over all classes.
+        embedding: float32 [dimensions] of length 1, as bytes; empty if it was not asked for, or the model has none.
     """
 
     indices: tuple[int, ...]
     logits: tuple[float, ...]
     top_probability: float
+    embedding: bytes = b""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it has more than fits in an answer record."""
+        return len(self.indices) > MAX_TOP_K or bool(self.embedding)
+
+    def with_parts(self, parts: int) -> Prediction:
+        """Return it without the parts that are not among these: `ALL_CLASSES`, `EMBEDDING`, both or 0."""
+        if not self.is_long:
+            return self
+        count = len(self.indices) if parts & ALL_CLASSES else MAX_TOP_K
+        embedding = self.embedding if parts & EMBEDDING else b""
+        return Prediction(self.indices[:count], self.logits[:count], self.top_probability, embedding)
 
     @property
     def is_finite(self) -> bool:
         """Whether all numbers are finite; JSON has neither infinity nor NaN."""
-        return math.isfinite(sum(self.logits, self.top_probability))
+        numbers = math.isfinite(sum(self.logits, self.top_probability))
+        return numbers and (not self.embedding or all(map(math.isfinite, self.embedding_values())))
+
+    def embedding_values(self) -> tuple[float, ...]:
+        """Return the embedding as numbers."""
+        return struct.unpack(f"<{len(self.embedding) // _NUMBER_BYTES}f", self.embedding)
 
     @property
     def probabilities(self) -> tuple[float, ...]:
@@ -84,7 +116,9 @@ class Prediction(NamedTuple):
         return self.sigmoids if sigmoid else self.probabilities
 
     def pack(self) -> bytes:
-        """Return the prediction as bytes, as compact as in an answer record."""
+        """Return the prediction as bytes, as compact as in an answer record unless it is long."""
+        if len(self.indices) > MAX_TOP_K or self.embedding:
+            return self._pack_long()
         padding = (0,) * (MAX_TOP_K - len(self.indices))
         return _PREDICTION.pack(
             len(self.indices), self.top_probability, *self.indices, *padding, *self.logits, *padding
@@ -98,9 +132,38 @@ class Prediction(NamedTuple):
             ValueError: The data has another size, or more classes than fit in it.
         """
         if len(data) != _PREDICTION.size or data[0] > MAX_TOP_K:
-            raise ValueError("not a packed prediction")
+            return cls._unpack_long(data)
         count, top_probability, *top = _PREDICTION.unpack(data)
         return cls(tuple(top[:count]), tuple(top[MAX_TOP_K : MAX_TOP_K + count]), top_probability)
+
+    def _pack_long(self) -> bytes:
+        count, dimensions = len(self.indices), len(self.embedding) // _NUMBER_BYTES
+        head = _LONG.pack(_LONG_MARK, count, dimensions, self.top_probability)
+        return head + struct.pack(f"<{count}I{count}f", *self.indices, *self.logits) + self.embedding
+
+    @classmethod
+    def _unpack_long(cls, data: bytes) -> Prediction:
+        if packed_size(data) != len(data):
+            raise ValueError("not a packed prediction")
+        _, count, dimensions, top_probability = _LONG.unpack_from(data)
+        numbers = struct.unpack_from(f"<{count}I{count}f", data, _LONG.size)
+        embedding = data[len(data) - dimensions * _NUMBER_BYTES :] if dimensions else b""
+        return cls(numbers[:count], numbers[count:], top_probability, embedding)
+
+
+def packed_size(data: bytes) -> int:
+    """Return the size of the packed prediction that `data` starts with; 0 if it starts with none."""
+    if data and data[0] <= MAX_TOP_K:
+        return _PREDICTION.size
+    if len(data) < _LONG.size or data[0] != _LONG_MARK:
+        return 0
+    _, count, dimensions, _ = _LONG.unpack_from(data)
+    return int(_LONG.size + (2 * count + dimensions) * _NUMBER_BYTES)
+
+
+def max_packed_size(classes: int, dimensions: int = MAX_EMBEDDING) -> int:
+    """Return the size of the longest packed prediction of a model with so many classes."""
+    return _LONG.size + (2 * classes + dimensions) * _NUMBER_BYTES
 
 
 NO_PREDICTION = Prediction((), (), 0.0)
@@ -124,7 +187,11 @@ class Status(enum.IntEnum):
 
 
 class AnswerRecord(NamedTuple):
-    """A worker's answer for one slot."""
+    """A worker's answer for one slot.
+
+    Of a long prediction the record carries the most probable classes only; `long_bytes` is the size of the whole one,
+    packed, in the slot's memory for long answers, and 0 otherwise.
+    """
 
     slot: int
     generation: int
@@ -133,10 +200,13 @@ class AnswerRecord(NamedTuple):
     batch_size: int = 0
     queue_s: float = 0.0
     inference_s: float = 0.0
+    long_bytes: int = 0
 
     def pack(self) -> bytes:
         """Return the record's bytes; the top-k is padded with zeros to its fixed size."""
-        indices, logits, top_probability = self.prediction
+        indices, logits, top_probability, _ = self.prediction
+        if len(indices) > MAX_TOP_K:
+            indices, logits = indices[:MAX_TOP_K], logits[:MAX_TOP_K]
         padding = (0,) * (MAX_TOP_K - len(indices))
         return _ANSWER.pack(
             self.slot,
@@ -147,6 +217,7 @@ class AnswerRecord(NamedTuple):
             self.queue_s,
             self.inference_s,
             top_probability,
+            self.long_bytes,
             *indices,
             *padding,
             *logits,
@@ -161,9 +232,10 @@ def unpack_requests(data: bytes) -> Iterator[RequestRecord]:
 
 def unpack_answers(data: bytes) -> Iterator[AnswerRecord]:
     """Yield the answers in `data`, which holds whole records."""
-    for slot, generation, status, count, batch_size, queue_s, inference_s, certainty, *top in _ANSWER.iter_unpack(data):
+    for fields in _ANSWER.iter_unpack(data):
+        slot, generation, status, count, batch_size, queue_s, inference_s, certainty, long_bytes, *top = fields
         prediction = Prediction(tuple(top[:count]), tuple(top[MAX_TOP_K : MAX_TOP_K + count]), certainty)
-        yield AnswerRecord(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s)
+        yield AnswerRecord(slot, generation, Status(status), prediction, batch_size, queue_s, inference_s, long_bytes)
 
 
 class RecordPipe:

@@ -33,6 +33,11 @@ again, since one may have been read and not yet claimed; see `processes.recovery
 successor takes over its slots: those that no worker can read are free at once, the others when their answers arrive.
 ANSWERED tells the two apart, since the dead process may have read the answer already.
 
+An answer that does not fit in a record, such as one of all classes, is written by the worker into memory of the slot
+for long answers: before it finishes the slot, so that no successor of a dead owner can take the slot meanwhile, and
+the record with its length comes after. The owner copies it before it releases the slot. This memory is not that of the
+pixels: if the worker dies between the two, the slot is queued again, and its pixels must be intact.
+
 Images of low urgency may take only a part of an owner's slots, so that they never fill the queue for the others.
 """
 
@@ -70,7 +75,7 @@ TRANSITIONS: dict[SlotState, frozenset[SlotState]] = {
 MAX_DEATHS = 2
 """Workers that may die with an image in a batch before the image is retried once more, isolated."""
 
-LOW_SHARE = 0.5
+LOW_SHARE = 0.25
 """Part of an HTTP process's slots that images of low urgency may take."""
 
 _MAX_GENERATION = 2**32 - 1
@@ -90,6 +95,7 @@ class Claim(NamedTuple):
         queued_at: When it was queued, in seconds of the monotonic clock.
         is_wanted: False if the slot was abandoned or has expired: answer it without running it.
         urgency: How urgent its image is.
+        parts: What its answer must have besides the most probable classes, see `records.ALL_CLASSES`.
     """
 
     slot: int
@@ -97,6 +103,7 @@ class Claim(NamedTuple):
     queued_at: float
     is_wanted: bool
     urgency: Urgency = Urgency.NORMAL
+    parts: int = 0
 
 
 class SlotTable:
@@ -106,23 +113,29 @@ class SlotTable:
         owners: Number of HTTP processes; each owns `slots_per_owner` slots.
         slots_per_owner: Images that one HTTP process can hold at once.
         pixel_shape: (height, width, 3) of one image as uint8.
+        long_bytes: Maximum size of a long answer.
 
     Attributes:
         pixels: uint8 [slots, height, width, 3].
+        long_answers: uint8 [slots, long_bytes].
     """
 
-    def __init__(self, owners: int, slots_per_owner: int, pixel_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, owners: int, slots_per_owner: int, pixel_shape: tuple[int, int, int], long_bytes: int = 0
+    ) -> None:
         slots = owners * slots_per_owner
         layout: Layout = {
             "states": (np.uint8, (slots,)),
             "abandoned": (np.uint8, (slots,)),
             "isolated": (np.uint8, (slots,)),
             "urgencies": (np.uint8, (slots,)),
+            "parts": (np.uint8, (slots,)),
             "low_counts": (np.uint32, (owners,)),
             "deadlines": (np.float64, (slots,)),
             "generations": (np.uint32, (slots,)),
             "workers": (np.int32, (slots,)),
             "queued_at": (np.float64, (slots,)),
+            "long_answers": (np.uint8, (slots, long_bytes)),
             "pixels": (np.uint8, (slots, *pixel_shape)),
         }
         self._bind(SharedArrays(layout), slots_per_owner)
@@ -131,6 +144,7 @@ class SlotTable:
         self._shared = shared
         self.slots_per_owner = slots_per_owner
         self.pixels: NDArray[np.uint8] = shared["pixels"]
+        self.long_answers: NDArray[np.uint8] = shared["long_answers"]
         self._states = shared["states"]
         self._isolated = shared["isolated"]
         self._urgencies = shared["urgencies"]
@@ -229,6 +243,7 @@ class _Fields:
         self._abandoned = shared.view("abandoned")
         self._isolated = shared.view("isolated")
         self._urgency = shared.view("urgencies")
+        self._parts = shared.view("parts")
         self._deadline = shared.view("deadlines")
         self._generation = shared.view("generations")
         self._worker = shared.view("workers")
@@ -292,12 +307,15 @@ class OwnerSlots(_Fields):
         """Return how many slots images of this urgency may take."""
         return self._max_low if urgency is Urgency.LOW else self.table.slots_per_owner
 
-    def take(self, deadline: float = math.inf, urgency: Urgency = Urgency.NORMAL) -> tuple[int, int] | None:
+    def take(
+        self, deadline: float = math.inf, urgency: Urgency = Urgency.NORMAL, parts: int = 0
+    ) -> tuple[int, int] | None:
         """Take a free slot for a new image; return it and its generation.
 
         Args:
             deadline: When its last caller stops waiting, in seconds of the monotonic clock.
             urgency: How urgent it is.
+            parts: What its answer must have besides the most probable classes.
 
         Returns:
             None if all are taken, or all that images of this urgency may take.
@@ -309,6 +327,7 @@ class OwnerSlots(_Fields):
         if urgency:
             self._low_counts[self._owner] += 1
         self._urgency[slot] = urgency
+        self._parts[slot] = parts
         self._deadline[slot] = deadline
         self._abandoned[slot] = 0
         self._isolated[slot] = 0
@@ -358,6 +377,10 @@ class OwnerSlots(_Fields):
         """Return whether a worker has claimed `slot` and its answer is still outstanding."""
         return self._state[slot] in (SlotState.RUNNING, SlotState.ANSWERED)
 
+    def read_long(self, slot: int, size: int) -> bytes:
+        """Return a copy of the long answer in `slot`, which is not released yet."""
+        return self.table.long_answers[slot, :size].tobytes()
+
     def release(self, slot: int) -> None:
         """Free `slot`, once no worker can read it any more."""
         self._move(slot, SlotState.FREE)
@@ -392,7 +415,12 @@ class WorkerSlots(_Fields):
         if is_wanted:
             self._worker[slot] = self._number
             self._move(slot, SlotState.RUNNING)
-        return Claim(slot, generation, self._queued_at[slot], is_wanted, _URGENCIES[self._urgency[slot]])
+        urgency = _URGENCIES[self._urgency[slot]]
+        return Claim(slot, generation, self._queued_at[slot], is_wanted, urgency, self._parts[slot])
+
+    def write_long(self, slot: int, answer: bytes) -> None:
+        """Write the long answer of `slot`, which is not finished yet."""
+        self.table.long_answers[slot, : len(answer)] = np.frombuffer(answer, np.uint8)
 
     def finish(self, slot: int) -> None:
         """Note that `slot` is not read any more, before its answer is sent."""

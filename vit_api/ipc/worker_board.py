@@ -164,6 +164,15 @@ class WorkerBoard:
         is_starting = bool((self._shared["state"] == WorkerState.STARTING).any())
         return self.ready_count() > 0 and not is_starting and not self.is_draining()
 
+    def reason(self) -> str:
+        """Return why the server is not ready, or degraded: a sentence; empty if neither."""
+        if self.is_draining():
+            return "The server is shutting down."
+        ready = self.ready_count()
+        if not self.is_ready():
+            return f"{ready} of {self.workers} workers are ready: the model is loading."
+        return "" if ready == self.workers else f"{ready} of {self.workers} workers are ready: others are restarting."
+
     def dtypes(self) -> list[str]:
         """Return the dtypes of the workers that have started: one, unless their devices differ in kind."""
         statuses = (self.read(worker) for worker in range(self.workers))

@@ -1,6 +1,6 @@
 """Loads a checkpoint's network in the first of several dtypes that represents it well enough.
 
-Must not know engines or batches.
+A ViT is run by our own network; every other architecture is transformers'. Must not know engines or batches.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from vit_api.model.plain_vit import find_heads, load_plain_vit, read_config
+from vit_api.model.vit_network import ImageClassifier
+from vit_api.model.vit_weights import load_vit, read_vit_config
 
 logger = logging.getLogger(__name__)
 
@@ -23,28 +24,28 @@ _NOISE_IMAGES = 3
 _SMOOTH_SIDE = 4
 
 
-def load_config(path: Path | str) -> PreTrainedConfig:
-    """Return the configuration of the network in a checkpoint's folder."""
+def read_width(path: Path) -> int:
+    """Return the hidden size of the network in a checkpoint's folder, or 0 if it has several or none."""
     heads = find_heads(path)
-    if heads is not None:
-        return read_config(path, heads)
-    config: PreTrainedConfig = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    arguments = getattr(config, "model_args", None)
-    if isinstance(arguments, dict):  # transformers' wrapper of timm passes the number of classes, too
-        arguments.pop("num_classes", None)
-    return config
+    config = read_vit_config(path) if heads is None else read_config(path, heads)
+    if config is not None:
+        return config.hidden_size
+    from vit_api.model import transformers_network
+
+    width = getattr(transformers_network.read_config(path), "hidden_size", 0)
+    return width if isinstance(width, int) else 0
 
 
 def load_network(
-    path: Path | str,
+    path: Path,
     dtypes: Sequence[torch.dtype],
     pixel_shape: tuple[int, int, int],
     scale: Tensor,
     shift: Tensor,
     *,
     sigmoid: bool = False,
-) -> PreTrainedModel:
-    """Load an image classifier from safetensors, with code from transformers only.
+) -> ImageClassifier:
+    """Load an image classifier from safetensors, with our own code or transformers', never the checkpoint's.
 
     With several dtypes, its probabilities for a few synthetic images are compared with those in float32. The last dtype
     is used unchecked.
@@ -76,15 +77,17 @@ def load_network(
     return _load(path, last, device)
 
 
-def _load(path: Path | str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _load(path: Path, dtype: torch.dtype, device: torch.device) -> ImageClassifier:
     heads = find_heads(path)
     if heads is not None:
-        return load_plain_vit(path, heads).to(device, dtype).eval()
-    config = load_config(path)
-    network: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
-        path, config=config, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
-    )
-    return network.to(device).eval()
+        return load_plain_vit(path, heads, dtype, device)
+    network = load_vit(path, dtype, device)
+    if network is not None:
+        return network
+    from vit_api.model.transformers_network import load_classifier
+
+    classifier: ImageClassifier = load_classifier(path, dtype, device)
+    return classifier
 
 
 def _synthetic_images(pixel_shape: tuple[int, int, int]) -> Tensor:
@@ -101,7 +104,7 @@ def _synthetic_images(pixel_shape: tuple[int, int, int]) -> Tensor:
 
 
 @torch.inference_mode()
-def _probabilities(network: PreTrainedModel, inputs: Tensor, *, sigmoid: bool) -> Tensor:
+def _probabilities(network: ImageClassifier, inputs: Tensor, *, sigmoid: bool) -> Tensor:
     """Return float32 probabilities [images, classes]; NaN where a logit is infinite."""
-    logits: Tensor = network(pixel_values=inputs.to(network.dtype)).logits
+    logits = network(pixel_values=inputs.to(network.dtype)).logits
     return logits.float().sigmoid() if sigmoid else logits.float().softmax(dim=-1)

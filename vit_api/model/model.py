@@ -6,6 +6,7 @@ it, because the import of torch takes seconds.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -14,13 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.ipc.records import MAX_TOP_K, Prediction
+from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, MAX_TOP_K, Prediction
 from vit_api.model import cuda_graphs
 from vit_api.model.cuda_graphs import Network
+from vit_api.model.embeddings import Head, black, find_head, normalise
 from vit_api.model.engines import (
     Engine,
     batch_sizes,
@@ -31,11 +31,11 @@ from vit_api.model.engines import (
     unpack,
     warmed_batch_sizes,
 )
-from vit_api.model.loading import load_config, load_network
+from vit_api.model.loading import load_network, read_width
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
 from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
-from vit_api.model.vit import fuse
+from vit_api.model.vit import FusedViT, fuse
 
 logger = logging.getLogger(__name__)
 
@@ -50,31 +50,28 @@ class Launched(NamedTuple):
     Attributes:
         packed: The predictions in host memory; see `engines.pack`.
         arrival: The event at which they are complete.
+        embeddings: float32 [batch, dimensions] in host memory, complete before the predictions; None without.
     """
 
     packed: torch.Tensor
     arrival: Event
+    embeddings: torch.Tensor | None = None
 
     def is_done(self) -> bool:
         """Return whether the predictions are complete."""
         return self.arrival.query()
 
 
-def _width(config: PreTrainedConfig) -> int:
-    """Return the model's hidden size, or 0 if it has several or none."""
-    width = getattr(config, "hidden_size", 0)
-    return width if isinstance(width, int) else 0
-
-
 class VisionModel:
     """An image-classification checkpoint, loaded on a device and ready to run.
 
     Args:
-        checkpoint: The checkpoint. Weights are loaded only from safetensors, and code only from transformers.
+        checkpoint: The checkpoint. Weights are loaded only from safetensors, and no code of the checkpoint is run.
         device: torch's name of the device: `cpu`, `cuda:0`.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         cpu_threads: Threads for one operation on the CPU in this process; by default, see `precision`.
         max_batch_size: Maximum number of images in a batch.
+        all_classes: Return all classes of each image, not only `MAX_TOP_K`.
 
     Attributes:
         device: The device that it runs on.
@@ -92,10 +89,11 @@ class VisionModel:
         dtype: str,
         cpu_threads: int | None,
         max_batch_size: int = 32,
+        *,
+        all_classes: bool = False,
     ) -> None:
-        transformers_logging.disable_progress_bar()
         self.device = torch.device(device)
-        width = _width(load_config(checkpoint.path))
+        width = read_width(checkpoint.path)
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
         make_exact()
         self.device_name, self.device_uuid = "CPU", ""
@@ -117,7 +115,8 @@ class VisionModel:
             sigmoid=checkpoint.has_sigmoid,
         )
         self.dtype = self._model.dtype
-        self._top_k = min(MAX_TOP_K, self._model.config.num_labels)
+        self._classes: int = self._model.config.num_labels
+        self._top_k = self._classes if all_classes else min(MAX_TOP_K, self._classes)
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
         self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
         with torch.inference_mode():
@@ -183,17 +182,50 @@ class VisionModel:
 
     @translate_memory_error
     @torch.inference_mode()
-    def launch(self, staged: Staged) -> Launched:
+    def launch(self, staged: Staged, parts: int = 0) -> Launched:
         """Launch the model on a staged batch, and the copy of its predictions to the host.
+
+        Args:
+            staged: The batch.
+            parts: What the predictions must have besides the most probable classes: `ALL_CLASSES`, `EMBEDDING`, both or
+                0. What the engine does not return is computed without it, eagerly.
 
         Raises:
             OutOfDeviceMemory: The computation does not fit.
         """
+        if self._top_k == self._classes:
+            parts &= ~ALL_CLASSES
         try:
-            packed = self.engine.run(self._staging.accept(staged))
+            pixels = self._staging.accept(staged)
+            embeddings, packed = self._run_long(pixels, parts) if parts else (None, self.engine.run(pixels))
         finally:
             self._staging.give_back(staged)
-        return Launched(*self._link.fetch(packed))
+        if embeddings is None:
+            return Launched(*self._link.fetch(packed))
+        fetched, _ = self._link.fetch(embeddings)  # first: the event of a later copy holds for both
+        return Launched(*self._link.fetch(packed), fetched)
+
+    def _run_long(self, pixels: torch.Tensor, parts: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return the embeddings, if they are wanted and the model has them, and the packed predictions."""
+        top_k = self._classes if parts & ALL_CLASSES else self._top_k
+        if not parts & EMBEDDING:
+            return None, pack(self._logits(pixels), top_k)
+        if isinstance(self._logits, FusedViT):
+            features = self._logits.features(pixels)
+            return normalise(features), pack(self._logits.classify(features), top_k)
+        if self._head is None:
+            return None, pack(self._logits(pixels), top_k)
+        features, logits = self._head.run(lambda: self._unfused(pixels))
+        return normalise(features), pack(logits, top_k)
+
+    @functools.cached_property
+    def _head(self) -> Head | None:
+        """The layer whose input is the embedding."""
+        assert isinstance(self._model, torch.nn.Module)  # as every image classifier is
+        head = find_head(self._model, lambda: self._unfused(black(self.pixel_shape, self.device)))
+        if head is None:
+            logger.warning("The model has no embeddings: its last layer does not read one vector for each image.")
+        return head
 
     @translate_memory_error
     def collect(self, launched: Launched) -> list[Prediction]:
@@ -205,19 +237,22 @@ class VisionModel:
         launched.arrival.synchronize()
         logits, indices, probabilities = unpack(launched.packed.numpy())
         columns = zip(indices.astype(np.int32).tolist(), logits.tolist(), probabilities[:, 0].tolist(), strict=True)
-        return [Prediction(tuple(i), tuple(top), p) for i, top, p in columns]
+        predictions = [Prediction(tuple(i), tuple(top), p) for i, top, p in columns]
+        if launched.embeddings is None:
+            return predictions
+        embeddings = launched.embeddings.numpy().astype("<f4")
+        return [one._replace(embedding=row.tobytes()) for one, row in zip(predictions, embeddings, strict=True)]
 
     def _run_eagerly(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the packed predictions of uint8 [batch, height, width, 3] on the device."""
         return pack(self._logits(pixels), self._top_k)
 
     def _unfused(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the logits of uint8 [batch, height, width, 3] as transformers computes them, for any architecture."""
+        """Return the logits of uint8 [batch, height, width, 3] by the network itself, for any architecture."""
         inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self._scale + self._shift
         if self._is_bgr:
             inputs = inputs.flip(1)
-        logits: torch.Tensor = self._model(pixel_values=inputs.to(self.dtype)).logits
-        return logits
+        return self._model(pixel_values=inputs.to(self.dtype)).logits
 
     def has_working_device(self) -> bool:
         """Return whether the device still computes.

@@ -1,4 +1,4 @@
-"""A plain ViT in timm's format as transformers' `ViTForImageClassification`, which has a fused form; see `vit`.
+"""Reads a plain ViT in timm's format as a `ViTNetwork`.
 
 Must not know devices, batching or HTTP.
 """
@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import ViTConfig, ViTForImageClassification
 
 from vit_api.checkpoints.hub import is_timm
 from vit_api.checkpoints.timm_format import plain_heads
 from vit_api.checkpoints.weights import SINGLE
+from vit_api.model.vit_network import ViTConfig, ViTNetwork
 
 _EPS = 1e-6  # of every norm in timm's vision_transformer.py; transformers' default is another
 _PARTS = {
@@ -29,20 +29,20 @@ _PARTS = {
 _SCALED = {"ls1": "attention.o_proj", "ls2": "mlp.fc2"}
 
 
-def find_heads(folder: Path | str) -> int | None:
+def find_heads(folder: Path) -> int | None:
     """Return the number of heads if the folder has a plain ViT in timm's format; None for any other checkpoint."""
-    config = json.loads((Path(folder) / "config.json").read_bytes())
+    config = json.loads((folder / "config.json").read_bytes())
     if not is_timm(config):
         return None
-    with safe_open(Path(folder) / SINGLE, "pt") as file:
+    with safe_open(folder / SINGLE, "pt") as file:
         return plain_heads(config, file.keys())
 
 
-def read_config(folder: Path | str, heads: int) -> ViTConfig:
+def read_config(folder: Path, heads: int) -> ViTConfig:
     """Return the configuration that the shapes of the weights, and the input size, amount to."""
-    with safe_open(Path(folder) / SINGLE, "pt") as file:
+    with safe_open(folder / SINGLE, "pt") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
-    config = json.loads((Path(folder) / "config.json").read_bytes())
+    config = json.loads((folder / "config.json").read_bytes())
     width, _, patch_height, patch_width = shapes["patch_embed.proj.weight"]
     _, height, image_width = config.get("pretrained_cfg", config).get("input_size") or (3, 224, 224)
     return ViTConfig(
@@ -52,25 +52,26 @@ def read_config(folder: Path | str, heads: int) -> ViTConfig:
         intermediate_size=shapes["blocks.0.mlp.fc1.weight"][0],
         image_size=(height, image_width),
         patch_size=(patch_height, patch_width),
-        layer_norm_eps=_EPS,
         num_labels=shapes["head.weight"][0],
+        layer_norm_eps=_EPS,
     )
 
 
-def load_plain_vit(folder: Path | str, heads: int) -> ViTForImageClassification:
-    """Load a plain ViT in float32.
+def load_plain_vit(folder: Path, heads: int, dtype: torch.dtype, device: torch.device) -> ViTNetwork:
+    """Load a plain ViT.
 
     Raises:
         RuntimeError: A tensor does not have the shape that the others imply.
     """
-    model = ViTForImageClassification(read_config(folder, heads))
-    patches = model.vit.embeddings.patch_embeddings.num_patches
-    model.load_state_dict(_converted(load_file(Path(folder) / SINGLE), patches), strict=True)
-    return model
+    config = read_config(folder, heads)
+    weights = _converted(load_file(folder / SINGLE), config.num_patches)
+    return ViTNetwork.of_weights(
+        config, {name: tensor.to(device, dtype, copy=True) for name, tensor in weights.items()}
+    )
 
 
 def _converted(weights: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
-    """Return the weights by transformers' names, with layer scales folded into the matrices before them."""
+    """Return the weights in float32 by the names of `ViTNetwork`, layer scales folded into the matrices before them."""
     weights = {name: tensor.float() for name, tensor in weights.items()}
     positions = weights["pos_embed"]
     if positions.shape[1] == patches:  # DeiT III: the class token has no position

@@ -1,7 +1,7 @@
 """A fused forward pass of the Vision Transformer for inference.
 
-Computes the same function as transformers' `ViTForImageClassification`, in fewer and larger steps; see `FusedViT`. Must
-not know devices, batching or other architectures.
+Computes the same function as `ViTNetwork`, in fewer and larger steps; see `FusedViT`. Must not know devices, batching
+or other architectures.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel, ViTForImageClassification
+
+from vit_api.model.vit_network import ACTIVATIONS, ImageClassifier, ViTNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class _Block(NamedTuple):
 class FusedViT:
     """A ViT classifier from uint8 pixels to logits.
 
-    It differs from transformers' modules in five ways:
+    It differs from a `ViTNetwork` in five ways:
     - Rescaling and normalisation are part of the patch projection, a matrix product instead of a convolution.
     - Query, key and value are one matrix product.
     - The last layer computes only the class token, the classifier's only input.
@@ -80,20 +81,14 @@ class FusedViT:
         shift: float32 [3, 1, 1].
         fuse_gelu: Compute the GELU as part of the matrix product before it. On CUDA, this is its tanh approximation,
             which differs by at most 5e-4 (pytorch #104061).
-
-    Raises:
-        AttributeError: This version of transformers names its modules differently.
     """
 
-    def __init__(
-        self, model: ViTForImageClassification, scale: Tensor, shift: Tensor, *, fuse_gelu: bool = False
-    ) -> None:
+    def __init__(self, model: ViTNetwork, scale: Tensor, shift: Tensor, *, fuse_gelu: bool = False) -> None:
         vit = model.vit
-        attention = vit.layers[0].attention
-        self._heads = int(attention.num_attention_heads)
-        self._head_size = int(attention.head_dim)
-        self._attention_scale = float(attention.scaling)
-        self._activation = _activation(model)
+        self._heads = model.config.num_attention_heads
+        self._head_size = model.config.hidden_size // self._heads
+        self._attention_scale = self._head_size**-0.5
+        self._activation = ACTIVATIONS[model.config.hidden_act]
         self._fuse_gelu = fuse_gelu
         patches = vit.embeddings.patch_embeddings
         self._patch_height, self._patch_width = patches.projection.kernel_size
@@ -107,11 +102,19 @@ class FusedViT:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return float32 logits [batch, classes] of uint8 pixels [batch, height, width, 3]."""
+        return self.classify(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the class token after the last norm, float32 [batch, hidden size]."""
         x = self._embed(pixels)
         for block in self._blocks[:-1]:
             x = self._layer(block, x, x.shape[1])
         x = self._layer(self._blocks[-1], x, 1)
-        return self._classifier(self._norm(x[:, 0].float()))
+        return self._norm(x[:, 0].float())
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Return float32 logits [batch, classes] of features."""
+        return self._classifier(features)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """Project each patch of the images, and prepend the class token."""
@@ -155,7 +158,7 @@ class FusedViT:
 
 
 def fuse(
-    model: PreTrainedModel, scale: Tensor, shift: Tensor, reference: Callable[[Tensor], Tensor]
+    model: ImageClassifier, scale: Tensor, shift: Tensor, reference: Callable[[Tensor], Tensor]
 ) -> FusedViT | None:
     """Return the fused form of a model, or None if it is not available.
 
@@ -165,13 +168,9 @@ def fuse(
         shift: See `FusedViT`.
         reference: The original function, uint8 pixels to logits; both must agree on noise.
     """
-    if type(model) is not ViTForImageClassification:
+    if not isinstance(model, ViTNetwork):
         return None
-    try:
-        fused = FusedViT(model, scale, shift)
-    except AttributeError as error:
-        logger.warning("The fused ViT does not fit this version of transformers; transformers' own is used: %s", error)
-        return None
+    fused = FusedViT(model, scale, shift)
     height, width = model.vit.embeddings.image_size
     noise = torch.randint(0, 256, (_CHECKED_IMAGES, height, width, 3), dtype=torch.uint8).to(scale.device)
     expected = reference(noise).float()
@@ -182,7 +181,7 @@ def fuse(
 
     deviation = deviation_of(fused)
     if not deviation <= _MAX_RELATIVE_ERROR.get(model.dtype, _MAX_RELATIVE_ERROR_ELSE):
-        logger.warning("The fused ViT deviates by %.2g; transformers' own is used", deviation)
+        logger.warning("The fused ViT deviates by %.2g; the unfused one is used", deviation)
         return None
     if _may_fuse_gelu(model):
         with_gelu = FusedViT(model, scale, shift, fuse_gelu=True)
@@ -203,22 +202,12 @@ def _is_as_good(with_gelu: FusedViT, deviation_of: Callable[[FusedViT], float], 
     return True
 
 
-def _may_fuse_gelu(model: ViTForImageClassification) -> bool:
+def _may_fuse_gelu(model: ViTNetwork) -> bool:
     """Return whether the fused GELU is worth a try.
 
     In float32 its approximation would show, and on the CPU it saves nothing.
     """
-    is_biased = all(layer.mlp.fc1.bias is not None for layer in model.vit.layers)
-    return (
-        model.device.type == "cuda" and model.dtype != torch.float32 and model.config.hidden_act == "gelu" and is_biased
-    )
-
-
-def _activation(model: ViTForImageClassification) -> Callable[[Tensor], Tensor]:
-    if model.config.hidden_act == "gelu":
-        return F.gelu
-    activation: Callable[[Tensor], Tensor] = model.vit.layers[0].mlp.activation_fn
-    return activation
+    return model.device.type == "cuda" and model.dtype != torch.float32 and model.config.hidden_act == "gelu"
 
 
 def _normalising_projection(projection: torch.nn.Conv2d, scale: Tensor, shift: Tensor) -> _Linear:

@@ -5,9 +5,12 @@ While a GPU's driver hangs, not even SIGKILL ends a process that waits for it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from multiprocessing.process import BaseProcess
+
+from vit_api.processes.signals import FINISH
 
 _KILL_S = 10.0
 """Time for a killed process to end. A GPU's driver may take seconds to free its memory."""
@@ -20,25 +23,25 @@ def kill(process: BaseProcess) -> bool:
     return not process.is_alive()
 
 
-def end(processes: Iterable[BaseProcess], timeout_s: float) -> list[BaseProcess]:
-    """Terminate processes, wait for them, and kill those that don't end in time.
+def request_finish(process: BaseProcess) -> None:
+    """Ask an HTTP process to close the port and to finish the requests in flight."""
+    if process.is_alive():
+        assert process.pid is not None
+        os.kill(process.pid, FINISH)
+
+
+def end(processes: Iterable[BaseProcess]) -> list[BaseProcess]:
+    """Kill processes and wait until they have ended, with a limit on the total time.
+
+    Not by SIGTERM, which has no effect on them: it may reach the whole process group before this process acts on it.
 
     Returns:
         The processes that are still alive.
     """
     alive = [process for process in processes if process.is_alive()]
     for process in alive:
-        process.terminate()
-    _join(alive, timeout_s)
-    alive = [process for process in alive if process.is_alive()]
-    for process in alive:
         process.kill()
-    _join(alive, _KILL_S)
-    return [process for process in alive if process.is_alive()]
-
-
-def _join(processes: Iterable[BaseProcess], timeout_s: float) -> None:
-    """Wait for processes, with a limit on the total time."""
-    deadline = time.monotonic() + timeout_s
-    for process in processes:
+    deadline = time.monotonic() + _KILL_S
+    for process in alive:
         process.join(max(0.0, deadline - time.monotonic()))
+    return [process for process in alive if process.is_alive()]

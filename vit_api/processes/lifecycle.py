@@ -1,4 +1,4 @@
-"""The start and end of each kind of process: signals, exit with the parent, logging, serving HTTP.
+"""The start and end of each kind of process: exit with the parent, logging, serving HTTP.
 
 Knows nothing of the application that it serves.
 """
@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ctypes
 import gc
-import os
 import resource
 import signal
 import socket
@@ -21,7 +20,7 @@ import litserve as ls
 import uvicorn
 from starlette.types import ASGIApp
 
-_PR_SET_PDEATHSIG = 1
+from vit_api.processes.signals import FINISH, die_with_parent, leave_signals_to_parent
 
 # mallopt(3). Each upload allocates and frees memory of its size several times. By default glibc returns it to the
 # system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults.
@@ -49,43 +48,6 @@ _HEARTBEAT_S = 1.0
 _MIN_BACKLOG, _MAX_BACKLOG = 16, 2048
 """Number of connections that the kernel establishes ahead."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def die_with_parent(parent: int) -> None:
-    """Let the kernel kill this process when the process with the id `parent` exits; see prctl(2)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the call
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[socket.socket]:
-    """Turn SIGINT and SIGTERM into bytes on the socket that this yields, for the duration of the context."""
-    reader, writer = socket.socketpair()
-    reader.setblocking(False)
-    writer.setblocking(False)
-    previous_fd = signal.set_wakeup_fd(writer.fileno())
-    previous = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
-    try:
-        yield reader
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_fd)
-        reader.close()
-        writer.close()
-
-
-@contextlib.contextmanager
-def blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals; a process started here has them blocked until it unblocks them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-
 
 class WorkerProcess(ls.Callback):  # type: ignore[misc]
     """LitServe's callback for a starting worker.
@@ -103,6 +65,7 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
         """Prepare the process; LitServe calls this in it, before `LitAPI.setup`."""
         self._configure_logging()
         die_with_parent(self._parent)
+        leave_signals_to_parent()
 
 
 def keep_freed_memory() -> None:
@@ -126,9 +89,10 @@ def serve_http(
     *,
     parent: int,
     heartbeat: Callable[[], None],
+    on_listening: Callable[[], None],
     stop_timeout_s: float,
 ) -> None:
-    """Serve an application until SIGTERM, then finish the requests in flight. For a forked process.
+    """Serve an application until the signal `FINISH`, then finish the requests in flight. For a forked process.
 
     Args:
         app: The ASGI application.
@@ -136,13 +100,11 @@ def serve_http(
         listener: A bound socket.
         parent: Id of the process to end with.
         heartbeat: Called every second for as long as the event loop runs.
+        on_listening: Called once connections are accepted.
         stop_timeout_s: Seconds that requests in flight get to finish.
     """
     signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    # Not SIGINT: Ctrl-C reaches all processes, and the main process decides on the order.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    leave_signals_to_parent()
     die_with_parent(parent)
     keep_freed_memory()
     # Objects that exist now are never freed: without them, collections are shorter and their pages stay shared.
@@ -162,7 +124,7 @@ def serve_http(
         backlog=max(_MIN_BACKLOG, min(_MAX_BACKLOG, soft // 8)),
         timeout_graceful_shutdown=max(1, round(stop_timeout_s)),
     )
-    _Server(config, heartbeat).run(sockets=[listener])
+    _Server(config, heartbeat, on_listening).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -173,11 +135,26 @@ class _Server(uvicorn.Server):
     Args:
         config: uvicorn's configuration.
         heartbeat: Called every second, from the start of the event loop to its end.
+        on_listening: Called once connections are accepted.
     """
 
-    def __init__(self, config: uvicorn.Config, heartbeat: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, heartbeat: Callable[[], None], on_listening: Callable[[], None]) -> None:
         super().__init__(config)
         self._heartbeat = heartbeat
+        self._on_listening = on_listening
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Finish on the signal `FINISH`, and not on those of uvicorn, which are the main process's."""
+        signal.signal(FINISH, self.handle_exit)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [FINISH])
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_listening()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal, then shut down."""

@@ -37,6 +37,10 @@ class Listeners:
             self._sockets[number] = self._bind()
         return self._sockets[number]
 
+    def all(self) -> dict[int, socket.socket]:
+        """Return the open sockets by the number of their HTTP process."""
+        return dict(self._sockets)
+
     def close(self, number: int) -> None:
         """Close this process's copy: while it is open, it receives connections that are never accepted."""
         self._sockets.pop(number).close()

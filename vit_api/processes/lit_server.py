@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import multiprocessing as mp
 import os
-import signal
 import socket
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
@@ -21,8 +20,9 @@ from multiprocessing.process import BaseProcess
 
 import litserve as ls
 
-from vit_api.processes.lifecycle import STOP_SIGNALS, WorkerProcess, blocked, stop_signals
+from vit_api.processes.lifecycle import WorkerProcess
 from vit_api.processes.listeners import Listeners
+from vit_api.processes.signals import FINISH, STOP_SIGNALS, blocked, stop_signals
 from vit_api.processes.supervisor import StartProcess, Supervisor
 
 ServeHttp = Callable[[int, socket.socket], None]
@@ -37,7 +37,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         devices: Where to run workers, as torch names devices.
         workers_per_device: Number of workers on each device.
         configure_logging: Called when a worker starts.
-        serve_http: Serves HTTP on a socket, as the HTTP process with a given number, until a signal.
+        serve_http: Serves HTTP on a socket, as the HTTP process with a given number, until the signal `FINISH`.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         process = mp.get_context("fork").Process(
             target=self._run_http, args=(number,), name=f"http-{number}", daemon=True
         )
-        with blocked(*STOP_SIGNALS):  # until the process has its own handlers
+        with blocked(*STOP_SIGNALS, FINISH):  # until the process has its own handlers
             process.start()
         self._listeners.close(number)
         return process
@@ -107,7 +107,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         self._serve_http(number, self._listeners.keep(number))
 
     def _start_worker(self, number: int) -> BaseProcess:
-        resource_tracker.ensure_running()  # its start unblocks the signal
-        with blocked(signal.SIGINT):  # Ctrl-C reaches all processes; the main process stops the workers
+        resource_tracker.ensure_running()  # its start unblocks the signals
+        with blocked(*STOP_SIGNALS):  # until the process has its own handlers
             process: BaseProcess = self.launch_single_inference_worker(self.lit_api, number)
         return process

@@ -29,7 +29,6 @@ _TICK_S = 0.5
 _MAX_STEP_S = 2 * _TICK_S
 """The most that the time between two checks counts for: if it is longer, this process was suspended or starved, too."""
 
-_WORKER_STOP_S = 5.0
 _LAST_ANSWERS_S = 5.0
 """Time for HTTP processes to answer waiting requests once the workers are gone."""
 _LAST_TICK_S = 0.05
@@ -68,6 +67,7 @@ class Supervisor:
         worker_stall_s: Seconds without progress after which a worker is killed.
         drain_delay_s: Seconds from the first signal, when readiness turns off, until the port is closed.
         drain_timeout_s: Seconds that requests in flight get to finish.
+        on_tick: Called at every check, at least every half second.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Supervisor:
         worker_stall_s: float,
         drain_delay_s: float,
         drain_timeout_s: float,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._start_http = start_http
         self._http_processes = http_processes
@@ -96,6 +97,7 @@ class Supervisor:
         self._worker_stall_s = worker_stall_s
         self._drain_delay_s = drain_delay_s
         self._drain_timeout_s = drain_timeout_s
+        self._on_tick = on_tick
         self._http: list[Member] = []
         self._workers: list[Member] = []
         self._given_up: list[Member] = []
@@ -144,14 +146,14 @@ class Supervisor:
 
     def stop(self) -> bool:
         """End the remaining processes at once; return whether all of them ended."""
-        left = ending.end([member.process for member in self._http], 0.0)
-        left += ending.end([member.process for member in (*self._workers, *self._given_up)], _WORKER_STOP_S)
+        left = ending.end(member.process for member in (*self._http, *self._workers, *self._given_up))
         for process in left:
             logger.critical("process %s does not end, although it was killed; it is left behind", process.pid)
         return not left
 
     def _wait(self, stop: socket, timeout_s: float) -> bool:
         """Wait until a process ends or the time is up; return whether a signal was received."""
+        self._on_tick()  # also while draining, and at once when that begins
         sentinels = [member.process.sentinel for member in (*self._http, *self._workers)]
         ready = wait([stop, *sentinels], max(0.0, timeout_s))
         if stop in ready:
@@ -173,7 +175,7 @@ class Supervisor:
         """Close the port and wait until accepted requests are answered, another signal comes, or the time is up."""
         self._worker_board.mark_draining()
         for member in self._http:
-            member.process.terminate()
+            ending.request_finish(member.process)
         end = time.monotonic() + self._drain_timeout_s
         while self._http:
             if self._wait(stop, min(_TICK_S, end - time.monotonic())):
@@ -257,7 +259,7 @@ class Supervisor:
         self._worker_board.mark_gone()
         self._given_up, self._workers = self._workers, []
         for member in self._http:
-            member.process.terminate()
+            ending.request_finish(member.process)
         end = time.monotonic() + _LAST_ANSWERS_S
         while any(member.process.is_alive() for member in self._http) and time.monotonic() < end:
             self._recovery.give_up()  # repeatedly, since images may still be entering the queue

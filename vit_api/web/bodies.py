@@ -12,11 +12,22 @@ from typing import Any, Protocol, TypeVar
 
 from vit_api.decoding.cost import Cost
 from vit_api.errors import Overloaded
+from vit_api.urgency import Urgency
 from vit_api.web.content_coding import decode
+from vit_api.web.core.caller import Caller
 from vit_api.web.requests import BodyLimit, Request
 
 _MAX_RATIO = 1032
 """Maximum ratio of deflate's output to its input; see "Maximum Compression Factor" in zlib's technical details."""
+
+LOW_SHARE = 0.5
+"""Part of the memory that requests of low urgency may take, so that large ones never keep out others."""
+
+_FULL = (
+    "The server is overloaded: its memory for uploads is used up. Try again later.",
+    "The server is overloaded: its memory for uploads of low urgency is used up. Try again later.",
+)
+"""By urgency."""
 
 _S_PER_MIB = 0.006
 """CPU seconds to parse or inflate so much, roughly."""
@@ -33,21 +44,42 @@ class BodyMemory:
 
     def __init__(self, max_bytes: int) -> None:
         self._free_bytes = max_bytes
+        self._free_low_bytes = int(max_bytes * LOW_SHARE)
 
     def reserve(self, request: Request, count: int) -> None:
         """Reserve memory for a request, until `release`, or free some of it if `count` is negative.
 
         Raises:
-            Overloaded: So many bytes are not free.
+            Overloaded: So many bytes are not free, or not for requests of this urgency.
         """
         if count > self._free_bytes:
-            raise Overloaded("The server is overloaded: its memory for uploads is used up. Try again later.")
+            raise Overloaded(_FULL[Urgency.NORMAL])
+        if request.urgency is Urgency.LOW:
+            self._take_low(count)
         self._free_bytes -= count
         request.reserved_bytes += count
+
+    def set_urgency(self, request: Request, urgency: Urgency) -> None:
+        """Move a request to a class of urgency, with the memory that is reserved for it.
+
+        Raises:
+            Overloaded: There is no memory for its body among those of low urgency.
+        """
+        if urgency is request.urgency:
+            return
+        self._take_low(request.reserved_bytes if urgency is Urgency.LOW else -request.reserved_bytes)
+        request.urgency = urgency
+
+    def _take_low(self, count: int) -> None:
+        if count > self._free_low_bytes:
+            raise Overloaded(_FULL[Urgency.LOW])
+        self._free_low_bytes -= count
 
     def release(self, request: Request) -> None:
         """Free the memory that is reserved for a request. To be called once."""
         self._free_bytes += request.reserved_bytes
+        if request.urgency is Urgency.LOW:
+            self._free_low_bytes += request.reserved_bytes
 
     async def decode(self, request: Request, codings: Sequence[bytes], limit: BodyLimit) -> None:
         """Decode a request's compressed body, in a thread, since a few bytes may become millions.
@@ -69,8 +101,8 @@ class BodyMemory:
 class Turns(Protocol):
     """Threads that work in turns, see `core.decode_turns.DecodeTurns`."""
 
-    def submit(self, work: Callable[[], None], cost: Cost, client: str) -> None:
-        """Have a thread do some work when it is its client's turn."""
+    def submit(self, work: Callable[[], None], cost: Cost, client: str, urgency: Urgency) -> None:
+        """Have a thread do some work when it is its caller's turn."""
 
 
 class BodyWork:
@@ -83,11 +115,11 @@ class BodyWork:
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
 
-    async def run(self, client: str, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+    async def run(self, caller: Caller, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
         """Return `work(*arguments)`, called in a thread.
 
         Args:
-            client: Whose work it is.
+            caller: Whose work it is.
             work: What to call.
             arguments: The arguments; the first is the body.
             held_bytes: The memory that it takes besides its arguments.
@@ -97,7 +129,7 @@ class BodyWork:
         """
         job = _BodyJob(functools.partial(work, *arguments))
         cost = Cost(max(len(arguments[0]), held_bytes / 2) / 2**20 * _S_PER_MIB, held_bytes)
-        self._turns.submit(job.run, cost, client)
+        self._turns.submit(job.run, cost, *caller)
         try:
             result: T = await job.future
         finally:

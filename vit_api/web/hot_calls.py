@@ -75,6 +75,7 @@ class HotCall:
         self._codings: Sequence[bytes] = ()
         self._digests: Sequence[Digest] = ()
         self._is_admitted = False
+        request.memory = context.memory
         request.read_preferences()
 
     async def admit(self) -> None:
@@ -179,7 +180,11 @@ class HotCall:
 
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""
-        return error_response(error, self._request)
+        response = error_response(error, self._request)
+        error_body = None if self._route is None else self._route.error_body
+        if error_body is None:
+            return response
+        return Response(error.status, error_body(error), response.headers, response.outcomes)
 
     def header_lines(self, response: Response) -> bytes:
         """Return the lines of all headers of a response but those that belong to the connection."""

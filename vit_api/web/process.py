@@ -20,8 +20,9 @@ from vit_api.errors import NotReady
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.flight_board import ProcessFlights
 from vit_api.ipc.metrics_board import MetricsWriter
+from vit_api.ipc.records import ALL_CLASSES
 from vit_api.ipc.slots import OwnerSlots
-from vit_api.shared import Shared
+from vit_api.shared import MAX_LONG_CACHE_BYTES, Shared, is_complete
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app
@@ -56,6 +57,8 @@ from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
+from vit_api.web.protocols.openai.embeddings import EmbeddingRoutes
+from vit_api.web.protocols.openai.moderations import ModerationRoutes
 from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import ProtocolRoutes, Route
@@ -177,16 +180,54 @@ def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics
         classes, name = len(shared.checkpoint.labels), shared.checkpoint.name
         redis = RedisTier(url, namespace=name, classes=classes, ttl_s=settings.cache_ttl_s, tally=tally)
         redis_counts = None if shared.budgets is None else RedisCounts(url)
-    cache = None
-    if shared.answer_table is not None:
-        shared_answers = SharedAnswers(shared.answer_table, number, tally)
-        cache = AnswerCache[CachedPrediction](settings.cache_size, settings.cache_ttl_s, tally, shared_answers)
+    cache, long_cache = _caches(shared, number, tally)
+    parts = ALL_CLASSES if shared.needs_all_classes else 0
     flights = SharedFlights(ProcessFlights(shared.flight_board, number))
     identity = functools.partial(_identity, shared)
     look_up_s = (metrics_writer.counter(metrics.LOOK_UP, "hit"), metrics_writer.counter(metrics.LOOK_UP, "miss"))
-    classifier = Classifier(inference, tally, identity, cache, redis, flights=flights, look_up_s=look_up_s)
-    frames = FrameClassifier(decoder, inference, tally, identity, cache=cache, shared=redis, flights=flights)
+    classifier = Classifier(
+        inference,
+        tally,
+        identity,
+        cache,
+        redis,
+        flights=flights,
+        look_up_s=look_up_s,
+        long_cache=long_cache,
+        parts=parts,
+    )
+    frames = FrameClassifier(
+        decoder,
+        inference,
+        tally,
+        identity,
+        cache=cache,
+        shared=redis,
+        flights=flights,
+        long_cache=long_cache,
+        parts=parts,
+    )
     return _Core(classifier, frames, inference, flights, redis, redis_counts, Tracing() if settings.traces else None)
+
+
+def _caches(
+    shared: Shared, number: int, tally: CacheTally
+) -> tuple[AnswerCache[CachedPrediction], AnswerCache[CachedPrediction]] | tuple[None, None]:
+    """Return the caches of a process: of answers with the most probable classes, and of long ones."""
+    if shared.answer_table is None or shared.long_table is None:
+        return None, None
+    size, ttl_s = shared.settings.cache_size, shared.settings.cache_ttl_s
+    short = AnswerCache[CachedPrediction](size, ttl_s, tally, SharedAnswers(shared.answer_table, number, tally))
+    long = AnswerCache[CachedPrediction](
+        size,
+        ttl_s,
+        tally,
+        SharedAnswers(shared.long_table, number, tally),
+        max_bytes=MAX_LONG_CACHE_BYTES,
+        size_of=lambda cached: cached.size,
+        gauge="long_entries",
+    )
+    return short, long
 
 
 def _identity(shared: Shared) -> str:
@@ -207,7 +248,15 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
         max_total_bytes=settings.max_batch_upload_bytes,
     )
     return [
-        PredictRoutes(core.classifier, encoder, uploads, frames=core.frames, model_name=checkpoint.name),
+        PredictRoutes(
+            core.classifier,
+            encoder,
+            uploads,
+            frames=core.frames,
+            model_name=checkpoint.name,
+            classes=len(checkpoint.labels),
+            is_complete=functools.partial(is_complete, checkpoint),
+        ),
         HuggingFaceRoutes(
             core.classifier,
             uploads,
@@ -215,6 +264,16 @@ def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[Protoc
             has_sigmoid=checkpoint.has_sigmoid,
             device=shared.devices[0],
         ),
+        ModerationRoutes(
+            core.classifier,
+            uploads,
+            model_name=checkpoint.name,
+            labels=checkpoint.labels,
+            has_sigmoid=checkpoint.has_sigmoid,
+            categories=shared.categories,
+            thresholds=shared.thresholds,
+        ),
+        EmbeddingRoutes(core.classifier, uploads, model_name=checkpoint.name),
         _open_inference(shared, core.classifier),
     ]
 
@@ -266,6 +325,7 @@ def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
         shared.table,
         resizer=resizer_name(exact=settings.exact_decode),
         settings=shown,
+        thresholds=shared.thresholds,
         cache_info=cache,
     )
     key = settings.operator_key

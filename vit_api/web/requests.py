@@ -28,8 +28,15 @@ T = TypeVar("T")
 class Work(Protocol):
     """Works on long bodies in threads, see `bodies.BodyWork`."""
 
-    async def run(self, client: str, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
+    async def run(self, caller: Caller, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
         """Return `work(*arguments)`."""
+
+
+class Memory(Protocol):
+    """What the bodies of requests may take, see `bodies.BodyMemory`."""
+
+    def set_urgency(self, request: Request, urgency: Urgency) -> None:
+        """Move a request to a class of urgency, or raise a `ViTError`."""
 
 
 class RequestLimits(NamedTuple):
@@ -123,6 +130,7 @@ class Request:
         body: The body, once it was read; empty after `take_body`.
         received_bytes: Bytes of the body that were read.
         reserved_bytes: Memory that is reserved for the body, see `bodies.BodyMemory`.
+        memory: Where it is reserved; None before it is admitted.
     """
 
     __slots__ = (
@@ -135,6 +143,7 @@ class Request:
         "headers",
         "id",
         "media_type",
+        "memory",
         "method",
         "path",
         "query",
@@ -177,6 +186,7 @@ class Request:
         self.body = b""
         self.received_bytes = 0
         self.reserved_bytes = 0
+        self.memory: Memory | None = None
 
     @property
     def client(self) -> str:
@@ -211,6 +221,17 @@ class Request:
         if PREFER in self.headers:
             self.wait_s = wait_of(self.joined(PREFER))
 
+    def set_urgency(self, urgency: Urgency) -> None:
+        """Take the urgency from the body.
+
+        Raises:
+            ViTError: Requests of this urgency may take no more memory.
+        """
+        if self.memory is None:
+            self.urgency = urgency
+        else:
+            self.memory.set_urgency(self, urgency)
+
     def start_clock(self, now: float, timeout_s: float) -> None:
         """Set the deadline once the body was read: by the server's limit and the client's, if it has one.
 
@@ -230,10 +251,10 @@ class Request:
         self.deadline = min(self.deadline, self.received_at + seconds)
 
     async def run(self, work: Callable[..., T], *arguments: Any, held_bytes: int) -> T:
-        """Return `work(*arguments)`, called in a thread when it is this client's turn; see `bodies.BodyWork`."""
+        """Return `work(*arguments)`, called in a thread when it is this caller's turn; see `bodies.BodyWork`."""
         if self._work is None:
             return await asyncio.get_running_loop().run_in_executor(None, work, *arguments)
-        return await self._work.run(self.client, work, *arguments, held_bytes=held_bytes)
+        return await self._work.run(self.caller, work, *arguments, held_bytes=held_bytes)
 
     def take_body(self) -> bytes:
         """Return the body and let go of it: once its images are found, they alone use memory."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fastapi.routing import APIRoute
 
+from vit_api.errors import ViTError
 from vit_api.web.requests import BodyLimit, Request
 from vit_api.web.responses import Response
 
@@ -87,6 +88,7 @@ class HotRoute:
         find: Returns the response to a request with this body if it is cached, without waiting for anything; None if it
             is not, or that takes longer to find out. The request was admitted; its body is neither compressed nor to
             be checked.
+        error_body: Returns the JSON of an error; None: it has the form of all other routes.
     """
 
     method: str
@@ -96,6 +98,7 @@ class HotRoute:
     body_limit: Callable[[Request], BodyLimit]
     operation: Operation | None = None
     find: Callable[[Request, bytes], Response | None] | None = None
+    error_body: Callable[[ViTError], bytes] | None = None
 
 
 Route = HotRoute | APIRoute

@@ -58,7 +58,7 @@ def _is_text(body: bytes) -> bool:
     return bool(body)
 
 
-def _load_object(body: bytes, example: str) -> dict[str, Any]:
+def load_object(body: bytes, example: str) -> dict[str, Any]:
     """Return the JSON object in a body that carries an upload.
 
     Args:
@@ -70,14 +70,16 @@ def _load_object(body: bytes, example: str) -> dict[str, Any]:
     """
     # Base64 has none of these bytes. json.loads holds the GIL, so a long list would block every thread.
     if sum(map(body.count, (b"{", b"[", b'"', b","))) > _MAX_JSON_MARKS:
-        raise BadRequest(f"The JSON has more than an upload. Send {example}.")
+        raise BadRequest(
+            f"The JSON has more values than an upload needs, such as an array of numbers for its bytes. Send {example}."
+        )
     try:
         # Not strict: scripts put base64 with its line breaks between the quotes.
         document: Any = json.loads(body, strict=False, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The JSON is malformed{_reason(error)}.") from None
     if not isinstance(document, dict):
-        raise BadRequest(f"The JSON is {_kind(document)}, not an object. Send {example}.")
+        raise BadRequest(f"The JSON is {kind_of(document)}, not an object. Send {example}.")
     return document
 
 
@@ -102,7 +104,7 @@ def _reason(error: Exception) -> str:
     return ": a number has too many digits"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Return what a value is called in JSON."""
     kinds = {str: "a string", list: "an array", dict: "an object", bool: "true or false", NoneType: "null"}
     return kinds.get(type(value), "a number")
@@ -115,11 +117,11 @@ def find_in_json(body: bytes, field: str) -> tuple[bytes, Fields]:
         BadRequest: The JSON or the base64 is malformed, or has no upload.
     """
     example = f'{{"{field}": "<base64>"}}'
-    document = _load_object(body, example)
+    document = load_object(body, example)
     if field in document:
         image = document.pop(field)
         if not isinstance(image, str):
-            raise BadRequest(f"'{field}' is {_kind(image)}, not a string. Send {example}.")
+            raise BadRequest(f"'{field}' is {kind_of(image)}, not a string. Send {example}.")
         return decode_base64(image, field), list(document.items())
     for name in document:
         refuse_slip(name, (field,))

@@ -30,6 +30,9 @@ _MAX_FIELD_BYTES = 1024
 
 _DATA_URL = b"data:"
 _FORM_START = b"--"
+_DISPOSITION = b"content-disposition:"
+_NAMELESS = ": no part of it has a Content-Disposition with a name"
+_TEXTS = (b"text/", b"application/base64")
 _TEXT = re.compile(rb"\s*(data:.*|[A-Za-z0-9+/_=-][A-Za-z0-9+/_=\s-]{15,})", re.IGNORECASE | re.DOTALL)
 """The start of base64 or of a `data:` URL."""
 
@@ -113,6 +116,25 @@ class Uploads:
             )
         return self._several
 
+    def limit_of_json(self, _: Request) -> BodyLimit:
+        """Return the maximum size of a body of JSON with several uploads."""
+        return BodyLimit(self._several.max_bytes * 4 // 3 * 31 // 30 + _ENVELOPE_BYTES, self._several.reported_bytes)
+
+    async def find_in_list(
+        self, request: Request, find: Callable[[bytes], tuple[list[bytes], T]]
+    ) -> tuple[list[bytes | ViTError], T]:
+        """Return the uploads that a function finds in the request's body, and what else it finds.
+
+        An empty or too large upload is replaced by its error.
+
+        Raises:
+            BadRequest: The body has no uploads or too many.
+        """
+        uploads, other = await parse_body(request, request.take_body(), find)
+        if not 1 <= len(uploads) <= self._max_count:
+            raise BadRequest(f"Send 1 to {self._max_count} images in one request, not {len(uploads)}.")
+        return [self._checked_or_error(upload) for upload in uploads], other
+
     def is_raw(self, request: Request, body: bytes) -> bool:
         """Return whether a body is surely an upload itself, and one that `find_one` would not refuse."""
         return (
@@ -123,7 +145,7 @@ class Uploads:
         )
 
     async def find_one(self, request: Request, field: str = "image") -> FoundUpload:
-        """Return the request's upload: a file of a form, base64 in JSON, or the body itself.
+        """Return the request's upload: a file of a form, base64 in JSON, or the body itself, or base64 as its text.
 
         Args:
             request: A request of any content type.
@@ -144,7 +166,7 @@ class Uploads:
         else:
             if body.startswith(_FORM_START):
                 _refuse_undeclared_form(body, media_type)
-            found = FoundUpload(body)
+            found = FoundUpload(await _bytes_of(request, body))
         self._check(found.data)
         return found
 
@@ -167,9 +189,9 @@ class Uploads:
         if len(files) == 1:
             return FoundUpload(_content_of(files[0]), fields)
         if not files:
-            raise BadRequest(
-                f"The form has no file{listed(name for name, _ in fields)}. Send the image in the form field 'file'."
-            )
+            is_nameless = _DISPOSITION not in body[:_MAX_FIELD_BYTES].lower()
+            found = _NAMELESS if is_nameless else listed(name for name, _ in fields)
+            raise BadRequest(f"The form has no file{found}. Send the image in the form field 'file'.")
         names = ", ".join(f"'{name[:64]}' ({count})" for name, count in Counter(file.name for file in files).items())
         raise BadRequest(
             f"The form must have exactly one file, in the field 'file', not {len(files)}. It has {names}."
@@ -226,6 +248,18 @@ def _content_of(file: FormPart) -> bytes:
     return file.content
 
 
+async def _bytes_of(request: Request, body: bytes) -> bytes:
+    """Return the bytes of a raw body; a canvas's `toDataURL()` and a file of base64 are posted as text."""
+    is_url = body[: len(_DATA_URL)].lower() == _DATA_URL
+    if not is_url and not (request.media_type.startswith(_TEXTS) and _TEXT.fullmatch(body[:_LEADING_SPACE])):
+        return body
+    return await parse_body(request, body, _decode_text)
+
+
+def _decode_text(body: bytes) -> bytes:
+    return decode_base64(body.decode("latin-1"), "body")
+
+
 async def parse_body(
     request: Request, body: bytes, parse: Callable[..., T], *arguments: Any, short_bytes: int = SHORT_BODY_BYTES
 ) -> T:
@@ -265,7 +299,7 @@ def _is_wide(text: bytes) -> bool:
 
 def _refuse_undeclared_form(body: bytes, media_type: bytes) -> None:
     """Refuse a form that is sent as something else: its error as an image would not help."""
-    if b"content-disposition:" in body[:_MAX_FIELD_BYTES].lower():
+    if _DISPOSITION in body[:_MAX_FIELD_BYTES].lower():
         raise BadRequest(
             f"The body is a form, but Content-Type is {_shown(media_type)}. Don't set that header yourself: your HTTP"
             " library adds it with the boundary."

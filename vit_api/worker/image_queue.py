@@ -68,14 +68,16 @@ class ImageQueue:
             waiting = table.count_waiting()
             return waiting, max(0, table.count_incoming() - waiting)
         normal, low = table.count_waiting(Urgency.NORMAL), table.count_waiting(Urgency.LOW)
-        joining = normal + int(min(low, self.mix.low_room(normal, 0, time.monotonic())))
-        if normal:
+        room = self.mix.low_room(normal, 0, time.monotonic())
+        joining = normal + int(min(low, room))
+        if normal or low >= room:
             return joining, max(0, table.count_incoming(Urgency.NORMAL) - normal)
         return joining, max(0, table.count_incoming() - low)
 
     def count_incoming(self, batch: Sequence[Claim]) -> int:
-        """Return how many images a batch may wait for: if it has one of normal urgency, only such."""
-        if self._table.has_low() and _count_low(batch) < len(batch):
+        """Return how many images a batch may wait for: only of normal urgency, if it has one or no room for others."""
+        low = _count_low(batch)
+        if self._table.has_low() and (low < len(batch) or self.mix.low_room(0, low, time.monotonic()) < 1):
             return self._table.count_incoming(Urgency.NORMAL)
         return self._table.count_incoming()
 

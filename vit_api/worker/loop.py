@@ -24,8 +24,10 @@ then the batches before it have left the device, and it is run again in halves.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import operator
 import os
 import time
 from collections import defaultdict, deque
@@ -195,7 +197,8 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             self._worker_board.heartbeat(self._worker, time.monotonic())
         started_at = time.monotonic()
         pixels = [self._table.pixels[claim.slot] for claim in claims]
-        self._batches.append(_Batch(claims, started_at, outcomes.start(lit_api, pixels)))
+        parts = functools.reduce(operator.or_, (claim.parts for claim in claims))
+        self._batches.append(_Batch(claims, started_at, outcomes.start(lit_api, pixels, parts)))
 
     def _answer_oldest(self, lit_api: ViTAPI, done_at: float | None = None) -> None:
         """Wait for the batch that was started first, and answer it.
@@ -215,20 +218,30 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             self._model_times.observe(seconds)
 
         results = outcomes.finish(lit_api, batch.started, observe)
+        long_bytes = [self._write_long(*one) if one[0].parts else 0 for one in zip(claims, results, strict=True)]
         for claim in claims:
             self._slots.finish(claim.slot)
         began_at = max(batch.started_at, self._done_at)  # until then, the device ran the batch before
         self._done_at = ended_at or time.monotonic()
         self._record(claims, began_at)
         self._answer(
-            _answer_of(claim, outcome, len(claims), began_at, self._done_at)
-            for claim, outcome in zip(claims, results, strict=True)
+            _answer_of(claim, outcome, size, (len(claims), began_at - claim.queued_at, self._done_at - began_at))
+            for claim, outcome, size in zip(claims, results, long_bytes, strict=True)
         )
         if ended_at:
             if self._table.has_low():
                 self._queue.mix.observe(len(claims), self._done_at - began_at)
             times_s = max(0.0, batch.started.staged_at - began_at), model_s, time.monotonic() - ended_at
             self._batch_stats.add(self._worker, len(claims), times_s, time.time())
+
+    def _write_long(self, claim: Claim, outcome: RunOutcome) -> int:
+        """Write an answer into its slot if it does not fit in a record; return its size there, or 0."""
+        prediction = outcome.with_parts(claim.parts) if isinstance(outcome, Prediction) else NO_PREDICTION
+        if not prediction.is_long:
+            return 0
+        packed = prediction.pack()
+        self._slots.write_long(claim.slot, packed)
+        return len(packed)
 
     def _record(self, claims: Sequence[Claim], began_at: float) -> None:
         """Count a finished batch."""
@@ -291,8 +304,8 @@ def _end_process() -> None:
     os._exit(1)
 
 
-def _answer_of(claim: Claim, outcome: RunOutcome, batch_size: int, began_at: float, done_at: float) -> AnswerRecord:
-    times = batch_size, began_at - claim.queued_at, done_at - began_at
+def _answer_of(claim: Claim, outcome: RunOutcome, long_bytes: int, batch: tuple[int, float, float]) -> AnswerRecord:
+    """Return the record of an outcome; `batch` is its size, and the seconds in the queue and on the device."""
     if isinstance(outcome, Prediction):
-        return AnswerRecord(claim.slot, claim.generation, Status.OK, outcome, *times)
-    return AnswerRecord(claim.slot, claim.generation, outcome.status, NO_PREDICTION, *times)
+        return AnswerRecord(claim.slot, claim.generation, Status.OK, outcome, *batch, long_bytes)
+    return AnswerRecord(claim.slot, claim.generation, outcome.status, NO_PREDICTION, *batch)

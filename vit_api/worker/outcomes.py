@@ -67,19 +67,22 @@ class Started(NamedTuple):
         images: Its images, each uint8 [height, width, 3].
         staged_at: When staging ended, in seconds of the monotonic clock.
         output: What `unbatch` takes, or the failure of all images.
+        parts: What its predictions must have besides the most probable classes.
     """
 
     images: Sequence[NDArray[np.uint8]]
     staged_at: float
     output: Launched | Failure
+    parts: int = 0
 
 
-def start(lit_api: ViTAPI, images: Sequence[NDArray[np.uint8]]) -> Started:
+def start(lit_api: ViTAPI, images: Sequence[NDArray[np.uint8]], parts: int = 0) -> Started:
     """Launch a batch on the device, behind those that were started before.
 
     Args:
         lit_api: Its `batch` and `predict` are run.
         images: Each uint8 [height, width, 3]; `finish` may read them again.
+        parts: What the predictions must have besides the most probable classes, see `records.ALL_CLASSES`.
 
     Raises:
         BrokenDevice: The device no longer computes.
@@ -88,8 +91,12 @@ def start(lit_api: ViTAPI, images: Sequence[NDArray[np.uint8]]) -> Started:
     staged = _attempt(lit_api, lambda: lit_api.batch(images), size)
     staged_at = time.monotonic()
     if isinstance(staged, Failure):
-        return Started(images, staged_at, staged)
-    return Started(images, staged_at, _attempt(lit_api, lambda: lit_api.predict(staged), size))
+        return Started(images, staged_at, staged, parts)
+
+    def launch() -> Launched:
+        return lit_api.predict(staged, parts) if parts else lit_api.predict(staged)
+
+    return Started(images, staged_at, _attempt(lit_api, launch, size), parts)
 
 
 def is_done(lit_api: ViTAPI, started: Started) -> bool:
@@ -124,9 +131,9 @@ def finish(lit_api: ViTAPI, started: Started, on_complete: Callable[[Started], N
     if predictions.status == Status.OUT_OF_MEMORY:
         lit_api.free_memory()
         if size > 1:
-            images, half = started.images, size // 2
-            parts = images[:half], images[half:]
-            return [outcome for part in parts for outcome in finish(lit_api, start(lit_api, part), on_complete)]
+            images, middle, parts = started.images, size // 2, started.parts
+            halves = images[:middle], images[middle:]
+            return [one for half in halves for one in finish(lit_api, start(lit_api, half, parts), on_complete)]
     return [predictions] * size
 
 

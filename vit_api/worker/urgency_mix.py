@@ -4,13 +4,14 @@ Theory of operation
 -------------------
 Images of normal urgency come first. While there are any, those of low urgency fill only as much of a batch as lengthens
 it by an eighth, by a line fitted to the times of the batches so far: many on a device that takes about as long for 8
-images as for 1, and one on a device whose time is proportional to the size, where larger batches gain nothing. So they
-use what the device has left, and an image that arrives meanwhile does not wait long for a batch of them. An eighth is
-more than it seems: during a longer batch more images arrive, which lengthen the next one.
+images as for 1, and none on a device whose time is proportional to the size, where larger batches gain nothing. An
+eighth is more than it seems: during a longer batch more images arrive, which lengthen the next one.
+
+When none of normal urgency waits, but more are expected, a batch has as many of low urgency as lengthen a batch of one
+by an eighth, and at least one. So they use what the device has left, and an image that arrives meanwhile does not wait
+long for a batch of them. When no image of normal urgency has come for a while, they fill whole batches.
 
 They never starve: after 7 images of normal urgency that were taken while they waited, one comes first.
-
-When no image of normal urgency has come for a while, they fill whole batches.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ class BatchTimes:
             share: That part.
 
         Returns:
-            Images; 0 if batches of one size only are known, infinity if larger ones take no longer.
+            Images; 1 if batches of one size only are known, so that others become known; infinity if larger ones take
+            no longer.
         """
         spread = self._weight * self._squares - self._sizes**2
         if spread <= 1e-9 * self._squares * max(self._weight, 1.0):
-            return 0.0
+            return 1.0
         slope_s = (self._weight * self._products - self._sizes * self._seconds) / spread
         if slope_s <= 0:
             return math.inf
@@ -95,7 +97,8 @@ class UrgencyMix:
         """
         if not normal and now - self._normal_at > _PRESENT_S:
             return math.inf
-        return max(0.0, max(1.0, self._times.growth(max(normal, 1), _MAX_DELAY)) - low)
+        room = self._times.growth(max(normal, 1), _MAX_DELAY)
+        return max(0.0, (room if normal else max(1.0, room)) - low)
 
     def count_normal(self, normal: int, now: float) -> None:
         """Count images of normal urgency that joined a batch.

@@ -129,7 +129,7 @@ def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
     assert "add --resume" in refused.stderr
     refused = classify(*arguments, "--resume", "--top-k", "1")
     assert refused.returncode == 2
-    assert "was started with top_k 5, not 1" in refused.stderr
+    assert "was started with top_k None, not 1" in refused.stderr
 
     resumed = classify(*arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from tests.support import samples
-from tests.support.pictures import assert_seen, rgb
+from tests.support.pictures import assert_seen, pixels, rgb
+from vit_api.errors import UnsupportedImage
 
 
 def bmp(header: bytes, data: bytes, palette: bytes = b"") -> bytes:
@@ -55,3 +56,31 @@ def bmps() -> dict[str, bytes]:
 def test_every_variant_of_bmp_is_read(name: str) -> None:
     """Run-length encoding, 16 and 32 bits per pixel, and OS/2 headers are supported."""
     assert_seen(bmps()[name])
+
+
+@pytest.mark.parametrize(
+    ("bits", "compression", "kind"),
+    [
+        pytest.param(0, 4, "with a JPEG in it", id="JPEG"),
+        pytest.param(0, 5, "with a PNG in it", id="PNG"),
+        pytest.param(24, 4, "with a JPEG in it", id="JPEG that declares bits"),
+        pytest.param(32, 11, "with CMYK in it", id="CMYK"),
+        pytest.param(64, 0, "with 64 bits per pixel", id="64 bits"),
+        pytest.param(2, 0, "with 2 bits per pixel", id="2 bits"),
+        pytest.param(24, 6, "with compression 6", id="unknown compression"),
+    ],
+)
+def test_other_kinds_are_rejected_by_name(bits: int, compression: int, kind: str) -> None:
+    """A BMP may be little more than an envelope; none of these is called corrupt."""
+    upload = bmp(bmp_header(bits, compression, 64, 64), samples.encode(samples.photo(), "JPEG"), bytes(1024))
+    with pytest.raises(UnsupportedImage, match=kind):
+        pixels(upload)
+
+
+def test_unusual_masks_and_headers_are_rejected_by_name() -> None:
+    """10 bits for each colour, which PIL does not read, and the short form of OS/2's second header."""
+    masks = struct.pack("<LLL", 1023 << 20, 1023 << 10, 1023)
+    with pytest.raises(UnsupportedImage, match="with unusual colour masks"):
+        pixels(bmp(bmp_header(32, 3, 8, 8, masks), bytes(256)))
+    with pytest.raises(UnsupportedImage, match="with a header of 16 bytes"):
+        pixels(bmp(struct.pack("<LllHH", 16, 8, 8, 1, 24), bytes(256)))

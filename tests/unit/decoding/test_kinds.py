@@ -81,6 +81,18 @@ OTHERS = {
         samples.encode(samples.photo((8, 8)))[:8] + bytes([0, 0, 0, 4]) + b"CgBI" + bytes(8) + bytes(99),
         "CgBI",
     ),
+    "sgi": (samples.encode(samples.photo((8, 8)), "SGI"), "SGI"),
+    "im": (b"Image type: RGB image\r\nName: x\r\n" + bytes(60), "IFUNC"),
+    "msp": (samples.encode(samples.photo((8, 8)).convert("1"), "MSP"), "Paint"),
+    "xbm": (samples.encode(samples.photo((8, 8)).convert("1"), "XBM"), "XBM"),
+    "xpm": (b"/* XPM */\nstatic char *x[] = {", "XPM"),
+    "sun raster": (b"\x59\xa6\x6a\x95" + bytes(60), "Sun raster"),
+    "dpx": (b"SDPX" + bytes(60), "DPX"),
+    "pict": (bytes(522) + b"\0\x11\2\xff" + bytes(60), "PICT"),
+    "xwd": (b"\0\0\0\x65\0\0\0\7\0\0\0\2" + bytes(60), "XWD"),
+    "what macos stores beside a file": (b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(60), "AppleDouble"),
+    "property list": (b"bplist00" + bytes(60), "property list"),
+    "database": (b"SQLite format 3\0" + bytes(60), "database"),
     "docx": (b"PK\3\4" + bytes(60), "office document"),
     "doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(60), "office document"),
     "mp3": (b"ID3\x04" + bytes(60), "sound"),
@@ -89,6 +101,9 @@ OTHERS = {
     "base64 in lines": (base64.encodebytes(samples.image_files()["jpeg"]), "base64 text"),
     "data url": (b"data:image/png;base64,AAAA", "base64 text"),
     "json": (b'{"image": null}', "JSON"),
+    "object in javascript": (b"[object Object]", "JavaScript"),
+    "name of a file": (b"C:\\Users\\me\\my cat.JPG", "name of a file"),
+    "url": (b"https://example.com/cat.jpg?size=1\n", "URL of an image"),
     "storage's error": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "XML"),
     "part of a page": (b"  <div>404 Not Found</div>", "HTML"),
     "text": ("No such file: b\u00e4r.jpg".encode(), "text"),
@@ -99,7 +114,9 @@ OTHERS = {
 def test_other_formats_are_rejected_by_name(name: str) -> None:
     """The message names the format and says what to send instead."""
     upload, what = OTHERS[name]
-    with pytest.raises(UnsupportedImage, match=f"The upload is .*{what}.* not supported. (Render|Export|Send|Copy)"):
+    with pytest.raises(
+        UnsupportedImage, match=f"The upload is .*{what}.* not supported. (Render|Export|Send|Copy|Append)"
+    ):
         pixels(upload)
 
 

@@ -59,3 +59,13 @@ def test_the_exif_orientation_of_a_png_is_applied(after: bool) -> None:
     exif = png_chunk(b"eXIf", samples.orientation_exif(3).tobytes()[6:])
     upload = plain[:-12] + exif + plain[-12:] if after else plain[:33] + exif + plain[33:]
     np.testing.assert_array_equal(pixels(upload, exact=True), pixels(plain, exact=True)[::-1, ::-1])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_png_without_its_palette_is_corrupt(exact: bool) -> None:
+    """PIL would show it black."""
+    plain = samples.encode(samples.photo().quantize(16))
+    start = plain.index(b"PLTE") - 4
+    without = plain[:start] + plain[start + 12 + int.from_bytes(plain[start : start + 4], "big") :]
+    with pytest.raises(BadImage):
+        pixels(without, exact=exact)

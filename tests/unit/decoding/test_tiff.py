@@ -65,6 +65,8 @@ OTHER_TIFFS: dict[str, tuple[Callable[[], bytes], str]] = {
     "float with nan": (lambda: tiff(np.full((9, 9), np.nan, "f4")), "floating-point numbers from"),
     "integers of 32 bits": (lambda: tiff(grey().astype("u4") << 24), "32-bit integers"),
     "signed integers": (lambda: tiff(grey().astype("i2")), "16-bit signed integers"),
+    "signed bytes": (lambda: tiff((grey() // 2).astype("i1")), "8-bit signed integers"),
+    "signed bytes of rgb": (lambda: tiff((rgb() // 2).astype("i1"), photometric="rgb"), "8-bit signed integers"),
     "planes of 16 bits": (
         lambda: tiff(deep(rgb()).transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate"),
         "16-bit integers in separate planes",

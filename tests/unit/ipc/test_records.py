@@ -39,7 +39,9 @@ def test_requests_survive_packing(requests: list[RequestRecord]) -> None:
 
 @given(
     st.lists(
-        st.builds(AnswerRecord, _U32, _U32, st.sampled_from(Status), _PREDICTIONS, st.integers(0, 256), _F32, _F32)
+        st.builds(
+            AnswerRecord, _U32, _U32, st.sampled_from(Status), _PREDICTIONS, st.integers(0, 256), _F32, _F32, _U32
+        )
     )
 )
 def test_answers_survive_packing(answers: list[AnswerRecord]) -> None:

@@ -41,7 +41,7 @@ def _raw_deflate(data: bytes) -> bytes:
     ],
 )
 def test_what_is_compressed_is_decoded(header: bytes, body: bytes) -> None:
-    """In the reverse of the order in the header."""
+    """Several codings are decoded in the reverse of their order in the header."""
     assert decode(body, codings_of(header), _LIMIT) == _PLAIN
 
 
@@ -90,7 +90,7 @@ def test_the_error_says_what_is_wrong_with_a_coding(header: bytes, body: bytes, 
 
 @pytest.mark.parametrize("header", [b"gzip", b"deflate", b"gzip, gzip"])
 def test_an_empty_body_is_empty(header: bytes) -> None:
-    """The error is then that of an empty upload."""
+    """The error is that of an empty upload."""
     assert decode(b"", codings_of(header), _LIMIT) == b""
 
 
@@ -117,7 +117,7 @@ def test_a_bomb_is_too_large(header: bytes, bomb: bytes) -> None:
 
 
 def test_the_limit_itself_is_not_too_large() -> None:
-    """One byte more is."""
+    """A body of exactly the limit is accepted; one byte more is refused."""
     assert len(decode(gzip.compress(bytes(_LIMIT.max_bytes)), [b"gzip"], _LIMIT)) == _LIMIT.max_bytes
     with pytest.raises(UploadTooLarge):
         decode(gzip.compress(bytes(_LIMIT.max_bytes + 1)), [b"gzip"], _LIMIT)
@@ -125,6 +125,6 @@ def test_the_limit_itself_is_not_too_large() -> None:
 
 @given(body=st.binary(max_size=300), coding=st.sampled_from([b"gzip", b"deflate"]))
 def test_no_body_breaks_the_decoder(body: bytes, coding: bytes) -> None:
-    """Any bytes are decoded, or an error of the client."""
+    """Any bytes are either decoded or refused with a client error."""
     with contextlib.suppress(BadRequest, UploadTooLarge):
         decode(body, [coding], _LIMIT)

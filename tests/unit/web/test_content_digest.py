@@ -55,7 +55,7 @@ async def test_a_digest_that_matches(name: bytes, value: bytes) -> None:
 @pytest.mark.parametrize("size", [0, 100, 2**20])
 @pytest.mark.parametrize(("name", "shown"), [(b"content-digest", "Content-Digest"), (b"repr-digest", "Repr-Digest")])
 async def test_a_digest_that_differs(name: bytes, shown: str, size: int) -> None:
-    """The error has what was found, for short bodies and for those that are hashed in a thread."""
+    """The error has the actual digest, for short bodies and for those that are hashed in a thread."""
     body = bytes(size)
     found = base64.b64encode(hashlib.sha512(body).digest()).decode()
     with pytest.raises(BadRequest) as raised:
@@ -67,7 +67,7 @@ async def test_a_digest_that_differs(name: bytes, shown: str, size: int) -> None
 
 @pytest.mark.anyio
 async def test_each_digest_counts() -> None:
-    """Of a repeated header, too."""
+    """This includes the digests of a repeated header."""
     with pytest.raises(BadRequest, match="sha-512"):
         await _check(_BODY, (b"content-digest", _SHA_256), (b"content-digest", _sha_512(b"x")))
     with pytest.raises(BadRequest, match="Repr-Digest"):
@@ -79,14 +79,14 @@ async def test_each_digest_counts() -> None:
     [b"sha-256", b"sha-256=", b"sha-256=::", b"sha-256=:AAAA:", b"sha-256=X48E9q", b"sha-512=:A:", _SHA_256[:-1]],
 )
 def test_a_malformed_digest(value: bytes) -> None:
-    """The error has the form that is expected."""
+    """The error shows the expected form."""
     with pytest.raises(BadRequest, match="Content-Digest is malformed: send sha-"):
         digests_of(_request((b"content-digest", value)))
 
 
 @given(value=st.binary(max_size=60))
 def test_no_header_breaks_the_parser(value: bytes) -> None:
-    """Any value has digests, or is an error of the client."""
+    """Any value is either parsed or refused with a client error."""
     for header in (value, b"sha-256=" + value, b"sha-512=:" + value + b":"):
         try:
             digests_of(_request((b"content-digest", header)))

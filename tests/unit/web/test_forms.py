@@ -45,13 +45,13 @@ def _parse(body: bytes, content_type: bytes = _TYPE) -> list[FormPart]:
     ],
 )
 def test_any_boundary_that_clients_make(boundary: bytes, content_type: bytes) -> None:
-    """Quoted or not: many clients don't quote what RFC 2045 says that they must."""
+    """It may be quoted or not: many clients don't quote characters that RFC 2045 says must be quoted."""
     body = _form(_part(_PNG, _DISPOSITION), boundary=boundary)
     assert _parse(body, content_type % boundary) == [FormPart("file", "a.png", _PNG)]
 
 
 def test_a_quoted_boundary_may_have_escapes() -> None:
-    """A backslash before any character; see RFC 9110, section 5.6.4."""
+    """A backslash may precede any character; see RFC 9110, section 5.6.4."""
     body = _form(_part(_PNG, _DISPOSITION), boundary=b'a"b')
     assert _parse(body, rb'multipart/form-data; boundary="a\"\b"') == [FormPart("file", "a.png", _PNG)]
 
@@ -87,19 +87,19 @@ def test_a_quoted_boundary_may_have_escapes() -> None:
     ],
 )
 def test_forms_as_clients_write_them(body: bytes) -> None:
-    """The file is whole."""
+    """The file is found, and is complete."""
     assert _parse(body) == [FormPart("file", "a.png", _PNG)]
 
 
 def test_a_file_without_a_field_name_is_a_file() -> None:
-    """RFC 7578 wants a name, but one that only the file has is enough to find it."""
+    """RFC 7578 requires a field name, but a file name is enough to find the file."""
     part = _part(_PNG, b'Content-Disposition: form-data; filename="a.png"')
     assert _parse(_form(part)) == [FormPart("", "a.png", _PNG)]
 
 
 @pytest.mark.parametrize("content", [b"", b"\r", b"x\r", b"a\nb", _PNG])
 def test_lines_that_end_with_a_line_feed_alone(content: bytes) -> None:
-    """As scripts write them; the file's own bytes stay."""
+    """Scripts write them; the bytes of the file are not changed."""
     body = _form(_part(content, _DISPOSITION, line_end=b"\n"), line_end=b"\n", end=b"--\n")
     assert _parse(body) == [FormPart("file", "a.png", content)]
 
@@ -116,7 +116,7 @@ def test_lines_that_end_with_a_line_feed_alone(content: bytes) -> None:
     ],
 )
 def test_transfer_encodings(encoding: bytes, content: bytes) -> None:
-    """Deprecated, but libraries for mail still write them."""
+    """They are deprecated, but mail libraries still write them."""
     part = _part(content, _DISPOSITION, b"Content-Transfer-Encoding: " + encoding)
     assert _parse(_form(part)) == [FormPart("file", "a.png", b"\x89PNG\r\n")]
 
@@ -132,7 +132,7 @@ def test_transfer_encodings(encoding: bytes, content: bytes) -> None:
     ],
 )
 def test_any_file_name(header: bytes, filename: str) -> None:
-    """None is a reason to refuse a form."""
+    """No file name is a reason to refuse a form."""
     part = _part(_PNG, b'Content-Disposition: form-data; name="file"; ' + header)
     assert _parse(_form(part)) == [FormPart("file", filename, _PNG)]
 
@@ -172,7 +172,7 @@ def test_any_file_name(header: bytes, filename: str) -> None:
     ],
 )
 def test_what_is_wrong_is_said(body: bytes, content_type: bytes, message: str) -> None:
-    """In words that help."""
+    """The error says what was found."""
     with pytest.raises(BadRequest, match=message):
         _parse(body, content_type)
 
@@ -183,7 +183,7 @@ def test_what_is_wrong_is_said(body: bytes, content_type: bytes, message: str) -
     boundary=st.from_regex(rb"[0-9A-Za-z'()+_,./:=?-]{1,70}", fullmatch=True),
 )
 def test_every_form_is_parsed_back(contents: list[bytes], line_end: bytes, boundary: bytes) -> None:
-    """Whatever its files contain, but for the boundary itself."""
+    """Its files may contain anything but the boundary."""
     contents = [content.replace(b"--" + boundary, b"") for content in contents]
     parts = [
         _part(content, b'Content-Disposition: form-data; name="%d"' % i, line_end=line_end)
@@ -196,7 +196,7 @@ def test_every_form_is_parsed_back(contents: list[bytes], line_end: bytes, bound
 
 @given(body=st.binary(max_size=300), cut=st.integers(0, 300))
 def test_no_body_breaks_the_parser(body: bytes, cut: int) -> None:
-    """Any bytes, and any part of a form, are parts or an error."""
+    """Any bytes, and any part of a form, are either parsed or refused."""
     for sent in (body, _form(_part(body, _DISPOSITION))[:cut]):
         try:
             parts = _parse(sent)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from vit_api.errors import Overloaded, Unauthorized, UnsupportedEncoding, UploadTooLarge, ViTError
+from vit_api.urgency import Urgency
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
@@ -28,7 +29,7 @@ Check = Callable[[Request], None]
 
 
 class Bench:
-    """Requests that share a memory; their handler returns their bodies."""
+    """Requests that share one memory budget; their handler returns their bodies."""
 
     def __init__(self, max_bytes: int = 100, limit: int = 10) -> None:
         self.exchanges: list[Exchange] = []
@@ -65,7 +66,7 @@ class Bench:
 
 
 async def test_a_body_that_is_too_long_is_refused() -> None:
-    """By its announced length, or once it exceeds the limit; the error reports the limit of the upload."""
+    """It is refused by its announced length, or once it exceeds the limit; the error reports the upload limit."""
     with pytest.raises(UploadTooLarge) as announced:
         await Bench().call(content_length="11").admit()
     call = Bench().call()
@@ -77,7 +78,7 @@ async def test_a_body_that_is_too_long_is_refused() -> None:
 
 
 async def test_memory_is_given_back() -> None:
-    """Whatever became of the request."""
+    """This holds for every outcome of the request."""
     bench = Bench(max_bytes=10)
     first, second = bench.call(), bench.call()
     for call in (first, second):
@@ -90,23 +91,48 @@ async def test_memory_is_given_back() -> None:
     assert [exchange.status for exchange in bench.exchanges] == [499]
 
 
+async def test_large_requests_of_low_urgency_leave_memory_for_others() -> None:
+    """Half of it, whether the header says so or the body; what a request had is free again."""
+    bench = Bench(max_bytes=20)
+    named, late = (bench.call(priority="u=7") for _ in range(2))
+    told, normal = (bench.call() for _ in range(2))
+    for call in (named, told, late, normal):
+        await call.admit()
+    named.receive(6)
+    told.receive(4)
+    told._request.set_urgency(Urgency.LOW)
+    with pytest.raises(Overloaded, match="of low urgency"):
+        late.receive(1)
+    normal.receive(10)
+    with pytest.raises(Overloaded, match="of low urgency"):
+        normal._request.set_urgency(Urgency.LOW)
+    told._request.set_urgency(Urgency.NORMAL)
+    told.end(None)
+    late.receive(4)
+    for call in (named, late, normal):
+        call.end(None)
+    again = bench.call(priority="u=7")
+    await again.admit()
+    again.receive(10)
+
+
 @pytest.mark.parametrize(
     ("coding", "body"), [("deflate", zlib.compress(b"")), ("gzip", gzip.compress(b"0"))], ids=["deflate", "gzip"]
 )
 async def test_a_compressed_body_is_decoded(coding: str, body: bytes) -> None:
-    """Of any supported coding."""
+    """Every supported coding is decoded."""
     response = await Bench(limit=40, max_bytes=200).answer(body, content_encoding=coding)
     assert response.body in (b"", b"0")
 
 
 async def test_a_body_of_another_coding_is_refused_by_its_header() -> None:
-    """Before any of it is read."""
+    """None of the body is read."""
     with pytest.raises(UnsupportedEncoding):
         await Bench().call(content_encoding="br").admit()
 
 
 async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
-    """Until it is known how long it is; then of what it is."""
+    """Once its length is known, it needs only that much."""
     body = gzip.compress(b"0" * 50)
     refused = await Bench(max_bytes=1000, limit=1000).answer(body, content_encoding="gzip")
     assert refused.status == Overloaded.status
@@ -129,7 +155,7 @@ async def test_a_compressed_body_needs_the_memory_of_the_largest_one() -> None:
 async def test_a_whole_request_is_admitted_and_looked_up(
     body: bytes, headers: dict[str, str], status: int | None
 ) -> None:
-    """Without waiting; what is not cached is handled afterwards, and all memory is given back."""
+    """This takes no waiting; what is not cached is handled afterwards, and all memory is given back."""
     bench = Bench(max_bytes=len(body))
     for _ in range(3):
         call = bench.call(**headers)
@@ -139,7 +165,7 @@ async def test_a_whole_request_is_admitted_and_looked_up(
 
 
 async def test_a_rate_limit_may_have_to_wait() -> None:
-    """So a request that is charged is not looked up, but answered, and charged once."""
+    """So a request that is charged is not looked up early; it is answered, and charged once."""
     bench = Bench()
     charged: list[Request] = []
 

@@ -13,7 +13,7 @@ from vit_api.web.paths import plain_path, relative_location
 
 @pytest.mark.parametrize("path", ["/", "/predict", "/v2/models/digits/infer", "*", "/a/../b", "/page/x.js"])
 def test_plain_paths_stay(path: str) -> None:
-    """Nearly all are."""
+    """Paths without empty segments are not changed."""
     assert plain_path(path) is None
 
 
@@ -29,13 +29,13 @@ def test_plain_paths_stay(path: str) -> None:
     ],
 )
 def test_empty_segments_are_left_out(path: str, plain: str) -> None:
-    """Wherever they are."""
+    """They may be anywhere in the path."""
     assert plain_path(path) == plain
 
 
 @given(st.text("ab./:", min_size=1).map("/{}".format), st.sampled_from(["", "top_k=2", "a=//b/"]))
 def test_the_location_leads_to_the_plain_path(path: str, query: str) -> None:
-    """On the same host, and below the same prefix; clients resolve dots before they send a path."""
+    """It stays on the same host and below the same prefix; clients resolve dots before they send a path."""
     plain = plain_path(path)
     if plain is None or "." in path:
         return

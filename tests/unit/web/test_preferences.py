@@ -77,6 +77,6 @@ def test_wait(field: bytes, wait_s: int | None) -> None:
 
 @given(st.binary(max_size=60) | st.text(alphabet='uiwat=0179(),;" \\:?@%', max_size=60).map(str.encode))
 def test_any_field_is_survived(field: bytes) -> None:
-    """Whatever a client sends."""
+    """No value of the fields raises anything."""
     assert urgency_of(field) in Urgency
     assert wait_of(field) is None or isinstance(wait_of(field), int)

@@ -19,7 +19,7 @@ from vit_api.web.problem_details import prefers_problem, problem_of
     ],
 )
 def test_clients_that_ask_for_problems(accept: bytes) -> None:
-    """They name them, and rank plain JSON no higher."""
+    """They name `application/problem+json`, and rank plain JSON no higher."""
     assert prefers_problem(accept)
 
 
@@ -38,12 +38,12 @@ def test_clients_that_ask_for_problems(accept: bytes) -> None:
     ],
 )
 def test_all_others_get_what_they_always_got(accept: bytes) -> None:
-    """A wildcard is not a wish."""
+    """A wildcard does not ask for problem details."""
     assert not prefers_problem(accept)
 
 
 def test_a_problem_has_the_members_of_every_error() -> None:
-    """Clients of either form find theirs."""
+    """Clients of either form find the members that they read."""
     error = Overloaded("The queue is full.")
     assert problem_of(error, {"error": error.message, "code": error.code, "request_id": "abc"}) == {
         "type": "about:blank",

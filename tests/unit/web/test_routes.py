@@ -1,4 +1,4 @@
-"""The table of routes, in the application of a whole HTTP process: what is described is served, and nothing else."""
+"""The table of routes in a whole HTTP process: exactly what is described is served."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH"}
 
 @pytest.fixture(scope="module")
 def transport() -> DoorTransport:
-    """Return a way to the application of an HTTP process whose worker has not started."""
+    """Return a transport to the application of an HTTP process whose worker has not started."""
     shared = Shared(Settings(api_servers=1), load_checkpoint("digits"), ["cpu"])
     return DoorTransport(build_application(shared, Application(shared).lit_api, 0))
 
@@ -46,7 +46,7 @@ def _filled(path: str, operation: dict[str, Any]) -> str:
 
 @pytest.mark.anyio
 async def test_every_described_operation_is_served(transport: DoorTransport) -> None:
-    """None is an unknown path or a wrong method, whichever of the two ways answers it."""
+    """No operation is answered with 404 or 405, by the door or by FastAPI."""
     document = (await _ask(transport, "GET", "/openapi.json")).json()
     for method, path, operation in _operations(document):
         filled = _filled(path, operation)
@@ -55,7 +55,7 @@ async def test_every_described_operation_is_served(transport: DoorTransport) -> 
 
 @pytest.mark.anyio
 async def test_no_other_method_is_served(transport: DoorTransport) -> None:
-    """Each other one is refused, with the described ones in `Allow`."""
+    """Every other method is refused, with the described ones in `Allow`."""
     document = (await _ask(transport, "GET", "/openapi.json")).json()
     for path, operations in document["paths"].items():
         served = {method.upper() for method in operations}

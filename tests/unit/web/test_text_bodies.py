@@ -35,7 +35,7 @@ def test_json_in_any_unicode(encoding: str, media_type: bytes) -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("media_type", [_JSON_TYPE, b""])
 def test_an_image_is_not_json(form: str, media_type: bytes) -> None:
-    """Whatever its content type is."""
+    """This holds for every content type."""
     image = encode(photo((40, 30)), form)
     assert not is_json(image, media_type)
     assert not is_urlencoded(image)
@@ -73,7 +73,7 @@ def test_what_is_wrong_with_json_is_said(body: str, message: str) -> None:
 
 
 def test_the_same_value_twice_is_one() -> None:
-    """Nothing depends on which one a parser takes."""
+    """It does not matter which of them a parser takes."""
     body = b'{"image": "QUJD", "image": "QUJD", "top_k": 1, "top_k": 1}'
     assert find_in_json(body, "image") == (b"ABC", [("top_k", 1)])
 
@@ -101,7 +101,7 @@ def test_json_that_is_not_unicode() -> None:
     ],
 )
 def test_forms_without_files(body: str) -> None:
-    """As `curl -d` and HTML forms without an enctype send them."""
+    """`curl -d` and HTML forms without an enctype send them."""
     assert is_urlencoded(body.encode())
     data, fields = find_in_urlencoded(body.encode(), "image")
     assert (data, list(fields)) == (_DATA, [("top_k", "3")])
@@ -124,7 +124,7 @@ def test_what_is_wrong_with_such_a_form_is_said(body: str, message: str) -> None
 
 @given(body=st.binary(max_size=100))
 def test_no_body_breaks_the_parsers(body: bytes) -> None:
-    """Any bytes are an upload or an error of the client."""
+    """Any bytes are either an upload or refused with a client error."""
     is_json(body, _JSON_TYPE)
     is_urlencoded(body)
     for find in (find_in_json, find_in_urlencoded):

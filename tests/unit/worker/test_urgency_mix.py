@@ -22,6 +22,7 @@ def _mix(fixed_s: float, per_image_s: float, sizes: tuple[int, ...] = (1, 2, 4, 
     ("fixed_s", "per_image_s", "room"),
     [
         pytest.param(0.0, 0.01, 1, id="a time for each image: an eighth of eight"),
+        pytest.param(0.0, 1.0, 1, id="however long it is"),
         pytest.param(0.008, 0.0, 1000, id="a fixed time: as many as fit"),
         pytest.param(0.008, 0.0002, 6, id="mostly fixed: an eighth of its time"),
     ],
@@ -31,12 +32,20 @@ def test_low_images_lengthen_a_batch_by_an_eighth(fixed_s: float, per_image_s: f
     assert min(1000, _mix(fixed_s, per_image_s).low_room(8, 0, now=100.0)) == pytest.approx(room, rel=0.01)
 
 
-def test_one_always_fits() -> None:
-    """Even if nothing is known of the device, or if each image takes long."""
-    for mix in (UrgencyMix(32), _mix(0.0, 1.0), _mix(0.1, 0.1, sizes=(4, 4, 4))):
+def test_one_fits_while_nothing_is_known() -> None:
+    """Then batches of another size become known."""
+    for mix in (UrgencyMix(32), _mix(0.1, 0.1, sizes=(4, 4, 4))):
         mix.count_normal(1, now=100.0)
         assert mix.low_room(1, 0, now=100.0) == 1
         assert mix.low_room(1, 1, now=100.0) == 0
+
+
+def test_a_single_image_gets_no_company_that_doubles_its_time() -> None:
+    """Where each image takes as long; while none of normal urgency waits, one of low urgency is a batch."""
+    mix = _mix(0.0, 0.01)
+    assert mix.low_room(1, 0, now=100.0) < 1
+    assert mix.low_room(0, 0, now=100.0) == 1
+    assert mix.low_room(0, 1, now=100.0) == 0
 
 
 def test_others_are_expected_for_a_while() -> None:

@@ -11,7 +11,7 @@ from vit_api.classify.bulk.plan import Plan
 from vit_api.classify.bulk.results import write_part
 from vit_api.classify.bulk.storage import read_file
 from vit_api.classify.decoder import ReadUpload
-from vit_api.classify.local import LocalClassifier
+from vit_api.classify.local import LocalClassifier, Shown
 
 
 def run_parts(plan: Plan, parts: list[int], classifier: LocalClassifier) -> Generator[PartDone, None, None]:
@@ -24,7 +24,7 @@ def run_parts(plan: Plan, parts: list[int], classifier: LocalClassifier) -> Gene
         StorageError: Results can't be written.
     """
     job = plan.job
-    outcomes = classifier.classify_reads(_reads(plan, parts), job.top_k, job.frames)
+    outcomes = classifier.classify_reads(_reads(plan, parts), Shown.of(job.top_k, job.threshold), job.frames)
     try:
         for part in parts:
             names = plan.names_of(part)

@@ -38,7 +38,8 @@ class Job:
         folder: The folder that relative names are relative to.
         model: The model's name.
         revision: Its revision.
-        top_k: Number of classes in a row.
+        top_k: Number of classes in a row, as `classify` has it.
+        threshold: Minimum probability of a class.
         frames: Number of frames of an animation.
     """
 
@@ -46,7 +47,8 @@ class Job:
     folder: str
     model: str
     revision: str | None
-    top_k: int
+    top_k: int | str | None
+    threshold: float | None
     frames: int
 
 

@@ -26,7 +26,7 @@ from vit_api.classify.bulk.plan import Plan
 from vit_api.classify.bulk.results import write_part
 from vit_api.classify.bulk.storage import read_file
 from vit_api.classify.decoder import Decoded, FileDecoder, build_lit_api
-from vit_api.classify.local import load_local
+from vit_api.classify.local import Shown, load_local
 from vit_api.classify.shards import Shard
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.results import Outcome
@@ -139,13 +139,13 @@ class _Worker:
         (part,) = batch["part"].to_pylist()
         files = pickle.loads(batch["decoded"][0].as_buffer())
         job = self._plan.job
-        outcomes = self._classify(files, job.top_k)
+        outcomes = self._classify(files, Shown.of(job.top_k, job.threshold))
         failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
         return pa.table({"part": [part], "files": [len(files)], "failed": [failed]})
 
-    def _classify(self, files: list[Decoded], top_k: int) -> list[tuple[str | None, Outcome]]:
+    def _classify(self, files: list[Decoded], shown: Shown) -> list[tuple[str | None, Outcome]]:
         try:
-            outcomes = list(self._classifier.classify_decoded(files, top_k))
+            outcomes = list(self._classifier.classify_decoded(files, shown))
         except BrokenDevice:
             os._exit(1)  # only a new process can use the device again: Ray starts one, and runs the part in it
         return [(file.sha256, outcome) for file, outcome in zip(files, outcomes, strict=True)]

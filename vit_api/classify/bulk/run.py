@@ -66,6 +66,7 @@ def _find_plan(arguments: argparse.Namespace, settings: Settings) -> Plan:
         model=settings.model,
         revision=settings.revision,
         top_k=arguments.top_k,
+        threshold=arguments.threshold,
         frames=arguments.frames,
     )
     out, shard = arguments.out, arguments.shard

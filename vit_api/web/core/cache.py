@@ -36,6 +36,9 @@ class AnswerCache(Generic[V]):
         ttl_s: Seconds until a value expires.
         tally: Publishes the number of values; its board has the epoch, which changes when the caches are cleared.
         shared: A tier that all HTTP processes share, and in which what is not found here is looked up.
+        max_bytes: Maximum size of all values together; None for no limit.
+        size_of: Returns the size of a value, in bytes.
+        gauge: Where the number of values is published.
         clock: Seconds, the same in all processes.
     """
 
@@ -46,12 +49,18 @@ class AnswerCache(Generic[V]):
         tally: CacheTally,
         shared: SharedValues[V] | None = None,
         *,
+        max_bytes: int | None = None,
+        size_of: Callable[[V], int] | None = None,
+        gauge: str = "entries",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ttl_s = ttl_s
         self._clock = clock
         self._expires_at = 0.0  # of the value that is being put
-        self._values: TLRUCache[bytes, V] = TLRUCache(size, lambda *_: self._expires_at, timer=clock)
+        self._size, self._max_bytes, self._size_of, self._gauge = size, max_bytes, size_of, gauge
+        self._values: TLRUCache[bytes, V] = TLRUCache(
+            size if max_bytes is None else max_bytes, lambda *_: self._expires_at, timer=clock, getsizeof=size_of
+        )
         self._tally = tally
         self._cache_board = tally.cache_board
         self._shared = shared
@@ -98,8 +107,21 @@ class AnswerCache(Generic[V]):
 
     def _put(self, key: bytes, value: V, expires_at: float) -> None:
         self._expires_at = expires_at
+        if self._max_bytes is not None and not self._make_room(key, value, self._max_bytes):
+            return
         self._values[key] = value
         self._publish_count()
+
+    def _make_room(self, key: bytes, value: V, max_bytes: int) -> bool:
+        """Keep to the maximum number of values, of which the library only keeps to their size; return whether it fits.
+
+        A value that is larger than all of them may be is not cached.
+        """
+        if self._size_of is not None and self._size_of(value) > max_bytes:
+            return False
+        if key not in self._values and len(self._values) >= self._size:
+            self._values.popitem()
+        return True
 
     def refresh(self) -> None:
         """Evict expired values, or all of them if the caches were cleared."""
@@ -110,7 +132,8 @@ class AnswerCache(Generic[V]):
         if self._epoch != self._cache_board.epoch:
             self._epoch = self._cache_board.epoch
             self._values.clear()
-            self._tally.acknowledge(self._epoch)
+            if self._max_bytes is None:
+                self._tally.acknowledge(self._epoch)
 
     def _publish_count(self) -> None:
-        self._tally.set("entries", len(self._values))  # len() evicts what has expired
+        self._tally.set(self._gauge, len(self._values))  # len() evicts what has expired

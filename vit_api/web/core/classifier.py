@@ -43,7 +43,9 @@ _MAX_WAIT_SHARE = 0.5
 class Inference(Protocol):
     """Runs uploads on the model."""
 
-    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
+    async def infer(
+        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+    ) -> tuple[AnswerRecord, float]:
         """Return the answer for one upload, and how many seconds its decoding took."""
 
 
@@ -78,6 +80,9 @@ class Classifier:
         shared: A tier shared by several servers, asked after `cache`.
         flights: The computations of this server's HTTP processes, each of which others may wait for; None if there is
             only this process.
+        long_cache: This process's cache of long answers, which have a key of their own for each choice of parts; None
+            if there is no `cache`.
+        parts: What every answer must have besides the most probable classes, see `records.ALL_CLASSES`.
     """
 
     def __init__(
@@ -90,17 +95,22 @@ class Classifier:
         *,
         flights: SharedFlights | None = None,
         look_up_s: tuple[Counter, Counter] | None = None,
+        long_cache: AnswerCache[CachedPrediction] | None = None,
+        parts: int = 0,
     ) -> None:
         self._inference = inference
         self._tally = tally
         self._identity = identity
         self._cache = cache
+        self._long_cache = long_cache
+        self._parts = parts
         self._shared = shared
         self._shared_flights = flights
         self._look_up_s = look_up_s
         self._flights: SingleFlight[_Found] = SingleFlight()
         self._low_flights: SingleFlight[_Found] = SingleFlight()
-        self._hashed: tuple[bytes, bytes] | None = None  # what `find` missed, which is classified next, and its key
+        self._hashed: tuple[bytes, int, bytes] | None = None  # what `find` missed, which is classified next; its key
+        self._seeds: dict[tuple[bool, int], hashlib._Hash] = {}
 
     def start(self) -> None:
         """Start to evict expired entries periodically, on the running event loop."""
@@ -114,31 +124,38 @@ class Classifier:
     def _sweep(self) -> None:
         if self._cache is not None:
             self._cache.refresh()
+            if self._long_cache is not None:
+                self._long_cache.refresh()
             delay_s = min(self._cache.ttl_s, _MAX_SWEEP_INTERVAL_S)
             self._sweeper = asyncio.get_running_loop().call_later(delay_s, self._sweep)
 
-    def find(self, upload: bytes) -> ClassifierResult | None:
+    def find(self, upload: bytes, parts: int = 0) -> ClassifierResult | None:
         """Return the classification of a file if this server's caches have it; `classify` for what can be told at once.
+
+        Args:
+            upload: The file.
+            parts: See `classify`.
 
         Raises:
             NotReady: No worker has started yet.
         """
         if self._cache is None or len(upload) > _MAX_INLINE_HASH_BYTES:
             return None
+        parts |= self._parts
         began_at = time.monotonic()
-        key = _hash(self._seed, upload)
-        cached = self._cache.get(key)
+        key = _hash(self._long_seed(parts) if parts else self._seed, upload)
+        cached = (self._cache_for(parts) or self._cache).get(key)
         looked_up_at = time.monotonic()
         if self._look_up_s is not None:
             self._look_up_s[cached is None].add(looked_up_at - began_at)
         if cached is None:
-            self._hashed = (upload, key)
+            self._hashed = (upload, parts, key)
             return None
         self._tally.add("hits")
         return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at)
 
     async def classify(
-        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY, parts: int = 0
     ) -> ClassifierResult:
         """Classify an upload, from the cache if possible; what is computed is cached. A hit waits for nothing.
 
@@ -147,6 +164,7 @@ class Classifier:
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if the answer is cached, here or in the shared tier.
             caller: Who sent it; clients get equal shares.
+            parts: What the answer must have besides the most probable classes, see `records.ALL_CLASSES`.
 
         Raises:
             NotReady: No worker has started yet.
@@ -154,10 +172,12 @@ class Classifier:
             ViTError: The reason why it can't be classified.
         """
         key: bytes | None = None
-        if self._cache is not None:
+        parts |= self._parts
+        cache = self._cache_for(parts)
+        if cache is not None:
             began_at = time.monotonic()
-            key = await self._key_of(upload)
-            cached = None if bypass_cache else self._cache.get(key)
+            key = await self._key_of(upload, parts)
+            cached = None if bypass_cache else cache.get(key)
             looked_up_at = time.monotonic()
             if self._look_up_s is not None:
                 self._look_up_s[cached is None].add(looked_up_at - began_at)
@@ -166,14 +186,17 @@ class Classifier:
                 return ClassifierResult(cached, Source.HIT, looked_up_at=looked_up_at)
         else:
             looked_up_at = time.monotonic()
-        result = await self._compute(key, upload, deadline, caller, bypass_cache=bypass_cache)
+        result = await self._compute(key, upload, deadline, caller, parts, bypass_cache=bypass_cache)
         return result._replace(looked_up_at=looked_up_at)
 
+    def _cache_for(self, parts: int) -> AnswerCache[CachedPrediction] | None:
+        return self._long_cache if parts else self._cache
+
     async def _compute(
-        self, key: bytes | None, upload: Upload, deadline: float, caller: Caller, *, bypass_cache: bool
+        self, key: bytes | None, upload: Upload, deadline: float, caller: Caller, parts: int, *, bypass_cache: bool
     ) -> ClassifierResult:
         if key is None:
-            run = functools.partial(self._run, None, upload, caller)
+            run = functools.partial(self._run, None, upload, caller, parts)
             return await self._fly(object(), deadline, caller.urgency, run)
         # A caller that bypasses the cache must not join a flight that may still find an old answer in another tier;
         # the opposite is fine.
@@ -183,7 +206,7 @@ class Classifier:
                 is_fresh = is_fresh or self._low_flights.is_in_flight((key, True))
             if self._flights.is_in_flight((key, is_fresh)):
                 caller = caller._replace(urgency=Urgency.NORMAL)
-        compute = functools.partial(self._rerun if is_fresh else self._find_or_run, key, upload, caller)
+        compute = functools.partial(self._rerun if is_fresh else self._find_or_run, key, upload, caller, parts)
         result = await self._fly((key, is_fresh), deadline, caller.urgency, compute)
         if self._low_flights.has_any and caller.urgency is Urgency.NORMAL:
             self._settle_low(key, result)
@@ -198,15 +221,17 @@ class Classifier:
         if is_computed:
             self._low_flights.settle((key, True), found)
 
-    async def _key_of(self, upload: Upload) -> bytes:
-        """Return the SHA-256 of the identity, the kind of upload, and its bytes."""
+    async def _key_of(self, upload: Upload, parts: int) -> bytes:
+        """Return the SHA-256 of the identity, the kind of upload, the parts of the answer, and the upload's bytes."""
         hashed, self._hashed = self._hashed, None
-        if hashed is not None and hashed[0] is upload:
-            return hashed[1]
+        if hashed is not None and hashed[0] is upload and hashed[1] == parts:
+            return hashed[2]
         if isinstance(upload, Pixels):
             seed, data = self._pixels_seed, upload.data
         else:
             seed, data = self._seed, upload
+        if parts:
+            seed = self._long_seed(parts, of_pixels=isinstance(upload, Pixels))
         if len(data) <= _MAX_INLINE_HASH_BYTES:
             return _hash(seed, data)
         return await asyncio.get_running_loop().run_in_executor(None, _hash, seed, data)
@@ -219,6 +244,14 @@ class Classifier:
     def _pixels_seed(self) -> hashlib._Hash:
         # A file and pixels with the same bytes must not share a key, or a client could plant the file's answer.
         return _seed_of(self._identity() + "pixels")
+
+    def _long_seed(self, parts: int, *, of_pixels: bool = False) -> hashlib._Hash:
+        """Return the seed for answers with further parts; with the same key, a short one might be found instead."""
+        seed = self._seeds.get((of_pixels, parts))
+        if seed is None:
+            kind = "pixels" if of_pixels else ""
+            seed = self._seeds[of_pixels, parts] = _seed_of(f"{self._identity()}{kind} with parts {parts}")
+        return seed
 
     async def _fly(
         self,
@@ -242,11 +275,13 @@ class Classifier:
             source = Source.COALESCED
         return ClassifierResult(cached, source, answer, decode_s)
 
-    async def _find_or_run(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
+    async def _find_or_run(
+        self, key: bytes, upload: Upload, caller: Caller, parts: int, deadline: FlightDeadline
+    ) -> _Found:
         """Wait for the HTTP process that computes the upload; if none does, or it fails, find or compute it here."""
-        cache, flights = self._cache, self._shared_flights
+        cache, flights = self._cache_for(parts), self._shared_flights
         if cache is None or flights is None:
-            return await self._find_beyond_or_run(key, upload, caller, deadline)
+            return await self._find_beyond_or_run(key, upload, caller, parts, deadline)
         max_wait_s = (deadline.at - time.monotonic()) * _MAX_WAIT_SHARE
         claim = claim_of(key, caller.urgency)
         turn = await flights.claim(claim, functools.partial(cache.get, key), max_wait_s)
@@ -254,43 +289,48 @@ class Classifier:
             self._tally.add("coalesced" if turn.has_waited else "hits")
             return _Found(turn.found, Source.COALESCED if turn.has_waited else Source.HIT)
         try:
-            return await self._find_beyond_or_run(key, upload, caller, deadline)
+            return await self._find_beyond_or_run(key, upload, caller, parts, deadline)
         finally:
             if turn.is_held:
                 flights.release(claim)
 
-    async def _find_beyond_or_run(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
+    async def _find_beyond_or_run(
+        self, key: bytes, upload: Upload, caller: Caller, parts: int, deadline: FlightDeadline
+    ) -> _Found:
         epoch = self._tally.cache_board.epoch
         prediction = None if self._shared is None else await self._shared.get(key)
         if prediction is None:
-            return await self._run(key, upload, caller, deadline)
+            return await self._run(key, upload, caller, parts, deadline)
         self._tally.add("hits")
         cached = CachedPrediction(prediction)
-        self._store(key, cached, epoch)
+        self._store(key, cached, epoch, parts)
         return _Found(cached, Source.HIT)
 
-    async def _rerun(self, key: bytes, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
+    async def _rerun(self, key: bytes, upload: Upload, caller: Caller, parts: int, deadline: FlightDeadline) -> _Found:
         """Run the model whatever is cached or in flight; other HTTP processes wait for it if they can."""
         flights, claim = self._shared_flights, claim_of(key, caller.urgency)
         is_held = flights is not None and flights.claim_now(claim)
         try:
-            return await self._run(key, upload, caller, deadline)
+            return await self._run(key, upload, caller, parts, deadline)
         finally:
             if flights is not None and is_held:
                 flights.release(claim)
 
-    async def _run(self, key: bytes | None, upload: Upload, caller: Caller, deadline: FlightDeadline) -> _Found:
+    async def _run(
+        self, key: bytes | None, upload: Upload, caller: Caller, parts: int, deadline: FlightDeadline
+    ) -> _Found:
         self._tally.add("misses")
         epoch = self._tally.cache_board.epoch
-        answer, decode_s = await self._inference.infer(upload, deadline, caller)
+        answer, decode_s = await self._inference.infer(upload, deadline, caller, parts)
         cached = CachedPrediction(answer.prediction)
-        if key is not None and self._store(key, cached, epoch) and self._shared is not None:
+        if key is not None and self._store(key, cached, epoch, parts) and self._shared is not None:
             self._shared.put(key, answer.prediction)
         return _Found(cached, Source.MISS, answer, decode_s)
 
-    def _store(self, key: bytes, cached: CachedPrediction, epoch: int) -> bool:
+    def _store(self, key: bytes, cached: CachedPrediction, epoch: int, parts: int) -> bool:
         """Cache what was found or begun in `epoch`; return whether the caches were not cleared since."""
-        return self._cache is not None and self._cache.put(key, cached, epoch)
+        cache = self._cache_for(parts)
+        return cache is not None and cache.put(key, cached, epoch)
 
 
 def claim_of(key: bytes, urgency: Urgency) -> bytes:

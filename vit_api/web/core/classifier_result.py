@@ -52,6 +52,11 @@ class CachedPrediction:
         """The most probable classes, unpacked at each call."""
         return Prediction.unpack(self.packed)
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes, including what may be rendered later."""
+        return len(self.packed) + self._MAX_RENDERED * self._MAX_RENDERED_BYTES
+
     def add_rendered(self, key: Hashable, rendered: bytes) -> None:
         """Cache a rendered part in place of the oldest, so that clients can't multiply the memory by asking for many.
 

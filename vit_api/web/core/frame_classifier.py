@@ -47,6 +47,8 @@ class FrameInference(Protocol):
         wanted: Sequence[int],
         deadline: FlightDeadline,
         caller: Caller = ANY,
+        *,
+        parts: int = 0,
     ) -> list[tuple[AnswerRecord, float]]:
         """Return the answer for each wanted frame, and how many seconds its decoding took."""
 
@@ -57,6 +59,7 @@ class _Wanted(NamedTuple):
     upload: bytes
     plan: FramePlan
     caller: Caller
+    parts: int = 0
 
 
 class FrameClassifier:
@@ -70,6 +73,8 @@ class FrameClassifier:
         cache: See `Classifier`.
         shared: See `Classifier`.
         flights: See `Classifier`.
+        long_cache: See `Classifier`.
+        parts: See `Classifier`.
     """
 
     def __init__(
@@ -82,12 +87,16 @@ class FrameClassifier:
         cache: AnswerCache[CachedPrediction] | None = None,
         shared: SharedTier | None = None,
         flights: SharedFlights | None = None,
+        long_cache: AnswerCache[CachedPrediction] | None = None,
+        parts: int = 0,
     ) -> None:
         self._decoder = decoder
         self._inference = inference
         self._tally = tally
         self._identity = identity
         self._cache = cache
+        self._long_cache = long_cache
+        self._parts = parts
         self._shared = shared
         self._shared_flights = flights
         self._flights: SingleFlight[list[ClassifierResult]] = SingleFlight()
@@ -108,6 +117,7 @@ class FrameClassifier:
         *,
         bypass_cache: bool = False,
         caller: Caller = ANY,
+        parts: int = 0,
     ) -> list[ClassifierResult]:
         """Classify frames, from the cache if possible; what is computed is cached.
 
@@ -117,19 +127,22 @@ class FrameClassifier:
             deadline: When to give up, in seconds of the monotonic clock.
             bypass_cache: Run the model even if answers are cached, here or in the shared tier.
             caller: Who sent it; callers share computations of their own urgency.
+            parts: What the answers must have besides the most probable classes, see `records.ALL_CLASSES`.
 
         Raises:
             NotReady: No worker has started yet.
             DeadlineExceeded: The deadline passed first.
             ViTError: The reason why one of them can't be classified.
         """
-        frames = _Wanted(upload, plan, caller)
+        frames = _Wanted(upload, plan, caller, parts | self._parts)
         indices = [frame.index for frame in plan.frames]
-        if self._cache is None:
+        cache = self._cache_for(frames)
+        if cache is None:
             run = functools.partial(self._run, frames, {}, None)
             return await self._fly(object(), deadline, run, len(indices))
-        keys = await asyncio.get_running_loop().run_in_executor(None, _keys, self._identity(), upload, indices)
-        if not bypass_cache and (cached := self._find_all(keys)) is not None:
+        identity = f"{self._identity()} with parts {frames.parts}" if frames.parts else self._identity()
+        keys = await asyncio.get_running_loop().run_in_executor(None, _keys, identity, upload, indices)
+        if not bypass_cache and (cached := _find_all(cache, keys)) is not None:
             self._tally.add("hits", len(keys))
             now = time.monotonic()
             return [ClassifierResult(one, Source.HIT, looked_up_at=now) for one in cached]
@@ -142,16 +155,8 @@ class FrameClassifier:
         compute = functools.partial(self._find_or_run, flight, keys, frames)
         return await self._fly((flight, False), deadline, compute, len(keys))
 
-    def _find_all(self, keys: Sequence[bytes]) -> list[CachedPrediction] | None:
-        """Return what is cached for all keys, or None if one is not."""
-        assert self._cache is not None
-        found = []
-        for key in keys:
-            cached = self._cache.get(key)
-            if cached is None:
-                return None
-            found.append(cached)
-        return found
+    def _cache_for(self, frames: _Wanted) -> AnswerCache[CachedPrediction] | None:
+        return self._long_cache if frames.parts else self._cache
 
     async def _fly(
         self,
@@ -175,11 +180,11 @@ class FrameClassifier:
         deadline: FlightDeadline,
     ) -> list[ClassifierResult]:
         """Wait for the HTTP process that computes the frames; if none does, or it fails, find or compute them here."""
-        flights = self._shared_flights
-        if flights is None:
+        flights, cache = self._shared_flights, self._cache_for(frames)
+        if flights is None or cache is None:
             return await self._find_beyond_or_run(keys, frames, deadline)
         max_wait_s = (deadline.at - time.monotonic()) * _MAX_WAIT_SHARE
-        turn = await flights.claim(flight, functools.partial(self._find_all, keys), max_wait_s)
+        turn = await flights.claim(flight, functools.partial(_find_all, cache, keys), max_wait_s)
         if turn.found is not None:
             self._tally.add("coalesced" if turn.has_waited else "hits", len(keys))
             source = Source.COALESCED if turn.has_waited else Source.HIT
@@ -193,7 +198,7 @@ class FrameClassifier:
     async def _find_beyond_or_run(
         self, keys: Sequence[bytes], frames: _Wanted, deadline: FlightDeadline
     ) -> list[ClassifierResult]:
-        cache, shared = self._cache, self._shared
+        cache, shared = self._cache_for(frames), self._shared
         assert cache is not None
         epoch = self._tally.cache_board.epoch
         found = {position: cached for position, key in enumerate(keys) if (cached := cache.get(key)) is not None}
@@ -220,17 +225,31 @@ class FrameClassifier:
         if wanted:
             self._tally.add("misses", len(wanted))
             epoch = self._tally.cache_board.epoch
-            answers = await self._inference.infer_frames(frames.upload, frames.plan, wanted, deadline, frames.caller)
+            answers = await self._inference.infer_frames(
+                frames.upload, frames.plan, wanted, deadline, frames.caller, parts=frames.parts
+            )
             for position, (answer, decode_s) in zip(wanted, answers, strict=True):
                 cached = CachedPrediction(answer.prediction)
                 results[position] = ClassifierResult(cached, Source.MISS, answer, decode_s)
                 if keys is not None:
-                    self._store(keys[position], cached, epoch)
+                    self._store(frames, keys[position], cached, epoch)
         return [results[position] for position in range(len(frames.plan.frames))]
 
-    def _store(self, key: bytes, cached: CachedPrediction, epoch: int) -> None:
-        if self._cache is not None and self._cache.put(key, cached, epoch) and self._shared is not None:
+    def _store(self, frames: _Wanted, key: bytes, cached: CachedPrediction, epoch: int) -> None:
+        cache = self._cache_for(frames)
+        if cache is not None and cache.put(key, cached, epoch) and self._shared is not None:
             self._shared.put(key, cached.prediction)
+
+
+def _find_all(cache: AnswerCache[CachedPrediction], keys: Sequence[bytes]) -> list[CachedPrediction] | None:
+    """Return what is cached for all keys, or None if one is not."""
+    found = []
+    for key in keys:
+        cached = cache.get(key)
+        if cached is None:
+            return None
+        found.append(cached)
+    return found
 
 
 def _keys(identity: str, upload: bytes, indices: Sequence[int]) -> list[bytes]:

@@ -34,7 +34,7 @@ from vit_api.errors import (
     WorkersGone,
 )
 from vit_api.ipc.metrics_board import MetricsWriter
-from vit_api.ipc.records import AnswerRecord, RecordPipe, RequestRecord, Status, unpack_answers
+from vit_api.ipc.records import AnswerRecord, Prediction, RecordPipe, RequestRecord, Status, unpack_answers
 from vit_api.ipc.slots import MAX_DEATHS, OwnerSlots
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.urgency import Urgency
@@ -162,7 +162,9 @@ class InferenceClient:
         self._loop.remove_reader(self._answers.fileno())
         self.turns.stop()
 
-    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
+    async def infer(
+        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+    ) -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
 
         The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image. The
@@ -172,6 +174,7 @@ class InferenceClient:
             upload: The image.
             deadline: After which no worker must run it; it may be extended.
             caller: Who sent it; clients share slots and decoding.
+            parts: What the answer must have besides the most probable classes, see `records.ALL_CLASSES`.
 
         Returns:
             The workers' answer, whose status is OK, and the seconds that decoding took.
@@ -185,7 +188,7 @@ class InferenceClient:
         # Before a slot is taken, which an exception would leak.
         is_quick = self._decoder.is_quick(upload)
         cost = None if is_quick else self._decoder.estimate_cost(upload)
-        slot, generation = self._take_slot(deadline.at, caller)
+        slot, generation = self._take_slot(deadline.at, caller, parts)
         job = self._jobs[slot] = _Job(upload, self._loop.create_future(), caller)
         self._counts[caller.urgency] += 1
         deadline.on_extend = functools.partial(self._extend, slot, job)
@@ -213,6 +216,8 @@ class InferenceClient:
         wanted: Sequence[int],
         deadline: FlightDeadline,
         caller: Caller = ANY,
+        *,
+        parts: int = 0,
     ) -> list[tuple[AnswerRecord, float]]:
         """Run several frames of an upload on the model; each has a slot, and one thread decodes them all.
 
@@ -222,6 +227,7 @@ class InferenceClient:
             wanted: Positions in the plan of those to run.
             deadline: After which no worker must run them; it may be extended.
             caller: Who sent it.
+            parts: What the answers must have besides the most probable classes.
 
         Returns:
             For each of these what `infer` returns.
@@ -233,7 +239,7 @@ class InferenceClient:
         max_frames = self._slots.max_of(caller.urgency)
         if len(wanted) > max_frames:
             raise BadRequest(f"The queue holds at most {max_frames} images: ask for fewer frames.")
-        taken = self._take_slots(len(wanted), deadline.at, caller)
+        taken = self._take_slots(len(wanted), deadline.at, caller, parts)
         jobs = [_Job(upload, self._loop.create_future(), caller) for _ in taken]
         frames = [_TakenFrame(*slot, job) for slot, job in zip(taken, jobs, strict=True)]
         self._jobs.update((frame.slot, frame.job) for frame in frames)
@@ -255,30 +261,30 @@ class InferenceClient:
         for frame in frames:
             self._extend(frame.slot, frame.job, deadline)
 
-    def _take_slots(self, count: int, deadline: float, caller: Caller) -> list[tuple[int, int]]:
+    def _take_slots(self, count: int, deadline: float, caller: Caller, parts: int) -> list[tuple[int, int]]:
         """Return as many slots and their generations, or raise and take none."""
         taken: list[tuple[int, int]] = []
         try:
-            taken.extend(self._take_slot(deadline, caller) for _ in range(count))
+            taken.extend(self._take_slot(deadline, caller, parts) for _ in range(count))
         except ViTError:
             for slot, _ in taken:
                 self._slots.release(slot)
-                self._shares.remove(caller.client)
+                self._shares.remove(caller)
             raise
         return taken
 
-    def _take_slot(self, deadline: float, caller: Caller) -> tuple[int, int]:
+    def _take_slot(self, deadline: float, caller: Caller, parts: int) -> tuple[int, int]:
         """Return a slot and its generation."""
         if not self._worker_board.takes_images():
             is_gone = self._worker_board.is_gone()
             raise WorkersGone(_GONE) if is_gone else NotReady("The model is still loading. Retry shortly.")
-        client, urgency = caller
-        has_share = self._shares.may_take(client, self._slots.free_count)
-        taken = self._slots.take(deadline, urgency) if has_share else None
+        urgency = caller.urgency
+        has_share = self._shares.may_take(caller, self._slots.free_count)
+        taken = self._slots.take(deadline, urgency, parts) if has_share else None
         if taken is None:
             wait_s = self._rates[urgency].seconds_for(self._counts[urgency])
             raise Overloaded(_FULL[urgency], wait_s)
-        self._shares.add(client)
+        self._shares.add(caller)
         return taken
 
     def _decode_into(self, slot: int, generation: int, job: _Job) -> None:
@@ -356,6 +362,9 @@ class InferenceClient:
         if is_lost and self._should_retry(answer.slot):
             self._retry(answer)
         else:
+            if answer.long_bytes and answer.slot in self._jobs:  # copied before the slot is released
+                packed = self._slots.read_long(answer.slot, answer.long_bytes)
+                answer = answer._replace(prediction=Prediction.unpack(packed))
             self._complete(answer.slot, _error_of(answer) or answer)
 
     def _should_retry(self, slot: int) -> bool:
@@ -377,7 +386,7 @@ class InferenceClient:
         job = self._jobs.pop(slot, None)
         if job is None:  # taken by this process's predecessor, which died
             return
-        self._shares.remove(job.caller.client)
+        self._shares.remove(job.caller)
         self._rates[job.caller.urgency].add()
         self._counts[job.caller.urgency] -= 1
         if job.decode_s is not None:

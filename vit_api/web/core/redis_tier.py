@@ -38,6 +38,10 @@ _WAIT_S = 0.015
 _DEAD_S = 1.0
 _MAX_LOOK_UPS_PER_COMMAND = 200
 _MAX_UNWRITTEN = 10_000
+_MAX_LONG_UNWRITTEN = 500
+_MAX_ENTRY_BYTES = 2**15
+"""Longer answers, of several thousand classes, stay in this server: reading many of them would take too long."""
+
 _MAX_WRITES_PER_PIPELINE = 200
 """Maximum number of commands in a pipeline, which is built on the event loop."""
 
@@ -132,7 +136,11 @@ class RedisTier:
             self._tally.add("redis_skipped")
             return
         self._apply_clear()
-        self._unwritten[key] = pack_entry(key, prediction)
+        entry = pack_entry(key, prediction)
+        if prediction.is_long and (len(self._unwritten) >= _MAX_LONG_UNWRITTEN or len(entry) > _MAX_ENTRY_BYTES):
+            self._tally.add("redis_skipped")
+            return
+        self._unwritten[key] = entry
         self._is_unwritten.set()
 
     def _apply_clear(self) -> None:

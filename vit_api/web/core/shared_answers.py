@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vit_api.ipc.answer_table import AnswerTable, RegionWriter
 from vit_api.ipc.cache_board import CacheTally
+from vit_api.ipc.records import packed_size
 from vit_api.web.core.classifier_result import CachedPrediction
 
 
@@ -34,8 +35,11 @@ class SharedAnswers:
         if answer is None:
             return None
         self._tally.add("shared_hits")
-        return CachedPrediction.from_packed(answer.value), answer.expires_at
+        packed = answer.value[: packed_size(answer.value)]  # a long one is shorter than an entry
+        return CachedPrediction.from_packed(packed), answer.expires_at
 
     def put(self, key: bytes, value: CachedPrediction, expires_at: float, epoch: int) -> None:
-        """Publish a prediction to all HTTP processes."""
+        """Publish a prediction to all HTTP processes, unless it is longer than an entry."""
+        if len(value.packed) > self._table.value_bytes:
+            return
         self._writer.put(key, value.packed, expires_at, epoch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vit_api.web.core.caller import Caller
+
 _TIMES_THE_FREE = 8
 
 
@@ -11,23 +13,26 @@ class SlotShares:
     A client may take a further slot while it holds fewer than eight times as many as are free: the dynamic threshold of
     Choudhury and Hahne ("Dynamic queue length thresholds", 1998). One client alone gets up to 8/9 of the slots, two get
     8/17 each, and a client that holds none finds a free one.
+
+    What a client sends with low urgency does not count for what it sends with normal urgency, and the other way round:
+    a client's backlog takes nothing from its urgent requests.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, int] = {}
+        self._held: dict[Caller, int] = {}
 
-    def may_take(self, client: str, free: int) -> bool:
+    def may_take(self, caller: Caller, free: int) -> bool:
         """Return whether a client may take one of so many free slots."""
-        return self._held.get(client, 0) < _TIMES_THE_FREE * free
+        return self._held.get(caller, 0) < _TIMES_THE_FREE * free
 
-    def add(self, client: str) -> None:
+    def add(self, caller: Caller) -> None:
         """Count a slot that a client took."""
-        self._held[client] = self._held.get(client, 0) + 1
+        self._held[caller] = self._held.get(caller, 0) + 1
 
-    def remove(self, client: str) -> None:
+    def remove(self, caller: Caller) -> None:
         """Stop counting one."""
-        held = self._held[client] - 1
+        held = self._held[caller] - 1
         if held:
-            self._held[client] = held
+            self._held[caller] = held
         else:
-            del self._held[client]
+            del self._held[caller]

@@ -14,6 +14,9 @@ class LabelConfidence(_Body):
 
     label: str = Field(examples=["7"])
     confidence: float = Field(description="Probability, 0 to 1", examples=[0.93])
+    flagged: bool | None = Field(
+        None, description="Whether it is at or above the label's threshold; only with VIT_API_THRESHOLDS"
+    )
 
 
 class FramePrediction(_Body):
@@ -29,6 +32,12 @@ class PredictResponse(_Body):
 
     predictions: list[LabelConfidence] = Field(
         description="The `top_k` most probable classes, most probable first; with `frames`, of any frame"
+    )
+    flagged: bool | None = Field(
+        None, description="Whether any label of the model is flagged, shown or not; only with VIT_API_THRESHOLDS"
+    )
+    thresholds_digest: str | None = Field(
+        None, description="Identifies the thresholds, see /info; only with VIT_API_THRESHOLDS"
     )
     frames: list[FramePrediction] | None = Field(None, description="The frames one by one; only with `frames` over 1")
     cached: bool = Field(description="Whether the result came from the cache, without running the model")
@@ -61,6 +70,7 @@ class HealthResponse(_Body):
     model: str
     workers: int
     workers_ready: int
+    reason: str = Field("", description="Why the server is not ready, or degraded; empty otherwise")
 
 
 class WorkerInfo(_Body):
@@ -120,10 +130,13 @@ class InfoResponse(_Body):
     model: str
     revision: str | None
     labels: int = Field(description="Number of classes")
+    multi_label: bool = Field(description="Whether each class has a probability of its own, by a sigmoid")
     input_shape: tuple[int, int, int] = Field(description="Height, width and channels of the model's input")
     workers: list[WorkerInfo]
     slots: dict[str, int] = Field(description="Queue slots by state, including free ones")
     cache: CacheInfo | None = Field(description="Null if caching is off")
+    thresholds: dict[str, float] | None = Field(description="Score from which each label is flagged; null without")
+    thresholds_digest: str | None = Field(description="Identifies the thresholds, as in each answer; null without")
     resizer: str = Field(description="The package that resizes images: cykooz-resizer or pillow")
     versions: dict[str, str]
     settings: dict[str, object] = Field(description="The settings in effect, without secrets")

@@ -40,6 +40,7 @@ def health_router(model: str, worker_board: WorkerBoard, devices: Sequence[str])
             model=model,
             workers=worker_board.workers,
             workers_ready=worker_board.ready_count(),
+            reason=worker_board.reason(),
         )
         if not body.model_loaded:
             response.status_code = _UNAVAILABLE

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Response
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
+from vit_api.thresholds import Thresholds
 from vit_api.web.openapi.links import DESCRIPTION_LINKS
 from vit_api.web.openapi.schemas import CacheInfo, InfoResponse, WorkerInfo
 
@@ -36,6 +37,7 @@ def info_router(
     *,
     resizer: str,
     settings: dict[str, Any],
+    thresholds: Thresholds | None = None,
     cache_info: Callable[[], CacheInfo | None],
 ) -> APIRouter:
     """Return the route that describes the server.
@@ -46,6 +48,7 @@ def info_router(
         table: The slots for images.
         resizer: The package that resizes images.
         settings: The settings to show, without secrets.
+        thresholds: From which scores on labels are flagged; None if none are.
         cache_info: Returns the caches' statistics; None if caching is off.
     """
     router = APIRouter(tags=["operations"])
@@ -59,10 +62,13 @@ def info_router(
             model=checkpoint.name,
             revision=checkpoint.revision,
             labels=len(checkpoint.labels),
+            multi_label=checkpoint.has_sigmoid,
             input_shape=checkpoint.preprocessing.pixel_shape,
             workers=[_worker_info(worker_board, worker) for worker in range(worker_board.workers)],
             slots={state.name.lower(): count for state, count in table.count_by_state().items()},
             cache=cache_info(),
+            thresholds=None if thresholds is None else dict(thresholds.by_label),
+            thresholds_digest=None if thresholds is None else thresholds.digest,
             resizer=resizer,
             versions=versions,
             settings=settings,

@@ -35,6 +35,7 @@ class FramesClassifier(Protocol):
         *,
         bypass_cache: bool = False,
         caller: Caller = ANY,
+        parts: int = 0,
     ) -> list[ClassifierResult]:
         """Classify them."""
 
@@ -42,10 +43,12 @@ class FramesClassifier(Protocol):
 class Encoder(Protocol):
     """Renders predictions; implemented by the LitAPI."""
 
-    def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
-        """Return the `predictions` of the response body."""
+    def encode_response(self, output: Prediction, *, top_k: int | None, threshold: float = 0.0) -> dict[str, Any]:
+        """Return the `predictions` of the response body; None stands for all classes."""
 
-    def encode_frames(self, frames: Sequence[Frame], outputs: Sequence[Prediction], *, top_k: int) -> dict[str, Any]:
+    def encode_frames(
+        self, frames: Sequence[Frame], outputs: Sequence[Prediction], *, top_k: int | None, threshold: float = 0.0
+    ) -> dict[str, Any]:
         """Return the `predictions` and the `frames` of the response body."""
 
 
@@ -77,6 +80,8 @@ async def classify_frames(
     request: Request,
     uploads: Sequence[bytes | ViTError],
     count: int,
+    *,
+    parts: int = 0,
 ) -> list[ClassifiedFrames | ViTError]:
     """Classify up to `count` frames of each upload; one that fails, or already has, has its error in its place.
 
@@ -86,6 +91,7 @@ async def classify_frames(
         request: The request, which was admitted.
         uploads: Its uploads, or the reasons why they can't be classified.
         count: Maximum number of frames of each.
+        parts: What the answers must have besides the most probable classes, see `records.ALL_CLASSES`.
 
     Raises:
         BadRequest: They have too many frames together.
@@ -108,9 +114,14 @@ async def classify_frames(
         assert isinstance(upload, bytes)
         try:
             if planned is None:
-                return ClassifiedFrames(STILL, [await classify_one(classifier, request, upload)])
+                return ClassifiedFrames(STILL, [await classify_one(classifier, request, upload, parts)])
             results = await frames.classify(
-                upload, planned, request.deadline, bypass_cache=request.bypasses_cache, caller=request.caller
+                upload,
+                planned,
+                request.deadline,
+                bypass_cache=request.bypasses_cache,
+                caller=request.caller,
+                parts=parts,
             )
             return ClassifiedFrames(planned.frames, results)
         except ViTError as error:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_api.errors import BadRequest
-from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K, Prediction
+from vit_api.ipc.records import ALL_CLASSES, DEFAULT_TOP_K, MAX_TOP_K, Prediction
 from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import LabelScore
-from vit_api.web.parameters import Fields, collect, parse_integer
+from vit_api.web.parameters import ALL, Fields, collect, parse_integer, threshold_of
 from vit_api.web.protocols.results import UploadClassifier, classify_one, source_headers
 from vit_api.web.requests import Headers, Request
 from vit_api.web.responses import Response, to_json
@@ -42,9 +42,14 @@ _CONTENT = {
                     "type": ["object", "null"],
                     "properties": {
                         "top_k": {
-                            "type": ["integer", "null"],
-                            "minimum": 1,
-                            "description": f"Number of classes to return; default {DEFAULT_TOP_K}, maximum {MAX_TOP_K}",
+                            "anyOf": [{"type": ["integer", "null"], "minimum": 1}, {"enum": [ALL]}],
+                            "description": f"Number of classes to return, or `{ALL}`; default {DEFAULT_TOP_K}",
+                        },
+                        "threshold": {
+                            "type": ["number", "null"],
+                            "minimum": 0,
+                            "maximum": 1,
+                            "description": "Minimum score of a class; without `top_k`, all such classes are returned",
                         },
                         "function_to_apply": {
                             "enum": [*_SCORES, None],
@@ -64,12 +69,19 @@ class _PipelineParameters(NamedTuple):
     """The parameters of a request.
 
     Attributes:
-        top_k: Maximum number of classes to return.
+        top_k: Maximum number of classes to return; None for all.
         function_to_apply: Function that computes the scores, a key of `_SCORES`; None for the model's own.
+        threshold: Minimum score of a class; None for any.
     """
 
-    top_k: int = DEFAULT_TOP_K
+    top_k: int | None = DEFAULT_TOP_K
     function_to_apply: str | None = None
+    threshold: float | None = None
+
+    @property
+    def parts(self) -> int:
+        """What the answer must have besides the most probable classes."""
+        return 0 if self.top_k is not None and self.top_k <= MAX_TOP_K else ALL_CLASSES
 
 
 _DEFAULTS = _PipelineParameters()
@@ -120,7 +132,8 @@ class HuggingFaceRoutes:
         upload, fields = await self._uploads.find_one(request, "inputs")
         parameters = _parameters_of(request.query, fields) if fields or request.query else _DEFAULTS
         request.timeline.parsed_at = time.monotonic()
-        result = await classify_one(self._classifier, request, upload)
+        parts = parameters.parts if len(self._labels) > MAX_TOP_K else 0
+        result = await classify_one(self._classifier, request, upload, parts)
         headers = (*source_headers(result), *self._compute_headers(result, request.elapsed_ms))
         return Response(200, self._body(result, parameters), headers, (result,))
 
@@ -149,6 +162,8 @@ class HuggingFaceRoutes:
     def _encode(self, prediction: Prediction, parameters: _PipelineParameters) -> bytes:
         scores = _SCORES[parameters.function_to_apply or self._function](prediction)
         top = list(zip(prediction.indices, scores, strict=True))[: parameters.top_k]
+        if parameters.threshold is not None:
+            top = [(index, score) for index, score in top if score >= parameters.threshold]
         return to_json([{"label": self._labels[index], "score": score} for index, score in top])
 
 
@@ -167,7 +182,7 @@ def _parameters_of(query: bytes, fields: Fields) -> _PipelineParameters:
     nested = nested or {}
     unknown = sorted(nested.keys() - set(_PipelineParameters._fields))
     if unknown:
-        raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {' and '.join(_PipelineParameters._fields)}.")
+        raise BadRequest(f"Unknown parameter {unknown[0][:64]!r}: use {', '.join(_PipelineParameters._fields)}.")
     beside = [(name, value) for name, value in fields if name != "parameters"]
     sent = [(name, value) for name, value in (*nested.items(), *beside) if value is not None]
     values = collect((*_PipelineParameters._fields, "frames"), query, sent)
@@ -176,12 +191,16 @@ def _parameters_of(query: bytes, fields: Fields) -> _PipelineParameters:
     function = values.get("function_to_apply")
     if function is not None and (not isinstance(function, str) or function not in _SCORES):
         raise BadRequest(f"'function_to_apply' must be one of {', '.join(_SCORES)}.")
-    return _PipelineParameters(_top_k_of(values.get("top_k", DEFAULT_TOP_K)), function)
+    threshold = threshold_of(values["threshold"]) if "threshold" in values else None
+    top_k = _top_k_of(values.get("top_k", DEFAULT_TOP_K if threshold is None else ALL))
+    return _PipelineParameters(top_k, function, threshold)
 
 
-def _top_k_of(value: Any) -> int:
+def _top_k_of(value: Any) -> int | None:
     """Return how many classes to return: as in transformers, all that there are if more are requested."""
+    if value == ALL:
+        return None
     top_k = parse_integer(value, max_digits=_MAX_TOP_K_DIGITS)
     if top_k is None or top_k < 1:
-        raise BadRequest("'top_k' must be a positive integer.")
-    return min(top_k, MAX_TOP_K)
+        raise BadRequest(f"'top_k' must be a positive integer or '{ALL}'.")
+    return top_k

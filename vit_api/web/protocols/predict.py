@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from vit_api.errors import ViTError
-from vit_api.ipc.records import DEFAULT_TOP_K, MAX_TOP_K
+from vit_api.ipc.records import ALL_CLASSES, DEFAULT_TOP_K, MAX_TOP_K
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
-from vit_api.web.parameters import Fields, collect, integer_of
+from vit_api.web.parameters import ALL, Fields, collect, integer_of, threshold_of, top_k_of
 from vit_api.web.protocols.frames import (
     MAX_FRAMES,
     ClassifiedFrames,
@@ -57,11 +57,11 @@ _MANY_UPLOADS = {
     }
 }
 
-_TOP_K = {
-    "name": "top_k",
+_THRESHOLD = {
+    "name": "threshold",
     "in": "query",
-    "description": "Number of classes to return",
-    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": DEFAULT_TOP_K},
+    "description": "Minimum probability of a class to return; without `top_k`, all such classes are returned",
+    "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
 }
 
 _FRAMES = {
@@ -73,13 +73,25 @@ _FRAMES = {
 
 
 class _Parameters(NamedTuple):
-    """The parameters of a request."""
+    """The parameters of a request.
 
-    top_k: int = DEFAULT_TOP_K
+    Attributes:
+        top_k: Maximum number of classes; None for all.
+        frames: Maximum number of frames.
+        threshold: Minimum probability of a class.
+        parts: What the answer must have besides the most probable classes, see `records.ALL_CLASSES`.
+    """
+
+    top_k: int | None = DEFAULT_TOP_K
     frames: int = 1
+    threshold: float = 0.0
+    parts: int = 0
 
 
 _PLAIN_QUERIES = {b"": _Parameters()} | {b"top_k=%d" % k: _Parameters(k) for k in range(1, MAX_TOP_K + 1)}
+
+
+_NAMES = ("top_k", "frames", "threshold")
 
 
 class PredictRoutes:
@@ -91,6 +103,8 @@ class PredictRoutes:
         uploads: Finds the uploads in requests.
         frames: Classifies the frames of animations.
         model_name: The name in each response.
+        classes: The model's number of classes.
+        is_complete: Returns whether a short answer has every class with at least this probability.
     """
 
     def __init__(
@@ -101,7 +115,11 @@ class PredictRoutes:
         *,
         frames: FramesClassifier,
         model_name: str,
+        classes: int = MAX_TOP_K,
+        is_complete: Callable[[float], bool] = lambda _: True,
     ) -> None:
+        self._max_top_k = max(MAX_TOP_K, classes)
+        self._is_complete = is_complete
         self._classifier = classifier
         self._frames = frames
         self._encoder = encoder
@@ -110,12 +128,13 @@ class PredictRoutes:
 
     def routes(self) -> list[HotRoute]:
         """Return the routes."""
+        parameters = [_describe_top_k(self._max_top_k), _THRESHOLD, _FRAMES, *URGENCY]
         one = Operation(
             "/predict",
             "classify_an_image",
             "Classify one image: the form field `file`, the raw bytes as the body, or base64 in JSON.",
             _ONE_UPLOAD,
-            [_TOP_K, _FRAMES, *URGENCY],
+            parameters,
             ANSWER | FAILURES,
             PredictResponse,
         )
@@ -124,7 +143,7 @@ class PredictRoutes:
             "classify_several_images",
             "Classify 1 to 32 images. Results are in the order of the images; a failed image has an error object.",
             _MANY_UPLOADS,
-            [_TOP_K, _FRAMES, *URGENCY],
+            parameters,
             FAILURES,
             list[PredictResponse | ErrorResponse],
         )
@@ -144,59 +163,95 @@ class PredictRoutes:
         if result is None:
             return None
         request.timeline.parsed_at = parsed_at
-        return Response(200, self._body(request, result, parameters.top_k), HIT_HEADERS, (result,))
+        return Response(200, self._body(request, result, parameters), HIT_HEADERS, (result,))
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
         upload, fields = await self._uploads.find_one(request)
-        top_k, frames = _parameters_of(request, fields)
+        parameters = self._parameters_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
-        if frames > 1:
-            return await self._predict_frames(request, upload, top_k, frames)
-        result = await classify_one(self._classifier, request, upload)
-        return Response(200, self._body(request, result, top_k), source_headers(result), (result,))
+        if parameters.frames > 1:
+            return await self._predict_frames(request, upload, parameters)
+        result = await classify_one(self._classifier, request, upload, parameters.parts)
+        return Response(200, self._body(request, result, parameters), source_headers(result), (result,))
 
     async def predict_batch(self, request: Request) -> Response:
         """Classify several images; one that fails has an error object in its position."""
         uploads, fields = await self._uploads.find_several(request)
-        top_k, frames = _parameters_of(request, fields)
+        parameters = self._parameters_of(request, fields)
         request.timeline.parsed_at = time.monotonic()
-        if frames > 1:
-            return await self._predict_batch_frames(request, uploads, top_k, frames)
-        results = await classify_several(self._classifier, request, uploads)
-        body = _batch_body(request, results, lambda result: self._body(request, result, top_k))
+        if parameters.frames > 1:
+            return await self._predict_batch_frames(request, uploads, parameters)
+        results = await classify_several(self._classifier, request, uploads, parameters.parts)
+        body = _batch_body(request, results, lambda result: self._body(request, result, parameters))
         return Response(200, body, outcomes=results)
 
-    async def _predict_frames(self, request: Request, upload: bytes, top_k: int, frames: int) -> Response:
-        (result,) = await classify_frames(self._classifier, self._frames, request, [upload], frames)
+    async def _predict_frames(self, request: Request, upload: bytes, parameters: _Parameters) -> Response:
+        (result,) = await classify_frames(
+            self._classifier, self._frames, request, [upload], parameters.frames, parts=parameters.parts
+        )
         if isinstance(result, ViTError):
             raise result
-        body = self._frames_body(request, result, top_k)
+        body = self._frames_body(request, result, parameters)
         return Response(200, body, result.headers(), result.results)
 
     async def _predict_batch_frames(
-        self, request: Request, uploads: Sequence[bytes | ViTError], top_k: int, frames: int
+        self, request: Request, uploads: Sequence[bytes | ViTError], parameters: _Parameters
     ) -> Response:
-        results = await classify_frames(self._classifier, self._frames, request, uploads, frames)
-        body = _batch_body(request, results, lambda result: self._frames_body(request, result, top_k))
+        results = await classify_frames(
+            self._classifier, self._frames, request, uploads, parameters.frames, parts=parameters.parts
+        )
+        body = _batch_body(request, results, lambda result: self._frames_body(request, result, parameters))
         return Response(200, body, outcomes=outcomes_of(results))
 
-    def _frames_body(self, request: Request, result: ClassifiedFrames, top_k: int) -> bytes:
+    def _frames_body(self, request: Request, result: ClassifiedFrames, parameters: _Parameters) -> bytes:
         predictions = [one.prediction for one in result.results]
-        start = to_json(self._encoder.encode_frames(result.frames, predictions, top_k=top_k))[:-1]
+        encoded = self._encoder.encode_frames(
+            result.frames, predictions, top_k=parameters.top_k, threshold=parameters.threshold
+        )
+        start = to_json(encoded)[:-1]
         return self._finish(request, start, is_cached=result.source is Source.HIT)
 
-    def _body(self, request: Request, result: ClassifierResult, top_k: int) -> bytes:
+    def _body(self, request: Request, result: ClassifierResult, parameters: _Parameters) -> bytes:
         """Return the JSON of a response: the prediction, which is rendered once, and what belongs to this request."""
-        start = result.cached.rendered.get(top_k)
+        top_k, threshold = parameters.top_k, parameters.threshold
+        key = (top_k, threshold) if threshold else top_k
+        start = result.cached.rendered.get(key)
         if start is None:
-            start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k))[:-1]
-            result.cached.add_rendered(top_k, start)
+            start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k, threshold=threshold))[:-1]
+            result.cached.add_rendered(key, start)
         return self._finish(request, start, is_cached=result.source is Source.HIT)
 
     def _finish(self, request: Request, start: bytes, *, is_cached: bool) -> bytes:
         cached = b"true" if is_cached else b"false"
         return b'%s,"cached":%s,"processing_time_ms":%.3f%s' % (start, cached, request.elapsed_ms, self._end)
+
+    def _parameters_of(self, request: Request, fields: Fields) -> _Parameters:
+        """Return the parameters of the query or the body.
+
+        Raises:
+            BadRequest: One is out of range, has several values, or is misspelt.
+        """
+        plain = None if fields else _PLAIN_QUERIES.get(request.query)
+        if plain is not None:
+            return plain
+        values = collect(_NAMES, request.query, fields)
+        threshold = threshold_of(values.get("threshold", 0))
+        top_k = top_k_of(values.get("top_k", ALL if "threshold" in values else DEFAULT_TOP_K), self._max_top_k)
+        is_short = (top_k is not None and top_k <= MAX_TOP_K) or self._is_complete(threshold)
+        frames = integer_of("frames", values.get("frames", 1), MAX_FRAMES)
+        return _Parameters(top_k, frames, threshold, 0 if is_short else ALL_CLASSES)
+
+
+def _describe_top_k(maximum: int) -> dict[str, Any]:
+    """Describe the parameter."""
+    number = {"type": "integer", "minimum": 1, "maximum": maximum}
+    return {
+        "name": "top_k",
+        "in": "query",
+        "description": f"Number of classes to return, or `{ALL}`",
+        "schema": {"anyOf": [number, {"type": "string", "enum": [ALL]}], "default": DEFAULT_TOP_K},
+    }
 
 
 def _batch_body(request: Request, results: Sequence[T | ViTError], render: Callable[[T], bytes]) -> bytes:
@@ -207,17 +262,3 @@ def _batch_body(request: Request, results: Sequence[T | ViTError], render: Calla
         for result in results
     ]
     return b"[" + b",".join(bodies) + b"]"
-
-
-def _parameters_of(request: Request, fields: Fields) -> _Parameters:
-    """Return the parameters of the query or the body.
-
-    Raises:
-        BadRequest: One is out of range, has several values, or is misspelt.
-    """
-    plain = None if fields else _PLAIN_QUERIES.get(request.query)
-    if plain is not None:
-        return plain
-    values = collect(_Parameters._fields, request.query, fields)
-    top_k = integer_of("top_k", values.get("top_k", DEFAULT_TOP_K), MAX_TOP_K)
-    return _Parameters(top_k, integer_of("frames", values.get("frames", 1), MAX_FRAMES))

@@ -12,32 +12,43 @@ from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.requests import Headers, Request
 
+NO_EMBEDDING = "This model has no embeddings: its last layer does not read one vector for each image."
+"""For clients that request one."""
+
 
 class UploadClassifier(Protocol):
     """Classifies uploads, see `core.classifier.Classifier`."""
 
-    def find(self, upload: bytes) -> ClassifierResult | None:
+    def find(self, upload: bytes, parts: int = 0) -> ClassifierResult | None:
         """Return the classification of a file if it is cached."""
 
     async def classify(
-        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY
+        self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY, parts: int = 0
     ) -> ClassifierResult:
         """Classify one upload."""
 
 
 def classify_one(
-    classifier: UploadClassifier, request: Request, upload: Upload
+    classifier: UploadClassifier, request: Request, upload: Upload, parts: int = 0
 ) -> Coroutine[Any, Any, ClassifierResult]:
     """Classify the one upload of a request, as its headers demand.
+
+    Args:
+        classifier: Classifies it.
+        request: The request, which was admitted.
+        upload: The upload.
+        parts: What the answer must have besides the most probable classes, see `records.ALL_CLASSES`.
 
     Raises:
         ViTError: The reason why it can't be classified.
     """
-    return classifier.classify(upload, request.deadline, bypass_cache=request.bypasses_cache, caller=request.caller)
+    return classifier.classify(
+        upload, request.deadline, bypass_cache=request.bypasses_cache, caller=request.caller, parts=parts
+    )
 
 
 async def classify_several(
-    classifier: UploadClassifier, request: Request, uploads: Sequence[Upload | ViTError]
+    classifier: UploadClassifier, request: Request, uploads: Sequence[Upload | ViTError], parts: int = 0
 ) -> list[ClassifierResult | ViTError]:
     """Classify the uploads of a request; one that fails, or already has, has its error in its place.
 
@@ -47,6 +58,7 @@ async def classify_several(
         classifier: Classifies each upload.
         request: The request, which was admitted.
         uploads: Its uploads, or the reasons why they can't be classified.
+        parts: What the answers must have besides the most probable classes.
 
     Raises:
         RateLimited: The client's rate limit does not allow so many now.
@@ -59,7 +71,7 @@ async def classify_several(
         if isinstance(upload, ViTError):
             return upload
         try:
-            return await classify_one(classifier, request, upload)
+            return await classify_one(classifier, request, upload, parts)
         except ViTError as error:
             return error
 

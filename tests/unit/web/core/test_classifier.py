@@ -17,7 +17,15 @@ from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.flight_board import FlightBoard, ProcessFlights
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, AnswerRecord, Prediction, Status
+from vit_api.ipc.records import (
+    ALL_CLASSES,
+    EMBEDDING,
+    MAX_TOP_K,
+    PACKED_PREDICTION_BYTES,
+    AnswerRecord,
+    Prediction,
+    Status,
+)
 from vit_api.metrics import LOOK_UP
 from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
@@ -42,7 +50,9 @@ class Model:
         self.urgencies: list[Urgency] = []
         self.deadlines: list[FlightDeadline] = []
 
-    async def infer(self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
+    async def infer(
+        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+    ) -> tuple[AnswerRecord, float]:
         self.uploads.append(upload)
         self.urgencies.append(caller.urgency)
         self.deadlines.append(deadline)
@@ -50,7 +60,9 @@ class Model:
         data = upload.data if isinstance(upload, Pixels) else upload
         if data.startswith(b"!"):
             raise BadImage("planted")
-        return AnswerRecord(0, 1, Status.OK, Prediction((data[0],), (0.0,), 1.0), 1, 0.001, 0.002), 0.003
+        classes = 30 if parts & ALL_CLASSES else 1
+        prediction = Prediction((data[0],) * classes, (0.0,) * classes, 1.0, b"ABCD" if parts & EMBEDDING else b"")
+        return AnswerRecord(0, 1, Status.OK, prediction, 1, 0.001, 0.002), 0.003
 
 
 class Shelf:
@@ -75,12 +87,19 @@ class Shelf:
 class Bench:
     """A classifier and its collaborators."""
 
-    def __init__(self, *, size: int = 100, shelf: Shelf | None = None, identity: str = "model") -> None:
+    def __init__(
+        self, *, size: int = 100, shelf: Shelf | None = None, identity: str = "model", max_bytes: int = 2**20
+    ) -> None:
         self.model = Model()
         self.cache_board = CacheBoard(1)
         tally = CacheTally(self.cache_board, 0)
         cache: AnswerCache[CachedPrediction] | None = AnswerCache(size, 100, tally) if size else None
-        self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf)
+        long: AnswerCache[CachedPrediction] | None = None
+        if size:
+            long = AnswerCache(
+                size, 100, tally, max_bytes=max_bytes, size_of=lambda cached: cached.size, gauge="long_entries"
+            )
+        self.classifier = Classifier(self.model, tally, lambda: identity, cache, shelf, long_cache=long)
 
     async def classify(self, upload: Upload, **options: Any) -> ClassifierResult:
         return await self.classifier.classify(upload, time.monotonic() + LONG_S, **options)
@@ -93,8 +112,48 @@ class Bench:
         return totals["hits"], totals["misses"], totals["coalesced"]
 
 
+@pytest.mark.parametrize("parts", [ALL_CLASSES, EMBEDDING, ALL_CLASSES | EMBEDDING])
+async def test_long_answers_are_cached_apart(parts: int) -> None:
+    """A caller that needs more never gets a shorter answer, and each choice of parts is computed once."""
+    bench = Bench(shelf=Shelf())
+    assert (await bench.classify(b"a")).source is Source.MISS
+    assert bench.classifier.find(b"a", parts) is None
+    first, second = await bench.classify(b"a", parts=parts), await bench.classify(b"a", parts=parts)
+    assert (first.source, second.source) == (Source.MISS, Source.HIT)
+    assert second.prediction == first.prediction
+    assert len(second.prediction.indices) == (30 if parts & ALL_CLASSES else 1)
+    assert bool(second.prediction.embedding) is bool(parts & EMBEDDING)
+    found = bench.classifier.find(b"a", parts)
+    assert found is not None
+    assert found.prediction == first.prediction
+    assert len((await bench.classify(b"a")).prediction.indices) == 1
+    assert bench.cache_board.totals()["entries"] == 2
+
+
+async def test_long_answers_keep_to_their_memory() -> None:
+    """The oldest are evicted, and one that is larger than the whole cache is not cached; short ones stay."""
+    bench = Bench(max_bytes=4000)
+    for upload in (b"a", b"b", b"c", b"d", b"e"):
+        await bench.classify(upload, parts=ALL_CLASSES)
+        await bench.classify(upload)
+    sources = [(await bench.classify(upload, parts=ALL_CLASSES)).source for upload in (b"e", b"a")]
+    assert sources == [Source.HIT, Source.MISS]
+    assert await bench.sources(b"a", b"e") == ["hit", "hit"]
+    small = Bench(max_bytes=100)
+    both = [(await small.classify(b"a", parts=ALL_CLASSES)).source for _ in range(2)]
+    assert both == [Source.MISS, Source.MISS]
+
+
+async def test_long_answers_are_cleared() -> None:
+    """Clearing the caches clears the long answers, too."""
+    bench = Bench()
+    await bench.classify(b"a", parts=EMBEDDING)
+    bench.cache_board.clear()
+    assert (await bench.classify(b"a", parts=EMBEDDING)).source is Source.MISS
+
+
 async def test_a_repeated_upload_is_a_hit() -> None:
-    """It gets the first prediction, without an answer of a worker."""
+    """It gets the first prediction, and no worker is asked."""
     bench = Bench()
     first, second = await bench.classify(b"a"), await bench.classify(b"a")
     assert (first.source, second.source) == (Source.MISS, Source.HIT)
@@ -106,7 +165,7 @@ async def test_a_repeated_upload_is_a_hit() -> None:
 
 
 async def test_a_hit_is_found_without_waiting() -> None:
-    """What is not cached is `classify`'s, and so is a long upload, which takes long to hash."""
+    """Uploads that are not cached, or take long to hash, are left to `classify`."""
     bench, long = Bench(), bytes(2**20)
     assert bench.classifier.find(b"a") is None
     assert await bench.sources(b"b", b"a", long) == ["miss"] * 3
@@ -118,7 +177,7 @@ async def test_a_hit_is_found_without_waiting() -> None:
 
 
 async def test_what_was_looked_for_is_hashed_once_and_no_other_upload_gets_its_key() -> None:
-    """Neither another upload that comes first, nor pixels of the same bytes."""
+    """The key is not used for another upload that comes first, nor for pixels of the same bytes."""
     bench, upload = Bench(), b"first"
     assert bench.classifier.find(upload) is None
     assert await bench.sources(b"other", upload, Pixels(upload)) == ["miss"] * 3
@@ -286,7 +345,7 @@ async def test_without_a_cache_every_upload_is_computed() -> None:
 
 @pytest.mark.parametrize("bypass_cache", [True, False])
 async def test_a_normal_caller_does_not_wait_for_a_low_computation(bypass_cache: bool) -> None:
-    """It has the upload computed in its own class."""
+    """It starts a computation in its own class."""
     bench = Bench()
     bench.model.gate.clear()
     low = asyncio.ensure_future(bench.classify(b"a", caller=_LOW, bypass_cache=bypass_cache))
@@ -301,7 +360,7 @@ async def test_a_normal_caller_does_not_wait_for_a_low_computation(bypass_cache:
 
 
 async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
-    """Their own computation, which may wait for long, is cancelled."""
+    """Their own computation, which may still wait for long, is cancelled."""
     bench = Bench()
     gates = {Urgency.LOW: asyncio.Event(), Urgency.NORMAL: asyncio.Event()}
     infer, cancelled = bench.model.infer, []
@@ -325,7 +384,7 @@ async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
 
 
 async def test_a_low_caller_may_wait_for_a_normal_computation() -> None:
-    """One that is in flight already is the faster one."""
+    """The one in flight will finish first."""
     bench = Bench()
     bench.model.gate.clear()
     tasks = [asyncio.ensure_future(bench.classify(b"a", caller=Caller(urgency=urgency))) for urgency in Urgency]
@@ -337,7 +396,7 @@ async def test_a_low_caller_may_wait_for_a_normal_computation() -> None:
 
 
 async def test_low_callers_share_a_computation() -> None:
-    """As others do; a hit is one for any urgency."""
+    """They do as callers of normal urgency do; a cached result is a hit for any urgency."""
     bench = Bench()
     bench.model.gate.clear()
     tasks = [asyncio.ensure_future(bench.classify(b"a", caller=_LOW)) for _ in range(3)]
@@ -349,7 +408,7 @@ async def test_low_callers_share_a_computation() -> None:
 
 
 async def test_a_settled_answer_must_not_be_older_than_a_caller_demands() -> None:
-    """What was found in the shared tier is no answer for a caller that bypasses it."""
+    """A result from the shared tier is not given to a caller that bypasses the cache."""
     shelf = Shelf()
     await Bench(shelf=shelf).classify(b"a")
     bench = Bench(shelf=shelf)
@@ -363,7 +422,7 @@ async def test_a_settled_answer_must_not_be_older_than_a_caller_demands() -> Non
 
 
 async def test_a_caller_that_waits_longer_extends_the_deadline() -> None:
-    """The workers must not skip an image for which another caller waits."""
+    """The workers must not skip an image that another caller is waiting for."""
     bench = Bench()
     bench.model.gate.clear()
     now = time.monotonic()
@@ -398,7 +457,7 @@ async def test_a_computation_that_gives_up_as_a_caller_joins() -> None:
 
 
 async def test_look_ups_are_timed() -> None:
-    """Those of hits and of misses."""
+    """Look-ups that find something and those that don't are both timed."""
     board = MetricsBoard(["http-0"], [LOOK_UP])
     writer = board.metrics_writer("http-0")
     tally = CacheTally(CacheBoard(1), 0)

@@ -1,4 +1,4 @@
-"""Whose turn it is to be decoded: with work that waits for the test, so that nothing depends on time."""
+"""The order in which images are decoded. The work blocks until the test releases it, so nothing depends on time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL, LARGE = Cost(0.001, 1), Cost(10 * LARGE_S, 1)
 
 
 class Works:
-    """Works that block until the test lets them go, and the order in which they began."""
+    """Work that blocks until the test releases it, and the order in which it began."""
 
     def __init__(self, threads: int, max_bytes: int) -> None:
         self.time_s = 0.0
@@ -50,7 +50,7 @@ class Works:
             gate.set()
 
     def wait_for(self, count: int) -> list[Any]:
-        """Return what has begun, once that is so many."""
+        """Return what has begun, once there are that many."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.begun) >= count, LONG_S), self.begun
             return list(self.begun)
@@ -58,7 +58,7 @@ class Works:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Works]]:
-    """A factory of started turns; all work is let go at the end."""
+    """A factory of started turns; all work is released at the end."""
     started: list[Works] = []
 
     def begin(threads: int = 1, max_bytes: int = 100 * MIB) -> Works:
@@ -74,7 +74,7 @@ def start() -> Iterator[Callable[..., Works]]:
 
 
 def test_a_small_image_overtakes_large_ones(start: Callable[..., Works]) -> None:
-    """That came before it and have not begun."""
+    """It overtakes those that came first but have not begun."""
     works = start()
     for number in range(4):
         works.add(number, LARGE)
@@ -85,7 +85,7 @@ def test_a_small_image_overtakes_large_ones(start: Callable[..., Works]) -> None
 
 
 def test_a_large_image_is_overtaken_only_by_as_much_as_it_costs(start: Callable[..., Works]) -> None:
-    """Small images that keep coming don't hold it up for ever."""
+    """Small images that keep coming don't hold it up forever."""
     works = start()
     works.add(0, SMALL)
     works.add("large", LARGE)
@@ -99,7 +99,7 @@ def test_a_large_image_is_overtaken_only_by_as_much_as_it_costs(start: Callable[
 
 
 def test_large_images_leave_a_thread_to_the_small(start: Callable[..., Works]) -> None:
-    """However many there are."""
+    """However many large ones wait, one thread is kept for small ones."""
     works = start(threads=3)
     for number in range(6):
         works.add(number, LARGE)
@@ -110,7 +110,7 @@ def test_large_images_leave_a_thread_to_the_small(start: Callable[..., Works]) -
 
 
 def test_memory_is_bounded(start: Callable[..., Works]) -> None:
-    """An image waits until what it takes is free; a smaller one does not wait for it."""
+    """An image waits until enough memory is free; a smaller one does not wait behind it."""
     works = start(threads=4, max_bytes=100 * MIB)
     works.add("a", Cost(0.001, 60 * MIB))
     works.add("b", Cost(0.001, 40 * MIB))
@@ -124,7 +124,7 @@ def test_memory_is_bounded(start: Callable[..., Works]) -> None:
 
 
 def test_an_image_beyond_the_bound_is_decoded_with_no_other(start: Callable[..., Works]) -> None:
-    """The decoder refuses it, which takes no memory."""
+    """The decoder will refuse it, which takes no memory."""
     works = start(threads=2, max_bytes=100 * MIB)
     works.add("a", Cost(0.001, 1000 * MIB))
     works.wait_for(1)
@@ -134,7 +134,7 @@ def test_an_image_beyond_the_bound_is_decoded_with_no_other(start: Callable[...,
 
 
 def test_cheaper_and_earlier_images_are_due_first(start: Callable[..., Works]) -> None:
-    """Among large ones: a photo overtakes what is much dearer, but not what has waited for long."""
+    """Among large images, a photo overtakes one that costs much more, but not one that has waited for long."""
     works = start()
     works.add("first", LARGE)
     works.wait_for(1)
@@ -147,7 +147,7 @@ def test_cheaper_and_earlier_images_are_due_first(start: Callable[..., Works]) -
 
 
 def test_work_that_raises_costs_no_thread(start: Callable[..., Works], caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged."""
+    """The exception is logged, and the thread goes on."""
     works = start()
 
     def fail() -> None:
@@ -160,7 +160,7 @@ def test_work_that_raises_costs_no_thread(start: Callable[..., Works], caplog: p
 
 
 def test_a_stop_drops_what_has_not_begun(start: Callable[..., Works]) -> None:
-    """And ends the threads."""
+    """The threads end."""
     works = start()
     works.add("first", SMALL)
     works.wait_for(1)
@@ -174,7 +174,7 @@ def test_a_stop_drops_what_has_not_begun(start: Callable[..., Works]) -> None:
 
 
 def test_clients_take_turns(start: Callable[..., Works]) -> None:
-    """An image of one client is next, however many of the same cost another sent before."""
+    """A client's image is next, however many of the same cost another client sent before it."""
     works = start()
     for number in range(50):
         works.add(number, SMALL, "many")
@@ -185,7 +185,7 @@ def test_clients_take_turns(start: Callable[..., Works]) -> None:
 
 
 def test_a_spare_thread_replaces_one_that_is_overdue(start: Callable[..., Works]) -> None:
-    """Images whose headers lie don't hold up those of others, even if they take all threads."""
+    """Images with false headers don't hold up other clients' images, even if they occupy all threads."""
     works = start(threads=2)
     works.add("liar 1", SMALL, "liar")
     works.add("liar 2", SMALL, "liar")
@@ -197,7 +197,7 @@ def test_a_spare_thread_replaces_one_that_is_overdue(start: Callable[..., Works]
 
 
 def test_a_client_whose_image_took_too_long_waits_with_the_large(start: Callable[..., Works]) -> None:
-    """So that its next ones never take all threads."""
+    """Its next images then never occupy all threads."""
     works = start(threads=2)
     burned = threading.Event()
 
@@ -218,7 +218,7 @@ def test_a_client_whose_image_took_too_long_waits_with_the_large(start: Callable
 
 
 def test_files_of_an_exclusive_decoder_take_one_thread(start: Callable[..., Works]) -> None:
-    """The second would only wait in its thread."""
+    """A second one would only wait in its thread."""
     works = start(threads=3)
     exclusive = Cost(0.001, 1, is_exclusive=True)
     works.add("a", exclusive)
@@ -231,7 +231,7 @@ def test_files_of_an_exclusive_decoder_take_one_thread(start: Callable[..., Work
 
 
 def test_images_of_low_urgency_come_last(start: Callable[..., Works]) -> None:
-    """Though they came first, and the others are larger; but these never keep them waiting for ever."""
+    """This holds even if they came first and the others are larger, but they are not kept waiting forever."""
     works = start()
     works.add("first", SMALL)
     works.wait_for(1)
@@ -244,7 +244,7 @@ def test_images_of_low_urgency_come_last(start: Callable[..., Works]) -> None:
 
 
 def test_a_large_image_of_normal_urgency_comes_before_small_ones_of_low(start: Callable[..., Works]) -> None:
-    """Size matters within a class only."""
+    """Size matters only within a class."""
     works = start()
     works.add("first", SMALL)
     works.wait_for(1)

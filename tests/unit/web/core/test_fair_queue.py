@@ -1,4 +1,4 @@
-"""Fairness between clients, by the order in which items are taken; no threads and no clock."""
+"""Fairness between clients, seen in the order of the items, without threads or a clock."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def take(queue: FairQueue[int]) -> Item[int]:
 
 
 def test_a_client_with_one_item_is_next() -> None:
-    """Before the thousand that another queued first."""
+    """It comes before the thousand that another client queued first."""
     queue = queue_of(*[("many", 0.04)] * 1000, ("one", 0.001))
     assert take(queue).client == "one"
     assert len(queue) == 1000
 
 
 def test_a_client_that_arrives_late_is_next() -> None:
-    """However much the other has had, and however its items are sliced."""
+    """It does not matter how much the other client has had, or in how many items."""
     queue = queue_of(*[("many", 0.001)] * 1000)
     for _ in range(500):
         queue.settle(take(queue), 0.001)
@@ -41,7 +41,7 @@ def test_a_client_that_arrives_late_is_next() -> None:
 
 
 def test_clients_share_cpu_time_and_not_items() -> None:
-    """One with dear items gets fewer of them."""
+    """A client with expensive items gets fewer of them done."""
     queue = queue_of(*[("dear", 0.04), ("cheap", 0.004)] * 200)
     used: Counter[str] = Counter()
     for _ in range(150):
@@ -52,7 +52,7 @@ def test_clients_share_cpu_time_and_not_items() -> None:
 
 
 def test_what_an_item_really_took_is_charged() -> None:
-    """A client whose files lie about their cost gains nothing."""
+    """A client gains nothing from files that look cheaper than they are."""
     queue = queue_of(*[("liar", 0.001), ("honest", 0.001)] * 200)
     counts: Counter[str] = Counter()
     for _ in range(110):
@@ -63,7 +63,7 @@ def test_what_an_item_really_took_is_charged() -> None:
 
 
 def test_time_is_not_saved_up() -> None:
-    """A client that was away does not get the time that others had meanwhile."""
+    """A client that was idle does not get the time that others used meanwhile."""
     queue = queue_of(*[("busy", 0.01)] * 200, ("away", 0.01))
     for _ in range(100):
         queue.settle(take(queue), 0.01)
@@ -74,7 +74,7 @@ def test_time_is_not_saved_up() -> None:
 
 
 def test_an_item_that_may_not_run_is_passed() -> None:
-    """Other clients' items don't wait for it; it keeps its place."""
+    """Items behind it don't wait for it, and it keeps its place."""
     queue = queue_of(("a", 0.001), ("b", 0.002), ("b", 0.002))
     item = queue.pop(lambda candidate: candidate.client != "a")
     assert item is not None
@@ -85,7 +85,7 @@ def test_an_item_that_may_not_run_is_passed() -> None:
 
 
 def test_items_of_a_client_are_taken_out() -> None:
-    """The others stay."""
+    """Other clients' items stay."""
     queue = queue_of(("a", 0.001), ("b", 0.002), ("a", 0.003))
     assert [item.content for item in queue.remove_all_of("a")] == [0, 2]
     assert queue.remove_all_of("unknown") == []
@@ -95,7 +95,7 @@ def test_items_of_a_client_are_taken_out() -> None:
 
 
 def test_accounts_are_bounded() -> None:
-    """Of clients that come once, nothing is kept for ever."""
+    """Nothing is kept forever of clients that come once."""
     queue: FairQueue[int] = FairQueue()
     queue.add(Item("first", 1.0, 0, 0))
     for number in range(5000):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize(("upload", "is_on_the_loop"), [(b"q", True), (b"s", False)], ids=["quick", "slow"])
 async def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_the_loop: bool) -> None:
-    """Other images are decoded in threads."""
+    """All other images are decoded in threads."""
     async with running(InferenceBench()) as bench:
         task = bench.submit(upload)
         bench.answer(await bench.claim())
@@ -162,15 +162,15 @@ async def test_many_images_through_few_slots() -> None:
 
 
 async def test_low_images_leave_slots_for_the_others() -> None:
-    """They take half of them; the refusal says when to try again, by their own rate."""
-    async with running(InferenceBench(slots=4)) as bench:
+    """They may take a quarter of the slots. The refusal says when to try again, estimated from their own rate."""
+    async with running(InferenceBench(slots=8)) as bench:
         tasks = [bench.submit(b"a", Urgency.LOW), bench.submit(b"b", Urgency.LOW)]
         await asyncio.sleep(0)
         with pytest.raises(Overloaded, match="low urgency") as refused:
             await bench.submit(b"c", Urgency.LOW)
         assert refused.value.retry_after_s
-        tasks += [bench.submit(b"d"), bench.submit(b"e")]
-        await until(lambda: bench.table.count_by_state()[SlotState.QUEUED] == 4)
+        tasks += [bench.submit(name) for name in (b"d", b"e", b"f", b"g", b"h", b"i")]
+        await until(lambda: bench.table.count_by_state()[SlotState.QUEUED] == 8)
         for urgency in reversed(Urgency):
             for request in unpack_requests(bench.request_pipes[urgency].read(9)):
                 claim = bench.worker.claim(*request)
@@ -182,12 +182,12 @@ async def test_low_images_leave_slots_for_the_others() -> None:
 
 
 async def test_the_successor_counts_the_low_slots_that_it_takes_over() -> None:
-    """Those that a worker can still read keep counting until their answers arrive."""
-    dead = InferenceBench(slots=4)
+    """Slots that a worker can still read count until their answers arrive."""
+    dead = InferenceBench(slots=8)
     for _ in range(2):
         assert dead.slots.take(math.inf, Urgency.LOW) is not None
     dead.slots.queue(1, 0.0)
-    successor = InferenceBench(slots=4, table=dead.table)
+    successor = InferenceBench(slots=8, table=dead.table)
     async with running(successor):
         assert successor.table.has_low()
         assert successor.slots.take(math.inf, Urgency.LOW) is not None
@@ -200,7 +200,7 @@ async def test_the_successor_counts_the_low_slots_that_it_takes_over() -> None:
 
 
 async def test_an_image_is_not_decoded_after_its_deadline() -> None:
-    """Its caller may not have been told yet."""
+    """Its caller may not have received the timeout yet."""
     async with running(InferenceBench()) as bench:
         with pytest.raises(DeadlineExceeded):
             await bench.submit(b"a", deadline=FlightDeadline(time.monotonic() - 1))
@@ -208,7 +208,7 @@ async def test_an_image_is_not_decoded_after_its_deadline() -> None:
 
 
 async def test_a_deadline_may_be_extended_while_an_image_waits() -> None:
-    """The worker sees it; once the slot has another image, that one keeps its own."""
+    """The worker sees the new deadline. An image that takes the slot later keeps its own."""
     async with running(InferenceBench()) as bench:
         deadline = FlightDeadline(time.monotonic() + LONG_S)
         task = bench.submit(b"a", deadline=deadline)
@@ -229,7 +229,7 @@ async def test_a_deadline_may_be_extended_while_an_image_waits() -> None:
 
 
 def test_each_class_has_its_part_of_the_slots() -> None:
-    """At least one, so that a request that can never be queued is told from one that can be retried."""
-    for slots, low in ((1, 1), (3, 1), (8, 4)):
+    """Each has at least one, so that a request that can never be queued is told apart from one that can be retried."""
+    for slots, low in ((1, 1), (7, 1), (8, 2)):
         owned = InferenceBench(slots=slots).slots
         assert [owned.max_of(urgency) for urgency in Urgency] == [slots, low]

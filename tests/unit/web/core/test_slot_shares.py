@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from vit_api.urgency import Urgency
+from vit_api.web.core.caller import Caller
 from vit_api.web.core.slot_shares import SlotShares
 
 
-def fill(shares: SlotShares, clients: list[str], free: int) -> int:
-    """Have each client take slots in turns until none may; return how many are free."""
+def fill(shares: SlotShares, callers: list[Caller], free: int) -> int:
+    """Have the callers take slots in turn until none may take another; return how many are free."""
     is_taken = True
     while is_taken:
         is_taken = False
-        for client in clients:
-            if free and shares.may_take(client, free):
-                shares.add(client)
+        for caller in callers:
+            if free and shares.may_take(caller, free):
+                shares.add(caller)
                 free -= 1
                 is_taken = True
     return free
@@ -22,26 +24,34 @@ def fill(shares: SlotShares, clients: list[str], free: int) -> int:
 
 @pytest.mark.parametrize("slots", [1, 2, 8])
 def test_a_small_table_is_used_up(slots: int) -> None:
-    """One client may have all of it."""
-    assert fill(SlotShares(), ["a"], slots) == 0
+    """One client may take all slots."""
+    assert fill(SlotShares(), [Caller("a")], slots) == 0
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5])
 def test_there_is_a_slot_for_another_client(clients: int) -> None:
-    """However many others take what they can."""
+    """This holds however many other clients take as many as they may."""
     shares = SlotShares()
-    free = fill(shares, [str(number) for number in range(clients)], 512)
+    free = fill(shares, [Caller(str(number)) for number in range(clients)], 512)
     assert free > 0
-    assert shares.may_take("another", free)
+    assert shares.may_take(Caller("another"), free)
     assert free <= 512 // 9 + 1
 
 
 def test_slots_that_are_freed_may_be_taken_again() -> None:
-    """By the same client; nothing is kept of one that holds none."""
+    """The same client may take them; nothing is kept about a client that holds none."""
     shares = SlotShares()
-    free = fill(shares, ["a"], 90)
-    assert not shares.may_take("a", free)
+    free = fill(shares, [Caller("a")], 90)
+    assert not shares.may_take(Caller("a"), free)
     for _ in range(90 - free):
-        shares.remove("a")
+        shares.remove(Caller("a"))
     assert shares._held == {}
-    assert shares.may_take("a", 90)
+    assert shares.may_take(Caller("a"), 90)
+
+
+def test_what_a_client_sends_with_low_urgency_is_counted_on_its_own() -> None:
+    """It has no part in what the client may send with normal urgency."""
+    shares = SlotShares()
+    for _ in range(80):
+        shares.add(Caller("a", Urgency.LOW))
+    assert fill(shares, [Caller("a")], 80) == 80 - 72

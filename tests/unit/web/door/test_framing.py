@@ -1,4 +1,4 @@
-"""Framing beside h11's: what it refuses is refused, and what both take is the same request, in pieces of every size."""
+"""Framing compared with h11's, with requests delivered in pieces of every size."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ _GOOD_FIELDS = [(b"Host", b"x")]
 
 @st.composite
 def _requests(draw: st.DrawFn) -> bytes:
-    """Return a request, well-formed or not quite."""
+    """Return a request that may be slightly malformed."""
     end = draw(_LINE_ENDS)
     fields = draw(st.lists(st.tuples(_NAMES, _VALUES, _LINE_ENDS), max_size=3))
     lines = [draw(st.sampled_from([b"POST", b"GET"]) | _METHODS), b" ", draw(st.just(b"/hot") | _TARGETS), b" "]
@@ -112,7 +112,7 @@ def _requests(draw: st.DrawFn) -> bytes:
 
 
 def _of_h11(data: bytes) -> Parsed | None:
-    """Return the first request as h11 reads it; None if it is refused, or not complete."""
+    """Return the first request as h11 reads it, or None if it is refused or incomplete."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(data)
     body, request = b"", None
@@ -159,7 +159,7 @@ def _body_of(head: Head, data: bytes, start: int) -> bytes | None:
 @given(_requests())
 @settings(max_examples=1000, deadline=None)
 def test_what_h11_refuses_is_refused(request_bytes: bytes) -> None:
-    """What is taken is what h11 takes it for."""
+    """A request that is accepted is read as h11 reads it."""
     ours = _of_ours(request_bytes)
     if ours is not None:
         theirs = _of_h11(request_bytes)
@@ -181,7 +181,7 @@ _REFUSED = {400, 405, 414, 417, 431, 501, 505}
 
 
 def _answers(bench: DoorBench, pieces: list[bytes]) -> list[tuple[int, object]]:
-    """Return the answers; of several faults, which one is reported may depend on the pieces."""
+    """Return the answers. Which of several faults is reported may depend on the pieces."""
     answers = split_answers(bench.exchange(*pieces))
     return [
         (400, None) if status in _REFUSED else (status, json.loads(body) if status == 200 else None)
@@ -208,7 +208,7 @@ _TWO = (
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 10_000])
 def test_pipelined_requests_are_answered_in_order(bench: DoorBench, size: int) -> None:
-    """With an upgrade that is ignored, a chunked body, and another path between."""
+    """Among them are an upgrade that is ignored, a chunked body and a path of FastAPI's."""
     data = _TWO[0] + _TWO[1] + b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n" + _TWO[0]
     answers = list(split_answers(bench.exchange(*[data[at : at + size] for at in range(0, len(data), size)])))
     assert [status for status, _, _ in answers] == [200, 200, 404, 200]
@@ -327,7 +327,7 @@ def test_pipelined_requests_are_answered_in_order(bench: DoorBench, size: int) -
 )
 @pytest.mark.parametrize("path", [b"/hot", b"/read"])
 def test_refused(bench: DoorBench, data: bytes, status: int, path: bytes) -> None:
-    """Each is refused as soon as that is clear, with an error of ours, and the connection is closed."""
+    """Each is refused as early as possible, with an error of ours, and the connection is closed."""
     with bench.connect() as connection:
         connection.sendall(data.replace(b"/hot", path))
         (answer,) = split_answers(read_all(connection))
@@ -342,7 +342,7 @@ def test_refused(bench: DoorBench, data: bytes, status: int, path: bytes) -> Non
     st.integers(1, 120),
 )
 def test_chunks_in_pieces(chunks: list[bytes], extensions: list[bytes], size: int) -> None:
-    """Whole chunks and parts of them are decoded to what h11 makes of them."""
+    """Whole chunks and parts of them are decoded as h11 decodes them."""
     lines = zip(chunks, extensions, strict=False)
     body = b"".join(b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk, extension in lines) + b"0\r\n\r\n"
     head = b"POST /hot HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -367,7 +367,7 @@ def test_chunks_in_pieces(chunks: list[bytes], extensions: list[bytes], size: in
 )
 @pytest.mark.parametrize("extension", [b"", b";x"])
 def test_too_many_small_chunks(size: int, count: int, extension: bytes) -> None:
-    """Each takes time of the event loop, however small it is."""
+    """Every chunk takes time of the event loop, however small it is."""
     body = ChunkedBody(100, 2)
     chunk = b"%x%s\r\n%s\r\n" % (size, extension, bytes(size))
     with pytest.raises(ViTError, match="Send"):
@@ -385,7 +385,7 @@ def test_chunks_of_usual_sizes() -> None:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_empty_lines_before_a_request_are_ignored(bench: DoorBench, count: int) -> None:
-    """As RFC 9112, section 2.2, asks of servers; some clients send one after a body."""
+    """RFC 9112, section 2.2, asks servers to do so; some clients send one after a body."""
     assert [status for status, _ in _answers(bench, [b"\r\n" * count + _TWO[0] + b"\r\n" + _TWO[0]])] == [200, 200]
     assert [status for status, _ in _answers(bench, [b"\r", b"\n", *(bytes([byte]) for byte in _TWO[0])])] == [200]
 
@@ -424,7 +424,7 @@ _LENGTH_LINES = st.sampled_from(
 @given(st.lists(st.tuples(_CLIENT_HEADS, _LENGTH_LINES), min_size=2, max_size=12))
 @settings(max_examples=1000, deadline=None)
 def test_a_cached_head_is_what_it_would_be_without_the_cache(heads: list[tuple[bytes, bytes]]) -> None:
-    """Whatever was cached before: refused, or with the same meaning; the order of its headers apart."""
+    """Whatever was cached before, it is refused or has the same meaning; only the order of its headers may differ."""
     cache = HeadCache()
     for head, line in heads:
         data = head % line
@@ -440,7 +440,7 @@ def _meaning(parse: Callable[[bytes, int, int], Head], data: bytes) -> object:
 
 
 def test_the_cache_of_heads_is_bounded() -> None:
-    """However many different ones a client sends, and however long they are."""
+    """It stays bounded however many different heads a client sends, and however long they are."""
     cache = HeadCache()
     for number in range(1000):
         for padding in (b"", b"y" * 10_000):

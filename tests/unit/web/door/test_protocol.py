@@ -69,7 +69,7 @@ def _read_one(connection: socket.socket) -> tuple[int, dict[bytes, bytes], bytes
 
 @pytest.mark.parametrize("first", [b"hello", b"task", b"wait"])
 def test_answers_keep_the_order_of_requests(bench: DoorBench, first: bytes) -> None:
-    """Whether the first is answered at once, a moment later, or only when the gate opens."""
+    """The first may be answered at once, a moment later, or only when the gate opens."""
     with bench.connect() as connection:
         connection.sendall(_post(first) + _post(b"second") + b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n" + _post(b"last"))
         bench.open_gate()
@@ -80,7 +80,7 @@ def test_answers_keep_the_order_of_requests(bench: DoorBench, first: bytes) -> N
 
 
 def test_a_client_that_sends_ahead_without_end_is_not_read(bench: DoorBench) -> None:
-    """While its first request is unanswered, a bounded part of the rest is in memory; all is answered in the end."""
+    """While its first request is unanswered, only a bounded part of the rest is read; all are answered in the end."""
     count = 3000
     with bench.connect() as connection:
         connection.sendall(_post(b"wait"))
@@ -105,7 +105,7 @@ def test_a_client_that_sends_ahead_without_end_is_not_read(bench: DoorBench) -> 
 )
 @pytest.mark.parametrize("path", ["/hot", "/read"])
 def test_versions(bench: DoorBench, path: str, options: dict[str, str], closes: bool) -> None:
-    """A connection of HTTP/1.1 stays open, one of 1.0 does not."""
+    """A connection stays open in HTTP/1.1, and is closed in HTTP/1.0."""
     with bench.connect() as connection:
         connection.sendall(_post(b"hello", path, **options))
         status, headers, _ = _read_one(connection)
@@ -115,7 +115,7 @@ def test_versions(bench: DoorBench, path: str, options: dict[str, str], closes: 
 
 
 def test_keep_alive_of_http_1_0(bench: DoorBench) -> None:
-    """A client that asks for it, such as `ab -k`, is told that it has it."""
+    """A client that asks for it, such as `ab -k`, gets the header that confirms it."""
     with bench.connect() as connection:
         for _ in range(2):
             connection.sendall(_post(b"hello", "/hot", "connection: keep-alive", version="1.0"))
@@ -124,14 +124,14 @@ def test_keep_alive_of_http_1_0(bench: DoorBench) -> None:
 
 
 def test_connection_close(bench: DoorBench) -> None:
-    """A client may ask for the end of the connection, in any list and case."""
+    """A client may ask for the end of the connection in any list and in any case."""
     (answer,) = split_answers(bench.exchange(_post(b"x", "/hot", "Connection: TE, Close"), half_close=False))
     assert answer[1][b"connection"] == b"close"
 
 
 @pytest.mark.parametrize("path", ["/hot", "/read"])
 def test_continue_is_sent_when_the_body_is_wanted(bench: DoorBench, path: str) -> None:
-    """Before any of it was sent."""
+    """It is sent before any part of the body arrives."""
     head, body = _post(b"hello", path, "expect: 100-continue")[:-5], b"hello"
     with bench.connect() as connection:
         connection.sendall(head)
@@ -142,7 +142,7 @@ def test_continue_is_sent_when_the_body_is_wanted(bench: DoorBench, path: str) -
 
 @pytest.mark.parametrize("query", ["?refuse", "?refuse&slow"])
 def test_no_continue_for_a_body_that_is_refused(bench: DoorBench, query: str) -> None:
-    """And since it may come or not, the connection is closed."""
+    """The body may or may not follow, so the connection is closed."""
     head = _post(b"hello", f"/hot{query}", "expect: 100-continue")[:-5]
     (answer,) = split_answers(bench.exchange(head, half_close=False))
     assert (answer[0], answer[1][b"connection"]) == (503, b"close")
@@ -150,7 +150,7 @@ def test_no_continue_for_a_body_that_is_refused(bench: DoorBench, query: str) ->
 
 @pytest.mark.parametrize("expected", [b"nonsense", b"100-continue, nonsense", b"200-ok"])
 def test_other_expectations_are_refused(bench: DoorBench, expected: bytes) -> None:
-    """At once: the client waits for it before it sends the body."""
+    """The refusal comes at once, since the client waits for it before it sends the body."""
     head = _post(b"hello", "/hot", f"expect: {expected.decode()}")[:-5]
     (answer,) = split_answers(bench.exchange(head, half_close=False))
     assert (answer[0], answer[1][b"connection"]) == (417, b"close")
@@ -158,12 +158,12 @@ def test_other_expectations_are_refused(bench: DoorBench, expected: bytes) -> No
 
 @pytest.mark.parametrize("expected", ["100-continue", "nonsense"])
 def test_clients_of_http_1_0_can_expect_nothing(bench: DoorBench, expected: str) -> None:
-    """RFC 9110, section 10.1.1."""
+    """RFC 9110, section 10.1.1, says that their expectations are ignored."""
     assert statuses(bench.exchange(_post(b"hello", "/hot", f"expect: {expected}", version="1.0"))) == [200]
 
 
 def test_no_continue_for_a_body_that_is_there(bench: DoorBench) -> None:
-    """It would be one answer too many for simple clients."""
+    """Simple clients would take it for the answer."""
     assert statuses(bench.exchange(_post(b"hello", "/hot", "expect: 100-continue"))) == [200]
 
 
@@ -178,7 +178,7 @@ def test_no_continue_for_a_body_that_is_there(bench: DoorBench) -> None:
     ],
 )
 def test_a_client_reads_the_refusal_of_a_large_body(bench: DoorBench, query: str, size: int) -> None:
-    """It sends everything before it reads, as most clients do, and gets the answer rather than a reset."""
+    """Like most clients, it sends everything before it reads; it gets the answer rather than a reset."""
     with bench.connect() as connection:
         connection.sendall(_post(bytes(size), f"/hot{query}"))
         status, headers, _ = _read_one(connection)
@@ -191,7 +191,7 @@ def test_a_client_reads_the_refusal_of_a_large_body(bench: DoorBench, query: str
 
 
 def test_a_refusal_does_not_wait_for_the_body(bench: DoorBench) -> None:
-    """Hot or not, one byte of it is enough; what follows on the connection is discarded up to its length."""
+    """On every path, one byte of the body is enough; the rest is discarded up to its length."""
     for path, status in (("/hot?refuse", 503), ("/nowhere", 404)):
         with bench.connect() as connection:
             connection.sendall(_post(bytes(1000), path)[:-999])
@@ -201,7 +201,7 @@ def test_a_refusal_does_not_wait_for_the_body(bench: DoorBench) -> None:
 
 
 def test_a_chunked_body_that_is_too_long(bench: DoorBench) -> None:
-    """Is refused while it arrives."""
+    """It is refused while it arrives."""
     head = b"POST /hot HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     chunk = b"%x\r\n%s\r\n" % (50_000, bytes(50_000))
     with bench.connect() as connection:
@@ -210,7 +210,7 @@ def test_a_chunked_body_that_is_too_long(bench: DoorBench) -> None:
 
 
 def test_a_client_that_sends_no_more_gets_its_answer(bench: DoorBench) -> None:
-    """After `shutdown(SHUT_WR)` it still reads; each answer is whole, also those behind the first."""
+    """After `shutdown(SHUT_WR)` it still reads, and every answer is complete."""
     with bench.connect() as connection:
         connection.sendall(_post(b"wait") + _post(b"wait", "/read") + _post(b"task"))
         connection.shutdown(socket.SHUT_WR)
@@ -220,7 +220,7 @@ def test_a_client_that_sends_no_more_gets_its_answer(bench: DoorBench) -> None:
 
 
 def test_a_client_that_leaves_is_noticed(bench: DoorBench) -> None:
-    """Though it looks the same at first: its request is abandoned, and so are those behind it, which never begin."""
+    """Although it looks the same at first, its request is abandoned, and those behind it never begin."""
     connection = bench.connect()
     connection.sendall(_post(b"wait") + _post(b"wait") + _get() + _post(b"wait") + _post(b"wait")[:-4] + b"wa")
     wait_until(lambda: bool(bench.state.tasks))
@@ -242,7 +242,7 @@ def test_a_client_that_leaves_is_noticed(bench: DoorBench) -> None:
     ],
 )
 def test_a_client_that_leaves_with_nonsense_behind_its_request(bench: DoorBench, rest: bytes) -> None:
-    """What is not a request is not counted as one, and breaks nothing."""
+    """Bytes that are no request are not counted as one, and break nothing."""
     connection = bench.connect()
     connection.sendall(_post(b"wait") + rest)
     wait_until(lambda: bool(bench.state.tasks))
@@ -252,7 +252,7 @@ def test_a_client_that_leaves_with_nonsense_behind_its_request(bench: DoorBench,
 
 
 def test_a_client_that_leaves_with_thousands_of_requests(bench: DoorBench) -> None:
-    """To count them takes a bounded time."""
+    """Counting them takes a bounded time."""
     connection = bench.connect()
     connection.sendall(_post(b"wait") + _post(b"") * 2000)
     wait_until(lambda: bool(bench.state.tasks))
@@ -262,7 +262,7 @@ def test_a_client_that_leaves_with_thousands_of_requests(bench: DoorBench) -> No
 
 
 def test_one_connection_does_not_keep_others_waiting(bench: DoorBench) -> None:
-    """However many requests it sends at once, others have their turns; all are answered, in order."""
+    """However many requests it sends at once, other connections get their turns; all are answered in order."""
     count = 3000
     data = b"".join(_post(b"%d" % number) for number in range(count))
     with bench.connect() as connection, ThreadPoolExecutor(1) as pool:
@@ -275,14 +275,14 @@ def test_one_connection_does_not_keep_others_waiting(bench: DoorBench) -> None:
 
 @pytest.mark.parametrize("ending", ["close", "half-close"])
 def test_many_requests_and_then_the_end(bench: DoorBench, ending: str) -> None:
-    """A client that half-closes after them gets all answers; if it asks for the end, the last one says so."""
+    """A client that half-closes after them gets all answers; if it asked for the end, the last one says `close`."""
     last = _post(b"last", "/hot", *(["connection: close"] if ending == "close" else []))
     data = _post(b"x") * 500 + last
     assert statuses(bench.exchange(data, half_close=ending == "half-close")) == [200] * 501
 
 
 def test_a_client_that_leaves_in_its_body(bench: DoorBench) -> None:
-    """Is counted as such."""
+    """It is counted as a disconnect."""
     connection = bench.connect()
     connection.sendall(_post(bytes(1000))[:-1])
     wait_until(lambda: bool(bench.state.connections))
@@ -306,7 +306,7 @@ def test_a_client_that_leaves_in_its_body(bench: DoorBench) -> None:
     ],
 )
 def test_a_silent_client_is_disconnected(quick: DoorBench, sent: bytes, answered: list[int]) -> None:
-    """Whatever it was about to send."""
+    """This holds whatever it was about to send."""
     with quick.connect() as connection:
         connection.sendall(sent)
         assert statuses(read_all(connection)) == answered
@@ -315,7 +315,7 @@ def test_a_silent_client_is_disconnected(quick: DoorBench, sent: bytes, answered
 
 @pytest.mark.parametrize("head", [b"POST /hot HTTP/1.1\r\nhost: x\r\n", _post(bytes(1_000_000))[:-1_000_000], b""])
 def test_a_dripping_client_is_disconnected(quick: DoorBench, head: bytes) -> None:
-    """It sends a byte at a time, always in time for the next: a head, a body, or what follows a refusal."""
+    """It sends a head, a body or a refused body byte by byte, each one in time."""
     if not head:
         head = _post(bytes(100_000), "/hot?refuse")[:-100_000]
     with quick.connect() as connection, contextlib.suppress(ConnectionError):
@@ -331,7 +331,7 @@ def test_a_dripping_client_is_disconnected(quick: DoorBench, head: bytes) -> Non
 
 
 def test_a_steady_upload_may_take_longer_than_any_limit(quick: DoorBench) -> None:
-    """It keeps the floor rate, and no pause is too long."""
+    """It keeps the minimum rate, and no pause is too long."""
     body = bytes(MAX_BYTES)
     with quick.connect() as connection:
         connection.sendall(_post(body)[: -len(body)])
@@ -342,7 +342,7 @@ def test_a_steady_upload_may_take_longer_than_any_limit(quick: DoorBench) -> Non
 
 
 def test_a_client_that_never_reads_is_disconnected(quick: DoorBench) -> None:
-    """Its answers don't pile up, and it holds up nothing."""
+    """Its answers don't pile up, and it holds nothing up."""
     with quick.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(5)
@@ -353,7 +353,7 @@ def test_a_client_that_never_reads_is_disconnected(quick: DoorBench) -> None:
 
 
 def test_the_idlest_connections_make_room(quick: DoorBench) -> None:
-    """Of more clients than there is room for, those with unfinished heads are closed, the oldest first."""
+    """With more clients than there is room for, those with unfinished heads are closed, the oldest first."""
     with contextlib.ExitStack() as stack:
         for _ in range(120):
             connection = stack.enter_context(quick.connect())
@@ -377,7 +377,7 @@ def test_without_room_a_client_is_told_so() -> None:
 
 
 def test_a_stop_waits_for_requests_only(quick: DoorBench) -> None:
-    """Idle connections are closed, unfinished heads soon; a request in flight gets its answer, and is the last."""
+    """Idle connections are closed at once, unfinished heads soon; a request in flight still gets its answer."""
     with quick.connect() as idle, quick.connect() as busy, quick.connect() as dripping:
         idle.sendall(_post(b"hello"))
         assert _read_one(idle)[0] == 200
@@ -395,7 +395,7 @@ def test_a_stop_waits_for_requests_only(quick: DoorBench) -> None:
 
 
 def test_a_draining_server_says_close(bench: DoorBench) -> None:
-    """On every path, so that clients go elsewhere."""
+    """Every path does so, so that clients reconnect elsewhere."""
     bench.draining = True
     for path in ("/hot", "/read"):
         (answer,) = split_answers(bench.exchange(_post(b"hello", path), half_close=False))

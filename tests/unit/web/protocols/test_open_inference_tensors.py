@@ -38,13 +38,13 @@ def _inputs(kind: str = "vit") -> Inputs:
 
 @given(st.lists(st.binary(max_size=20)))
 def test_packed_bytes_are_unpacked(elements: list[bytes]) -> None:
-    """Any elements, empty ones included."""
+    """Elements may be anything, including empty."""
     assert unpack_bytes(memoryview(pack_bytes(elements)), len(elements), "x") == elements
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1), st.data())
 def test_a_part_of_packed_bytes_is_refused(elements: list[bytes], data: st.DataObject) -> None:
-    """Wherever it ends."""
+    """It is refused wherever it ends."""
     packed = pack_bytes(elements)
     end = data.draw(st.integers(0, len(packed) - 1))
     with pytest.raises(BadRequest):
@@ -53,7 +53,7 @@ def test_a_part_of_packed_bytes_is_refused(elements: list[bytes], data: st.DataO
 
 @given(st.binary(max_size=60), st.integers(0, 4))
 def test_any_bytes_are_unpacked_or_refused(data: bytes, count: int) -> None:
-    """What is accepted is just what packing gives."""
+    """Only what packing produces is accepted."""
     try:
         elements = unpack_bytes(memoryview(data), count, "x")
     except BadRequest:
@@ -65,7 +65,7 @@ def test_any_bytes_are_unpacked_or_refused(data: bytes, count: int) -> None:
 @pytest.mark.parametrize("channels", ["last", "first"])
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_normalised_pixels_come_back_exactly(kind: str, channels: str) -> None:
-    """Every level of every channel, computed in single precision, whatever the checkpoint's numbers are."""
+    """This holds for every level of every channel in single precision, whatever the mean and deviation."""
     preprocessing = _preprocessing(kind)
     height, width, _ = preprocessing.pixel_shape
     levels = np.resize(np.arange(256, dtype=np.uint8), (1, height, width, 3))
@@ -83,7 +83,7 @@ def test_normalised_pixels_come_back_exactly(kind: str, channels: str) -> None:
     + [(value, False) for value in (np.nan, np.inf, -np.inf, 3e38)],
 )
 def test_values_that_no_pixel_has(value: float, is_taken: bool) -> None:
-    """Half a level beyond the ends is rounding; more is an error, which says in which image it is."""
+    """Half a level beyond the ends counts as rounding; more is an error that names the image."""
     values = np.zeros((2, 3, 32, 32), np.float32)
     values[1, 2, 3, 4] = value
     tensor = Tensor("pixel_values", "FP32", values.shape, memoryview(values.tobytes()))
@@ -115,27 +115,27 @@ def test_values_that_no_pixel_has(value: float, is_taken: bool) -> None:
     ],
 )
 def test_bad_numbers_in_json(datatype: str, data: list[Any]) -> None:
-    """None is taken for another one."""
+    """No value is taken for another one."""
     with pytest.raises(BadRequest):
         Tensor("x", datatype, (2,), data).numbers()
 
 
 @pytest.mark.parametrize("data", [[1, 2, 3, 4], [[1, 2], [3, 4]], [[[1], [2]], [[3], [4]]]])
 def test_numbers_in_json_may_be_nested(data: list[Any]) -> None:
-    """Row by row, as the protocol allows."""
+    """The protocol allows rows of rows."""
     for datatype in ("UINT8", "FP32"):
         assert Tensor("x", datatype, (2, 2), data).numbers().tolist() == [[1, 2], [3, 4]]
 
 
 class _NeverRead(list[Any]):
-    """A list that may be counted, but not gone through."""
+    """A list whose length may be read, but not its elements."""
 
     def __iter__(self) -> Iterator[Any]:
         raise AssertionError("it was gone through")
 
 
 class _NeverSplit(str):
-    """A string that must stay whole."""
+    """A string that must not be split."""
 
     def __iter__(self) -> Iterator[str]:
         raise AssertionError("it was taken apart")
@@ -164,7 +164,7 @@ def test_odd_nesting_is_refused_before_it_is_unfolded(data: list[Any]) -> None:
 
 
 def test_no_more_levels_than_the_shape_has() -> None:
-    """Beside the outermost list; each takes its own time."""
+    """Each level takes time of its own to check."""
     assert Tensor("x", "UINT8", (1, 1), _nested(3, 7)).numbers().tolist() == [[7]]
     with pytest.raises(BadRequest):
         Tensor("x", "UINT8", (1, 1), _nested(4, 7)).numbers()
@@ -175,7 +175,7 @@ _ODD = st.recursive(st.integers(0, 255) | st.text(max_size=3), lambda inner: st.
 
 @given(st.lists(_ODD, max_size=4), st.lists(st.integers(0, 3), min_size=1, max_size=3))
 def test_any_nesting_is_unfolded_or_refused(data: list[Any], shape: list[int]) -> None:
-    """Into its numbers in their order, and never with another failure."""
+    """The numbers keep their order, and there is no other kind of failure."""
     try:
         numbers = Tensor("x", "UINT8", tuple(shape), data).numbers()
     except BadRequest:
@@ -194,7 +194,7 @@ def _leaves(data: Any) -> Iterator[Any]:
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.data())
 def test_even_nesting_is_unfolded(shape: list[int], draw: st.DataObject) -> None:
-    """Whether it is as deep as the shape or less."""
+    """It may be as deep as the shape, or less deep."""
     numbers = np.arange(math.prod(shape), dtype=np.uint8).reshape(shape)
     first = draw.draw(st.integers(0, len(shape) - 1))
     data = numbers.reshape(-1, *shape[len(shape) - first :]).tolist()
@@ -203,13 +203,13 @@ def test_even_nesting_is_unfolded(shape: list[int], draw: st.DataObject) -> None
 
 @pytest.mark.parametrize("data", [["eA==", 1], ["eA==", "not base64!"], ["eA=="], [["eA=="], None]])
 def test_bad_strings_in_json(data: list[Any]) -> None:
-    """Not a string, not base64, too few, nested unevenly."""
+    """The strings are not base64, too few, nested unevenly, or no strings at all."""
     with pytest.raises(BadRequest):
         Tensor("image", "BYTES", (2,), data).elements()
 
 
 def test_which_string_is_not_base64() -> None:
-    """The error says so, as with any other image that is refused."""
+    """The error names the image, as for any other refusal."""
     with pytest.raises(BadRequest) as raised:
         Tensor("image", "BYTES", (2,), ["eA==", "!!"]).elements()
     assert raised.value.message == "Element 1 of 'image': The data is not valid base64."
@@ -217,7 +217,7 @@ def test_which_string_is_not_base64() -> None:
 
 @pytest.mark.parametrize(("second", "error"), [(b"", EmptyUpload), (b"x" * 11, UploadTooLarge)])
 def test_each_file_has_its_limit(second: bytes, error: type[ViTError]) -> None:
-    """And the error says which one it is about."""
+    """The error names the file."""
     data = memoryview(pack_bytes([b"x" * 10, second]))
     with pytest.raises(error) as raised:
         _inputs().uploads_of(Tensor("image", "BYTES", (2,), data))
@@ -233,7 +233,7 @@ def _word(outputs: Outputs, *wanted: WantedOutput, is_binary: bool = False) -> t
 
 
 def test_outputs_may_be_mixed() -> None:
-    """Some binary, some in JSON: the binary ones follow in their order. Labels may be any text."""
+    """Some are binary and some in JSON; the binary ones follow in order. Labels may be any text."""
     outputs = Outputs("m", ["Ä", "b", 'a "label"'])
     wanted = [WantedOutput("labels", True), WantedOutput("indices", False), WantedOutput("probabilities", True)]
     body, length = _word(outputs, *wanted)
@@ -276,7 +276,7 @@ _DOCUMENT = st.fixed_dictionaries(
 
 @given(_JSON | _DOCUMENT, st.binary(max_size=20), st.booleans())
 def test_any_request_is_read_or_refused(document: object, binary: bytes, has_header: bool) -> None:
-    """With a failure that a client can be told, never with another one."""
+    """Every failure is one that a client can be told about."""
     text = json.dumps(document).encode()
     _read_or_refuse(text + binary, str(len(text)).encode() if has_header else None)
 
@@ -312,7 +312,7 @@ def _read_or_refuse(body: bytes, header_length: bytes | None) -> None:
 )
 @pytest.mark.parametrize("name", ["x" * 10_000, "\ud800"], ids=["long", "half a surrogate pair"])
 def test_errors_stay_short(change: Callable[[str], object], name: str) -> None:
-    """Whatever of a request they repeat can be sent back."""
+    """What they quote from a request is bounded."""
     body = json.dumps(change(name)).encode()
     with pytest.raises(ViTError) as raised:
         request, tensor = parse_request(body, None, JsonLimits(100_000, 100_000))
@@ -327,13 +327,13 @@ def _input(**changes: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("data", [["eA=="] * 1000, ["x" * 10_000]], ids=["values", "bytes"])
 def test_a_long_json_is_refused(data: list[str]) -> None:
-    """With what to do instead, and before it is parsed: that would stop everything else."""
+    """It is refused before it is parsed, which would hold up everything else; the error says what to do instead."""
     with pytest.raises(BadRequest, match="as binary data"):
         parse_request(json.dumps({"inputs": [_input(data=data)]}).encode(), None, _LIMITS)
 
 
 def test_any_one_image_may_be_json() -> None:
-    """Its numbers, also nested to the last, and a file as large as files may be."""
+    """It may have its numbers fully nested, or a file of the maximum size."""
     limits = Inputs(_preprocessing(), max_images=4, max_upload_bytes=10 * 2**20).json_limits
     file = base64.b64encode(bytes(10 * 2**20)).decode()
     numbers = np.full((1, 224, 224, 3), -0.0039215686274509665).tolist()
@@ -343,7 +343,7 @@ def test_any_one_image_may_be_json() -> None:
 
 
 def test_a_body_that_is_a_file_is_not_copied() -> None:
-    """It may have the maximum upload size, and many may be in flight."""
+    """It may be as large as an upload may be, and many may be in flight."""
     body = b"0123456789"
     _, tensor = parse_request(body, b"0", _LIMITS)
     (upload,) = _inputs().uploads_of(tensor)
@@ -352,7 +352,7 @@ def test_a_body_that_is_a_file_is_not_copied() -> None:
 
 @pytest.mark.parametrize("request_id", ["\ud800", "x" * 1001, 1, ["x"]])
 def test_what_is_no_id(request_id: object) -> None:
-    """Half a surrogate pair could not be sent back, and a long one would be."""
+    """Half a surrogate pair could not be sent back, and a long id would make a long response."""
     body = json.dumps({"id": request_id, "inputs": [_input()]}).encode()
     with pytest.raises(BadRequest, match="id"):
         parse_request(body, None, _LIMITS)

@@ -35,7 +35,7 @@ class Scripted:
         self.encoded: list[int] = []
         self.exchanges: list[Exchange] = []
 
-    def find(self, upload: bytes) -> ClassifierResult | None:
+    def find(self, upload: bytes, parts: int = 0) -> ClassifierResult | None:
         self.looked_for.append(upload)
         return ClassifierResult(self.cached, Source.HIT) if upload == b"at once" else None
 
@@ -54,7 +54,7 @@ class Scripted:
     def observe(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
 
-    def encode_response(self, output: Prediction, *, top_k: int) -> dict[str, Any]:
+    def encode_response(self, output: Prediction, *, top_k: int | None, threshold: float = 0.0) -> dict[str, Any]:
         self.encoded.append(top_k)
         return {"predictions": [{"label": str(index)} for index in output.indices[:top_k]]}
 
@@ -109,7 +109,7 @@ async def test_one_cache_entry_serves_every_top_k() -> None:
 
 
 async def test_a_hit_is_answered_at_once() -> None:
-    """As any other, and its headers, metrics and times are the same."""
+    """Its headers, metrics and times are those of any other response."""
     scripted = Scripted()
     for upload in (b"at once", b"cached"):
         response = await post(scripted, "/predict?top_k=2", content=upload)
@@ -139,7 +139,7 @@ async def test_a_hit_is_answered_at_once() -> None:
     ],
 )
 async def test_what_is_not_a_plain_upload_is_not_looked_for(path: str, options: dict[str, Any], status: int) -> None:
-    """It is parsed, decoded, computed or refused first."""
+    """Such a request is parsed, decoded, computed or refused first."""
     scripted = Scripted()
     response = await post(scripted, path, **{"content": b"\xffat once", **options})
     assert (response.status_code, scripted.looked_for) == (status, [])
@@ -208,7 +208,7 @@ async def test_top_k_in_any_query(query: str, top_k: int) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["top_k=0", "top_k=21", "top_k=", "top_k=x", "top_k=1.0", "top_k=%ff", "top_k=-1", "top_k=3&top_k=4", "topk=3"],
+    ["top_k=0", "top_k=21", "top_k=x", "top_k=1.5", "top_k=%ff", "top_k=-1", "top_k=3&top_k=4", "topk=3"],
 )
 async def test_bad_top_k(query: str) -> None:
     """Any other value is rejected."""
@@ -335,7 +335,7 @@ async def test_observers_see_what_fastapi_answers() -> None:
 
 @pytest.mark.parametrize("content", [b"at once", b"cached", b"new", b"full", b"bad"])
 async def test_a_wait_is_confirmed_however_the_response_is_found(content: bytes) -> None:
-    """A hit that waits for nothing has kept it, too."""
+    """A hit, which waits for nothing, confirms it as well."""
     response = await post(Scripted(), "/predict", content=content, headers={"prefer": "wait=7"})
     assert response.headers["preference-applied"] == "wait=7"
     assert "preference-applied" not in (await post(Scripted(), "/predict", content=content)).headers

@@ -135,7 +135,9 @@ async function askForModel() {
   if (isMet) {
     const [height, width] = info.input_shape;
     inputSide = Math.max(height, width);
-    byId("model").textContent = `${info.model} · ${info.labels.toLocaleString("en")} classes · ${width} × ${height} pixels`;
+    const kind = info.multi_label ? "labels, each with a probability of its own" : "classes";
+    byId("model").textContent = `${info.model} · ${info.labels.toLocaleString("en")} ${kind} · ${width} × ${height} pixels`;
+    byId("top-k").max = Math.max(info.labels, byId("top-k").max);
   }
   const isDigits = info?.model === DIGITS;
   byId("drawing").hidden = !isDigits;

@@ -21,8 +21,10 @@ export function showOutcome(file, pictureUrl, outcome) {
 /** Return a one-line summary. For an error it gives no reason, since the error itself is shown too. */
 export function summarize(file, outcome) {
   if (!outcome.answer?.isOk) return `${file.name} was not classified.`;
-  const [top] = outcome.answer.body.predictions;
-  return `${file.name}: ${top.label}, ${percent(top.confidence)}`;
+  const { predictions, flagged } = outcome.answer.body;
+  const verdict = flagged ? ", flagged" : "";
+  if (!predictions.length) return `${file.name}: no class${verdict}`;
+  return `${file.name}: ${predictions[0].label}, ${percent(predictions[0].confidence)}${verdict}`;
 }
 
 /** Return where a result comes from. */
@@ -63,18 +65,26 @@ function showError(answer) {
 }
 
 function showAnswer(answer) {
-  const items = answer.body.predictions.map(({ label, confidence }) =>
+  const items = answer.body.predictions.map(({ label, confidence, flagged }) =>
     make(
       "li",
-      {},
-      make("span", { className: "label", textContent: label }),
+      { className: flagged ? "flagged" : "" },
+      make("span", { className: "label" }, label, ...(flagged ? [" ", make("strong", { className: "mark", textContent: "flagged" })] : [])),
       make("span", { className: "value", textContent: percent(confidence) }),
       bar(confidence),
     ),
   );
   const isHit = answer.header("x-cache") === "hit";
   const badge = make("p", { className: `badge ${isHit ? "hit" : ""}`, textContent: source(answer) });
-  return [make("ol", { className: "bars" }, ...items), badge, ...showTimes(answer)];
+  return [make("ol", { className: "bars" }, ...items), ...showVerdict(answer.body), badge, ...showTimes(answer)];
+}
+
+/** Return whether the image is flagged: by all labels of the model, of which the list above may show only a few. */
+function showVerdict({ flagged, predictions, thresholds_digest: digest }) {
+  if (flagged === undefined) return [];
+  const isHidden = flagged && !predictions.some((one) => one.flagged);
+  const text = flagged ? (isHidden ? "Flagged, by a label that is not shown" : "Flagged") : "Not flagged";
+  return [make("p", { className: `verdict ${flagged ? "flagged" : ""}`, textContent: `${text} · thresholds ${digest}` })];
 }
 
 /**
@@ -130,7 +140,8 @@ export function showRow(file, outcome, choose) {
   }
   const { answer } = outcome;
   const [top] = answer.body.predictions;
-  const texts = [top.label, percent(top.confidence), milliseconds(answer.totalMs), source(answer)];
+  const label = top ? top.label : "none";
+  const texts = [answer.body.flagged ? `${label} (flagged)` : label, top ? percent(top.confidence) : "–", milliseconds(answer.totalMs), source(answer)];
   return [...cells, ...texts.map((text, column) => make("td", { textContent: text, className: column % 3 ? "number" : "" }))];
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from vit_api.errors import BadRequest
 from vit_api.urgency import Urgency
+from vit_api.web.parameters import ALL
 from vit_api.web.protocols.open_inference.inputs import IMAGE
 from vit_api.web.protocols.open_inference.tensors import JsonLimits, Tensor
 
@@ -27,7 +28,8 @@ _MAX_ID_CHARACTERS = 1000
 _MAX_DIMENSIONS = 8
 _MAX_DIMENSION_LENGTH = 2**31
 _SHARED_MEMORY = "shared_memory_region"
-_PARAMETERS = ("binary_data_output", "priority", "timeout")
+_PARAMETERS = ("binary_data_output", "priority", "timeout", "order", "top_k")
+_BY_PROBABILITY, _BY_CLASS = "probability", "class"
 _NORMAL_PRIORITY = 1
 """Of Triton's priorities a smaller number comes first, and 0 is the default."""
 
@@ -61,6 +63,8 @@ class InferRequest:
         is_binary: Whether outputs are sent as binary data unless they say otherwise.
         urgency: How urgent it is; None if it does not say.
         timeout_s: Seconds until its response is due; None if it does not say.
+        is_by_class: Whether outputs have all classes in the order of the classes, and not the most probable first.
+        top_k: Number of the most probable classes; 0 for all, None if it does not say.
     """
 
     id: str | None
@@ -69,6 +73,8 @@ class InferRequest:
     is_binary: bool
     urgency: Urgency | None = None
     timeout_s: float | None = None
+    is_by_class: bool = False
+    top_k: int | None = None
 
 
 def is_raw(header_length: bytes | None) -> bool:
@@ -112,8 +118,31 @@ def parse_request(body: bytes, header_length: bytes | None, limits: JsonLimits) 
         is_binary,
         urgency=(Urgency.LOW if priority > _NORMAL_PRIORITY else Urgency.NORMAL) if priority else None,
         timeout_s=timeout_us / _US_IN_S if timeout_us else None,
+        is_by_class=_is_by_class(parameters),
+        top_k=_top_k(parameters),
     )
+    if request.is_by_class and request.top_k:
+        raise BadRequest("With the order 'class' all classes are returned: leave 'top_k' out.")
     return request, tensor
+
+
+def _is_by_class(parameters: dict[str, Any]) -> bool:
+    order = parameters.get("order", _BY_PROBABILITY)
+    if order not in (_BY_PROBABILITY, _BY_CLASS):
+        raise BadRequest(f"'order' must be '{_BY_PROBABILITY}' or '{_BY_CLASS}'.")
+    return bool(order == _BY_CLASS)
+
+
+def _top_k(parameters: dict[str, Any]) -> int | None:
+    """Return the number of classes that are wanted; 0 for all."""
+    value = parameters.get("top_k")
+    if value is None:
+        return None
+    if value == ALL:
+        return 0
+    if type(value) is not int or value < 1:
+        raise BadRequest(f"'top_k' must be a positive integer or '{ALL}'.")
+    return value
 
 
 def _unsigned(parameters: dict[str, Any], key: str) -> int:

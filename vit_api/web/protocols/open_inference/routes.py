@@ -64,6 +64,15 @@ _BODY = {
                             "minimum": 0,
                             "description": "Microseconds until the response is due; 0: the server's limit",
                         },
+                        "order": {
+                            "enum": ["probability", "class"],
+                            "default": "probability",
+                            "description": "class: outputs have all classes, in the order of the classes",
+                        },
+                        "top_k": {
+                            "anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["all"]}],
+                            "description": "Number of the most probable classes; default 20",
+                        },
                     },
                     "additionalProperties": False,
                 },
@@ -155,7 +164,7 @@ class OpenInferenceRoutes:
         if infer_request.timeout_s is not None:
             request.limit_to(infer_request.timeout_s)
         if infer_request.urgency is not None:
-            request.urgency = infer_request.urgency
+            request.set_urgency(infer_request.urgency)
         request.timeline.parsed_at = time.monotonic()
         results, headers = await self._classify(request, infer_request, uploads)
         body, header_length = self._outputs.encode(infer_request, [result.prediction for result in results])
@@ -179,11 +188,12 @@ class OpenInferenceRoutes:
         self, request: Request, infer_request: InferRequest, uploads: Sequence[Upload]
     ) -> tuple[list[ClassifierResult], Headers]:
         """Return the result of each image; for a single image also the headers with its source."""
+        parts = self._outputs.parts_of(infer_request)
         if len(uploads) == 1:
-            result = await classify_one(self._classifier, request, uploads[0])
+            result = await classify_one(self._classifier, request, uploads[0], parts)
             return [result], source_headers(result)
         results: list[ClassifierResult] = []
-        for number, outcome in enumerate(await classify_several(self._classifier, request, uploads)):
+        for number, outcome in enumerate(await classify_several(self._classifier, request, uploads, parts)):
             if isinstance(outcome, ViTError):
                 raise outcome.about(element(infer_request.input_name, number))
             results.append(outcome)

@@ -1,0 +1,1 @@
+"""Routes for OpenAI's clients: `/v1/moderations` and `/v1/embeddings`."""

@@ -1,0 +1,106 @@
+"""`POST /v1/embeddings`, as OpenAI's, for images; see docs/answers.md. Knows nothing of how an image is embedded."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from vit_api.errors import BadRequest, UnsupportedOutput, ViTError
+from vit_api.ipc.records import EMBEDDING, Prediction
+from vit_api.web.openapi.descriptions import FAILURES, URGENCY
+from vit_api.web.parameters import parse_integer
+from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, error_body, find_images
+from vit_api.web.protocols.results import NO_EMBEDDING, UploadClassifier, classify_several
+from vit_api.web.requests import Request
+from vit_api.web.responses import Response, to_json
+from vit_api.web.routes import HotRoute, Operation
+from vit_api.web.uploads import Uploads
+
+_PATH = "/v1/embeddings"
+_FORMATS = ("float", "base64")
+_FIELDS = (INPUT, "model", "encoding_format", "dimensions", "user")
+_DIGITS = 9  # more than float32 has
+_MAX_DIGITS = 9
+_CONTENT = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": [INPUT],
+            "properties": {
+                INPUT: INPUT_SCHEMA,
+                "model": {"type": "string", "description": "Ignored"},
+                "encoding_format": {"enum": list(_FORMATS), "default": _FORMATS[0]},
+                "dimensions": {"type": "integer", "description": "None but the model's number of dimensions"},
+            },
+        }
+    }
+}
+
+
+class EmbeddingRoutes:
+    """The route of embeddings.
+
+    Args:
+        classifier: Runs the model on the uploads.
+        uploads: Finds the uploads in requests.
+        model_name: The name in each response.
+    """
+
+    def __init__(self, classifier: UploadClassifier, uploads: Uploads, *, model_name: str) -> None:
+        self._classifier = classifier
+        self._uploads = uploads
+        self._model_name = model_name
+
+    def routes(self) -> list[HotRoute]:
+        """Return the route."""
+        operation = Operation(
+            _PATH,
+            "embed_images",
+            "Embed 1 to 32 images as OpenAI's API does: `data:` URLs in, vectors of length 1 out.",
+            _CONTENT,
+            URGENCY,
+            FAILURES,
+            dict[str, Any],
+        )
+        limit = self._uploads.limit_of_json
+        return [HotRoute("POST", _PATH, _PATH, self.embed, limit, operation, error_body=error_body)]
+
+    async def embed(self, request: Request) -> Response:
+        """Embed images: one vector for each, in their order; if one fails, the request fails."""
+        find = functools.partial(find_images, known=_FIELDS)
+        uploads, fields = await self._uploads.find_in_list(request, find)
+        encoding = _format_of(fields)
+        request.timeline.parsed_at = time.monotonic()
+        outcomes = await classify_several(self._classifier, request, uploads, EMBEDDING)
+        data = []
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, ViTError):
+                raise outcome.about(f"{INPUT}[{number}]")
+            embedding = _encode(outcome.prediction, encoding, fields.get("dimensions"))
+            data.append({"object": "embedding", "index": number, "embedding": embedding})
+        usage = {"prompt_tokens": 0, "total_tokens": 0}  # of text, of which there is none
+        body = {"object": "list", "data": data, "model": self._model_name, "usage": usage}
+        return Response(200, to_json(body), outcomes=outcomes)
+
+
+def _format_of(fields: Mapping[str, Any]) -> str:
+    encoding = fields.get("encoding_format") or _FORMATS[0]
+    if encoding not in _FORMATS:
+        raise BadRequest(f"'encoding_format' must be one of {', '.join(_FORMATS)}.")
+    return str(encoding)
+
+
+def _encode(prediction: Prediction, encoding: str, dimensions: Any) -> str | list[float]:
+    """Return the embedding as base64 of little-endian float32, or as numbers."""
+    packed = prediction.embedding
+    if not packed:
+        raise UnsupportedOutput(NO_EMBEDDING)
+    values = prediction.embedding_values()
+    if dimensions is not None and parse_integer(dimensions, max_digits=_MAX_DIGITS) != len(values):
+        raise BadRequest(f"The model's embeddings have {len(values)} dimensions. Leave 'dimensions' out.")
+    if encoding == "base64":
+        return base64.b64encode(packed).decode()
+    return [round(value, _DIGITS) for value in values]

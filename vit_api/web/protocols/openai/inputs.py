@@ -1,0 +1,101 @@
+"""What the two routes share: the images in `input`, and the form of errors. Pure; knows nothing of models.
+
+https://developers.openai.com/api/reference: moderations, embeddings, error codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from vit_api.decoding.uploads import decode_base64
+from vit_api.errors import BadRequest, InternalError, RateLimited, ViTError
+from vit_api.web.parameters import refuse_slip
+from vit_api.web.responses import to_json
+from vit_api.web.text_bodies import kind_of, load_object
+
+INPUT = "input"
+
+_EXAMPLE = '{"input": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}'
+_SCHEMES = ("http://", "https://")
+_MAX_SHOWN = 64
+
+INPUT_SCHEMA: dict[str, Any] = {
+    "description": "Images as `data:` URLs: one or several strings, or objects of the type `image_url`",
+    "anyOf": [
+        {"type": "string", "description": "A `data:` URL"},
+        {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {"type": "string", "description": "A `data:` URL"},
+                    {
+                        "type": "object",
+                        "required": ["type", "image_url"],
+                        "properties": {
+                            "type": {"const": "image_url"},
+                            "image_url": {
+                                "type": "object",
+                                "required": ["url"],
+                                "properties": {"url": {"type": "string", "description": "A `data:` URL"}},
+                            },
+                        },
+                    },
+                ]
+            },
+        },
+    ],
+}
+
+
+def find_images(body: bytes, known: Collection[str]) -> tuple[list[bytes], dict[str, Any]]:
+    """Return the images in the `input` of a request, and its other fields.
+
+    Args:
+        body: The body.
+        known: The names of the fields that have a meaning; others are ignored unless they look like one of these.
+
+    Raises:
+        BadRequest: The JSON is malformed, or has anything else than images in it.
+    """
+    document = load_object(body, _EXAMPLE)
+    if INPUT not in document:
+        for name in document:
+            refuse_slip(name, (INPUT,))
+        raise BadRequest(f"The JSON has no '{INPUT}'. Send {_EXAMPLE}.")
+    inputs = document.pop(INPUT)
+    for name in document.keys() - set(known):
+        refuse_slip(name, known)
+    several = isinstance(inputs, list)
+    elements = inputs if several else [inputs]
+    names = [f"{INPUT}[{number}]" if several else INPUT for number in range(len(elements))]
+    return [decode_base64(_url_of(one, name), name) for one, name in zip(elements, names, strict=True)], document
+
+
+def _url_of(element: Any, name: str) -> str:
+    """Return the `data:` URL of an element of `input`."""
+    url = element
+    if isinstance(element, dict):
+        kind = element.get("type")
+        if kind == "text":
+            raise BadRequest(f"'{name}' is text, and this model classifies images only. Send {_EXAMPLE}.")
+        if kind != "image_url":
+            raise BadRequest(f"'{name}' has the type {repr(kind)[:_MAX_SHOWN]}, not 'image_url'. Send {_EXAMPLE}.")
+        image = element.get("image_url")
+        url = image.get("url") if isinstance(image, dict) else image
+    if not isinstance(url, str):
+        raise BadRequest(f"'{name}' has no URL, but {kind_of(url)}. Send {_EXAMPLE}.")
+    start = url[: len("https://")].lstrip().lower()
+    if start.startswith("data:"):
+        return url
+    if start.startswith(_SCHEMES):
+        raise BadRequest(f"'{name}' is a URL, and this server downloads no images. Send {_EXAMPLE}.")
+    raise BadRequest(f"'{name}' is text, and this model classifies images only. Send {_EXAMPLE}.")
+
+
+def error_body(error: ViTError) -> bytes:
+    """Return the JSON of an error in OpenAI's form; the request id is in the header `x-request-id`."""
+    kind = "server_error" if error.status >= InternalError.status else "invalid_request_error"
+    if isinstance(error, RateLimited):
+        kind = "rate_limit_error"
+    return to_json({"error": {"message": error.message, "type": kind, "param": None, "code": error.code}})
