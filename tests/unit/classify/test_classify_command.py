@@ -180,7 +180,7 @@ def test_printable() -> None:
     "arguments",
     [
         pytest.param([], id="no files"),
-        pytest.param(["x.png", "--top-k", "21"], id="top-k"),
+        pytest.param(["x.png", "--top-k", "0"], id="top-k"),
         pytest.param(["x.png", "--concurrency", "0"], id="concurrency"),
         pytest.param(["x.png", "--url", "ftp://host"], id="url"),
         pytest.param(["x.png", "--url", "http://host", "--model", "digits"], id="url and model"),
