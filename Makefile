@@ -12,8 +12,9 @@ INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
 
+# Whole files go to the next free process, in the order of tests/conftest.py: the longest first.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -43,7 +44,8 @@ wheel: .venv/dev.stamp
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # Builds and runs the container image. Needs root and Debian's packages mmdebstrap, buildah, podman and runc.
-container-test: .venv/dev.stamp
+container-# Whole files go to the next free process, in the order of tests/conftest.py: the longest first.
+test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
 
 # Installs kubectl and helm in .venv, for the tests of the manifests.

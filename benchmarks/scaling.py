@@ -49,17 +49,18 @@ def _paused(settings: Sequence[dict[str, Any]]) -> Iterator[list[servers.Server]
 
 def camera(rounds: int, seconds: float) -> dict[str, Any]:
     """Compare scaled with exact decoding, for a detailed and a smooth image."""
-    return {name: _camera(pictures.camera_jpeg(grain), rounds, seconds) for name, grain in _GRAINS.items()}
-
-
-def _camera(upload: bytes, rounds: int, seconds: float) -> dict[str, Any]:
     common = {"cache_size": 0, "cpu_threads": 1}
-    rates: dict[str, list[float]] = {"draft": [], "exact": []}
     with _paused([common, common | {"exact_decode": True}]) as running:
-        for _ in range(rounds):
-            for server, results in zip(running, rates.values(), strict=True):
-                with server.turn():
-                    results.append(_post(server, upload, 8, seconds).rate)
+        uploads = {name: pictures.camera_jpeg(grain) for name, grain in _GRAINS.items()}
+        return {name: _camera(running, upload, rounds, seconds) for name, upload in uploads.items()}
+
+
+def _camera(running: Sequence[servers.Server], upload: bytes, rounds: int, seconds: float) -> dict[str, Any]:
+    rates: dict[str, list[float]] = {"draft": [], "exact": []}
+    for _ in range(rounds):
+        for server, of_server in zip(running, rates.values(), strict=True):
+            with server.turn():
+                of_server.append(_post(server, upload, 8, seconds).rate)
     ratios = [draft / exact for draft, exact in zip(rates["draft"], rates["exact"], strict=True)]
     medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
     return {"bytes": len(upload), "requests_per_s": medians, "ratio": round(statistics.median(ratios), 2)}

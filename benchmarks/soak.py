@@ -120,13 +120,13 @@ class Traffic:
         return str(answer["code"] if "code" in answer else answer["predictions"][0]["label"])
 
 
-async def _kill(server: servers.Server, tally: Tally, end: float) -> None:
-    """Kill workers and HTTP processes alternately."""
+async def _kill(server: servers.Server, tally: Tally, every_s: float, end: float) -> None:
+    """Kill workers and HTTP processes alternately; none so late that its successor would not be ready."""
     kinds = ("worker", "http")
     for number in range(10_000):
-        if time.monotonic() + 1.5 * _KILL_EVERY_S > end:
+        if time.monotonic() + 1.5 * every_s > end:
             return
-        await asyncio.sleep(_KILL_EVERY_S)
+        await asyncio.sleep(every_s)
         kind = kinds[number % len(kinds)]
         victims = [pid for pid, its_kind in process_group.kinds(server.group).items() if its_kind == kind]
         if victims:
@@ -144,21 +144,21 @@ def _descriptors(server: servers.Server) -> int:
     return sum(map(process_group.descriptors, process_group.living(server.group)))
 
 
-async def _load(server: servers.Server, tally: Tally, seconds: float) -> None:
+async def _load(server: servers.Server, tally: Tally, seconds: float, kill_every_s: float) -> None:
     start = time.monotonic()
     end = start + seconds
     traffic = Traffic(int(server.url.rpartition(":")[2]), tally)
     clients = (traffic.run(seed, end) for seed in range(_CLIENTS))
-    await asyncio.gather(*clients, _kill(server, tally, end), _sample(server, tally, start, end))
+    await asyncio.gather(*clients, _kill(server, tally, kill_every_s, end), _sample(server, tally, start, end))
 
 
-def run(minutes: float) -> tuple[dict[str, Any], list[str]]:
+def run(minutes: float, kill_every_s: float = _KILL_EVERY_S) -> tuple[dict[str, Any], list[str]]:
     """Run the traffic; return the report and its faults."""
     tally = Tally()
     settings = {"api_servers": 2, "cpu_threads": 1, "cache_size": 1000, "request_timeout_s": _REQUEST_S}
     with servers.vit_api(**settings) as server:
         before = _descriptors(server)
-        asyncio.run(_load(server, tally, minutes * 60))
+        asyncio.run(_load(server, tally, minutes * 60, kill_every_s))
         info = _settled(server)
         after = _descriptors(server)
     report = {
@@ -231,8 +231,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the soak of the command line; exit with status 1 if there are faults."""
     parser = command_line.parser("soak", __doc__)
     parser.add_argument("--minutes", type=float, default=5, help="duration (default: %(default)s)")
+    parser.add_argument(
+        "--kill-every",
+        type=float,
+        default=_KILL_EVERY_S,
+        metavar="SECONDS",
+        help="time between two kills (default: %(default)g)",
+    )
     options = command_line.parse(parser, arguments)
-    report, faults = run(options.minutes)
+    report, faults = run(options.minutes, options.kill_every)
     results.write(options.out, report)
     print(json.dumps(report, indent=1))
     if faults:

@@ -31,7 +31,7 @@ COMMON = (
 """The settings that most deployments change: the README has these, docs/settings.md has all."""
 
 _START, _END = "<!-- settings -->\n", "<!-- end -->"
-_COMPUTED = {"api_servers": "one per core"}
+_COMPUTED = {"api_servers": "one per core", "decode_threads": "cores per process"}
 
 
 def table(names: Sequence[str]) -> str:

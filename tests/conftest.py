@@ -10,11 +10,37 @@ import pytest
 
 from scripts.train_digits import load_split, scan_to_image
 from tests.support.samples import encode
-from tests.support.server import RunningServer, serve
+from tests.support.server import ROOT, RunningServer, serve
+
+_LONGEST = (
+    "tests/e2e/test_faults.py",
+    "tests/benchmarks/test_benchmarks.py",
+    "tests/benchmarks/test_compare.py",
+    "tests/e2e/test_shared_cache.py",
+    "tests/deploy/test_proxies.py",
+    "tests/e2e/test_caching.py",
+    "tests/e2e/test_door.py",
+    "tests/e2e/test_lifecycle.py",
+    "tests/unit/model/test_engines.py",
+    "tests/unit/decoding/test_hostile_images.py",
+    "tests/benchmarks/test_benchmark_gpu.py",
+    "tests/unit/model/test_classifiers.py",
+)
+"""The files that take longest. They come first, so that the processes that run the suite finish at the same time."""
+
 
 # A deadline for each example would be a timing assertion, which fails on a busy machine.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first; the order within a file stays."""
+    missing = [name for name in _LONGEST if not (ROOT / name).is_file()]
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py names files that do not exist: {', '.join(missing)}")
+    rank = {str(ROOT / name): number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(rank)))
 
 
 @pytest.fixture

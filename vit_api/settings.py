@@ -30,6 +30,7 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "trusted_proxies": parse_networks,
     "cors_origins": parse_origins,
 }
+_MAX_DECODE_THREADS = 64
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 DEVICE_CHOICES = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
@@ -189,7 +190,14 @@ class Settings(BaseSettings):
         bool,
         Field(description="Decode pixels exactly as transformers does: JPEGs at full size, Pillow's resize"),
     ] = False
-    decode_threads: Annotated[int, Field(ge=1, le=64, description="Image-decoding threads in each HTTP process")] = 2
+    decode_threads: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=_MAX_DECODE_THREADS,
+            description="Images that each HTTP process decodes at once; default: its share of the cores, rounded up",
+        ),
+    ] = None
     cache_size: Annotated[
         int,
         Field(
@@ -364,6 +372,12 @@ class Settings(BaseSettings):
     def slots_per_process(self) -> int:
         """Slots of one HTTP process: its share of the queue, rounded up."""
         return -(-self.queue_size // self.api_servers)
+
+    @property
+    def decoded_at_once(self) -> int:
+        """Images that each HTTP process decodes at once."""
+        share = -(-available_cores() // self.api_servers)
+        return self.decode_threads or min(share, _MAX_DECODE_THREADS)
 
     @property
     def max_upload_bytes(self) -> int:

@@ -181,13 +181,15 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path | Non
         RuntimeError: The process ended, or did not become ready in time; the message has its log.
     """
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"The server for {url} ended with status {process.returncode}.{_shown(log)}")
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url, timeout=10, **PLAIN_HTTP).status_code == httpx.codes.OK:
-                return
-        time.sleep(_POLL_S)
+    # One client: to make one takes longer than to ask.
+    with httpx.Client(timeout=10, **PLAIN_HTTP) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise RuntimeError(f"The server for {url} ended with status {process.returncode}.{_shown(log)}")
+            with contextlib.suppress(httpx.TransportError):
+                if client.get(url).status_code == httpx.codes.OK:
+                    return
+            time.sleep(_POLL_S)
     raise RuntimeError(f"The server for {url} was not ready within {_START_S:g} s.{_shown(log)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Iterator
@@ -19,38 +20,61 @@ from benchmarks.compare_parts.subjects import Load, Subject
 from benchmarks.compare_parts.table import table
 from benchmarks.harness import peers, pictures, wrk
 from benchmarks.harness.peer_environments import Environment, NotInstalled
+from benchmarks.harness.peers import Peer
 
 needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
 
 
+@pytest.fixture(scope="module")
+def available() -> tuple[list[Peer], dict[str, str]]:
+    """Install the other servers where that is possible; return them, and why each other one is missing."""
+    return subjects.available(may_install=True)
+
+
+@pytest.fixture(scope="module")
+def running(available: tuple[list[Peer], dict[str, str]]) -> Iterator[dict[str, Subject]]:
+    """Run ours, stock LitServe and the other servers, all paused; yield them by name."""
+    found, _ = available
+    with subjects.running("digits", "auto", found) as started:
+        names = [subject.name for subject in started]
+        assert names == [subjects.OURS, subjects.STOCK, *(peer.name for peer in found)]
+        yield dict(zip(names, started, strict=True))
+
+
 @pytest.mark.parametrize("name", [peer.name for peer in peers.all_peers()])
-def test_a_peer_serves_the_same_answers(name: str) -> None:
+def test_a_peer_serves_the_same_answers(
+    name: str, available: tuple[list[Peer], dict[str, str]], running: dict[str, Subject]
+) -> None:
     """It gives the same results as our server, and answers all unique uploads of a load."""
-    (peer,) = (peer for peer in peers.all_peers() if peer.name == name)
-    try:
-        peer.require(may_install=True)
-    except NotInstalled as error:
-        pytest.skip(str(error))
-    with subjects.running("digits", "auto", [peer]) as running:
-        assert [subject.name for subject in running] == [subjects.OURS, subjects.STOCK, name]
-        subjects.check_answers(running, pictures.small_png(32))
-        subjects.check_answers(running, pictures.noisy_jpeg(65_000))
-        load = running[-1].load(pictures.small_png(32), connections=4, seconds=1, warm_up_s=1)
-        assert load.load.successes > 0
-        assert load.load.failures == 0
-        assert load.cpu_us is not None
-        assert load.cpu_us > 0
+    if name not in running:
+        pytest.skip(available[1][name])
+    compared = [running[subjects.OURS], running[subjects.STOCK], running[name]]
+    subjects.check_answers(compared, pictures.small_png(32))
+    subjects.check_answers(compared, pictures.noisy_jpeg(65_000))
+    load = running[name].load(pictures.small_png(32), connections=4, seconds=1, warm_up_s=1)
+    assert load.load.successes > 0
+    assert load.load.failures == 0
+    assert load.cpu_us is not None
+    assert load.cpu_us > 0
 
 
 @pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=needs_wrk, id="wrk"), pytest.param(False, id="bundled")])
-def test_compare(has_wrk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare(has_wrk: bool, running: dict[str, Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Triton and mosec, the report names them as missing and has the other servers."""
+    started = [running[subjects.OURS], running[subjects.STOCK]]
+
+    def run_again(model: str, dtype: str, of: list[Peer]) -> contextlib.nullcontext[list[Subject]]:
+        assert (model, dtype, of) == ("digits", "auto", [])
+        return contextlib.nullcontext(started)
+
+    monkeypatch.setattr(subjects, "running", run_again)
     monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
     monkeypatch.setattr(Environment, "is_installed", lambda _: False)
     file = tmp_path / "compare.json"
     compare.main(["--quick", "--cells", "png-32", "--connections", "2", "--out", str(file)])
     report = json.loads(file.read_text())
     assert set(report["missing_servers"]) == {"Triton", "mosec"}
+    assert report["client"] == ("wrk -t1" if has_wrk else "bundled")
     (result,) = report["results"]
     assert set(result["servers"]) == {subjects.OURS, subjects.STOCK}
     assert result["limit_per_s"] > 0

@@ -320,15 +320,15 @@ def test_redis_killed_and_restarted_under_load(redis: RedisServer) -> None:
         wait_until(lambda: load() and len(redis.entries()) > 0)
 
 
-def test_a_redis_that_hangs_fails_no_request(redis: RedisServer) -> None:
+def test_a_redis_that_hangs_fails_no_request(replicas: Replicas) -> None:
     """Misses are computed while Redis is stopped, and it is used again afterwards."""
-    with serve(redis_url=redis.url, api_servers=1) as server:
-        _until_connected(server, 1)
-        with paused(redis.pid):
-            replies = [reply for replies in post_all(server.port, [_different(30)] * 4) for reply in replies]
-            assert [reply.status for reply in replies] == [200] * 120
-            wait_until(lambda: _label(server.predict(_SEVEN)) == "7" and _cache(server)["redis"]["skipped"] > 0)
-        _until_connected(server, 1)
+    server = replicas.first
+    skipped = _cache(server)["redis"]["skipped"]
+    with paused(replicas.redis.pid):
+        replies = [reply for replies in post_all(server.port, [_different(30)] * 4) for reply in replies]
+        assert [reply.status for reply in replies] == [200] * 120
+        wait_until(lambda: _label(server.predict(_SEVEN)) == "7" and _cache(server)["redis"]["skipped"] > skipped)
+    _until_connected(server, 1)
 
 
 def test_a_server_starts_without_its_redis(without_redis: RunningServer) -> None:

@@ -173,49 +173,64 @@ def _outcome(server: RunningServer, upload: bytes) -> int | None:
         return None
 
 
-def test_an_http_process_that_hangs_is_replaced() -> None:
+def test_an_http_process_that_hangs_is_replaced(server: RunningServer) -> None:
     """It is killed, its slots are free again, and meanwhile no probe that is answered says anything but `ok`."""
-    with serve(cache_size=0, request_timeout_s=_SLOW_RESTART_S, queue_size=64) as server:
-        hung, survivor = http_processes_of(server)
-        with paused(_worker(server)), ThreadPoolExecutor(64) as clients:
-            requests = [clients.submit(_outcome, server, upload) for upload in _uploads(40)]
-            wait_until(lambda: _waiting(server) >= 40)
-            os.kill(hung, signal.SIGSTOP)
-            health = []
+    before = _http_restarts(server)
+    hung, survivor = http_processes_of(server)
+    with paused(_worker(server)), ThreadPoolExecutor(64) as clients:
+        requests = [clients.submit(_outcome, server, upload) for upload in _uploads(40)]
+        wait_until(lambda: _waiting(server) >= 40)
+        os.kill(hung, signal.SIGSTOP)
+        health = []
 
-            def is_replaced() -> bool:
-                with contextlib.suppress(httpx.TransportError):  # this connection went to the hung process
-                    health.append(httpx.get(server.url + "/health", timeout=1, **PLAIN_HTTP).json()["status"])
-                return len(set(http_processes_of(server)) - {hung}) == 2
+        def is_replaced() -> bool:
+            with contextlib.suppress(httpx.TransportError):  # this connection went to the hung process
+                health.append(httpx.get(server.url + "/health", timeout=1, **PLAIN_HTTP).json()["status"])
+            return len(set(http_processes_of(server)) - {hung}) == 2
 
-            wait_until(is_replaced, 60)
-            os.kill(_worker(server), signal.SIGCONT)
-            outcomes = [request.result(200) for request in requests]
-        assert survivor in http_processes_of(server)
-        assert {outcome for outcome in outcomes if outcome is not None} == {200}
-        assert set(health) == {"ok"}
-        wait_until(lambda: _statuses_at_once(server, 64) == [200] * 64)
-        assert "made no progress for 8 s; killing it" in server.log.read_text()
-        assert "inference_http_restarts_total 1.0" in server.get("/metrics").text
+        wait_until(is_replaced, 60)
+        os.kill(_worker(server), signal.SIGCONT)
+        outcomes = [request.result(200) for request in requests]
+    assert survivor in http_processes_of(server)
+    assert {outcome for outcome in outcomes if outcome is not None} == {200}
+    assert set(health) == {"ok"}
+    wait_until(lambda: _statuses_at_once(server, 64) == [200] * 64)
+    assert "made no progress for 8 s; killing it" in server.log.read_text()
+    assert _http_restarts(server) == before + 1
+
+
+def _http_restarts(server: RunningServer) -> float:
+    (line,) = (
+        line for line in server.get("/metrics").text.splitlines() if line.startswith("inference_http_restarts_total ")
+    )
+    return float(line.partition(" ")[2])
 
 
 def _statuses_at_once(server: RunningServer, count: int) -> list[int]:
     return [reply.status for [reply] in post_all(server.port, [[upload] for upload in _uploads(count)])]
 
 
-def test_a_suspended_server_goes_on() -> None:
+@pytest.fixture(scope="module")
+def impatient_server() -> Iterator[RunningServer]:
+    """Run a server that takes a worker to hang after a second."""
+    with serve(cache_size=0, worker_stall_s=1, request_timeout_s=_SLOW_RESTART_S) as running:
+        yield running
+
+
+def test_a_suspended_server_goes_on(impatient_server: RunningServer) -> None:
     """All its processes are stopped, as by a laptop's lid or a frozen container, and none is taken to hang."""
-    with serve(cache_size=0, worker_stall_s=1) as server:
-        everyone = [*living(server.process.pid), server.process.pid]
-        before = (http_processes_of(server), workers_of(server))
-        with contextlib.ExitStack() as stack:
-            for pid in everyone:
-                stack.enter_context(paused(pid))
-            resume_at = time.monotonic() + 12
-            wait_until(lambda: time.monotonic() > resume_at)
-        assert _statuses_at_once(server, 24) == [200] * 24
-        assert (http_processes_of(server), workers_of(server)) == before
-        assert "made no progress" not in server.log.read_text()
+    server = impatient_server
+    everyone = [*living(server.process.pid), server.process.pid]
+    before = (http_processes_of(server), workers_of(server))
+    killings = server.log.read_text().count("made no progress")
+    with contextlib.ExitStack() as stack:
+        for pid in everyone:
+            stack.enter_context(paused(pid))
+        resume_at = time.monotonic() + 12
+        wait_until(lambda: time.monotonic() > resume_at)
+    assert _statuses_at_once(server, 24) == [200] * 24
+    assert (http_processes_of(server), workers_of(server)) == before
+    assert server.log.read_text().count("made no progress") == killings
 
 
 def test_of_two_workers_one_is_killed_under_load() -> None:
@@ -246,15 +261,14 @@ def test_an_http_process_that_keeps_dying_stops_the_server() -> None:
         assert "more than 5 times" in server.log.read_text()
 
 
-def test_a_worker_that_hangs_is_replaced() -> None:
+def test_a_worker_that_hangs_is_replaced(impatient_server: RunningServer) -> None:
     """A suspended worker is killed after the timeout, and its successor answers the request."""
-    with serve(cache_size=0, worker_stall_s=1, request_timeout_s=_SLOW_RESTART_S) as server:
-        hung = _worker(server)
-        os.kill(hung, signal.SIGSTOP)
-        response = httpx.post(server.url + "/predict", content=_SEVEN, timeout=200)
-        assert (response.status_code, response.json()["predictions"][0]["label"]) == (200, "7")
-        assert _worker(server) != hung
-        assert "made no progress for 1 s" in server.log.read_text()
+    hung = _worker(impatient_server)
+    os.kill(hung, signal.SIGSTOP)
+    response = httpx.post(impatient_server.url + "/predict", content=_SEVEN, timeout=200)
+    assert (response.status_code, response.json()["predictions"][0]["label"]) == (200, "7")
+    assert _worker(impatient_server) != hung
+    assert "made no progress for 1 s" in impatient_server.log.read_text()
 
 
 def test_a_worker_that_cannot_be_killed_does_not_keep_the_server_running() -> None:
@@ -280,7 +294,7 @@ def test_an_image_that_crashes_its_worker_does_not_affect_others() -> None:
         assert (replies[-1].status, replies[-1].body["code"]) == (500, "inference_failed")
         assert _restarts(server) == 3
         # Six deaths in a row exceed the restart budget, but a known cause resets it.
-        assert server.predict(_DEADLY + b"again").status_code == 500
+        assert _outcome(server, _DEADLY + b"again") == 500  # three restarts may take longer than a client usually waits
         assert server.predict(_SEVEN).status_code == 200
 
 
@@ -374,37 +388,44 @@ def _misses(server: RunningServer) -> int:
     return int(server.get("/info").json()["cache"]["misses"])
 
 
-def test_ten_thousand_disconnects_leak_nothing() -> None:
+@pytest.fixture(scope="module")
+def lone_server() -> Iterator[RunningServer]:
+    """Run a server with one HTTP process, 32 slots and little patience with slow bodies."""
+    with serve(api_servers=1, queue_size=32, body_timeout_s=3) as running:
+        yield running
+
+
+def test_ten_thousand_disconnects_leak_nothing(lone_server: RunningServer) -> None:
     """Ten thousand disconnects leak no slots, descriptors or memory."""
-    with serve(api_servers=1, queue_size=32) as server:
-        (http,) = http_processes_of(server)
+    (http,) = http_processes_of(lone_server)
 
-        def wave(count: int) -> None:
-            for number in range(count):
-                _hang_up(server, _SEVEN + number.to_bytes(4, "big"), after=lambda: None)
-            wait_until(lambda: descriptors(http) <= _IDLE_DESCRIPTORS)
+    def wave(count: int) -> None:
+        for number in range(count):
+            _hang_up(lone_server, _SEVEN + number.to_bytes(4, "big"), after=lambda: None)
+        wait_until(lambda: descriptors(http) <= _IDLE_DESCRIPTORS)
 
-        wave(2000)  # so that the cache and the allocator have reached their size
-        before = resident_bytes(http)
-        wave(10_000)
-        assert resident_bytes(http) - before < 20 * 2**20
-        uploads = [_THREE + number.to_bytes(4, "big") for number in range(32)]
-        wait_until(lambda: {reply.status for [reply] in post_all(server.port, [[u] for u in uploads])} == {200})
+    wave(2000)  # so that the cache and the allocator have reached their size
+    before = resident_bytes(http)
+    wave(10_000)
+    assert resident_bytes(http) - before < 20 * 2**20
+    uploads = [_THREE + number.to_bytes(4, "big") for number in range(32)]
+    wait_until(lambda: {reply.status for [reply] in post_all(lone_server.port, [[u] for u in uploads])} == {200})
 
 
 _IDLE_DESCRIPTORS = 60
 """More descriptors than an HTTP process has open without connections."""
 
 
-def test_idle_and_slow_connections_block_no_other() -> None:
+def test_idle_and_slow_connections_block_no_other(lone_server: RunningServer) -> None:
     """With 500 idle or slow connections, other requests succeed; slow bodies get a 408."""
-    with serve(api_servers=1, body_timeout_s=3) as server, contextlib.ExitStack() as stack:
+    port = lone_server.port
+    with contextlib.ExitStack() as stack:
         connections = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(500)
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(500)
         ]
         trickling = connections[::2]
         for connection in trickling:
             connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n\x89PNG")
-        assert {reply.status for [reply] in post_all(server.port, [[upload] for upload in _uploads(32)])} == {200}
+        assert {reply.status for [reply] in post_all(port, [[upload] for upload in _uploads(32)])} == {200}
         for connection in trickling:
             assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")

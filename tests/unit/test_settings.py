@@ -200,3 +200,13 @@ def test_the_port_of_the_platform_is_the_default(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("VIT_API_PORT", "8081")
     assert load_settings([]).port == 8081
     assert load_settings(["--port", "8082"]).port == 8082
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, 6), (4, 2), (6, 1), (12, 1)])
+def test_a_process_decodes_as_many_images_at_once_as_its_share_of_the_cores(
+    processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the number is set."""
+    monkeypatch.setattr("vit_api.settings.available_cores", lambda: 6)
+    assert load_settings(["--api-servers", str(processes)]).decoded_at_once == threads
+    assert load_settings(["--api-servers", str(processes), "--decode-threads", "3"]).decoded_at_once == 3

@@ -35,7 +35,9 @@ from vit_api.decoding.colours import Colour, on_background, to_eye, to_rgb
 from vit_api.decoding.formats import identify
 from vit_api.decoding.geometry import Box, Layout, crop_corner, first_crop, layout_of, resized_size
 from vit_api.decoding.image_limits import TooComplex, UploadFile, bound_directories, gif_extent
+from vit_api.decoding.jpeg import JpegStructure
 from vit_api.decoding.memory import check_memory, check_size, picture_bytes
+from vit_api.decoding.plain import PlainImage, PlainJpeg, PlainPng
 from vit_api.decoding.png import picture_only, with_frames
 from vit_api.decoding.resizing import resize, without_alpha
 from vit_api.errors import BadImage, EmptyUpload, UnsupportedImage, ViTError
@@ -198,11 +200,13 @@ def pixels_of(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) 
 
 def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bool) -> Opened:
     """Check the structure of a file, drop what is not needed of it, and read its header."""
-    held_bytes = 0
     if format_name == "JPEG":
-        upload, held_bytes = _prepare_jpeg(upload, decoding)
-    elif format_name == "PNG":
+        return _open_jpeg(upload, decoding)
+    if format_name == "PNG":
         upload = with_frames(upload) if has_frames else picture_only(upload)
+        plain = None if has_frames else PlainPng.of(upload)
+        if plain is not None:
+            return Opened(format_name, plain)
     elif format_name == "GIF":
         extent = gif_extent(upload)
         check_size(*extent, decoding.max_side)
@@ -215,15 +219,22 @@ def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bo
     image = Image.open(file, formats=[format_name])
     if isinstance(image, TiffImagePlugin.TiffImageFile) and not decoding.exact:
         tiff.refuse_kind(image, upload)
-    return Opened(format_name, image, held_bytes)
+    return Opened(format_name, image)
 
 
-def _prepare_jpeg(upload: bytes, decoding: Decoding) -> tuple[bytes, int]:
-    """Return a JPEG that libjpeg reads to its end, and the memory for its coefficients."""
+def _open_jpeg(upload: bytes, decoding: Decoding) -> Opened:
     upload = jpeg.without_leading_bytes(upload)
     structure = jpeg.read_structure(upload)
-    if structure.has_end:
-        return upload, structure.coefficient_bytes
+    if PlainJpeg.takes(upload, structure):
+        return Opened("JPEG", PlainJpeg(upload, structure))
+    if not structure.has_end:
+        upload = _with_end(upload, structure, decoding)
+    image = Image.open(UploadFile(upload), formats=["JPEG"])
+    return Opened("JPEG", image, structure.coefficient_bytes)
+
+
+def _with_end(upload: bytes, structure: JpegStructure, decoding: Decoding) -> bytes:
+    """Return a JPEG without its last marker so that libjpeg reads it to its end."""
     if _END_CHECKS * structure.scans * structure.samples > jpeg.MAX_SCANNED_SAMPLES:
         raise TooComplex(f"it has {structure.scans} scans of its size, and no end")
     completed = upload.removesuffix(jpeg.END[:1]) + jpeg.END
@@ -235,7 +246,7 @@ def _prepare_jpeg(upload: bytes, decoding: Decoding) -> tuple[bytes, int]:
     with Image.open(UploadFile(upload + jpeg.noise(len(upload)) + jpeg.END), formats=["JPEG"]) as image:
         if image.histogram() != whole:
             raise BadImage(f"The JPEG image is truncated. {_SAVE_AGAIN}")
-    return completed, structure.coefficient_bytes
+    return completed
 
 
 def _check_memory(opened: Opened, decoding: Decoding) -> None:
@@ -297,7 +308,7 @@ def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: 
 def _decode_fast(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) -> Image.Image:
     """Decode no more than needed: large JPEGs are scaled meanwhile, and only what the crop keeps is resized."""
     image, background = opened.image, decoding.background
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+    if opened.format_name != "JPEG":
         _check_memory(opened, decoding)
         image.load()  # TIFF turns itself, and other formats may correct their size
     orientation = _orientation(image)
@@ -341,6 +352,8 @@ def _resize_kept(
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; EXIF data that can't be read is ignored."""
+    if isinstance(image, PlainImage) and not image.has_metadata:
+        return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(orientation) if orientation in _TRANSPOSE_BY_ORIENTATION else 1

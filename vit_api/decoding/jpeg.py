@@ -25,7 +25,7 @@ END = b"\xff\xd9"
 _START = b"\xff\xd8"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _WITHOUT_LENGTH = frozenset([0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)])  # to PIL
-_SCAN, _END = 0xDA, 0xD9
+_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 _JPEG_LS = 0xF7
 _FRAMES = (frozenset(range(0xC0, 0xD0)) | {_JPEG_LS}) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset([0xC2, 0xCA])
@@ -45,12 +45,26 @@ class JpegStructure:
         samples: Samples of all components, after chroma subsampling.
         keeps_coefficients: Whether the decoder holds the whole picture's coefficients: it has several scans.
         has_end: Whether the last marker is there.
+        size: Width and height, by the first frame header.
+        components: Number of colour components, by the same.
+        frames: Number of frame headers before the end; a picture has one.
+        metadata: The contents of its APP1 segments: EXIF data and XMP.
     """
 
     scans: int
     samples: int
     keeps_coefficients: bool
     has_end: bool
+    size: tuple[int, int]
+    components: int
+    frames: int
+    metadata: tuple[bytes, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one frame of grey or three colours in one scan, as cameras and browsers write it."""
+        is_whole = self.has_end and self.scans == 1 and not self.keeps_coefficients
+        return is_whole and self.frames == 1 and self.components in (1, 3) and min(self.size) > 0
 
     @property
     def coefficient_bytes(self) -> int:
@@ -79,8 +93,10 @@ def read_structure(upload: bytes) -> JpegStructure:
         TooComplex: There are too many.
         UnsupportedImage: The JPEG is of a kind that libjpeg does not read.
     """
-    segments = scans = position = samples = components = components_of_scan = 0
+    segments = scans = position = samples = components = components_of_scan = frames = 0
     is_progressive = has_end = False
+    size = 0, 0
+    metadata: list[bytes] = []
     while found := _MARKER.search(upload, position):
         position = found.end()
         code = upload[position - 1]
@@ -88,9 +104,11 @@ def read_structure(upload: bytes) -> JpegStructure:
             has_end = True
             break
         segments += 1
-        if code in _FRAMES and not components:
-            is_progressive = code in _PROGRESSIVE
-            components, samples = _read_frame(code, upload[position : position + 2 + 6 + 3 * 4])
+        if code in _FRAMES:
+            frames += 1
+            if not components:
+                is_progressive = code in _PROGRESSIVE
+                components, samples, size = _read_frame(code, upload[position : position + 2 + 6 + 3 * 4])
         if code == _SCAN:
             scans += 1
             components_of_scan = components_of_scan or int.from_bytes(upload[position + 2 : position + 3])
@@ -98,20 +116,23 @@ def read_structure(upload: bytes) -> JpegStructure:
         if scans > MAX_SCANS or segments > MAX_SEGMENTS or is_long:
             raise TooComplex(f"it has {scans} scans, {segments} segments")
         if code not in _WITHOUT_LENGTH:
-            position += int.from_bytes(upload[position : position + 2], "big")
+            length = int.from_bytes(upload[position : position + 2], "big")
+            if code == _APP1:
+                metadata.append(upload[position + 2 : position + length])
+            position += length
     keeps = is_progressive or components_of_scan < components
-    return JpegStructure(scans, samples, keeps, has_end)
+    return JpegStructure(scans, samples, keeps, has_end, size, components, frames, tuple(metadata))
 
 
-def _read_frame(code: int, header: bytes) -> tuple[int, int]:
-    """Return the number of components, and the samples of all of them.
+def _read_frame(code: int, header: bytes) -> tuple[int, int, tuple[int, int]]:
+    """Return the number of components, the samples of all of them, and the picture's width and height.
 
     Args:
         code: The marker's code.
         header: The bytes after the marker: length, precision, height, width, components.
     """
     if len(header) < 8:
-        return 0, 0
+        return 0, 0, (0, 0)
     precision, components = header[2], header[7]
     height, width = (int.from_bytes(header[at : at + 2], "big") for at in (3, 5))
     if precision != 8:
@@ -123,7 +144,7 @@ def _read_frame(code: int, header: bytes) -> tuple[int, int]:
         raise UnsupportedImage(f"The JPEG {what}, which is not supported. Save it again, as PNG for example.")
     factors = [divmod(header[at], 16) for at in range(9, min(8 + 3 * components, len(header)), 3)]
     if not factors or not all(across and down for across, down in factors):
-        return components, width * height * components
+        return components, width * height * components, (width, height)
     most_across, most_down = max(across for across, _ in factors), max(down for _, down in factors)
     share = sum(across * down for across, down in factors) / (most_across * most_down)
-    return components, int(width * height * share)
+    return components, int(width * height * share), (width, height)

@@ -31,6 +31,7 @@ from vit_api.model.engines import (
     unpack,
     warmed_batch_sizes,
 )
+from vit_api.model.host_memory import keep_freed_memory
 from vit_api.model.loading import load_network, read_width
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
 from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
@@ -96,6 +97,8 @@ class VisionModel:
         width = read_width(checkpoint.path)
         torch.set_num_threads(cpu_threads or choose_threads(self.device, width))
         make_exact()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.device_name, self.device_uuid = "CPU", ""
         if self.device.type == "cuda":
             disable_cudnn_attention()

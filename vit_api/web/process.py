@@ -171,7 +171,7 @@ def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics
         shared.requests,
         shared.answers[number],
         metrics_writer=metrics_writer,
-        decode_threads=settings.decode_threads,
+        decode_threads=settings.decoded_at_once,
         max_decode_bytes=settings.max_decode_bytes,
     )
     redis = redis_counts = None

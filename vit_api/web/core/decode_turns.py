@@ -48,6 +48,9 @@ _DOUBTED_IMAGES = 16
 """Images of a client that are taken for large after one that took far more than expected."""
 
 _MAX_DOUBTED = 1024
+_MIN_THREADS = 2
+"""Besides the spare one: two images that take far more than expected leave a thread for others."""
+
 _MAX_BLOCKED_S = 0.5
 """An image for which there was no memory for so long has it kept free."""
 
@@ -76,7 +79,8 @@ class DecodeTurns:
     """Decode in threads. For one HTTP process.
 
     Args:
-        threads: Number of threads; a further one takes over while all of them are busy with images that take long.
+        threads: Images that are decoded at once; further threads take over while all are busy with images that take
+            long.
         max_bytes: Memory that decoding may take at once, besides `UNCOUNTED_BYTES` for each thread; an image that alone
             takes more is decoded with no other.
         clock: Returns the time in seconds.
@@ -99,7 +103,8 @@ class DecodeTurns:
         self._doubts: dict[str, int] = {}  # by client: images that are taken for large
         self._is_watched = self._is_stopped = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"decode_{number}", daemon=True) for number in range(threads + 1)
+            threading.Thread(target=self._run, name=f"decode_{number}", daemon=True)
+            for number in range(max(threads, _MIN_THREADS) + 1)
         ]
 
     def start(self) -> None:

@@ -1,0 +1,193 @@
+"""Plain JPEGs and PNGs are decoded without Pillow's parser, to the same pixels."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.support import samples
+from vit_api.decoding import jpeg
+from vit_api.decoding.plain import MAX_BYTES, PlainJpeg, PlainPng
+
+
+def _photo(size: tuple[int, int] = (157, 103), mode: str = "RGB", **options: Any) -> bytes:
+    return samples.encode(samples.photos()["coffee"].resize(size).convert(mode), "JPEG", **options)
+
+
+def _open_plain(upload: bytes) -> PlainJpeg:
+    structure = jpeg.read_structure(upload)
+    assert PlainJpeg.takes(upload, structure)
+    return PlainJpeg(upload, structure)
+
+
+def _load(image: Image.Image, size: tuple[int, int] | None) -> tuple[Any, Any]:
+    box = image.draft(None, size)
+    image.load()
+    return box, np.asarray(image)
+
+
+def _assert_same(upload: bytes, size: tuple[int, int] | None) -> None:
+    box, found = _load(_open_plain(upload), size)
+    with Image.open(io.BytesIO(upload), formats=["JPEG"]) as image:
+        expected_box, expected = _load(image, size)
+    assert box == expected_box
+    np.testing.assert_array_equal(found, expected)
+
+
+@given(
+    size=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    target=st.none() | st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    mode=st.sampled_from(["RGB", "L"]),
+    subsampling=st.integers(0, 2),
+    quality=st.sampled_from([5, 75, 100]),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_size_and_scale_gives_the_pixels_of_pillow(
+    size: Any, target: Any, mode: str, subsampling: int, quality: int
+) -> None:
+    """The size after scaling and the extent of the picture are the same, too."""
+    _assert_same(_photo(size, mode, subsampling=subsampling, quality=quality), target)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"keep_rgb": True}, id="rgb"),
+        pytest.param({"restart_marker_rows": 1}, id="restart markers"),
+        pytest.param({"icc_profile": bytes(200_000)}, id="colour profile"),
+        pytest.param({"comment": b"\xff\xd9" * 50}, id="comment with markers"),
+        pytest.param({"optimize": True}, id="other Huffman tables"),
+    ],
+)
+def test_other_contents_give_the_pixels_of_pillow(options: dict[str, Any]) -> None:
+    """Colours without conversion, and segments beside the picture."""
+    _assert_same(_photo(**options), None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"progressive": True}, id="progressive"),
+        pytest.param({"mode": "CMYK"}, id="cmyk"),
+    ],
+)
+def test_other_kinds_are_left_to_pillow(options: dict[str, Any]) -> None:
+    """Only one scan of grey or three colours is plain."""
+    upload = _photo(**options)
+    assert not PlainJpeg.takes(upload, jpeg.read_structure(upload))
+
+
+def test_long_and_unfinished_files_are_left_to_pillow() -> None:
+    """The CPU time of a long file is bounded while it is read."""
+    upload = _photo()
+    for other in (upload[:-2], upload + bytes(MAX_BYTES)):
+        assert not PlainJpeg.takes(other, jpeg.read_structure(other))
+
+
+def test_metadata_is_that_of_pillow() -> None:
+    """EXIF data may turn a picture, so it must be the same; it is often in several segments."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "x" * 1000
+    upload = _photo(exif=exif.tobytes(), xmp=b"<x/>")
+    plain = _open_plain(upload)
+    second = b"\xff\xe1" + (2 + 6 + 5).to_bytes(2, "big") + b"Exif\0\0" + b"12345"
+    doubled = upload[:2] + second + upload[2:]
+    with Image.open(io.BytesIO(upload)) as image, Image.open(io.BytesIO(doubled)) as image_of_doubled:
+        assert plain.has_metadata
+        assert plain.getexif()[0x0112] == 6
+        for key in ("exif", "xmp"):
+            assert plain.info[key] == image.info[key]
+            assert _open_plain(doubled).info[key] == image_of_doubled.info[key]
+    assert not _open_plain(_photo()).has_metadata
+
+
+@given(changes=st.dictionaries(st.floats(0, 1, exclude_max=True), st.integers(0, 255), min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_damage_has_the_consequences_that_it_has_in_pillow(changes: dict[float, int]) -> None:
+    """A file that Pillow reads gives its pixels; one that its decoder refuses is refused."""
+    damaged = bytearray(_photo((60, 40)))
+    for where, value in changes.items():
+        damaged[int(where * len(damaged))] = value
+    upload = bytes(damaged)
+    try:
+        structure = jpeg.read_structure(upload)
+    except Exception:
+        return
+    if not PlainJpeg.takes(upload, structure):
+        return
+    try:
+        with Image.open(io.BytesIO(upload), formats=["JPEG"]) as image:
+            expected = np.asarray(image)
+    except Exception:
+        expected = None
+    try:
+        plain = PlainJpeg(upload, structure)
+        plain.load()
+        found = np.asarray(plain)
+    except Exception:
+        found = None
+    if expected is not None:
+        assert found is not None
+        np.testing.assert_array_equal(found, expected)
+
+
+@given(
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    mode=st.sampled_from(["RGB", "L", "RGBA"]),
+    level=st.integers(0, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_png_gives_the_pixels_of_pillow(size: Any, mode: str, level: int) -> None:
+    """Of one part of data and of several."""
+    picture = samples.photos()["coffee"].resize(size).convert(mode)
+    upload = samples.encode(picture, "PNG", compress_level=level)
+    plain = PlainPng.of(upload)
+    assert plain is not None
+    plain.load()
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(picture))
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "LA", "I;16"])
+def test_other_pngs_are_left_to_pillow(mode: str) -> None:
+    """Palettes, and samples of other sizes."""
+    picture = samples.photos()["coffee"].convert("L").convert(mode)
+    assert PlainPng.of(samples.encode(picture, "PNG")) is None
+
+
+def test_a_transparent_colour_and_an_orientation_are_left_to_pillow() -> None:
+    """They are in chunks that plain files don't have."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = samples.photos()["coffee"]
+    for options in ({"exif": exif}, {"transparency": (1, 2, 3)}):
+        assert PlainPng.of(samples.encode(picture, "PNG", **options)) is None
+
+
+@given(changes=st.dictionaries(st.floats(0, 1, exclude_max=True), st.integers(0, 255), min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_damage_to_a_png_has_the_consequences_that_it_has_in_pillow(changes: dict[float, int]) -> None:
+    """The pixels are the same, or both refuse it."""
+    damaged = bytearray(samples.encode(samples.photos()["coffee"].resize((30, 20)), "PNG"))
+    for where, value in changes.items():
+        damaged[int(where * len(damaged))] = value
+    upload = bytes(damaged)
+    plain = PlainPng.of(upload) if upload.startswith(b"\x89PNG\r\n\x1a\n") else None
+    if plain is not None:
+        assert _pixels(plain) == _pixels(io.BytesIO(upload))
+
+
+def _pixels(source: Any) -> bytes | None:
+    """Return the pixels of a picture or a file; None if it can't be read."""
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source, formats=["PNG"])
+        image.load()
+        return image.tobytes()
+    except Exception:
+        return None
