@@ -333,7 +333,7 @@ class FakeApi:
     def has_working_device(self) -> bool:
         return not self.is_broken
 
-    def encode_response(self, output: records.Prediction, *, top_k: int) -> dict[str, Any]:
+    def encode_response(self, output: records.Prediction, *, top_k: int | None, threshold: float) -> dict[str, Any]:
         return {"predictions": [{"label": str(output.indices[0]), "confidence": output.top_probability}]}
 
 
