@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers results bench-quick soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers ray ray-test results bench-quick soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -56,6 +56,13 @@ kubernetes-tools: .venv/dev.stamp
 peers: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.harness.peers
 
+# Makes the environment of the tests on Ray: its own packages, and those of .venv.
+ray: .venv-ray/ray.stamp
+
+# All tests on Ray, those that take minutes too.
+ray-test: .venv/dev.stamp .venv-ray/ray.stamp
+	RAY_TESTS=all $(BIN)/python -m pytest tests/unit/classify tests/deploy/test_ray_serve.py
+
 # Reruns everything that the READMEs and docs quote, for about a hundred minutes, and writes the tables. Needs a clean tree.
 results: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.rerun $(BENCHMARKS)
@@ -65,7 +72,7 @@ bench-quick: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.rerun --quick $(BENCHMARKS)
 
 clean:
-	rm -rf .venv .venv-peers dist
+	rm -rf .venv .venv-peers .venv-ray dist
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -79,3 +86,9 @@ clean:
 	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	touch $@ .venv/run.stamp
+
+.venv-ray/ray.stamp: requirements-ray.txt requirements-ray-dev.txt | .venv/dev.stamp
+	$(BIN)/python -m venv .venv-ray
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth"
+	.venv-ray/bin/python -m pip install --quiet -r requirements-ray-dev.txt
+	touch $@

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import ray_environment
 from tests.support.server import ROOT, RunningServer, environment, serve_by
 from vit_api.access.api_keys import parse_keys
 
@@ -41,6 +42,12 @@ _NOT_RUN = {
         "docs/models.md",
         "from transformers",
     ): "downloads a model; tests/unit/checkpoints/test_checkpoint.py converts one",
+    ("docs/ray.md", "pip install"): "installs packages; `make ray` installs the same",
+    ("docs/ray.md", "python -m vit_api classify s3"): "tests/unit/classify/test_bulk.py runs it on an S3 server",
+    (
+        "docs/ray.md",
+        "VIT_API_MODEL=digits serve run",
+    ): "runs until it is stopped; tests/deploy/test_ray_serve.py runs it",
     ("docs/space.md", "pip install"): _SPACE,
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,
@@ -55,6 +62,8 @@ _COMMANDS = {
     "javascript": ["node", "--input-type=module", "--eval"],
 }
 _OUTPUTS = ("text", "json")
+_ON_RAY = "docs/ray.md"
+"""The page whose examples run in the environment of `make ray`."""
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _ANOTHER_HOST = re.compile(r"https?://(?!127\.0\.0\.1)|\bpip3? install\b|\bgit (?:push|clone)\b")
 _FIRST_LABEL = re.compile(r'\[\{"label":"(\d)"')
@@ -133,8 +142,13 @@ def _output(example: Example, server: RunningServer, folder: Path) -> str:
         pytest.skip(f"needs {command[0]}")
     code = example.code.replace(_ADDRESS, server.url.removeprefix("http://"))
     code = code.replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
+    programs = Path(sys.executable).parent
+    if example.page == _ON_RAY:
+        if not ray_environment.is_installed():
+            pytest.skip("needs Ray: run `make ray`")
+        programs = ray_environment.PYTHON.parent
     variables = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "CURL_HOME": str(folder),
         "PYTHONPATH": str(ROOT),
     }

@@ -21,6 +21,7 @@ _PINNED = {
     "timm": "requirements-timm.txt",
     "otel": "requirements-otel.txt",
     "bench": "requirements-bench.txt",
+    "ray": "requirements-ray.txt",
 }
 
 

@@ -8,14 +8,20 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vit_api.classify.bulk.options import add_options, check_options
 from vit_api.classify.image_files import find_images
-from vit_api.classify.report import JsonLines, Progress, Report, Table
+from vit_api.classify.progress import Progress
+from vit_api.classify.report import JsonLines, Report, Table
+from vit_api.classify.usage import UsageError, integer_up_to
 from vit_api.client import AsyncClient, UnreadableInput
 from vit_api.client.protocol import ALL, DEFAULT_TOP_K, MAX_FRAMES
 from vit_api.cores import available_cores
+
+if TYPE_CHECKING:
+    from vit_api.settings import Settings
 
 KEY_VARIABLE = "VIT_API_KEY"
 
@@ -27,14 +33,11 @@ _OUTPUT_CLOSED = 141
 """128 + SIGPIPE, as shells report a program whose output was closed."""
 
 _EPILOG = f"""\
+With --out the results are Parquet files, which --resume completes after an interruption; see docs/ray.md.
 Without --url the model runs in this process, with the server's settings: VIT_API_DEVICE, VIT_API_DTYPE and so on.
 A server's API key is read from the environment variable {KEY_VARIABLE}, or from the one that --key-env names.
 Exit status: 0 on success, 1 if an image failed, 2 on a usage error, 130 after Ctrl-C.
 """
-
-
-class _UsageError(Exception):
-    """The arguments are invalid; the message says why and what to do."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # `--key secret` must not be read as --key-env
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE|DIR")
+    parser.add_argument("files", nargs="+", metavar="FILE|DIR")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--url", help="server address (default: none, run the model in this process)")
     where.add_argument("--model", help="without --url: hub id, directory or `digits` (default: VIT_API_MODEL)")
@@ -62,7 +65,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--frames",
-        type=_integer_up_to(MAX_FRAMES),
+        type=integer_up_to(MAX_FRAMES),
         default=1,
         metavar="N",
         help=f"frames of an animation, or pages of a document, to classify, 1 to {MAX_FRAMES} (default: 1);"
@@ -71,13 +74,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--json", action="store_true", help="print one JSON object per image, failed ones included")
     parser.add_argument(
         "--concurrency",
-        type=_integer_up_to(_MAX_CONCURRENCY),
+        type=integer_up_to(_MAX_CONCURRENCY),
         metavar="N",
         help=f"concurrent requests (default: {_DEFAULT_REQUESTS}); without --url, decoding threads (default: cores)",
     )
     parser.add_argument(
         "--key-env", metavar="NAME", help=f"environment variable that holds the API key (default: {KEY_VARIABLE})"
     )
+    add_options(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -85,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit status. Ctrl-C is left to the caller."""
     try:
         return _classify(arguments)
-    except _UsageError as error:
+    except UsageError as error:
         arguments.parser.print_usage(sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         return _MISUSED
@@ -97,10 +101,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _classify(arguments: argparse.Namespace) -> int:
     if arguments.key_env and arguments.url is None:
-        raise _UsageError("The option --key-env requires --url.")
+        raise UsageError("The option --key-env requires --url.")
+    check_options(arguments)
+    if arguments.out is not None:
+        return _to_parquet(arguments)
     client = None if arguments.url is None else _client(arguments)
     unreadable: list[tuple[Path, UnreadableInput]] = []
-    paths = list(find_images(arguments.files, lambda path, why: unreadable.append((path, UnreadableInput(why)))))
+    found = find_images(map(Path, arguments.files), lambda path, why: unreadable.append((path, UnreadableInput(why))))
+    paths = [path for path in found if arguments.shard.has(str(path))]
     report = _report(arguments, [*paths, *(path for path, _ in unreadable)])
     with contextlib.closing(report):
         for path, error in unreadable:
@@ -118,11 +126,11 @@ def _client(arguments: argparse.Namespace) -> AsyncClient:
     key = os.environ.get(name) or None
     if arguments.key_env and key is None:
         # The name is not repeated: it may be the key itself, by mistake.
-        raise _UsageError("The environment variable that --key-env names is not set: set it to the API key.")
+        raise UsageError("The environment variable that --key-env names is not set: set it to the API key.")
     try:
         return AsyncClient(arguments.url, api_key=key)
     except ValueError as error:
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def _report(arguments: argparse.Namespace, paths: list[Path]) -> Report:
@@ -148,14 +156,8 @@ def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report
     # Imported here: with --url, torch and LitServe are not needed, nor need they be installed.
     from vit_api.checkpoints.checkpoint import CheckpointError
     from vit_api.classify.local import load_local
-    from vit_api.command_line import SettingsError, load_settings
-    from vit_api.logs import configure_logging
 
-    try:
-        settings = load_settings([] if arguments.model is None else [f"--model={arguments.model}"])
-    except SettingsError as error:
-        raise _UsageError(str(error)) from error
-    configure_logging("warning", settings.log_format)
+    settings = _settings(arguments)
     threads = arguments.concurrency or available_cores()
     try:
         classifier = load_local(settings, threads, len(paths) * arguments.frames)
@@ -187,12 +189,19 @@ def _share(text: str) -> float:
     return number
 
 
-def _integer_up_to(maximum: int) -> Callable[[str], int]:
-    """Return a parser for integers from 1 to `maximum`."""
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from vit_api.command_line import SettingsError, load_settings
+    from vit_api.logs import configure_logging
 
-    def read(text: str) -> int:
-        if not text.isdecimal() or not 1 <= int(text) <= maximum:
-            raise argparse.ArgumentTypeError(f"must be an integer from 1 to {maximum}, not {text!r}")
-        return int(text)
+    try:
+        settings = load_settings([] if arguments.model is None else [f"--model={arguments.model}"])
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
+    configure_logging("warning", settings.log_format)
+    return settings
 
-    return read
+
+def _to_parquet(arguments: argparse.Namespace) -> int:
+    from vit_api.classify.bulk.run import run  # needs pyarrow
+
+    return _SOME_FAILED if run(arguments, _settings(arguments)) else 0

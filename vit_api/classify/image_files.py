@@ -45,7 +45,7 @@ def _in_folder(root: Path, fail: ReportFailure) -> Iterator[Path]:
 
     for folder, subfolders, files in os.walk(root, onerror=on_error):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for file in (Path(folder, name) for name in sorted(files) if _is_image_name(name)):
+        for file in (Path(folder, name) for name in sorted(files) if is_image_name(name)):
             # A file that can't be inspected is yielded, so that reading it reports the reason.
             if _mode(file) == 0 or stat.S_ISREG(_mode(file)):
                 is_empty = False
@@ -62,5 +62,6 @@ def _mode(path: Path) -> int:
         return 0
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Return whether a file in a folder is taken for an image."""
     return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES

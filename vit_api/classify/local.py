@@ -1,6 +1,6 @@
 """Classifies image files in this process, with the server's LitAPI and settings but without HTTP.
 
-Threads decode the next images while the device runs a batch. Knows nothing of how the results are printed.
+Threads decode the next images while the device runs a batch. Knows nothing of how the results are printed or stored.
 """
 
 from __future__ import annotations
@@ -8,54 +8,31 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api, to_classify_error
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.protocol import DEFAULT_TOP_K
-from vit_api.client.results import (
-    Classification,
-    ClassifiedFrame,
-    ClassifyError,
-    Outcome,
-    Rejected,
-    ScoredLabel,
-    ServerFailed,
-)
-from vit_api.decoding.frames import STILL, Frame
+from vit_api.client.results import Classification, ClassifiedFrame, ClassifyError, Outcome, ScoredLabel
 from vit_api.devices import choose_devices
-from vit_api.errors import InferenceFailed, InternalError, OutOfDeviceMemory, ViTError
+from vit_api.errors import InferenceFailed, OutOfDeviceMemory
 from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
-from vit_api.thresholds import Thresholds
 from vit_api.worker import outcomes
 
 _AHEAD = 2
 """Number of batches that are decoded or being decoded ahead."""
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """The pixels of an image, or of several frames of it.
-
-    Attributes:
-        pixels: uint8 [height, width, 3] of each.
-        seconds: How long decoding took.
-        frames: The frames, if several were requested.
-    """
-
-    pixels: Sequence[NDArray[np.uint8]]
-    seconds: float
-    frames: Sequence[Frame] = ()
+_Infer = Callable[[Sequence[NDArray[np.uint8]]], list[records.Prediction | ClassifyError]]
 
 
 class _Result(NamedTuple):
@@ -66,14 +43,14 @@ class _Result(NamedTuple):
     batch_size: int
 
 
-class _Shown(NamedTuple):
+class Shown(NamedTuple):
     """Which classes of a prediction are shown; see `ViTAPI.encode_response`."""
 
     top_k: int | None
     threshold: float
 
     @classmethod
-    def of(cls, top_k: int | str | None, threshold: float | None) -> _Shown:
+    def of(cls, top_k: int | str | None, threshold: float | None) -> Shown:
         """Return what the options of a client mean."""
         if top_k is None and threshold is None:
             top_k = DEFAULT_TOP_K
@@ -102,63 +79,74 @@ class LocalClassifier:
         *,
         threshold: float | None = None,
     ) -> Generator[Outcome, None, None]:
-        """Classify image files and yield an outcome for each, in order, batch by batch; frames join the batches."""
-        shown = _Shown.of(top_k, threshold)
+        """Classify image files and yield an outcome for each, in order, batch by batch; frames join the batches.
+
+        If the device breaks, that file and the later ones have errors.
+        """
+        reads = (functools.partial(read_upload, path) for path in paths)
+        for files in self._decoded_batches(reads, frames):
+            yield from self._classify_files(files, Shown.of(top_k, threshold), self._infer_or_fail)
+
+    def classify_reads(
+        self, reads: Iterable[ReadUpload], shown: Shown, frames: int = 1
+    ) -> Generator[tuple[str | None, Outcome], None, None]:
+        """Like `classify_many`, for files that are read from anywhere; yield each file's SHA-256 with its outcome.
+
+        Raises:
+            BrokenDevice: The device no longer computes.
+        """
+        for files in self._decoded_batches(reads, frames):
+            yield from zip((file.sha256 for file in files), self.classify_decoded(files, shown), strict=True)
+
+    def classify_decoded(self, files: Sequence[Decoded], shown: Shown) -> Iterator[Outcome]:
+        """Classify decoded files and yield an outcome for each, in order.
+
+        Raises:
+            BrokenDevice: The device no longer computes.
+        """
+        return self._classify_files(files, shown, self._infer)
+
+    def _decoded_batches(self, reads: Iterable[ReadUpload], frames: int) -> Iterator[list[Decoded]]:
+        """Yield files in groups of the batch size, which are decoded ahead."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
-            decode = functools.partial(self._decode, frames=frames)
-            decoded = map_ahead(pool, decode, paths, _AHEAD * self._max_batch_size)
+            decoder = FileDecoder(self._lit_api, frames)
+            decoded = map_ahead(pool, decoder.decode, reads, _AHEAD * self._max_batch_size)
             while files := list(itertools.islice(decoded, self._max_batch_size)):
-                yield from self._classify_files(files, shown)
+                yield files
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _decode(self, path: Path, frames: int) -> _Decoded | ClassifyError:
-        started = time.monotonic()
-        try:
-            upload = read_upload(path)
-            plan = self._lit_api.plan_frames(upload, frames) if frames > 1 else None
-            if plan is None:
-                pixels = [self._lit_api.decode_request(upload)]
-            else:
-                pixels = [one for _, one in self._lit_api.decode_frames(upload, plan, range(len(plan.frames)))]
-        except ClassifyError as error:
-            return error
-        except ViTError as error:
-            return _to_classify_error(error)
-        chosen = () if frames == 1 else STILL if plan is None else plan.frames
-        return _Decoded(pixels, time.monotonic() - started, chosen)
-
-    def _classify_files(self, files: Sequence[_Decoded | ClassifyError], shown: _Shown) -> Iterator[Outcome]:
-        images = [pixels for file in files if isinstance(file, _Decoded) for pixels in file.pixels]
-        results = self._classify_images(images)
+    def _classify_files(self, files: Sequence[Decoded], shown: Shown, infer: _Infer) -> Iterator[Outcome]:
+        results = self._classify_images([pixels for file in files for pixels in file.pixels], infer)
         for file in files:
-            if isinstance(file, ClassifyError):
-                yield file
-                continue
             of_file = list(itertools.islice(results, len(file.pixels)))
-            failure = next((one for one in of_file if isinstance(one, ClassifyError)), None)
+            failure = file.error or next((one for one in of_file if isinstance(one, ClassifyError)), None)
             yield failure or self._classification(file, [one for one in of_file if isinstance(one, _Result)], shown)
 
-    def _classify_images(self, images: Sequence[NDArray[np.uint8]]) -> Iterator[_Result | ClassifyError]:
+    def _classify_images(self, images: Sequence[NDArray[np.uint8]], infer: _Infer) -> Iterator[_Result | ClassifyError]:
         """Yield the result of each image, batch by batch."""
         for start in range(0, len(images), self._max_batch_size):
             started = time.monotonic()
             batch = images[start : start + self._max_batch_size]
-            results = self._infer(batch)
+            results = infer(batch)
             seconds = time.monotonic() - started
             for result in results:
                 yield result if isinstance(result, ClassifyError) else _Result(result, seconds, len(batch))
 
     def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
-        """Run the model as a worker does; no other process can take over if the device breaks."""
-        try:
-            results = outcomes.finish(self._lit_api, outcomes.start(self._lit_api, images))
-        except outcomes.BrokenDevice as error:
-            return [_to_classify_error(InferenceFailed(str(error)))] * len(images)
+        """Run the model as a worker does."""
+        results = outcomes.finish(self._lit_api, outcomes.start(self._lit_api, images))
         return [_error_of(result) if isinstance(result, outcomes.Failure) else result for result in results]
 
-    def _classification(self, file: _Decoded, results: Sequence[_Result], shown: _Shown) -> Classification:
+    def _infer_or_fail(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
+        """Run the model; no other process can take over if the device breaks."""
+        try:
+            return self._infer(images)
+        except outcomes.BrokenDevice as error:
+            return [to_classify_error(InferenceFailed(str(error)))] * len(images)
+
+    def _classification(self, file: Decoded, results: Sequence[_Result], shown: Shown) -> Classification:
         predictions = [result.prediction for result in results]
         if file.frames:
             encoded = self._lit_api.encode_frames(file.frames, predictions, **shown._asdict())
@@ -181,35 +169,21 @@ class LocalClassifier:
         )
 
 
-def load_local(settings: Settings, threads: int, images: int) -> LocalClassifier:
+def load_local(settings: Settings, threads: int, images: int | None = None) -> LocalClassifier:
     """Load the configured model on the first of the configured devices.
 
     Args:
         settings: The server's settings; those of the model, the device and the images are used.
         threads: Number of decoding threads.
-        images: The number of images: the model is not prepared for larger batches.
+        images: The number of images, if it is known: the model is not prepared for larger batches.
 
     Raises:
         CheckpointError: The model can't be found or can't be served.
         ValueError: There is no such device.
     """
     device = choose_devices(settings.device)[0]
-    checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
-    thresholds = settings.thresholds
-    max_batch_size = min(settings.max_batch_size, images)
-    lit_api = ViTAPI(
-        checkpoint,
-        dtype=settings.dtype,
-        engine=settings.engine,
-        max_image_side=settings.max_image_side,
-        max_decode_bytes=settings.max_decode_bytes,
-        exact_decode=settings.exact_decode,
-        background=settings.background,
-        cpu_threads=settings.cpu_threads,
-        thresholds=None if thresholds is None else Thresholds.load(thresholds, checkpoint.labels),
-        all_classes=True,
-        max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
-    )
+    max_batch_size = settings.max_batch_size if images is None else min(settings.max_batch_size, images)
+    lit_api = build_lit_api(settings, max_batch_size)
     lit_api.setup(device)
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
 
@@ -220,9 +194,4 @@ def _labels(predictions: Iterable[dict[str, Any]]) -> tuple[ScoredLabel, ...]:
 
 def _error_of(failure: outcomes.Failure) -> ClassifyError:
     kind = OutOfDeviceMemory if failure.status == records.Status.OUT_OF_MEMORY else InferenceFailed
-    return _to_classify_error(kind(failure.reason))
-
-
-def _to_classify_error(error: ViTError) -> ClassifyError:
-    kind = ServerFailed if error.status >= InternalError.status else Rejected
-    return kind(error.message, code=error.code)
+    return to_classify_error(kind(failure.reason))

@@ -4,62 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from vit_api.classify.progress import Progress
 from vit_api.client.results import Classification, ClassifyError, Outcome, ScoredLabel
 
 _FLAGS = ("flagged", "thresholds_digest")
 
 _MAX_NAME_WIDTH = 60
 _LABEL_WIDTH = 24
-_BAR_WIDTH = 30
-_REDRAW_S = 0.1
-_CLEAR_LINE = "\r\x1b[K"
-
-
-class Progress:
-    """A progress bar in a terminal's last line; does nothing if the stream is not a terminal.
-
-    Args:
-        stream: Where to draw.
-        total: The number of images.
-        clock: Returns the time in seconds.
-    """
-
-    def __init__(self, stream: TextIO, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
-        self._total = total
-        self._clock = clock
-        self._is_on = stream.isatty()
-        self._is_drawn = False
-        self._drawn_at = -math.inf
-
-    def draw(self, done: int, failed: int) -> None:
-        """Draw the bar, at most ten times a second."""
-        now = self._clock()
-        if not self._is_on or now - self._drawn_at < _REDRAW_S:
-            return
-        self._drawn_at = now
-        self._is_drawn = True
-        filled = _BAR_WIDTH * done // self._total if self._total else 0
-        bar = "#" * filled + "." * (_BAR_WIDTH - filled)
-        failures = f", {failed} failed" if failed else ""
-        self._write(f"{_CLEAR_LINE}[{bar}] {done}/{self._total}{failures}")
-
-    def clear(self) -> None:
-        """Remove the bar, so that other output can be written in its place."""
-        if self._is_drawn:
-            self._is_drawn = False
-            self._write(_CLEAR_LINE)
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
 
 
 @dataclass(frozen=True)

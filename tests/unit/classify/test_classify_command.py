@@ -17,7 +17,8 @@ import pytest
 from tests.support.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
 from tests.support.server import ROOT, environment, wait_until
 from vit_api.classify.image_files import find_images
-from vit_api.classify.report import JsonLines, Progress, Report, Table, printable
+from vit_api.classify.progress import Progress
+from vit_api.classify.report import JsonLines, Report, Table, printable
 from vit_api.client.results import Classification, ClassifyError, Outcome, Rejected, ScoredLabel
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc import records
@@ -108,7 +109,28 @@ def test_the_progress_bar() -> None:
     progress.clear()
     progress.clear()
     lines = [line.removeprefix("\x1b[K") for line in terminal.getvalue().split("\r")]
-    assert lines == ["", f"[{'#' * 7}{'.' * 23}] 1/4", f"[{'#' * 22}{'.' * 8}] 3/4, 1 failed", ""]
+    assert lines == [
+        "",
+        f"[{'#' * 7}{'.' * 23}] 1/4",
+        f"[{'#' * 22}{'.' * 8}] 3/4, 1 failed, 2.0 images/s, 0:00:00 left",
+        "",
+    ]
+
+
+def test_progress_in_a_log() -> None:
+    """A line at each interval has the rate since the start, not counting what was done before, and the time left."""
+    now = [10.0]
+    log = io.StringIO()
+    progress = Progress(log, 20_000, lambda: now[0], log_every_s=30)
+    for at, done in ((10.0, 5_000), (20.0, 6_000), (40.0, 8_000), (70.0, 11_000)):
+        now[0] = at
+        progress.draw(done, 0)
+    progress.clear()
+    assert log.getvalue().splitlines() == [
+        "5000/20000",
+        "8000/20000, 100.0 images/s, 0:02:00 left",
+        "11000/20000, 100.0 images/s, 0:01:30 left",
+    ]
 
 
 def test_no_progress_bar_without_a_terminal() -> None:

@@ -1,0 +1,59 @@
+"""Runs a Ray cluster of two nodes in its environment, and does what it reads from standard input, a line each.
+
+    python -m tests.support.ray_driver PORT
+
+A line is a JSON object: `deploy` has a Serve configuration; `replicas` asks for the process ids of replicas; `status`
+for the number of running replicas. Each gets a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import ray
+from ray import serve
+from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+from ray.util.state import list_actors
+
+
+def main() -> None:
+    """Answer each line until the input ends."""
+    port = int(sys.argv[1])
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's workers print there
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True})
+    cluster.add_node(num_cpus=4)
+    ray.init(address=cluster.address, log_to_driver="RAY_TEST_LOG" in os.environ)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    print(json.dumps({"address": cluster.address}), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+    serve.shutdown()
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def _answer(command: dict[str, Any]) -> dict[str, Any]:
+    if "deploy" in command:
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(command["deploy"]))
+    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+    applications = serve.status().applications
+    return {
+        "pids": [actor.pid for actor in actors if actor.class_name.startswith("ServeReplica")],
+        "replicas": {
+            name: {state: count for state, count in each.replica_states.items() if count}
+            for application in applications.values()
+            for name, each in application.deployments.items()
+        },
+        "applications": {name: application.status for name, application in applications.items()},
+        "messages": [application.message for application in applications.values()],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""The environment with Ray and pyarrow, which `make ray` makes, and what tests run in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.server import PLAIN_HTTP, ROOT, environment, free_port, wait_until
+
+FOLDER = ROOT / ".venv-ray"
+PYTHON = FOLDER / "bin" / "python"
+
+
+def is_installed() -> bool:
+    """Return whether the environment is complete."""
+    return (FOLDER / "ray.stamp").exists()
+
+
+needs_ray = pytest.mark.skipif(not is_installed(), reason="needs Ray: run `make ray`")
+
+_READ = """
+import json, sys
+from pyarrow import fs, parquet
+filesystem, path = fs.FileSystem.from_uri(sys.argv[1])
+files = sorted(info.path for info in filesystem.get_file_info(fs.FileSelector(path)) if info.is_file)
+print(json.dumps([row for file in files for row in parquet.read_table(file, filesystem=filesystem).to_pylist()]))
+"""
+
+
+def variables(**others: str) -> dict[str, str]:
+    """Return the environment variables of a program that runs in the environment, one thread a model."""
+    return {
+        **environment(cpu_threads=1),
+        "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **others,
+    }
+
+
+def classify_command(*arguments: str | Path) -> list[str]:
+    """Return the command `classify` with the embedded model."""
+    return [str(PYTHON), "-m", "vit_api", "classify", "--model", "digits", *map(str, arguments)]
+
+
+def classify(*arguments: str | Path, **others: str) -> subprocess.CompletedProcess[str]:
+    """Run `classify` with the embedded model."""
+    return run_program(classify_command(*arguments), others)
+
+
+def run_program(command: list[str], others: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command in the environment."""
+    return subprocess.run(
+        command, cwd=ROOT, env=variables(**others), capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def read_rows(uri: str | Path) -> list[dict[str, Any]]:
+    """Return all rows of a folder of results."""
+    result = run_program([str(PYTHON), "-c", _READ, str(uri)], dict(os.environ))
+    assert result.returncode == 0, result.stderr
+    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    return rows
+
+
+def write_manifest(path: Path, names: list[str]) -> None:
+    """Write a Parquet file with a column of names."""
+    program = (
+        "import sys, pyarrow as a, pyarrow.parquet as p; p.write_table(a.table({'path': sys.argv[2:]}), sys.argv[1])"
+    )
+    result = run_program([str(PYTHON), "-c", program, str(path), *names], {})
+    assert result.returncode == 0, result.stderr
+
+
+@contextlib.contextmanager
+def object_store(bucket: str) -> Iterator[dict[str, str]]:
+    """Run an S3-compatible server with an empty bucket; return the variables that have programs use it."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        command = [str(PYTHON.parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=variables())
+        try:
+            wait_until(lambda: _is_up(url), timeout_s=60)
+            httpx.put(f"{url}/{bucket}", **PLAIN_HTTP).raise_for_status()
+            yield {
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_REGION": "us-east-1",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/moto-api/", **PLAIN_HTTP).status_code < 500
+    except httpx.TransportError:
+        return False

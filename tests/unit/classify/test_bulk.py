@@ -1,0 +1,175 @@
+"""`classify --out`: Parquet with one row a file, resumed after any end, in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.ray_environment import (
+    classify,
+    classify_command,
+    needs_ray,
+    object_store,
+    read_rows,
+    variables,
+    write_manifest,
+)
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, wait_until
+
+_DIGIT = ROOT / "examples" / "digit-7.png"
+
+
+def _copies(folder: Path, count: int) -> list[str]:
+    """Return the names of distinct files that all show a seven."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = _DIGIT.read_bytes()
+    for number in range(count):
+        (folder / f"{number:04}.png").write_bytes(content + b"%d" % number)  # what follows the image is ignored
+    return sorted(str(path) for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--resume"], "requires --out", id="resume"),
+        pytest.param(["--engine", "ray"], "requires --out", id="engine"),
+        pytest.param(["--out", "x", "--json"], "leave out --json", id="json"),
+        pytest.param(["--out", "x", "--url", "http://127.0.0.1"], "leave out --url", id="url"),
+        pytest.param(["--out", "x", "--workers", "2"], "requires --engine ray", id="workers"),
+        pytest.param(["--shard", "9/8"], "must be like 3/8", id="shard"),
+        pytest.param(["s3://bucket/folder"], "require --out", id="object store"),
+    ],
+)
+def test_options_that_do_not_fit(options: list[str], message: str) -> None:
+    """They are refused before anything is loaded, with pyarrow or without it."""
+    command = [sys.executable, "-m", "vit_api", "classify", str(_DIGIT), *options]
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_a_shard_without_parquet(tmp_path: Path) -> None:
+    """Two shards print what one run prints, each file once."""
+    names = _copies(tmp_path, 7)
+    printed = []
+    for shard in ("1/2", "2/2"):
+        command = [sys.executable, "-m", "vit_api", "classify", "--model", "digits", str(tmp_path), "--shard", shard]
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True
+        )
+        printed += [line.split()[0] for line in result.stdout.splitlines()[1:]]
+    assert sorted(printed) == names
+
+
+@needs_ray
+def test_the_rows(tmp_path: Path, digits_server: RunningServer) -> None:
+    """They have the server's answers; a file that is damaged or missing costs its own row only."""
+    (tmp_path / os.fsdecode(b"bad-\xff.png")).write_bytes(b"damaged")
+    shutil.copy(_DIGIT, tmp_path)
+    manifest = tmp_path / "files.parquet"
+    write_manifest(manifest, [str(_DIGIT), "examples/digit-3.png", "gone.png", str(_DIGIT)])
+    result = classify(tmp_path, manifest, _DIGIT, "--out", tmp_path / "out", "--top-k", "3")
+    assert result.returncode == 1, result.stderr
+    assert "5 images in" in result.stderr
+    assert "2 failed" in result.stderr
+    rows = {row["path"]: row for row in read_rows(tmp_path / "out")}
+    assert list(rows) == [
+        str(tmp_path / r"bad-\xff.png"),
+        str(tmp_path / "digit-7.png"),
+        str(_DIGIT),
+        "examples/digit-3.png",
+        "gone.png",
+    ]
+    for name in (str(_DIGIT), "examples/digit-3.png"):
+        upload = (ROOT / name).read_bytes()
+        row = rows[name]
+        assert list(zip(row["labels"], map(pytest.approx, row["scores"]), strict=True)) == digits_server.top(upload, 3)
+        assert row["sha256"] == hashlib.sha256(upload).hexdigest()
+        assert row["error"] is row["code"] is None
+    bad, gone = rows[str(tmp_path / r"bad-\xff.png")], rows["gone.png"]
+    assert (bad["code"], bad["labels"]) == ("unsupported_image", None)
+    assert bad["sha256"] == hashlib.sha256(b"damaged").hexdigest()
+    assert (gone["code"], gone["sha256"]) == ("unreadable_input", None)
+    assert "No such file" in gone["error"]
+
+
+@needs_ray
+def test_a_killed_run_is_resumed(tmp_path: Path) -> None:
+    """After SIGKILL each file gets exactly one row, and the files of finished parts are not read again."""
+    names = _copies(tmp_path / "images", 100)
+    blocked = tmp_path / "blocked.png"
+    os.mkfifo(blocked)  # reading it blocks: the run can't end before it is killed
+    out = tmp_path / "out"
+    arguments = (tmp_path / "images", blocked, "--out", out, "--part-size", "10")
+    process = subprocess.Popen(classify_command(*arguments), cwd=ROOT, env=variables(), stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: len(list(out.glob("part-*.parquet"))) >= 5, timeout_s=120)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+    finished = [row["path"] for row in read_rows(out)]
+    assert 50 <= len(finished) < 101
+    for name in finished:
+        Path(name).unlink()
+    blocked.unlink()
+    shutil.copy(_DIGIT, blocked)
+
+    refused = classify(*arguments)
+    assert refused.returncode == 2
+    assert "add --resume" in refused.stderr
+    refused = classify(*arguments, "--resume", "--top-k", "1")
+    assert refused.returncode == 2
+    assert "was started with top_k None, not 1" in refused.stderr
+
+    resumed = classify(*arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"{len(finished)} of 101 images were finished before." in resumed.stderr
+    rows = read_rows(out)
+    assert sorted(row["path"] for row in rows) == sorted([*names, str(blocked)])
+    assert {row["labels"][0] for row in rows} == {"7"}
+
+
+@needs_ray
+def test_an_object_store(tmp_path: Path) -> None:
+    """Two shards read from one and write to it; each file has one row, also after a second run."""
+    with object_store("bucket") as store:
+        for number in range(6):
+            url = f"{store['AWS_ENDPOINT_URL']}/bucket/images/{number % 2}/{number}.png"
+            httpx.put(url, content=_DIGIT.read_bytes() + b"%d" % number, **PLAIN_HTTP).raise_for_status()
+        httpx.put(f"{store['AWS_ENDPOINT_URL']}/bucket/images/notes.txt", content=b"x", **PLAIN_HTTP)
+        for shard in ("1/2", "2/2", "2/2"):
+            where = ("s3://bucket/images", "--out", "s3://bucket/out")
+            result = classify(*where, "--resume", "--shard", shard, "--part-size", "2", **store)
+            assert result.returncode == 0, result.stderr
+        scheme, _, address = store["AWS_ENDPOINT_URL"].partition("://")
+        rows = read_rows(f"s3://test:test@bucket/out?scheme={scheme}&endpoint_override={address}&region=us-east-1")
+    assert sorted(row["path"] for row in rows) == sorted(f"s3://bucket/images/{n % 2}/{n}.png" for n in range(6))
+    assert {row["labels"][0] for row in rows} == {"7"}
+
+
+@needs_ray
+def test_the_engines_agree(tmp_path: Path) -> None:
+    """On Ray, each file has the row that it has without Ray."""
+    _copies(tmp_path / "images", 5)
+    (tmp_path / "images" / "bad.png").write_bytes(b"damaged")
+    rows = {}
+    for engine in ("local", "ray"):
+        out = tmp_path / engine
+        result = classify(tmp_path / "images", "examples", "--engine", engine, "--out", out, "--part-size", "3")
+        assert result.returncode == 1, result.stderr
+        assert "8 images in" in result.stderr
+        rows[engine] = sorted(read_rows(out), key=lambda row: row["path"])
+    assert [row["path"] for row in rows["ray"]] == [row["path"] for row in rows["local"]]
+    for ray, local in zip(rows["ray"], rows["local"], strict=True):
+        assert ray["scores"] == pytest.approx(local["scores"], abs=1e-4)
+        assert ray | {"scores": None} == local | {"scores": None}

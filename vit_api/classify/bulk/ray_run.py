@@ -1,0 +1,170 @@
+"""Runs a plan on a Ray cluster: tasks decode parts on CPUs while a pool of actors, one a GPU, classifies them.
+
+A part is one row of a Ray dataset, so that one task decodes it and one actor classifies it and writes its results. If
+either dies, Ray runs it again, and the same file is written once more. Ray Data holds tasks back while the object store
+is full of decoded parts.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import pickle
+import warnings
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+from ray import data as ray_data
+from ray.util.annotations import RayDeprecationWarning
+
+from vit_api.classify.bulk.parts import PartDone, RunFailed
+from vit_api.classify.bulk.plan import Plan
+from vit_api.classify.bulk.results import write_part
+from vit_api.classify.bulk.storage import read_file
+from vit_api.classify.decoder import Decoded, FileDecoder, build_lit_api
+from vit_api.classify.local import Shown, load_local
+from vit_api.classify.shards import Shard
+from vit_api.client.lookahead import map_ahead
+from vit_api.client.results import Outcome
+from vit_api.settings import Settings
+from vit_api.worker.outcomes import BrokenDevice
+
+_READERS = 8
+"""Threads that read files for one decoding task: an object store takes longer to answer than a decoder to decode."""
+_ATTEMPTS = 3
+"""How often a part is run whose worker dies, before it is left to the next run."""
+_MAX_LEFT_OUT = 100
+"""Parts that are left to the next run; past that, something else is wrong, and this run ends."""
+_LITTLE_CPU = 0.01
+"""Without GPUs, decoding and the model share the cores: no core may be reserved for either."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What tasks and actors need to know of the run, on whichever node they are.
+
+    Attributes:
+        out: The folder of the results.
+        shard: The plan's shard.
+        settings: The server's settings.
+    """
+
+    out: str
+    shard: Shard
+    settings: Settings
+
+    def plan(self) -> Plan:
+        """Return the plan, which is read once a process."""
+        return _read_plan(self.out, self.shard)
+
+
+def run_parts(
+    plan: Plan, parts: list[int], settings: Settings, *, workers: int | None
+) -> Generator[PartDone, None, None]:
+    """Classify the files of parts and write their results; yield each part that is done, in any order.
+
+    A part whose process dies again and again is left out.
+
+    Args:
+        plan: The plan, which all nodes can read.
+        parts: The parts to run.
+        settings: The server's settings; those of the model, the device and the images are used.
+        workers: Number of models; None: one per GPU of the cluster, or 1.
+
+    Raises:
+        StorageError: Results can't be written.
+    """
+    if not ray.is_initialized():
+        # Not whichever cluster Ray finds on this machine, its own default.
+        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level="warning")
+    _configure()
+    gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    task = _Task(plan.out, plan.shard, settings)
+    decoded = ray_data.range(len(parts), override_num_blocks=len(parts)).map_batches(
+        _decode_part, batch_size=None, batch_format="pyarrow", fn_args=(task, ray.put(parts)), num_cpus=1
+    )
+    done = decoded.map_batches(
+        _Worker,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=(task,),
+        compute=ray_data.ActorPoolStrategy(size=workers or max(1, gpus)),
+        num_gpus=1 if gpus else None,
+        num_cpus=None if gpus else _LITTLE_CPU,
+        max_task_retries=_ATTEMPTS - 1,
+    )
+    try:
+        for row in done.iter_rows():
+            yield PartDone(**row)
+    except ray.exceptions.RayError as error:
+        raise RunFailed(f"Ray gave up: {_reason(error)}") from error
+
+
+def _configure() -> None:
+    context = ray_data.DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts images
+    # The only way to limit the attempts of an actor in Ray 2.60; 2.64 is to have another.
+    warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+    context.max_errored_blocks = _MAX_LEFT_OUT
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # its tracebacks would be the user's only view of a bad disk
+
+
+def _decode_part(batch: pa.Table, task: _Task, parts: ray.ObjectRef) -> pa.Table:
+    """Decode the files of a part, in a task on a CPU."""
+    (index,) = batch["id"].to_pylist()
+    part = ray.get(parts)[index]
+    plan = task.plan()
+    decoder = _decoder(task.settings, plan.job.frames)
+    names = plan.names_of(part)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
+        reads = [functools.partial(read_file, name, plan.job.folder) for name in names]
+        files = list(map_ahead(pool, decoder.decode, reads, 2 * _READERS))
+    return pa.table({"part": [part], "decoded": pa.array([pickle.dumps(files, protocol=5)], pa.large_binary())})
+
+
+class _Worker:
+    """An actor with the model, on one GPU or on the CPU."""
+
+    def __init__(self, task: _Task) -> None:
+        self._plan = task.plan()
+        self._classifier = load_local(task.settings, 1)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Classify the decoded files of a part and write its results."""
+        (part,) = batch["part"].to_pylist()
+        files = pickle.loads(batch["decoded"][0].as_buffer())
+        job = self._plan.job
+        outcomes = self._classify(files, Shown.of(job.top_k, job.threshold))
+        failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
+        return pa.table({"part": [part], "files": [len(files)], "failed": [failed]})
+
+    def _classify(self, files: list[Decoded], shown: Shown) -> list[tuple[str | None, Outcome]]:
+        try:
+            outcomes = list(self._classifier.classify_decoded(files, shown))
+        except BrokenDevice:
+            os._exit(1)  # only a new process can use the device again: Ray starts one, and runs the part in it
+        return [(file.sha256, outcome) for file, outcome in zip(files, outcomes, strict=True)]
+
+
+@functools.cache
+def _read_plan(out: str, shard: Shard) -> Plan:
+    return Plan(out, shard)
+
+
+@functools.cache
+def _decoder(settings: Settings, frames: int) -> FileDecoder:
+    return FileDecoder(build_lit_api(settings, 1), frames)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the message of the error in the task or actor, without the traceback that Ray's own message has."""
+    cause = getattr(error, "cause", None) or error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    *_, last = str(cause).strip().splitlines() or [type(cause).__name__]
+    return last
