@@ -19,7 +19,8 @@ ARG HF_ENDPOINT
 ENV HF_HOME=/home/user/.cache/huggingface
 WORKDIR /app
 # Only the modules that download a model, so that other changes of the code don't download it again.
-COPY vit_api/__init__.py vit_api/home.py vit_api/space.py vit_api/
+COPY vit_api/__init__.py vit_api/
+COPY vit_api/environment/__init__.py vit_api/environment/home.py vit_api/environment/space.py vit_api/environment/
 COPY vit_api/checkpoints/__init__.py vit_api/checkpoints/hub.py vit_api/checkpoints/weights.py vit_api/checkpoints/
 # A commit is required, because a branch may change.
 RUN --mount=type=secret,id=hf_token,target=/run/secrets/hf_token \

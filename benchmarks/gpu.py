@@ -26,7 +26,7 @@ from benchmarks.gpu_parts import goals
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.table import table
 from benchmarks.harness import machine, results
-from vit_api.devices import CudaReport, ask_torch, reason
+from vit_api.environment.devices import CudaReport, ask_torch, reason
 
 _NO_CUDA = 2
 _GRACE_S = 40.0

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.harness import command_line, pictures, results, servers, tables, wrk
 from benchmarks.harness.checkpoints import save_vit_base
 from vit_api.checkpoints.checkpoint import load_checkpoint
-from vit_api.cores import available_cores
+from vit_api.environment.cores import available_cores
 from vit_api.lit_api import ViTAPI
 
 _FEW, _MANY = 32, 512

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.harness import command_line, pictures, plots, results, servers, tables, wrk
-from vit_api.cores import available_cores
+from vit_api.environment.cores import available_cores
 
 _WARM_UP_S = 0.7
 _COMMON = {"cache_size": 0, "worker_stall_s": 3600}

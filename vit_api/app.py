@@ -16,7 +16,7 @@ from collections.abc import Callable
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.decoding.resizing import resizer_name
-from vit_api.devices import choose_devices
+from vit_api.environment.devices import choose_devices
 from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI
 from vit_api.logs import configure_logging

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import CliSettingsSource, DotEnvSettingsSource
 
-from vit_api import platforms
+from vit_api.environment import platforms
 from vit_api.settings import DEVICE_CHOICES, ENV_PREFIX, Settings
 
 _SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}

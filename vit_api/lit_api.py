@@ -24,7 +24,7 @@ from vit_api.decoding.frames import Frame, FramePlan
 from vit_api.decoding.uploads import Pixels, Upload, decode_base64
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
-from vit_api.thresholds import SCORE_DIGITS, Thresholds
+from vit_api.labels.thresholds import SCORE_DIGITS, Thresholds
 
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel

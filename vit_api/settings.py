@@ -10,15 +10,15 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from vit_api import capacity, platforms
 from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_keys
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
-from vit_api.categories import Categories
-from vit_api.cores import available_cores
+from vit_api.environment import capacity, platforms
+from vit_api.environment.cores import available_cores
+from vit_api.labels.categories import Categories
+from vit_api.labels.thresholds import Thresholds
 from vit_api.redis_url import check_redis_url
-from vit_api.thresholds import Thresholds
 
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
-from vit_api.categories import Categories
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.batch_stats import BatchStats
@@ -18,9 +17,10 @@ from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import MAX_TOP_K, PACKED_PREDICTION_BYTES, RecordPipe, max_packed_size
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.label_map import LabelMapError
+from vit_api.labels.categories import Categories
+from vit_api.labels.label_map import LabelMapError
+from vit_api.labels.thresholds import Thresholds
 from vit_api.settings import ENV_PREFIX, Settings
-from vit_api.thresholds import Thresholds
 from vit_api.urgency import Urgency
 
 MAX_LONG_CACHE_BYTES = 2**26

@@ -12,9 +12,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vit_api import platforms
 from vit_api.command_line import main_settings, unknown_variables
-from vit_api.home import provide_home
+from vit_api.environment import platforms
+from vit_api.environment.home import provide_home
 from vit_api.logs import configure_logging
 from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.listeners import Listeners

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.samples import edit_json, encode, make_checkpoint, photo, sharpen
 from tests.support.server import RunningServer, serve
-from vit_api.categories import CATEGORIES
+from vit_api.labels.categories import CATEGORIES
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.support.server import ROOT
-from vit_api.devices import OLD_DRIVER_INDEX
+from vit_api.environment.devices import OLD_DRIVER_INDEX
 
 _TORCH = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("torch=="))
 

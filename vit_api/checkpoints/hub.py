@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vit_api import home, space
 from vit_api.checkpoints import weights
+from vit_api.environment import home, space
 
 T = TypeVar("T")
 

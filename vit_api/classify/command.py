@@ -18,7 +18,7 @@ from vit_api.classify.report import JsonLines, Report, Table
 from vit_api.classify.usage import UsageError, integer_up_to
 from vit_api.client import AsyncClient, UnreadableInput
 from vit_api.client.protocol import ALL, DEFAULT_TOP_K, MAX_FRAMES
-from vit_api.cores import available_cores
+from vit_api.environment.cores import available_cores
 
 if TYPE_CHECKING:
     from vit_api.settings import Settings

@@ -14,9 +14,9 @@ from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.client.results import ClassifyError, Rejected, ServerFailed
 from vit_api.decoding.frames import STILL, Frame
 from vit_api.errors import InternalError, ViTError
+from vit_api.labels.thresholds import Thresholds
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
-from vit_api.thresholds import Thresholds
 
 ReadUpload = Callable[[], bytes]
 """Reads one file. Raises UnreadableInput."""

@@ -21,7 +21,7 @@ from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.protocol import DEFAULT_TOP_K
 from vit_api.client.results import Classification, ClassifiedFrame, ClassifyError, Outcome, ScoredLabel
-from vit_api.devices import choose_devices
+from vit_api.environment.devices import choose_devices
 from vit_api.errors import InferenceFailed, OutOfDeviceMemory
 from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vit_api.cores import available_cores
+from vit_api.environment.cores import available_cores
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}

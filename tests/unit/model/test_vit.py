@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import BeitConfig, BeitForImageClassification, ViTConfig, ViTForImageClassification
 
 from vit_api.checkpoints.checkpoint import load_checkpoint
-from vit_api.cores import available_cores
+from vit_api.environment.cores import available_cores
 from vit_api.model import vit, vit_network
 from vit_api.model.model import VisionModel
 from vit_api.model.precision import choose_threads

@@ -16,7 +16,7 @@ from vit_api.classify.bulk.plan import Job, Plan, PlanError, check_folder, write
 from vit_api.classify.bulk.storage import StorageError
 from vit_api.classify.progress import Progress
 from vit_api.classify.usage import UsageError
-from vit_api.cores import available_cores
+from vit_api.environment.cores import available_cores
 from vit_api.settings import Settings
 from vit_api.worker.outcomes import BrokenDevice
 

@@ -11,7 +11,7 @@ from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.metrics_board import Counter, MetricsWriter
 from vit_api.ipc.records import top_of
-from vit_api.thresholds import SCORE_DIGITS, Thresholds
+from vit_api.labels.thresholds import SCORE_DIGITS, Thresholds
 from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.observers.exchange import Exchange
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Response
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.thresholds import Thresholds
+from vit_api.labels.thresholds import Thresholds
 from vit_api.web.openapi.links import DESCRIPTION_LINKS
 from vit_api.web.openapi.schemas import CacheInfo, InfoResponse, WorkerInfo
 

@@ -8,7 +8,7 @@ from tests.support.exchanges import checkpoint_of, exchange_of, miss, scores_of
 from vit_api import metrics
 from vit_api.errors import BadRequest
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.thresholds import Thresholds
+from vit_api.labels.thresholds import Thresholds
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.observers.prediction_metrics import FlaggedLabels, PredictionMetrics
 

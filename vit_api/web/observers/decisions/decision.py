@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.decoding.uploads import Pixels, Upload
 from vit_api.ipc.records import Prediction
-from vit_api.thresholds import SCORE_DIGITS, Thresholds
+from vit_api.labels.thresholds import SCORE_DIGITS, Thresholds
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 
 MAX_LABELS = 20

@@ -7,10 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_api.categories import CATEGORIES, Categories
 from vit_api.errors import ViTError
 from vit_api.ipc.records import ALL_CLASSES, MAX_TOP_K, Prediction
-from vit_api.thresholds import OTHERS, SCORE_DIGITS, Thresholds
+from vit_api.labels.categories import CATEGORIES, Categories
+from vit_api.labels.thresholds import OTHERS, SCORE_DIGITS, Thresholds
 from vit_api.web.openapi.descriptions import URGENCY
 from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images
 from vit_api.web.protocols.results import UploadClassifier, classify_several

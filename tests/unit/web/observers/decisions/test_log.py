@@ -15,7 +15,7 @@ from tests.support.server import wait_until
 from vit_api import metrics
 from vit_api.errors import BadRequest
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.thresholds import Thresholds
+from vit_api.labels.thresholds import Thresholds
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source, Tier
 from vit_api.web.observers.decisions import log as decision_log
 from vit_api.web.observers.decisions.decision import Answered, DecisionContext, DecisionRenderer

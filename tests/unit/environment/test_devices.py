@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support import fake_torch
-from vit_api import devices
-from vit_api.devices import CudaReport, choose_devices, reason
+from vit_api.environment import devices
+from vit_api.environment.devices import CudaReport, choose_devices, reason
 
 Install = Callable[..., None]
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.harness.servers import free_port
 from tests.support.server import ROOT, environment
-from vit_api.thresholds import Thresholds, ThresholdsError
+from vit_api.labels.thresholds import Thresholds, ThresholdsError
 
 LABELS = ("nsfw", "violence", "safe")
 TEXT = '{"nsfw": 0.85, "*": 0.5}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vit_api import cgroup
+from vit_api.environment import cgroup
 
 MODEL_MB = 1024.0
 """What is left for the main process and the worker, whose figures docs/operations.md has."""

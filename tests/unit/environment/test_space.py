@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from vit_api import space
 from vit_api.checkpoints import hub
 from vit_api.command_line import load_settings
-from vit_api.cores import available_cores
+from vit_api.environment import space
+from vit_api.environment.cores import available_cores
 from vit_api.settings import Settings
 
 
@@ -53,8 +53,8 @@ def test_a_server_in_a_space_listens_on_all_interfaces() -> None:
 def test_the_cores_of_the_spaces_hardware_are_used(monkeypatch: pytest.MonkeyPatch, cores: str, expected: int) -> None:
     """A container sees the 64 cores of its host, while the Space's hardware has fewer."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr("vit_api.cgroup.cpu_limit", lambda: None)
-    monkeypatch.setattr("vit_api.capacity.memory_mb", lambda: None)
+    monkeypatch.setattr("vit_api.environment.cgroup.cpu_limit", lambda: None)
+    monkeypatch.setattr("vit_api.environment.capacity.memory_mb", lambda: None)
     monkeypatch.setenv("CPU_CORES", cores)
     assert available_cores() == load_settings([]).api_servers == expected
 

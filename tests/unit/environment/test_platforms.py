@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_api import platforms
+from vit_api.environment import platforms
 from vit_api.settings import Settings
 
 PREFIX = "VIT_API_"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vit_api import capacity, cgroup
 from vit_api.command_line import load_settings
+from vit_api.environment import capacity, cgroup
 
 V2 = {"cgroup.controllers": "cpu memory"}
 GIB = 2**30

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vit_api.home import provide_home, replaced_hub_caches
+from vit_api.environment.home import provide_home, replaced_hub_caches
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vit_api import cgroup, space
+from vit_api.environment import cgroup, space
 
 
 def available_cores() -> int:

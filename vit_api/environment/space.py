@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vit_api.home import is_writable
+from vit_api.environment.home import is_writable
 
 _CACHES = {"HF_HOME": "", "HF_HUB_CACHE": "hub"}
 """Variables for the directories of the hub's files, with each one's subdirectory of the default directory."""

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vit_api import space
+from vit_api.environment import space
 
 logger = logging.getLogger(__name__)
 
