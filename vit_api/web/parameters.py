@@ -29,7 +29,7 @@ _SYNONYMS = dict.fromkeys(("k", "n", "limit", "count", "maxresults", "numlabels"
 ALL = "all"
 """For `top_k`: every class."""
 
-_DECIMAL = re.compile(r"\d{1,4}(\.\d{0,20})?|\.\d{1,20}", re.ASCII)
+_DECIMAL = re.compile(r"(\d{1,4}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
 _MAX_FIELDS = 100
 _MAX_SHOWN = 64
 

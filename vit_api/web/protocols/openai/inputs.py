@@ -26,6 +26,9 @@ _DATA_URL_SCHEMA = {"type": "string", "format": "data-url", "description": "A `d
 
 OPENAI_FAILURES: dict[int | str, dict[str, Any]] = {
     status: {**described, "model": OpenAIErrorResponse} for status, described in FAILURES.items()
+} | {
+    401: {"model": OpenAIErrorResponse, "description": "The key is missing or invalid, if one is required"},
+    429: {"model": OpenAIErrorResponse, "description": "The rate limit is exceeded; `Retry-After` says when to retry"},
 }
 """The failures of all routes that classify, in OpenAI's form."""
 
