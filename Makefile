@@ -44,8 +44,7 @@ wheel: .venv/dev.stamp
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # Builds and runs the container image. Needs root and Debian's packages mmdebstrap, buildah, podman and runc.
-container-# Whole files go to the next free process, in the order of tests/conftest.py: the longest first.
-test: .venv/dev.stamp
+container-test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
 
 # Installs kubectl and helm in .venv, for the tests of the manifests.

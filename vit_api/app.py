@@ -29,7 +29,7 @@ from vit_api.processes.signals import exit_on_signals, ignore_hangups
 from vit_api.processes.supervisor import StartProcess, Supervisor
 from vit_api.settings import Settings
 from vit_api.shared import SettingError, Shared
-from vit_api.startup import Started, begin
+from vit_api.startup import StartingServer, begin
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door
 from vit_api.worker.batching import BatchingPolicy
@@ -178,7 +178,7 @@ def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy
 
 
 def run(
-    started: Started, lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy
+    started: StartingServer, lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy
 ) -> None:
     """Run the rest of a server that has begun to start; exit when it has stopped."""
     settings, early = started.settings, started.early

@@ -31,8 +31,8 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Started:
-    """A server whose port is bound.
+class StartingServer:
+    """A server that starts, and whose port is bound.
 
     Attributes:
         settings: Its settings.
@@ -45,7 +45,7 @@ class Started:
     early: EarlyAnswers
 
 
-def begin() -> Started:
+def begin() -> StartingServer:
     """Read this process's settings, listen, and start to answer; exit with an error message if that is not possible."""
     service_links = platforms.drop_service_links(ENV_PREFIX)
     settings = main_settings()
@@ -63,7 +63,7 @@ def begin() -> Started:
         early.start()
     except OSError as error:
         sys.exit(f"error: Can't listen on {settings.host}:{settings.port}: {error.strerror}.")
-    return Started(settings, listeners, early)
+    return StartingServer(settings, listeners, early)
 
 
 async def _answer(answers: StartingAnswers, connection: socket.socket, phase: Phase) -> None:
