@@ -260,6 +260,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
     starts = (model, f"{model}/versions/{{version}}")
     assert set(paths) == {
         "/",
+        *("/v1/embeddings", "/v1/moderations"),
         *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats", "/v2/repository/index"),
         *(start + end for start in starts for end in ("", "/ready", "/config", "/stats", "/infer")),
         "/predict",
@@ -279,7 +280,7 @@ def test_openapi_describes_every_path(digits_server: RunningServer) -> None:
         predict["responses"]["200"]["headers"]
     )
     parameters = {p["name"]: p["schema"].get("maximum") for p in predict["parameters"]}
-    assert parameters == {"top_k": 20, "frames": 32, "Priority": None, "Prefer": None}
+    assert parameters == {"top_k": None, "threshold": 1, "frames": 32, "Priority": None, "Prefer": None}
 
 
 def test_docs_need_no_other_host(digits_server: RunningServer) -> None:
@@ -348,4 +349,4 @@ def test_json_with_millions_of_numbers_is_refused(digits_server: RunningServer, 
     body = {field: "eA==", "more": [1.5] * 2000}
     response = httpx.post(digits_server.url + path, json=body, timeout=30)
     assert response.status_code == 400
-    assert "more than an upload" in response.json()["error"]
+    assert "more values than an upload" in response.json()["error"]

@@ -203,16 +203,18 @@ def test_json_without_a_content_type(digits_server: RunningServer, extra: dict[s
         pytest.param({"inputs": _BASE64, "parameters": [1]}, "must be an object", id="parameters are a list"),
         pytest.param({"inputs": _BASE64, "parameters": {"topk": 1}}, "'topk'", id="misspelt parameter"),
         pytest.param(
-            {"inputs": _BASE64, "parameters": {"top_k": 0}}, "'top_k' must be a positive integer.", id="zero classes"
+            {"inputs": _BASE64, "parameters": {"top_k": 0}},
+            "'top_k' must be a positive integer or 'all'.",
+            id="zero classes",
         ),
         pytest.param(
             {"inputs": _BASE64, "parameters": {"top_k": True}},
-            "'top_k' must be a positive integer.",
+            "'top_k' must be a positive integer or 'all'.",
             id="boolean top_k",
         ),
         pytest.param(
             {"inputs": _BASE64, "parameters": {"top_k": "five"}},
-            "'top_k' must be a positive integer.",
+            "'top_k' must be a positive integer or 'all'.",
             id="top_k is a string",
         ),
         pytest.param(

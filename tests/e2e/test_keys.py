@@ -138,7 +138,16 @@ def test_the_description_says_which_paths_need_a_key(server: RunningServer, digi
     assert {"/v2", "/v2/models/{model_name}/infer"} < secured
     assert not any(path.startswith("/v2/health") for path in secured)
     others = {path for path in secured if not path.startswith("/v2")}
-    assert others == {"/", "/predict", "/predict/batch", "/info", "/metrics", "/cache/clear"}
+    assert others == {
+        "/",
+        "/predict",
+        "/predict/batch",
+        "/v1/embeddings",
+        "/v1/moderations",
+        "/info",
+        "/metrics",
+        "/cache/clear",
+    }
     assert "401" in schema["paths"]["/predict"]["post"]["responses"]
     assert _secured(digits_server.get("/openapi.json").json()) == {"/cache/clear"}
 

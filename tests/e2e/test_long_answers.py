@@ -79,7 +79,7 @@ def test_every_way_to_ask(server: RunningServer) -> None:
         assert len(client.classify(_PHOTO, top_k="all").predictions) == _CLASSES
 
 
-@pytest.mark.parametrize("value", ["0", str(_CLASSES + 1), "ALL", "-1", "2.5", ""])
+@pytest.mark.parametrize("value", ["0", str(_CLASSES + 1), "ALL", "-1", "2.5"])
 def test_refused_numbers(server: RunningServer, value: str) -> None:
     """What is neither `all` nor a possible number is refused."""
     response = server.predict(_PHOTO, f"/predict?top_k={value}")
@@ -102,7 +102,7 @@ def test_threshold(server: RunningServer, expected: dict[str, float]) -> None:
     assert found.flagged is None
 
 
-@pytest.mark.parametrize("value", ["2", "-0.1", "half", "nan", "1e3", ""])
+@pytest.mark.parametrize("value", ["2", "-0.1", "half", "nan", "1e3"])
 def test_refused_thresholds(server: RunningServer, value: str) -> None:
     """What is no number from 0 to 1 is refused."""
     response = server.predict(_PHOTO, f"/predict?threshold={value}")

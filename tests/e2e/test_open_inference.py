@@ -108,6 +108,8 @@ def test_the_models_metadata(client: triton.InferenceServerClient, version: str)
         "pixels": ("UINT8", [-1, 32, 32, 3]),
         "pixel_values": ("FP32", [-1, 3, 32, 32]),
         "probabilities": ("FP32", [-1, 10]),
+        "logits": ("FP32", [-1, 10]),
+        "embedding": ("FP32", [-1, -1]),
         "indices": ("INT32", [-1, 10]),
         "labels": ("BYTES", [-1, 10]),
     }

@@ -62,6 +62,8 @@ _COMMANDS = {
     "javascript": ["node", "--input-type=module", "--eval"],
 }
 _OUTPUTS = ("text", "json")
+_RUN_ELSEWHERE = "docs/moderation.md"
+"""The page whose examples run in a test of their own."""
 _ON_RAY = "docs/ray.md"
 """The page whose examples run in the environment of `make ray`."""
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -214,4 +216,4 @@ def test_not_run_has_no_stale_entries() -> None:
     """Each entry matches an example, and most examples are run."""
     used = {key for key in _NOT_RUN for example in _ALL if example._is(*key)}
     assert used == set(_NOT_RUN)
-    assert len(_RUN) > len(_ALL) / 2
+    assert len(_RUN) > len([example for example in _ALL if example.page != _RUN_ELSEWHERE]) / 2

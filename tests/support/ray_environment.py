@@ -33,6 +33,7 @@ import json, sys
 from pyarrow import fs, parquet
 filesystem, path = fs.FileSystem.from_uri(sys.argv[1])
 files = sorted(info.path for info in filesystem.get_file_info(fs.FileSelector(path)) if info.is_file)
+files = [file for file in files if not file.rsplit("/", 1)[-1].startswith(".")]  # as pyarrow and Spark read a folder
 print(json.dumps([row for file in files for row in parquet.read_table(file, filesystem=filesystem).to_pylist()]))
 """
 

@@ -100,7 +100,7 @@ def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
         StorageError: It can't be written.
     """
     is_local = isinstance(filesystem, fs.LocalFileSystem)
-    unfinished = f"{path}.{os.getpid()}.unfinished" if is_local else path  # object stores show a file once it is closed
+    unfinished = _hidden(path) if is_local else path  # object stores show a file once it is closed
     try:
         with filesystem.open_output_stream(unfinished) as stream:
             try:
@@ -114,6 +114,12 @@ def new_file(filesystem: fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
             os.replace(unfinished, path)  # noqa: PTH105
     except OSError as error:
         raise StorageError(f"{path!r} can't be written: {_reason(error)}.") from error
+
+
+def _hidden(path: str) -> str:
+    """Return the path of an unfinished file. Readers of a folder of Parquet files skip names that start with a dot."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.{os.getpid()}")  # noqa: PTH118
 
 
 def _sync(path: str) -> None:

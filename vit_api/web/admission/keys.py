@@ -7,6 +7,7 @@ from typing import Any
 
 from vit_api.access.api_keys import KeyRing
 from vit_api.errors import Unauthorized
+from vit_api.web.openapi.descriptions import refusal_of
 from vit_api.web.page.files import PAGE_FOLDER, PAGE_PATH
 from vit_api.web.page.security_headers import STATIC_FOLDER
 from vit_api.web.requests import Request
@@ -93,12 +94,8 @@ class KeyCheck:
 def describe_keys(schema: dict[str, Any], keys: KeyCheck | None) -> None:
     """Add to an OpenAPI description how keys are sent, and which paths need one; see OpenAPI 3.1, section 4.8.27."""
     schema.setdefault("components", {})["securitySchemes"] = _SCHEMES
-    refusal = {
-        "description": "The key is missing or invalid",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
-    }
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             if path == OPERATOR_PATH or (keys is not None and not keys.is_open(method.upper(), path)):
                 operation["security"] = _EITHER
-                operation["responses"].setdefault("401", refusal)
+                operation["responses"].setdefault("401", refusal_of(operation, "The key is missing or invalid"))

@@ -15,6 +15,7 @@ from typing import Any
 from vit_api.access.rate_limiter import RateLimiter, Verdict
 from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
+from vit_api.web.openapi.descriptions import refusal_of
 from vit_api.web.requests import Request
 
 
@@ -63,14 +64,11 @@ class RateLimits:
 
 def describe_limits(schema: dict[str, Any]) -> None:
     """Add the 429 response of the classification paths to an OpenAPI description."""
-    refusal = {
-        "description": "The rate limit is exceeded; `Retry-After` says when to retry",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}},
-    }
+    description = "The rate limit is exceeded; `Retry-After` says when to retry"
     for operations in schema["paths"].values():
         for operation in operations.values():
             if "classification" in operation.get("tags", ()):
-                operation["responses"]["429"] = refusal
+                operation["responses"]["429"] = refusal_of(operation, description)
 
 
 def _name_of(rate: Rate) -> str:

@@ -45,3 +45,10 @@ URGENCY: tuple[dict[str, Any], ...] = (
     },
 )
 """Header fields that all paths that classify take."""
+
+
+def refusal_of(operation: dict[str, Any], description: str) -> dict[str, Any]:
+    """Describe a response of an operation that is an error, in the form of its other errors."""
+    malformed = operation["responses"].get("400", {})
+    content = malformed.get("content", {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}})
+    return {"description": description, "content": content}

@@ -365,7 +365,9 @@ async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
     gates = {Urgency.LOW: asyncio.Event(), Urgency.NORMAL: asyncio.Event()}
     infer, cancelled = bench.model.infer, []
 
-    async def by_urgency(upload: Upload, deadline: FlightDeadline, caller: Caller = ANY) -> tuple[AnswerRecord, float]:
+    async def by_urgency(
+        upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+    ) -> tuple[AnswerRecord, float]:
         try:
             await gates[caller.urgency].wait()
         except asyncio.CancelledError:
@@ -502,7 +504,7 @@ _TOP = Prediction((7, 3), (1.5, 0.5), 0.75)
 
 async def test_what_another_process_computed_is_a_hit(server: Server) -> None:
     """The model does not run, and each tier is counted."""
-    server.publish(await server.bench.classifier._key_of(b"a"), _TOP)
+    server.publish(await server.bench.classifier._key_of(b"a", 0), _TOP)
     first, second = [await server.bench.classify(b"a") for _ in range(2)]
     assert (first.source, second.source) == (Source.HIT, Source.HIT)
     assert (first.prediction, server.bench.model.uploads) == (_TOP, [])
@@ -512,7 +514,7 @@ async def test_what_another_process_computed_is_a_hit(server: Server) -> None:
 
 async def test_what_another_process_computes_is_waited_for(server: Server) -> None:
     """All callers here are coalesced, and get the other process's prediction."""
-    key = await server.bench.classifier._key_of(b"a")
+    key = await server.bench.classifier._key_of(b"a", 0)
     assert server.other("claim", key)
     tasks = [asyncio.ensure_future(server.bench.classify(b"a")) for _ in range(3)]
     await until(lambda: any(server.board.waiting))
@@ -528,7 +530,7 @@ async def test_what_another_process_computes_is_waited_for(server: Server) -> No
 
 async def test_what_another_process_fails_to_compute_is_computed_here(server: Server) -> None:
     """Its failure, such as an overload or a disconnect, may not apply here."""
-    key = await server.bench.classifier._key_of(b"a")
+    key = await server.bench.classifier._key_of(b"a", 0)
     assert server.other("claim", key)
     task = asyncio.ensure_future(server.bench.classify(b"a"))
     await until(lambda: any(server.board.waiting))
@@ -541,7 +543,7 @@ async def test_what_another_process_fails_to_compute_is_computed_here(server: Se
 @pytest.mark.parametrize("bypass_cache", [True, False])
 async def test_while_this_process_computes_others_wait(server: Server, upload: bytes, bypass_cache: bool) -> None:
     """They wait until it has published the result or failed."""
-    key, model = await server.bench.classifier._key_of(upload), server.bench.model
+    key, model = await server.bench.classifier._key_of(upload, 0), server.bench.model
     model.gate.clear()
     task = asyncio.ensure_future(server.bench.classify(upload, bypass_cache=bypass_cache))
     await until(lambda: len(model.uploads) == 1)
@@ -555,7 +557,7 @@ async def test_while_this_process_computes_others_wait(server: Server, upload: b
 
 async def test_bypassing_the_cache_waits_for_no_other_process(server: Server) -> None:
     """The other computation may have begun earlier; its claim is kept."""
-    key = await server.bench.classifier._key_of(b"a")
+    key = await server.bench.classifier._key_of(b"a", 0)
     assert server.other("claim", key)
     assert (await server.bench.classify(b"a", bypass_cache=True)).source is Source.MISS
     assert server.other("release", key) is None
@@ -563,7 +565,7 @@ async def test_bypassing_the_cache_waits_for_no_other_process(server: Server) ->
 
 async def test_a_client_that_gives_up_lets_another_process_compute(server: Server) -> None:
     """A cancelled computation releases its claim."""
-    key, model = await server.bench.classifier._key_of(b"a"), server.bench.model
+    key, model = await server.bench.classifier._key_of(b"a", 0), server.bench.model
     model.gate.clear()
     task = asyncio.ensure_future(server.bench.classify(b"a"))
     await until(lambda: len(model.uploads) == 1)

@@ -86,7 +86,7 @@ class EmbeddingRoutes:
 
 
 def _format_of(fields: Mapping[str, Any]) -> str:
-    encoding = fields.get("encoding_format") or _FORMATS[0]
+    encoding = fields.get("encoding_format", _FORMATS[0])
     if encoding not in _FORMATS:
         raise BadRequest(f"'encoding_format' must be one of {', '.join(_FORMATS)}.")
     return str(encoding)

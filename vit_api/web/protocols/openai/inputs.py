@@ -26,9 +26,6 @@ _DATA_URL_SCHEMA = {"type": "string", "format": "data-url", "description": "A `d
 
 OPENAI_FAILURES: dict[int | str, dict[str, Any]] = {
     status: {**described, "model": OpenAIErrorResponse} for status, described in FAILURES.items()
-} | {
-    401: {"model": OpenAIErrorResponse, "description": "The key is missing or invalid, if one is required"},
-    429: {"model": OpenAIErrorResponse, "description": "The rate limit is exceeded; `Retry-After` says when to retry"},
 }
 """The failures of all routes that classify, in OpenAI's form."""
 
@@ -80,6 +77,8 @@ def find_images(body: bytes, known: Collection[str]) -> tuple[list[bytes], dict[
     inputs = document.pop(INPUT)
     for name in document.keys() - set(known):
         refuse_slip(name, known)
+    if not isinstance(model := document.get("model", ""), str):
+        raise BadRequest(f"'model' is {kind_of(model)}, not a string.")
     several = isinstance(inputs, list)
     elements = inputs if several else [inputs]
     names = [f"{INPUT}[{number}]" if several else INPUT for number in range(len(elements))]
