@@ -78,15 +78,17 @@ def _measure(upload: bytes, repeats: int) -> tuple[float, int]:
         return statistics.median(seconds), max(_peak_bytes(pid) - before[pid] for pid in pids)
 
 
-def measure(repeats: int, share: float) -> dict[str, Any]:
+def measure(formats: Sequence[str], repeats: int, share: float) -> dict[str, Any]:
     """Return the figures of each format.
 
     Args:
+        formats: Names of formats.
         repeats: Requests with each upload.
         share: Part of the sides of the worst pictures.
     """
     found = {}
-    for name, (sides, encode) in _WORST.items():
+    for name in formats:
+        sides, encode = _WORST[name]
         width, height = (int(side * share) for side in sides)
         upload = encode((width, height))
         seconds, grown_bytes = _measure(upload, repeats)
@@ -123,8 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--share", type=float, default=1.0, help="part of the sides of the worst pictures (default: %(default)s)"
     )
+    parser.add_argument("--only", action="append", choices=tuple(_WORST), help="a format; may be repeated")
     options = command_line.parse(parser, arguments)
-    result = measure(options.repeats, options.share)
+    result = measure(options.only or tuple(_WORST), options.repeats, options.share)
     print(table({"result": result}))
     results.write(options.out, {"result": result})
 
