@@ -13,10 +13,12 @@ from typing import Any
 from benchmarks.harness import machine, results
 
 PAGES = tuple(
-    machine.ROOT / name for name in ("README.md", "docs/reliability.md", "docs/operations.md", "docs/cache.md")
+    machine.ROOT / name
+    for name in ("README.md", "benchmarks/README.md", "docs/reliability.md", "docs/operations.md", "docs/cache.md")
 )
 _QUOTE = re.compile(r"(<!-- ([a-z_]+)\.([a-z_0-9]+) -->)[^<]*(<!-- end -->)")
-_OURS, _STOCK = "this server", "stock LitServe"
+_OURS, _TRITON = "this server", "Triton"
+_PHOTO, _PNG = "jpeg-65k-224", "png-32"
 _MANY = 128
 
 Result = Mapping[str, Any]
@@ -30,16 +32,18 @@ def _compared(result: Result, cell: str) -> Mapping[str, Any]:
     return found
 
 
-def _times_stock(cell: str) -> Callable[[Result], str]:
-    return lambda result: f"{_compared(result, cell)['ratios'][_STOCK]['rate']:.1f}"
+def _times(other: str, cell: str) -> Callable[[Result], str]:
+    """Return this server's rate as a multiple of another's."""
+    return lambda result: f"{_compared(result, cell)['ratios'][other]['rate']:.1f}"
 
 
-def _p50_below_stock(cell: str) -> Callable[[Result], str]:
-    def percent(result: Result) -> str:
-        servers = _compared(result, cell)["servers"]
-        return f"{1 - servers[_OURS]['p50_ms'] / servers[_STOCK]['p50_ms']:.0%}"
+def _cpu_us(server: str, cell: str) -> Callable[[Result], str]:
+    return lambda result: f"{_compared(result, cell)['servers'][server]['cpu_us_per_request']:,.0f}"
 
-    return percent
+
+def _limit_us(cell: str) -> Callable[[Result], str]:
+    """Return the CPU time of an image without a server: all cores do nothing else."""
+    return lambda result: f"{result['machine']['cores'] * 1e6 / _compared(result, cell)['limit_per_s']:,.0f}"
 
 
 def _raw_png(result: Result) -> Mapping[str, Any]:
@@ -67,10 +71,12 @@ def _camera_ms(grain: str) -> Callable[[Result], str]:
 
 _FIGURES: dict[str, dict[str, Callable[[Result], str]]] = {
     "compare": {
-        "png_over_stock": _times_stock("png-32"),
-        "jpeg_over_stock": _times_stock("jpeg-65k-32"),
-        "png_p50_below_stock": _p50_below_stock("png-32"),
-        "jpeg_p50_below_stock": _p50_below_stock("jpeg-65k-32"),
+        "photo_over_triton": _times(_TRITON, _PHOTO),
+        "photo_over_mosec": _times("mosec", _PHOTO),
+        "photo_over_stock": _times("stock LitServe", _PHOTO),
+        "png_cpu_us": _cpu_us(_OURS, _PNG),
+        "png_triton_cpu_us": _cpu_us(_TRITON, _PNG),
+        "png_limit_us": _limit_us(_PNG),
     },
     "cache_hit": {
         "png_per_s": lambda result: f"{_raw_png(result)['servers'][_OURS]['requests_per_s']:,}",
