@@ -212,6 +212,7 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = _STOP_S) -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def environment_with(**settings: object) -> dict[str, str]:
