@@ -18,7 +18,7 @@ from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from vit_api.decoding.resizing import resizer_name
 from vit_api.environment.devices import choose_devices
 from vit_api.ipc.worker_board import WorkerState
-from vit_api.lit_api import ViTAPI
+from vit_api.lit_api import ViTAPI, options_of
 from vit_api.logs import configure_logging
 from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
@@ -73,13 +73,7 @@ class Application:
         policy = policy_class(settings.max_batch_size, settings.max_wait_s)
         return lit_api_class(
             shared.checkpoint,
-            dtype=settings.dtype,
-            engine=settings.engine,
-            max_image_side=settings.max_image_side,
-            max_decode_bytes=settings.max_decode_bytes,
-            exact_decode=settings.exact_decode,
-            background=settings.background,
-            cpu_threads=settings.cpu_threads,
+            **options_of(settings),
             thresholds=shared.thresholds,
             all_classes=shared.needs_all_classes,
             max_batch_size=settings.max_batch_size,

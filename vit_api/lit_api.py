@@ -29,8 +29,22 @@ from vit_api.labels.thresholds import SCORE_DIGITS, Thresholds
 if TYPE_CHECKING:
     from vit_api.model.model import Launched, VisionModel
     from vit_api.model.staging import Staged
+    from vit_api.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+def options_of(settings: Settings) -> dict[str, Any]:
+    """Return the options of a `ViTAPI` that are settings of the same name."""
+    return {
+        "dtype": settings.dtype,
+        "engine": settings.engine,
+        "max_image_side": settings.max_image_side,
+        "max_decode_bytes": settings.max_decode_bytes,
+        "exact_decode": settings.exact_decode,
+        "background": settings.background,
+        "cpu_threads": settings.cpu_threads,
+    }
 
 
 class ViTAPI(ls.LitAPI):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from vit_api.client.results import ClassifyError, Rejected, ServerFailed
 from vit_api.decoding.frames import STILL, Frame
 from vit_api.errors import InternalError, ViTError
 from vit_api.labels.thresholds import Thresholds
-from vit_api.lit_api import ViTAPI
+from vit_api.lit_api import ViTAPI, options_of
 from vit_api.settings import Settings
 
 ReadUpload = Callable[[], bytes]
@@ -89,13 +89,7 @@ def build_lit_api(settings: Settings, max_batch_size: int) -> ViTAPI:
     thresholds = settings.thresholds
     return ViTAPI(
         checkpoint,
-        dtype=settings.dtype,
-        engine=settings.engine,
-        max_image_side=settings.max_image_side,
-        max_decode_bytes=settings.max_decode_bytes,
-        exact_decode=settings.exact_decode,
-        background=settings.background,
-        cpu_threads=settings.cpu_threads,
+        **options_of(settings),
         thresholds=None if thresholds is None else Thresholds.load(thresholds, checkpoint.labels),
         all_classes=True,
         max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
