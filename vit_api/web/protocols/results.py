@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Protocol
 
 from vit_api.decoding.uploads import Upload
@@ -78,6 +78,24 @@ async def classify_several(
     results = await asyncio.gather(*map(outcome_of, uploads))
     raise_if_all_failed(results)
     return results
+
+
+def results_only(
+    outcomes: Sequence[ClassifierResult | ViTError], name_of: Callable[[int], str]
+) -> Iterator[ClassifierResult]:
+    """Yield the results of a request, for protocols without partial responses.
+
+    Args:
+        outcomes: What `classify_several` returned.
+        name_of: Returns the name of an image, given its number, for the error.
+
+    Raises:
+        ViTError: The first failure, which names its image.
+    """
+    for number, outcome in enumerate(outcomes):
+        if isinstance(outcome, ViTError):
+            raise outcome.about(name_of(number))
+        yield outcome
 
 
 def raise_if_all_failed(results: Sequence[object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
 from vit_api.decoding.uploads import Upload
-from vit_api.errors import NotFound, NotReady, ViTError
+from vit_api.errors import NotFound, NotReady
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, URGENCY
@@ -21,7 +22,7 @@ from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION, Outputs
 from vit_api.web.protocols.open_inference.tensors import element
-from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, results_only, source_headers
 from vit_api.web.requests import BodyLimit, Headers, Request
 from vit_api.web.responses import Response
 from vit_api.web.routes import CLASSIFICATION, HotRoute, Operation, Route
@@ -192,12 +193,8 @@ class OpenInferenceRoutes:
         if len(uploads) == 1:
             result = await classify_one(self._classifier, request, uploads[0], parts)
             return [result], source_headers(result)
-        results: list[ClassifierResult] = []
-        for number, outcome in enumerate(await classify_several(self._classifier, request, uploads, parts)):
-            if isinstance(outcome, ViTError):
-                raise outcome.about(element(infer_request.input_name, number))
-            results.append(outcome)
-        return results, ()
+        outcomes = await classify_several(self._classifier, request, uploads, parts)
+        return list(results_only(outcomes, functools.partial(element, infer_request.input_name))), ()
 
     def _add_server(self, router: APIRouter) -> None:
         @router.get("/v2")

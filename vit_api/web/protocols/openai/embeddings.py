@@ -8,12 +8,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from vit_api.errors import BadRequest, UnsupportedOutput, ViTError
+from vit_api.errors import BadRequest, UnsupportedOutput
 from vit_api.ipc.records import EMBEDDING, Prediction
 from vit_api.web.openapi.descriptions import URGENCY
 from vit_api.web.parameters import parse_integer
-from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images
-from vit_api.web.protocols.results import NO_EMBEDDING, UploadClassifier, classify_several
+from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images, name_of
+from vit_api.web.protocols.results import NO_EMBEDDING, UploadClassifier, classify_several, results_only
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -75,10 +75,8 @@ class EmbeddingRoutes:
         request.timeline.parsed_at = time.monotonic()
         outcomes = await classify_several(self._classifier, request, uploads, EMBEDDING)
         data = []
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, ViTError):
-                raise outcome.about(f"{INPUT}[{number}]")
-            embedding = _encode(outcome.prediction, encoding, fields.get("dimensions"))
+        for number, result in enumerate(results_only(outcomes, name_of)):
+            embedding = _encode(result.prediction, encoding, fields.get("dimensions"))
             data.append({"object": "embedding", "index": number, "embedding": embedding})
         usage = {"prompt_tokens": 0, "total_tokens": 0}  # of text, of which there is none
         body = {"object": "list", "data": data, "model": self._model_name, "usage": usage}

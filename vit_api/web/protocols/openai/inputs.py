@@ -81,8 +81,13 @@ def find_images(body: bytes, known: Collection[str]) -> tuple[list[bytes], dict[
         raise BadRequest(f"'model' is {kind_of(model)}, not a string.")
     several = isinstance(inputs, list)
     elements = inputs if several else [inputs]
-    names = [f"{INPUT}[{number}]" if several else INPUT for number in range(len(elements))]
+    names = [name_of(number) if several else INPUT for number in range(len(elements))]
     return [decode_base64(_url_of(one, name), name) for one, name in zip(elements, names, strict=True)], document
+
+
+def name_of(number: int) -> str:
+    """Return what errors call an image of `input`."""
+    return f"{INPUT}[{number}]"
 
 
 def _url_of(element: Any, name: str) -> str:

@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_api.errors import ViTError
 from vit_api.ipc.records import ALL_CLASSES, MAX_TOP_K, Prediction
 from vit_api.labels.categories import CATEGORIES, Categories
 from vit_api.labels.thresholds import OTHERS, SCORE_DIGITS, Thresholds
 from vit_api.web.openapi.descriptions import URGENCY
-from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images
-from vit_api.web.protocols.results import UploadClassifier, classify_several
+from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images, name_of
+from vit_api.web.protocols.results import UploadClassifier, classify_several, results_only
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -85,11 +84,7 @@ class ModerationRoutes:
         uploads, _ = await self._uploads.find_in_list(request, find)
         request.timeline.parsed_at = time.monotonic()
         outcomes = await classify_several(self._classifier, request, uploads, self._parts)
-        results = []
-        for number, outcome in enumerate(outcomes):
-            if isinstance(outcome, ViTError):
-                raise outcome.about(f"{INPUT}[{number}]")
-            results.append(self._result(outcome.prediction))
+        results = [self._result(result.prediction) for result in results_only(outcomes, name_of)]
         body = {"id": f"modr-{request.id.decode()}", "model": self._model_name, "results": results}
         return Response(200, to_json(body), outcomes=outcomes)
 
