@@ -8,6 +8,8 @@ child processes (ptrace); containers need the capability SYS_PTRACE.
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -119,6 +121,12 @@ def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
     return wrk.post(url, upload, wrk.RAW, connections=_CONNECTIONS, seconds=seconds)
 
 
+def py_spy() -> str | None:
+    """Return the path of py-spy, beside this Python or on the PATH; None if it is not installed."""
+    beside = Path(sys.executable).parent
+    return shutil.which("py-spy", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
 def sample(
     server: servers.Server, upload: bytes, pids: Iterable[int], seconds: float, folder: Path
 ) -> dict[int, dict[int, Counter[str]]]:
@@ -143,7 +151,7 @@ def sample(
             "--format",
             "raw",
         ]
-        command = [str(Path(sys.executable).parent / "py-spy"), "record", *options, "--output", str(file)]
+        command = [py_spy() or "py-spy", "record", *options, "--output", str(file)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
         load.join()
         if result.returncode:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -141,9 +140,9 @@ def _measure_latency(part: Part, server: servers.Server, rate: float) -> None:
 
 def _find_stages(part: Part, server: servers.Server) -> None:
     """Record the CPU time by stage of an HTTP process and of the worker, if py-spy may trace them."""
-    from benchmarks.profile import sample
+    from benchmarks.profile import py_spy, sample
 
-    if not wrk.is_installed() or not (Path(sys.executable).parent / "py-spy").exists():
+    if not wrk.is_installed() or py_spy() is None:
         part.found("stages", "skipped: needs wrk and py-spy")
         return
     by_kind = {kind: pid for pid, kind in process_group.kinds(server.group).items() if kind in ("http", "worker")}
