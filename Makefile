@@ -1,11 +1,12 @@
 # `make run` serves the embedded model, `make test` runs the whole test suite. Both create .venv first.
 # On a GPU, PyPI's torch needs driver 580 or newer; TORCH_INDEX names another index for torch alone: see docs/gpu.md.
+# Without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves most of the download.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
-INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
+INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
 .PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers ray ray-test results bench-quick soak container-test clean
 
@@ -74,11 +75,12 @@ clean:
 	rm -rf .venv .venv-peers .venv-ray dist
 
 .venv/bin/python:
+	@$(PYTHON) -m vit_api.environment.system
 	$(PYTHON) -m venv .venv
 
 .venv/run.stamp: requirements.txt | .venv/bin/python
 	$(INSTALL_TORCH)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install -r requirements.txt
 	touch $@
 
 .venv/dev.stamp: requirements.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python

@@ -7,6 +7,8 @@ import importlib.metadata
 import sys
 from collections.abc import Callable
 
+from vit_api.environment.system import require_linux
+
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report a program that Ctrl-C ended."""
 _NOT_INSTALLED = 1
@@ -29,6 +31,7 @@ def serve() -> int:
 
 
 def _serve() -> int:
+    require_linux()
     # Not at the top: `classify --url` needs none of the server's packages.
     from vit_api.processes.signals import exit_on_signals
 
