@@ -78,14 +78,17 @@ clean:
 	@$(PYTHON) -m vit_api.environment.system
 	$(PYTHON) -m venv .venv
 
-.venv/run.stamp: requirements.txt | .venv/bin/python
+# The checkout itself is installed, editable, for the command .venv/bin/vit-api.
+.venv/run.stamp: requirements.txt requirements-load.txt | .venv/bin/python
 	$(INSTALL_TORCH)
-	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install -r requirements-load.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv/dev.stamp: requirements.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python
+.venv/dev.stamp: requirements.txt requirements-load.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python
 	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@ .venv/run.stamp
 
 .venv-ray/ray.stamp: requirements-ray.txt requirements-ray-dev.txt | .venv/dev.stamp

@@ -18,17 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import (
-    client,
-    client_processes,
-    command_line,
-    pictures,
-    plots,
-    results,
-    servers,
-    summary,
-    tables,
-)
+from benchmarks.harness import command_line, pictures, plots, results, servers, tables
+from vit_api.load import client, client_processes, summary
 
 _RATES = (50, 200, 400, 800, 1200)
 _WINDOW_MS = 5

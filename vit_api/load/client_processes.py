@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from ctypes import c_long
 from typing import Any
 
-from benchmarks.harness.client import Plan, Shift, work
+from vit_api.load.client import Plan, Shift, work
 
 _POLL_S = 0.1
 _counters: Any = None
