@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers ray ray-test results bench-quick soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test results bench-quick soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -71,8 +71,12 @@ results: .venv/dev.stamp
 bench-quick: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.rerun --quick $(BENCHMARKS)
 
+# Builds the documentation site in site/, and fails on a broken link or anchor. Needs no network once .venv-docs is made.
+docs: .venv-docs/docs.stamp
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean
+
 clean:
-	rm -rf .venv .venv-peers .venv-ray dist
+	rm -rf .venv .venv-peers .venv-ray .venv-docs dist site
 
 .venv/bin/python:
 	@$(PYTHON) -m vit_api.environment.system
@@ -95,4 +99,9 @@ clean:
 	$(BIN)/python -m venv .venv-ray
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth"
 	.venv-ray/bin/python -m pip install --quiet -r requirements-ray-dev.txt
+	touch $@
+
+.venv-docs/docs.stamp: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements-docs.txt
 	touch $@

@@ -52,9 +52,9 @@ def run(rates: Sequence[float], rounds: int, seconds: float) -> list[dict[str, A
     return results
 
 
-def _plan(server: servers.Server, rate: float, seconds: float, seed: int) -> client.Plan:
+def _plan(server: servers.Server, rate: float, seconds: float, seed: int) -> client.LoadPlan:
     uploads = (pictures.small_png(),)
-    return client.Plan(server.url + "/predict", uploads, rate=rate, warm_up_s=0.5, seconds=seconds, seed=seed)
+    return client.LoadPlan(server.url + "/predict", uploads, rate=rate, warm_up_s=0.5, seconds=seconds, seed=seed)
 
 
 def _result(shifts: Sequence[client.Shift], rate: float) -> dict[str, Any]:

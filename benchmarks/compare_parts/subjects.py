@@ -99,7 +99,7 @@ class Subject:
         return wrk.post(url, body, content_type, connections=connections, seconds=seconds, headers=self.headers)
 
     def _post_with_bundled(self, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-        plan = client.Plan(
+        plan = client.LoadPlan(
             self.server.url + self.path,
             (upload,),
             concurrency=connections,

@@ -115,7 +115,7 @@ def _load(part: Part, server: servers.Server, *, connections: int | None = None,
     """Load with the bundled client, in a closed loop or in an open loop at a rate."""
     from vit_api.load import client, client_processes, summary
 
-    plan = client.Plan(
+    plan = client.LoadPlan(
         url=server.url + "/predict",
         pictures=tuple(uploads.photos(16)),
         concurrency=connections,

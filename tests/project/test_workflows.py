@@ -24,10 +24,11 @@ def _read(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_only_have_read_access(path: Path) -> None:
-    """Tokens can only read, and actions are pinned by commit."""
+    """Tokens can only read, but that which publishes the documentation; actions are pinned by commit."""
     workflow = _read(path.name)
     assert workflow["permissions"] == {"contents": "read"}
-    assert not [job for job in workflow["jobs"].values() if "permissions" in job]
+    more = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert more == ({"publish": {"pages": "write", "id-token": "write"}} if path.name == "docs.yml" else {})
     used = re.findall(r"uses: (\S+)(.*)", path.read_text())
     assert used
     for action, comment in used:
@@ -61,6 +62,15 @@ def test_deployment_needs_the_secret_and_the_variable(
     (tmp_path / "output").touch()
     subprocess.run(["bash", "-e", "-c", step["run"]], env=os.environ | environment, check=True, capture_output=True)
     assert (tmp_path / "output").read_text() == ("ready=true\n" if is_ready else "")
+
+
+def test_only_main_is_published_and_nothing_of_the_repository_runs_there() -> None:
+    """A pull request builds the site; the job with the token only takes the result."""
+    jobs = _read("docs.yml")["jobs"]
+    assert jobs["publish"]["needs"] == "build"
+    for condition in ("github.event_name == 'push'", "github.ref_name == 'main'", "vars.PUBLISH_DOCS == 'true'"):
+        assert condition in jobs["publish"]["if"]
+    assert [step for step in jobs["publish"]["steps"] if "run" in step] == []
 
 
 def test_each_supported_python_is_tested() -> None:

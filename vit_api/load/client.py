@@ -26,7 +26,7 @@ _REPEATED_FROM = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """What one client process does.
 
     Attributes:
@@ -89,7 +89,7 @@ class Shift(NamedTuple):
     cpu_share: float
 
 
-def work(plan: Plan, progress: Callable[[], None] = lambda: None) -> Shift:
+def work(plan: LoadPlan, progress: Callable[[], None] = lambda: None) -> Shift:
     """Run one process's share of a load; `progress` is called after each request."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # an open loop needs one connection per waiting request
@@ -97,7 +97,7 @@ def work(plan: Plan, progress: Callable[[], None] = lambda: None) -> Shift:
 
 
 class _Client:
-    def __init__(self, plan: Plan, progress: Callable[[], None]) -> None:
+    def __init__(self, plan: LoadPlan, progress: Callable[[], None]) -> None:
         self._plan = plan
         self._progress = progress
         self._dice = random.Random(plan.seed)

@@ -67,8 +67,10 @@ def _target(url: str, headers: dict[str, str]) -> dict[str, Any]:
     return {"url": url, "model": known.get("model"), "version": known.get("version")}
 
 
-def _plan(options: argparse.Namespace, bodies: tuple[bytes, ...], load: float, headers: dict[str, str]) -> client.Plan:
-    return client.Plan(
+def _plan(
+    options: argparse.Namespace, bodies: tuple[bytes, ...], load: float, headers: dict[str, str]
+) -> client.LoadPlan:
+    return client.LoadPlan(
         url=options.url.rstrip("/") + "/predict",
         pictures=bodies,
         concurrency=None if options.rate else round(load),
@@ -84,7 +86,7 @@ def _plan(options: argparse.Namespace, bodies: tuple[bytes, ...], load: float, h
     )
 
 
-def _measure(plan: client.Plan, options: argparse.Namespace, load: float, console: Console) -> dict[str, Any]:
+def _measure(plan: client.LoadPlan, options: argparse.Namespace, load: float, console: Console) -> dict[str, Any]:
     before = scrape.read(options.url, plan.headers)
     with _progress(plan, console) as show:
         shifts = client_processes.run(plan, options.processes, show)
@@ -94,7 +96,7 @@ def _measure(plan: client.Plan, options: argparse.Namespace, load: float, consol
 
 
 @contextlib.contextmanager
-def _progress(plan: client.Plan, console: Console) -> Iterator[Callable[[int], None]]:
+def _progress(plan: client.LoadPlan, console: Console) -> Iterator[Callable[[int], None]]:
     """Show a progress bar; yield the function that updates its number of replies."""
     load = f"{plan.concurrency} connections" if plan.concurrency else f"{plan.rate:g}/s"
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[done]}"), TimeElapsedColumn())
