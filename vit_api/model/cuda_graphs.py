@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -83,8 +84,11 @@ def free_memory() -> None:
 def _forbid_waits() -> Iterator[None]:
     """Make torch raise an error when the host waits for the device."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            # torch sets the mode, and then warns once that it is a prototype.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     except RuntimeError as error:
         if _SYNC_ERROR not in str(error):

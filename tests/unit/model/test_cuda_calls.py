@@ -6,6 +6,7 @@ No GPU is involved; the tests marked `gpu` in `test_engines.py` use a real one.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,6 +65,8 @@ class SyncMode:
     def set(self, mode: int | str) -> None:
         SyncMode.now = {"error": 2}.get(mode, mode)  # type: ignore[arg-type, assignment]
         calls.append("waiting is an error" if self.now else "waiting is allowed")
+        if self.now:  # as torch does, once the mode is set
+            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
 
 
 def synchronise() -> None:
