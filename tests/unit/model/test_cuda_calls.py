@@ -126,6 +126,24 @@ def test_results_are_copied_on_the_compute_stream() -> None:
     assert result.tolist() == [1, 2]
 
 
+def test_only_recordings_use_cudnn_attention() -> None:
+    """It prepares a plan for each batch size, for which a request would have to wait."""
+    seen: list[bool] = []
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return pixels.float()
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        cuda_graphs.capture(network, torch.arange(4), (1, 4))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert set(seen) == {True}
+
+
 def test_graphs_are_captured_largest_first_into_one_pool() -> None:
     """Each is captured after warm-up runs, all on one stream, as a shared memory pool requires."""
     seen: list[int] = []
