@@ -35,6 +35,9 @@ _NOT_RUN = {
     ("docs/container.md", "docker compose"): _DOCKER,
     ("docs/gpu.md", "make run TORCH_INDEX"): "installs packages; tests/project/test_torch_index.py checks the commands",
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
+    ("docs/hugging-face.md", "pip install"): (
+        "needs a Hugging Face account; tests/deploy/test_deploy_endpoint.py tests the deployment"
+    ),
     ("docs/kubernetes.md", "docker build"): _CLUSTER,
     ("docs/kubernetes.md", "kubectl"): _CLUSTER,
     ("docs/moderation.md", ""): "needs a server of its own; tests/project/test_moderation_docs.py runs all of them",
