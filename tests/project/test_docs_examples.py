@@ -55,6 +55,7 @@ _NOT_RUN = {
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,
     ("docs/space.md", "curl"): _SPACE,
+    ("docs/space.md", "python -m deploy.space"): _SPACE,
     ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
 """The reason why an example is not run, by page and beginning of the example."""
