@@ -41,6 +41,9 @@ _NOT_RUN = {
     ): "the README's first command is the same; of another index, tests/project/test_torch_index.py checks it",
     ("docs/gpu.md", "make run TORCH_INDEX"): "installs packages; tests/project/test_torch_index.py checks the commands",
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
+    ("docs/hugging-face.md", "pip install"): (
+        "needs a Hugging Face account; tests/deploy/test_deploy_endpoint.py tests the deployment"
+    ),
     ("docs/kubernetes.md", "docker build"): _CLUSTER,
     ("docs/kubernetes.md", "kubectl"): _CLUSTER,
     ("docs/moderation.md", ""): "needs a server of its own; tests/project/test_moderation_docs.py runs all of them",
@@ -58,6 +61,7 @@ _NOT_RUN = {
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,
     ("docs/space.md", "curl"): _SPACE,
+    ("docs/space.md", "python -m deploy.space"): _SPACE,
     ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
 """The reason why an example is not run, by page and beginning of the example."""

@@ -39,3 +39,9 @@ def test_a_step_names_functions_that_exist(step: str) -> None:
     for path, name in _FUNCTION.findall(step):
         assert (ROOT / path).is_file(), path
         assert name in _functions(path), f"{path} has no {name}"
+
+
+def test_the_readme_has_the_same_steps() -> None:
+    """It is the shortest way into the code, so both pages have it."""
+    steps = _SECTION[_SECTION.index("1. ") :].strip()
+    assert steps in (ROOT / "README.md").read_text()
