@@ -132,20 +132,21 @@ class _Worker:
 
     def __init__(self, task: _Task) -> None:
         self._plan = task.plan()
-        self._classifier = load_local(task.settings, 1)
+        job = self._plan.job
+        self._shown = Shown.of(job.top_k, job.threshold)
+        self._classifier = load_local(task.settings, 1, shown=self._shown, frames=job.frames)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify the decoded files of a part and write its results."""
         (part,) = batch["part"].to_pylist()
         files = pickle.loads(batch["decoded"][0].as_buffer())
-        job = self._plan.job
-        outcomes = self._classify(files, Shown.of(job.top_k, job.threshold))
+        outcomes = self._classify(files)
         failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
         return pa.table({"part": [part], "files": [len(files)], "failed": [failed]})
 
-    def _classify(self, files: list[Decoded], shown: Shown) -> list[tuple[str | None, Outcome]]:
+    def _classify(self, files: list[Decoded]) -> list[tuple[str | None, Outcome]]:
         try:
-            outcomes = list(self._classifier.classify_decoded(files, shown))
+            outcomes = list(self._classifier.classify_decoded(files, self._shown))
         except BrokenDevice:
             os._exit(1)  # only a new process can use the device again: Ray starts one, and runs the part in it
         return [(file.sha256, outcome) for file, outcome in zip(files, outcomes, strict=True)]
