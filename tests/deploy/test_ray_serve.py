@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.harness.checkpoints import save_small_vit
 from benchmarks.harness.process_group import living
-from tests.support.ray_environment import PYTHON, needs_ray, variables
+from tests.support.ray_environment import PYTHON, needs_ray, only_all, variables
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, free_port, wait_until
 
 _DIGIT = (ROOT / "examples" / "digit-7.png").read_bytes()
@@ -27,7 +27,6 @@ _SETTINGS = {"model": "digits", "api_servers": 1, "cpu_threads": 1}
 _START_S = 180
 _DRAIN_S = 120
 _REQUEST_S = 90
-only_all = pytest.mark.skipif(os.environ.get("RAY_TESTS") != "all", reason="takes minutes: `make ray-test` runs it")
 
 
 @dataclass

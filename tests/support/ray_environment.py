@@ -21,6 +21,7 @@ from tests.support.server import PLAIN_HTTP, ROOT, free_port, wait_until
 PYTHON = ray_environment.PYTHON
 
 needs_ray = pytest.mark.skipif(not ray_environment.is_installed(), reason="needs Ray: run `make ray`")
+only_all = pytest.mark.skipif(os.environ.get("RAY_TESTS") != "all", reason="takes minutes: `make ray-test` runs it")
 
 _READ = """
 import json, sys
