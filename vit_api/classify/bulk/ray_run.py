@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import ray
 from ray import data as ray_data
 from ray.util.annotations import RayDeprecationWarning
 
+from vit_api.classify.bulk.decoded_table import from_table, to_table
 from vit_api.classify.bulk.parts import PartDone, RunFailed
 from vit_api.classify.bulk.plan import Plan
 from vit_api.classify.bulk.results import write_part
@@ -124,7 +124,7 @@ def _decode_part(batch: pa.Table, task: _Task, parts: ray.ObjectRef) -> pa.Table
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
         reads = [functools.partial(read_file, name, plan.job.folder) for name in names]
         files = list(map_ahead(pool, decoder.decode, reads, 2 * _READERS))
-    return pa.table({"part": [part], "decoded": pa.array([pickle.dumps(files, protocol=5)], pa.large_binary())})
+    return to_table(part, files)
 
 
 class _Worker:
@@ -138,8 +138,7 @@ class _Worker:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify the decoded files of a part and write its results."""
-        (part,) = batch["part"].to_pylist()
-        files = pickle.loads(batch["decoded"][0].as_buffer())
+        part, files = from_table(batch)
         outcomes = self._classify(files)
         failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
         return pa.table({"part": [part], "files": [len(files)], "failed": [failed]})
