@@ -61,14 +61,14 @@ ray: .venv-ray/ray.stamp
 
 # All tests on Ray, those that take minutes too.
 ray-test: .venv/dev.stamp .venv-ray/ray.stamp
-	RAY_TESTS=all $(BIN)/python -m pytest tests/unit/classify tests/deploy/test_ray_serve.py
+	RAY_TESTS=all $(BIN)/python -m pytest tests/unit/classify tests/deploy/test_ray_serve.py tests/benchmarks/test_ray_benchmarks.py
 
-# Reruns everything that the READMEs and docs quote, for about a hundred minutes, and writes the tables. Needs a clean tree.
-results: .venv/dev.stamp
+# Reruns everything that the READMEs and docs quote, for more than two hours, and writes the tables. Needs a clean tree.
+results: .venv/dev.stamp .venv-ray/ray.stamp
 	$(BIN)/python -m benchmarks.rerun $(BENCHMARKS)
 
 # Each benchmark in its shortest form, to see that it runs.
-bench-quick: .venv/dev.stamp
+bench-quick: .venv/dev.stamp .venv-ray/ray.stamp
 	$(BIN)/python -m benchmarks.rerun --quick $(BENCHMARKS)
 
 # Builds the documentation site in site/, and fails on a broken link or anchor. Needs no network once .venv-docs is made.

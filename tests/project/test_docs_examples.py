@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ray_environment
+from benchmarks.harness import ray_environment
 from tests.support.page_reader import install_command
 from tests.support.server import ROOT, RunningServer, environment, serve_by
 from vit_api.access.api_keys import parse_keys
