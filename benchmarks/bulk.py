@@ -25,7 +25,8 @@ from typing import Any
 from benchmarks.bulk_parts import files, runs
 from benchmarks.bulk_parts.limit import Limit
 from benchmarks.bulk_parts.runs import Rate, Run
-from benchmarks.harness import checkpoints, command_line, pictures, ray_environment, results, tables
+from benchmarks.harness import checkpoints, command_line, ray_environment, results, tables
+from vit_api.load import uploads
 
 GOAL = 0.85
 _ENGINES = ("local", "ray")
@@ -49,7 +50,7 @@ def rates(work: Path, few: int, many: int, rounds: int, models: Sequence[str]) -
 
 def make_photos(work: Path, *counts: int) -> None:
     """Make a folder for each number of photos, unless it is there."""
-    photos = list(pictures.photos(min(_DISTINCT_PHOTOS, max(counts))))
+    photos = list(uploads.photos(min(_DISTINCT_PHOTOS, max(counts))))
     for count in counts:
         if not (folder := work / f"photos-{count}").exists():
             files.link(folder, iter(photos), len(photos), count, ".jpg")

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.harness import checkpoints, command_line, pictures, ray_environment, results, servers, tables, wrk
 from benchmarks.harness.process_tree import ProcessTree
+from vit_api.load import uploads
 
 GOAL = 0.8
 _PLAIN, _PYTHON, _HAPROXY = "plain server", "Ray Serve, proxy in Python", "Ray Serve, HAProxy"
@@ -53,10 +54,10 @@ def turn(name: str, model: Path, seconds: float) -> tuple[float, float]:
     upload = wrk.marked(pictures.noisy_jpeg(_UPLOAD_BYTES))
     with _serving(name, model) as server:
         url = server.url + "/predict"
-        wrk.post(url, upload, wrk.RAW, connections=_CONNECTIONS, seconds=_WARM_UP_S).check(name)
+        wrk.post(url, upload, uploads.RAW, connections=_CONNECTIONS, seconds=_WARM_UP_S).check(name)
         with ProcessTree(server.group) as tree:
             before = tree.cpu_seconds()
-            load = wrk.post(url, upload, wrk.RAW, connections=_CONNECTIONS, seconds=seconds)
+            load = wrk.post(url, upload, uploads.RAW, connections=_CONNECTIONS, seconds=seconds)
             load.check(name)
             cpu_s = tree.cpu_seconds() - before
     return load.rate, cpu_s / load.successes * 1e6
