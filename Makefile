@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers ray ray-test results bench-quick soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers ray ray-test results bench-quick soak autoscaling container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -38,6 +38,10 @@ api-fuzz: .venv/dev.stamp
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)
+
+# Closes the loop of the autoscaler, Prometheus and HAProxy, for nine minutes. Needs Debian's packages haproxy and prometheus.
+autoscaling: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.autoscaling $(if $(OUT),--out $(OUT))
 
 # Builds the package that `pip install` takes, in dist/.
 wheel: .venv/dev.stamp

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     accuracy,
     answer_table,
+    autoscaling,
     batching,
     cache_hit,
     cache_memory,
@@ -41,6 +42,7 @@ _SECTION = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy.table,
     "answer_table": answer_table.table,
+    "autoscaling": autoscaling.table,
     "batching": batching.table,
     "cache_hit": cache_hit.table,
     "cache_memory": cache_memory.table,
@@ -55,7 +57,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "urgency": urgency.table,
     "worst_uploads": worst_uploads.table,
 }
-_PLOTS = {"batching": batching.plot, "tune": tune.plot}
+_PLOTS = {"autoscaling": autoscaling.plot, "batching": batching.plot, "tune": tune.plot}
 
 
 def render(page: str) -> str:

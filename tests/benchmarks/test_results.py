@@ -14,7 +14,7 @@ import pytest
 from benchmarks import quotes, report
 from benchmarks.harness import machine, results
 
-_NOT_YET_MEASURED: list[str] = []
+_NOT_YET_MEASURED: list[str] = ["autoscaling"]
 """Benchmarks without a result. Remove a name once it is measured."""
 
 
