@@ -39,7 +39,7 @@ api-fuzz: .venv/dev.stamp
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)
 
-# Closes the loop of the autoscaler, Prometheus and HAProxy, for nine minutes. Needs Debian's packages haproxy and prometheus.
+# Closes the loop of the autoscaler, Prometheus and HAProxy, for 16 minutes. Needs Debian's packages haproxy and prometheus.
 autoscaling: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.autoscaling $(if $(OUT),--out $(OUT))
 

@@ -4,8 +4,7 @@
 
 Real servers behind HAProxy are scraped by a real Prometheus. A controller takes queries, targets and behaviour from the
 manifest of KEDA or of the HPA, decides as Kubernetes does, and starts and stops servers as a Deployment does. An open
-loop sends a steady load; for some time, a second one sends twice as much besides. While the load is high, a rolling
-update replaces all replicas.
+loop sends a steady load, and for some time three times as much. Meanwhile a rolling update replaces all replicas.
 
 Durations that the autoscaler counts are divided by `--speed`: windows, periods, intervals and the ranges of queries.
 Starts, probes, drain delays and requests take as long as they take.
@@ -16,18 +15,17 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.autoscaling_parts.loop import READ, Loop, running
 from benchmarks.harness import client_processes, command_line, pictures, plots, results, summary, tables
-from benchmarks.harness.client import Plan, Reply
+from benchmarks.harness.client import Plan, Reply, Surge
 
 TIMES = 3
 
@@ -56,70 +54,48 @@ def measure(kind: str, speed: float, batch_s: float, course: Course) -> dict[str
     with (
         tempfile.TemporaryDirectory() as folder,
         running(kind, speed, batch_s, Path(folder)) as loop,
-        ThreadPoolExecutor(2) as threads,
+        ThreadPoolExecutor(1) as client,
     ):
-        steady = _start_load(threads, loop, course.rate, course.end_s)
-        loop.run_until(lambda: _now(loop) >= course.rise_s)
-        surge = _start_load(threads, loop, (TIMES - 1) * course.rate, course.fall_s - course.rise_s)
-        loop.run_until(lambda: _now(loop) >= course.roll_out_s)
+        load = _begin(loop, client, course)
+        loop.run_until(lambda: loop.now_s() >= course.roll_out_s)
         loop.deployment.roll_out()
-        loop.run_until(lambda: loop.deployment.is_rolled_out() or steady.done())
-        rolled_out_s = round(_now(loop), 1) if loop.deployment.is_rolled_out() else None
-        loop.run_until(steady.done)
+        loop.run_until(lambda: loop.deployment.is_rolled_out() or load.done())
+        rolled_out_s = round(loop.now_s(), 1) if loop.deployment.is_rolled_out() else None
+        loop.run_until(load.done)
         repeated = loop.proxy.repeated()
-    replies, additional = steady.result(), surge.result()
-    due = [reply.intended_s for reply in additional]
-    actual = replace(course, rise_s=round(min(due), 1), fall_s=round(max(due), 1))
     return {
         "autoscaler": kind,
         "speed": speed,
         "batch_s": batch_s,
-        "course": asdict(actual) | {"rolled_out_s": rolled_out_s},
-        **_of_requests([*replies, *additional], actual),
+        "course": asdict(course) | {"rolled_out_s": rolled_out_s},
+        **_of_requests(load.result(), course),
         "sent_again_by_haproxy": repeated,
-        "replicas": _of_replicas(loop.described(), actual),
+        "replicas": _of_replicas(loop.described(), course),
         "crashes": loop.deployment.crashes,
         "failed_stops": loop.deployment.failed_stops,
         "samples": loop.described(),
     }
 
 
-def _now(loop: Loop) -> float:
-    return time.monotonic() - loop.began_at
-
-
-def _start_load(threads: Executor, loop: Loop, rate: float, seconds: float) -> Future[list[Reply]]:
-    """Start a load through HAProxy, and return when its first request is answered; the first one begins the loop."""
+def _begin(loop: Loop, client: Executor, course: Course) -> Future[list[Reply]]:
+    """Start the load through HAProxy, and begin the loop with its first reply."""
     is_loading = threading.Event()
 
-    def show(answered: int) -> None:
-        if answered:
-            is_loading.set()
-
     def load() -> list[Reply]:
+        surge = Surge(course.rise_s, course.fall_s, TIMES)
         uploads = (pictures.small_png(),)
-        plan = Plan(loop.proxy.url + "/predict", uploads, rate=rate, warm_up_s=0, seconds=seconds, seed=round(rate))
+        url = loop.proxy.url + "/predict"
+        plan = Plan(url, uploads, rate=course.rate, surge=surge, warm_up_s=0, seconds=course.end_s)
         try:
-            (shift,) = client_processes.run(plan, show=show)
+            (shift,) = client_processes.run(plan, show=lambda replies: is_loading.set() if replies else None)
         finally:
             is_loading.set()
-        began_s = _now(loop) - max(reply.done_s for reply in shift.replies)
-        return [_later(reply, began_s) for reply in shift.replies]
+        return shift.replies
 
-    future = threads.submit(load)
-    if loop.has_begun:
-        loop.run_until(is_loading.is_set)
-    else:
-        is_loading.wait()
-        loop.begin()
+    future = client.submit(load)
+    is_loading.wait()
+    loop.begin()
     return future
-
-
-def _later(reply: Reply, seconds: float) -> Reply:
-    """Return a reply with times since the start of the loop instead of its client's."""
-    return reply._replace(
-        intended_s=reply.intended_s + seconds, sent_s=reply.sent_s + seconds, done_s=reply.done_s + seconds
-    )
 
 
 def _of_requests(replies: Sequence[Reply], course: Course) -> dict[str, Any]:
@@ -128,7 +104,7 @@ def _of_requests(replies: Sequence[Reply], course: Course) -> dict[str, Any]:
     ends = [*list(starts.values())[1:], math.inf]
     latencies = {}
     for (name, start_s), end_s in zip(starts.items(), ends, strict=True):
-        found = [(r.done_s - r.intended_s) * 1000 for r in replies if start_s <= max(0, r.intended_s) < end_s]
+        found = [(r.done_s - r.intended_s) * 1000 for r in replies if start_s <= r.intended_s < end_s]
         latencies[name] = summary.percentiles(found)
     return {
         "requests": len(replies),
@@ -141,7 +117,7 @@ def _of_requests(replies: Sequence[Reply], course: Course) -> dict[str, Any]:
 
 def _per_second(replies: Sequence[Reply]) -> list[int]:
     """Return the number of requests that were due in each second."""
-    due = Counter(max(0, int(reply.intended_s)) for reply in replies)
+    due = Counter(int(reply.intended_s) for reply in replies)
     return [due[second] for second in range(max(due) + 1)]
 
 
@@ -220,10 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
     parser = command_line.parser("autoscaling", __doc__)
     parser.add_argument("--kind", choices=READ, default="keda", help="the manifest (default: %(default)s)")
-    parser.add_argument("--speed", type=float, default=6, help="divides the autoscaler's durations (default: 6)")
-    parser.add_argument("--rate", type=float, default=120, help="requests/s of the steady load (default: 120)")
-    parser.add_argument("--batch-s", type=float, default=0.2, help="seconds of a batch (default: 0.2)")
-    for name, default in (("rise", 60.0), ("roll-out", 150.0), ("fall", 270.0), ("end", 470.0)):
+    parser.add_argument("--speed", type=float, default=4, help="divides the autoscaler's durations (default: 4)")
+    parser.add_argument("--rate", type=float, default=60, help="requests/s of the steady load (default: 60)")
+    parser.add_argument("--batch-s", type=float, default=0.4, help="seconds of a batch (default: 0.4)")
+    for name, default in (("rise", 100.0), ("roll-out", 300.0), ("fall", 600.0), ("end", 900.0)):
         parser.add_argument(f"--{name}-s", type=float, default=default, help=f"see Course (default: {default:g})")
     options = command_line.parse(parser, arguments)
     course = Course(options.rate, options.rise_s, options.roll_out_s, options.fall_s, options.end_s)

@@ -35,7 +35,7 @@ class _Planned(NamedTuple):
     quick: tuple[str, ...]
 
 
-_SHORT_COURSE = ("--rise-s", "8", "--roll-out-s", "22", "--fall-s", "38", "--end-s", "65")
+_SHORT_COURSE = ("--rise-s", "6", "--roll-out-s", "20", "--fall-s", "36", "--end-s", "62")
 _TURN = ("--rounds", "1", "--seconds", "1")
 PLAN = (
     _Planned("accuracy", 1, ("--max-images", "20")),
@@ -52,7 +52,7 @@ PLAN = (
     _Planned("cache_memory", 1, ("--entries", "2000")),
     _Planned("answer_table", 2, ("--rounds", "1", "--entries", "100", "--look-ups", "10")),
     _Planned("metrics_cost", 1, ("--rounds", "1", "--counts", "100")),
-    _Planned("autoscaling", 9, ("--speed", "30", "--batch-s", "0.4", "--rate", "40", *_SHORT_COURSE)),
+    _Planned("autoscaling", 16, ("--speed", "30", "--batch-s", "0.4", "--rate", "40", *_SHORT_COURSE)),
     _Planned("soak", 5.5, ("--minutes", "0.2")),
 )
 

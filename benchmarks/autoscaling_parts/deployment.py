@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -21,6 +21,7 @@ from benchmarks.harness import servers
 from benchmarks.harness.machine import ROOT
 
 _PROBE_S = 2.0
+_SHOWN = 1000  # characters
 _START_S = 120.0
 _COMMAND = (sys.executable, "-m", replica.__name__)
 
@@ -67,6 +68,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     log: Path
     is_terminating: bool = False
+    was_ready: bool = False
 
 
 class Deployment:
@@ -74,7 +76,7 @@ class Deployment:
 
     Attributes:
         replicas: The number that is asked for; `step` starts or stops what is missing or too many.
-        crashes: Processes that ended without having been stopped.
+        crashes: The ends of the logs of servers that ended without having been stopped.
         failed_stops: Exit statuses of those that did not stop cleanly.
 
     Args:
@@ -99,7 +101,7 @@ class Deployment:
         discover: Callable[[Mapping[str, int]], None],
     ) -> None:
         self.replicas = replicas
-        self.crashes = 0
+        self.crashes: list[str] = []
         self.failed_stops: list[int] = []
         self._template = template
         self._ports = ports
@@ -146,7 +148,8 @@ class Deployment:
         self._reap()
         for running in self._running:
             if not running.is_terminating:
-                running.pod = Pod(running.pod.name, running.pod.revision, self._is_ready(running.port))
+                running.pod = replace(running.pod, is_ready=self._is_ready(running.port))
+                running.was_ready |= running.pod.is_ready
         starts, stops = due(self._pods(), self.replicas, self._revision, self._template)
         for running in self._running:
             if running.pod.name in stops:
@@ -178,8 +181,7 @@ class Deployment:
         for running in self._running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 servers.stop(running.process)
-            if running.process.returncode:
-                self.failed_stops.append(running.process.returncode)
+            self._note_stop(running)
         self._running.clear()
         self._client.close()
 
@@ -193,9 +195,15 @@ class Deployment:
         for running in [each for each in self._running if each.process.poll() is not None]:
             self._running.remove(running)
             if not running.is_terminating:
-                self.crashes += 1
-            elif running.process.returncode:
-                self.failed_stops.append(running.process.returncode)
+                self.crashes.append(running.log.read_text(errors="replace")[-_SHOWN:])
+            else:
+                self._note_stop(running)
+
+    def _note_stop(self, running: _Running) -> None:
+        # Until it handles signals, SIGTERM ends a process at once. It had no requests then.
+        clean = (0,) if running.was_ready else (0, -signal.SIGTERM)
+        if running.process.returncode not in clean:
+            self.failed_stops.append(running.process.returncode)
 
     def _is_ready(self, port: int) -> bool:
         try:

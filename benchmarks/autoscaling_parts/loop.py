@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,12 +17,14 @@ from benchmarks.autoscaling_parts.deployment import Deployment
 from benchmarks.autoscaling_parts.manifests import Scaling
 from benchmarks.autoscaling_parts.prometheus import Metrics, Prometheus
 from benchmarks.autoscaling_parts.proxy import Proxy
-from benchmarks.harness import servers
 
 SYNC_S = 15.0
 """The default of kube-controller-manager's --horizontal-pod-autoscaler-sync-period, before it is sped up."""
 
 _STEP_S = 0.5
+_FIRST_PORT = 20_000
+_ASSIGNED = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""The ports that Linux assigns to outgoing connections."""
 _PATIENCE_S = 60.0
 # Each takes all that one HTTP process and one thread allow; unique images, so that each takes a place in a batch.
 _SETTINGS = {"model": "digits", "api_servers": 1, "cpu_threads": 1, "cache_size": 0, "trusted_proxies": "127.0.0.1"}
@@ -51,7 +55,6 @@ class Loop:
         deployment: The replicas.
         proxy: The HAProxy in front of them.
         samples: The states so far, since `begin`.
-        began_at: When `begin` was called, in seconds of the monotonic clock.
     """
 
     def __init__(
@@ -65,17 +68,16 @@ class Loop:
         self._scaling = scaling
         self._autoscaler: Autoscaler | None = None
         self._totals: Mapping[str, float | None] = {}
-        self.began_at = self._next_sync = 0.0
-
-    @property
-    def has_begun(self) -> bool:
-        """Return whether `begin` was called."""
-        return self._autoscaler is not None
+        self._began_at = self._next_sync = 0.0
 
     def begin(self) -> None:
         """Begin to decide; times count from now."""
-        self.began_at = self._next_sync = time.monotonic()
-        self._autoscaler = Autoscaler(self._scaling, self.began_at, self.deployment.replicas)
+        self._began_at = self._next_sync = time.monotonic()
+        self._autoscaler = Autoscaler(self._scaling, self._began_at, self.deployment.replicas)
+
+    def now_s(self) -> float:
+        """Return the seconds since `begin`."""
+        return time.monotonic() - self._began_at
 
     def run_until(self, is_over: Callable[[], bool]) -> None:
         """Decide and act until a condition is true, which is asked once a step."""
@@ -87,7 +89,7 @@ class Loop:
                 self.deployment.replicas = self._autoscaler.decide(now, self.deployment.replicas, proposals)
             self.deployment.step()
             ready = len(self.deployment.workload().ready)
-            at_s = round(time.monotonic() - self.began_at, 2)
+            at_s = round(self.now_s(), 2)
             self.samples.append(Sample(at_s, self.deployment.replicas, ready, self._totals))
             time.sleep(_STEP_S)
 
@@ -106,7 +108,7 @@ def running(kind: str, speed: float, batch_s: float, folder: Path) -> Iterator[L
     """Run a loop by the manifest of an autoscaler, `keda` or `hpa`, at a speed, with the manifest's fewest replicas."""
     scaling, template = READ[kind](speed), manifests.template()
     # As many again may be terminating.
-    ports = [servers.free_port() for _ in range(2 * (scaling.max_replicas + template.max_surge))]
+    ports = free_ports(2 * (scaling.max_replicas + template.max_surge))
     with (
         prometheus.running(folder, prometheus.SCRAPE_S / speed) as source,
         Deployment(
@@ -123,6 +125,25 @@ def running(kind: str, speed: float, batch_s: float, folder: Path) -> Iterator[L
         _wait_until(lambda: in_front.up() == scaling.min_replicas)
         _wait_until(lambda: len(source.query("inference_ready == 1") or ()) == scaling.min_replicas)
         yield Loop(scaling, replicas, source, in_front, SYNC_S / speed)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on, and that no connection gets for itself before a replica uses them.
+
+    Raises:
+        OSError: There are not that many below those that Linux assigns.
+    """
+    first_assigned = int(_ASSIGNED.read_text().split()[0])
+    candidates = list(range(_FIRST_PORT, first_assigned))
+    random.shuffle(candidates)
+    found: list[int] = []
+    for port in candidates:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"There are only {len(found)} free ports from {_FIRST_PORT} to {first_assigned - 1}; need {count}.")
 
 
 def _wait_until(is_true: Callable[[], bool]) -> None:
