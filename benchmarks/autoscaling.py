@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.autoscaling_parts.loop import READ, Loop, running
-from benchmarks.harness import client_processes, command_line, pictures, plots, results, summary, tables
+from benchmarks.harness import client_processes, command_line, machine, pictures, plots, results, summary, tables
 from benchmarks.harness.client import Plan, Reply, Surge
 
 TIMES = 3
@@ -202,9 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, default in (("rise", 100.0), ("roll-out", 300.0), ("fall", 600.0), ("end", 900.0)):
         parser.add_argument(f"--{name}-s", type=float, default=default, help=f"see Course (default: {default:g})")
     options = command_line.parse(parser, arguments)
+    described = machine.describe()
     course = Course(options.rate, options.rise_s, options.roll_out_s, options.fall_s, options.end_s)
     result = measure(options.kind, options.speed, options.batch_s, course)
-    results.write(options.out, {"result": result})
+    results.write(options.out, {"result": result}, described)
     print(table({"result": result}))
 
 
