@@ -22,7 +22,7 @@ from benchmarks.harness.machine import ROOT
 
 _PROBE_S = 2.0
 _SHOWN = 1000  # characters
-_START_S = 120.0
+_START_S, _STOP_S = 120.0, 60.0
 _COMMAND = (sys.executable, "-m", replica.__name__)
 
 
@@ -179,6 +179,9 @@ class Deployment:
             if running.process.poll() is None and not running.is_terminating:
                 running.process.send_signal(signal.SIGTERM)
         for running in self._running:
+            # Waited for first, since another SIGTERM would reach a server that has already put its handlers away.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.process.wait(_STOP_S)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 servers.stop(running.process)
             self._note_stop(running)
