@@ -111,6 +111,7 @@ def _of_requests(replies: Sequence[Reply], course: Course) -> dict[str, Any]:
         "lost": len(replies) - outcomes["ok"],
         "outcomes": dict(outcomes),
         "latency_ms": latencies,
+        "sent_late_ms": summary.percentiles([(r.sent_s - r.intended_s) * 1000 for r in replies]),
         "per_second": _per_second(replies),
     }
 

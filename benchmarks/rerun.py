@@ -35,7 +35,7 @@ class _Planned(NamedTuple):
     quick: tuple[str, ...]
 
 
-_SHORT_COURSE = ("--rise-s", "6", "--roll-out-s", "20", "--fall-s", "36", "--end-s", "62")
+_SHORT_COURSE = ("--rise-s", "4", "--roll-out-s", "14", "--fall-s", "28", "--end-s", "50")
 _TURN = ("--rounds", "1", "--seconds", "1")
 PLAN = (
     _Planned("accuracy", 1, ("--max-images", "20")),
