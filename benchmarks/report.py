@@ -31,6 +31,7 @@ from benchmarks import (
     urgency,
     worst_uploads,
 )
+from benchmarks.gpu_parts.table import summary as gpu_table
 from benchmarks.harness import machine, results
 
 README = machine.ROOT / "benchmarks" / "README.md"
@@ -57,6 +58,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "urgency": urgency.table,
     "worst_uploads": worst_uploads.table,
 }
+_GPU_TABLES = {"gpu_h200": gpu_table}
+"""Results of `benchmarks.gpu`, by card; `rerun` can't renew them."""
+
 _PLOTS = {"autoscaling": autoscaling.plot, "batching": batching.plot, "tune": tune.plot}
 
 
@@ -70,7 +74,7 @@ def _section(match: re.Match[str]) -> str:
     if not results.file_of(name).exists():
         return f"{start}Not measured yet: `python -m benchmarks.{name}`.\n{end}"
     result = results.read(name)
-    return f"{start}{TABLES[name](result)}\n\n{machine.caption(result['machine'])}\n{end}"
+    return f"{start}{(TABLES | _GPU_TABLES)[name](result)}\n\n{machine.caption(result['machine'])}\n{end}"
 
 
 def main() -> None:
