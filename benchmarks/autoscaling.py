@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.autoscaling_parts.loop import READ, Loop, running
-from benchmarks.harness import client_processes, command_line, machine, pictures, plots, results, summary, tables
-from benchmarks.harness.client import Plan, Reply, Surge
+from benchmarks.harness import command_line, machine, pictures, plots, results, tables
+from vit_api.load import client_processes, summary
+from vit_api.load.client import LoadPlan, Reply, Surge
 
 TIMES = 3
 
@@ -85,7 +86,7 @@ def _begin(loop: Loop, client: Executor, course: Course) -> Future[list[Reply]]:
         surge = Surge(course.rise_s, course.fall_s, TIMES)
         uploads = (pictures.small_png(),)
         url = loop.proxy.url + "/predict"
-        plan = Plan(url, uploads, rate=course.rate, surge=surge, warm_up_s=0, seconds=course.end_s)
+        plan = LoadPlan(url, uploads, rate=course.rate, surge=surge, warm_up_s=0, seconds=course.end_s)
         try:
             (shift,) = client_processes.run(plan, show=lambda replies: is_loading.set() if replies else None)
         finally:

@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.gpu_parts import clocks
 from benchmarks.gpu_parts.part import Part
-from benchmarks.harness import pictures, process_group, servers, wrk
+from benchmarks.harness import process_group, servers, wrk
+from vit_api.load import uploads
 
 _CONNECTIONS, _QUICK_CONNECTIONS = (64, 128, 256), (8,)
 _PEAK_S = 8.0
@@ -103,10 +104,10 @@ def _observed(
 
 def _load_with_wrk(part: Part, server: servers.Server, *, connections: int) -> dict[str, Any]:
     """Send one image repeatedly; the cache is off."""
-    upload = next(pictures.photos(1))
+    upload = next(uploads.photos(1))
     url, seconds = server.url + "/predict", max(1.0, part.lasting(_PEAK_S))
-    wrk.post(url, upload, wrk.RAW, connections=connections, seconds=max(1.0, part.lasting(_WARM_UP_S)))
-    load = wrk.post(url, upload, wrk.RAW, connections=connections, seconds=seconds)
+    wrk.post(url, upload, uploads.RAW, connections=connections, seconds=max(1.0, part.lasting(_WARM_UP_S)))
+    load = wrk.post(url, upload, uploads.RAW, connections=connections, seconds=seconds)
     load.check(f"{connections} connections")
     figures = {"requests_per_s": round(load.rate, 1), "p50_ms": load.p50_ms, "p99_ms": load.p99_ms}
     return {"client": "wrk"} | figures
@@ -114,11 +115,11 @@ def _load_with_wrk(part: Part, server: servers.Server, *, connections: int) -> d
 
 def _load(part: Part, server: servers.Server, *, connections: int | None = None, rate: float = 0.0) -> dict[str, Any]:
     """Load with the bundled client, in a closed loop or in an open loop at a rate."""
-    from benchmarks.harness import client, client_processes, summary
+    from vit_api.load import client, client_processes, summary
 
-    plan = client.Plan(
+    plan = client.LoadPlan(
         url=server.url + "/predict",
-        pictures=tuple(pictures.photos(16)),
+        pictures=tuple(uploads.photos(16)),
         concurrency=connections,
         rate=rate,
         warm_up_s=part.lasting(_WARM_UP_S),
@@ -148,7 +149,7 @@ def _find_stages(part: Part, server: servers.Server) -> None:
         part.found("stages", "skipped: needs wrk and py-spy")
         return
     by_kind = {kind: pid for pid, kind in process_group.kinds(server.group).items() if kind in ("http", "worker")}
-    upload, seconds = next(pictures.photos(1)), max(1.0, part.lasting(_STAGES_S))
+    upload, seconds = next(uploads.photos(1)), max(1.0, part.lasting(_STAGES_S))
     with tempfile.TemporaryDirectory() as folder:
         try:
             samples = sample(server, upload, by_kind.values(), seconds, Path(folder))

@@ -132,7 +132,7 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         rate_limits = RateLimits(limiter, settings.rates)
     observers: list[Observer] = [RequestMetrics(metrics_writer), _prediction_metrics(shared, metrics_writer)]
     if settings.access_log:
-        observers.append(AccessLog())
+        observers.append(AccessLog(has_user_agent=settings.access_log_user_agent))
     if core.tracing is not None:
         observers.append(core.tracing)
     if core.decisions is not None:
