@@ -59,7 +59,7 @@ def test_load(digits_server: RunningServer, tmp_path: Path, options: list[str], 
         assert result["metrics"]["inference_ms"] > 0
         assert ("hit" in result["cache"]) == ("--repeat-share" in options)
     assert plot.read_bytes().startswith(b"\x89PNG")
-    rows = list(csv.DictReader(table.open()))
+    rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [float(row["goodput_per_s"]) for row in rows] == [result["goodput_per_s"] for result in runs]
     assert [row["unit"] for row in rows] == ["connections" if "--concurrency" in options else "requests/s"] * len(rows)
 
