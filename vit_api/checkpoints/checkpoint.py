@@ -203,10 +203,10 @@ def _check_timm(path: Path, config: dict[str, Any]) -> None:
     if not (path / weights.SINGLE).is_file():
         raise CheckpointError(f"its weights are not in one file, {weights.SINGLE}")
     try:
-        names = weights.tensor_names(path / weights.SINGLE)
+        shapes = weights.tensor_shapes(path / weights.SINGLE)
     except ValueError as error:
         raise CheckpointError(f"the header of its {weights.SINGLE} can't be read ({error})") from error
-    check_runnable(config, names)
+    check_runnable(config, shapes)
 
 
 def _check_weights(path: Path) -> None:

@@ -1,35 +1,24 @@
 """Reads a checkpoint in timm's hub format: config.json with `architecture` and `pretrained_cfg`, model.safetensors.
 
-Knows the defaults of timm 1.0, but never imports timm or torch. A plain ViT is recognised by its name and the names of
-its tensors, and runs without timm; other architectures run through transformers' wrapper, which needs the package.
+Knows the defaults of timm 1.0, but never imports timm or torch. Plain ViTs, see `timm_architectures`, run without timm;
+other architectures run through transformers' wrapper, which needs the package.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vit_api.checkpoints.preprocessing import Preprocessing, Size, UnsupportedProcessor
 from vit_api.checkpoints.processor_values import read_channels, read_divisors, read_fraction
+from vit_api.checkpoints.timm_architectures import NotPlain, PlainViT, Shapes, recognise
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CROP_PCT = 0.875
 _FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-
-_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16, "gigantic": 16}
-_PLAIN = re.compile(rf"(?:vit|deit|deit3)_({'|'.join(_HEADS)})_patch\d+_\d+(?:_miil)?(?:\.\w+)?")
-_EVA = re.compile(r"eva(?:02)?_")
-_PLAIN_ARGUMENTS = frozenset({"num_classes", "in_chans", "global_pool", "img_size"})
-_BLOCK = re.compile(r"blocks\.\d+\.(.+)")
-_TENSORS = frozenset({"cls_token", "pos_embed", *(f"{name}.weight" for name in ("patch_embed.proj", "norm", "head"))})
-_BLOCK_TENSORS = frozenset(
-    f"{name}.weight" for name in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-)
-_LAYER_SCALES = frozenset({"ls1.gamma", "ls2.gamma"})
 
 _SYNSETS_BY_CLASSES = {
     1000: "imagenet_synsets.txt",
@@ -84,7 +73,7 @@ def read_timm_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
         UnsupportedProcessor: It is not a resize and a centre crop to a fixed size.
     """
     settings = _settings(config)
-    height, width = _input_size(settings.get("input_size") or [3, 224, 224])
+    height, width = read_image_size(config)
     crop_pct = read_fraction("crop_pct", settings.get("crop_pct") or _CROP_PCT)
     mode = settings.get("crop_mode") or "center"
     scaled = (math.floor(height / crop_pct), math.floor(width / crop_pct))
@@ -115,41 +104,47 @@ def _input_size(value: Any) -> Size:
     return value[1], value[2]
 
 
-def check_runnable(config: Mapping[str, Any], tensors: Iterable[str]) -> None:
-    """Refuse an architecture that can't be run here.
+def read_image_size(config: Mapping[str, Any]) -> Size:
+    """Return the input's (height, width) in pixels.
 
     Raises:
-        UnsupportedTimm: It is not a plain ViT, and timm is not installed.
+        UnsupportedProcessor: It is malformed, or the input has other channels than three.
     """
-    if plain_heads(config, tensors) is None and not all(map(importlib.util.find_spec, ("timm", "torchvision"))):
-        reason = " (EVA's attention and MLP are not a plain ViT's)" if _EVA.match(config["architecture"]) else ""
-        raise UnsupportedTimm(
-            f"its architecture {config['architecture']} needs the package timm{reason}; "
-            "install it with `pip install -r requirements-timm.txt`"
-        )
+    return _input_size(_settings(config).get("input_size") or [3, 224, 224])
 
 
-def plain_heads(config: Mapping[str, Any], tensors: Iterable[str]) -> int | None:
-    """Return the number of attention heads of a plain ViT, which runs without timm; None for any other model.
+def check_runnable(config: Mapping[str, Any], shapes: Shapes) -> None:
+    """Refuse an architecture that can't be run here.
 
     Args:
         config: The content of config.json.
-        tensors: The names of all tensors in the weights.
+        shapes: The shape of each tensor in the weights, by name.
+
+    Raises:
+        UnsupportedTimm: It is not a plain ViT, and timm is not installed, or has another number of classes than labels.
     """
-    found = _PLAIN.fullmatch(config["architecture"])
-    arguments = config.get("model_args") or {}
-    if found is None or not arguments.keys() <= _PLAIN_ARGUMENTS:
-        return None
-    if not {config.get("global_pool"), arguments.get("global_pool")} <= {"token", None}:
-        return None
-    shared: set[str] = set()
-    in_blocks: set[str] = set()
-    for name in tensors:
-        match = _BLOCK.fullmatch(name)
-        in_blocks.add(match[1]) if match else shared.add(name)
-    biases = {name[: -len("weight")] + "bias" for name in _TENSORS | _BLOCK_TENSORS if name.endswith(".weight")}
-    is_plain = shared - biases == _TENSORS and in_blocks - biases in (_BLOCK_TENSORS, _BLOCK_TENSORS | _LAYER_SCALES)
-    return _HEADS[found[1]] if is_plain else None
+    try:
+        find_plain_vit(config, shapes)
+    except NotPlain as error:
+        if all(map(importlib.util.find_spec, ("timm", "torchvision"))):
+            return
+        reason = f" ({error})" if str(error) else ""
+        raise UnsupportedTimm(
+            f"its architecture {config['architecture']} needs the package timm{reason}; "
+            "install it with `pip install -r requirements-timm.txt`"
+        ) from error
+    classes, labels = shapes["head.weight"][0], len(read_timm_labels(config))
+    if classes != labels:
+        raise UnsupportedTimm(f"its weights have {classes} classes, and its config.json {labels}")
+
+
+def find_plain_vit(config: Mapping[str, Any], shapes: Shapes) -> PlainViT:
+    """Return what the tensors of a plain ViT, which runs without timm, do not show.
+
+    Raises:
+        NotPlain: It is another model.
+    """
+    return recognise(config, shapes, read_image_size(config))
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Finds the safetensors files with a checkpoint's weights. Knows nothing of the tensors in them."""
+"""Finds the safetensors files with a checkpoint's weights. Knows of the tensors in them only names and shapes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     return tuple(shards)
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Return the names of the tensors in a safetensors file, from its header.
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor in a safetensors file, by name, from its header.
 
     Raises:
         ValueError: The header is malformed.
@@ -48,7 +48,10 @@ def tensor_names(path: Path) -> list[str]:
         header = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
     if not isinstance(header, dict):
         raise ValueError("the header is not a JSON object")
-    return [name for name in header if name != "__metadata__"]
+    try:
+        return {name: list(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    except (KeyError, TypeError) as error:
+        raise ValueError("a tensor has no shape") from error
 
 
 def is_safetensors(path: Path) -> bool:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,26 +53,45 @@ def capture(network: Network, inputs: Tensor, sizes: tuple[int, ...]) -> Mapping
     stream.wait_stream(compute)
     recordings: dict[int, Run] = {}
     try:
-        for size in sorted(sizes, reverse=True):
-            pixels = inputs[:size]
-            with torch.cuda.stream(stream):
-                for _ in range(_RUNS_BEFORE_CHECK):
-                    network(pixels)
-                with _forbid_waits():
-                    network(pixels)
-            stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # thread_local: calls of other threads are neither recorded nor forbidden.
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    packed = network(pixels)
-            except Exception:
-                _end_allocation(inputs.device, pool)
-                raise
-            recordings[size] = functools.partial(_replay, graph, packed)
+        with _cudnn_attention():
+            for size in sorted(sizes, reverse=True):
+                recordings[size] = _record(network, inputs[:size], pool, stream)
     finally:
         torch.cuda.set_stream(compute)  # a failed capture leaves its own stream set
     return recordings
+
+
+def _record(network: Network, pixels: Tensor, pool: Any, stream: torch.cuda.Stream) -> Run:
+    """Record a network for one batch size, after runs that prepare and check it."""
+    with torch.cuda.stream(stream):
+        for _ in range(_RUNS_BEFORE_CHECK):
+            network(pixels)
+        with _forbid_waits():
+            network(pixels)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # thread_local: calls of other threads are neither recorded nor forbidden.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            packed = network(pixels)
+    except Exception:
+        _end_allocation(pixels.device, pool)
+        raise
+    return functools.partial(_replay, graph, packed)
+
+
+@contextlib.contextmanager
+def _cudnn_attention() -> Iterator[None]:
+    """Let attention use cuDNN where torch prefers it: on Hopper and later, it takes less time than the flash kernel.
+
+    It prepares a plan for each batch size at its first use. A recording has one size, which is run before it.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def free_memory() -> None:
@@ -83,8 +104,11 @@ def free_memory() -> None:
 def _forbid_waits() -> Iterator[None]:
     """Make torch raise an error when the host waits for the device."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            # torch sets the mode, and then warns once that it is a prototype.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     except RuntimeError as error:
         if _SYNC_ERROR not in str(error):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vit_api.model.plain_vit import find_heads, load_plain_vit, read_config
+from vit_api.model.plain_vit import load_plain_vit, read_config, read_plain_vit
 from vit_api.model.vit_network import ImageClassifier
 from vit_api.model.vit_weights import load_vit, read_vit_config
 
@@ -26,8 +26,8 @@ _SMOOTH_SIDE = 4
 
 def read_width(path: Path) -> int:
     """Return the hidden size of the network in a checkpoint's folder, or 0 if it has several or none."""
-    heads = find_heads(path)
-    config = read_vit_config(path) if heads is None else read_config(path, heads)
+    plain = read_plain_vit(path)
+    config = read_vit_config(path) if plain is None else read_config(path, plain)
     if config is not None:
         return config.hidden_size
     from vit_api.model import transformers_network
@@ -78,9 +78,9 @@ def load_network(
 
 
 def _load(path: Path, dtype: torch.dtype, device: torch.device) -> ImageClassifier:
-    heads = find_heads(path)
-    if heads is not None:
-        return load_plain_vit(path, heads, dtype, device)
+    plain = read_plain_vit(path)
+    if plain is not None:
+        return load_plain_vit(path, plain, dtype, device)
     network = load_vit(path, dtype, device)
     if network is not None:
         return network

@@ -31,12 +31,13 @@ from vit_api.model.engines import (
     unpack,
     warmed_batch_sizes,
 )
+from vit_api.model.fusing import fuse
 from vit_api.model.host_memory import keep_freed_memory
 from vit_api.model.loading import load_network, read_width
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
 from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
-from vit_api.model.vit import FusedViT, fuse
+from vit_api.model.vit import FusedViT
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,8 @@ class VisionModel:
         prepared = sizes or (warmed if name == "eager" else batch_sizes(name, self._max_batch_size))
 
         def compiled() -> Network:
-            logits = compile_network(self._logits, len(prepared))
+            traceable = self._logits.without_kernels() if isinstance(self._logits, FusedViT) else self._logits
+            logits = compile_network(traceable, len(prepared))
             return lambda pixels: pack(logits(pixels), self._top_k)
 
         self.engine = make_engine(

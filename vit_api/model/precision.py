@@ -72,7 +72,8 @@ def disable_cudnn_attention() -> None:
     """Keep attention off cuDNN, which prepares a plan for each batch size, at its first use.
 
     On Hopper and later, builds with cuDNN 9.15 or newer prefer it to the flash kernel (check_prefer_cudnn_attention in
-    torch's sdp_utils.cpp). Preparing a plan takes a large part of a second, while images wait.
+    torch's sdp_utils.cpp). Preparing a plan takes a large part of a second, while images wait. CUDA graphs, which are
+    recorded before any image comes, use it nevertheless.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 

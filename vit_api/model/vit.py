@@ -6,26 +6,19 @@ or other architectures.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import copy
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_api.model.vit_network import ACTIVATIONS, ImageClassifier, ViTNetwork
-
-logger = logging.getLogger(__name__)
+from vit_api.model.add_norm import AddNorm
+from vit_api.model.vit_network import ACTIVATIONS, ViTNetwork
 
 _CENTRE = 128
 """Subtracted from pixels to keep sums small; the integers -128 to 127 are exact in every dtype."""
-_MAX_RELATIVE_ERROR = {torch.float32: 1e-3}
-_MAX_RELATIVE_ERROR_ELSE = 0.05
-"""Maximum relative error of the logits: the order of summation differs, and bfloat16 has 8 significant bits."""
-_CHECKED_IMAGES = 2
-_GELU_ERROR_RATIO = 1.5
-"""How much more than the form with the exact GELU the one with the fused GELU may deviate."""
 
 
 class _Linear(NamedTuple):
@@ -58,9 +51,12 @@ class _Block(NamedTuple):
 
     norm_before: _Norm
     qkv: _Linear
+    position_bias: Tensor | None
+    attention_norm: _Norm | None
     out: _Linear
     norm_after: _Norm
     fc1: _Linear
+    mlp_norm: _Norm | None
     fc2: _Linear
 
 
@@ -70,7 +66,7 @@ class FusedViT:
     It differs from a `ViTNetwork` in five ways:
     - Rescaling and normalisation are part of the patch projection, a matrix product instead of a convolution.
     - Query, key and value are one matrix product.
-    - The last layer computes only the class token, the classifier's only input.
+    - The last layer computes only the class token, if that is the classifier's only input.
     - The last norm and the classifier compute in float32. Between 8 and 16, the logits of bfloat16 are 0.06 apart,
       which moves a probability by up to 0.016.
     - There are no nested modules to call.
@@ -81,21 +77,36 @@ class FusedViT:
         shift: float32 [3, 1, 1].
         fuse_gelu: Compute the GELU as part of the matrix product before it. On CUDA, this is its tanh approximation,
             which differs by at most 5e-4 (pytorch #104061).
+        add_norm: Compute each residual sum, the bias before it and the norm after it with this kernel.
     """
 
-    def __init__(self, model: ViTNetwork, scale: Tensor, shift: Tensor, *, fuse_gelu: bool = False) -> None:
+    def __init__(
+        self,
+        model: ViTNetwork,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        fuse_gelu: bool = False,
+        add_norm: AddNorm | None = None,
+    ) -> None:
         vit = model.vit
         self._heads = model.config.num_attention_heads
         self._head_size = model.config.hidden_size // self._heads
         self._attention_scale = self._head_size**-0.5
         self._activation = ACTIVATIONS[model.config.hidden_act]
         self._fuse_gelu = fuse_gelu
+        self._add_norm = add_norm
+        self._is_gated = model.config.has_gated_mlp
+        self._prefix = model.config.prefix_tokens
+        self._pools_patches, self._pools_first = model.config.pools_patches, model.config.pools_first
+        self._rotation = vit.rotation
         patches = vit.embeddings.patch_embeddings
         self._patch_height, self._patch_width = patches.projection.kernel_size
         self._patches = _normalising_projection(patches.projection, scale, shift)
         positions = vit.embeddings.position_embeddings.detach()
-        self._class_token = vit.embeddings.cls_token.detach() + positions[:, :1]
-        self._positions = positions[:, 1:].contiguous()
+        self._prefix_tokens = vit.embeddings.cls_token.detach() + positions[:, : self._prefix]
+        self._positions = positions[:, self._prefix :].contiguous()
+        self._pre_norm = _optional_norm(vit.embeddings.norm)
         self._blocks = [_block(layer) for layer in vit.layers]
         self._norm = _norm(vit.layernorm).float()
         self._classifier = _linear(model.classifier).float()
@@ -105,33 +116,70 @@ class FusedViT:
         return self.classify(self.features(pixels))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return the class token after the last norm, float32 [batch, hidden size]."""
+        """Return the normalised class token, or mean of the patches, float32 [batch, hidden size]."""
         x = self._embed(pixels)
-        for block in self._blocks[:-1]:
-            x = self._layer(block, x, x.shape[1])
-        x = self._layer(self._blocks[-1], x, 1)
-        return self._norm(x[:, 0].float())
+        normed = self._blocks[0].norm_before(x)
+        for block, following in itertools.pairwise(self._blocks):
+            x, normed = self._layer(block, x, normed, following.norm_before)
+        x = self._last_layer(self._blocks[-1], x, normed, x.shape[1] if self._pools_patches else 1)
+        if not self._pools_patches:
+            return self._norm(x[:, 0].float())
+        patches = x[:, self._prefix :].float()
+        return self._norm(patches.mean(1)) if self._pools_first else self._norm(patches).mean(1)
 
     def classify(self, features: Tensor) -> Tensor:
         """Return float32 logits [batch, classes] of features."""
         return self._classifier(features)
 
+    def without_kernels(self) -> FusedViT:
+        """Return the form that torch.compile can read; it fuses what our kernels do by itself."""
+        plain = copy.copy(self)
+        plain._add_norm = None
+        return plain
+
     def _embed(self, pixels: Tensor) -> Tensor:
-        """Project each patch of the images, and prepend the class token."""
+        """Project each patch of the images, and prepend the class token and registers."""
         batch, height, width, channels = pixels.shape
         rows, columns = height // self._patch_height, width // self._patch_width
         patches = pixels.view(batch, rows, self._patch_height, columns, self._patch_width, channels)
         patches = patches.transpose(2, 3).reshape(batch, rows * columns, -1)
         x = self._patches(patches.to(self._patches.weight.dtype) - _CENTRE) + self._positions
-        return torch.cat([self._class_token.expand(batch, -1, -1), x], dim=1)
+        x = torch.cat([self._prefix_tokens.expand(batch, -1, -1), x], dim=1)
+        return x if self._pre_norm is None else self._pre_norm(x)
 
-    def _layer(self, block: _Block, x: Tensor, tokens: int) -> Tensor:
-        """Run one layer; return its first `tokens` tokens."""
-        x = x[:, :tokens] + block.out(self._attend(block, block.norm_before(x), tokens))
-        return x + block.fc2(self._expand(block.fc1, block.norm_after(x)))
+    def _layer(self, block: _Block, x: Tensor, normed: Tensor, next_norm: _Norm) -> tuple[Tensor, Tensor]:
+        """Run one layer on the tokens and their norm; return both for the next layer. May change `x`."""
+        x, normed = self._add(x, self._attention(block, normed, x.shape[1]), block.out, block.norm_after)
+        return self._add(x, self._hidden(block, normed), block.fc2, next_norm)
+
+    def _last_layer(self, block: _Block, x: Tensor, normed: Tensor, tokens: int) -> Tensor:
+        """Run the last layer; return its first `tokens` tokens."""
+        x = x[:, :tokens] + block.out(self._attention(block, normed, tokens))
+        return x + block.fc2(self._hidden(block, block.norm_after(x)))
+
+    def _add(self, x: Tensor, inputs: Tensor, linear: _Linear, norm: _Norm) -> tuple[Tensor, Tensor]:
+        """Add a projection of the inputs to the tokens; return the sum, which may be in their place, and its norm."""
+        if self._add_norm is None or linear.bias is None:
+            x = x + linear(inputs)
+            return x, norm(x)
+        added = torch.mm(inputs.flatten(0, 1), linear.weight.t())
+        return x, self._add_norm(x, added, linear.bias, norm)
+
+    def _attention(self, block: _Block, normed: Tensor, tokens: int) -> Tensor:
+        """Return the attention of the first `tokens` tokens, as the projection after it takes it."""
+        attended = self._attend(block, normed, tokens)
+        return attended if block.attention_norm is None else block.attention_norm(attended)
+
+    def _hidden(self, block: _Block, normed: Tensor) -> Tensor:
+        """Return the activations inside a layer's MLP."""
+        hidden = self._expand(block.fc1, normed)
+        return hidden if block.mlp_norm is None else block.mlp_norm(hidden)
 
     def _expand(self, linear: _Linear, x: Tensor) -> Tensor:
         """Return the activations of a layer's first matrix product."""
+        if self._is_gated:
+            gate, hidden = linear(x).chunk(2, dim=-1)
+            return self._activation(gate) * hidden
         if not self._fuse_gelu:
             return self._activation(linear(x))
         assert linear.bias is not None
@@ -147,67 +195,16 @@ class FusedViT:
             weight, bias = block.qkv
             query = F.linear(x[:, :tokens], weight[:size], None if bias is None else bias[:size])
             key, value = F.linear(x, weight[size:], None if bias is None else bias[size:]).chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(
-            self._by_head(query), self._by_head(key), self._by_head(value), scale=self._attention_scale
-        )
+        query, key, value = self._by_head(query), self._by_head(key), self._by_head(value)
+        if self._rotation is not None:
+            query, key = self._rotation(query), self._rotation(key)
+        position_bias = None if block.position_bias is None else block.position_bias[:, :, :tokens]
+        attended = F.scaled_dot_product_attention(query, key, value, position_bias, scale=self._attention_scale)
         return attended.transpose(1, 2).reshape(batch, tokens, size)
 
     def _by_head(self, x: Tensor) -> Tensor:
         """Return [batch, heads, tokens, head size]."""
         return x.view(x.shape[0], x.shape[1], self._heads, self._head_size).transpose(1, 2)
-
-
-def fuse(
-    model: ImageClassifier, scale: Tensor, shift: Tensor, reference: Callable[[Tensor], Tensor]
-) -> FusedViT | None:
-    """Return the fused form of a model, or None if it is not available.
-
-    Args:
-        model: Any classifier.
-        scale: See `FusedViT`.
-        shift: See `FusedViT`.
-        reference: The original function, uint8 pixels to logits; both must agree on noise.
-    """
-    if not isinstance(model, ViTNetwork):
-        return None
-    fused = FusedViT(model, scale, shift)
-    height, width = model.vit.embeddings.image_size
-    noise = torch.randint(0, 256, (_CHECKED_IMAGES, height, width, 3), dtype=torch.uint8).to(scale.device)
-    expected = reference(noise).float()
-
-    def deviation_of(candidate: FusedViT) -> float:
-        found = torch.cat([candidate(noise[:1]), candidate(noise)]).float()
-        return float((found - torch.cat([expected[:1], expected])).norm() / expected.norm())
-
-    deviation = deviation_of(fused)
-    if not deviation <= _MAX_RELATIVE_ERROR.get(model.dtype, _MAX_RELATIVE_ERROR_ELSE):
-        logger.warning("The fused ViT deviates by %.2g; the unfused one is used", deviation)
-        return None
-    if _may_fuse_gelu(model):
-        with_gelu = FusedViT(model, scale, shift, fuse_gelu=True)
-        return with_gelu if _is_as_good(with_gelu, deviation_of, deviation) else fused
-    return fused
-
-
-def _is_as_good(with_gelu: FusedViT, deviation_of: Callable[[FusedViT], float], deviation: float) -> bool:
-    """Return whether the form with the fused GELU runs, and deviates about as little as the one without."""
-    try:
-        found = deviation_of(with_gelu)
-    except RuntimeError as error:
-        logger.info("GELU is not fused: %s", str(error).partition("\n")[0])
-        return False
-    if not found <= _GELU_ERROR_RATIO * deviation:
-        logger.info("GELU is not fused: the logits would deviate by %.2g instead of %.2g", found, deviation)
-        return False
-    return True
-
-
-def _may_fuse_gelu(model: ViTNetwork) -> bool:
-    """Return whether the fused GELU is worth a try.
-
-    In float32 its approximation would show, and on the CPU it saves nothing.
-    """
-    return model.device.type == "cuda" and model.dtype != torch.float32 and model.config.hidden_act == "gelu"
 
 
 def _normalising_projection(projection: torch.nn.Conv2d, scale: Tensor, shift: Tensor) -> _Linear:
@@ -234,15 +231,22 @@ def _block(layer: Any) -> _Block:
     return _Block(
         _norm(layer.layernorm_before),
         qkv,
+        None if attention.position_bias is None else attention.position_bias.detach(),
+        _optional_norm(attention.norm),
         _linear(attention.o_proj),
         _norm(layer.layernorm_after),
         _linear(mlp.fc1),
+        _optional_norm(mlp.norm),
         _linear(mlp.fc2),
     )
 
 
 def _linear(module: torch.nn.Linear) -> _Linear:
     return _Linear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+
+
+def _optional_norm(module: torch.nn.Module) -> _Norm | None:
+    return _norm(module) if isinstance(module, torch.nn.LayerNorm) else None
 
 
 def _norm(module: torch.nn.LayerNorm) -> _Norm:

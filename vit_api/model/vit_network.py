@@ -1,4 +1,4 @@
-"""A Vision Transformer classifier in plain torch: what transformers' `ViTForImageClassification` computes.
+"""A Vision Transformer classifier in plain torch: transformers' `ViTForImageClassification`, and timm's plain variants.
 
 It is the reference of the fused form in `vit`, which takes the weights from it. Its modules and parameters have the
 names of transformers 5, but importing it takes none of the seconds that the import of transformers' models takes. Must
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vit_api.model.rotary import Rotation
+from vit_api.model.vit_config import ViTConfig
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -78,40 +80,6 @@ class ImageClassifier(Protocol):
         """Classify normalised images [batch, 3, height, width]."""
 
 
-@dataclass(frozen=True)
-class ViTConfig:
-    """The shape of a network, by the keys of transformers' config.json.
-
-    Attributes:
-        hidden_size: Width of a token.
-        num_hidden_layers: Number of layers.
-        num_attention_heads: Number of heads, which divides the width.
-        intermediate_size: Width between the two matrices of a layer's MLP.
-        image_size: (height, width) of an image, in pixels.
-        patch_size: (height, width) of a patch, in pixels.
-        num_labels: Number of classes.
-        hidden_act: A key of `ACTIVATIONS`.
-        layer_norm_eps: Added to the variance in each norm.
-        qkv_bias: Whether queries, keys and values have biases.
-    """
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    image_size: tuple[int, int]
-    patch_size: tuple[int, int]
-    num_labels: int
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-    qkv_bias: bool = True
-
-    @property
-    def num_patches(self) -> int:
-        """Number of patches of an image."""
-        return (self.image_size[0] // self.patch_size[0]) * (self.image_size[1] // self.patch_size[1])
-
-
 class Logits(NamedTuple):
     """The output of a `ViTNetwork`.
 
@@ -120,6 +88,14 @@ class Logits(NamedTuple):
     """
 
     logits: Tensor
+
+
+def _norm(config: ViTConfig, size: int) -> nn.LayerNorm:
+    return nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+
+def _optional_norm(config: ViTConfig, size: int, *, exists: bool) -> nn.Module:
+    return _norm(config, size) if exists else nn.Identity()
 
 
 class _PatchEmbeddings(nn.Module):
@@ -136,16 +112,18 @@ class _Embeddings(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.image_size = config.image_size
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.cls_token = nn.Parameter(torch.empty(1, config.prefix_tokens, config.hidden_size))
         self.patch_embeddings = _PatchEmbeddings(config)
-        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_patches + 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.empty(1, config.num_tokens, config.hidden_size))
+        self.norm = _optional_norm(config, config.hidden_size, exists=config.has_pre_norm)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         if pixel_values.shape[2:] != self.image_size:
             raise ValueError(f"The images are {tuple(pixel_values.shape[2:])}, and the model takes {self.image_size}.")
         patches = self.patch_embeddings(pixel_values)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        return tokens + self.position_embeddings
+        output: Tensor = self.norm(tokens + self.position_embeddings)
+        return output
 
 
 class _Attention(nn.Module):
@@ -158,15 +136,20 @@ class _Attention(nn.Module):
         self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.norm = _optional_norm(config, width, exists=config.has_attention_norm)
         self.o_proj = nn.Linear(width, width)
+        biases = torch.empty(1, config.num_attention_heads, config.num_tokens, config.num_tokens)
+        self.position_bias = nn.Parameter(biases) if config.has_position_bias else None
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
         query, key, value = (
             projection(tokens).unflatten(2, (self.num_attention_heads, self.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
-        output: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
+        attended = F.scaled_dot_product_attention(query, key, value, self.position_bias, scale=self.scaling)
+        output: Tensor = self.o_proj(self.norm(attended.transpose(1, 2).flatten(2)))
         return output
 
 
@@ -174,11 +157,20 @@ class _Mlp(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.activation_fn = ACTIVATIONS[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.is_gated = config.has_gated_mlp
+        size = config.intermediate_size
+        self.fc1 = nn.Linear(config.hidden_size, 2 * size if self.is_gated else size)
+        self.norm = _optional_norm(config, size, exists=config.has_mlp_norm)
+        self.fc2 = nn.Linear(size, config.hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        output: Tensor = self.fc2(self.activation_fn(self.fc1(tokens)))
+        hidden = self.fc1(tokens)
+        if self.is_gated:
+            gate, hidden = hidden.chunk(2, dim=-1)
+            hidden = self.activation_fn(gate) * hidden
+        else:
+            hidden = self.activation_fn(hidden)
+        output: Tensor = self.fc2(self.norm(hidden))
         return output
 
 
@@ -186,33 +178,55 @@ class _Layer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.attention = _Attention(config)
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_before = _norm(config, config.hidden_size)
+        self.layernorm_after = _norm(config, config.hidden_size)
         self.mlp = _Mlp(config)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.attention(self.layernorm_before(tokens))
+    def forward(self, tokens: Tensor, rotation: Rotation | None) -> Tensor:
+        tokens = tokens + self.attention(self.layernorm_before(tokens), rotation)
         output: Tensor = tokens + self.mlp(self.layernorm_after(tokens))
         return output
+
+
+class _Rotation(nn.Module):
+    """The tables of a `Rotation`, among the weights so that they share the weights' device and dtype."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        shape = config.num_tokens, config.hidden_size // config.num_attention_heads
+        self.cosine = nn.Parameter(torch.empty(shape))
+        self.sine = nn.Parameter(torch.empty(shape))
 
 
 class _ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.embeddings = _Embeddings(config)
+        self.rotary = _Rotation(config) if config.has_rotary else None
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = _norm(config, config.hidden_size)
+        self._config = config
+
+    @property
+    def rotation(self) -> Rotation | None:
+        return None if self.rotary is None else Rotation(self.rotary.cosine.detach(), self.rotary.sine.detach())
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        tokens = self.embeddings(pixel_values)
+        tokens, rotation = self.embeddings(pixel_values), self.rotation
         for layer in self.layers:
-            tokens = layer(tokens)
-        output: Tensor = self.layernorm(tokens)
+            tokens = layer(tokens, rotation)
+        output: Tensor
+        if not self._config.pools_patches:
+            output = self.layernorm(tokens[:, 0])
+        elif self._config.pools_first:
+            output = self.layernorm(tokens[:, self._config.prefix_tokens :].mean(1))
+        else:
+            output = self.layernorm(tokens[:, self._config.prefix_tokens :]).mean(1)
         return output
 
 
 class ViTNetwork(nn.Module):
-    """A ViT that classifies by its class token.
+    """A ViT that classifies by its class token, or by the mean of its patches.
 
     Args:
         config: Its shape.
@@ -255,4 +269,4 @@ class ViTNetwork(nn.Module):
         Raises:
             ValueError: The images have another size than the model's.
         """
-        return Logits(self.classifier(self.vit(pixel_values)[:, 0]))
+        return Logits(self.classifier(self.vit(pixel_values)))

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vit_api.checkpoints.weights import weight_files
-from vit_api.model.vit_network import ACTIVATIONS, ViTConfig, ViTNetwork
+from vit_api.model.vit_config import ViTConfig
+from vit_api.model.vit_network import ACTIVATIONS, ViTNetwork
 
 _TYPE = "vit"
 _DEFAULT_CLASSES = 2

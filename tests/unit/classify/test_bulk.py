@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -23,7 +24,9 @@ from tests.support.ray_environment import (
     write_manifest,
 )
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, wait_until
+from vit_api.labels.thresholds import Thresholds
 
+_FLAGS = ("flagged", "flagged_labels", "thresholds_digest")
 _DIGIT = ROOT / "examples" / "digit-7.png"
 
 
@@ -101,6 +104,25 @@ def test_the_rows(tmp_path: Path, digits_server: RunningServer) -> None:
     assert bad["sha256"] == hashlib.sha256(b"damaged").hexdigest()
     assert (gone["code"], gone["sha256"]) == ("unreadable_input", None)
     assert "No such file" in gone["error"]
+
+
+@needs_ray
+def test_flags(tmp_path: Path) -> None:
+    """With thresholds, a row has the flags that the server would return; without them, nulls."""
+    thresholds = {"7": 0.5, "*": 1.0}
+    images = [_DIGIT, ROOT / "examples" / "digit-3.png", ROOT / "README.md"]
+    for number, text in enumerate([json.dumps(thresholds), ""]):
+        variables = {"VIT_API_THRESHOLDS": text} if text else {}
+        result = classify(*images, "--out", tmp_path / str(number), "--top-k", "2", **variables)
+        assert result.returncode == 1, result.stderr
+    with_flags, without = read_rows(tmp_path / "0"), read_rows(tmp_path / "1")
+    digest = Thresholds(thresholds).digest
+    assert [[row[name] for name in _FLAGS] for row in with_flags] == [
+        [True, ["7"], digest],
+        [False, [], digest],
+        [None, None, None],
+    ]
+    assert [[row[name] for name in _FLAGS] for row in without] == [[None, None, None]] * 3
 
 
 @needs_ray

@@ -22,6 +22,7 @@ from vit_api.classify.report import JsonLines, Report, Table, printable
 from vit_api.client.results import Classification, ClassifyError, Outcome, Rejected, ScoredLabel
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc import records
+from vit_api.labels.thresholds import Thresholds
 from vit_api.worker.outcomes import NOT_FINITE
 
 EXAMPLES = [str(ROOT / "examples" / f"digit-{digit}.png") for digit in (3, 7)]
@@ -397,3 +398,16 @@ def test_json_lines_reject_nan() -> None:
     result = Classification((ScoredLabel("7", math.nan),), cached=False, processing_time_ms=1.0, model="m")
     with pytest.raises(ValueError, match="not JSON compliant"):
         JsonLines().format(Path("image.png"), result)
+
+
+def test_flags_in_process() -> None:
+    """With VIT_API_THRESHOLDS, lines have the flags of the labels and the image, and the digest; else none of them."""
+    result = _run("--model", "digits", "--json", "--top-k", "1", *EXAMPLES, VIT_API_THRESHOLDS='{"7": 0.5, "*": 1}')
+    assert result.returncode == 0, result.stderr
+    three, seven = map(json.loads, result.stdout.splitlines())
+    assert (three["flagged"], three["predictions"][0]["flagged"]) == (False, False)
+    assert (seven["flagged"], seven["predictions"][0]["flagged"]) == (True, True)
+    assert seven["thresholds_digest"] == Thresholds({"7": 0.5, "*": 1.0}).digest
+    result = _run("--model", "digits", "--json", EXAMPLES[0])
+    assert "flagged" not in result.stdout
+    assert "thresholds" not in result.stdout

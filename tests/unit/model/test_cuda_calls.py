@@ -6,6 +6,7 @@ No GPU is involved; the tests marked `gpu` in `test_engines.py` use a real one.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,6 +65,8 @@ class SyncMode:
     def set(self, mode: int | str) -> None:
         SyncMode.now = {"error": 2}.get(mode, mode)  # type: ignore[arg-type, assignment]
         calls.append("waiting is an error" if self.now else "waiting is allowed")
+        if self.now:  # as torch does, once the mode is set
+            warnings.warn("Synchronization debug mode is a prototype feature", UserWarning, stacklevel=2)
 
 
 def synchronise() -> None:
@@ -121,6 +124,24 @@ def test_results_are_copied_on_the_compute_stream() -> None:
     assert calls == ["record on compute"]
     assert isinstance(arrival, FakeEvent)
     assert result.tolist() == [1, 2]
+
+
+def test_only_recordings_use_cudnn_attention() -> None:
+    """It prepares a plan for each batch size, for which a request would have to wait."""
+    seen: list[bool] = []
+
+    def network(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return pixels.float()
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        cuda_graphs.capture(network, torch.arange(4), (1, 4))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert set(seen) == {True}
 
 
 def test_graphs_are_captured_largest_first_into_one_pool() -> None:

@@ -11,10 +11,12 @@ from transformers import BeitConfig, BeitForImageClassification, ViTConfig, ViTF
 
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.environment.cores import available_cores
-from vit_api.model import vit, vit_network
+from vit_api.model import fusing, vit_network
+from vit_api.model.add_norm import AddNorm, Norm
+from vit_api.model.fusing import fuse
 from vit_api.model.model import VisionModel
 from vit_api.model.precision import choose_threads
-from vit_api.model.vit import FusedViT, fuse
+from vit_api.model.vit import FusedViT
 from vit_api.model.vit_network import ACTIVATIONS, ViTNetwork
 
 SCALE = torch.tensor([1 / 127.5, 1 / 100, 1 / 60]).view(3, 1, 1)
@@ -150,7 +152,7 @@ def test_gelu_is_fused_only_where_it_is_as_accurate(
     monkeypatch: pytest.MonkeyPatch, operation: Any, is_used: bool, dtype: torch.dtype
 ) -> None:
     """Otherwise the fused ViT computes the GELU separately."""
-    monkeypatch.setattr(vit, "_may_fuse_gelu", lambda model: True)
+    monkeypatch.setattr(fusing, "_may_fuse_gelu", lambda model: True)
     monkeypatch.setattr(torch, "_addmm_activation", operation)
     model = network_of(model_of().to(dtype))
     fused = fuse(model, SCALE, SHIFT, lambda pixels: reference(model, pixels))
@@ -173,7 +175,59 @@ def test_when_a_fused_gelu_is_tried(
     """It is tried where it saves memory traffic and its approximation error is below the dtype's rounding."""
     model = network_of(model_of(**config).to(dtype))
     monkeypatch.setattr(type(model), "device", torch.device(device))
-    assert vit._may_fuse_gelu(model) is is_tried
+    assert fusing._may_fuse_gelu(model) is is_tried
+
+
+def _add_norm(x: torch.Tensor, added: torch.Tensor, bias: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Compute what the CUDA kernel computes."""
+    weight, shift, eps = norm
+    x += added.view_as(x) + bias
+    return F.layer_norm(x, weight.shape, weight, shift, eps)
+
+
+def _without_bias(x: torch.Tensor, added: torch.Tensor, bias: torch.Tensor, norm: Norm) -> torch.Tensor:
+    return _add_norm(x, added, 0 * bias, norm)
+
+
+def _refused(*_: Any) -> torch.Tensor:
+    raise RuntimeError("CUDA error: invalid argument")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@torch.inference_mode()
+def test_residual_sums_fused_with_the_norms_give_the_same_logits(layers: int) -> None:
+    """So does the form without them, which torch.compile gets."""
+    model = model_of(num_hidden_layers=layers)
+    pixels = noise(5)
+    fused = FusedViT(network_of(model), SCALE, SHIFT, add_norm=_add_norm)
+    for form in (fused, fused.without_kernels(), fused):
+        torch.testing.assert_close(form(pixels), reference(model, pixels), rtol=1e-3, atol=1e-3)
+    assert fused.without_kernels()._add_norm is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "is_used"),
+    [
+        pytest.param(_add_norm, True, id="as the norm"),
+        pytest.param(_without_bias, False, id="another sum"),
+        pytest.param(_refused, False, id="refused"),
+        pytest.param(None, False, id="none"),
+    ],
+)
+@torch.inference_mode()
+def test_residual_sums_are_fused_only_if_the_logits_agree(
+    monkeypatch: pytest.MonkeyPatch, kernel: AddNorm | None, is_used: bool
+) -> None:
+    """Otherwise torch's own operations compute them."""
+    monkeypatch.setattr(fusing, "_add_norm_for", lambda model: kernel)
+    model = model_of()
+    torch.nn.init.normal_(model.vit.layers[0].attention.o_proj.bias)
+    network = network_of(model)
+    fused = fuse(network, SCALE, SHIFT, lambda pixels: reference(network, pixels))
+    assert fused is not None
+    assert (fused._add_norm is kernel) is (is_used or kernel is None)
+    pixels = noise(2)
+    torch.testing.assert_close(fused(pixels), reference(network, pixels), rtol=1e-3, atol=1e-3)
 
 
 def test_another_architecture_has_no_fused_form() -> None:

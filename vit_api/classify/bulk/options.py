@@ -19,8 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--out",
         metavar="DIR",
-        help="write Parquet files there, one row a file: path, sha256, labels, scores, error, code; DIR, like the"
-        " inputs, may be in an object store (s3://...), and a Parquet file with a column `path` names inputs",
+        help="write Parquet files there, one row a file: path, sha256, labels, scores, flags, error, code; DIR, like"
+        " the inputs, may be in an object store (s3://...), and a Parquet file with a column `path` names inputs",
     )
     group.add_argument("--resume", action="store_true", help="with --out: classify only what is still missing there")
     group.add_argument(

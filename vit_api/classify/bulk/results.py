@@ -17,12 +17,16 @@ SCHEMA = pa.schema(
         "sha256": pa.string(),
         "labels": pa.list_(pa.string()),
         "scores": pa.list_(pa.float32()),
+        "flagged": pa.bool_(),
+        "flagged_labels": pa.list_(pa.string()),
+        "thresholds_digest": pa.string(),
         "error": pa.string(),
         "code": pa.string(),
     }
 )
 """One row: the file's name as it was given or found; the SHA-256 of its bytes in hexadecimal, null if it could not be
-read; its labels, most probable first, and their probabilities; or the error and its code, null otherwise."""
+read; its labels, most probable first, and their probabilities; whether any label of the model is flagged, which of the
+row's labels are, and the thresholds' digest, null without thresholds; or the error and its code, null otherwise."""
 
 
 def write_part(
@@ -40,12 +44,15 @@ def write_part(
 
 
 def _row(name: str, sha256: str | None, outcome: Outcome) -> dict[str, object]:
-    row: dict[str, object] = {"path": to_text(name), "sha256": sha256, "labels": None, "scores": None}
-    if isinstance(outcome, Classification):
-        labels = [prediction.label for prediction in outcome.predictions]
-        scores = [prediction.confidence for prediction in outcome.predictions]
-        return row | {"labels": labels, "scores": scores, "error": None, "code": None}
-    return row | {"error": to_text(outcome.message), "code": outcome.code}
+    row: dict[str, object] = dict.fromkeys(SCHEMA.names) | {"path": to_text(name), "sha256": sha256}
+    if not isinstance(outcome, Classification):
+        return row | {"error": to_text(outcome.message), "code": outcome.code}
+    row["labels"] = [prediction.label for prediction in outcome.predictions]
+    row["scores"] = [prediction.confidence for prediction in outcome.predictions]
+    if outcome.flagged is not None:
+        row["flagged"], row["thresholds_digest"] = outcome.flagged, outcome.thresholds_digest
+        row["flagged_labels"] = [prediction.label for prediction in outcome.predictions if prediction.flagged]
+    return row
 
 
 def to_text(name: str) -> str:
