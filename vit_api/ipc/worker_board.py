@@ -90,6 +90,7 @@ class WorkerBoard:
         self._shared = {name: array[rows] for name, array in shared.arrays.items() if name != "draining"}
         self._state = shared.view("state")[rows]
         self._draining = shared.view("draining")
+        self._all_gone = bytes([WorkerState.GONE]) * workers
 
     def __getstate__(self) -> dict[str, Any]:
         return {"shared": self._memory, "first": self._first, "workers": self.workers}
@@ -161,7 +162,7 @@ class WorkerBoard:
 
     def is_gone(self) -> bool:
         """Return whether no further worker will be started."""
-        return bool((self._shared["state"] == WorkerState.GONE).all())
+        return bytes(self._state) == self._all_gone  # asked for each request to a server with several models
 
     def is_draining(self) -> bool:
         """Return whether the server is shutting down."""

@@ -17,7 +17,7 @@ from vit_api.errors import BadRequest
 from vit_api.web.core.deployment_choice import Chosen, DeploymentChoice
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.parameters import refuse_slip
-from vit_api.web.requests import BodyLimit, Headers, Request
+from vit_api.web.requests import Admission, BodyLimit, Headers, Request
 from vit_api.web.responses import Response
 from vit_api.web.routes import HotRoute, Operation
 
@@ -67,7 +67,8 @@ class Dispatch:
         chosen = self._choice.of(name, version, functools.partial(_client_of, request))
         request.deployment = chosen
         admission = request.admission
-        request.admission = admission._replace(headers=(*admission.headers, *self._headers[chosen.number]))
+        headers = (*admission.headers, *self._headers[chosen.number])
+        request.admission = Admission(admission.key_digest, admission.charge, headers)
         return chosen
 
     def find(self, name: str, version: str | None) -> Chosen:
