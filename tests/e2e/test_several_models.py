@@ -24,6 +24,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from benchmarks.harness.servers import free_port
+from tests.support.redis_server import RedisServer, redis_server
 from tests.support.samples import make_checkpoint, sharpen
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, serve, wait_until, workers_of
 
@@ -478,3 +479,37 @@ def test_a_wrong_configuration_stops_the_start(settings: dict[str, str], message
     assert run.returncode == 1, f"after {time.monotonic() - began_at:.0f} s"
     assert message in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+def test_each_version_has_entries_of_its_own_in_redis(redis: RedisServer) -> None:
+    """Another server finds what was computed for the same version, and nothing of another one."""
+    models = [
+        {"name": "digits", "version": "1", "model": "digits", "traffic": 100},
+        {"name": "digits", "version": "2", "model": "digits"},
+    ]
+    settings = {"models": json.dumps(models), "redis_url": redis.url, "operator_key": _OPERATOR, "api_servers": 1}
+
+    def is_ready(server: RunningServer) -> bool:
+        health, info = server.get("/health").json(), server.get("/info").json()
+        is_connected = all(one["cache"]["redis"]["processes_connected"] for one in info["models"])
+        return is_connected and all(one["ready"] for one in health["models"])
+
+    with serve("", **settings) as first:
+        wait_until(lambda: is_ready(first), _PATIENCE_S)
+        assert first.predict(_SEVEN, "/predict?version=1").headers["x-cache"] == "miss"
+        wait_until(lambda: len(redis.client.keys("vit-api:digits@1:*")) == 1)
+        assert redis.client.keys("vit-api:digits@2:*") == []
+        with serve("", **settings) as second:
+            wait_until(lambda: is_ready(second), _PATIENCE_S)
+            assert second.predict(_SEVEN, "/predict?version=2").headers["x-cache"] == "miss"
+            assert second.predict(_SEVEN, "/predict?version=1").headers["x-cache"] == "hit"
+            wait_until(lambda: len(redis.client.keys("vit-api:digits@2:*")) == 1)
+            key = {"authorization": f"Bearer {_OPERATOR}"}
+            cleared = httpx.post(second.url + "/cache/clear", headers=key, timeout=30, **PLAIN_HTTP).json()
+            assert cleared["redis_entries"] == 2
