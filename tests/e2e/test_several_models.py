@@ -32,6 +32,7 @@ _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _URL = "data:image/png;base64," + base64.b64encode(_SEVEN).decode()
 _KEY = "0123456789abcdef-key"
 _OPERATOR = "0123456789abcdef-operator"
+_ORIGIN = "https://shop.example"
 _PATIENCE_S = 240.0
 _Z = 3.29  # of the normal distribution: 99.9% of all samples are within it
 
@@ -53,6 +54,7 @@ def server(large: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
     ]
     (folder / "models.json").write_text(json.dumps(models))
     settings = {"operator_key": _OPERATOR, "access_log": True, "decision_log": folder / "decisions"}
+    settings["cors_origins"] = _ORIGIN
     with serve("", models=folder / "models.json", **settings) as running:
         running.decisions = folder / "decisions"  # type: ignore[attr-defined]
         wait_until(lambda: all(one["ready"] for one in running.get("/health").json()["models"]), _PATIENCE_S)
@@ -100,6 +102,15 @@ def test_a_file_is_classified_by_the_chosen_model(server: RunningServer, path: s
     assert predictions[0]["label"].startswith("class ") == (model == "team/large")
     if isinstance(body, dict):
         assert (body["model"], body["version"]) == (model, version)
+
+
+def test_scripts_can_read_what_answered(server: RunningServer) -> None:
+    """The headers that name it are exposed to the pages of allowed origins, for hits, misses and errors."""
+    for path, status in (("/predict", 200), ("/predict?model=nope", 404), ("/v2/models/nope", 405)):
+        response = server.predict(_SEVEN, path, headers={"origin": _ORIGIN})
+        assert response.status_code == status
+        exposed = response.headers["access-control-expose-headers"].split(", ")
+        assert {"x-model", "x-model-version", "x-cache"} <= set(exposed)
 
 
 def test_a_batch_and_frames_are_of_the_chosen_model(server: RunningServer) -> None:

@@ -21,6 +21,9 @@ from vit_api.web.requests import Admission, BodyLimit, Headers, Request
 from vit_api.web.responses import Response
 from vit_api.web.routes import HotRoute, Operation
 
+MODEL, MODEL_VERSION = b"x-model", b"x-model-version"
+"""Headers of responses: what was chosen."""
+
 _SESSION = b"x-session-id"
 _NAMES = ("model", "version")
 _OTHERS = frozenset(("top_k", "threshold", "frames", "function_to_apply"))
@@ -55,7 +58,7 @@ class Dispatch:
         self._deployments = deployments
         self._choice = choice
         self._headers: list[Headers] = [
-            ((b"x-model", one.name.encode()), (b"x-model-version", one.version.encode())) for one in deployments
+            ((MODEL, one.name.encode()), (MODEL_VERSION, one.version.encode())) for one in deployments
         ]
 
     def choose(self, request: Request, name: str | None, version: str | None) -> Chosen:

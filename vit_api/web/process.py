@@ -27,6 +27,7 @@ from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.deployment import DecoderAndEncoder, DeploymentCore, ProcessParts, build_handlers
+from vit_api.web.dispatch import MODEL, MODEL_VERSION
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.head_cache import HeadCache
@@ -129,6 +130,7 @@ def build_application(shared: Shared, lit_apis: Sequence[DecoderAndEncoder], num
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
+        exposed_headers=[name.decode() for name in (MODEL, MODEL_VERSION)] if shared.has_several else (),
         addresses=ClientAddresses(settings.trusted_networks),
         work=BodyWork(parts.turns),
     )
