@@ -1,13 +1,14 @@
 # `make run` serves the embedded model, `make test` runs the whole test suite. Both create .venv first.
 # On a GPU, PyPI's torch needs driver 580 or newer; TORCH_INDEX names another index for torch alone: see docs/gpu.md.
+# Without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves most of the download.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
-INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --index-url $(TORCH_INDEX) $(TORCH))
+INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers ray ray-test results bench-quick soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test results bench-quick soak container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -60,34 +61,47 @@ ray: .venv-ray/ray.stamp
 
 # All tests on Ray, those that take minutes too.
 ray-test: .venv/dev.stamp .venv-ray/ray.stamp
-	RAY_TESTS=all $(BIN)/python -m pytest tests/unit/classify tests/deploy/test_ray_serve.py
+	RAY_TESTS=all $(BIN)/python -m pytest tests/unit/classify tests/deploy/test_ray_serve.py tests/benchmarks/test_ray_benchmarks.py
 
-# Reruns everything that the READMEs and docs quote, for about a hundred minutes, and writes the tables. Needs a clean tree.
-results: .venv/dev.stamp
+# Reruns everything that the READMEs and docs quote, for more than two hours, and writes the tables. Needs a clean tree.
+results: .venv/dev.stamp .venv-ray/ray.stamp
 	$(BIN)/python -m benchmarks.rerun $(BENCHMARKS)
 
 # Each benchmark in its shortest form, to see that it runs.
-bench-quick: .venv/dev.stamp
+bench-quick: .venv/dev.stamp .venv-ray/ray.stamp
 	$(BIN)/python -m benchmarks.rerun --quick $(BENCHMARKS)
 
+# Builds the documentation site in site/, and fails on a broken link or anchor. Needs no network once .venv-docs is made.
+docs: .venv-docs/docs.stamp
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean
+
 clean:
-	rm -rf .venv .venv-peers .venv-ray dist
+	rm -rf .venv .venv-peers .venv-ray .venv-docs dist site
 
 .venv/bin/python:
+	@$(PYTHON) -m vit_api.environment.system
 	$(PYTHON) -m venv .venv
 
-.venv/run.stamp: requirements.txt | .venv/bin/python
+# The checkout itself is installed, editable, for the command .venv/bin/vit-api.
+.venv/run.stamp: requirements.txt requirements-load.txt | .venv/bin/python
 	$(INSTALL_TORCH)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install -r requirements-load.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
-.venv/dev.stamp: requirements.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python
+.venv/dev.stamp: requirements.txt requirements-load.txt requirements-bench.txt requirements-otel.txt requirements-dev.txt | .venv/bin/python
 	$(INSTALL_TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@ .venv/run.stamp
 
 .venv-ray/ray.stamp: requirements-ray.txt requirements-ray-dev.txt | .venv/dev.stamp
 	$(BIN)/python -m venv .venv-ray
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth"
 	.venv-ray/bin/python -m pip install --quiet -r requirements-ray-dev.txt
+	touch $@
+
+.venv-docs/docs.stamp: requirements-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements-docs.txt
 	touch $@

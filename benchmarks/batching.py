@@ -18,17 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import (
-    client,
-    client_processes,
-    command_line,
-    pictures,
-    plots,
-    results,
-    servers,
-    summary,
-    tables,
-)
+from benchmarks.harness import command_line, pictures, plots, results, servers, tables
+from vit_api.load import client, client_processes, summary
 
 _RATES = (50, 200, 400, 800, 1200)
 _WINDOW_MS = 5
@@ -61,9 +52,9 @@ def run(rates: Sequence[float], rounds: int, seconds: float) -> list[dict[str, A
     return results
 
 
-def _plan(server: servers.Server, rate: float, seconds: float, seed: int) -> client.Plan:
+def _plan(server: servers.Server, rate: float, seconds: float, seed: int) -> client.LoadPlan:
     uploads = (pictures.small_png(),)
-    return client.Plan(server.url + "/predict", uploads, rate=rate, warm_up_s=0.5, seconds=seconds, seed=seed)
+    return client.LoadPlan(server.url + "/predict", uploads, rate=rate, warm_up_s=0.5, seconds=seconds, seed=seed)
 
 
 def _result(shifts: Sequence[client.Shift], rate: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import command_line, pictures, results, servers, tables, wrk
+from vit_api.load import uploads
 
 _CONNECTIONS = 32
 _OURS, _UVICORN, _PROTOCOL, _FASTAPI = "this server", "bare uvicorn", "bare protocol", "FastAPI form"
@@ -46,10 +47,10 @@ def cases() -> list[Case]:
     png, jpeg = pictures.small_png(), pictures.noisy_jpeg(65_000)
     raw, form = (_UVICORN, _PROTOCOL), (_FASTAPI,)
     return [
-        Case("raw PNG", png, wrk.RAW, raw, 0.6),
-        Case("raw JPEG", jpeg, wrk.RAW, raw, 0.85),
-        Case("form PNG", wrk.as_form(png), wrk.FORM, form, 3.0),
-        Case("form JPEG", wrk.as_form(jpeg), wrk.FORM, form, 2.0),
+        Case("raw PNG", png, uploads.RAW, raw, 0.6),
+        Case("raw JPEG", jpeg, uploads.RAW, raw, 0.85),
+        Case("form PNG", uploads.as_form(png), uploads.FORM, form, 3.0),
+        Case("form JPEG", uploads.as_form(jpeg), uploads.FORM, form, 2.0),
     ]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.harness import command_line, pictures, process_group, results, servers, tables, wrk
 from benchmarks.harness.machine import ROOT
+from vit_api.load import uploads
 
 _SAMPLES_PER_S = 200
 _WARM_UP_S = 2.0
@@ -118,7 +119,7 @@ def profile(upload: bytes, seconds: float) -> dict[str, Any]:
 
 def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:
     url = server.url + "/predict"
-    return wrk.post(url, upload, wrk.RAW, connections=_CONNECTIONS, seconds=seconds)
+    return wrk.post(url, upload, uploads.RAW, connections=_CONNECTIONS, seconds=seconds)
 
 
 def py_spy() -> str | None:

@@ -16,6 +16,7 @@ from benchmarks import (
     accuracy,
     answer_table,
     batching,
+    bulk,
     cache_hit,
     cache_memory,
     compare,
@@ -23,6 +24,7 @@ from benchmarks import (
     overload,
     profile,
     quotes,
+    ray_serve,
     resizing,
     scaling,
     soak,
@@ -30,6 +32,7 @@ from benchmarks import (
     urgency,
     worst_uploads,
 )
+from benchmarks.gpu_parts.table import summary as gpu_table
 from benchmarks.harness import machine, results
 
 README = machine.ROOT / "benchmarks" / "README.md"
@@ -42,12 +45,14 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy.table,
     "answer_table": answer_table.table,
     "batching": batching.table,
+    "bulk": bulk.table,
     "cache_hit": cache_hit.table,
     "cache_memory": cache_memory.table,
     "compare": compare.table,
     "metrics_cost": metrics_cost.table,
     "overload": overload.table,
     "profile": profile.table,
+    "ray_serve": ray_serve.table,
     "resizing": resizing.table,
     "scaling": scaling.table,
     "soak": soak.table,
@@ -55,6 +60,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "urgency": urgency.table,
     "worst_uploads": worst_uploads.table,
 }
+_GPU_TABLES = {"gpu_h200": gpu_table}
+"""Results of `benchmarks.gpu`, by card; `rerun` can't renew them."""
+
 _PLOTS = {"batching": batching.plot, "tune": tune.plot}
 
 
@@ -68,7 +76,7 @@ def _section(match: re.Match[str]) -> str:
     if not results.file_of(name).exists():
         return f"{start}Not measured yet: `python -m benchmarks.{name}`.\n{end}"
     result = results.read(name)
-    return f"{start}{TABLES[name](result)}\n\n{machine.caption(result['machine'])}\n{end}"
+    return f"{start}{(TABLES | _GPU_TABLES)[name](result)}\n\n{machine.caption(result['machine'])}\n{end}"
 
 
 def main() -> None:

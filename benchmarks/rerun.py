@@ -51,6 +51,8 @@ PLAN = (
     _Planned("cache_memory", 1, ("--entries", "2000")),
     _Planned("answer_table", 2, ("--rounds", "1", "--entries", "100", "--look-ups", "10")),
     _Planned("metrics_cost", 1, ("--rounds", "1", "--counts", "100")),
+    _Planned("bulk", 25, ("--quick",)),
+    _Planned("ray_serve", 8, ("--rounds", "1", "--seconds", "2")),
     _Planned("soak", 5.5, ("--minutes", "0.2")),
 )
 

@@ -23,6 +23,7 @@ from benchmarks.harness.checkpoints import save_vit_base
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.environment.cores import available_cores
 from vit_api.lit_api import ViTAPI
+from vit_api.load import uploads
 
 _FEW, _MANY = 32, 512
 _STALL_S = 3600
@@ -32,7 +33,7 @@ _BATCH_SIZES = {"auto": (1, 8, 32), "float32": (1, 8)}
 
 def _post(server: servers.Server, upload: bytes, connections: int, seconds: float) -> wrk.Load:
     url = server.url + "/predict"
-    load = wrk.post(url, upload, wrk.RAW, connections=connections, seconds=seconds)
+    load = wrk.post(url, upload, uploads.RAW, connections=connections, seconds=seconds)
     load.check(url)
     return load
 

@@ -25,7 +25,8 @@ from typing import Any
 
 import httpx
 
-from benchmarks.harness import command_line, machine, process_group, results, servers, tables, wrk
+from benchmarks.harness import command_line, machine, process_group, results, servers, tables
+from vit_api.load import uploads
 
 _CLIENTS = 24
 _KILL_EVERY_S = 20.0
@@ -84,9 +85,9 @@ class Traffic:
             await self._request(kind, upload, "bad_image" if kind == "bad" else label)
 
     async def _request(self, kind: str, upload: bytes, expected: str) -> None:
-        body, content_type = upload, wrk.RAW
+        body, content_type = upload, uploads.RAW
         if kind == "form":
-            body, content_type = wrk.as_form(upload), wrk.FORM
+            body, content_type = uploads.as_form(upload), uploads.FORM
         lines = ("POST /predict HTTP/1.1", "host: x", f"content-type: {content_type}", f"content-length: {len(body)}")
         request = "".join(f"{line}\r\n" for line in (*lines, "")).encode() + body
         for _ in range(2):

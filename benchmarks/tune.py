@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.harness import command_line, pictures, plots, results, servers, tables, wrk
 from vit_api.environment.cores import available_cores
+from vit_api.load import uploads
 
 _WARM_UP_S = 0.7
 _COMMON = {"cache_size": 0, "worker_stall_s": 3600}
@@ -97,8 +98,8 @@ def _summary(
 def _load(server: servers.Server, upload: bytes, connections: int, seconds: float) -> wrk.Load:
     url = server.url + "/predict"
     with server.turn():
-        wrk.post(url, upload, wrk.RAW, connections=connections, seconds=_WARM_UP_S)
-        load = wrk.post(url, upload, wrk.RAW, connections=connections, seconds=seconds)
+        wrk.post(url, upload, uploads.RAW, connections=connections, seconds=_WARM_UP_S)
+        load = wrk.post(url, upload, uploads.RAW, connections=connections, seconds=seconds)
     load.check(url)
     return load
 

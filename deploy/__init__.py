@@ -1,1 +1,1 @@
-"""Deployment: to a Hugging Face Space, in a container, with Prometheus and Grafana."""
+"""Deployment: to a Hugging Face Space or Inference Endpoint, in a container, with Prometheus and Grafana."""

@@ -1,12 +1,8 @@
-"""A Space on the Hugging Face hub: its files, its revisions and what it runs. Must not decide when to deploy.
-
-Uses `huggingface_hub` 2.4. Every failed call raises `HubError`; no message contains the token.
-"""
+"""A Space on the Hugging Face hub: its files, its revisions and what it runs. Must not decide when to deploy."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from huggingface_hub import (
@@ -17,32 +13,17 @@ from huggingface_hub import (
     HfApi,
     RepoFile,
     constants,
-    get_session,
 )
 
 from deploy.files import LocalFile
-
-ANSWER_S = 60.0
-"""Timeout of a request. The library sets none, and would wait forever for a hub that stopped responding."""
+from deploy.hub import ANSWER_S, HubError, Login, explaining
 
 _KEPT = {".gitattributes"}
 """Created by the hub; it lists which files are in large-file storage."""
 
-
-class HubError(Exception):
-    """The hub rejected a call or did not respond.
-
-    Attributes:
-        is_transient: Whether the same call may succeed later.
-    """
-
-    def __init__(self, message: str, *, is_transient: bool) -> None:
-        super().__init__(message)
-        self.is_transient = is_transient
-
-
-class UncertainCommitError(HubError):
-    """The hub did not respond, so the commit may or may not exist."""
+_BUSY = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
+_FAILED = {"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "NO_APP_FILE", "PAUSED", "DELETING"}
+_HEALTHY = {"RUNNING", "RUNNING_BUILDING", "RUNNING_APP_STARTING", "SLEEPING", "STOPPED"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +37,32 @@ class Runtime:
 
     stage: str
     revision: str | None
+
+    def __str__(self) -> str:
+        return f"{self.stage}, revision {(self.revision or 'unknown')[:12]}"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a build or a start is in progress."""
+        return self.stage in _BUSY
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the current revision works, or worked until the Space was put to sleep."""
+        return self.stage in _HEALTHY
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it will not run without another push."""
+        return self.stage in _FAILED
+
+    def names(self, version: str) -> bool:
+        """Return whether this is of a revision."""
+        return self.revision == version
+
+    def runs(self, version: str, is_new: bool) -> bool:
+        """Return whether a revision runs."""
+        return self.stage == "RUNNING" and self.names(version)
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,16 @@ class HubSpace:
 
     Args:
         name: `organisation/name`.
-        token: A hub token with write access to the Space.
+        login: Who calls the hub, with write access to the Space.
         endpoint: The hub's address; the public hub by default.
     """
 
-    def __init__(self, name: str, token: str, endpoint: str | None = None) -> None:
+    kind = "Space"
+
+    def __init__(self, name: str, login: Login, endpoint: str | None = None) -> None:
         self.name = name
-        self._api = HfApi(endpoint=endpoint, token=token)
-        self.page = f"{endpoint or constants.ENDPOINT}/spaces/{name}"
+        self._api = HfApi(endpoint=endpoint, token=login.token)  # None: the library gets one for each call
+        self._page = f"{endpoint or constants.ENDPOINT}/spaces/{name}"
 
     def describe(self) -> Description:
         """Return what the hub knows about the Space.
@@ -93,7 +102,7 @@ class HubSpace:
         Raises:
             HubError: There is no such Space, or the hub did not respond.
         """
-        with _explaining():
+        with explaining("Space"):
             info = self._api.space_info(self.name, timeout=ANSWER_S)
         if info.sha is None:
             raise HubError("The Space has no commit yet: push one first.", is_transient=False)
@@ -105,10 +114,13 @@ class HubSpace:
         Raises:
             HubError: The hub rejected the call or did not respond.
         """
-        with _explaining():
-            get_session().timeout = ANSWER_S
+        with explaining("Space"):
             runtime = self._api.get_space_runtime(self.name)
         return Runtime(str(getattr(runtime.stage, "value", runtime.stage)), runtime.raw.get("sha"))
+
+    def log_page(self, runtime: Runtime) -> str:
+        """Return the address of the log of the build or of the container."""
+        return f"{self._page}?logs={'build' if runtime.stage == 'BUILD_ERROR' else 'container'}"
 
     def push(self, files: Sequence[LocalFile], parent: str, message: str) -> str:
         """Replace all files of the Space by these, in one commit.
@@ -123,7 +135,7 @@ class HubSpace:
 
         Raises:
             HubError: The hub rejected the commit, or the branch has moved since.
-            UncertainCommitError: The hub did not respond.
+            UncertainChangeError: The hub did not respond.
         """
         present = self._files(parent)
         changed = [file for file in files if not _is_same(file, present.get(file.name))]
@@ -148,7 +160,7 @@ class HubSpace:
 
         Raises:
             HubError: The hub rejected the commit, or the branch has moved since.
-            UncertainCommitError: The hub did not respond.
+            UncertainChangeError: The hub did not respond.
         """
         wanted, present = self._files(revision), self._files(parent)
         operations: list[CommitOperation] = [
@@ -160,54 +172,20 @@ class HubSpace:
         return self._commit(operations, parent, message)
 
     def _files(self, revision: str) -> dict[str, RepoFile]:
-        with _explaining():
+        with explaining("Space"):
             tree = self._api.list_repo_tree(self.name, repo_type="space", revision=revision, recursive=True)
             return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
     def _commit(self, operations: list[CommitOperation], parent: str, message: str) -> str:
         if not operations:
             return parent
-        try:
-            with _explaining():
-                return self._api.create_commit(
-                    self.name, operations, commit_message=message, repo_type="space", parent_commit=parent
-                ).oid
-        except HubError as error:
-            if error.is_transient:
-                raise UncertainCommitError(
-                    f"The commit may or may not have been created. {error}", is_transient=True
-                ) from error
-            raise
+        with explaining("Space", changes=True):
+            return self._api.create_commit(
+                self.name, operations, commit_message=message, repo_type="space", parent_commit=parent
+            ).oid
 
 
 def _is_same(file: LocalFile, present: RepoFile | None) -> bool:
     if present is None:
         return False
     return file.is_same(present.blob_id, present.lfs.sha256 if present.lfs else None)
-
-
-@contextlib.contextmanager
-def _explaining() -> Iterator[None]:
-    """Turn any exception of the library into a `HubError`."""
-    try:
-        yield
-    except Exception as error:  # its own, its HTTP client's, and ValueError for a bad README
-        raise _explain(error) from error
-
-
-def _explain(error: Exception) -> HubError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    said = str(getattr(error, "server_message", None) or error).strip()
-    if status in (401, 403, 404):
-        hint = "check the Space's name, and that HF_TOKEN is valid and has write access"
-        return HubError(f"The hub responded with status {status}: {hint} ({said.splitlines()[0]}).", is_transient=False)
-    if status == 412:
-        return HubError("The Space has a newer commit than expected: another client pushed to it.", is_transient=False)
-    if status is None:
-        is_transient = isinstance(error, OSError) or "httpx" in type(error).__module__
-        # Only the type of the cause: its text may contain an upload's signed URL.
-        kind = type(error.__cause__ or error).__name__
-        return HubError(f"{said} ({kind}).", is_transient=is_transient)
-    return HubError(
-        f"The hub responded with status {status} ({said.splitlines()[0]}).", is_transient=status >= 500 or status == 429
-    )

@@ -27,19 +27,21 @@ class SmokeTest:
         timeout_s: Time until the server must be ready and have classified it.
         poll_s: Time between two attempts.
         key: One of the server's `VIT_API_API_KEYS`, if it has any.
+        key_variable: Where the key comes from, for the message if it is missing or wrong.
     """
 
     image: bytes
     timeout_s: float = 600.0
     poll_s: float = 2.0
     key: str | None = None
+    key_variable: str = "SPACE_API_KEY"
 
     def run(self, url: str, hub_token: str | None) -> None:
         """Test the server at this address.
 
         Args:
             url: The server's base address.
-            hub_token: The token for a private Space. None for a public one, whose server would see the token.
+            hub_token: The token that the hub's proxy requires. None for a public server, which would see the token.
 
         Raises:
             SmokeFailure: The server is not ready in time, or its response is wrong.
@@ -63,24 +65,23 @@ class SmokeTest:
             ready = client.get("/health/ready")
             if ready.status_code in _TRANSIENT:
                 return f"/health/ready responds with status {ready.status_code}."
-            _expect_ok("/health/ready", ready)
+            self._expect_ok("/health/ready", ready)
             response = client.post("/predict", params={"top_k": 1}, content=self.image)
         except httpx.TransportError as error:
             return f"It does not respond ({type(error).__name__})."
         if response.status_code in _TRANSIENT:
             return f"/predict responds with status {response.status_code}."
-        _expect_ok("/predict", response)
+        self._expect_ok("/predict", response)
         _expect_prediction(response)
         return None
 
-
-def _expect_ok(path: str, response: httpx.Response) -> None:
-    if response.status_code == 200:
-        return
-    hint = ": set SPACE_API_KEY to one of its VIT_API_API_KEYS" if response.status_code == 401 else ""
-    raise SmokeFailure(
-        f"{path} responds with status {response.status_code} ({_json(response).get('code', 'no code')}){hint}."
-    )
+    def _expect_ok(self, path: str, response: httpx.Response) -> None:
+        if response.status_code == 200:
+            return
+        hint = f": set {self.key_variable} to one of its VIT_API_API_KEYS" if response.status_code == 401 else ""
+        raise SmokeFailure(
+            f"{path} responds with status {response.status_code} ({_json(response).get('code', 'no code')}){hint}."
+        )
 
 
 def _expect_prediction(response: httpx.Response) -> None:

@@ -10,156 +10,116 @@ the Space needs attention, 2 if nothing was changed, and 3 after a rollback; see
 from __future__ import annotations
 
 import argparse
-import enum
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.files import FilesError, LocalFile, describe_commit, image_files
-from deploy.hub_space import HubError, HubSpace, UncertainCommitError
-from deploy.smoke import SmokeFailure, SmokeTest
-from deploy.watch import NotRunning, Patience, Watch
-
-_ROOT = Path(__file__).resolve().parent.parent
-# In these stages the current revision works, or worked until the Space was put to sleep.
-_HEALTHY = {"RUNNING", "RUNNING_BUILDING", "RUNNING_APP_STARTING", "SLEEPING", "STOPPED"}
-
-
-class Status(enum.IntEnum):
-    """The outcome, and the exit status. Python's own status after an unexpected exception is 1, too."""
-
-    DEPLOYED = 0
-    BROKEN = 1
-    UNCHANGED = 2
-    ROLLED_BACK = 3
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+from deploy import command
+from deploy.command import ROOT, say
+from deploy.files import LocalFile, describe_commit, image_files
+from deploy.hub import HubError, Login, login
+from deploy.hub_space import HubSpace
+from deploy.rollout import Rollout, Status
+from deploy.watch import Watch
 
 
 @dataclass(frozen=True)
-class Deployment:
-    """A deployment.
+class SpaceTarget:
+    """A Space, and the files that it is to have.
 
     Attributes:
         space: The Space to deploy to.
-        watch: Waits until the Space runs a revision.
-        smoke_test: Tests what runs.
-        hub_token: For requests to a private Space.
+        files: The image's files.
+        title: The commit's title.
+        login: Who calls the hub.
         log: Called with a line for each step.
     """
 
     space: HubSpace
-    watch: Watch
-    smoke_test: SmokeTest
-    hub_token: str
-    log: Callable[[str], None] = _say
+    files: Sequence[LocalFile]
+    title: str
+    login: Login
+    log: Callable[[str], None]
+    kind: str = "Space"
 
-    def run(self, files: Sequence[LocalFile], title: str) -> Status:
-        """Deploy these files; roll back if they do not work.
-
-        Args:
-            files: The image's files.
-            title: The commit's title.
+    def deploy(self) -> tuple[str, str | None]:
+        """Push the files; return the new commit and the one that worked before, or None.
 
         Raises:
             HubError: Nothing was changed.
+            UncertainChangeError: The hub did not respond to the push.
         """
         before, head = self.space.runtime(), self.space.describe().head
         self.log(f"The Space {self.space.name} is at {head[:12]}, {before.stage}.")
         if before.stage == "PAUSED":
             raise HubError("The Space is paused and would not run a new revision: restart it.", is_transient=False)
-        good = (before.revision or head) if before.stage in _HEALTHY else None
-        try:
-            revision = self.space.push(files, head, title)
-        except UncertainCommitError as error:
-            self.log(str(error))
-            return Status.BROKEN
-        self.log(f"Pushed {revision[:12]}: {title}." if revision != head else "The Space already has these files.")
-        if failure := self._failure(revision):
-            self.log(f"{revision[:12]} failed. {_explain(failure)}")
-            return self._roll_back(revision, good)
-        self.log(f"{revision[:12]} runs and passed the smoke test.")
-        return Status.DEPLOYED
+        good = (before.revision or head) if before.is_healthy else None
+        revision = self.space.push(self.files, head, self.title)
+        self.log(f"Pushed {revision[:12]}: {self.title}." if revision != head else "The Space already has these files.")
+        return revision, good
 
-    def _failure(self, revision: str) -> Exception | None:
-        """Return why a pushed revision does not work, or None if it does."""
-        try:
-            self.watch.until_running(revision)
-            space = self.space.describe()
-            if space.url is None:
-                return SmokeFailure("The hub does not report the Space's address.")
-            self.smoke_test.run(space.url, self.hub_token if space.is_private else None)
-        except Exception as error:  # unexpected ones, too: they must not prevent the rollback
-            return error
-        return None
+    def restore(self, good: str, failed: str) -> str:
+        """Push the files of an earlier commit again.
 
-    def _roll_back(self, revision: str, good: str | None) -> Status:
-        if good is None or good == revision:
-            self.log("There is no earlier working revision; the Space stays as it is.")
-            return Status.BROKEN
-        try:
-            restored = self.space.restore(good, revision, f"Roll back to {good[:12]}: {revision[:12]} failed")
-        except HubError as error:
-            self.log(f"The rollback to {good[:12]} could not be pushed. {error}")
-            return Status.BROKEN
+        Raises:
+            HubError: Another client has pushed since, or the hub did not respond.
+        """
+        restored = self.space.restore(good, failed, f"Roll back to {good[:12]}: {failed[:12]} failed")
         self.log(f"Pushed {restored[:12]}, which has the files of {good[:12]}.")
-        if failure := self._failure(restored):
-            self.log(f"The rollback {restored[:12]} failed, too. {_explain(failure)}")
-            return Status.BROKEN
-        self.log(f"{restored[:12]} runs and passed the smoke test.")
-        return Status.ROLLED_BACK
+        return restored
 
+    def address(self) -> tuple[str | None, str | None]:
+        """Return the application's address, and the token that a private Space needs.
 
-def _explain(failure: Exception) -> str:
-    """Return an error's message; of an unexpected one only its type, since its text may contain secrets."""
-    is_ours = isinstance(failure, (NotRunning, HubError, SmokeFailure))
-    return str(failure) if is_ours else f"Unexpected error: {type(failure).__name__}."
+        Raises:
+            HubError: The hub rejected the call or did not respond.
+        """
+        space = self.space.describe()
+        return space.url, self.login.current_token() if space.is_private else None
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> Status:
     """Run the command and return its exit status.
 
-    The environment must have `HF_TOKEN`, and may have `SPACE_API_KEY` and `HF_ENDPOINT`.
+    The environment must have `HF_TOKEN` or `HF_OIDC_RESOURCE`, and may have `SPACE_API_KEY` and `HF_ENDPOINT`.
     """
     options = _parser().parse_args(arguments)
-    token = environment.get("HF_TOKEN", "")
-    try:
-        if not token:
-            raise FilesError("HF_TOKEN is not set: set it to a token with write access to the Space.")
-        files, title = image_files(options.root), f"Deploy {describe_commit(options.root)}"
-        space = HubSpace(options.repo, token, environment.get("HF_ENDPOINT"))
-        watch = Watch(space, Patience(options.timeout_s, options.poll_s), _say)
-        key = environment.get("SPACE_API_KEY") or None
-        smoke_test = SmokeTest(options.image.read_bytes(), options.ready_timeout_s, options.poll_s, key)
-        status = Deployment(space, watch, smoke_test, token).run(files, title)
-    except (FilesError, HubError, OSError) as error:
-        _say(f"Nothing was deployed. {error}")
-        return Status.UNCHANGED
-    _say(_MEANINGS[status])
-    return status
+
+    def run() -> Status:
+        who = login(environment, f"spaces/{options.repo}")
+        with tempfile.TemporaryDirectory() as folder:
+            files, title = image_files(options.root), f"Deploy {describe_commit(options.root)}"
+            if options.container_image:
+                files = _files_of_image(options.container_image, files, Path(folder))
+            space = HubSpace(options.repo, who, environment.get("HF_ENDPOINT"))
+            watch = Watch(space, command.patience(options), say)
+            smoke_test = command.smoke_test(options, environment, "SPACE_API_KEY")
+            return Rollout(SpaceTarget(space, files, title, who, say), watch, smoke_test, say).run()
+
+    return command.report(run, "Space")
 
 
-_MEANINGS = {
-    Status.DEPLOYED: "Deployed.",
-    Status.ROLLED_BACK: "Rolled back: the Space runs the previous revision.",
-    Status.BROKEN: "Failed: the Space needs attention.",
-}
+def _files_of_image(image: str, files: Sequence[LocalFile], folder: Path) -> list[LocalFile]:
+    """Return the files of a Space that runs an image: README.md with the Space's settings, and a Dockerfile."""
+    dockerfile = folder / "Dockerfile"
+    dockerfile.write_text(f"FROM {image}\n")
+    return [*(file for file in files if file.name == "README.md"), LocalFile("Dockerfile", dockerfile)]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.space", description=__doc__.partition("\n")[0])
     parser.add_argument("--repo", required=True, metavar="ORGANISATION/NAME", help="the Space")
-    parser.add_argument("--root", type=Path, default=_ROOT, help="the working tree")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the working tree")
     parser.add_argument(
-        "--image", type=Path, default=_ROOT / "examples" / "digit-7.png", help="image for the smoke test"
+        "--container-image",
+        type=command.container_image,
+        metavar="IMAGE@sha256:...",
+        help="run this image instead of building one from the working tree; it must be public",
     )
-    parser.add_argument("--timeout-s", type=float, default=3600.0, help="time limit for build and start")
-    parser.add_argument("--ready-timeout-s", type=float, default=600.0, help="time limit for the smoke test")
-    parser.add_argument("--poll-s", type=float, default=5.0, help="time between two requests")
+    command.add_options(parser)
     return parser
 
 

@@ -1,19 +1,56 @@
-"""Waits until a Space runs a revision. Must not push anything, or test what runs."""
+"""Waits until the hub runs what was deployed. Must not change anything, or test what runs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from deploy.hub_space import HubError, HubSpace, Runtime
-
-BUSY = {"BUILDING", "RUNNING_BUILDING", "APP_STARTING", "RUNNING_APP_STARTING"}
-FAILED = {"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "NO_APP_FILE", "PAUSED", "DELETING"}
+from deploy.hub import HubError
 
 
 class NotRunning(Exception):
-    """The Space does not run the revision; the message says why, and where its log is."""
+    """What was deployed does not run; the message says why, and where to look."""
+
+
+class Runtime(Protocol):
+    """What the hub reports; as text, a line for the log."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a build, a start or an update is in progress."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it will not run without another change."""
+
+    def names(self, version: Any) -> bool:
+        """Return whether the report says itself that it is of this version."""
+
+    def runs(self, version: Any, is_new: bool) -> bool:
+        """Return whether this version runs.
+
+        Args:
+            version: The deployed version.
+            is_new: Whether the report is not of what ran before: until the hub has begun, it reports that.
+        """
+
+
+class Watched(Protocol):
+    """A Space or an Endpoint.
+
+    Attributes:
+        kind: The word for it, in messages.
+    """
+
+    kind: str
+
+    def runtime(self) -> Runtime:
+        """Return the hub's report; raise `HubError`."""
+
+    def log_page(self, runtime: Any) -> str:
+        """Return the address of the log that explains a failure."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +60,7 @@ class Patience:
     Attributes:
         timeout_s: For build and start together.
         poll_s: Between two requests.
-        stale_s: How long a reported error may still be that of the previous revision.
+        stale_s: How long the report may still be that of what ran before.
     """
 
     timeout_s: float = 3600.0
@@ -33,62 +70,73 @@ class Patience:
 
 @dataclass(frozen=True)
 class Watch:
-    """Follows a Space while it builds and starts a revision.
+    """Follows a Space or an Endpoint while it builds, starts or updates a version.
 
     Attributes:
-        space: The Space.
+        watched: The Space or Endpoint.
         patience: The time limits.
-        log: Called with a line for each change of stage.
+        log: Called with a line for each change of the report.
         clock: A monotonic clock, in seconds.
         sleep: Sleeps for a number of seconds.
     """
 
-    space: HubSpace
+    watched: Watched
     patience: Patience
     log: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
-    def until_running(self, revision: str) -> None:
-        """Return as soon as the Space runs this revision.
+    def until_running(self, version: Any) -> None:
+        """Return as soon as this version runs.
 
-        The stage `RUNNING` is not enough: until the build starts, it is that of the previous revision.
+        A report that something runs is not enough: until the hub has begun, it is of the previous version.
 
         Raises:
             NotRunning: The build or the start failed, or took too long.
             HubError: The hub rejected a request.
         """
-        started = self.clock()
-        has_begun = False
-        reported = "nothing"
+        kind, has_begun = self.watched.kind, False
+        for passed_s, runtime in self._runtimes(f"The {kind} does not run the new version"):
+            has_begun = has_begun or runtime.is_busy
+            is_new = has_begun or runtime.names(version) or passed_s >= self.patience.stale_s
+            if runtime.runs(version, is_new):
+                return
+            if runtime.has_failed and is_new:
+                raise NotRunning(f"The {kind} ended in {runtime}: see its log, {self.watched.log_page(runtime)}.")
+
+    def until_settled(self) -> Any:
+        """Return the first report that nothing is in progress.
+
+        Raises:
+            NotRunning: That took too long.
+            HubError: The hub rejected a request.
+        """
+        for _, runtime in self._runtimes(f"The {self.watched.kind} is still being changed"):
+            if not runtime.is_busy:
+                return runtime
+        raise AssertionError("unreachable: the reports end with an exception")
+
+    def _runtimes(self, too_late: str) -> Iterator[tuple[float, Runtime]]:
+        """Yield the time that has passed and the hub's report, again and again until the time is up."""
+        started, logged = self.clock(), ""
         while True:
             passed_s = self.clock() - started
             now, runtime = self._ask()
-            if now != reported:
+            if now != logged:
                 self.log(f"{passed_s:5.0f} s: {now}")
-                reported = now
+                logged = now
             if runtime is not None:
-                if runtime.stage == "RUNNING" and runtime.revision == revision:
-                    return
-                has_begun = has_begun or runtime.stage in BUSY
-                is_ours = has_begun or runtime.revision == revision or passed_s >= self.patience.stale_s
-                if runtime.stage in FAILED and is_ours:
-                    which = "build" if runtime.stage == "BUILD_ERROR" else "container"
-                    raise NotRunning(
-                        f"The Space ended in {runtime.stage}: see its log, {self.space.page}?logs={which}."
-                    )
+                yield passed_s, runtime
             if passed_s >= self.patience.timeout_s:
-                raise NotRunning(
-                    f"The Space does not run the revision after {self.patience.timeout_s:g} s: {reported}."
-                )
+                raise NotRunning(f"{too_late} after {self.patience.timeout_s:g} s: {logged}.")
             self.sleep(self.patience.poll_s)
 
     def _ask(self) -> tuple[str, Runtime | None]:
-        """Return the stage as text, and the hub's report; None for a failure of the hub that may pass."""
+        """Return the report as text, and itself; None for a failure of the hub that may pass."""
         try:
-            runtime = self.space.runtime()
+            runtime = self.watched.runtime()
         except HubError as error:
             if not error.is_transient:
                 raise
             return f"the hub is unavailable: {error}", None
-        return f"{runtime.stage}, revision {(runtime.revision or 'unknown')[:12]}", runtime
+        return str(runtime), runtime

@@ -14,6 +14,11 @@ apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
   name: vit-api
+  labels:
+    app.kubernetes.io/name: vit-api
+    app.kubernetes.io/instance: vit-api
+    app.kubernetes.io/version: 0.1.0
+    app.kubernetes.io/component: server
 spec:
 """
 

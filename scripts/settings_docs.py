@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from vit_api.setting_texts import GROUPS, allowed_of, choices_of, default_of
 from vit_api.settings import ENV_PREFIX, Settings
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +30,6 @@ COMMON = (
 """The settings that most deployments change: the README has these, docs/settings.md has all."""
 
 _START, _END = "<!-- settings -->\n", "<!-- end -->"
-_COMPUTED = {"api_servers": "one per core", "decode_threads": "cores per process"}
 
 
 def table(names: Sequence[str]) -> str:
@@ -40,55 +38,36 @@ def table(names: Sequence[str]) -> str:
     return "\n".join(["| setting | default | allowed | meaning |", "|---|---|---|---|", *rows]) + "\n"
 
 
-def with_table(text: str, names: Sequence[str]) -> str:
-    """Return a page's text with the table between its markers."""
+def grouped_tables() -> str:
+    """Return the tables of all settings, each with its heading."""
+    return "\n".join(f"## {title}\n\n{table(names)}" for title, names in GROUPS.items())
+
+
+def with_tables(text: str, tables: str) -> str:
+    """Return a page's text with the tables between its markers."""
     start, end = text.index(_START) + len(_START), text.index(_END, text.index(_START))
-    return text[:start] + table(names) + text[end:]
+    return text[:start] + tables + text[end:]
 
 
 def updated() -> dict[Path, str]:
     """Return the text that each page should have."""
-    tables = {README: COMMON, PAGE: tuple(Settings.model_fields)}
-    return {path: with_table(path.read_text(), names) for path, names in tables.items()}
+    tables = {README: table(COMMON), PAGE: grouped_tables()}
+    return {path: with_tables(path.read_text(), text) for path, text in tables.items()}
 
 
 def _row(name: str, field: FieldInfo) -> str:
     meaning = re.sub(r"([<*])", r"\\\1", field.description or "")  # Markdown would interpret them
-    return f"| `{ENV_PREFIX}{name.upper()}` | {_default_of(name, field)} | {_allowed(field)} | {meaning} |"
+    return f"| `{ENV_PREFIX}{name.upper()}` | {_default(name, field)} | {_allowed(name)} | {meaning} |"
 
 
-def _default_of(name: str, field: FieldInfo) -> str:
-    if name in _COMPUTED:
-        return _COMPUTED[name]
-    default = field.default
-    if default is None:
-        return "none"
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return f"`{default}`" if isinstance(default, str) else _number(default).replace(",", "")  # so that it can be pasted
+def _default(name: str, field: FieldInfo) -> str:
+    is_value = isinstance(field.default, str)  # which can be pasted
+    return f"`{field.default}`" if is_value else default_of(name)
 
 
-def _allowed(field: FieldInfo) -> str:
+def _allowed(name: str) -> str:
     """Return the choices or the range."""
-    if choices := list(_choices(field.annotation)):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    limits = {name: value for part in field.metadata for name, value in _limits(part)}
-    low, high = limits.get("ge", limits.get("gt")), limits.get("le")
-    if low is None or high is None:
-        return ""
-    return ("above " if "gt" in limits else "") + f"{_number(low)} to {_number(high)}"
-
-
-def _number(value: float) -> str:
-    return f"{int(value) if value == int(value) else value:,}"
-
-
-def _choices(annotation: Any) -> Iterable[str]:
-    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
-
-
-def _limits(part: Any) -> Iterable[tuple[str, float]]:
-    return [(name, getattr(part, name)) for name in ("ge", "gt", "le") if hasattr(part, name)]
+    return ", ".join(f"`{choice}`" for choice in choices_of(name)) or allowed_of(name)
 
 
 if __name__ == "__main__":

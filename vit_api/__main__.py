@@ -1,15 +1,19 @@
-"""The command `vit-api`, also `python -m vit_api`: `classify` and `serve`; `--help` explains them."""
+"""The command `vit-api`, also `python -m vit_api`: `serve`, `classify`, `load` and `bench`; `--help` explains them."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from vit_api.environment.system import require_linux
 
 _INTERRUPTED = 130
 """128 + SIGINT, as shells report a program that Ctrl-C ended."""
 _NOT_INSTALLED = 1
+_OF_LOAD = ("aiohttp", "matplotlib", "prometheus_client", "rich")
+"""Packages that the load test needs. Of what others need, too, the error of another command names the extra."""
 
 
 def main() -> int:
@@ -29,6 +33,7 @@ def serve() -> int:
 
 
 def _serve() -> int:
+    require_linux()
     # Not at the top: `classify --url` needs none of the server's packages.
     from vit_api.processes.signals import exit_on_signals
 
@@ -45,11 +50,13 @@ def _serve() -> int:
 
 def _run_command() -> int:
     from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come during this import
+    from vit_api.load import command as load_command
 
     parser = argparse.ArgumentParser(prog="vit-api", description="Image classification with Vision Transformers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    classify_command.add_parser(commands)
     commands.add_parser("serve", help="run the server, as server.py does; `serve --help` lists its settings")
+    classify_command.add_parser(commands)
+    load_command.add_parsers(commands)
     arguments = parser.parse_args()
     status: int = arguments.run(arguments)
     return status
@@ -68,12 +75,10 @@ def _unless_missing(command: Callable[[], int]) -> int:
 
 
 def _how_to_install(package: str) -> str:
-    extra = "client" if package == "httpx" else "server"
-    try:
-        importlib.metadata.distribution("vit-api")
-    except importlib.metadata.PackageNotFoundError:
-        # A checkout. No name for pip here: without an installed vit-api it would look for one in its index.
+    if (Path(__file__).resolve().parents[1] / "Makefile").is_file():
+        # A checkout. No name for pip here: it would look for one in its index.
         return "In a checkout, `make run` installs what the server needs in .venv: use .venv/bin/python."
+    extra = "client" if package == "httpx" else "load" if package in _OF_LOAD else "server"
     return f"Install what this command needs: pip install 'vit-api[{extra}]'"
 
 

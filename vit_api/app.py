@@ -11,12 +11,14 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.decoding.resizing import resizer_name
 from vit_api.environment.devices import choose_devices
+from vit_api.environment.system import require_linux
+from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI, options_of
 from vit_api.logs import configure_logging
@@ -24,6 +26,7 @@ from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.lit_server import ServeHttp, StartWorker, ViTServer
 from vit_api.processes.recovery import Recovery
+from vit_api.processes.refusal_log import RefusalLog, rejected
 from vit_api.processes.service_manager import ServerStatus, ServiceManager
 from vit_api.processes.signals import exit_on_signals, ignore_hangups
 from vit_api.processes.supervisor import StartProcess, Supervisor, WorkerGroup
@@ -67,6 +70,8 @@ class Application:
         self._settings = shared.settings
         self._metrics_writer = shared.metrics_board.metrics_writer("main")
         self._service_manager = ServiceManager(self._status)
+        self._refusals = RefusalLog(functools.partial(rejected, *_metrics_boards(shared)))
+        self._has_been_ready = False
         self.lit_apis = [self._make_lit_api(lit_api_class, policy_class, one) for one in shared.deployments]
 
     def _make_lit_api(
@@ -155,6 +160,15 @@ class Application:
         if self._early is not None:
             self._early.reap()
         self._service_manager.update()
+        self._refusals.update()
+        if not self._has_been_ready and self._answers():
+            self._has_been_ready = True
+            logger.info("%s", ready_line(self._settings, _titles(self.shared), self.shared.devices))
+
+    def _answers(self) -> bool:
+        """Return whether every HTTP process accepts images."""
+        heartbeats = map(self.shared.http_board.heartbeat_at, range(self._settings.api_servers))
+        return self.shared.readiness.is_ready() and all(heartbeats)
 
     def _status(self) -> ServerStatus:
         """Return what a service manager wants to know.
@@ -172,11 +186,26 @@ class Application:
         return ServerStatus(state.is_ready(), state.is_draining(), works and answers and not state.is_gone(), text)
 
 
+def _metrics_boards(shared: Shared) -> list[MetricsBoard]:
+    """Return the boards of all metrics, each once."""
+    own = [one.metrics_board for one in shared.deployments]
+    return [shared.metrics_board, *own] if shared.has_several else own
+
+
 def _titles(shared: Shared) -> str:
     """Return what a server serves."""
     if not shared.has_several:
         return shared.default.checkpoint.name
     return ", ".join(one.spec.title for one in shared.deployments)
+
+
+def ready_line(settings: Settings, model: str, devices: Sequence[str]) -> str:
+    """Return what the log says once the server is ready: a URL that can be opened, and what it serves."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host) or settings.host
+    host = f"[{host}]" if ":" in host.strip("[]") and not host.startswith("[") else host
+    where = " on all interfaces" if settings.host in ("0.0.0.0", "::") else ""
+    processes = f"{settings.api_servers} HTTP process{'' if settings.api_servers == 1 else 'es'}"
+    return f"Ready: http://{host}:{settings.port}{where} ({model}, {', '.join(devices)}, {processes})"
 
 
 def _logging(settings: Settings) -> Callable[[], None]:
@@ -185,6 +214,7 @@ def _logging(settings: Settings) -> Callable[[], None]:
 
 def main(lit_api_class: type[ViTAPI] = ViTAPI, policy_class: type[BatchingPolicy] = BatchingPolicy) -> None:
     """Run the server with this process's settings; exit when it has stopped."""
+    require_linux()
     exit_on_signals()
     started = begin()
     with started.early:
@@ -218,11 +248,6 @@ def run(
         )
     if resizer_name(exact=settings.exact_decode) == "pillow" and not settings.exact_decode:
         logger.warning("cykooz-resizer is not installed: Pillow resizes images, which takes 4 times as long")
-    logger.info(
-        "serving %s on http://%s:%d with %d HTTP processes and %d workers on %s",
-        *(_titles(application.shared), settings.host, settings.port, settings.api_servers),
-        *(application.shared.worker_board.workers, ", ".join(devices)),
-    )
     sys.exit(application.server().run(started.listeners, application.supervisor))
 
 

@@ -6,35 +6,51 @@ import argparse
 import difflib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import CliSettingsSource, DotEnvSettingsSource
 
 from vit_api.environment import platforms
+from vit_api.setting_texts import help_text, usage_of
 from vit_api.settings import DEVICE_CHOICES, ENV_PREFIX, Settings
 
 _SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
 
 _KEYS = ("api_keys", "operator_key")
+_FILE = ".env"
 
 
 class SettingsError(Exception):
     """Settings have invalid values; the message has one line for each of them."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Parse the options that pydantic-settings adds, with our `--help` and errors of a line."""
+
+    def format_help(self) -> str:
+        """Return what `--help` prints."""
+        return help_text(self.prog)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2; name the option that is most like an unknown one."""
+        _, found, unknown = message.partition("unrecognized arguments: ")
+        name = unknown.split("=")[0].split(" ")[0].removeprefix("--").replace("-", "_")
+        nearest = _nearest(name) if found else None
+        hint = f" Did you mean --{nearest.replace('_', '-')}?" if nearest else ""
+        self.exit(2, f"error: {message.removesuffix('.')}.{hint}\nRun with --help for all settings.\n")
+
+
 def load_settings(arguments: list[str]) -> Settings:
     """Read the settings. With `--help` among the arguments, print all options and exit.
 
     Raises:
-        SettingsError: A value is invalid. The message names the variable and what is allowed.
+        SettingsError: A value is invalid, or `.env` can't be read. The message names the variable and what is allowed.
     """
-    parser = argparse.ArgumentParser(
-        prog="server.py" if Path(sys.argv[0]).name == "server.py" else "vit-api serve",
-        description="A dynamic-batching image-classification server for Vision Transformers.",
-        epilog=f"Each option can also be set as {ENV_PREFIX}<NAME> in the environment or in the file .env.",
-    )
+    program = "server.py" if Path(sys.argv[0]).name == "server.py" else "vit-api serve"
+    parser = _Parser(prog=program, usage=usage_of(program), allow_abbrev=False)
     source: CliSettingsSource[Any] = CliSettingsSource(
         Settings, cli_parse_args=arguments, root_parser=parser, cli_kebab_case=True
     )
@@ -46,11 +62,25 @@ def load_settings(arguments: list[str]) -> Settings:
         raise SettingsError("\n".join(_describe(problem) for problem in error.errors())) from None
 
 
+def _file_variables() -> Mapping[str, str | None]:
+    """Return all variables in .env, in lower case.
+
+    Raises:
+        SettingsError: The file can't be read.
+    """
+    try:
+        return DotEnvSettingsSource(Settings, env_ignore_empty=False).env_vars
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"{_FILE}: The file is not UTF-8, first in line {line}. Save it as UTF-8.") from None
+    except OSError as error:
+        raise SettingsError(f"{_FILE}: The file can't be read: {error.strerror}.") from None
+
+
 def _variables() -> dict[str, str]:
     """Return all variables of ours in the environment and in .env, by setting, known or not."""
     prefix = ENV_PREFIX.lower()
-    in_file = DotEnvSettingsSource(Settings, env_ignore_empty=False).env_vars
-    variables = {**in_file, **{name.lower(): value for name, value in os.environ.items()}}
+    variables = {**_file_variables(), **{name.lower(): value for name, value in os.environ.items()}}
     return {name.removeprefix(prefix): value or "" for name, value in variables.items() if name.startswith(prefix)}
 
 
@@ -73,18 +103,35 @@ def _check_key_variables() -> None:
         elif name not in Settings.model_fields and ("key" in name or _nearest(name) in _KEYS):
             nearest = _nearest(name) if _nearest(name) in _KEYS else _KEYS[0]
             problems.append(f"{variable}: There is no such setting. Did you mean {ENV_PREFIX}{str(nearest).upper()}?")
+    problems += [
+        f"{name.upper()} in {_FILE}: There is no such setting. Did you mean {ENV_PREFIX}{name.upper()}?"
+        for name in _file_variables()
+        if name in _KEYS
+    ]
     if problems:
         raise SettingsError("\n".join(problems))
 
 
 def unknown_variables() -> list[str]:
-    """Return a warning for each variable of ours that is no setting, with the setting that may have been meant."""
-    warnings = []
-    for name in _variables().keys() - Settings.model_fields:
-        nearest = _nearest(name)
-        hint = f" Did you mean {ENV_PREFIX}{nearest.upper()}?" if nearest else ""
-        warnings.append(f"{ENV_PREFIX}{name.upper()}: There is no such setting, so it is ignored.{hint}")
+    """Return a warning for each variable that is no setting, with the setting that may have been meant.
+
+    Of the environment, these are the variables with our prefix; of .env, which only this server reads, all.
+    """
+    prefix = ENV_PREFIX.lower()
+    warnings = [
+        f"{ENV_PREFIX}{name.upper()}: There is no such setting, so it is ignored.{_hint(_nearest(name))}"
+        for name in _variables().keys() - Settings.model_fields
+    ]
+    for variable in _file_variables():
+        if not variable.startswith(prefix):
+            nearest = _nearest(variable.removeprefix("vit_").removeprefix("api_"))
+            how = _hint(nearest) or f" From {_FILE}, only {ENV_PREFIX}* is read: set it in the environment."
+            warnings.append(f"{variable.upper()} in {_FILE}: There is no such setting, so it is ignored.{how}")
     return sorted(warnings)
+
+
+def _hint(nearest: str | None) -> str:
+    return f" Did you mean {ENV_PREFIX}{nearest.upper()}?" if nearest else ""
 
 
 def _describe(problem: Any) -> str:
@@ -104,4 +151,5 @@ def main_settings() -> Settings:
     try:
         return load_settings(sys.argv[1:])
     except SettingsError as error:
-        sys.exit(f"{error}\nRun with --help for all settings.")
+        is_of_file = str(error).startswith(f"{_FILE}:")  # no setting is wrong then
+        sys.exit(f"error: {error}" if is_of_file else f"{error}\nRun with --help for all settings.")

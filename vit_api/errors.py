@@ -257,3 +257,13 @@ class DeadlineExceeded(ViTError):
 
     status = 504
     code = "deadline_exceeded"
+
+
+def error_classes() -> list[type[ViTError]]:
+    """Return every class of error."""
+    kinds, found = [ViTError], []
+    while kinds:
+        kind = kinds.pop()
+        found.append(kind)
+        kinds += kind.__subclasses__()
+    return found

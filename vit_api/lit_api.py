@@ -211,24 +211,36 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         if self._thresholds is None and not threshold:
             top = zip(output.indices[:top_k], scores[:top_k], strict=True)
             return {"predictions": [{"label": labels[index], "confidence": round(p, SCORE_DIGITS)} for index, p in top]}
-        encoded = self._encode_all(output, scores)
-        shown = [one for one in encoded[:top_k] if one["confidence"] >= threshold]
+        encoded = self._encode(output.indices[:top_k], scores[:top_k])
+        shown = [one for one in encoded if one["confidence"] >= threshold]
         if self._thresholds is None:
             return {"predictions": shown}
-        return {"predictions": shown} | self._verdict(encoded)
+        return {"predictions": shown} | self._verdict(encoded, output.indices[len(encoded) :], scores[len(encoded) :])
 
-    def _encode_all(self, output: Prediction, scores: Sequence[float]) -> list[dict[str, Any]]:
-        """Return every class of a prediction, each flagged or not if there are thresholds."""
+    def _encode(self, indices: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
+        """Return classes as in responses, each flagged or not if there are thresholds."""
         labels, thresholds = self.checkpoint.labels, self._thresholds
-        named = [(labels[index], round(p, SCORE_DIGITS)) for index, p in zip(output.indices, scores, strict=True)]
+        named = [(labels[index], round(p, SCORE_DIGITS)) for index, p in zip(indices, scores, strict=True)]
         if thresholds is None:
             return [{"label": label, "confidence": p} for label, p in named]
         return [{"label": label, "confidence": p, "flagged": thresholds.flags(label, p)} for label, p in named]
 
-    def _verdict(self, encoded: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return whether any class is flagged, and by which thresholds."""
-        assert self._thresholds is not None
-        return {"flagged": any(one["flagged"] for one in encoded), "thresholds_digest": self._thresholds.digest}
+    def _verdict(
+        self, encoded: Sequence[dict[str, Any]], indices: Sequence[int] = (), scores: Sequence[float] = ()
+    ) -> dict[str, Any]:
+        """Return whether any class is flagged, and by which thresholds.
+
+        Args:
+            encoded: Classes as in the response.
+            indices: Further classes, which are not shown.
+            scores: Their probabilities, the largest first.
+        """
+        thresholds = self._thresholds
+        assert thresholds is not None
+        is_flagged = any(one["flagged"] for one in encoded)
+        if not is_flagged and scores and round(scores[0], SCORE_DIGITS) >= thresholds.lowest:
+            is_flagged = thresholds.flags_any([self.checkpoint.labels[index] for index in indices], scores)
+        return {"flagged": is_flagged, "thresholds_digest": thresholds.digest}
 
     def encode_frames(
         self,
@@ -245,7 +257,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         largest: dict[int, dict[str, Any]] = {}
         shown = []
         for frame, output in zip(frames, outputs, strict=True):
-            encoded = self._encode_all(output, output.scores(sigmoid=self.checkpoint.has_sigmoid))
+            encoded = self._encode(output.indices, output.scores(sigmoid=self.checkpoint.has_sigmoid))
             for index, one in zip(output.indices, encoded, strict=True):
                 if index not in largest or one["confidence"] > largest[index]["confidence"]:
                     largest[index] = one

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 
+_PLAIN = re.compile(r"[^\s\"=]+")
 _FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
 
@@ -29,8 +31,14 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Append the fields to the message, before a traceback."""
-        fields = "".join(f" {name}={value}" for name, value in _fields_of(record).items())
+        fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields_of(record).items())
         return super().formatMessage(record) + fields
+
+
+def _quoted(value: Any) -> str:
+    """Return a value as text; in quotes if it could be read as the end of the field."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -53,7 +61,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, log_format: LogFormat) -> None:
-    """Send the records of all loggers, including LitServe's and uvicorn's, to standard error in one format."""
+    """Send the records of all loggers, including LitServe's and uvicorn's, to standard error in one format.
+
+    uvicorn's reports of the start and stop of each process are left out unless the level is `debug`.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
@@ -62,5 +73,7 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
+    if logging.getLogger().level > logging.DEBUG:
+        logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     for name in ("httpx", "PIL", "urllib3", "filelock"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))

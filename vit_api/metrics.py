@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vit_api.errors import ViTError
+from vit_api.errors import error_classes
 from vit_api.urgency import LABELS as URGENCIES
 
 TIMES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -39,18 +39,8 @@ CLIENT_LEFT = 499
 """Status recorded for a request whose client disconnected before the response; nginx's number, not HTTP's."""
 
 
-def _failures() -> list[type[ViTError]]:
-    """Return every class of error."""
-    kinds, found = [ViTError], []
-    while kinds:
-        kind = kinds.pop()
-        found.append(kind)
-        kinds += kind.__subclasses__()
-    return found
-
-
-STATUSES = tuple(str(status) for status in sorted({200, CLIENT_LEFT} | {kind.status for kind in _failures()}))
-REASONS = tuple(sorted({kind.code for kind in _failures()}))
+STATUSES = tuple(str(status) for status in sorted({200, CLIENT_LEFT} | {kind.status for kind in error_classes()}))
+REASONS = tuple(sorted({kind.code for kind in error_classes()}))
 
 
 class Kind(enum.Enum):

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_file=".env",
+        env_file_encoding="utf-8-sig",  # some editors begin a file with a byte order mark
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -320,6 +321,9 @@ class Settings(BaseSettings):
         float, Field(ge=0, le=1, description="Fraction of the requests that are in the decision log")
     ] = 1.0
     access_log: Annotated[bool, Field(description="Log one line per request")] = False
+    access_log_user_agent: Annotated[
+        bool, Field(description="Add the User-Agent header to the lines of the access log")
+    ] = False
     traces: Annotated[
         bool,
         Field(description="Export OpenTelemetry traces, configured by the usual OTEL_* variables; see docs/tracing.md"),

@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
-from benchmarks.harness import client, client_processes, machine, peers, servers, summary, wrk
+from benchmarks.harness import machine, peers, servers, wrk
 from benchmarks.harness.peer_environments import NotInstalled
+from vit_api.load import client, client_processes, summary, uploads
 
 OURS, STOCK = "this server", "stock LitServe"
 MAX_BATCH_SIZE = 32
@@ -90,7 +91,7 @@ class Subject:
         return self.read(response.raise_for_status())
 
     def _body(self, upload: bytes) -> tuple[bytes, str]:
-        return (wrk.as_form(upload), wrk.FORM) if self.is_form else (upload, wrk.RAW)
+        return (uploads.as_form(upload), uploads.FORM) if self.is_form else (upload, uploads.RAW)
 
     def _post_with_wrk(self, upload: bytes, connections: int, seconds: float) -> wrk.Load:
         body, content_type = self._body(wrk.marked(upload))
@@ -98,7 +99,7 @@ class Subject:
         return wrk.post(url, body, content_type, connections=connections, seconds=seconds, headers=self.headers)
 
     def _post_with_bundled(self, upload: bytes, connections: int, seconds: float) -> wrk.Load:
-        plan = client.Plan(
+        plan = client.LoadPlan(
             self.server.url + self.path,
             (upload,),
             concurrency=connections,

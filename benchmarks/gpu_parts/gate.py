@@ -13,9 +13,9 @@ from transformers import AutoModelForImageClassification
 from benchmarks.accuracy import CLEAR_MARGINS, Probabilities, compare, probabilities_of
 from benchmarks.gpu_parts.alone import dtypes, release
 from benchmarks.gpu_parts.part import Part
-from benchmarks.harness import pictures
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.lit_api import ViTAPI
+from vit_api.load import uploads
 
 _PICTURES = 96
 
@@ -35,8 +35,8 @@ def judge(part: Part, names: Sequence[str], engines: Sequence[str]) -> None:
     """Compare each dtype and engine with the reference."""
     checkpoint = load_checkpoint(str(part.folder))
     # Only the largest batches, since torch.compile compiles for each size.
-    uploads = list(pictures.photos(part.max_batch_size if part.is_quick else _PICTURES))
-    sample = _Sample(checkpoint, uploads, _reference(checkpoint, uploads, part.device))
+    images = list(uploads.photos(part.max_batch_size if part.is_quick else _PICTURES))
+    sample = _Sample(checkpoint, images, _reference(checkpoint, images, part.device))
     for dtype in names:
         if part.has_time():
             part.attempt(dtype, _judge, part, dtype, engines, sample)

@@ -10,6 +10,9 @@ from benchmarks.gpu_parts.part import MAX_BATCH_SIZE
 
 Row = tuple[str, str]
 
+_SUMMARISED = (1, 8, 32)
+"""Batch sizes in the summary."""
+
 
 def table(report: dict[str, Any]) -> str:
     """Return the lines to print."""
@@ -26,6 +29,37 @@ def table(report: dict[str, Any]) -> str:
     ]
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """Return the figures of a result that its readers ask for first, as a Markdown table."""
+    results = {name: part["result"] for name, part in report["parts"].items()}
+    alone, served = results["alone"], results["served"]
+    rows = [
+        (f"{row['engine']}, batch of {row['batch']}", row) for row in alone["rows"] if row["dtype"] == alone["dtype"]
+    ]
+    lines = [
+        (f"the model only: {name}, {alone['dtype']}", f"{row['images_per_s']:,.0f} images/s, {row['ms']:.2f} ms")
+        for name, row in rows
+        if row["batch"] in _SUMMARISED
+    ]
+    lines += [
+        (
+            f"without HTTP, {row['policy']}",
+            f"{row['images_per_s']:,.0f} images/s, {row['share_of_alone']:.2f} of the model only",
+        )
+        for row in results["pipeline"]["rows"]
+    ]
+    best = max(served["peak"], key=lambda row: row["requests_per_s"])
+    cores = len(served["cores"]["server"])
+    lines.append((f"over HTTP, JPEGs, {cores} cores", f"{best['requests_per_s']:,.0f} images/s"))
+    latency = served["at_80_percent"]
+    lines.append((f"at {latency['rate']:,.0f} images/s", f"p50 {latency['p50_ms']} ms, p99 {latency['p99_ms']} ms"))
+    memory = results["memory"]
+    lines.append(
+        ("energy, memory", f"{memory['joules_per_image']} J/image, {memory['reserved_with_engine_mib']:.0f} MiB")
+    )
+    return "\n".join([f"| {alone['device_name']} | |", "|---|---|", *(f"| {name} | {text} |" for name, text in lines)])
 
 
 def _throttled(row: dict[str, Any]) -> str:

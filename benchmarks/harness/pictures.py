@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-PHOTO_SIZE = (500, 375)
+from vit_api.load.uploads import PHOTO_SIZE, as_jpeg, soft_noise
+
 CAMERA_SIZE = (4032, 3024)
-_GRAIN = 5
-"""Pixels between random colours, which are blended."""
 
 
 def small_png(side: int = 28) -> bytes:
@@ -24,29 +22,11 @@ def small_png(side: int = 28) -> bytes:
 
 def noisy_jpeg(size: int) -> bytes:
     """Return a 500 x 375 JPEG of soft noise, at the quality that comes closest to `size` bytes."""
-    picture = _soft_noise(PHOTO_SIZE, seed=0)
-    candidates = [_as_jpeg(picture, quality) for quality in range(30, 100)]
+    picture = soft_noise(PHOTO_SIZE, seed=0)
+    candidates = [as_jpeg(picture, quality) for quality in range(30, 100)]
     return min(candidates, key=lambda content: abs(len(content) - size))
 
 
 def camera_jpeg(grain: int = 12) -> bytes:
     """Return a 4032 x 3024 JPEG like a phone camera's: 2.4 MB of fine detail, or less with a coarser grain."""
-    return _as_jpeg(_soft_noise(CAMERA_SIZE, seed=0, grain=grain), 85)
-
-
-def photos(count: int, seed: int = 0) -> Iterator[bytes]:
-    """Yield `count` different 500 x 375 JPEGs of about 65 KB."""
-    for number in range(count):
-        yield _as_jpeg(_soft_noise(PHOTO_SIZE, seed=seed + number), 88)
-
-
-def _soft_noise(size: tuple[int, int], seed: int, grain: int = _GRAIN) -> Image.Image:
-    width, height = size
-    noise = np.random.default_rng(seed).integers(0, 256, (height // grain, width // grain, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
-
-
-def _as_jpeg(picture: Image.Image, quality: int) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
-    return file.getvalue()
+    return as_jpeg(soft_noise(CAMERA_SIZE, seed=0, grain=grain), 85)

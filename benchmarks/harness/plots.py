@@ -16,29 +16,6 @@ _SIZE_IN = (7.0, 4.2)
 _DPI = 110
 
 
-def latency_over_throughput(runs: Sequence[dict[str, Any]], file: Path) -> None:
-    """Plot p50 and p99 over goodput, one point per load."""
-    answered = [run for run in runs if run["latency_ms"]]
-    if not answered:
-        return
-    figure, axes = plt.subplots(figsize=_SIZE_IN)
-    for name in ("p50", "p99"):
-        points = [(run["goodput_per_s"], run["latency_ms"][name]) for run in answered]
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    for run in answered:
-        load = run.get("rate", run.get("concurrency"))
-        axes.annotate(
-            f"{load:g}",
-            (run["goodput_per_s"], run["latency_ms"]["p99"]),
-            fontsize=8,
-            xytext=(3, 3),
-            textcoords="offset points",
-        )
-    axes.set(xlabel="goodput, requests/s", ylabel="latency, ms", xlim=(0, None), yscale="log")
-    axes.set_title("numbers: offered requests/s" if "rate" in runs[0] else "numbers: connections", fontsize=9)
-    _save(figure, axes, file)
-
-
 def lines(
     series: Mapping[str, Sequence[tuple[float, float]]], file: Path, *, x: str, y: str, is_log: bool = False
 ) -> None:

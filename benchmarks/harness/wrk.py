@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from vit_api.load.uploads import FREE_BOX
+
 _TIMEOUT_S = 60
-BOUNDARY = "----benchmark-5f1d"
-FREE_BOX = b"\0\0\0\x18free"
-"""The start of what makes an upload unique: a box of 24 bytes after its end, which image decoders ignore."""
 _MARK = b"{unique-request}"
 """The placeholder for the box's content, which differs in each request."""
-RAW = "application/octet-stream"
-FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
 @dataclass(frozen=True)
@@ -68,14 +65,6 @@ def require() -> None:
     """Exit with status 1 unless wrk is installed."""
     if not is_installed():
         sys.exit("wrk is not installed: on Debian, run `apt-get install wrk`.")
-
-
-def as_form(upload: bytes) -> bytes:
-    """Return a form with the upload in the field `file`, as browsers send it."""
-    head = (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\nContent-Type: image/png\r\n\r\n'
-    )
-    return head.encode() + upload + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def marked(upload: bytes) -> bytes:

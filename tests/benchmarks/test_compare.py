@@ -21,6 +21,7 @@ from benchmarks.compare_parts.table import table
 from benchmarks.harness import peers, pictures, wrk
 from benchmarks.harness.peer_environments import Environment, NotInstalled
 from benchmarks.harness.peers import Peer
+from vit_api.load import uploads
 
 needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not installed; on Debian: apt-get install wrk")
 
@@ -163,8 +164,8 @@ def test_every_upload_is_unique(recorder: tuple[str, list[tuple[bytes, str | Non
     """Uploads are unique within and across loads and start with the same image; error statuses are not successes."""
     url, seen = recorder
     picture = pictures.small_png()
-    body = wrk.as_form(wrk.marked(picture)) if is_form else wrk.marked(picture)
-    loads = [wrk.post(url, body, wrk.RAW, connections=1, seconds=1, headers={"X-Kind": "test"}) for _ in range(2)]
+    body = uploads.as_form(wrk.marked(picture)) if is_form else wrk.marked(picture)
+    loads = [wrk.post(url, body, uploads.RAW, connections=1, seconds=1, headers={"X-Kind": "test"}) for _ in range(2)]
     bodies = [body for body, _ in seen]
     assert len(bodies) > 3
     assert len(set(bodies)) == len(bodies)
@@ -180,7 +181,7 @@ def test_every_upload_is_unique(recorder: tuple[str, list[tuple[bytes, str | Non
 def test_an_unmarked_body_is_sent_unchanged(recorder: tuple[str, list[tuple[bytes, str | None]]]) -> None:
     """For cache hits, all requests must be identical."""
     url, seen = recorder
-    wrk.post(url, b"the same", wrk.RAW, connections=1, seconds=1)
+    wrk.post(url, b"the same", uploads.RAW, connections=1, seconds=1)
     assert {body for body, _ in seen} == {b"the same"}
 
 

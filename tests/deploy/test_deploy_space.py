@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy.rollout import Status
 from deploy.smoke import SmokeTest
-from deploy.space import Status, main
-from tests.support.fake_space import NAME, TOKEN, FakeSpace, Tree
+from deploy.space import main
+from tests.support.fake_hugging_face import ID_TOKEN, JOB_TOKEN, SHORT_LIVED, TOKEN, running
+from tests.support.fake_space import NAME, FakeSpace, Tree
 from tests.support.server import ROOT, RunningServer
 
 # huggingface_hub 2.4.0 uploads large files in a way that its own HTTP client advises against.
@@ -29,13 +30,8 @@ Deploy = Callable[..., tuple[Status, str]]
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSpace]:
     """A hub whose Space is new: it has two files, and nothing runs."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # the fake hub has no Xet server
-    server = FakeSpace()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(FakeSpace()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -194,7 +190,7 @@ def test_a_failure_without_a_predecessor(hub: FakeSpace, deploy: Deploy) -> None
     hub.stages.append(["BUILDING", "BUILD_ERROR"])
     status, printed = deploy()
     assert status is Status.BROKEN
-    assert "no earlier working revision" in printed
+    assert "no earlier working version" in printed
     assert len(hub.commits) == 2
 
 
@@ -276,7 +272,7 @@ def test_a_commit_without_a_response(hub: FakeSpace, deploy: Deploy) -> None:
     hub.failures[f"/api/spaces/{NAME}/commit/main"] = deque([0])
     status, printed = deploy()
     assert status is Status.BROKEN
-    assert "may or may not have been created" in printed
+    assert "may or may not have been made" in printed
 
 
 @pytest.mark.parametrize(
@@ -350,19 +346,95 @@ def test_the_real_server_passes_the_smoke_test(hub: FakeSpace, deploy: Deploy, d
     assert deploy("--ready-timeout-s", "30")[0] is Status.DEPLOYED
 
 
-def test_the_command(hub: FakeSpace, tree: Path) -> None:
-    """The exit status is that of the outcome."""
-    hub.run(earlier())
-    hub.stages.append(["BUILDING", "BUILD_ERROR"])
-    settings = {"HF_TOKEN": TOKEN, "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+def run_command(hub: FakeSpace, tree: Path, *options: str, **variables: str) -> tuple[int, str]:
+    """Run the command in a process of its own; return its status and its output."""
+    # Not the tokens of the machine that runs the tests.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GITHUB_"))}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tree.parent / "home")}
     result = subprocess.run(
-        [sys.executable, "-m", "deploy.space", "--repo", NAME, "--root", str(tree), "--poll-s", "0.01"],
+        [sys.executable, "-m", "deploy.space", "--repo", NAME, "--root", str(tree), "--poll-s", "0.01", *options],
         cwd=ROOT,
-        env={**os.environ, **settings},
+        env=environment | variables,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert result.returncode == Status.ROLLED_BACK, result.stderr
-    assert TOKEN not in result.stdout + result.stderr
+    printed = result.stdout + result.stderr
+    assert [secret for secret in (TOKEN, SHORT_LIVED, ID_TOKEN, JOB_TOKEN) if secret in printed] == []
+    return result.returncode, printed
+
+
+def test_the_command(hub: FakeSpace, tree: Path) -> None:
+    """The exit status is that of the outcome."""
+    hub.run(earlier())
+    hub.stages.append(["BUILDING", "BUILD_ERROR"])
+    status, printed = run_command(hub, tree, HF_TOKEN=TOKEN)
+    assert status == Status.ROLLED_BACK, printed
+
+
+def test_a_trusted_publisher_needs_no_token(hub: FakeSpace, tree: Path) -> None:
+    """The job's identity is exchanged for a token of the Space, which also opens a private Space."""
+    hub.trusted, hub.is_private = f"spaces/{NAME}", True
+    status, printed = run_command(hub, tree, HF_OIDC_RESOURCE=f"spaces/{NAME}", **hub.job)
+    assert status == Status.DEPLOYED, printed
+    assert hub.exchanges == 1
+    assert {headers["Authorization"] for headers in hub.seen_by_application} == {f"Bearer {SHORT_LIVED}-1"}
+
+
+def test_tokens_that_expire_are_renewed(hub: FakeSpace, tree: Path) -> None:
+    """A build may take longer than the hour that they last."""
+    hub.trusted, hub.is_private = f"spaces/{NAME}", True
+    hub.expires_s = 300  # huggingface_hub renews them 300 s before
+    hub.run(earlier())
+    hub.stages.append(["BUILDING", "BUILD_ERROR"])
+    status, printed = run_command(hub, tree, HF_OIDC_RESOURCE=f"spaces/{NAME}", **hub.job)
+    assert status == Status.ROLLED_BACK, printed
+    assert hub.exchanges > len(hub.short_lived)
+    assert hub.seen_by_application[-1]["Authorization"].startswith(f"Bearer {SHORT_LIVED}-")
+
+
+@pytest.mark.parametrize(
+    ("resource", "trusted", "reason"),
+    [
+        pytest.param(
+            f"spaces/{NAME}",
+            "",
+            "The hub gives this job no token (status 400, invalid_grant",
+            id="not a trusted publisher",
+        ),
+        pytest.param(
+            "spaces/org/other",
+            "spaces/org/other",
+            f"HF_OIDC_RESOURCE is spaces/org/other: set it to spaces/{NAME}",
+            id="of another Space",
+        ),
+        pytest.param("", "", "or set HF_OIDC_RESOURCE to spaces/org/space", id="nothing"),
+    ],
+)
+def test_a_job_that_is_not_trusted(hub: FakeSpace, tree: Path, resource: str, trusted: str, reason: str) -> None:
+    """Nothing is changed, and the output says what to set."""
+    hub.trusted = trusted
+    status, printed = run_command(hub, tree, HF_OIDC_RESOURCE=resource, **hub.job)
+    assert status == Status.UNCHANGED
+    assert reason in printed
+    assert len(hub.commits) == 1
+
+
+def test_a_job_without_the_permission(hub: FakeSpace, tree: Path) -> None:
+    """GitHub sets the variables only with `id-token: write`."""
+    hub.trusted = f"spaces/{NAME}"
+    status, printed = run_command(hub, tree, HF_OIDC_RESOURCE=f"spaces/{NAME}", GITHUB_ACTIONS="true")
+    assert status == Status.UNCHANGED
+    assert "id-token: write" in printed
+
+
+def test_an_image_instead_of_a_build(hub: FakeSpace, deploy: Deploy) -> None:
+    """The Space runs the very image that was tested elsewhere, with the settings in README.md."""
+    image = f"ghcr.io/org/vit-api@sha256:{'0' * 64}"
+    assert deploy("--container-image", image)[0] is Status.DEPLOYED
+    assert set(hub.files) == {".gitattributes", "Dockerfile", "README.md"}
+    assert hub.files["Dockerfile"].decode() == f"FROM {image}\n"
+    assert hub.files["README.md"].startswith(b"---")
+    with pytest.raises(SystemExit):
+        deploy("--container-image", "ghcr.io/org/vit-api:latest")

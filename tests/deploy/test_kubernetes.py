@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+import vit_api
 from scripts import prometheus_rule
 from tests.support.server import ROOT
 from vit_api.settings import ENV_PREFIX, Settings
@@ -203,6 +204,30 @@ def test_a_pod_has_time_to_drain() -> None:
             settings = settings_of(container)
             grace = manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
             assert grace > settings.drain_delay_s + settings.drain_timeout_s + END_S, folder
+
+
+def test_a_pod_of_kserve_has_time_to_drain() -> None:
+    """Its ServingRuntime has no such field, so the InferenceService says so."""
+    manifests = kustomized("overlays/kserve")
+    (container,) = containers(one(manifests, "ServingRuntime"))
+    settings = settings_of(container)
+    grace = one(manifests, "InferenceService")["spec"]["predictor"]["terminationGracePeriodSeconds"]
+    assert grace > settings.drain_delay_s + settings.drain_timeout_s + END_S
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_objects_have_the_recommended_labels(folder: str) -> None:
+    """The objects and the pods, with the version of the package."""
+    version = vit_api.__version__
+    for manifest in kustomized(folder):
+        found = [manifest["metadata"]["labels"]]
+        if manifest["kind"] == "Deployment":
+            found.append(manifest["spec"]["template"]["metadata"]["labels"])
+        for labels in found:
+            names = {name.removeprefix("app.kubernetes.io/") for name in labels}
+            assert names >= {"name", "instance", "version", "component"}, manifest["kind"]
+            if labels["app.kubernetes.io/component"] == "server":
+                assert labels["app.kubernetes.io/version"] == version
 
 
 def test_a_pod_leaves_the_service_before_it_closes_its_port() -> None:

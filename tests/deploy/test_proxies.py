@@ -191,9 +191,9 @@ def remaining(proxy: Proxy, address: str, headers: dict[str, str]) -> int:
 def test_clients_are_told_apart(proxy: Proxy) -> None:
     """Each address has a rate limit of its own, and does not get another by claiming to be somebody else."""
     forger, other = f"127.0.0.{free_port() % 100 + 2}", f"127.0.0.{free_port() % 100 + 102}"
-    left = [remaining(proxy, forger, {"X-Forwarded-For": f"203.0.113.{number}"}) for number in range(3)]
-    assert min(left) < LIMIT - 1  # of three requests, two met the same server
-    assert remaining(proxy, other, {}) == LIMIT - 1
+    left = [remaining(proxy, forger, {"X-Forwarded-For": f"203.0.113.{number}"}) for number in range(9)]
+    assert min(left) <= LIMIT - 5  # of nine requests, five met the same server
+    assert remaining(proxy, other, {}) >= LIMIT - 2  # a proxy sends a request again if a connection breaks
 
 
 def test_metrics_are_not_public(proxy: Proxy) -> None:

@@ -17,14 +17,16 @@ import httpx
 import pytest
 import yaml
 
+from benchmarks.harness.checkpoints import save_small_vit
 from benchmarks.harness.process_group import living
-from tests.support.ray_environment import PYTHON, needs_ray, variables
+from tests.support.ray_environment import PYTHON, needs_ray, only_all, variables
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, free_port, wait_until
 
 _DIGIT = (ROOT / "examples" / "digit-7.png").read_bytes()
 _SETTINGS = {"model": "digits", "api_servers": 1, "cpu_threads": 1}
 _START_S = 180
-only_all = pytest.mark.skipif(os.environ.get("RAY_TESTS") != "all", reason="takes minutes: `make ray-test` runs it")
+_DRAIN_S = 120
+_REQUEST_S = 90
 
 
 @dataclass
@@ -41,13 +43,16 @@ class Cluster:
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
 
-    def deploy(self, settings: dict[str, Any], **options: Any) -> None:
-        deployment: dict[str, Any] = {"name": "vit-api", "user_config": {"settings": settings}}
+    def deploy(self, changes: dict[str, Any], replicas: int | None = None, **options: Any) -> None:
+        """Apply a configuration: changes of settings and the number of replicas need no restart, other options do."""
+        deployment: dict[str, Any] = {"name": "vit-api", "user_config": {"settings": changes}}
+        if replicas is not None:
+            deployment["num_replicas"] = replicas
         application = {
             "name": "vit-api",
             "route_prefix": "/",
             "import_path": "deploy.ray_serve:app",
-            "args": {"settings": _SETTINGS, **options},
+            "args": {"settings": _SETTINGS} | options,
             "deployments": [deployment],
         }
         self.ask(deploy={"applications": [application]})
@@ -64,15 +69,27 @@ class Cluster:
         """Return the main processes of the servers of all replicas."""
         return [child for pid in self.ask()["pids"] for child in _children(pid)]
 
+    def only_replica(self) -> tuple[int, int]:
+        """Wait until there is one replica with one server, and none that drains; return both processes."""
+        self.wait_for_replicas(1)
+        wait_until(lambda: len(self.servers()) == 1, _DRAIN_S)
+        (replica,), (server,) = self.ask()["pids"], self.servers()
+        return replica, server
+
     def classify(self, upload: bytes, **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/predict", content=upload, timeout=90, **PLAIN_HTTP, **options)
+        return httpx.post(f"{self.url}/predict", content=upload, timeout=_REQUEST_S, **PLAIN_HTTP, **options)
+
+    def classify_batch(self, uploads: list[bytes]) -> httpx.Response:
+        files = [("files", upload) for upload in uploads]
+        return httpx.post(f"{self.url}/predict/batch", files=files, timeout=_REQUEST_S, **PLAIN_HTTP)
 
 
 @dataclass
 class Load:
-    """A client that classifies distinct images until it is stopped."""
+    """A client that classifies distinct images until it is stopped, one a request or several."""
 
     cluster: Cluster
+    images: int = 1
     results: list[int | str] = field(default_factory=list)
     is_stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -80,16 +97,20 @@ class Load:
         number = 0
         while not self.is_stopped.is_set():
             number += 1
-            upload = _DIGIT + f"{threading.get_ident()}-{number}".encode()
+            uploads = [_DIGIT + f"{threading.get_ident()}-{number}-{each}".encode() for each in range(self.images)]
             try:
-                self.results.append(self.cluster.classify(upload).status_code)
+                if self.images == 1:
+                    response = self.cluster.classify(uploads[0])
+                else:
+                    response = self.cluster.classify_batch(uploads)
+                self.results.append(response.status_code)
             except httpx.TransportError as error:
                 self.results.append(type(error).__name__)
 
 
 @contextlib.contextmanager
-def _under_load(cluster: Cluster, clients: int = 4) -> Iterator[list[Load]]:
-    loads = [Load(cluster) for _ in range(clients)]
+def _under_load(cluster: Cluster, clients: int = 4, images: int = 1) -> Iterator[list[Load]]:
+    loads = [Load(cluster, images) for _ in range(clients)]
     threads = [threading.Thread(target=load.run) for load in loads]
     for thread in threads:
         thread.start()
@@ -107,12 +128,12 @@ def _failures(loads: list[Load]) -> list[int | str]:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] + [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        if task.name != str(pid)
-        for child in (task / "children").read_text().split()
-    ]
+    """Return the processes that any thread of a process started; none if it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +190,7 @@ def test_answers_pass_through(cluster: Cluster, digits_server: RunningServer) ->
 @needs_ray
 def test_a_killed_server_loses_nothing(cluster: Cluster) -> None:
     """Requests wait for the server that takes its place, or are told to come again; the replica stays."""
-    (replica,), (server,) = cluster.ask()["pids"], cluster.servers()
+    replica, server = cluster.only_replica()
     with _under_load(cluster) as loads:
         wait_until(lambda: all(load.results for load in loads), 60)
         os.kill(server, signal.SIGKILL)
@@ -185,7 +206,7 @@ def test_a_killed_server_loses_nothing(cluster: Cluster) -> None:
 @only_all
 def test_settings_change_without_a_restart_of_the_replica(cluster: Cluster) -> None:
     """A new `user_config` starts a server beside the one before, which then drains: no request fails."""
-    (replica,), (server,) = cluster.ask()["pids"], cluster.servers()
+    replica, server = cluster.only_replica()
     with _under_load(cluster) as loads:
         cluster.deploy({"model_name": "renamed"})
         wait_until(lambda: cluster.classify(_DIGIT).json().get("model") == "renamed", _START_S)
@@ -200,7 +221,7 @@ def test_settings_change_without_a_restart_of_the_replica(cluster: Cluster) -> N
 @only_all
 def test_a_killed_replica_leaves_no_orphan(cluster: Cluster) -> None:
     """Its server ends with it; another replica takes its place, and only broken connections are lost."""
-    (replica,), (server,) = cluster.ask()["pids"], cluster.servers()
+    replica, server = cluster.only_replica()
     with _under_load(cluster) as loads:
         wait_until(lambda: all(load.results for load in loads), 60)
         os.kill(replica, signal.SIGKILL)
@@ -216,14 +237,35 @@ def test_a_killed_replica_leaves_no_orphan(cluster: Cluster) -> None:
 @only_all
 def test_replicas_follow_the_configuration_under_load(cluster: Cluster) -> None:
     """From one to three and back to one, no request fails, and the servers that are not wanted end."""
+    replica, server = cluster.only_replica()
     with _under_load(cluster) as loads:
-        cluster.deploy({}, min_replicas=3, max_replicas=3)
+        cluster.deploy({}, replicas=3)
         cluster.wait_for_replicas(3)
         servers = cluster.servers()
         assert len(servers) == 3
-        cluster.deploy({}, min_replicas=1, max_replicas=1)
+        assert replica in cluster.ask()["pids"]
+        assert server in servers
+        cluster.deploy({}, replicas=1)
         cluster.wait_for_replicas(1)
-        wait_until(lambda: sum(bool(living(server)) for server in servers) == 1, 120)
+        wait_until(lambda: sum(bool(living(server)) for server in servers) == 1, _DRAIN_S)
+    assert _failures(loads) == []
+
+
+@needs_ray
+@only_all
+def test_replicas_follow_the_images_in_the_servers(cluster: Cluster, tmp_path: Path) -> None:
+    """Our own metric scales from one to three and back: three requests are not many, their 96 images are."""
+    save_small_vit(tmp_path)
+    settings = _SETTINGS | {"model": str(tmp_path)}
+    delays = {"upscale_delay_s": 1, "downscale_delay_s": 2}
+    cluster.deploy({}, settings=settings, max_replicas=3, target_images=30, **delays)
+    wait_until(lambda: cluster.classify(_DIGIT).json().get("model") != "digits", _START_S)
+    cluster.only_replica()
+    with _under_load(cluster, clients=3, images=32) as loads:
+        cluster.wait_for_replicas(3)
+        servers = cluster.servers()
+    cluster.only_replica()
+    wait_until(lambda: sum(bool(living(server)) for server in servers) == 1, _DRAIN_S)
     assert _failures(loads) == []
 
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.harness.process_group import living
-from tests.support.server import ROOT, paused, serve_by, wait_until, workers_of
+from tests.support.server import (
+    ROOT,
+    RunningServer,
+    http_processes_of,
+    paused,
+    serve_by,
+    wait_until,
+    workers_of,
+)
 from vit_api.settings import Settings
 
 UNIT = ROOT / "deploy" / "systemd" / "vit-api.service"
@@ -92,22 +103,84 @@ def test_the_server_tells_systemd(tmp_path: Path) -> None:
         assert lines.count("READY=1") == 1
 
 
-def test_the_watchdog_is_not_told_while_the_main_process_hangs(tmp_path: Path) -> None:
-    """Nothing else may tell it; systemd would then kill the service."""
+class Watchdog:
+    """systemd's end of the socket: a server with one HTTP process, and when its watchdog is told."""
+
+    def __init__(self, receiver: socket.socket, server: RunningServer) -> None:
+        self._receiver = receiver
+        self.server = server
+
+    def wait_until_told(self, times: int = 1) -> None:
+        self._receiver.settimeout(60)
+        while times:
+            times -= "WATCHDOG=1" in self._receiver.recv(4096).decode()
+
+    def forget(self) -> None:
+        """Drop what was sent before."""
+        self._receiver.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while self._receiver.recv(4096):
+                pass
+
+    def is_told_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while (left_s := end - time.monotonic()) > 0:
+            self._receiver.settimeout(left_s)
+            try:
+                if "WATCHDOG=1" in self._receiver.recv(4096).decode():
+                    return True
+            except TimeoutError:
+                return False
+        return False
+
+
+@pytest.fixture
+def watchdog(tmp_path: Path) -> Iterator[Watchdog]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
-        receiver.settimeout(60)
         variables = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "900000"}
         command = [sys.executable, str(ROOT / "server.py")]
-        with serve_by(command, tmp_path, variables, model="digits", host="127.0.0.1") as server:
-            while "WATCHDOG=1" not in receiver.recv(4096).decode():
-                pass
-            with paused(server.process.pid):
-                receiver.settimeout(2)
-                with pytest.raises(TimeoutError):
-                    while receiver.recv(4096):
-                        pass
-            receiver.settimeout(60)
-            while "WATCHDOG=1" not in receiver.recv(4096).decode():
-                pass
-            assert len(workers_of(server)) == 1
+        settings = {"model": "digits", "host": "127.0.0.1", "api_servers": 1}
+        with serve_by(command, tmp_path, variables, **settings) as server:
+            ours = Watchdog(receiver, server)
+            ours.wait_until_told()
+            yield ours
+
+
+def test_the_watchdog_is_not_told_while_the_main_process_hangs(watchdog: Watchdog) -> None:
+    """Nothing else may tell it; systemd would then kill the service."""
+    with paused(watchdog.server.process.pid):
+        watchdog.forget()
+        assert not watchdog.is_told_within(2)
+    watchdog.wait_until_told()
+    assert len(workers_of(watchdog.server)) == 1
+
+
+def test_a_hung_http_process_is_replaced_and_the_service_goes_on(watchdog: Watchdog) -> None:
+    """The watchdog is told until then: systemd need not restart what repairs itself."""
+    (hung,) = http_processes_of(watchdog.server)
+    with paused(hung):
+        while http_processes_of(watchdog.server) in ([hung], []):
+            assert watchdog.is_told_within(10)
+    watchdog.wait_until_told(3)
+    assert watchdog.server.get("/health/ready").status_code == 200
+
+
+def test_the_watchdog_is_not_told_while_no_http_process_answers(watchdog: Watchdog) -> None:
+    """If each one that is started hangs, the server does not work, although its main process does."""
+    hung: set[int] = set()
+
+    def is_silent() -> bool:
+        for process in set(http_processes_of(watchdog.server)) - hung:
+            os.kill(process, signal.SIGSTOP)
+            hung.add(process)
+        return len(hung) > 1 and not watchdog.is_told_within(1.5)
+
+    try:
+        wait_until(is_silent)
+        assert watchdog.server.process.poll() is None
+    finally:
+        for process in http_processes_of(watchdog.server):
+            os.kill(process, signal.SIGCONT)
+    watchdog.wait_until_told(3)
+    assert watchdog.server.get("/health/ready").status_code == 200

@@ -6,7 +6,8 @@ from collections import deque
 
 import pytest
 
-from deploy.hub_space import HubError, HubSpace, Runtime
+from deploy.hub import HubError, Login
+from deploy.hub_space import HubSpace, Runtime
 from deploy.watch import NotRunning, Patience, Watch
 
 
@@ -14,7 +15,7 @@ class _ScriptedSpace(HubSpace):
     """A Space that reports the given runtimes, one after the other; the last one repeats."""
 
     def __init__(self, *reports: Runtime) -> None:
-        super().__init__("org/space", "hf_token")
+        super().__init__("org/space", Login("hf_token"))
         self.reports = deque(reports)
 
     def runtime(self) -> Runtime:
@@ -66,7 +67,7 @@ def test_a_rejected_request_ends_the_wait() -> None:
     def refuse() -> Runtime:
         raise HubError("The hub responded with status 403.", is_transient=False)
 
-    watch.space.runtime = refuse  # type: ignore[method-assign]
+    watch.watched.runtime = refuse  # type: ignore[method-assign]
     with pytest.raises(HubError, match="403"):
         watch.until_running("new")
     assert clock.now == 0

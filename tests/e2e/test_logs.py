@@ -33,6 +33,8 @@ def test_each_request_has_an_access_line() -> None:
         first, second, third, fourth, fifth = _requests(server)
         text = server.log.read_text()
     assert (first["request_id"], first["message"], first["bytes"]) == ("first", "POST /predict 200", len(_SEVEN))
+    assert (first["method"], first["path"], first["client"]) == ("POST", "/predict", "127.0.0.1")
+    assert "user_agent" not in first
     assert (first["cache"], first["batch_size"]) == ("miss", 1)
     stages_ms = [first[f"{stage}_ms"] for stage in ("parse", "decode", "queue", "inference")]
     assert all(stage_ms > 0 for stage_ms in stages_ms)
@@ -46,20 +48,45 @@ def test_each_request_has_an_access_line() -> None:
 
 
 def test_access_lines_as_text() -> None:
-    """Access lines are logged if the setting is on, whatever the log level."""
-    with serve(access_log=1, log_level="error", api_servers=1) as server:
-        server.predict(_SEVEN)
+    """Access lines are logged if the setting is on, whatever the log level; the client is that of a trusted proxy."""
+    settings = {"access_log_user_agent": 1, "trusted_proxies": "127.0.0.1", "log_level": "error", "api_servers": 1}
+    with serve(access_log=1, **settings) as server:
+        headers = {"x-forwarded-for": "203.0.113.9", "user-agent": "a b=c"}
+        server.predict(_SEVEN, headers=headers)
         server.predict(_SEVEN, "/nowhere")
         wait_until(lambda: "/nowhere 404" in server.log.read_text())
         text = server.log.read_text()
     assert "POST /predict 200 request_id=" in text
+    assert 'client=203.0.113.9 user_agent="a b=c" status=200' in text
+
+
+def test_a_ready_server_says_so_once(digits_server: RunningServer) -> None:
+    """One line has the address, the model, the device and the processes; uvicorn's own lines are left out."""
+    wait_until(lambda: "Ready: " in digits_server.log.read_text())
+    text = digits_server.log.read_text()
+    assert text.count(f"Ready: {digits_server.url} (digits, cpu, 2 HTTP processes)\n") == 1
+    assert text.count("Ready: ") == 1
+    assert "uvicorn" not in text
+
+
+def test_a_burst_of_refusals_is_logged_once() -> None:
+    """All HTTP processes together log one warning, which has the count and the cause."""
+    with serve(api_keys="a-long-enough-key", api_servers=2) as server:
+        statuses = {server.predict(_SEVEN).status_code for _ in range(30)}
+        wait_until(lambda: "Refused" in server.log.read_text())
+        text = server.log.read_text()
+    assert statuses == {401}
+    (line,) = [line for line in text.splitlines() if "Refused" in line]
+    assert " WARNING " in line
+    assert "unauthorized" in line
 
 
 def test_access_lines_are_off_by_default(digits_server: RunningServer) -> None:
     """By default there are no access lines."""
     digits_server.predict(_SEVEN)
     digits_server.predict(_SEVEN, "/nowhere")
+    wait_until(lambda: "Ready: " in digits_server.log.read_text())
     text = digits_server.log.read_text()
-    assert "serving digits" in text
+    assert "Ready: " in text
     assert "POST" not in text
     assert "/nowhere" not in text

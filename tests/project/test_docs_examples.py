@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ray_environment
+from benchmarks.harness import ray_environment
+from tests.support.page_reader import install_command
 from tests.support.server import ROOT, RunningServer, environment, serve_by
 from vit_api.access.api_keys import parse_keys
 
@@ -33,8 +34,16 @@ _NOT_RUN = {
     ("docs/container.md", "docker build"): _DOCKER,
     ("docs/container.md", "docker run"): _DOCKER,
     ("docs/container.md", "docker compose"): _DOCKER,
+    ("docs/first-model.md", ""): "needs a server of its own; tests/project/test_first_model_docs.py runs all of them",
+    (
+        "docs/install.md",
+        "make run",
+    ): "the README's first command is the same; of another index, tests/project/test_torch_index.py checks it",
     ("docs/gpu.md", "make run TORCH_INDEX"): "installs packages; tests/project/test_torch_index.py checks the commands",
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
+    ("docs/hugging-face.md", "pip install"): (
+        "needs a Hugging Face account; tests/deploy/test_deploy_endpoint.py tests the deployment"
+    ),
     ("docs/kubernetes.md", "docker build"): _CLUSTER,
     ("docs/kubernetes.md", "kubectl"): _CLUSTER,
     ("docs/moderation.md", ""): "needs a server of its own; tests/project/test_moderation_docs.py runs all of them",
@@ -52,6 +61,7 @@ _NOT_RUN = {
     ("docs/space.md", "hf "): _SPACE,
     ("docs/space.md", "export"): _SPACE,
     ("docs/space.md", "curl"): _SPACE,
+    ("docs/space.md", "python -m deploy.space"): _SPACE,
     ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
 """The reason why an example is not run, by page and beginning of the example."""
@@ -62,8 +72,8 @@ _COMMANDS = {
     "javascript": ["node", "--input-type=module", "--eval"],
 }
 _OUTPUTS = ("text", "json")
-_RUN_ELSEWHERE = "docs/moderation.md"
-"""The page whose examples run in a test of their own."""
+_RUN_ELSEWHERE = ("docs/moderation.md", "docs/first-model.md")
+"""Pages whose examples run in tests of their own."""
 _ON_RAY = "docs/ray.md"
 """The page whose examples run in the environment of `make ray`."""
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -121,7 +131,7 @@ _RUN = [example for example in _ALL if example.reason is None and example.code !
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
     """Run the server as in the README's first example, but on a free port and with the installed packages."""
-    (start,) = [example for example in _ALL if example.code == _START]
+    (start,) = [example for example in _ALL if example.code == _START and example.page == "README.md"]
     packages = f"--assume-old=.venv/run.stamp -- BIN={Path(sys.executable).parent}"
     command = ["bash", "-c", f"exec {start.code}"]
     with serve_by(command, ROOT, {"MAKEFLAGS": packages}, operator_key=_OPERATOR_KEY) as running:
@@ -150,7 +160,7 @@ def _output(example: Example, server: RunningServer, folder: Path) -> str:
             pytest.skip("needs Ray: run `make ray`")
         programs = ray_environment.PYTHON.parent
     variables = {
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(install_command(folder)), str(programs), os.environ["PATH"]]),
         "CURL_HOME": str(folder),
         "PYTHONPATH": str(ROOT),
     }
@@ -216,4 +226,4 @@ def test_not_run_has_no_stale_entries() -> None:
     """Each entry matches an example, and most examples are run."""
     used = {key for key in _NOT_RUN for example in _ALL if example._is(*key)}
     assert used == set(_NOT_RUN)
-    assert len(_RUN) > len([example for example in _ALL if example.page != _RUN_ELSEWHERE]) / 2
+    assert len(_RUN) > len([example for example in _ALL if example.page not in _RUN_ELSEWHERE]) / 2

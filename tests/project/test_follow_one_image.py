@@ -1,4 +1,4 @@
-"""The README's "Follow one image" names functions that exist."""
+"""The section "Follow one image" of docs/architecture.md names functions that exist."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.server import ROOT
 
-_README = (ROOT / "README.md").read_text()
-_SECTION = _README.partition("### Follow one image")[2].partition("\n### ")[0]
+_PAGE = (ROOT / "docs" / "architecture.md").read_text()
+_SECTION = _PAGE.partition("## Follow one image")[2].partition("\n## ")[0]
 _STEPS = re.findall(r"^\d+\. (.+(?:\n {3,}.+)*)", _SECTION, re.MULTILINE)
 _FUNCTION = re.compile(r"`(vit_api/[\w/]+\.py):([\w.]+)`")
 
@@ -34,8 +34,14 @@ def test_there_are_at_most_ten_steps() -> None:
 
 @pytest.mark.parametrize("step", [pytest.param(step, id=step[:60]) for step in _STEPS])
 def test_a_step_names_functions_that_exist(step: str) -> None:
-    """Each step begins with an existing function, so that the README follows moves and renames."""
+    """Each step begins with an existing function, so that the page follows moves and renames."""
     assert _FUNCTION.match(step), step
     for path, name in _FUNCTION.findall(step):
         assert (ROOT / path).is_file(), path
         assert name in _functions(path), f"{path} has no {name}"
+
+
+def test_the_readme_has_the_same_steps() -> None:
+    """It is the shortest way into the code, so both pages have it."""
+    steps = _SECTION[_SECTION.index("1. ") :].strip()
+    assert steps in (ROOT / "README.md").read_text()

@@ -20,9 +20,15 @@ _PINNED = {
     "server": "requirements.txt",
     "timm": "requirements-timm.txt",
     "otel": "requirements-otel.txt",
+    "load": "requirements-load.txt",
     "bench": "requirements-bench.txt",
     "ray": "requirements-ray.txt",
 }
+
+
+def _pins(file: str) -> dict[str, Requirement]:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+    return {pin.name: pin for pin in map(Requirement, filter(re.compile(r"^\w").match, lines))}
 
 
 def _run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -84,22 +90,27 @@ def test_the_client_needs_nothing_of_the_server(client_environment: Path) -> Non
 
 
 def test_the_command_is_installed(client_environment: Path) -> None:
-    """Its help lists the two subcommands."""
+    """Its help lists the subcommands."""
     result = _run(client_environment / "vit-api", "--help", cwd=client_environment)
     assert result.returncode == 0, result.stderr
-    assert {"classify", "serve"} <= set(result.stdout.split())
+    assert {"classify", "serve", "load", "bench"} <= set(result.stdout.split())
 
 
 @pytest.mark.parametrize(
-    "arguments", [pytest.param(["serve"], id="serve"), pytest.param(["classify", "x.png"], id="classify")]
+    ("arguments", "extra"),
+    [
+        pytest.param(["serve"], "server", id="serve"),
+        pytest.param(["classify", "x.png"], "server", id="classify"),
+        pytest.param(["load"], "load", id="load"),
+    ],
 )
-def test_a_missing_package_is_named(client_environment: Path, arguments: list[str]) -> None:
+def test_a_missing_package_is_named(client_environment: Path, arguments: list[str], extra: str) -> None:
     """The error is a single line that says what to install, not a traceback."""
     result = _run(client_environment / "vit-api", *arguments, cwd=client_environment)
     assert result.returncode == 1
     assert re.fullmatch(
         r"error: The package \w+ is not installed\. Install what this command needs: "
-        r"pip install 'vit-api\[server\]'\n",
+        rf"pip install 'vit-api\[{extra}\]'\n",
         result.stderr,
     )
 
@@ -122,11 +133,13 @@ def test_a_missing_package_in_a_checkout_is_named(command: list[str]) -> None:
 @pytest.mark.parametrize(("extra", "file"), [pytest.param(*item, id=item[0]) for item in _PINNED.items()])
 def test_pins_are_within_the_ranges_of_the_extras(extra: str, file: str) -> None:
     """The tested version of each package is one that the extra allows."""
-    lines = [line.partition("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
-    pins = {pin.name: pin for pin in map(Requirement, filter(re.compile(r"^\w").match, lines))}
-    texts = [text for text in _PROJECT["optional-dependencies"][extra] if text != "vit-api[client]"]
+    pins = _pins(file)
+    texts = [text for text in _PROJECT["optional-dependencies"][extra] if not text.startswith("vit-api[")]
     texts += _PROJECT["optional-dependencies"]["client"] if extra == "server" else []
     ranges = {wanted.name: wanted for wanted in map(Requirement, texts)}
+    pins |= {
+        name: _pins("requirements.txt")[name] for name in ranges.keys() - pins if extra == "load"
+    }  # it is installed, too
     assert pins.keys() == ranges.keys()
     for name, pin in pins.items():
         ((_, version),) = [(specifier.operator, specifier.version) for specifier in pin.specifier]

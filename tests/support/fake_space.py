@@ -5,34 +5,28 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
-import threading
 from collections import deque
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import parse_qs, unquote
+from typing import Any, ClassVar
+from urllib.parse import parse_qs
+
+from tests.support.fake_hugging_face import FakeHuggingFace, HubHandler, Response
 
 NAME = "org/space"
-TOKEN = "hf_secret-of-this-test"
 Tree = dict[str, bytes]
 
 
-class FakeSpace(ThreadingHTTPServer):
-    """The hub's API under `/api` and the application under `/app`.
+class FakeSpace(FakeHuggingFace):
+    """A hub with one Space.
 
     Attributes:
         commits: The files of each revision, oldest first; `titles` has the revisions' titles.
         stages: The stages that the hub reports after each of the next pushes, in order.
         application: Returns the application's status and body for a path, given the files of the running revision.
-        failures: The statuses of the next responses for a path; 0 closes the connection.
-        requests: Method and path of all requests to the hub.
     """
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.commits: dict[str, Tree] = {}
         self.titles: list[str] = []
         self.large: dict[str, bytes] = {}
@@ -40,18 +34,12 @@ class FakeSpace(ThreadingHTTPServer):
         self.pending: deque[str] = deque()
         self.stage, self.running = "NO_APP_FILE", ""
         self.is_private = False
-        self.url = f"{self.endpoint}/app"
-        self.application: Callable[[str, Tree], tuple[int, object]] = _classify
-        self.failures: dict[str, deque[int]] = {}
-        self.requests: list[str] = []
-        self.seen_by_application: list[dict[str, str]] = []
-        self.lock = threading.Lock()
+        self.application: Callable[[str, Tree], Response] = _classify
         self.commit({".gitattributes": b"*.safetensors filter=lfs\n", "README.md": b"---\nsdk: docker\n---\n"}, "first")
 
-    @property
-    def endpoint(self) -> str:
-        """The value for HF_ENDPOINT."""
-        return f"http://127.0.0.1:{self.server_port}"
+    def respond(self, path: str, headers: dict[str, str]) -> Response:
+        """Return the application's response."""
+        return self.application(path, self.commits.get(self.running, {}))
 
     @property
     def head(self) -> str:
@@ -91,7 +79,7 @@ class FakeSpace(ThreadingHTTPServer):
         return {"stage": self.stage, "hardware": {"current": "t4-small"}, "sha": self.running or None}
 
 
-def _classify(path: str, _: Tree) -> tuple[int, object]:
+def _classify(path: str, _: Tree) -> Response:
     return 200, {"predictions": [{"label": "7", "confidence": 0.9}]} if path == "/predict" else {"status": "ready"}
 
 
@@ -112,46 +100,11 @@ def _describe(name: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(HubHandler):
     server: FakeSpace
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def log_message(self, *_: Any) -> None: ...
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            body = self.read_chunks()
-        path = unquote(self.path.split("?")[0])
-        with self.server.lock:
-            if path.startswith("/app/"):
-                self.server.seen_by_application.append(dict(self.headers))
-                tree = self.server.commits.get(self.server.running, {})
-                return self.answer(*self.server.application(path.removeprefix("/app"), tree))
-            self.server.requests.append(f"{self.command} {path}")
-            if failures := self.server.failures.get(path):
-                status = failures.popleft()
-                return self.answer(status, {"error": "on purpose"}) if status else self.hang_up()
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}" and not path.startswith("/large/"):
-                return self.answer(401, {"error": "Invalid username or password."})
-            return self.dispatch(path, body)
-
-    do_POST = do_PUT = do_GET
-
-    def read_chunks(self) -> bytes:
-        body = b""
-        while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return body
-
-    def dispatch(self, path: str, body: bytes) -> None:
-        for pattern, function in _CALLS:
-            if match := pattern.fullmatch(path):
-                return function(self, body, *match.groups())
-        return self.answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+    calls: ClassVar[list[tuple[str, Callable[..., None]]]] = []
+    public = "/large/"
+    not_found = {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
 
     def store(self, body: bytes, oid: str) -> None:
         self.server.large[oid] = body
@@ -216,33 +169,17 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{hub.endpoint}/spaces/{NAME}/commit/{revision}"
         return self.answer(200, {"commitUrl": url, "commitOid": revision})
 
-    def hang_up(self) -> None:
-        self.close_connection = True
-
-    def answer(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
-        self.send(status, json.dumps(body).encode(), headers)
-
-    def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
 
 _API = f"/api/spaces/{NAME}"
-_CALLS: list[tuple[re.Pattern[str], Callable[..., None]]] = [
-    (re.compile(pattern), function)
-    for pattern, function in [
-        (_API, _Handler.info),
-        (f"{_API}/runtime", _Handler.runtime),
-        (f"{_API}/tree/(.+)", _Handler.tree),
-        (f"{_API}/preupload/(.+)", _Handler.preupload),
-        (f"{_API}/paths-info/(.+)", _Handler.paths),
-        (f"{_API}/commit/main", _Handler.commit),
-        (f"/spaces/{NAME}.git/info/lfs/objects/batch", _Handler.upload),
-        (f"/spaces/{NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
-        ("/large/(.+)", _Handler.store),
-        ("/api/validate-yaml", _Handler.validate),
-    ]
+_Handler.calls += [
+    (_API, _Handler.info),
+    (f"{_API}/runtime", _Handler.runtime),
+    (f"{_API}/tree/(.+)", _Handler.tree),
+    (f"{_API}/preupload/(.+)", _Handler.preupload),
+    (f"{_API}/paths-info/(.+)", _Handler.paths),
+    (f"{_API}/commit/main", _Handler.commit),
+    (f"/spaces/{NAME}.git/info/lfs/objects/batch", _Handler.upload),
+    (f"/spaces/{NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    ("/large/(.+)", _Handler.store),
+    ("/api/validate-yaml", _Handler.validate),
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,38 @@ if _plan["dies"]:
 __version__ = _plan["version"]
 version = SimpleNamespace(cuda=_plan["cuda"])
 
+def _visible():
+    # As CUDA: up to the first that does not exist, by number or by the beginning of a UUID; one MIG slice at most.
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not _plan["uuids"]:
+        return _plan["gpus"]
+    found = []
+    for name in named.split(","):
+        here = [
+            gpu
+            for number, (gpu, uuid) in enumerate(zip(_plan["gpus"], _plan["uuids"]))
+            if name == str(number) or name.startswith(("GPU-", "MIG-")) and uuid.startswith(name)
+        ]
+        if len(here) != 1 or found and name.startswith("MIG-"):
+            break
+        found += here
+    return found
+
 def _init():
     if _plan["problem"]:
         raise RuntimeError(_plan["problem"])
-    if not _plan["gpus"]:
+    if not _visible():
         raise RuntimeError("No CUDA GPUs are available")
 
 cuda = SimpleNamespace(
     init=_init,
-    device_count=lambda: len(_plan["gpus"]),
-    get_device_name=lambda number: _plan["gpus"][number][0],
+    device_count=lambda: len(_visible()),
+    get_device_name=lambda number: _visible()[number][0],
 )
 
 class _Ones:
     def __init__(self, device):
-        problem = _plan["gpus"][int(device.partition(":")[2])][1]
+        problem = _visible()[int(device.partition(":")[2])][1]
         if problem:
             raise RuntimeError(problem)
 
@@ -78,6 +96,7 @@ def install(
     problem: str | None = None,
     hangs: bool = False,
     dies: bool = False,
+    uuids: Sequence[str] = (),
 ) -> None:
     """Make child processes import a torch that sees these GPUs.
 
@@ -90,11 +109,12 @@ def install(
         problem: The error of the CUDA initialisation.
         hangs: Whether the import hangs.
         dies: Whether the import aborts the process.
+        uuids: The UUID of each GPU; with them, `CUDA_VISIBLE_DEVICES` selects as in CUDA.
     """
     package = folder / "torch"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(_CODE)
     named = [gpu if isinstance(gpu, tuple) else (gpu, None) for gpu in gpus]
     plan: dict[str, Any] = {"version": version, "cuda": cuda, "problem": problem, "gpus": named}
-    monkeypatch.setenv("FAKE_TORCH", json.dumps(plan | {"hangs": hangs, "dies": dies}))
+    monkeypatch.setenv("FAKE_TORCH", json.dumps(plan | {"hangs": hangs, "dies": dies, "uuids": [*uuids]}))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(":"))

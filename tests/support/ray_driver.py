@@ -11,14 +11,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from typing import Any
 
 import ray
 from ray import serve
+from ray._private import state
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-from ray.util.state import list_actors
+
+_PAUSE_S = 0.2
+"""Before each answer: tests poll, and must not keep the controller busy."""
 
 
 def main() -> None:
@@ -26,7 +30,7 @@ def main() -> None:
     port = int(sys.argv[1])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's workers print there
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": True})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
     cluster.add_node(num_cpus=4)
     ray.init(address=cluster.address, log_to_driver="RAY_TEST_LOG" in os.environ)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -41,10 +45,11 @@ def main() -> None:
 def _answer(command: dict[str, Any]) -> dict[str, Any]:
     if "deploy" in command:
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(command["deploy"]))
-    actors = list_actors(filters=[("state", "=", "ALIVE")], detail=True)
+    time.sleep(_PAUSE_S)
+    actors = state.actors(actor_state_name="ALIVE").values()
     applications = serve.status().applications
     return {
-        "pids": [actor.pid for actor in actors if actor.class_name.startswith("ServeReplica")],
+        "pids": [actor["Pid"] for actor in actors if actor["ActorClassName"].startswith("ServeReplica")],
         "replicas": {
             name: {state: count for state, count in each.replica_states.items() if count}
             for application in applications.values()

@@ -1,4 +1,4 @@
-"""The environment with Ray and pyarrow, which `make ray` makes, and what tests run in it."""
+"""What tests run in the environment with Ray and pyarrow, which `make ray` makes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.server import PLAIN_HTTP, ROOT, environment, free_port, wait_until
+from benchmarks.harness import ray_environment
+from tests.support.server import PLAIN_HTTP, ROOT, free_port, wait_until
 
-FOLDER = ROOT / ".venv-ray"
-PYTHON = FOLDER / "bin" / "python"
+PYTHON = ray_environment.PYTHON
 
-
-def is_installed() -> bool:
-    """Return whether the environment is complete."""
-    return (FOLDER / "ray.stamp").exists()
-
-
-needs_ray = pytest.mark.skipif(not is_installed(), reason="needs Ray: run `make ray`")
+needs_ray = pytest.mark.skipif(not ray_environment.is_installed(), reason="needs Ray: run `make ray`")
+only_all = pytest.mark.skipif(os.environ.get("RAY_TESTS") != "all", reason="takes minutes: `make ray-test` runs it")
 
 _READ = """
 import json, sys
@@ -40,12 +35,7 @@ print(json.dumps([row for file in files for row in parquet.read_table(file, file
 
 def variables(**others: str) -> dict[str, str]:
     """Return the environment variables of a program that runs in the environment, one thread a model."""
-    return {
-        **environment(cpu_threads=1),
-        "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        **others,
-    }
+    return ray_environment.variables(VIT_API_CPU_THREADS="1", **others)
 
 
 def classify_command(*arguments: str | Path) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.server import ROOT, environment
 from vit_api.command_line import SettingsError, load_settings, unknown_variables
+from vit_api.setting_texts import GROUPS
 from vit_api.settings import Settings
 
 
@@ -144,6 +145,84 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         load_settings(["--help"])
     text = capsys.readouterr().out
     assert [name for name in Settings.model_fields if f"--{name.replace('_', '-')}" not in text] == []
+
+
+def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """Types and defaults are written as people write them, in the groups of the settings' page, which have all."""
+    with pytest.raises(SystemExit):
+        load_settings(["--help"])
+    text = capsys.readouterr().out
+    assert [word for word in ("SecretStr", "factory", "None", "str}", " float ", " int ") if word in text] == []
+    assert "default: 32)" in text
+    assert [title for title in GROUPS if f"\n{title}:\n" not in text] == []
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(Settings.model_fields)
+    assert "{auto,float32,bfloat16,float16}" in text
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        pytest.param("--prot=3", " Did you mean --port?", id="near"),
+        pytest.param("--max-batchsize", " Did you mean --max-batch-size?", id="near, without a value"),
+        pytest.param("--zzz", "", id="far"),
+    ],
+)
+def test_an_unknown_option_is_an_error_of_a_line(argument: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the nearest option, without the whole usage."""
+    with pytest.raises(SystemExit) as raised:
+        load_settings([argument])
+    assert raised.value.code == 2
+    error, help_hint = capsys.readouterr().err.splitlines()
+    assert error == f"error: unrecognized arguments: {argument}.{hint}"
+    assert "--help" in help_hint
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"VIT_API_MODEL_NAME=caf\xe9\n", id="Latin-1"),
+        pytest.param("VIT_API_PORT=8000\n".encode("utf-16"), id="UTF-16"),
+    ],
+)
+def test_a_file_that_is_not_utf_8_is_an_error_of_a_line(content: bytes) -> None:
+    """The message names the file and the line, and is no traceback."""
+    Path(".env").write_bytes(content)
+    with pytest.raises(SettingsError) as raised:
+        load_settings([])
+    assert str(raised.value) == ".env: The file is not UTF-8, first in line 1. Save it as UTF-8."
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name() -> None:
+    """Windows' editors begin UTF-8 with it."""
+    Path(".env").write_bytes(b"\xef\xbb\xbfVIT_API_PORT=8001\n")
+    assert load_settings([]).port == 8001
+    assert unknown_variables() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "warning"),
+    [
+        pytest.param("MAX_BATCH_SIZE=8", "Did you mean VIT_API_MAX_BATCH_SIZE?", id="without the prefix"),
+        pytest.param("VIT_MODEL=digits", "Did you mean VIT_API_MODEL?", id="half of the prefix"),
+        pytest.param(
+            "HF_TOKEN=secret", "From .env, only VIT_API_* is read: set it in the environment.", id="another's"
+        ),
+    ],
+)
+def test_keys_of_the_file_that_are_no_setting_are_named(line: str, warning: str) -> None:
+    """With the nearest setting; the value is never shown."""
+    Path(".env").write_text(line + "\n")
+    name = line.partition("=")[0]
+    assert unknown_variables() == [f"{name} in .env: There is no such setting, so it is ignored. {warning}"]
+    load_settings([])
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "OPERATOR_KEY"])
+def test_keys_without_the_prefix_in_the_file_stop_the_start(name: str) -> None:
+    """The server would be open to all."""
+    Path(".env").write_text(f"{name}=a-long-secret-key\n")
+    with pytest.raises(SettingsError, match=f"Did you mean VIT_API_{name}"):
+        load_settings([])
 
 
 def test_every_setting_is_described() -> None:

@@ -46,11 +46,18 @@ class ClientAddresses:
 
         Each customer gets at least a whole /64 of IPv6 (RFC 6177), so its addresses count as one client.
         """
+        return _group(self._host(scope))
+
+    def address_of(self, scope: Mapping[str, Any]) -> str:
+        """Return the address of an ASGI request's client, for the log: that which trusted proxies report."""
+        return str(_parse(self._host(scope)) or _UNKNOWN)
+
+    def _host(self, scope: Mapping[str, Any]) -> str:
         peer = scope.get("client")
         host: str = peer[0] if peer else _UNKNOWN
         if self._trusted and self._is_trusted(_parse(host)):
             host = self._behind_proxies(host, scope["headers"])
-        return _group(host)
+        return host
 
     def _behind_proxies(self, host: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Return the nearest address that does not belong to a trusted proxy.

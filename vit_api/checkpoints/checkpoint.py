@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ EMBEDDED = {"digits": Path(__file__).parent / "digits"}
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 _CHUNK_BYTES = 2**20
+_MAX_SHOWN = 64
+"""Characters of a name in an error."""
 
 _MULTI_LABEL = "multi_label_classification"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -101,6 +104,7 @@ def load_checkpoint(name: str, revision: str | None = None, *, served_name: str 
         path, commit = _find(name, revision)
         config = _read_json(path / "config.json")
         labels = _labels(config)
+        _check_labels(labels)
         if hub.is_timm(config):
             preprocessing = read_timm_preprocessing(config)
             _check_weights(path)
@@ -188,7 +192,7 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
         count = config.get("num_labels", 2)
         names = {index: f"LABEL_{index}" for index in range(count if isinstance(count, int) else 0)}
     try:
-        by_index = {int(index): str(name) for index, name in names.items()}
+        by_index = {int(index): _name_of(name) for index, name in names.items()}
     except (AttributeError, ValueError) as error:
         raise CheckpointError("the id2label in its config.json does not map class numbers to names") from error
     if sorted(by_index) != list(range(len(by_index))):
@@ -196,6 +200,23 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     if not by_index:
         raise CheckpointError("it has no classes")
     return tuple(by_index[index] for index in range(len(by_index)))
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    """Refuse names that no response can have: JSON may have half of a character as an escape, and UTF-8 may not."""
+    for index, label in enumerate(labels):
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise CheckpointError(
+                f"the name of its class {index}, {ascii(label)[:_MAX_SHOWN]}, is not valid Unicode"
+            ) from None
+
+
+def _name_of(value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} is not a name")
+    return str(value)
 
 
 def _check_timm(path: Path, config: dict[str, Any]) -> None:

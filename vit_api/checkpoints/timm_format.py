@@ -49,7 +49,7 @@ def read_timm_labels(config: Mapping[str, Any]) -> tuple[str, ...]:
         raise UnsupportedTimm("it is not an image classifier (num_classes is 0)")
     if names is None:
         return _imagenet_labels(classes) or tuple(f"LABEL_{index}" for index in range(classes))
-    if not isinstance(names, list) or len(names) != classes:
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(one, str | int) for one in names):
         raise UnsupportedTimm(f"its label_names are not a list of {classes} names")
     return tuple(map(str, names))
 

@@ -155,12 +155,14 @@ async def _on_server(
 def _in_process(arguments: argparse.Namespace, paths: list[Path], report: Report) -> None:
     # Imported here: with --url, torch and LitServe are not needed, nor need they be installed.
     from vit_api.checkpoints.checkpoint import CheckpointError
-    from vit_api.classify.local import load_local
+    from vit_api.classify.local import Shown, load_local
 
     settings = _settings(arguments)
     threads = arguments.concurrency or available_cores()
     try:
-        classifier = load_local(settings, threads, len(paths) * arguments.frames)
+        shown = Shown.of(arguments.top_k, arguments.threshold)
+        images = len(paths) * arguments.frames
+        classifier = load_local(settings, threads, images, shown=shown, frames=arguments.frames)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     many = classifier.classify_many(paths, arguments.top_k, arguments.frames, threshold=arguments.threshold)

@@ -79,8 +79,13 @@ class FileDecoder:
         return [one for _, one in self._lit_api.decode_frames(upload, plan, range(len(plan.frames)))], plan.frames
 
 
-def build_lit_api(settings: Settings, max_batch_size: int) -> ViTAPI:
+def build_lit_api(settings: Settings, max_batch_size: int, *, all_classes: bool = False) -> ViTAPI:
     """Return the server's LitAPI, which decodes; it classifies once its `setup` has run.
+
+    Args:
+        settings: The server's settings; those of the model and the images are used.
+        max_batch_size: Maximum batch size.
+        all_classes: Whether predictions have all classes and not only the most probable ones.
 
     Raises:
         CheckpointError: The model can't be found or can't be served.
@@ -91,7 +96,7 @@ def build_lit_api(settings: Settings, max_batch_size: int) -> ViTAPI:
         checkpoint,
         **options_of(settings),
         thresholds=None if thresholds is None else Thresholds.load(thresholds, checkpoint.labels),
-        all_classes=True,
+        all_classes=all_classes,
         max_batch_size=max(2, max_batch_size),  # LitServe warns about batch hooks when the size is 1
     )
 

@@ -56,6 +56,11 @@ class Shown(NamedTuple):
             top_k = DEFAULT_TOP_K
         return cls(top_k if isinstance(top_k, int) else None, threshold or 0.0)
 
+    def needs_all_classes(self, settings: Settings, frames: int) -> bool:
+        """Return whether predictions must have all classes, each of which becomes a number in Python."""
+        is_short = self.top_k is not None and self.top_k <= records.MAX_TOP_K
+        return not is_short or frames > 1 or settings.thresholds is not None
+
 
 class LocalClassifier:
     """A model in this process.
@@ -169,13 +174,17 @@ class LocalClassifier:
         )
 
 
-def load_local(settings: Settings, threads: int, images: int | None = None) -> LocalClassifier:
+def load_local(
+    settings: Settings, threads: int, images: int | None = None, *, shown: Shown, frames: int = 1
+) -> LocalClassifier:
     """Load the configured model on the first of the configured devices.
 
     Args:
         settings: The server's settings; those of the model, the device and the images are used.
         threads: Number of decoding threads.
         images: The number of images, if it is known: the model is not prepared for larger batches.
+        shown: Which classes will be shown.
+        frames: Number of frames of an animation.
 
     Raises:
         CheckpointError: The model can't be found or can't be served.
@@ -183,7 +192,7 @@ def load_local(settings: Settings, threads: int, images: int | None = None) -> L
     """
     device = choose_devices(settings.device)[0]
     max_batch_size = settings.max_batch_size if images is None else min(settings.max_batch_size, images)
-    lit_api = build_lit_api(settings, max_batch_size)
+    lit_api = build_lit_api(settings, max_batch_size, all_classes=shown.needs_all_classes(settings, frames))
     lit_api.setup(device)
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
 

@@ -32,14 +32,17 @@ class Thresholds:
         by_label: Scores from 0 to 1; `OTHERS` is that of every other label. A label without one is never flagged.
         digest: Identifies the thresholds: the first 16 hexadecimal digits of the SHA-256 of their canonical JSON, in
             which names are sorted and numbers are floats.
+        lowest: The lowest threshold of any label.
     """
 
     by_label: Mapping[str, float]
     digest: str = field(init=False)
+    lowest: float = field(init=False)
 
     def __post_init__(self) -> None:
         canonical = json.dumps(dict(sorted(self.by_label.items())), separators=(",", ":"))
         object.__setattr__(self, "digest", hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_CHARACTERS])
+        object.__setattr__(self, "lowest", min(self.by_label.values()))
 
     @classmethod
     def load(cls, text: str, labels: Collection[str] | None = None) -> Thresholds:
@@ -56,11 +59,6 @@ class Thresholds:
         if labels is not None:
             check_labels(thresholds.by_label, labels, OTHERS)
         return thresholds
-
-    @property
-    def lowest(self) -> float:
-        """The lowest threshold of any label."""
-        return min(self.by_label.values())
 
     def of(self, label: str) -> float:
         """Return a label's threshold; infinity if it is never flagged."""

@@ -189,7 +189,7 @@ def _observers(shared: Shared, core: _Core, number: int) -> list[Observer]:
     """Return what records each request; with several models, the metrics of each have an observer of their own."""
     observers: list[Observer] = [*_metrics_of(shared, number)]
     if shared.settings.access_log:
-        observers.append(AccessLog())
+        observers.append(AccessLog(has_user_agent=shared.settings.access_log_user_agent))
     if core.tracing is not None:
         observers.append(core.tracing)
     if core.decisions is not None:

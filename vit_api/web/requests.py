@@ -198,6 +198,11 @@ class Request:
         return self.admission.key_digest.hex() or self._addresses.of(self.scope)
 
     @property
+    def address(self) -> str:
+        """The address of its client, as far as proxies are trusted."""
+        return self._addresses.address_of(self.scope)
+
+    @property
     def caller(self) -> Caller:
         """Who sent it, and how urgent it is."""
         return Caller(self.client, self.urgency)

@@ -94,6 +94,11 @@ def test_sharded_weights_are_read(tmp_path: Path) -> None:
         pytest.param({"id2label": {"0": "a", "2": "b"}}, "gaps in its class numbers", id="gap"),
         pytest.param({"id2label": {"a": "0"}}, "class numbers to names", id="no numbers"),
         pytest.param({"id2label": ["a", "b"]}, "class numbers to names", id="list"),
+        pytest.param({"id2label": {"0": "a", "1": None}}, "class numbers to names", id="null as a name"),
+        pytest.param({"id2label": {"0": "a", "1": ["b"]}}, "class numbers to names", id="list as a name"),
+        pytest.param(
+            {"id2label": {"0": "a", "1": "b\ud800"}}, "class 1, .* is not valid Unicode", id="half a character"
+        ),
         pytest.param({"model_type": "my", "auto_map": {"AutoConfig": "my.My"}}, "never run", id="remote code"),
         pytest.param({"model_type": ["vit"], "auto_map": {"AutoConfig": "my.My"}}, "never run", id="list as type"),
     ],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,58 @@ def test_devices_are_those_that_torch_computes_on(
     """The setting selects them by CUDA's numbers."""
     install(*gpus)
     assert choose_devices(device) == expected
+
+
+UUIDS = ("GPU-aa-1", "GPU-bb-2", "MIG-cc-3")
+
+
+@pytest.fixture
+def _nvidia_smi_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Have an nvidia-smi first in the path that says nonsense, and check that it is not run."""
+    called = tmp_path / "called"
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {called}\necho nonsense\nexit 9\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    yield
+    assert not called.exists()
+
+
+@pytest.mark.usefixtures("_nvidia_smi_fails")
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        pytest.param(None, ["cuda:0", "cuda:1", "cuda:2"], id="all"),
+        pytest.param("2,0", ["cuda:0", "cuda:1"], id="numbers"),
+        pytest.param("GPU-bb-2", ["cuda:0"], id="a UUID"),
+        pytest.param("GPU-bb,GPU-aa", ["cuda:0", "cuda:1"], id="beginnings of UUIDs"),
+        pytest.param("MIG-cc-3", ["cuda:0"], id="a MIG slice"),
+        pytest.param("MIG-cc-3,MIG-cc-3", ["cuda:0"], id="two MIG slices"),
+        pytest.param("0,7,1", ["cuda:0"], id="up to one that does not exist"),
+        pytest.param("", ["cpu"], id="empty"),
+        pytest.param("-1", ["cpu"], id="minus one"),
+        pytest.param("GPU-ff", ["cpu"], id="an unknown UUID"),
+        pytest.param("NoDevFiles", ["cpu"], id="what CUDA does not know"),
+    ],
+)
+def test_visible_devices(
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    visible: str | None,
+    expected: list[str],
+) -> None:
+    """CUDA selects them, without NVML, as with NVIDIA_DRIVER_CAPABILITIES=compute. The CPU comes with a warning."""
+    monkeypatch.setattr(devices, "CudaReport", lambda **fields: CudaReport(**(fields | {"has_library": True})))
+    install("H100", "H100", "H100 MIG 1g.10gb", uuids=UUIDS)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_devices("auto") == expected
+    warnings = [] if expected != ["cpu"] else [f"CUDA_VISIBLE_DEVICES is {visible!r}, which selects no GPU"]
+    assert len(caplog.messages) == len(warnings)
+    assert all(text in caplog.text for text in warnings)
+    assert devices.ask_torch().driver is None
 
 
 def test_torch_is_not_imported_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ class Plan:
         self.out = out if is_uri(out) else self._out
         self.shard = shard
         with self._filesystem.open_input_file(_plan_path(self._out, shard)) as file:
-            metadata = parquet.read_metadata(file)
+            self._metadata = metadata = parquet.read_metadata(file)
         stored = json.loads(metadata.metadata[_METADATA])
         self.job = Job(**(stored["job"] | {"inputs": tuple(stored["job"]["inputs"])}))
         self.skipped: list[tuple[str, str]] = [(name, why) for name, why in stored["skipped"]]
@@ -89,7 +89,8 @@ class Plan:
     def names_of(self, part: int) -> list[str]:
         """Return the names of a part's files."""
         with self._filesystem.open_input_file(_plan_path(self._out, self.shard)) as file:
-            table = parquet.ParquetFile(file).read_row_group(part)
+            # Of a plan with many parts, the metadata has megabytes.
+            table = parquet.ParquetFile(file, metadata=self._metadata).read_row_group(part)
         return [os.fsdecode(name) for name in table["path"].to_pylist()]
 
     def unfinished(self) -> list[int]:

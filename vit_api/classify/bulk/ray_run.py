@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import pickle
 import warnings
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ import ray
 from ray import data as ray_data
 from ray.util.annotations import RayDeprecationWarning
 
+from vit_api.classify.bulk.decoded_table import from_table, to_table
 from vit_api.classify.bulk.parts import PartDone, RunFailed
 from vit_api.classify.bulk.plan import Plan
 from vit_api.classify.bulk.results import write_part
@@ -124,7 +124,7 @@ def _decode_part(batch: pa.Table, task: _Task, parts: ray.ObjectRef) -> pa.Table
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
         reads = [functools.partial(read_file, name, plan.job.folder) for name in names]
         files = list(map_ahead(pool, decoder.decode, reads, 2 * _READERS))
-    return pa.table({"part": [part], "decoded": pa.array([pickle.dumps(files, protocol=5)], pa.large_binary())})
+    return to_table(part, files)
 
 
 class _Worker:
@@ -132,20 +132,20 @@ class _Worker:
 
     def __init__(self, task: _Task) -> None:
         self._plan = task.plan()
-        self._classifier = load_local(task.settings, 1)
+        job = self._plan.job
+        self._shown = Shown.of(job.top_k, job.threshold)
+        self._classifier = load_local(task.settings, 1, shown=self._shown, frames=job.frames)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify the decoded files of a part and write its results."""
-        (part,) = batch["part"].to_pylist()
-        files = pickle.loads(batch["decoded"][0].as_buffer())
-        job = self._plan.job
-        outcomes = self._classify(files, Shown.of(job.top_k, job.threshold))
+        part, files = from_table(batch)
+        outcomes = self._classify(files)
         failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
         return pa.table({"part": [part], "files": [len(files)], "failed": [failed]})
 
-    def _classify(self, files: list[Decoded], shown: Shown) -> list[tuple[str | None, Outcome]]:
+    def _classify(self, files: list[Decoded]) -> list[tuple[str | None, Outcome]]:
         try:
-            outcomes = list(self._classifier.classify_decoded(files, shown))
+            outcomes = list(self._classifier.classify_decoded(files, self._shown))
         except BrokenDevice:
             os._exit(1)  # only a new process can use the device again: Ray starts one, and runs the part in it
         return [(file.sha256, outcome) for file, outcome in zip(files, outcomes, strict=True)]

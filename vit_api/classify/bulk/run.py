@@ -85,11 +85,13 @@ def _engine(
 
         return ray_run.run_parts(plan, parts, settings, workers=arguments.workers)
     from vit_api.classify.bulk import local_run
-    from vit_api.classify.local import load_local
+    from vit_api.classify.local import Shown, load_local
 
     threads = arguments.concurrency or available_cores()
     images = sum(map(plan.size_of, parts)) * arguments.frames
-    return local_run.run_parts(plan, parts, load_local(settings, threads, images))
+    shown = Shown.of(arguments.top_k, arguments.threshold)
+    classifier = load_local(settings, threads, images, shown=shown, frames=arguments.frames)
+    return local_run.run_parts(plan, parts, classifier)
 
 
 def _follow(done_parts: Iterable[PartDone], total: int, left: int) -> tuple[int, int]:

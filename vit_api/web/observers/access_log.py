@@ -11,28 +11,42 @@ from vit_api.web.observers.exchange import Exchange
 
 logger = logging.getLogger(__name__)
 
+_MAX_AGENT_CHARACTERS = 256
+
 
 class AccessLog:
     """Log each request after its response.
 
-    Bodies, query strings and headers are never logged, so that no image and no key gets into a log.
+    Bodies, query strings and other headers than the user agent are never logged, so that no image and no key gets into
+    a log.
+
+    Args:
+        has_user_agent: Log the header `User-Agent`, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_user_agent: bool = False) -> None:
         logger.setLevel(logging.INFO)  # it has its own setting, independent of the minimum log level
+        self._has_user_agent = has_user_agent
 
     def observe(self, exchange: Exchange) -> None:
         """Log the request."""
-        scope = exchange.request.scope
-        # A percent-encoded path may decode to line breaks and terminal control codes.
-        path = scope["path"].encode("unicode_escape").decode()
-        logger.info("%s %s %d", scope["method"], path, exchange.status, extra={"fields": _fields(exchange)})
+        request = exchange.request
+        method, path = request.scope["method"], _printable(request.scope["path"])
+        fields = {"request_id": request.id.decode(), "method": method, "path": path, "client": request.address}
+        if self._has_user_agent:
+            agent = request.headers.get(b"user-agent", b"")
+            fields["user_agent"] = _printable(agent.decode("latin-1")[:_MAX_AGENT_CHARACTERS])
+        logger.info("%s %s %d", method, path, exchange.status, extra={"fields": fields | _fields(exchange)})
+
+
+def _printable(text: str) -> str:
+    """Escape line breaks and terminal control codes; a percent-encoded path may decode to them."""
+    return text.encode("unicode_escape").decode()
 
 
 def _fields(exchange: Exchange) -> dict[str, Any]:
     request = exchange.request
     fields: dict[str, Any] = {
-        "request_id": request.id.decode(),
         "status": exchange.status,
         "bytes": request.received_bytes,
         "total_ms": _ms(exchange.seconds),

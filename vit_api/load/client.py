@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from benchmarks.harness import wrk
+from vit_api.load import uploads
 
 _OK = 200
 _REPEATED_FROM = 64
@@ -26,7 +26,7 @@ _REPEATED_FROM = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """What one client process does.
 
     Attributes:
@@ -89,7 +89,7 @@ class Shift(NamedTuple):
     cpu_share: float
 
 
-def work(plan: Plan, progress: Callable[[], None] = lambda: None) -> Shift:
+def work(plan: LoadPlan, progress: Callable[[], None] = lambda: None) -> Shift:
     """Run one process's share of a load; `progress` is called after each request."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # an open loop needs one connection per waiting request
@@ -97,12 +97,12 @@ def work(plan: Plan, progress: Callable[[], None] = lambda: None) -> Shift:
 
 
 class _Client:
-    def __init__(self, plan: Plan, progress: Callable[[], None]) -> None:
+    def __init__(self, plan: LoadPlan, progress: Callable[[], None]) -> None:
         self._plan = plan
         self._progress = progress
         self._dice = random.Random(plan.seed)
         self._sent: list[bytes] = []
-        self._headers = dict(plan.headers) | {"content-type": wrk.FORM if plan.is_form else wrk.RAW}
+        self._headers = dict(plan.headers) | {"content-type": uploads.FORM if plan.is_form else uploads.RAW}
 
     async def run(self) -> Shift:
         """Load the server; return what was measured."""
@@ -147,7 +147,7 @@ class _Client:
     async def _post(self, intended_s: float) -> Reply:
         body = self._upload()
         if self._plan.is_form:
-            body = wrk.as_form(body)
+            body = uploads.as_form(body)
         sent_s = time.monotonic() - self._start
         try:
             async with self._session.post(self._plan.url, data=body, headers=self._headers) as response:
@@ -177,7 +177,7 @@ class _Client:
         """Return a unique upload, or one of the most recent ones."""
         if self._sent and self._dice.random() < self._plan.repeat_share:
             return self._dice.choice(self._sent)
-        upload = self._dice.choice(self._plan.pictures) + wrk.FREE_BOX + os.urandom(16)
+        upload = self._dice.choice(self._plan.pictures) + uploads.FREE_BOX + os.urandom(16)
         if self._plan.repeat_share:
             self._sent = [*self._sent[1 - _REPEATED_FROM :], upload]
         return upload

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.harness.client import Reply, Shift
+from vit_api.load.client import Reply, Shift
 
 _PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 BUSY_CLIENT = 0.8

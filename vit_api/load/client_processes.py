@@ -10,13 +10,13 @@ from concurrent.futures import ProcessPoolExecutor
 from ctypes import c_long
 from typing import Any
 
-from benchmarks.harness.client import Plan, Shift, work
+from vit_api.load.client import LoadPlan, Shift, work
 
 _POLL_S = 0.1
 _counters: Any = None
 
 
-def run(plan: Plan, processes: int = 1, show: Callable[[int], None] = lambda _: None) -> list[Shift]:
+def run(plan: LoadPlan, processes: int = 1, show: Callable[[int], None] = lambda _: None) -> list[Shift]:
     """Load a server with client processes; return what each did.
 
     Args:
@@ -35,7 +35,7 @@ def run(plan: Plan, processes: int = 1, show: Callable[[int], None] = lambda _: 
         return [shift.result() for shift in shifts]
 
 
-def _shares(plan: Plan, processes: int) -> Iterator[Plan]:
+def _shares(plan: LoadPlan, processes: int) -> Iterator[LoadPlan]:
     if plan.concurrency is None:
         for number in range(processes):
             yield dataclasses.replace(plan, rate=plan.rate / processes, seed=plan.seed + number)
@@ -51,7 +51,7 @@ def _set_counters(counters: Any) -> None:
     _counters = counters
 
 
-def _work(number: int, plan: Plan) -> Shift:
+def _work(number: int, plan: LoadPlan) -> Shift:
     def progress() -> None:
         _counters[number] += 1
 

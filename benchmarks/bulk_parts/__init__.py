@@ -1,0 +1,1 @@
+"""What the benchmark of `classify --out` consists of."""

@@ -1,0 +1,61 @@
+"""The model in this process: which classes a prediction has."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.harness.checkpoints import save_tiny_vit
+from tests.support.server import ROOT
+from vit_api.classify.local import Shown, load_local
+from vit_api.client.results import Classification
+from vit_api.settings import Settings
+
+_DIGIT = ROOT / "examples" / "digit-7.png"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return a model with 100 classes, more than a short answer has."""
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny_vit(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "threshold", "frames", "count"),
+    [
+        pytest.param(None, None, 1, 5, id="default"),
+        pytest.param(20, None, 1, 20, id="short"),
+        pytest.param(21, None, 1, 21, id="long"),
+        pytest.param("all", None, 1, 100, id="all"),
+        pytest.param(None, 0.0, 1, 100, id="threshold"),
+        pytest.param(3, None, 2, 3, id="frames"),
+    ],
+)
+def test_classes_of_a_prediction(
+    model: str, top_k: int | str | None, threshold: float | None, frames: int, count: int
+) -> None:
+    """It has as many as are shown, with the probabilities that they have among all."""
+    everything = _classify(model, "all", None, 1)
+    shown = _classify(model, top_k, threshold, frames)
+    assert len(shown) == count
+    assert shown == everything[:count]
+
+
+def test_only_what_is_shown_is_computed() -> None:
+    """All classes are asked of the model only where they, or flags or frames that need them, are shown."""
+    settings, with_flags = Settings(), Settings(thresholds='{"*": 0.5}')
+    assert not Shown.of(None, None).needs_all_classes(settings, 1)
+    assert not Shown.of(20, 0.5).needs_all_classes(settings, 1)
+    assert Shown.of(21, None).needs_all_classes(settings, 1)
+    assert Shown.of("all", None).needs_all_classes(settings, 1)
+    assert Shown.of(None, 0.5).needs_all_classes(settings, 1)
+    assert Shown.of(5, None).needs_all_classes(settings, 2)
+    assert Shown.of(5, None).needs_all_classes(with_flags, 1)
+
+
+def _classify(model: str, top_k: int | str | None, threshold: float | None, frames: int) -> list[tuple[str, float]]:
+    classifier = load_local(Settings(model=model), 1, 1, shown=Shown.of(top_k, threshold), frames=frames)
+    (outcome,) = classifier.classify_many([_DIGIT], top_k, frames, threshold=threshold)
+    assert isinstance(outcome, Classification)
+    return [(each.label, each.confidence) for each in outcome.predictions]
