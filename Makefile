@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test results bench-quick soak container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test results bench-quick soak autoscaling container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -40,11 +40,16 @@ api-fuzz: .venv/dev.stamp
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)
 
+# Closes the loop of the autoscaler, Prometheus and HAProxy, for 16 minutes. Needs Debian's packages haproxy and prometheus.
+autoscaling: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.autoscaling $(if $(OUT),--out $(OUT))
+
 # Builds the package that `pip install` takes, in dist/.
 wheel: .venv/dev.stamp
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-# Builds and runs the container image. Needs root and Debian's packages mmdebstrap, buildah, podman and runc.
+# Builds and runs the container image, also as the pod of deploy/kubernetes. Needs root and Debian's packages mmdebstrap,
+# buildah, podman, runc and catatonit; and kubectl, from `make kubernetes-tools`.
 container-test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
 

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     accuracy,
     answer_table,
+    autoscaling,
     batching,
     bulk,
     cache_hit,
@@ -44,6 +45,7 @@ _SECTION = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy.table,
     "answer_table": answer_table.table,
+    "autoscaling": autoscaling.table,
     "batching": batching.table,
     "bulk": bulk.table,
     "cache_hit": cache_hit.table,
@@ -63,7 +65,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 _GPU_TABLES = {"gpu_h200": gpu_table}
 """Results of `benchmarks.gpu`, by card; `rerun` can't renew them."""
 
-_PLOTS = {"batching": batching.plot, "tune": tune.plot}
+_PLOTS = {"autoscaling": autoscaling.plot, "batching": batching.plot, "tune": tune.plot}
 
 
 def render(page: str) -> str:

@@ -35,6 +35,7 @@ class _Planned(NamedTuple):
     quick: tuple[str, ...]
 
 
+_SHORT_COURSE = ("--rise-s", "4", "--roll-out-s", "14", "--fall-s", "28", "--end-s", "50")
 _TURN = ("--rounds", "1", "--seconds", "1")
 PLAN = (
     _Planned("accuracy", 1, ("--max-images", "20")),
@@ -53,6 +54,7 @@ PLAN = (
     _Planned("metrics_cost", 1, ("--rounds", "1", "--counts", "100")),
     _Planned("bulk", 25, ("--quick",)),
     _Planned("ray_serve", 8, ("--rounds", "1", "--seconds", "2")),
+    _Planned("autoscaling", 16, ("--speed", "30", "--batch-s", "0.4", "--rate", "40", *_SHORT_COURSE)),
     _Planned("soak", 5.5, ("--minutes", "0.2")),
 )
 

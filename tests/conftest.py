@@ -15,6 +15,7 @@ from tests.support.server import ROOT, RunningServer, serve
 _LONGEST = (
     "tests/e2e/test_faults.py",
     "tests/benchmarks/test_benchmarks.py",
+    "tests/benchmarks/test_autoscaling.py",
     "tests/benchmarks/test_compare.py",
     "tests/e2e/test_load.py",
     "tests/e2e/test_shared_cache.py",

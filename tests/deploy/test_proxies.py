@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -20,7 +21,7 @@ import pytest
 
 from benchmarks.harness import servers
 from benchmarks.harness.servers import free_port
-from tests.support.server import ROOT, environment
+from tests.support.server import ROOT, environment, wait_until
 
 LOAD_S = int(os.environ.get("PROXY_LOAD_S", "3"))
 """Duration of each load; 100,000 requests take about a minute on two cores."""
@@ -199,3 +200,37 @@ def test_clients_are_told_apart(proxy: Proxy) -> None:
 def test_metrics_are_not_public(proxy: Proxy) -> None:
     assert httpx.get(proxy.url + "/metrics", timeout=60).status_code == 403
     assert httpx.get(f"http://127.0.0.1:{proxy.ports[0]}/metrics", timeout=60).status_code == 200
+
+
+class SlowHealth(BaseHTTPRequestHandler):
+    """A server that is so busy that a health check takes 1.5 s, while it answers requests."""
+
+    probes = 0
+
+    def do_GET(self) -> None:
+        threading.Event().wait(1.5)
+        self.respond()
+        type(self).probes += self.path == "/health/ready"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.respond()
+
+    def respond(self) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+def test_haproxy_keeps_servers_that_are_only_slow(tmp_path: Path) -> None:
+    """Where all are busy, all are slow to answer health checks: without them, every request would be a 503."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowHealth) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with running_proxy("haproxy", (server.server_port, server.server_port), tmp_path) as proxy:
+            wait_until(lambda: SlowHealth.probes >= 8)
+            assert httpx.post(proxy.url + "/predict", content=IMAGE.read_bytes(), timeout=60).status_code == 200
+        server.shutdown()

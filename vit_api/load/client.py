@@ -25,6 +25,14 @@ _REPEATED_FROM = 64
 """The number of most recent uploads that a repeated one is drawn from."""
 
 
+class Surge(NamedTuple):
+    """A time in which an open loop sends `times` as much, in seconds from the end of the warm-up."""
+
+    start_s: float
+    end_s: float
+    times: float
+
+
 @dataclass(frozen=True)
 class LoadPlan:
     """What one client process does.
@@ -34,6 +42,7 @@ class LoadPlan:
         pictures: The uploads to post.
         concurrency: Connections of a closed loop; None means an open loop.
         rate: Requests/s of an open loop.
+        surge: When an open loop sends more.
         is_poisson: Whether an open loop's arrivals are random or evenly spaced.
         warm_up_s: Seconds of load before the measurement.
         seconds: Seconds of load that are measured.
@@ -48,6 +57,7 @@ class LoadPlan:
     pictures: tuple[bytes, ...]
     concurrency: int | None = None
     rate: float = 0.0
+    surge: Surge | None = None
     is_poisson: bool = True
     warm_up_s: float = 2.0
     seconds: float = 10.0
@@ -56,6 +66,11 @@ class LoadPlan:
     headers: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float = 60.0
     seed: int = 0
+
+    def rate_at(self, seconds: float) -> float:
+        """Return the requests/s of an open loop at a time."""
+        surge = self.surge
+        return self.rate * (surge.times if surge and surge.start_s <= seconds < surge.end_s else 1)
 
 
 class Reply(NamedTuple):
@@ -141,7 +156,8 @@ class _Client:
                 await asyncio.sleep(delay_s)
             tasks.append(asyncio.create_task(self._post(intended_s)))
             # Arrivals are independent: the gaps of a Poisson process are exponentially distributed.
-            intended_s += self._dice.expovariate(plan.rate) if plan.is_poisson else 1 / plan.rate
+            rate = plan.rate_at(intended_s)
+            intended_s += self._dice.expovariate(rate) if plan.is_poisson else 1 / rate
         return await asyncio.gather(*tasks)
 
     async def _post(self, intended_s: float) -> Reply:

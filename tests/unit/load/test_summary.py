@@ -22,6 +22,13 @@ def test_the_mean_batch_size_is_a_mean_over_batches() -> None:
     assert result["server"]["mean_batch_size"] == 2
 
 
+def test_a_surge_changes_the_rate_of_an_open_loop() -> None:
+    """From its start until its end, as many times as much; before and after, the steady rate."""
+    plan = client.LoadPlan("http://127.0.0.1:9", (), rate=40, surge=client.Surge(10, 20, 3))
+    assert [plan.rate_at(seconds) for seconds in (0, 9.9, 10, 19.9, 20)] == [40, 40, 120, 120, 40]
+    assert client.LoadPlan("http://127.0.0.1:9", (), rate=40).rate_at(15) == 40
+
+
 def test_late_responses_do_not_count_as_goodput() -> None:
     """Responses after the latency limit or after the end of the load are not counted."""
     replies = [client.Reply(0, 0, done_s, "ok") for done_s in (0.1, 0.3, 1.2)]
