@@ -23,6 +23,7 @@ restart of a process. With `VIT_API_API_KEYS` a scraper needs a key, unless `VIT
 
 _PARTS = (
     ("Requests and the model", (*metrics.COUNTED, *metrics.MODERATION, *metrics.SERVER)),
+    ("Several models", metrics.SEVERAL),
     ("Cache", (*metrics.CACHE, *metrics.REDIS)),
     ("Processes", metrics.PROCESS),
     ("GPUs", metrics.GPU),
@@ -31,6 +32,9 @@ _NOTES = {
     "Requests and the model": "`inference_flagged_total` is only present with `VIT_API_THRESHOLDS`. A `label` without "
     f"known values is the name of a class: the model's first {metrics.MAX_CLASS_LABELS} have series of their own, the "
     f"others share `{metrics.OTHER_CLASSES}`.",
+    "Several models": "Only present with `VIT_API_MODELS`. Then every metric of a model, its workers and its cache has "
+    "the labels `model` and `version`, too; they are empty for requests for which no model was chosen, since it is "
+    "unknown or they were refused before.",
     "Cache": "Not present with `VIT_API_CACHE_SIZE=0`. Those of Redis are only present with `VIT_API_REDIS_URL`.",
     "Processes": "`process` is `main`, `http-0`, `http-1` and so on, or `worker-0` and so on.",
     "GPUs": "Only present on a GPU whose driver reports them.",

@@ -14,23 +14,25 @@ import time
 from collections.abc import Callable, Sequence
 
 from vit_api import metrics
-from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
+from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.decoding.resizing import resizer_name
 from vit_api.environment.devices import choose_devices
 from vit_api.environment.system import require_linux
+from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI, options_of
 from vit_api.logs import configure_logging
 from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
-from vit_api.processes.lit_server import ServeHttp, ViTServer
+from vit_api.processes.lit_server import ServeHttp, StartWorker, ViTServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.refusal_log import RefusalLog, rejected
 from vit_api.processes.service_manager import ServerStatus, ServiceManager
 from vit_api.processes.signals import exit_on_signals, ignore_hangups
-from vit_api.processes.supervisor import StartProcess, Supervisor
-from vit_api.settings import Settings
-from vit_api.shared import SettingError, Shared
+from vit_api.processes.supervisor import StartProcess, Supervisor, WorkerGroup
+from vit_api.settings import ENV_PREFIX, Settings
+from vit_api.shared import Shared
+from vit_api.shared_deployment import SettingError, SharedDeployment
 from vit_api.startup import StartingServer, begin
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door
@@ -53,7 +55,7 @@ class Application:
         early: Answers until the HTTP processes do; None if nothing does.
 
     Attributes:
-        lit_api: The LitAPI, with its loop.
+        lit_apis: The LitAPI of each deployment, with its loop.
     """
 
     def __init__(
@@ -68,53 +70,53 @@ class Application:
         self._settings = shared.settings
         self._metrics_writer = shared.metrics_board.metrics_writer("main")
         self._service_manager = ServiceManager(self._status)
-        self._refusals = RefusalLog(functools.partial(rejected, shared.metrics_board))
+        self._refusals = RefusalLog(functools.partial(rejected, *_metrics_boards(shared)))
         self._has_been_ready = False
-        self.lit_api = self._make_lit_api(lit_api_class, policy_class)
+        self.lit_apis = [self._make_lit_api(lit_api_class, policy_class, one) for one in shared.deployments]
 
-    def _make_lit_api(self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy]) -> ViTAPI:
-        shared, settings = self.shared, self._settings
-        policy = policy_class(settings.max_batch_size, settings.max_wait_s)
+    def _make_lit_api(
+        self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy], deployment: SharedDeployment
+    ) -> ViTAPI:
+        settings, spec = self._settings, deployment.spec
+        assert spec.max_batch_size is not None
         return lit_api_class(
-            shared.checkpoint,
-            **options_of(settings),
-            thresholds=shared.thresholds,
-            all_classes=shared.needs_all_classes,
-            max_batch_size=settings.max_batch_size,
+            deployment.checkpoint,
+            **options_of(settings) | {"dtype": spec.dtype},
+            thresholds=deployment.thresholds,
+            all_classes=deployment.needs_all_classes,
+            max_batch_size=spec.max_batch_size,
             batch_timeout=settings.max_wait_s,
             loop=SlotLoop(
-                shared.table,
-                shared.worker_board,
-                shared.requests,
-                shared.answers,
-                policy,
-                metrics_board=shared.metrics_board,
-                batch_stats=shared.batch_stats,
+                deployment.table,
+                deployment.worker_board,
+                deployment.requests,
+                deployment.answers,
+                policy_class(spec.max_batch_size, settings.max_wait_s),
+                metrics_board=deployment.metrics_board,
+                batch_stats=deployment.batch_stats,
+                names=deployment.worker_names,
             ),
         )
 
     def server(self) -> ViTServer:
         """Return the LitServe server that runs the processes."""
         return ViTServer(
-            self.lit_api,
+            self.lit_apis,
             devices=self.shared.devices,
-            workers_per_device=self._settings.workers_per_device,
+            workers_per_device=[one.spec.workers_per_device or 1 for one in self.shared.deployments],
             configure_logging=_logging(self._settings),
             serve_http=self._serve_http(os.getpid()),
             passes_hangup=self._settings.has_decision_log_file,
         )
 
-    def supervisor(self, start_http: StartProcess, start_worker: StartProcess) -> Supervisor:
+    def supervisor(self, start_http: StartProcess, start_worker: StartWorker) -> Supervisor:
         """Return the supervisor, which keeps the processes alive."""
         shared, settings = self.shared, self._settings
         return Supervisor(
             start_http,
             settings.api_servers,
-            start_worker,
+            [self._group_of(one, start_worker) for one in shared.deployments],
             http_board=shared.http_board,
-            worker_board=shared.worker_board,
-            table=shared.table,
-            recovery=Recovery(shared.table, shared.requests, shared.answers),
             http_restarts=self._metrics_writer.counter(metrics.HTTP_RESTARTS),
             worker_stall_s=settings.worker_stall_s,
             drain_delay_s=settings.drain_delay_s,
@@ -122,10 +124,21 @@ class Application:
             on_tick=self._tick,
         )
 
+    def _group_of(self, deployment: SharedDeployment, start_worker: StartWorker) -> WorkerGroup:
+        title = deployment.spec.title if self.shared.has_several else ""
+        return WorkerGroup(
+            functools.partial(start_worker, deployment.number),
+            deployment.worker_board,
+            deployment.table,
+            Recovery(deployment.table, deployment.requests, deployment.answers),
+            [f"{name} of {title}" if title else name for name in deployment.worker_names],
+            title,
+        )
+
     def _serve_http(self, parent: int) -> ServeHttp:
         def serve(number: int, listener: socket.socket) -> None:
             raise_descriptor_limit()
-            app = build_application(self.shared, self.lit_api, number)
+            app = build_application(self.shared, self.lit_apis, number)
             door = build_door(self.shared, app, number)
             serve_http(
                 app,
@@ -150,12 +163,12 @@ class Application:
         self._refusals.update()
         if not self._has_been_ready and self._answers():
             self._has_been_ready = True
-            logger.info("%s", ready_line(self._settings, self.shared.checkpoint.name, self.shared.devices))
+            logger.info("%s", ready_line(self._settings, _titles(self.shared), self.shared.devices))
 
     def _answers(self) -> bool:
         """Return whether every HTTP process accepts images."""
         heartbeats = map(self.shared.http_board.heartbeat_at, range(self._settings.api_servers))
-        return self.shared.worker_board.is_ready() and all(heartbeats)
+        return self.shared.readiness.is_ready() and all(heartbeats)
 
     def _status(self) -> ServerStatus:
         """Return what a service manager wants to know.
@@ -168,8 +181,22 @@ class Application:
         limit_s = self._settings.worker_stall_s + _SUPERVISION_S
         works = not ready or any(now - board.heartbeat_at(worker) < limit_s for worker in ready)
         answers = any(now - http_board.heartbeat_at(n) < _SUPERVISION_S for n in range(self._settings.api_servers))
-        text = board.reason() or f"Serving {self.shared.checkpoint.name} on port {self._settings.port}."
-        return ServerStatus(board.is_ready(), board.is_draining(), works and answers and not board.is_gone(), text)
+        state, served = self.shared.readiness, _titles(self.shared)
+        text = state.reason() or f"Serving {served} on port {self._settings.port}."
+        return ServerStatus(state.is_ready(), state.is_draining(), works and answers and not state.is_gone(), text)
+
+
+def _metrics_boards(shared: Shared) -> list[MetricsBoard]:
+    """Return the boards of all metrics, each once."""
+    own = [one.metrics_board for one in shared.deployments]
+    return [shared.metrics_board, *own] if shared.has_several else own
+
+
+def _titles(shared: Shared) -> str:
+    """Return what a server serves."""
+    if not shared.has_several:
+        return shared.default.checkpoint.name
+    return ", ".join(one.spec.title for one in shared.deployments)
 
 
 def ready_line(settings: Settings, model: str, devices: Sequence[str]) -> str:
@@ -205,13 +232,13 @@ def run(
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     early.enter(Phase.FETCHING)
     try:
-        checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
+        checkpoints = _load_checkpoints(settings)
         early.enter(Phase.LOADING)
         devices = choose_devices(settings.device)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     try:
-        application = Application(Shared(settings, checkpoint, devices), lit_api_class, policy_class, early)
+        application = Application(Shared(settings, checkpoints, devices), lit_api_class, policy_class, early)
     except SettingError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -222,3 +249,20 @@ def run(
     if resizer_name(exact=settings.exact_decode) == "pillow" and not settings.exact_decode:
         logger.warning("cykooz-resizer is not installed: Pillow resizes images, which takes 4 times as long")
     sys.exit(application.server().run(started.listeners, application.supervisor))
+
+
+def _load_checkpoints(settings: Settings) -> list[Checkpoint]:
+    """Find the model of the settings, or all those that they list.
+
+    Raises:
+        CheckpointError: One can't be served.
+    """
+    if settings.models is None:
+        return [load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)]
+    checkpoints = []
+    for one in settings.deployments:
+        try:
+            checkpoints.append(load_checkpoint(one.model, one.revision, served_name=one.name))
+        except CheckpointError as error:
+            raise CheckpointError(f"{ENV_PREFIX}MODELS: {one.title}: {error}") from error
+    return checkpoints

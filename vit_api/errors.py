@@ -218,7 +218,7 @@ class OutOfDeviceMemory(ViTError):
 
 
 class WorkersGone(ViTError):
-    """The workers crashed and can't be restarted; the server is shutting down."""
+    """The workers of the model crashed and can't be restarted; with one model, the server is shutting down."""
 
     status = 503
     code = "workers_gone"

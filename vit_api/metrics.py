@@ -181,6 +181,15 @@ COUNTED = (
 )
 """Metrics with cells in shared memory; all others are read from their source at each scrape."""
 
+SERVER_WIDE = (EVICTED, DECISIONS_WRITTEN, DECISIONS_DROPPED, DECISION_FAILURES, HTTP_RESTARTS)
+"""Those of them that belong to no model, if there are several."""
+
+OF_REQUESTS = (REQUESTS, DURATION, FAILED_DURATION, RECEIVED, REJECTED)
+"""Those that also count requests for which no model was chosen."""
+
+OF_MODEL = ("model", "version")
+"""Labels of what belongs to a model, with `VIT_API_MODELS`."""
+
 MODERATION = (FLAGGED,)
 """Metrics with cells in shared memory if labels have thresholds."""
 
@@ -226,6 +235,10 @@ MODEL_INFO = _gauge(
     "inference_model_info",
     "Always 1; the labels describe the model and where it runs",
     *("model", "revision", "worker", "device", "device_name", "dtype", "engine"),
+)
+DEPLOYMENT_READY = _gauge("inference_model_ready", "1 if the version of the model accepts images", *OF_MODEL)
+TRAFFIC = _gauge(
+    "inference_model_traffic_ratio", "Share of the model's clients that the version is to serve", *OF_MODEL
 )
 VERSION_INFO = _gauge("inference_version_info", "Always 1; the label is the version of the server", "version")
 
@@ -278,6 +291,7 @@ CACHE = (
     SHARED_ENTRIES,
 )
 REDIS = (REDIS_UP, REDIS_HITS, REDIS_MISSES, REDIS_REJECTED, REDIS_FAILURES, REDIS_SKIPPED)
+SEVERAL = (DEPLOYMENT_READY, TRAFFIC)
 SERVER = (SLOTS, WORKERS, READY, STARTUP, WORKER_RESTARTS, IMAGES, MODEL_INFO, VERSION_INFO)
 
-ALL = (*COUNTED, *MODERATION, *SERVER, *CACHE, *REDIS, *PROCESS, *GPU)
+ALL = (*COUNTED, *MODERATION, *SERVER, *SEVERAL, *CACHE, *REDIS, *PROCESS, *GPU)

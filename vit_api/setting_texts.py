@@ -18,7 +18,17 @@ from vit_api.settings import ENV_PREFIX, Settings
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Model": (
-        *("model", "model_name", "revision", "device", "dtype", "engine", "cpu_threads", "workers_per_device"),
+        *(
+            "model",
+            "model_name",
+            "revision",
+            "models",
+            "device",
+            "dtype",
+            "engine",
+            "cpu_threads",
+            "workers_per_device",
+        ),
         *("thresholds", "categories"),
     ),
     "Network": (
@@ -47,7 +57,13 @@ _COMPUTED = {
     "model_name": "that of the model",
 }
 _TYPES = {str: "TEXT", int: "NUMBER", float: "NUMBER", SecretStr: "SECRET"}
-_METAVARS = {"device": "DEVICE", "redis_url": "URL", "decision_log": "FILE|URL", "model": "NAME|DIR"}
+_METAVARS = {
+    "device": "DEVICE",
+    "redis_url": "URL",
+    "decision_log": "FILE|URL",
+    "model": "NAME|DIR",
+    "models": "JSON|FILE",
+}
 
 
 def default_of(name: str) -> str:

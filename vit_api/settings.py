@@ -14,6 +14,7 @@ from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
+from vit_api.deployments import DTYPES, NAME_PATTERN, Deployment, load_deployments
 from vit_api.environment import capacity, platforms
 from vit_api.environment.cores import available_cores
 from vit_api.labels.categories import Categories
@@ -24,7 +25,6 @@ ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
 """Answers that fit into one pipe of 1 MiB, the largest that Linux grants an unprivileged user."""
 
-_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
 _PARSERS: dict[str, Callable[[str], object]] = {
     "rate_limit": parse_rates,
@@ -40,8 +40,10 @@ class _PlatformSource(InitSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
-        if "model" in self.current_state:
+        if "model" in self.current_state or "models" in self.current_state:
             values.pop("revision", None)
+        if "models" in self.current_state:
+            values.pop("model", None)
         return values | self._fitting()
 
     def _fitting(self) -> dict[str, Any]:
@@ -94,13 +96,21 @@ class Settings(BaseSettings):
     model_name: Annotated[
         str | None,
         Field(
-            pattern=_NAME_PATTERN,
+            pattern=NAME_PATTERN,
             description="Name of the model in responses, /info and /v2/models/{name}; default: that of the hub, "
             "or of the directory",
         ),
     ] = None
     revision: Annotated[
         str | None, Field(description="Branch, tag or commit of a hub model; use a commit to pin it")
+    ] = None
+    models: Annotated[
+        str | None,
+        Field(
+            description='Several models or versions in one server: a JSON list such as [{"name": "nsfw", "version": '
+            '"1", "model": "Falconsai/nsfw_image_detection"}], or the path of a file with it; see '
+            "docs/several-models.md"
+        ),
     ] = None
     host: Annotated[
         str,
@@ -130,7 +140,7 @@ class Settings(BaseSettings):
         ),
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
+        DTYPES,
         Field(description="Precision of the model; auto: the fastest that the hardware supports natively"),
     ] = "auto"
     engine: Annotated[
@@ -364,6 +374,13 @@ class Settings(BaseSettings):
             _PARSERS[str(info.field_name)](value)
         return value
 
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, value: str | None) -> str | None:
+        if value is not None:
+            load_deployments(value)
+        return value
+
     @field_validator("thresholds")
     @classmethod
     def _check_thresholds(cls, value: str | None) -> str | None:
@@ -420,6 +437,38 @@ class Settings(BaseSettings):
                 f"which is {maximum} for {ENV_PREFIX}API_SERVERS={self.api_servers}. Got {self.queue_size}."
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_one_list(self) -> Settings:
+        both = [name for name in ("model", "model_name", "revision") if name in self.model_fields_set]
+        if self.models is not None and both:
+            raise ValueError(
+                f"{ENV_PREFIX}MODELS: The list has the models, so {ENV_PREFIX}{both[0].upper()} would be ignored. "
+                "Leave one of the two settings out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_slots_of_deployments(self) -> Settings:
+        count = 1 if self.models is None else len(load_deployments(self.models))
+        if count > 1 and self.slots_per_process < 2 * count:
+            raise ValueError(
+                f"{ENV_PREFIX}QUEUE_SIZE: Input should be at least {2 * count * self.api_servers}, which is two for "
+                f"each of {count} versions of models in each of {self.api_servers} HTTP processes. "
+                f"Got {self.queue_size}."
+            )
+        return self
+
+    @property
+    def deployments(self) -> tuple[Deployment, ...]:
+        """What `models` lists, with the server's settings for what an entry does not say; empty without a list."""
+        if self.models is None:
+            return ()
+        names = ("workers_per_device", "dtype", "max_batch_size", "thresholds", "categories")
+        return tuple(
+            one.model_copy(update={name: getattr(self, name) for name in names if getattr(one, name) is None})
+            for one in load_deployments(self.models)
+        )
 
     @property
     def slots_per_process(self) -> int:

@@ -72,4 +72,6 @@ async def _answer(answers: StartingAnswers, connection: socket.socket, phase: Ph
 
 def _public_name(settings: Settings) -> str:
     """Return the model's name without a path of this machine, as far as it is known before the model is found."""
+    if settings.models is not None:
+        return settings.deployments[0].name
     return settings.model_name or (Path(settings.model).name if Path(settings.model).is_dir() else settings.model)

@@ -55,8 +55,8 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     settings = Settings(
         api_servers=1, queue_size=waiting, max_batch_size=part.max_batch_size, model=str(part.folder), device="auto"
     )
-    shared = Shared(settings, load_checkpoint(str(part.folder)), [part.device])
-    lit_api = Application(shared, policy_class=policy).lit_api
+    shared = Shared(settings, [load_checkpoint(str(part.folder))], [part.device])
+    (lit_api,) = Application(shared, policy_class=policy).lit_apis
     noise = np.random.default_rng(0)
     shared.table.pixels[:] = noise.integers(0, 256, shared.table.pixels.shape, dtype=np.uint8)
     context = multiprocessing.get_context("spawn")
@@ -133,7 +133,7 @@ def _feed(shared: Shared, waiting: int, warm_up_s: float, seconds: float) -> tup
 
 def _answer(shared: Shared, slots: OwnerSlots, seconds: float) -> int:
     """Queue each slot again when it is answered, for some seconds; return the number of answers."""
-    answers, images = shared.answers[0], 0
+    answers, images = shared.default.answers[0], 0
     end = time.monotonic() + seconds
     while time.monotonic() < end or not images:
         if not select.select([answers], [], [], _START_S)[0]:
@@ -153,4 +153,4 @@ def _queue(shared: Shared, slots: OwnerSlots, images: int) -> None:
         assert taken is not None
         slots.queue(taken[0], time.monotonic())
         records.append(RequestRecord(*taken).pack())
-    shared.requests[Urgency.NORMAL].write(records)
+    shared.default.requests[Urgency.NORMAL].write(records)

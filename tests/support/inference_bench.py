@@ -21,6 +21,7 @@ from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import DECODE
 from vit_api.urgency import Urgency
 from vit_api.web.core.caller import Caller
+from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.inference import InferenceClient
 from vit_api.web.core.single_flight import FlightDeadline
 
@@ -43,6 +44,7 @@ class InferenceBench:
         if is_ready:
             self.worker_board.publish(0, _READY)
         self.metrics_board = MetricsBoard(["http-0"], [DECODE])
+        self.turns = DecodeTurns(1, 2**30)
         self.client = InferenceClient(
             self,
             self.slots,
@@ -50,8 +52,7 @@ class InferenceBench:
             self.request_pipes,
             self.answers,
             metrics_writer=self.metrics_board.metrics_writer("http-0"),
-            decode_threads=1,
-            max_decode_bytes=2**30,
+            turns=self.turns,
         )
 
     def is_quick(self, upload: bytes) -> bool:
@@ -103,6 +104,7 @@ class InferenceBench:
 @contextlib.asynccontextmanager
 async def running(bench: InferenceBench) -> AsyncIterator[InferenceBench]:
     """Start a bench's client, and check at the end that no slot is lost."""
+    bench.turns.start()
     bench.client.start()
     try:
         yield bench
@@ -110,3 +112,4 @@ async def running(bench: InferenceBench) -> AsyncIterator[InferenceBench]:
     finally:
         bench.gate.set()
         bench.client.stop()
+        bench.turns.stop()

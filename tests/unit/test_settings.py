@@ -297,3 +297,46 @@ def test_a_process_decodes_as_many_images_at_once_as_its_share_of_the_cores(
     monkeypatch.setattr("vit_api.settings.available_cores", lambda: 6)
     assert load_settings(["--api-servers", str(processes)]).decoded_at_once == threads
     assert load_settings(["--api-servers", str(processes), "--decode-threads", "3"]).decoded_at_once == 3
+
+
+_MODELS = '[{"name": "a", "version": "1", "model": "digits"}, {"name": "b", "version": "1", "model": "digits"}]'
+
+
+def test_an_entry_of_the_list_of_models_has_the_settings_that_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a list there are no deployments."""
+    assert load_settings([]).deployments == ()
+    models = (
+        '[{"name": "a", "version": "1", "model": "digits", "dtype": "float32", "max_batch_size": 4},'
+        ' {"name": "b", "version": "1", "model": "digits", "thresholds": {"7": 0.5}}]'
+    )
+    monkeypatch.setenv("VIT_API_MODELS", models)
+    one, other = load_settings(["--max-batch-size", "8", "--thresholds", '{"*": 0.9}']).deployments
+    assert (one.dtype, one.max_batch_size, one.thresholds, one.workers_per_device) == ("float32", 4, '{"*": 0.9}', 1)
+    assert (other.dtype, other.max_batch_size, other.thresholds) == ("auto", 8, '{"7": 0.5}')
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("model", "digits"), ("model_name", "digits"), ("revision", "main")], ids=str
+)
+def test_a_list_of_models_and_a_single_one(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """One of them would be ignored in silence."""
+    monkeypatch.setenv("VIT_API_MODELS", _MODELS)
+    monkeypatch.setenv(f"VIT_API_{name.upper()}", value)
+    with pytest.raises(SettingsError, match=f"so VIT_API_{name.upper()} would be ignored"):
+        load_settings([])
+
+
+def test_a_model_of_the_platform_gives_way_to_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a default, and no contradiction."""
+    monkeypatch.setenv("HF_MODEL_ID", "google/vit")
+    monkeypatch.setenv("HF_MODEL_REVISION", "main")
+    monkeypatch.setenv("VIT_API_MODELS", _MODELS)
+    assert [one.name for one in load_settings([]).deployments] == ["a", "b"]
+
+
+def test_each_version_needs_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every HTTP process, so that none is starved by another."""
+    monkeypatch.setenv("VIT_API_MODELS", _MODELS)
+    with pytest.raises(SettingsError, match=r"QUEUE_SIZE: Input should be at least 8, which is two for each of 2"):
+        load_settings(["--queue-size", "5", "--api-servers", "2"])
+    assert len(load_settings(["--queue-size", "8", "--api-servers", "2"]).deployments) == 2

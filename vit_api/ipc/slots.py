@@ -39,6 +39,11 @@ the record with its length comes after. The owner copies it before it releases t
 pixels: if the worker dies between the two, the slot is queued again, and its pixels must be intact.
 
 Images of low urgency may take only a part of an owner's slots, so that they never fill the queue for the others.
+
+A server with several deployments, which are versions of models, has one table for all of them, whose slots hold the
+largest input. Each slot says whose image is in it. `SlotTable.of_deployment` is the table as one deployment's processes
+see it: it counts, finds and recovers that one's images only. An owner's deployments share its free slots, see
+`deployment_shares`.
 """
 
 from __future__ import annotations
@@ -50,6 +55,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_api.ipc.deployment_shares import DeploymentShares
 from vit_api.ipc.shared_memory import Layout, SharedArrays
 from vit_api.urgency import Urgency
 
@@ -114,14 +120,22 @@ class SlotTable:
         slots_per_owner: Images that one HTTP process can hold at once.
         pixel_shape: (height, width, 3) of one image as uint8.
         long_bytes: Maximum size of a long answer.
+        deployments: Number of deployments; with several, `pixel_shape` is that with the most pixels.
 
     Attributes:
         pixels: uint8 [slots, height, width, 3].
         long_answers: uint8 [slots, long_bytes].
+        deployments: See above.
     """
 
     def __init__(
-        self, owners: int, slots_per_owner: int, pixel_shape: tuple[int, int, int], long_bytes: int = 0
+        self,
+        owners: int,
+        slots_per_owner: int,
+        pixel_shape: tuple[int, int, int],
+        long_bytes: int = 0,
+        *,
+        deployments: int = 1,
     ) -> None:
         slots = owners * slots_per_owner
         layout: Layout = {
@@ -130,7 +144,8 @@ class SlotTable:
             "isolated": (np.uint8, (slots,)),
             "urgencies": (np.uint8, (slots,)),
             "parts": (np.uint8, (slots,)),
-            "low_counts": (np.uint32, (owners,)),
+            "deployments": (np.uint8, (slots,)),
+            "low_counts": (np.uint32, (deployments * owners,)),
             "deadlines": (np.float64, (slots,)),
             "generations": (np.uint32, (slots,)),
             "workers": (np.int32, (slots,)),
@@ -138,24 +153,58 @@ class SlotTable:
             "long_answers": (np.uint8, (slots, long_bytes)),
             "pixels": (np.uint8, (slots, *pixel_shape)),
         }
-        self._bind(SharedArrays(layout), slots_per_owner)
+        self._bind(SharedArrays(layout), slots_per_owner, deployments)
 
-    def _bind(self, shared: SharedArrays, slots_per_owner: int) -> None:
+    def _bind(
+        self,
+        shared: SharedArrays,
+        slots_per_owner: int,
+        deployments: int,
+        number: int | None = None,
+        pixel_shape: tuple[int, int, int] | None = None,
+    ) -> None:
         self._shared = shared
         self.slots_per_owner = slots_per_owner
+        self.deployments = deployments
+        self._number = number
+        self._pixel_shape = pixel_shape
         self.pixels: NDArray[np.uint8] = shared["pixels"]
+        if pixel_shape is not None:
+            flat = self.pixels.reshape(len(self.pixels), -1)[:, : math.prod(pixel_shape)]
+            self.pixels = flat.reshape(-1, *pixel_shape)
         self.long_answers: NDArray[np.uint8] = shared["long_answers"]
         self._states = shared["states"]
         self._isolated = shared["isolated"]
         self._urgencies = shared["urgencies"]
+        self._deployment_of = shared["deployments"]
         self._state = shared.view("states")
         self._low_counts = shared.view("low_counts")
+        if number is not None:
+            owners = len(self._low_counts) // deployments
+            self._low_counts = self._low_counts[number * owners : (number + 1) * owners]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shared": self._shared, "slots_per_owner": self.slots_per_owner}
+        names = ("shared", "slots_per_owner", "deployments", "number", "pixel_shape")
+        values = (self._shared, self.slots_per_owner, self.deployments, self._number, self._pixel_shape)
+        return dict(zip(names, values, strict=True))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._bind(state["shared"], state["slots_per_owner"])
+        self._bind(**state)
+
+    def of_deployment(self, number: int, pixel_shape: tuple[int, int, int]) -> SlotTable:
+        """Return the table as the processes of one deployment see it.
+
+        Args:
+            number: The deployment's number.
+            pixel_shape: (height, width, 3) of its images, which take a part of each slot's memory.
+        """
+        table = SlotTable.__new__(SlotTable)
+        table._bind(self._shared, self.slots_per_owner, self.deployments, number, pixel_shape)
+        return table
+
+    def _own(self, selected: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which of the selected slots are of this deployment."""
+        return selected if self._number is None else selected & (self._deployment_of == self._number)
 
     def __len__(self) -> int:
         return len(self._states)
@@ -194,16 +243,16 @@ class SlotTable:
         return self._count(self._states == SlotState.QUEUED, urgency)
 
     def _count(self, selected: NDArray[np.bool_], urgency: Urgency | None) -> int:
-        selected = selected & (self._isolated == 0)
+        selected = self._own(selected & (self._isolated == 0))
         return int(np.count_nonzero(selected if urgency is None else selected & (self._urgencies == urgency)))
 
     def oldest_waiting_at(self) -> float:
         """Return when the oldest image was queued that may join a batch now; infinity if there is none."""
-        waiting = (self._states == SlotState.QUEUED) & (self._isolated == 0)
+        waiting = self._own((self._states == SlotState.QUEUED) & (self._isolated == 0))
         return float(self._shared["queued_at"].min(where=waiting, initial=np.inf))
 
     def count_by_state(self) -> dict[SlotState, int]:
-        """Count the slots in each state."""
+        """Count the slots in each state, those of all deployments."""
         counts = np.bincount(self._states, minlength=len(SlotState))
         return {state: int(counts[state]) for state in SlotState}
 
@@ -211,12 +260,12 @@ class SlotTable:
         """Return slot and generation of what `worker` was running. For the main process, once that worker is dead."""
         generations = self._shared["generations"].copy()  # first, so that a slot retaken meanwhile doesn't match
         held = (self._states == SlotState.RUNNING) | (self._states == SlotState.ANSWERED)
-        return _pairs(np.flatnonzero(held & (self._shared["workers"] == worker)), generations)
+        return _pairs(np.flatnonzero(self._own(held & (self._shared["workers"] == worker))), generations)
 
     def queued(self) -> list[tuple[int, int]]:
         """Return slot and generation of each queued image, oldest first."""
         generations = self._shared["generations"].copy()
-        slots = np.flatnonzero(self._states == SlotState.QUEUED)
+        slots = np.flatnonzero(self._own(self._states == SlotState.QUEUED))
         return _pairs(slots[np.argsort(self._shared["queued_at"][slots], kind="stable")], generations)
 
     def urgency_of(self, slot: int) -> Urgency:
@@ -226,7 +275,7 @@ class SlotTable:
     def with_workers(self) -> list[tuple[int, int]]:
         """Return slot and generation of everything that waits for a worker or is run by one."""
         generations = self._shared["generations"].copy()
-        return _pairs(np.flatnonzero(self._states >= SlotState.QUEUED), generations)
+        return _pairs(np.flatnonzero(self._own(self._states >= SlotState.QUEUED)), generations)
 
 
 def _pairs(slots: NDArray[np.intp], generations: NDArray[np.uint32]) -> list[tuple[int, int]]:
@@ -275,37 +324,56 @@ class OwnerSlots(_Fields):
     If another process of this number died before, its slots are taken over as abandoned.
 
     Args:
-        table: All slots.
+        table: All slots, as one deployment sees them if there are several.
         owner: The number of the HTTP process.
+        sibling: The slots of the same process as another deployment sees them, which have been taken over.
     """
 
-    def __init__(self, table: SlotTable, owner: int) -> None:
+    def __init__(self, table: SlotTable, owner: int, sibling: OwnerSlots | None = None) -> None:
         super().__init__(table)
-        first = owner * table.slots_per_owner
         self._owner = owner
+        self._deployment = table._number or 0
+        self._deployment_of = table._shared.view("deployments")
         self._low_counts = table._low_counts
-        self._max_low = max(1, int(table.slots_per_owner * LOW_SHARE))
+        self._max_low = max(1, int(table.slots_per_owner * LOW_SHARE / table.deployments))
+        self._free: list[int] = []
+        self._shares: DeploymentShares | None = None
+        if sibling is not None:
+            self._free, self._shares = sibling._free, sibling._shares
+            return
+        if table.deployments > 1:
+            self._shares = DeploymentShares(table.slots_per_owner, table.deployments)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Find the free slots, and abandon the images of a predecessor, of any deployment."""
+        first = self._owner * self.table.slots_per_owner
         # A stack: the slot that was used last is warm in the processor's cache, and unused ones never take memory.
-        slots = range(first + table.slots_per_owner - 1, first - 1, -1)
+        slots = range(first + self.table.slots_per_owner - 1, first - 1, -1)
         for slot in slots:
             self.abandon(slot)
             if self._state[slot] in (SlotState.DECODING, SlotState.ANSWERED):
                 self._move(slot, SlotState.FREE)
         self._free = [slot for slot in slots if self._state[slot] == SlotState.FREE]
-        self._low_counts[owner] = sum(self._is_low(slot) for slot in slots if self._state[slot] != SlotState.FREE)
-
-    def _is_low(self, slot: int) -> bool:
-        is_low: bool = self._urgency[slot] == Urgency.LOW
-        return is_low
+        held = [slot for slot in slots if self._state[slot] != SlotState.FREE]
+        low_counts = self.table._shared["low_counts"].reshape(self.table.deployments, -1)
+        low_counts[:, self._owner] = 0
+        for slot in held:
+            low_counts[self._deployment_of[slot], self._owner] += self._urgency[slot] == Urgency.LOW
+            if self._shares is not None:
+                self._shares.add(self._deployment_of[slot])
 
     @property
     def free_count(self) -> int:
         """Number of slots that can be taken now."""
-        return len(self._free)
+        free = len(self._free)
+        return free if self._shares is None else self._shares.free_for(self._deployment, free)
 
     def max_of(self, urgency: Urgency) -> int:
         """Return how many slots images of this urgency may take."""
-        return self._max_low if urgency is Urgency.LOW else self.table.slots_per_owner
+        if urgency is Urgency.LOW:
+            return self._max_low
+        return self.table.slots_per_owner if self._shares is None else self._shares.maximum
 
     def take(
         self, deadline: float = math.inf, urgency: Urgency = Urgency.NORMAL, parts: int = 0
@@ -322,6 +390,11 @@ class OwnerSlots(_Fields):
         """
         if not self._free or (urgency is Urgency.LOW and self._low_counts[self._owner] >= self._max_low):
             return None
+        if self._shares is not None:
+            if self._shares.free_for(self._deployment, len(self._free)) <= 0:
+                return None
+            self._shares.add(self._deployment)
+            self._deployment_of[self._free[-1]] = self._deployment
         slot = self._free.pop()
         self._move(slot, SlotState.DECODING)
         if urgency:
@@ -386,6 +459,8 @@ class OwnerSlots(_Fields):
         self._move(slot, SlotState.FREE)
         if self._urgency[slot]:
             self._low_counts[self._owner] -= 1
+        if self._shares is not None:
+            self._shares.remove(self._deployment)
         self._free.append(slot)
 
 

@@ -67,7 +67,6 @@ class WorkerBoard:
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
         text = f"S{_TEXT_BYTES}"
         shared = SharedArrays(
             {
@@ -81,19 +80,29 @@ class WorkerBoard:
             }
             | dict.fromkeys(_TEXTS, (text, (workers,)))
         )
-        self._bind(shared)
+        self._bind(shared, 0, workers)
 
-    def _bind(self, shared: SharedArrays) -> None:
-        self._shared = shared
-        self._state = shared.view("state")
+    def _bind(self, shared: SharedArrays, first: int, workers: int) -> None:
+        self._memory = shared
+        self._first = first
+        self.workers = workers
+        rows = slice(first, first + workers)
+        self._shared = {name: array[rows] for name, array in shared.arrays.items() if name != "draining"}
+        self._state = shared.view("state")[rows]
         self._draining = shared.view("draining")
+        self._all_gone = bytes([WorkerState.GONE]) * workers
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"workers": self.workers, "shared": self._shared}
+        return {"shared": self._memory, "first": self._first, "workers": self.workers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.workers = state["workers"]
-        self._bind(state["shared"])
+        self._bind(**state)
+
+    def part(self, first: int, workers: int) -> WorkerBoard:
+        """Return the board of so many workers from the number `first` on, which are numbered from 0 in it."""
+        board = WorkerBoard.__new__(WorkerBoard)
+        board._bind(self._memory, self._first + first, workers)
+        return board
 
     def publish(self, worker: int, status: WorkerStatus) -> None:
         """Write the status of `worker`; its state last, so that a reader that sees it ready sees the rest."""
@@ -124,7 +133,7 @@ class WorkerBoard:
 
     def mark_draining(self) -> None:
         """Record that the server is shutting down, so that it is no longer ready. For the main process."""
-        self._shared["draining"][0] = 1
+        self._draining[0] = 1
 
     def mark_gone(self) -> None:
         """Record that no further worker will be started. For the main process."""
@@ -153,7 +162,7 @@ class WorkerBoard:
 
     def is_gone(self) -> bool:
         """Return whether no further worker will be started."""
-        return bool((self._shared["state"] == WorkerState.GONE).all())
+        return bytes(self._state) == self._all_gone  # asked for each request to a server with several models
 
     def is_draining(self) -> bool:
         """Return whether the server is shutting down."""
@@ -172,6 +181,18 @@ class WorkerBoard:
         if not self.is_ready():
             return f"{ready} of {self.workers} workers are ready: the model is loading."
         return "" if ready == self.workers else f"{ready} of {self.workers} workers are ready: others are restarting."
+
+    def state_text(self) -> str:
+        """Return what its workers lack, a phrase; empty if all are ready."""
+        if self.is_gone():
+            return "its workers crashed and can't be restarted"
+        ready = self.ready_count()
+        if ready == self.workers:
+            return ""
+        is_starting = bool((self._shared["state"] == WorkerState.STARTING).any())
+        return f"{ready} of {self.workers} workers are ready: " + (
+            "the model is loading" if is_starting else "the others are restarting"
+        )
 
     def dtypes(self) -> list[str]:
         """Return the dtypes of the workers that have started: one, unless their devices differ in kind."""

@@ -27,16 +27,19 @@ from vit_api.processes.signals import FINISH, STOP_SIGNALS, blocked, stop_signal
 from vit_api.processes.supervisor import StartProcess, Supervisor
 
 ServeHttp = Callable[[int, socket.socket], None]
-Supervise = Callable[[StartProcess, StartProcess], Supervisor]
+StartWorker = Callable[[int, int], BaseProcess]
+"""Starts the worker of a LitAPI with a given number; takes the numbers of both."""
+
+Supervise = Callable[[StartProcess, StartWorker], Supervisor]
 
 
 class ViTServer(ls.LitServer):  # type: ignore[misc]
     """A LitServer whose requests go through the slot table.
 
     Args:
-        lit_api: What to serve; its loop reads the slot table.
+        lit_apis: What to serve, one for each model; their loops read the slot table.
         devices: Where to run workers, as torch names devices.
-        workers_per_device: Number of workers on each device.
+        workers_per_device: Number of workers of each on each device.
         configure_logging: Called when a worker starts.
         serve_http: Serves HTTP on a socket, as the HTTP process with a given number, until the signal `FINISH`.
         passes_hangup: Whether SIGHUP is passed on to the HTTP processes instead of ending the server.
@@ -44,27 +47,30 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
 
     def __init__(
         self,
-        lit_api: ls.LitAPI,
+        lit_apis: Sequence[ls.LitAPI],
         *,
         devices: Sequence[str],
-        workers_per_device: int,
+        workers_per_device: Sequence[int],
         configure_logging: Callable[[], None],
         serve_http: ServeHttp,
         passes_hangup: bool = False,
     ) -> None:
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
+        for number, lit_api in enumerate(lit_apis[1:], 1):  # LitServe tells them apart by their paths
+            lit_api.api_path = f"{lit_api.api_path}-{number}"
         super().__init__(
-            lit_api,
+            list(lit_apis),
             accelerator="cuda" if numbers else "cpu",
             devices=numbers or 1,
-            workers_per_device=workers_per_device,
+            workers_per_device=list(workers_per_device),
             callbacks=[WorkerProcess(os.getpid(), configure_logging)],
         )
         self._serve_http = serve_http
         self._passes_hangup = passes_hangup
         # LitServe passes these to its workers; ours use the slot table instead.
         self.workers_setup_status: dict[str, str] = {}
-        self.litapi_request_queues = {lit_api.api_path: None}
+        self.litapi_request_queues = dict.fromkeys(lit_api.api_path for lit_api in lit_apis)
+        self._lit_apis = lit_apis
         self._transport = None
 
     def register_endpoints(self) -> None:
@@ -110,8 +116,8 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
     def _run_http(self, number: int) -> None:
         self._serve_http(number, self._listeners.keep(number))
 
-    def _start_worker(self, number: int) -> BaseProcess:
+    def _start_worker(self, model: int, number: int) -> BaseProcess:
         resource_tracker.ensure_running()  # its start unblocks the signals
         with blocked(*STOP_SIGNALS, signal.SIGHUP):  # until the process has its own handlers
-            process: BaseProcess = self.launch_single_inference_worker(self.lit_api, number)
+            process: BaseProcess = self.launch_single_inference_worker(self._lit_apis[model], number)
         return process

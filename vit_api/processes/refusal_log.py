@@ -52,9 +52,10 @@ class RefusalLog:
         self._logged, self._logged_at = totals, now
 
 
-def rejected(board: MetricsBoard) -> dict[str, int]:
+def rejected(*boards: MetricsBoard) -> dict[str, int]:
     """Return how many requests, or images of a request with several, failed so far, by code."""
     counts: Counter[str] = Counter()
-    for (code, _), (count,) in board.totals(metrics.REJECTED).items():
-        counts[code] += int(count)
+    for board in boards:
+        for (code, _), (count,) in board.totals(metrics.REJECTED).items():
+            counts[code] += int(count)
     return dict(counts)

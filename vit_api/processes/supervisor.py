@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from socket import socket
@@ -51,20 +52,56 @@ class _HttpCrashLoop(Exception):
     """An HTTP process can't be kept alive."""
 
 
+class _DriverHangs(_WorkerCrashLoop):
+    """A worker does not even end when it is killed."""
+
+
 StartProcess = Callable[[int], BaseProcess]
+
+
+@dataclass
+class WorkerGroup:
+    """The workers that run one model.
+
+    Attributes:
+        start: Starts the worker with a given number.
+        board: The status of the workers, and their number.
+        table: The images that wait for them.
+        recovery: Takes care of a dead worker's images.
+        names: The workers' names in the log.
+        title: What they run, in the log; empty if there is no other group.
+        members: The processes.
+        has_failed: Whether they can't be kept alive.
+    """
+
+    start: StartProcess
+    board: WorkerBoard
+    table: SlotTable
+    recovery: Recovery
+    names: Sequence[str]
+    title: str = ""
+    members: list[Member] = field(default_factory=list)
+    has_failed: bool = False
+
+    def start_all(self) -> None:
+        """Start the workers."""
+        self.members = [
+            Member(name, functools.partial(self.start, number), self.start(number))
+            for number, name in enumerate(self.names)
+        ]
 
 
 class Supervisor:
     """Keep HTTP processes and workers alive until a signal.
 
+    A group of workers that can't be kept alive is given up, and the others continue; with the last group the server
+    ends.
+
     Args:
         start_http: Starts the HTTP process with a given number.
         http_processes: Number of HTTP processes.
-        start_worker: Starts the worker with a given number.
+        groups: The workers.
         http_board: The heartbeats of the HTTP processes.
-        worker_board: The status of the workers, and their number.
-        table: The images that wait for them.
-        recovery: Takes care of a dead worker's images.
         http_restarts: Counts restarted HTTP processes.
         worker_stall_s: Seconds without progress after which a worker is killed.
         drain_delay_s: Seconds from the first signal, when readiness turns off, until the port is closed.
@@ -76,12 +113,9 @@ class Supervisor:
         self,
         start_http: StartProcess,
         http_processes: int,
-        start_worker: StartProcess,
+        groups: Sequence[WorkerGroup],
         *,
         http_board: HttpBoard,
-        worker_board: WorkerBoard,
-        table: SlotTable,
-        recovery: Recovery,
         http_restarts: Counter,
         worker_stall_s: float,
         drain_delay_s: float,
@@ -90,19 +124,14 @@ class Supervisor:
     ) -> None:
         self._start_http = start_http
         self._http_processes = http_processes
-        self._start_worker = start_worker
+        self._groups = groups
         self._http_board = http_board
-        self._worker_board = worker_board
-        self._table = table
-        self._recovery = recovery
         self._http_restarts = http_restarts
         self._worker_stall_s = worker_stall_s
         self._drain_delay_s = drain_delay_s
         self._drain_timeout_s = drain_timeout_s
         self._on_tick = on_tick
         self._http: list[Member] = []
-        self._workers: list[Member] = []
-        self._given_up: list[Member] = []
         self._checked_at = time.monotonic()
 
     def start_http(self) -> None:
@@ -118,10 +147,8 @@ class Supervisor:
 
     def start_workers(self) -> None:
         """Start the workers."""
-        self._workers = [
-            Member(f"worker-{number}", functools.partial(self._start_worker, number), self._start_worker(number))
-            for number in range(self._worker_board.workers)
-        ]
+        for group in self._groups:
+            group.start_all()
 
     def watch(self, stop: socket) -> int:
         """Keep all processes alive until a signal, then drain.
@@ -148,7 +175,8 @@ class Supervisor:
 
     def stop(self) -> bool:
         """End the remaining processes at once; return whether all of them ended."""
-        left = ending.end(member.process for member in (*self._http, *self._workers, *self._given_up))
+        workers = [member for group in self._groups for member in group.members]
+        left = ending.end(member.process for member in (*self._http, *workers))
         for process in left:
             logger.critical("process %s does not end, although it was killed; it is left behind", process.pid)
         return not left
@@ -156,7 +184,8 @@ class Supervisor:
     def _wait(self, stop: socket, timeout_s: float) -> bool:
         """Wait until a process ends or the time is up; return whether a signal to stop was received."""
         self._on_tick()  # also while draining, and at once when that begins
-        sentinels = [member.process.sentinel for member in (*self._http, *self._workers)]
+        workers = [member for group in self._groups if not group.has_failed for member in group.members]
+        sentinels = [member.process.sentinel for member in (*self._http, *workers)]
         if stop not in wait([stop, *sentinels], max(0.0, timeout_s)):
             return False
         if stop.recv(1)[0] != signal.SIGHUP:
@@ -173,7 +202,7 @@ class Supervisor:
     def _drain(self, stop: socket) -> None:
         """Turn readiness off, then have the HTTP processes finish; a second signal skips both."""
         logger.info("shutting down: readiness is off")
-        self._worker_board.mark_draining()
+        self._mark_draining()
         end = time.monotonic() + self._drain_delay_s
         while (left_s := end - time.monotonic()) > 0:
             if self._wait(stop, min(left_s, _TICK_S)):
@@ -183,7 +212,7 @@ class Supervisor:
 
     def _finish_requests(self, stop: socket) -> None:
         """Close the port and wait until accepted requests are answered, another signal comes, or the time is up."""
-        self._worker_board.mark_draining()
+        self._mark_draining()
         for member in self._http:
             ending.request_finish(member.process)
         end = time.monotonic() + self._drain_timeout_s
@@ -199,6 +228,10 @@ class Supervisor:
                 self._kill_if_hung(number, member, awake_s)
             self._http = [member for member in self._http if member.process.is_alive()]
             self._replace_dead_workers(awake_s)
+
+    def _mark_draining(self) -> None:
+        for group in self._groups:
+            group.board.mark_draining()
 
     def _check(self) -> None:
         """Replace what has ended or hangs."""
@@ -222,7 +255,8 @@ class Supervisor:
                 raise _HttpCrashLoop(f"{member.name} died more than {MAX_RESTARTS} times in a minute")
             member.restart()
             self._http_restarts.add()
-            self._recovery.http_process_died()
+            for group in self._groups:
+                group.recovery.http_process_died()
 
     def _kill_if_hung(self, number: int, member: Member, awake_s: float) -> bool:
         """Kill an HTTP process that sends no heartbeats; return False if it does not end."""
@@ -234,45 +268,77 @@ class Supervisor:
         return ending.kill(member.process)
 
     def _replace_dead_workers(self, awake_s: float) -> None:
-        for number, member in enumerate(self._workers):
-            if member.process.is_alive() and self._hangs(number, member, awake_s):
+        for group in self._groups:
+            if group.has_failed:
+                group.recovery.give_up()  # repeatedly, since images that were being decoded enter the queue later
+                continue
+            try:
+                self._replace_dead_workers_of(group, awake_s)
+            except _DriverHangs:
+                raise
+            except _WorkerCrashLoop as error:
+                self._give_up_group(group, error)
+
+    def _give_up_group(self, group: WorkerGroup, error: _WorkerCrashLoop) -> None:
+        """Fail the images of a group, and those to come.
+
+        Raises:
+            _WorkerCrashLoop: It was the last group.
+            _DriverHangs: A worker of it can't be killed, and may still write to its slots.
+        """
+        if all(other.has_failed for other in self._groups if other is not group):
+            raise error
+        logger.error("%s; %s is no longer served, the other models are", error, group.title)
+        group.has_failed = True
+        group.board.mark_gone()
+        left = ending.end(member.process for member in group.members)
+        if left:
+            raise _DriverHangs(f"a worker of {group.title} did not end when it was killed: its driver hangs")
+        group.recovery.give_up()
+
+    def _replace_dead_workers_of(self, group: WorkerGroup, awake_s: float) -> None:
+        for number, member in enumerate(group.members):
+            if member.process.is_alive() and self._hangs(group, number, awake_s):
                 logger.error("%s made no progress for %g s; killing it", member.name, self._worker_stall_s)
                 if not ending.kill(member.process):
-                    raise _WorkerCrashLoop(f"{member.name} did not end when it was killed: its driver hangs")
+                    raise _DriverHangs(f"{member.name} did not end when it was killed: its driver hangs")
             if not member.process.is_alive():
                 member.log_end()
-                self._restart_worker(number, member)
+                self._restart_worker(group, number)
 
-    def _restart_worker(self, number: int, member: Member) -> None:
-        state = self._worker_board.read(number).state
+    def _restart_worker(self, group: WorkerGroup, number: int) -> None:
+        member = group.members[number]
+        state = group.board.read(number).state
         if state == WorkerState.STARTING:
             raise _WorkerCrashLoop(f"{member.name} failed to start; the log above says why")
-        held = self._table.held_by(number)
-        if len(held) == 1 and self._table.is_isolated(held[0][0]):
+        held = group.table.held_by(number)
+        if len(held) == 1 and group.table.is_isolated(held[0][0]):
             member.reset_restart_budget(MAX_DEATHS)  # the image caused these deaths and is not tried again
         elif not member.may_restart(worked=state == WorkerState.READY):
             raise _WorkerCrashLoop(f"{member.name} died more than {MAX_RESTARTS} times in a minute")
-        self._worker_board.mark_restarting(number)
-        self._recovery.worker_died(number)
+        group.board.mark_restarting(number)
+        group.recovery.worker_died(number)
         member.restart()
 
-    def _hangs(self, number: int, member: Member, awake_s: float) -> bool:
+    def _hangs(self, group: WorkerGroup, number: int, awake_s: float) -> bool:
         """Return whether a worker makes no progress; an idle one still sends a heartbeat every second."""
-        if self._worker_board.read(number).state != WorkerState.READY:
+        if group.board.read(number).state != WorkerState.READY:
             return False  # loading a model has no time limit
-        silent_s = member.silence.observe(self._worker_board.heartbeat_at(number), awake_s)
+        silent_s = group.members[number].silence.observe(group.board.heartbeat_at(number), awake_s)
         return silent_s > self._worker_stall_s + _HEARTBEAT_SLACK_S
 
     def _give_up(self, stop: socket) -> None:
         """Fail the waiting images, then have the HTTP processes end."""
-        self._worker_board.mark_draining()
-        self._worker_board.mark_gone()
-        self._given_up, self._workers = self._workers, []
+        self._mark_draining()
+        for group in self._groups:
+            group.board.mark_gone()
+            group.has_failed = True
         for member in self._http:
             ending.request_finish(member.process)
         end = time.monotonic() + _LAST_ANSWERS_S
         while any(member.process.is_alive() for member in self._http) and time.monotonic() < end:
-            self._recovery.give_up()  # repeatedly, since images may still be entering the queue
+            for group in self._groups:
+                group.recovery.give_up()  # repeatedly, since images may still be entering the queue
             self._http = [member for member in self._http if member.process.is_alive()]
             if self._wait(stop, _LAST_TICK_S):
                 return

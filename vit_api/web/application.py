@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -65,6 +66,7 @@ def create_app(
     keys: KeyCheck | None = None,
     rate_limits: RateLimits | None = None,
     cors_origins: Sequence[str] = (),
+    exposed_headers: Sequence[str] = (),
     addresses: ClientAddresses = _BY_PEER,
     work: BodyWork | None = None,
 ) -> WebApplication:
@@ -79,10 +81,12 @@ def create_app(
         keys: Checks API keys; None: none are required.
         rate_limits: Limits the rate of each client; None: no limits.
         cors_origins: Origins whose pages may use the server; none: its own only.
+        exposed_headers: Headers that these pages can read, besides those of every server.
         addresses: Identifies clients without a key by address.
         work: Works on long bodies; None: any thread does.
     """
     app = _fastapi(routes, start, stop)
+    cross_origin = functools.partial(CrossOrigin, origins=cors_origins, exposed=exposed_headers)
     app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
     context = CallContext(
         BodyMemory(request_limits.max_pending_bytes),
@@ -90,12 +94,12 @@ def create_app(
         observers,
         check_key=None if keys is None else keys.check,
         charge=None if rate_limits is None else rate_limits.charge,
-        cors_headers=CrossOrigin(app, cors_origins).answer_headers if cors_origins else None,
+        cors_headers=cross_origin(app).answer_headers if cors_origins else None,
         addresses=addresses,
         work=work,
     )
     entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context)
-    return WebApplication(entry, CrossOrigin(entry, cors_origins) if cors_origins else entry)
+    return WebApplication(entry, cross_origin(entry) if cors_origins else entry)
 
 
 def _fastapi(

@@ -4,45 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from fastapi.routing import APIRoute
 
-from vit_api import __version__, metrics
+from vit_api import metrics
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
-from vit_api.decoding.resizing import resizer_name
-from vit_api.errors import NotReady
-from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.flight_board import ProcessFlights
 from vit_api.ipc.metrics_board import MetricsWriter
-from vit_api.ipc.records import ALL_CLASSES
 from vit_api.ipc.slots import OwnerSlots
-from vit_api.shared import MAX_LONG_CACHE_BYTES, Shared, is_complete
+from vit_api.shared import Shared
+from vit_api.shared_deployment import SharedDeployment
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app
 from vit_api.web.bodies import BodyWork
-from vit_api.web.core.cache import AnswerCache
-from vit_api.web.core.classifier import Classifier
-from vit_api.web.core.classifier_result import CachedPrediction
-from vit_api.web.core.frame_classifier import FrameClassifier, FrameDecoder
-from vit_api.web.core.inference import Decoder, InferenceClient
+from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.redis_tier import RedisTier
-from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
+from vit_api.web.deployment import DecoderAndEncoder, DeploymentCore, ProcessParts, build_handlers
+from vit_api.web.dispatch import MODEL, MODEL_VERSION
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
 from vit_api.web.observers.access_log import AccessLog
-from vit_api.web.observers.decisions.decision import DecisionContext, DecisionRenderer
+from vit_api.web.observers.by_deployment import ByDeployment
+from vit_api.web.observers.decisions.decision import Answered, DecisionContext, DecisionRenderer
 from vit_api.web.observers.decisions.file_sink import FileSink
 from vit_api.web.observers.decisions.log import DecisionCounters, DecisionLog
 from vit_api.web.observers.decisions.url_sink import UrlSink
@@ -50,51 +43,37 @@ from vit_api.web.observers.exchange import Observer
 from vit_api.web.observers.prediction_metrics import FlaggedLabels, PredictionMetrics
 from vit_api.web.observers.request_metrics import RequestMetrics
 from vit_api.web.observers.tracing import Tracing
-from vit_api.web.openapi.schemas import CacheInfo
-from vit_api.web.operations.cache import cache_info, cache_router
-from vit_api.web.operations.collector import MetricsCollector, Sources
+from vit_api.web.operations.cache import cache_router
+from vit_api.web.operations.collector import MetricsCollector, sources_of
 from vit_api.web.operations.health import health_router
 from vit_api.web.operations.info import info_router
 from vit_api.web.operations.metrics import metrics_router
 from vit_api.web.page.files import page_router
-from vit_api.web.protocols.frames import Encoder
-from vit_api.web.protocols.hugging_face import HuggingFaceRoutes
-from vit_api.web.protocols.open_inference.inputs import Inputs
-from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
-from vit_api.web.protocols.open_inference.outputs import Outputs
-from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
-from vit_api.web.protocols.openai.embeddings import EmbeddingRoutes
-from vit_api.web.protocols.openai.moderations import ModerationRoutes
-from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
+from vit_api.web.protocol_routes import routes_of_one, routes_of_several
+from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST
 from vit_api.web.requests import RequestLimits
-from vit_api.web.routes import ProtocolRoutes, Route
+from vit_api.web.routes import Route
 from vit_api.web.uploads import Uploads
-
-
-class DecoderAndEncoder(Decoder, FrameDecoder, Encoder, Protocol):
-    """The hooks of the LitAPI that run in an HTTP process."""
 
 
 @dataclass(frozen=True)
 class _Core:
     """The parts that run in the background of an HTTP process, as well as on requests."""
 
-    classifier: Classifier
-    frames: FrameClassifier
-    inference: InferenceClient
+    deployments: Sequence[DeploymentCore]
+    turns: DecodeTurns
     flights: SharedFlights
-    redis: RedisTier | None
     redis_counts: RedisCounts | None
     tracing: Tracing | None
     decisions: DecisionLog | None
 
     async def start(self) -> None:
-        self.inference.start()
+        self.turns.start()
         self.flights.start()
-        self.classifier.start()
-        for part in (self.redis, self.redis_counts):
-            if part is not None:
-                part.start()
+        for deployment in self.deployments:
+            deployment.start()
+        if self.redis_counts is not None:
+            self.redis_counts.start()
         if self.decisions is not None:
             self.decisions.start()
             # Blocked since the fork, as without a handler it would end the process.
@@ -102,42 +81,41 @@ class _Core:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
 
     async def stop(self) -> None:
-        self.classifier.stop()
         self.flights.stop()
-        self.inference.stop()
-        for part in (self.redis, self.redis_counts):
-            if part is not None:
-                await part.stop()
+        for deployment in self.deployments:
+            await deployment.stop()
+        self.turns.stop()
+        if self.redis_counts is not None:
+            await self.redis_counts.stop()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
         if self.decisions is not None:
             await asyncio.to_thread(self.decisions.close)
 
 
-def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -> WebApplication:
+def build_application(shared: Shared, lit_apis: Sequence[DecoderAndEncoder], number: int) -> WebApplication:
     """Return the application of an HTTP process. To be called in that process.
 
     Args:
         shared: What it shares with the other processes.
-        lit_api: Decodes uploads and renders predictions.
+        lit_apis: Decode uploads and render predictions, one for each deployment.
         number: The number of the process.
     """
     settings = shared.settings
-    metrics_writer = shared.metrics_board.metrics_writer(f"http-{number}")
-    core = _build_core(shared, lit_api, number, metrics_writer)
+    parts = _parts(shared, number)
+    core = _build_core(shared, lit_apis, parts)
     digests = settings.key_digests
     rate_limits = None
     if shared.budgets is not None:
         limiter = RateLimiter(shared.budgets, number, core.redis_counts)
         rate_limits = RateLimits(limiter, settings.rates)
-    observers: list[Observer] = [RequestMetrics(metrics_writer), _prediction_metrics(shared, metrics_writer)]
-    if settings.access_log:
-        observers.append(AccessLog(has_user_agent=settings.access_log_user_agent))
-    if core.tracing is not None:
-        observers.append(core.tracing)
-    if core.decisions is not None:
-        observers.append(core.decisions)
-    protocols = [route for protocol in _protocols(shared, lit_api, core) for route in protocol.routes()]
+    observers = _observers(shared, core, number)
+    handlers = [
+        build_handlers(shared, one, its_core, lit_api, parts)
+        for one, its_core, lit_api in zip(shared.deployments, core.deployments, lit_apis, strict=True)
+    ]
+    routes = routes_of_several if shared.has_several else routes_of_one
+    protocols = routes(shared, handlers, parts.uploads)
     if core.tracing is not None:
         core.tracing.name_routes(protocols)
     return create_app(
@@ -152,8 +130,9 @@ def build_application(shared: Shared, lit_api: DecoderAndEncoder, number: int) -
         keys=KeyCheck(digests, has_public_metrics=settings.metrics_public) if digests else None,
         rate_limits=rate_limits,
         cors_origins=settings.allowed_origins,
+        exposed_headers=[name.decode() for name in (MODEL, MODEL_VERSION)] if shared.has_several else (),
         addresses=ClientAddresses(settings.trusted_networks),
-        work=BodyWork(core.inference.turns),
+        work=BodyWork(parts.turns),
     )
 
 
@@ -177,60 +156,62 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
     return functools.partial(Door, application.entry, connections, DateHeader(), HeadCache())
 
 
-def _build_core(shared: Shared, decoder: DecoderAndEncoder, number: int, metrics_writer: MetricsWriter) -> _Core:
+def _parts(shared: Shared, number: int) -> ProcessParts:
     settings = shared.settings
-    tally = CacheTally(shared.cache_board, number)
-    inference = InferenceClient(
-        decoder,
-        OwnerSlots(shared.table, number),
-        shared.worker_board,
-        shared.requests,
-        shared.answers[number],
-        metrics_writer=metrics_writer,
-        decode_threads=settings.decoded_at_once,
-        max_decode_bytes=settings.max_decode_bytes,
+    return ProcessParts(
+        number,
+        DecodeTurns(settings.decoded_at_once, settings.max_decode_bytes),
+        SharedFlights(ProcessFlights(shared.flight_board, number)),
+        Uploads(
+            max_bytes=settings.max_upload_bytes,
+            max_count=MAX_IMAGES_PER_REQUEST,
+            max_total_bytes=settings.max_batch_upload_bytes,
+        ),
     )
-    redis = redis_counts = None
-    if settings.redis_url is not None:
-        url = settings.redis_url.get_secret_value()
-        classes, name = len(shared.checkpoint.labels), shared.checkpoint.name
-        redis = RedisTier(url, namespace=name, classes=classes, ttl_s=settings.cache_ttl_s, tally=tally)
-        redis_counts = None if shared.budgets is None else RedisCounts(url)
-    cache, long_cache = _caches(shared, number, tally)
-    parts = ALL_CLASSES if shared.needs_all_classes else 0
-    flights = SharedFlights(ProcessFlights(shared.flight_board, number))
-    identity = functools.partial(_identity, shared)
-    look_up_s = (metrics_writer.counter(metrics.LOOK_UP, "hit"), metrics_writer.counter(metrics.LOOK_UP, "miss"))
-    classifier = Classifier(
-        inference,
-        tally,
-        identity,
-        cache,
-        redis,
-        flights=flights,
-        look_up_s=look_up_s,
-        long_cache=long_cache,
-        parts=parts,
-    )
-    frames = FrameClassifier(
-        decoder,
-        inference,
-        tally,
-        identity,
-        cache=cache,
-        shared=redis,
-        flights=flights,
-        long_cache=long_cache,
-        parts=parts,
-    )
+
+
+def _build_core(shared: Shared, decoders: Sequence[DecoderAndEncoder], parts: ProcessParts) -> _Core:
+    settings = shared.settings
+    cores: list[DeploymentCore] = []
+    slots: OwnerSlots | None = None
+    for deployment, decoder in zip(shared.deployments, decoders, strict=True):
+        slots = OwnerSlots(deployment.table, parts.number, slots)
+        cores.append(DeploymentCore(shared, deployment, decoder, parts, slots))
+    redis_counts = None
+    if settings.redis_url is not None and shared.budgets is not None:
+        redis_counts = RedisCounts(settings.redis_url.get_secret_value())
     tracing = Tracing() if settings.traces else None
-    decisions = _decision_log(shared, metrics_writer)
-    return _Core(classifier, frames, inference, flights, redis, redis_counts, tracing, decisions)
+    decisions = _decision_log(shared, shared.metrics_board.metrics_writer(f"http-{parts.number}"))
+    return _Core(cores, parts.turns, parts.flights, redis_counts, tracing, decisions)
 
 
-def _prediction_metrics(shared: Shared, metrics_writer: MetricsWriter) -> PredictionMetrics:
-    flagged = None if shared.thresholds is None else FlaggedLabels(shared.checkpoint, shared.thresholds)
-    return PredictionMetrics(metrics_writer, shared.checkpoint, flagged)
+def _observers(shared: Shared, core: _Core, number: int) -> list[Observer]:
+    """Return what records each request; with several models, the metrics of each have an observer of their own."""
+    observers: list[Observer] = [*_metrics_of(shared, number)]
+    if shared.settings.access_log:
+        observers.append(AccessLog(has_user_agent=shared.settings.access_log_user_agent))
+    if core.tracing is not None:
+        observers.append(core.tracing)
+    if core.decisions is not None:
+        observers.append(core.decisions)
+    return observers
+
+
+def _metrics_of(shared: Shared, number: int) -> list[Observer]:
+    process = f"http-{number}"
+    writers = [one.metrics_board.metrics_writer(process) for one in shared.deployments]
+    requests = [RequestMetrics(writer) for writer in writers]
+    predictions = [_prediction_metrics(*one) for one in zip(shared.deployments, writers, strict=True)]
+    if not shared.has_several:
+        return [*requests, *predictions]
+    other = RequestMetrics(shared.metrics_board.metrics_writer(process))
+    return [ByDeployment(requests, other), ByDeployment(predictions)]
+
+
+def _prediction_metrics(deployment: SharedDeployment, metrics_writer: MetricsWriter) -> PredictionMetrics:
+    thresholds = deployment.thresholds
+    flagged = None if thresholds is None else FlaggedLabels(deployment.checkpoint, thresholds)
+    return PredictionMetrics(metrics_writer, deployment.checkpoint, flagged)
 
 
 def _decision_log(shared: Shared, metrics_writer: MetricsWriter) -> DecisionLog | None:
@@ -238,7 +219,7 @@ def _decision_log(shared: Shared, metrics_writer: MetricsWriter) -> DecisionLog 
     if settings.decision_log is None:
         return None
     target = settings.decision_log.get_secret_value()
-    renderer = DecisionRenderer(DecisionContext(shared.checkpoint, shared.checkpoint_identity, shared.thresholds))
+    renderers = [DecisionRenderer(_decision_context(shared, one)) for one in shared.deployments]
     dropped = [metrics_writer.counter(metrics.DECISIONS_DROPPED, cause) for cause in ("full", "refused", "stopped")]
     counters = DecisionCounters(
         metrics_writer.counter(metrics.DECISIONS_WRITTEN), metrics_writer.counter(metrics.DECISION_FAILURES), *dropped
@@ -246,142 +227,40 @@ def _decision_log(shared: Shared, metrics_writer: MetricsWriter) -> DecisionLog 
     is_file = settings.has_decision_log_file
     return DecisionLog(
         FileSink(target) if is_file else UrlSink(target),
-        renderer.lines if is_file else renderer.events,
+        functools.partial(_render_lines if is_file else _render_events, renderers),
         counters,
         sample=settings.decision_sample,
     )
 
 
-def _caches(
-    shared: Shared, number: int, tally: CacheTally
-) -> tuple[AnswerCache[CachedPrediction], AnswerCache[CachedPrediction]] | tuple[None, None]:
-    """Return the caches of a process: of answers with the most probable classes, and of long ones."""
-    if shared.answer_table is None or shared.long_table is None:
-        return None, None
-    size, ttl_s = shared.settings.cache_size, shared.settings.cache_ttl_s
-    short = AnswerCache[CachedPrediction](size, ttl_s, tally, SharedAnswers(shared.answer_table, number, tally))
-    long = AnswerCache[CachedPrediction](
-        size,
-        ttl_s,
-        tally,
-        SharedAnswers(shared.long_table, number, tally),
-        max_bytes=MAX_LONG_CACHE_BYTES,
-        size_of=lambda cached: cached.size,
-        gauge="long_entries",
-    )
-    return short, long
+def _decision_context(shared: Shared, one: SharedDeployment) -> DecisionContext:
+    version = one.spec.version if shared.has_several else None
+    return DecisionContext(one.checkpoint, one.checkpoint_identity, one.thresholds, version)
 
 
-def _identity(shared: Shared) -> str:
-    """Return what determines an answer besides the upload."""
-    dtypes = shared.worker_board.dtypes()
-    if not dtypes:
-        raise NotReady("The model is still loading. Retry shortly.")
-    exact = shared.settings.exact_decode
-    decoding = ["exact" if exact else "draft", resizer_name(exact=exact), shared.settings.background]
-    return json.dumps([__version__, shared.checkpoint.name, shared.checkpoint_identity, dtypes, decoding])
+def _render_lines(renderers: Sequence[DecisionRenderer], answered: Answered) -> Iterator[bytes]:
+    return renderers[answered.deployment].lines(answered)
 
 
-def _protocols(shared: Shared, encoder: Encoder, core: _Core) -> Sequence[ProtocolRoutes]:
-    settings, checkpoint = shared.settings, shared.checkpoint
-    uploads = Uploads(
-        max_bytes=settings.max_upload_bytes,
-        max_count=MAX_IMAGES_PER_REQUEST,
-        max_total_bytes=settings.max_batch_upload_bytes,
-    )
-    return [
-        PredictRoutes(
-            core.classifier,
-            encoder,
-            uploads,
-            frames=core.frames,
-            model_name=checkpoint.name,
-            classes=len(checkpoint.labels),
-            is_complete=functools.partial(is_complete, checkpoint),
-        ),
-        HuggingFaceRoutes(
-            core.classifier,
-            uploads,
-            checkpoint.labels,
-            has_sigmoid=checkpoint.has_sigmoid,
-            device=shared.devices[0],
-        ),
-        ModerationRoutes(
-            core.classifier,
-            uploads,
-            model_name=checkpoint.name,
-            labels=checkpoint.labels,
-            has_sigmoid=checkpoint.has_sigmoid,
-            categories=shared.categories,
-            thresholds=shared.thresholds,
-        ),
-        EmbeddingRoutes(core.classifier, uploads, model_name=checkpoint.name),
-        _open_inference(shared, core.classifier),
-    ]
-
-
-def _open_inference(shared: Shared, classifier: Classifier) -> OpenInferenceRoutes:
-    settings, checkpoint = shared.settings, shared.checkpoint
-    inputs = Inputs(
-        checkpoint.preprocessing, max_images=MAX_IMAGES_PER_REQUEST, max_upload_bytes=settings.max_upload_bytes
-    )
-    outputs = Outputs(checkpoint.name, checkpoint.labels, has_sigmoid=checkpoint.has_sigmoid)
-    model = ModelInfo(
-        checkpoint.name,
-        inputs.specs(),
-        outputs.specs(),
-        devices=shared.devices,
-        workers_per_device=settings.workers_per_device,
-        max_batch_size=settings.max_batch_size,
-        max_wait_ms=settings.max_wait_ms,
-        max_images=MAX_IMAGES_PER_REQUEST,
-        has_cache=bool(settings.cache_size),
-    )
-    cache_board = shared.cache_board if settings.cache_size else None
-    return OpenInferenceRoutes(
-        classifier,
-        inputs,
-        outputs,
-        model,
-        statistics=Statistics(checkpoint.name, shared.metrics_board, shared.batch_stats, cache_board),
-        worker_board=shared.worker_board,
-        max_body_bytes=settings.max_batch_upload_bytes,
-    )
+def _render_events(renderers: Sequence[DecisionRenderer], answered: Answered) -> Iterator[bytes]:
+    return renderers[answered.deployment].events(answered)
 
 
 def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
     """Return the routes of the page, health, cache and metrics."""
-    settings, checkpoint = shared.settings, shared.checkpoint
-    has_redis = core.redis is not None
-    # The name of the model as clients know it: the setting may be a path of this machine.
-    shown = settings.model_dump(mode="json") | {"model": checkpoint.name}
-
-    def cache() -> CacheInfo | None:
-        table = shared.answer_table
-        return None if table is None else cache_info(shared.cache_board, table, has_redis=has_redis)
-
-    health = health_router(checkpoint.name, shared.worker_board, shared.devices)
-    info = info_router(
-        checkpoint,
-        shared.worker_board,
-        shared.table,
-        resizer=resizer_name(exact=settings.exact_decode),
-        settings=shown,
-        thresholds=shared.thresholds,
-        cache_info=cache,
-    )
+    settings = shared.settings
     key = settings.operator_key
+    tiers = [one.redis for one in core.deployments if one.redis is not None]
     clear = cache_router(
-        shared.cache_board, None if key is None else key.get_secret_value(), core.redis.clear if core.redis else None
+        [one.cache_board for one in shared.deployments],
+        None if key is None else key.get_secret_value(),
+        functools.partial(_clear_redis, tiers) if tiers else None,
     )
-    sources = Sources(
-        checkpoint,
-        shared.metrics_board,
-        shared.worker_board,
-        shared.table,
-        shared.cache_board,
-        shared.answer_table,
-        has_redis=has_redis,
-    )
-    routers = (page_router(), health, info, clear, metrics_router(MetricsCollector(sources)))
+    sources = sources_of(shared, has_redis=bool(tiers))
+    info = info_router(shared, has_redis=bool(tiers))
+    routers = (page_router(), health_router(shared), info, clear, metrics_router(MetricsCollector(sources)))
     return [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+
+
+async def _clear_redis(tiers: Sequence[RedisTier]) -> int:
+    return sum([await tier.clear() for tier in tiers])

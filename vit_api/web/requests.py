@@ -15,6 +15,7 @@ from starlette.types import Scope
 from vit_api.access.client_address import ClientAddresses
 from vit_api.urgency import Urgency
 from vit_api.web.core.caller import Caller
+from vit_api.web.core.deployment_choice import Chosen
 from vit_api.web.preferences import PREFER, PRIORITY, urgency_of, wait_of
 
 _MAX_TYPE_CHARACTERS = 64
@@ -131,6 +132,7 @@ class Request:
         received_bytes: Bytes of the body that were read.
         reserved_bytes: Memory that is reserved for the body, see `bodies.BodyMemory`.
         memory: Where it is reserved; None before it is admitted.
+        deployment: The model and version that answer it, if the server has several and one was chosen.
     """
 
     __slots__ = (
@@ -139,6 +141,7 @@ class Request:
         "admission",
         "body",
         "deadline",
+        "deployment",
         "endpoint",
         "headers",
         "id",
@@ -187,6 +190,7 @@ class Request:
         self.received_bytes = 0
         self.reserved_bytes = 0
         self.memory: Memory | None = None
+        self.deployment: Chosen | None = None
 
     @property
     def client(self) -> str:

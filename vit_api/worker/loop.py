@@ -85,6 +85,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         policy: Decides when a batch is dispatched.
         metrics_board: Where to count.
         batch_stats: Where to count the times of batches.
+        names: The workers' names in the metrics, by number.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         *,
         metrics_board: MetricsBoard,
         batch_stats: BatchStats,
+        names: Sequence[str] = ("worker-0",),
     ) -> None:
         super().__init__()
+        self._names = names
         self._table = table
         self._worker_board = worker_board
         self._requests = requests
@@ -132,7 +135,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
         """Become the worker with this number."""
         self._worker = worker_id
         self._slots = WorkerSlots(self._table, worker_id)
-        metrics_writer = self._metrics_board.metrics_writer(f"worker-{worker_id}")
+        metrics_writer = self._metrics_board.metrics_writer(self._names[worker_id])
         self._queue_waits = [metrics_writer.histogram(metrics.QUEUE_WAIT, label) for label in LABELS]
         expired, abandoned = (
             [metrics_writer.counter(metrics.SKIPPED, reason, label) for label in LABELS]

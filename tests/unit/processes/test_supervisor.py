@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -16,13 +16,13 @@ import pytest
 from tests.support.server import wait_until
 from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import MetricsBoard
-from vit_api.ipc.records import RecordPipe
-from vit_api.ipc.slots import SlotTable
+from vit_api.ipc.records import RecordPipe, Status, unpack_answers
+from vit_api.ipc.slots import OwnerSlots, SlotTable
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import HTTP_RESTARTS
 from vit_api.processes import ending
 from vit_api.processes.recovery import Recovery
-from vit_api.processes.supervisor import Supervisor
+from vit_api.processes.supervisor import Supervisor, WorkerGroup
 
 
 class Unkillable(ForkProcess):
@@ -66,6 +66,7 @@ def http_board() -> HttpBoard:
 def supervisor(started: list[ForkProcess], http_board: HttpBoard) -> Supervisor:
     """Return a supervisor of one HTTP process and one worker, which hangs and can't be killed."""
     table, board = SlotTable(1, 1, (1, 1, 3)), WorkerBoard(1)
+    recovery = Recovery(table, [RecordPipe.for_requests(1)] * 2, [RecordPipe.for_answers(1)])
 
     def start(process: ForkProcess) -> ForkProcess:
         process.start()
@@ -80,11 +81,8 @@ def supervisor(started: list[ForkProcess], http_board: HttpBoard) -> Supervisor:
     return Supervisor(
         lambda _: start(multiprocessing.get_context("fork").Process(target=_sleep, daemon=True)),
         1,
-        start_worker,
+        [WorkerGroup(start_worker, board, table, recovery, ["worker-0"])],
         http_board=http_board,
-        worker_board=board,
-        table=table,
-        recovery=Recovery(table, [RecordPipe.for_requests(1)] * 2, [RecordPipe.for_answers(1)]),
         http_restarts=MetricsBoard(["main"], [HTTP_RESTARTS]).metrics_writer("main").counter(HTTP_RESTARTS),
         worker_stall_s=0.1,
         drain_delay_s=0.0,
@@ -233,3 +231,122 @@ def test_a_hung_http_process_does_not_hold_up_a_stop(
 def _ignore_sigterm() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(600)
+
+
+class TwoGroups:
+    """A supervisor of two groups of one worker each: real processes, which a test kills."""
+
+    def __init__(self, http_board: HttpBoard, started: list[ForkProcess]) -> None:
+        self._started = started
+        whole, table = WorkerBoard(2), SlotTable(1, 4, (1, 1, 3), deployments=2)
+        self.boards = [whole.part(number, 1) for number in range(2)]
+        self.tables = [table.of_deployment(number, (1, 1, 3)) for number in range(2)]
+        self.answers = [RecordPipe.for_answers(4) for _ in range(2)]
+        self.groups = [self._group(number) for number in range(2)]
+        self.supervisor = Supervisor(
+            lambda _: self._start(_sleep),
+            1,
+            self.groups,
+            http_board=http_board,
+            http_restarts=MetricsBoard(["main"], [HTTP_RESTARTS]).metrics_writer("main").counter(HTTP_RESTARTS),
+            worker_stall_s=1e9,
+            drain_delay_s=0.0,
+            drain_timeout_s=0.2,
+        )
+
+    def _group(self, number: int) -> WorkerGroup:
+        requests = [RecordPipe.for_requests(4) for _ in range(2)]
+        recovery = Recovery(self.tables[number], requests, [self.answers[number]])
+        return WorkerGroup(
+            lambda worker: self._start_worker(number, worker),
+            self.boards[number],
+            self.tables[number],
+            recovery,
+            [f"worker-{number}"],
+            f"shop {number}",
+        )
+
+    def _start(self, target: Callable[[], None]) -> ForkProcess:
+        process = multiprocessing.get_context("fork").Process(target=target, daemon=True)
+        process.start()
+        self._started.append(process)
+        return process
+
+    def _start_worker(self, number: int, worker: int) -> ForkProcess:
+        self.boards[number].publish(worker, WorkerStatus(WorkerState.READY, "cpu", "CPU", "float32"))
+        return self._start(_sleep)
+
+    def kill(self, number: int) -> None:
+        """Kill the worker of a group, and have the supervisor see it."""
+        process = self.groups[number].members[0].process
+        process.kill()
+        process.join()
+        self.supervisor._check()
+
+
+@pytest.fixture
+def two(http_board: HttpBoard, started: list[ForkProcess]) -> TwoGroups:
+    two = TwoGroups(http_board, started)
+    two.supervisor.start_http()
+    two.supervisor.start_workers()
+    return two
+
+
+def _queue(table: SlotTable, owner: OwnerSlots) -> tuple[int, int]:
+    taken = owner.take()
+    assert taken is not None
+    owner.queue(taken[0], 0.0)
+    return taken
+
+
+def test_a_group_that_keeps_dying_is_given_up_alone(two: TwoGroups, caplog: pytest.LogCaptureFixture) -> None:
+    """The images that wait for it fail, also those that enter its queue later; the other group's are not touched."""
+    first = OwnerSlots(two.tables[0], 0)
+    second = OwnerSlots(two.tables[1], 0, first)
+    mine, other = _queue(two.tables[0], first), _queue(two.tables[1], second)
+    kept = two.groups[1].members[0].process
+    for _ in range(6):
+        two.kill(0)
+    assert two.groups[0].has_failed
+    assert two.boards[0].is_gone()
+    assert not two.boards[1].is_gone()
+    assert not two.boards[1].is_draining()
+    assert kept.is_alive()
+    assert "worker-0 died more than 5 times in a minute; shop 0 is no longer served" in caplog.text
+    answers = list(unpack_answers(two.answers[0].read(9)))
+    assert [(answer.slot, answer.status) for answer in answers] == [(mine[0], Status.UNAVAILABLE)]
+    late = _queue(two.tables[0], first)
+    two.supervisor._check()
+    assert late[0] in {answer.slot for answer in unpack_answers(two.answers[0].read(9))}
+    assert two.tables[1].queued() == [other]
+    assert two.answers[1].read(9) == b""
+
+
+def test_a_group_that_does_not_start_is_given_up_alone(two: TwoGroups, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that ends before it was ready is not started again."""
+    two.boards[0].publish(0, WorkerStatus(WorkerState.STARTING, "", "", ""))
+    two.kill(0)
+    assert two.groups[0].has_failed
+    assert "worker-0 failed to start; the log above says why; shop 0 is no longer served" in caplog.text
+    assert two.groups[1].members[0].process.is_alive()
+
+
+def test_the_last_group_stops_the_server(two: TwoGroups, signals: tuple[socket.socket, socket.socket]) -> None:
+    """With no worker left, the server ends with a non-zero status."""
+    for _ in range(6):
+        two.kill(0)
+    for _ in range(5):
+        two.kill(1)
+    two.groups[1].members[0].process.kill()
+    assert two.supervisor.watch(signals[0]) == 1
+    assert two.supervisor.stop()
+
+
+def test_a_failed_group_does_not_hinder_a_stop(two: TwoGroups, signals: tuple[socket.socket, socket.socket]) -> None:
+    """The exit status is that of a stop."""
+    for _ in range(6):
+        two.kill(0)
+    ours, theirs = signals
+    theirs.send(b"x")
+    assert two.supervisor.watch(ours) == 0
+    assert two.supervisor.stop()

@@ -20,11 +20,18 @@ _NOT_SERVED = {404, 405}
 _METHODS = {"GET", "POST", "PUT", "DELETE", "PATCH"}
 
 
-@pytest.fixture(scope="module")
-def transport() -> DoorTransport:
-    """Return a transport to the application of an HTTP process whose worker has not started."""
-    shared = Shared(Settings(api_servers=1), load_checkpoint("digits"), ["cpu"])
-    return DoorTransport(build_application(shared, Application(shared).lit_api, 0))
+_MODELS = """[{"name": "digits", "version": "1", "model": "digits", "traffic": 90},
+ {"name": "digits", "version": "2", "model": "digits", "traffic": 10},
+ {"name": "team/other", "version": "1", "model": "digits"}]"""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(None, id="one model"), pytest.param(_MODELS, id="several")])
+def transport(request: pytest.FixtureRequest) -> DoorTransport:
+    """Return a transport to the application of an HTTP process whose workers have not started."""
+    settings = Settings(api_servers=1, models=request.param)
+    checkpoints = [load_checkpoint("digits", served_name=one.name) for one in settings.deployments]
+    shared = Shared(settings, checkpoints or [load_checkpoint("digits")], ["cpu"])
+    return DoorTransport(build_application(shared, Application(shared).lit_apis, 0))
 
 
 async def _ask(transport: DoorTransport, method: str, path: str) -> httpx.Response:
@@ -94,6 +101,8 @@ async def test_every_hot_route_is_described_where_it_is_served(transport: DoorTr
     start = "/v2/models/digits"
     hot = {"/predict", "/predict/batch", "/", "/v1/moderations", "/v1/embeddings"}
     hot |= {f"{start}/infer", f"{start}/versions/1/infer"}
+    if "/models/{model_name}" in document["paths"]:
+        hot.add("/models/digits")
     assert classify == {("POST", path) for path in hot}
 
 

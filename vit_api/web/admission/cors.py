@@ -51,11 +51,16 @@ class CrossOrigin(CORSMiddleware):
     Args:
         app: The wrapped application.
         origins: The allowed origins; `*` allows all.
+        exposed: Headers that scripts can read, besides those of every server.
     """
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, origins: Sequence[str], exposed: Sequence[str] = ()) -> None:
         super().__init__(
-            app, allow_origins=origins, allow_methods=_METHODS, allow_headers=["*"], expose_headers=_EXPOSED
+            app,
+            allow_origins=origins,
+            allow_methods=_METHODS,
+            allow_headers=["*"],
+            expose_headers=[*_EXPOSED, *exposed],
         )
         self._simple = tuple((name.lower().encode(), value.encode()) for name, value in self.simple_headers.items())
 

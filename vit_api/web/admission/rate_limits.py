@@ -47,9 +47,11 @@ class RateLimits:
     async def _charge(self, request: Request, client: str, images: int) -> None:
         verdict = await self._limiter.take(client, images)
         reset_s = max(1, math.ceil(verdict.reset_s))
+        others = [header for header in request.admission.headers if not header[0].startswith(b"ratelimit")]
         request.admission = request.admission._replace(
             charge=functools.partial(self._charge, request, client),
             headers=(
+                *others,
                 (b"ratelimit-limit", b"%d" % verdict.rate.amount),
                 (b"ratelimit-remaining", b"%d" % verdict.remaining),
                 (b"ratelimit-reset", b"%d" % reset_s),

@@ -53,7 +53,8 @@ _FULL = (
     "The server is overloaded: the part of its queue for requests of low urgency is full. Try again later.",
 )
 """By urgency."""
-_GONE = "The inference workers crashed and can't be restarted. The server is shutting down; retry shortly."
+GONE = "The inference workers crashed and can't be restarted. The server is shutting down; retry shortly."
+"""For images that no worker will take."""
 
 
 class Decoder(Protocol):
@@ -112,17 +113,14 @@ class InferenceClient:
     """Run uploads on the workers. For one HTTP process, on its event loop.
 
     Args:
-        decoder: Decodes uploads, in `decode_threads` threads.
+        decoder: Decodes uploads.
         slots: This process's slots.
         worker_board: Shows whether a worker is ready.
         requests: Carry request records to the workers, by urgency.
         answers: Carries the workers' answers to this process.
         metrics_writer: Records decoding times.
-        decode_threads: Number of decoding threads.
-        max_decode_bytes: Memory that they may take together.
-
-    Attributes:
-        turns: The decoding threads.
+        turns: The decoding threads, which whoever made them starts and stops.
+        gone: What callers are told when no further worker will be started.
     """
 
     def __init__(
@@ -134,8 +132,8 @@ class InferenceClient:
         answers: RecordPipe,
         *,
         metrics_writer: MetricsWriter,
-        decode_threads: int,
-        max_decode_bytes: int,
+        turns: DecodeTurns,
+        gone: str = GONE,
     ) -> None:
         self._decoder = decoder
         self._slots = slots
@@ -143,7 +141,8 @@ class InferenceClient:
         self._worker_board = worker_board
         self._requests = requests
         self._answers = answers
-        self.turns = DecodeTurns(decode_threads, max_decode_bytes)
+        self._turns = turns
+        self._gone = gone
         self._decode_times = metrics_writer.histogram(metrics.DECODE)
         self._jobs: dict[int, _Job] = {}
         self._shares = SlotShares()
@@ -152,15 +151,13 @@ class InferenceClient:
         self._deaths: dict[int, int] = {}  # by slot: workers that died while they held its image
 
     def start(self) -> None:
-        """Start the decoding threads and listen for answers, on the running event loop."""
+        """Listen for answers, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self.turns.start()
         self._loop.add_reader(self._answers.fileno(), self._read_answers)
 
     def stop(self) -> None:
-        """Stop listening; images still being decoded are dropped."""
+        """Stop listening."""
         self._loop.remove_reader(self._answers.fileno())
-        self.turns.stop()
 
     async def infer(
         self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
@@ -195,7 +192,7 @@ class InferenceClient:
         if cost is None:
             self._decode_into(slot, generation, job)
         else:
-            self.turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, *caller)
+            self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, *caller)
         try:
             return await job.waiter, job.decode_s or 0.0
         except asyncio.CancelledError:
@@ -246,7 +243,7 @@ class InferenceClient:
         self._counts[caller.urgency] += len(frames)
         deadline.on_extend = functools.partial(self._extend_frames, frames)
         decoding = functools.partial(self._decode_frames_into, frames, plan, wanted)
-        self.turns.submit(decoding, plan.cost, *caller)
+        self._turns.submit(decoding, plan.cost, *caller)
         try:
             answers = await asyncio.gather(*(job.waiter for job in jobs))
         except BaseException:
@@ -277,7 +274,7 @@ class InferenceClient:
         """Return a slot and its generation."""
         if not self._worker_board.takes_images():
             is_gone = self._worker_board.is_gone()
-            raise WorkersGone(_GONE) if is_gone else NotReady("The model is still loading. Retry shortly.")
+            raise WorkersGone(self._gone) if is_gone else NotReady("The model is still loading. Retry shortly.")
         urgency = caller.urgency
         has_share = self._shares.may_take(caller, self._slots.free_count)
         taken = self._slots.take(deadline, urgency, parts) if has_share else None
@@ -365,7 +362,7 @@ class InferenceClient:
             if answer.long_bytes and answer.slot in self._jobs:  # copied before the slot is released
                 packed = self._slots.read_long(answer.slot, answer.long_bytes)
                 answer = answer._replace(prediction=Prediction.unpack(packed))
-            self._complete(answer.slot, _error_of(answer) or answer)
+            self._complete(answer.slot, _error_of(answer, self._gone) or answer)
 
     def _should_retry(self, slot: int) -> bool:
         if slot not in self._jobs or self._deaths.get(slot, 0) >= MAX_DEATHS:
@@ -399,7 +396,7 @@ class InferenceClient:
             job.waiter.set_result(outcome)
 
 
-def _error_of(answer: AnswerRecord) -> ViTError | None:
+def _error_of(answer: AnswerRecord, gone: str) -> ViTError | None:
     match answer.status:
         case Status.OK:
             return None
@@ -412,4 +409,4 @@ def _error_of(answer: AnswerRecord) -> ViTError | None:
         case Status.LOST:
             return InferenceFailed("The inference worker crashed repeatedly while processing this image.")
         case Status.UNAVAILABLE:
-            return WorkersGone(_GONE)
+            return WorkersGone(gone)

@@ -51,6 +51,8 @@ def _fields(exchange: Exchange) -> dict[str, Any]:
         "bytes": request.received_bytes,
         "total_ms": _ms(exchange.seconds),
     }
+    if request.deployment is not None:
+        fields |= {"model": request.deployment.name, "version": request.deployment.version}
     if request.timeline.parsed_at is not None:
         fields["parse_ms"] = _ms(request.timeline.parsed_at - request.timeline.arrived_at)
     if len(exchange.outcomes) == 1:

@@ -135,6 +135,9 @@ def _attributes(exchange: Exchange) -> dict[str, str | int]:
         "http.request.body.size": exchange.request.received_bytes,
         "vit.request_id": exchange.request.id.decode(),
     }
+    chosen = exchange.request.deployment
+    if chosen is not None:
+        attributes |= {"vit.model": chosen.name, "vit.model_version": chosen.version}
     if len(exchange.outcomes) > 1:
         return attributes | {"vit.images": len(exchange.outcomes)}
     for outcome in exchange.outcomes:

@@ -88,6 +88,24 @@ class HealthResponse(_Body):
     reason: str = Field("", description="Why the server is not ready, or degraded; empty otherwise")
 
 
+class ModelHealth(_Body):
+    """Whether a version of a model accepts requests."""
+
+    model: str
+    version: str
+    ready: bool = Field(description="Whether this version accepts requests")
+    traffic: float = Field(description="Percentage of the model's clients that this version is to serve")
+    workers: int
+    workers_ready: int
+    reason: str = Field("", description="What its workers lack; empty if all are ready")
+
+
+class SeveralHealthResponse(HealthResponse):
+    """Whether a server with several models accepts requests: whether the default one's versions with traffic do."""
+
+    models: list[ModelHealth]
+
+
 class WorkerInfo(_Body):
     """One inference worker."""
 
@@ -155,3 +173,26 @@ class InfoResponse(_Body):
     resizer: str = Field(description="The package that resizes images: cykooz-resizer or pillow")
     versions: dict[str, str]
     settings: dict[str, object] = Field(description="The settings in effect, without secrets")
+
+
+class ServedModelInfo(_Body):
+    """A version of a model of a server with several."""
+
+    model: str
+    version: str
+    traffic: float = Field(description="Percentage of the model's clients that this version is to serve")
+    ready: bool
+    revision: str | None
+    labels: int = Field(description="Number of classes")
+    multi_label: bool = Field(description="Whether each class has a probability of its own, by a sigmoid")
+    input_shape: tuple[int, int, int] = Field(description="Height, width and channels of the model's input")
+    workers: list[WorkerInfo]
+    cache: CacheInfo | None = Field(description="Null if caching is off")
+    thresholds: dict[str, float] | None = Field(description="Score from which each label is flagged; null without")
+    thresholds_digest: str | None = Field(description="Identifies the thresholds, as in each answer; null without")
+
+
+class SeveralInfoResponse(InfoResponse):
+    """What a server with several models runs; the other fields are of the default model."""
+
+    models: list[ServedModelInfo]

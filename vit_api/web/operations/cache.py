@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -58,11 +58,13 @@ def cache_info(cache_board: CacheBoard, answer_table: AnswerTable, *, has_redis:
     )
 
 
-def cache_router(cache_board: CacheBoard, operator_key: str | None, clear_redis: ClearRedis | None) -> APIRouter:
+def cache_router(
+    cache_boards: Sequence[CacheBoard], operator_key: str | None, clear_redis: ClearRedis | None
+) -> APIRouter:
     """Return the route that clears the caches.
 
     Args:
-        cache_board: Makes all HTTP processes clear their caches.
+        cache_boards: Make all HTTP processes clear their caches, one for each model.
         operator_key: Key that authorises clearing; None disables the endpoint.
         clear_redis: Clears Redis and returns how many entries it had; None if there is none.
     """
@@ -75,14 +77,19 @@ def cache_router(cache_board: CacheBoard, operator_key: str | None, clear_redis:
         Requires the operator key, as `Authorization: Bearer <key>` or `X-API-Key: <key>`.
         """
         _check_operator(request, operator_key)
-        entries = cache_board.totals()["entries"]
-        cache_board.clear()
+        entries = sum(board.totals()["entries"] for board in cache_boards)
+        _clear_all(cache_boards)
         redis_entries = None if clear_redis is None else await clear_redis()
-        cache_board.clear()  # again: entries may have been fetched from Redis before it was cleared
+        _clear_all(cache_boards)  # again: entries may have been fetched from Redis before it was cleared
         logger.info("The caches were cleared: %d entries in this server, %s in Redis.", entries, redis_entries)
         return CacheCleared(entries=entries, redis_entries=redis_entries)
 
     return router
+
+
+def _clear_all(cache_boards: Sequence[CacheBoard]) -> None:
+    for board in cache_boards:
+        board.clear()
 
 
 def _check_operator(request: Request, operator_key: str | None) -> None:

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 
-from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.web.openapi.schemas import HealthResponse
+from vit_api.ipc.readiness import Readiness
+from vit_api.shared import Shared
+from vit_api.shared_deployment import SharedDeployment
+from vit_api.web.openapi.schemas import HealthResponse, ModelHealth, SeveralHealthResponse
 
 _UNAVAILABLE = 503
-_NOT_READY: dict[int | str, dict[str, Any]] = {
-    _UNAVAILABLE: {"model": HealthResponse, "description": "The server is starting or shutting down"}
-}
 
 
-def health_router(model: str, worker_board: WorkerBoard, devices: Sequence[str]) -> APIRouter:
+def health_router(shared: Shared) -> APIRouter:
     """Return the routes of the health checks.
 
     Args:
-        model: The name of the served model.
-        worker_board: The workers' statuses.
-        devices: The devices that the model runs on.
+        shared: What the server's processes share.
     """
     router = APIRouter(tags=["operations"])
+    body_class = SeveralHealthResponse if shared.has_several else HealthResponse
+    unready: dict[int | str, dict[str, Any]] = {
+        _UNAVAILABLE: {"model": body_class, "description": "The server is starting or shutting down"}
+    }
 
     @router.head("/health", include_in_schema=False)
     @router.head("/health/ready", include_in_schema=False)
-    @router.get("/health", responses=_NOT_READY)
-    @router.get("/health/ready", responses=_NOT_READY)
+    @router.get("/health", responses=unready, response_model=body_class)
+    @router.get("/health/ready", responses=unready, response_model=body_class)
     async def health(response: Response) -> HealthResponse:
         """Return 200 when the server accepts requests, and 503 while the model loads and during shutdown."""
-        body = HealthResponse(
-            status=_status(worker_board),
-            model_loaded=worker_board.is_ready(),
-            gpu_available=any(device.startswith("cuda") for device in devices),
-            device=",".join(devices),
-            model=model,
-            workers=worker_board.workers,
-            workers_ready=worker_board.ready_count(),
-            reason=worker_board.reason(),
-        )
+        body = _health_of(shared)
         if not body.model_loaded:
             response.status_code = _UNAVAILABLE
         return body
@@ -55,9 +46,39 @@ def health_router(model: str, worker_board: WorkerBoard, devices: Sequence[str])
     return router
 
 
-def _status(worker_board: WorkerBoard) -> str:
-    if worker_board.is_draining():
+def _health_of(shared: Shared) -> HealthResponse:
+    boards, readiness = shared.worker_board, shared.readiness
+    body = HealthResponse(
+        status=_status(readiness),
+        model_loaded=readiness.is_ready(),
+        gpu_available=any(device.startswith("cuda") for device in shared.devices),
+        device=",".join(shared.devices),
+        model=shared.default.checkpoint.name,
+        workers=boards.workers,
+        workers_ready=boards.ready_count(),
+        reason=readiness.reason(),
+    )
+    if not shared.has_several:
+        return body
+    return SeveralHealthResponse(**body.model_dump(), models=[_model_health(one) for one in shared.deployments])
+
+
+def _model_health(one: SharedDeployment) -> ModelHealth:
+    board = one.worker_board
+    return ModelHealth(
+        model=one.spec.name,
+        version=one.spec.version,
+        ready=board.is_ready(),
+        traffic=one.spec.traffic or 0.0,
+        workers=board.workers,
+        workers_ready=board.ready_count(),
+        reason=board.state_text(),
+    )
+
+
+def _status(readiness: Readiness) -> str:
+    if readiness.is_draining():
         return "stopping"
-    if not worker_board.is_ready():
+    if not readiness.is_ready():
         return "starting"
-    return "ok" if worker_board.ready_count() == worker_board.workers else "degraded"
+    return "ok" if readiness.is_whole() else "degraded"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import APIRouter, Response
 
-from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.ipc.slots import SlotTable
+from vit_api.decoding.resizing import resizer_name
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.labels.thresholds import Thresholds
+from vit_api.shared import Shared
+from vit_api.shared_deployment import SharedDeployment
 from vit_api.web.openapi.links import DESCRIPTION_LINKS
-from vit_api.web.openapi.schemas import CacheInfo, InfoResponse, WorkerInfo
+from vit_api.web.openapi.schemas import InfoResponse, ServedModelInfo, SeveralInfoResponse, WorkerInfo
+from vit_api.web.operations.cache import cache_info
 
 _PACKAGES = (
     "litserve",
@@ -30,51 +30,68 @@ _PACKAGES = (
 )
 
 
-def info_router(
-    checkpoint: Checkpoint,
-    worker_board: WorkerBoard,
-    table: SlotTable,
-    *,
-    resizer: str,
-    settings: dict[str, Any],
-    thresholds: Thresholds | None = None,
-    cache_info: Callable[[], CacheInfo | None],
-) -> APIRouter:
+def info_router(shared: Shared, *, has_redis: bool) -> APIRouter:
     """Return the route that describes the server.
 
     Args:
-        checkpoint: The served model.
-        worker_board: The workers' statuses.
-        table: The slots for images.
-        resizer: The package that resizes images.
-        settings: The settings to show, without secrets.
-        thresholds: From which scores on labels are flagged; None if none are.
-        cache_info: Returns the caches' statistics; None if caching is off.
+        shared: What the server's processes share.
+        has_redis: Whether the caches have a tier beyond this server.
     """
     router = APIRouter(tags=["operations"])
     versions = {"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES}
+    settings = _shown_settings(shared)
+    body_class = SeveralInfoResponse if shared.has_several else InfoResponse
 
-    @router.get("/info")
+    @router.get("/info", response_model=body_class)
     async def info(response: Response) -> InfoResponse:
         """Return what this server runs: model, workers, cache, versions and settings."""
         response.headers["link"] = DESCRIPTION_LINKS
-        return InfoResponse(
-            model=checkpoint.name,
-            revision=checkpoint.revision,
-            labels=len(checkpoint.labels),
-            multi_label=checkpoint.has_sigmoid,
-            input_shape=checkpoint.preprocessing.pixel_shape,
-            workers=[_worker_info(worker_board, worker) for worker in range(worker_board.workers)],
-            slots={state.name.lower(): count for state, count in table.count_by_state().items()},
-            cache=cache_info(),
-            thresholds=None if thresholds is None else dict(thresholds.by_label),
-            thresholds_digest=None if thresholds is None else thresholds.digest,
-            resizer=resizer,
+        model = _model_info(shared.default, has_redis=has_redis)
+        common = InfoResponse.model_fields.keys() & ServedModelInfo.model_fields.keys()
+        body = InfoResponse(
+            **{name: getattr(model, name) for name in common},
+            slots={state.name.lower(): count for state, count in shared.table.count_by_state().items()},
+            resizer=resizer_name(exact=shared.settings.exact_decode),
             versions=versions,
             settings=settings,
         )
+        if not shared.has_several:
+            return body
+        models = [_model_info(one, has_redis=has_redis) for one in shared.deployments]
+        return SeveralInfoResponse(**dict(body), models=models)
 
     return router
+
+
+def _shown_settings(shared: Shared) -> dict[str, Any]:
+    """Return the settings without secrets, with models as clients know them: a setting may be a path."""
+    shown = shared.settings.model_dump(mode="json")
+    if not shared.has_several:
+        return {name: value for name, value in shown.items() if name != "models"} | {
+            "model": shared.default.checkpoint.name
+        }
+    own = ("model", "model_name", "revision")
+    titles = [one.spec.title for one in shared.deployments]
+    return {name: value for name, value in shown.items() if name not in own} | {"models": titles}
+
+
+def _model_info(one: SharedDeployment, *, has_redis: bool) -> ServedModelInfo:
+    checkpoint, board, thresholds = one.checkpoint, one.worker_board, one.thresholds
+    table = one.answer_table
+    return ServedModelInfo(
+        model=checkpoint.name,
+        version=one.spec.version,
+        traffic=one.spec.traffic or 0.0,
+        ready=board.is_ready(),
+        revision=checkpoint.revision,
+        labels=len(checkpoint.labels),
+        multi_label=checkpoint.has_sigmoid,
+        input_shape=checkpoint.preprocessing.pixel_shape,
+        workers=[_worker_info(board, worker) for worker in range(board.workers)],
+        cache=None if table is None else cache_info(one.cache_board, table, has_redis=has_redis),
+        thresholds=None if thresholds is None else dict(thresholds.by_label),
+        thresholds_digest=None if thresholds is None else thresholds.digest,
+    )
 
 
 def _worker_info(worker_board: WorkerBoard, worker: int) -> WorkerInfo:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from vit_api.errors import BadRequest
@@ -15,7 +16,7 @@ from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.parameters import ALL, Fields, collect, parse_integer, threshold_of
-from vit_api.web.protocols.results import UploadClassifier, classify_one, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_one, refuse_other_model, source_headers
 from vit_api.web.requests import Headers, Request
 from vit_api.web.responses import Response, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -29,7 +30,7 @@ _SCORES: Mapping[str, Callable[[Prediction], Sequence[float]]] = {
 }
 """How scores are computed, by the name of `function_to_apply`; each function preserves the order of the classes."""
 
-_CONTENT = {
+CONTENT = {
     "application/octet-stream": {"schema": FILE},
     "image/*": {"schema": FILE},
     "application/json": {
@@ -97,6 +98,7 @@ class HuggingFaceRoutes:
         labels: The class names, by index.
         has_sigmoid: Whether the model's probabilities are sigmoids; see `Checkpoint`.
         device: The device that the model runs on, for `x-compute-type`.
+        own: The `model` and `version` of this model; empty if the server has one only.
     """
 
     def __init__(
@@ -107,7 +109,9 @@ class HuggingFaceRoutes:
         *,
         has_sigmoid: bool,
         device: str,
+        own: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._own = own
         self._function = _SIGMOID if has_sigmoid else _SOFTMAX
         self._classifier = classifier
         self._uploads = uploads
@@ -120,7 +124,7 @@ class HuggingFaceRoutes:
             "/",
             "classify_as_hugging_face_does",
             "Classify one image as Hugging Face's inference API does: the raw bytes, or base64 with parameters.",
-            _CONTENT,
+            CONTENT,
             URGENCY,
             responses=ANSWER | FAILURES,
             response_model=list[LabelScore],
@@ -130,6 +134,7 @@ class HuggingFaceRoutes:
     async def classify(self, request: Request) -> Response:
         """Classify one image."""
         upload, fields = await self._uploads.find_one(request, "inputs")
+        refuse_other_model(self._own, fields)
         parameters = _parameters_of(request.query, fields) if fields or request.query else _DEFAULTS
         request.timeline.parsed_at = time.monotonic()
         parts = parameters.parts if len(self._labels) > MAX_TOP_K else 0

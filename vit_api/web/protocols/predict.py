@@ -23,7 +23,14 @@ from vit_api.web.protocols.frames import (
     classify_frames,
     outcomes_of,
 )
-from vit_api.web.protocols.results import HIT_HEADERS, UploadClassifier, classify_one, classify_several, source_headers
+from vit_api.web.protocols.results import (
+    HIT_HEADERS,
+    UploadClassifier,
+    classify_one,
+    classify_several,
+    refuse_other_model,
+    source_headers,
+)
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -105,6 +112,7 @@ class PredictRoutes:
         model_name: The name in each response.
         classes: The model's number of classes.
         is_complete: Returns whether a short answer has every class with at least this probability.
+        version: The version in each response; None if the server has one model only.
     """
 
     def __init__(
@@ -117,6 +125,7 @@ class PredictRoutes:
         model_name: str,
         classes: int = MAX_TOP_K,
         is_complete: Callable[[float], bool] = lambda _: True,
+        version: str | None = None,
     ) -> None:
         self._max_top_k = max(MAX_TOP_K, classes)
         self._is_complete = is_complete
@@ -124,7 +133,9 @@ class PredictRoutes:
         self._frames = frames
         self._encoder = encoder
         self._uploads = uploads
-        self._end = b',"model":' + to_json(model_name) + b"}"
+        self._own = {} if version is None else {"model": model_name, "version": version}
+        names = to_json({"model": model_name} | self._own)
+        self._end = b"," + names[1:]
 
     def routes(self) -> list[HotRoute]:
         """Return the routes."""
@@ -235,6 +246,7 @@ class PredictRoutes:
         plain = None if fields else _PLAIN_QUERIES.get(request.query)
         if plain is not None:
             return plain
+        refuse_other_model(self._own, fields)
         values = collect(_NAMES, request.query, fields)
         threshold = threshold_of(values.get("threshold", 0))
         top_k = top_k_of(values.get("top_k", ALL if "threshold" in values else DEFAULT_TOP_K), self._max_top_k)

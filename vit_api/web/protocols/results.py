@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from vit_api.decoding.uploads import Upload
-from vit_api.errors import InternalError, ViTError
+from vit_api.errors import BadRequest, InternalError, ViTError
 from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
+from vit_api.web.parameters import Fields
 from vit_api.web.requests import Headers, Request
+
+_MAX_SHOWN = 64
 
 NO_EMBEDDING = "This model has no embeddings: its last layer does not read one vector for each image."
 """For clients that request one."""
@@ -104,6 +107,21 @@ def raise_if_all_failed(results: Sequence[object]) -> None:
     ours = [failure for failure in failures if failure.status >= InternalError.status]
     if ours and len(failures) == len(results):
         raise ours[0]
+
+
+def refuse_other_model(own: Mapping[str, str], fields: Fields) -> None:
+    """Refuse a body that names another model than the one that was chosen: ignoring it would silently apply a default.
+
+    Args:
+        own: The `model` and `version` that were chosen; empty if the server has one model only.
+        fields: What the body has besides the image.
+
+    Raises:
+        BadRequest: It names another one.
+    """
+    for name, value in fields:
+        if name in own and value not in (own[name], None, ""):
+            raise BadRequest(f"'{name}' is in the body. Send it in the query, as in ?{name}={str(value)[:_MAX_SHOWN]}.")
 
 
 HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)

@@ -19,7 +19,7 @@ from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import Kind, Metric
-from vit_api.web.operations.collector import MetricsCollector, Sources
+from vit_api.web.operations.collector import MetricsCollector, ModelSources, Sources
 from vit_api.web.operations.gpu_stats import GpuStats
 
 _COUNTER = Metric("sheep_total", Kind.COUNTER, "Sheep", ("colour", "size"), (("black", "white"), ("1", "2")))
@@ -99,9 +99,8 @@ def _collect(read_gpu: Callable[[str], GpuStats | None], *devices: str) -> dict[
         uuid = f"GPU-{device}" if device.startswith("cuda") else ""
         workers.publish(number, WorkerStatus(WorkerState.READY, device, "a chip", "float16", device_uuid=uuid))
     counts = MetricsBoard(["http-0"], metrics.COUNTED)
-    sources = Sources(
-        load_checkpoint("digits", None), counts, workers, SlotTable(1, 1, (1, 1, 3)), CacheBoard(1), None, False
-    )
+    model = ModelSources(load_checkpoint("digits", None), counts, workers, CacheBoard(1), None)
+    sources = Sources([model], SlotTable(1, 1, (1, 1, 3)), workers.is_ready, has_redis=False)
     families = MetricsCollector(sources, read_gpu).collect()
     return {(s.name, s.labels["device"]): s.value for f in families if f.name.startswith("gpu_") for s in f.samples}
 

@@ -31,6 +31,7 @@ from vit_api.web.protocols.open_inference.inputs import Inputs
 from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistics
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.routes import OpenInferenceRoutes
+from vit_api.web.protocols.open_inference.served_model import ServedModel
 from vit_api.web.protocols.open_inference.tensors import pack_bytes
 from vit_api.web.requests import Request, RequestLimits
 from vit_api.web.responses import Response, to_json
@@ -78,7 +79,7 @@ class Scripted:
     def routes(self) -> OpenInferenceRoutes:
         """Return the routes, for one event loop."""
         anything: Any = self
-        return OpenInferenceRoutes(
+        model = ServedModel(
             anything,
             self.inputs,
             self.outputs,
@@ -87,6 +88,7 @@ class Scripted:
             worker_board=self.board,
             max_body_bytes=self.max_body_bytes,
         )
+        return OpenInferenceRoutes([model], self.board)
 
     async def classify(self, upload: bytes, deadline: float, **options: Any) -> ClassifierResult:
         self.asked.append((deadline - time.monotonic(), options["caller"].urgency))

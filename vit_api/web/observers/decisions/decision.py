@@ -36,27 +36,31 @@ class Answered(NamedTuple):
         request_id: The id of the request.
         results: The result of each image.
         size_bytes: Memory that its uploads take.
+        deployment: The number of the deployment that answered.
     """
 
     time_s: float
     request_id: str
     results: Sequence[ClassifierResult]
     size_bytes: int
+    deployment: int = 0
 
 
 @dataclass(frozen=True)
 class DecisionContext:
-    """What all decisions of a server have in common.
+    """What all decisions of a deployment have in common.
 
     Attributes:
         checkpoint: The served model.
         version: Its commit, or a digest of its files.
         thresholds: From which scores on labels are flagged; None if none are.
+        model_version: What clients call this version of the model; None if the server has one model only.
     """
 
     checkpoint: Checkpoint
     version: str
     thresholds: Thresholds | None
+    model_version: str | None = None
 
 
 class DecisionRenderer:
@@ -71,6 +75,8 @@ class DecisionRenderer:
         self._has_sigmoid = context.checkpoint.has_sigmoid
         self._thresholds = context.thresholds
         self._model = {"model": context.checkpoint.name, "version": context.version}
+        if context.model_version is not None:
+            self._model["model_version"] = context.model_version
         self._digest = None if context.thresholds is None else context.thresholds.digest
 
     def lines(self, answered: Answered) -> Iterator[bytes]:

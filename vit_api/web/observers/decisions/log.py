@@ -135,7 +135,9 @@ class DecisionLog:
             self._counters.full.add(len(results))
             return
         self._queued_bytes += size
-        self._queue.append(Answered(time.time(), exchange.request.id.decode(), results, size))
+        chosen = exchange.request.deployment
+        number = 0 if chosen is None else chosen.number
+        self._queue.append(Answered(time.time(), exchange.request.id.decode(), results, size, number))
         if len(self._queue) == 1:  # the thread may have gone to sleep
             self._wake.set()
 

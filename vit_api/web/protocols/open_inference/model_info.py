@@ -50,6 +50,12 @@ class ModelInfo:
         max_wait_ms: Maximum time that an image waits for its batch to fill.
         max_images: Maximum number of images in one request.
         has_cache: Whether results are cached.
+        version: The version that this is.
+        versions: All versions of the model.
+
+    Attributes:
+        name: See above.
+        version: See above.
     """
 
     def __init__(
@@ -64,8 +70,12 @@ class ModelInfo:
         max_wait_ms: float,
         max_images: int,
         has_cache: bool,
+        version: str = MODEL_VERSION,
+        versions: Sequence[str] = (MODEL_VERSION,),
     ) -> None:
         self.name = name
+        self.version = version
+        self._versions = versions
         self._inputs = inputs
         self._outputs = outputs
         self._devices = devices
@@ -79,7 +89,7 @@ class ModelInfo:
         """Return $metadata_model_response."""
         return {
             "name": self.name,
-            "versions": [MODEL_VERSION],
+            "versions": list(self._versions),
             "platform": "pytorch",
             "inputs": [_metadata(spec) for spec in self._inputs],
             "outputs": [_metadata(spec) for spec in self._outputs],
@@ -93,7 +103,7 @@ class ModelInfo:
             "name": self.name,
             "platform": "pytorch",
             "backend": "pytorch",
-            "version_policy": {"specific": {"versions": [int(MODEL_VERSION)]}},
+            "version_policy": {"specific": {"versions": [int(one) for one in self._versions if one.isdecimal()]}},
             "max_batch_size": self._max_batch_size,
             "dynamic_batching": {
                 "max_queue_delay_microseconds": round(self._max_wait_ms * 1000),
@@ -136,22 +146,29 @@ class Statistics:
         metrics_board: The counters and histograms of all processes.
         batch_stats: The times of the workers' batches.
         cache_board: The caches' counts; None if caching is off.
+        version: The version that clients use.
     """
 
     def __init__(
-        self, name: str, metrics_board: MetricsBoard, batch_stats: BatchStats, cache_board: CacheBoard | None
+        self,
+        name: str,
+        metrics_board: MetricsBoard,
+        batch_stats: BatchStats,
+        cache_board: CacheBoard | None,
+        version: str = MODEL_VERSION,
     ) -> None:
         self._name = name
+        self._version = version
         self._metrics_board = metrics_board
         self._batch_stats = batch_stats
         self._cache_board = cache_board
 
     def now(self) -> dict[str, Any]:
-        """Return $stats_model_response."""
+        """Return an element of `model_stats` in $stats_model_response."""
         batches = self._batch_stats.totals()
-        stats = {
+        return {
             "name": self._name,
-            "version": MODEL_VERSION,
+            "version": self._version,
             "last_inference": int(self._batch_stats.last_at() * _MS_IN_S),
             "inference_count": sum(batch.size * batch.batches for batch in batches),
             "execution_count": sum(batch.batches for batch in batches),
@@ -160,7 +177,6 @@ class Statistics:
             "batch_stats": [_batch(batch) for batch in batches],
             "memory_usage": [],  # unknown, as of most of Triton's backends
         }
-        return {"model_stats": [stats]}
 
     def _requests(self) -> dict[str, Any]:
         requests = self._metrics_board.totals(metrics.REQUESTS)

@@ -35,11 +35,15 @@ class Outputs:
         model_name: The name of the model.
         labels: The class names, by index.
         has_sigmoid: Whether the model's probabilities are sigmoids; see `Checkpoint`.
+        version: The version of the model.
     """
 
-    def __init__(self, model_name: str, labels: Sequence[str], *, has_sigmoid: bool = False) -> None:
+    def __init__(
+        self, model_name: str, labels: Sequence[str], *, has_sigmoid: bool = False, version: str = MODEL_VERSION
+    ) -> None:
         self._has_sigmoid = has_sigmoid
         self._model_name = model_name
+        self._version = version
         self._labels = labels
         self.classes = min(MAX_TOP_K, len(labels))
         self._names = [spec.name for spec in self.specs()]
@@ -102,7 +106,7 @@ class Outputs:
             else:
                 tensor["data"] = [value for row in rows for value in row]
             tensors.append(tensor)
-        response: dict[str, Any] = {"model_name": self._model_name, "model_version": MODEL_VERSION}
+        response: dict[str, Any] = {"model_name": self._model_name, "model_version": self._version}
         if request.id is not None:
             response["id"] = request.id
         header = to_json(response | {"outputs": tensors})

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import starlette.requests
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from vit_api.decoding.uploads import Upload
 from vit_api.errors import NotFound, NotReady
-from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.web.core.classifier_result import ClassifierResult
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse
-from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH, InferRequest, is_raw, parse_request
-from vit_api.web.protocols.open_inference.inputs import Inputs
-from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo, Statistics
-from vit_api.web.protocols.open_inference.outputs import MODEL_VERSION, Outputs
-from vit_api.web.protocols.open_inference.tensors import element
-from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, results_only, source_headers
-from vit_api.web.requests import BodyLimit, Headers, Request
+from vit_api.web.protocols.open_inference.infer_request import HEADER_LENGTH
+from vit_api.web.protocols.open_inference.model_info import SERVER, ModelInfo
+from vit_api.web.protocols.open_inference.served_model import ServedModel
+from vit_api.web.requests import BodyLimit, Request
 from vit_api.web.responses import Response
-from vit_api.web.routes import CLASSIFICATION, HotRoute, Operation, Route
-from vit_api.web.uploads import SHORT_BODY_BYTES, parse_body
+from vit_api.web.routes import CLASSIFICATION, Handler, HotRoute, Operation, Route
 
 _ENDPOINT = "/v2/models/infer"
 _MODEL = "/v2/models/{model_name:path}"
 _VERSION = _MODEL + "/versions/{version}"
-_BINARY = b"application/octet-stream"
-_SHORT_JSON_DIGITS = 4
-_SHORT_JSON_BYTES = 10**_SHORT_JSON_DIGITS
-"""JSON up to this size is parsed on the event loop; JSON of many numbers takes much longer than an upload in base64."""
+_NOT_READY = "The server is starting or shutting down. Retry shortly."
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "The model or version does not exist"}
@@ -96,38 +84,36 @@ _HEADER = {
 }
 
 
+LimitOf = Callable[[Request], BodyLimit]
+
+
+class CanBeReady(Protocol):
+    """Knows whether images are accepted."""
+
+    def is_ready(self) -> bool:
+        """Return whether they are."""
+
+
 class OpenInferenceRoutes:
-    """The routes of the protocol, for the one model of this server.
+    """The routes of the protocol.
 
     Args:
-        classifier: Classifies the uploads.
-        inputs: Converts inputs to uploads.
-        outputs: Encodes responses.
-        model: The model's metadata and configuration.
-        statistics: The model's statistics.
-        worker_board: Knows whether the server accepts requests.
-        max_body_bytes: Maximum size of a request's body.
+        models: The versions of the models that the server runs; those of one model follow each other.
+        readiness: Knows whether the server accepts images.
+        choose: Notes which model answers a request, given its name and perhaps its version, and returns its number;
+            None if there is one model only.
     """
 
     def __init__(
         self,
-        classifier: UploadClassifier,
-        inputs: Inputs,
-        outputs: Outputs,
-        model: ModelInfo,
-        *,
-        statistics: Statistics,
-        worker_board: WorkerBoard,
-        max_body_bytes: int,
+        models: Sequence[ServedModel],
+        readiness: CanBeReady,
+        choose: Callable[[Request, str, str | None], int] | None = None,
     ) -> None:
-        self._classifier = classifier
-        self._inputs = inputs
-        self._outputs = outputs
-        self._model = model
-        self._statistics = statistics
-        self._worker_board = worker_board
-        self._file_limit = BodyLimit(inputs.max_upload_bytes, inputs.max_upload_bytes)
-        self._body_limit = BodyLimit(max_body_bytes, max_body_bytes)
+        self._models = models
+        self._readiness = readiness
+        self._choose = choose
+        self._names = list(dict.fromkeys(model.info.name for model in models))
 
     def routes(self) -> list[Route]:
         """Return all routes. The longer paths come first, since a model's name may have slashes."""
@@ -139,62 +125,49 @@ class OpenInferenceRoutes:
 
     def _infer_routes(self) -> list[HotRoute]:
         """Return the routes that classify: with the model's version and without."""
-        served = f"/v2/models/{self._model.name}"
-        routes = []
-        for path, template in ((f"{served}/versions/{MODEL_VERSION}", _VERSION), (served, _MODEL)):
-            operation = Operation(
-                f"{template}/infer",
-                "infer",
-                "Classify 1 to 32 images, as tensors in JSON or as binary data.",
-                _BODY,
-                [*self._parameters(template), _HEADER, *URGENCY],
-                {200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
-                dict[str, Any],
-                ("open inference protocol", CLASSIFICATION),
-            )
-            routes.append(HotRoute("POST", f"{path}/infer", _ENDPOINT, self.infer, self._limit_of, operation))
-        return routes
+        versions = [
+            self._infer_route(number, f"{_path_of(model)}/versions/{model.info.version}", _VERSION, number == 0)
+            for number, model in enumerate(self._models)
+        ]
+        firsts = {model.info.name: number for number, model in reversed(list(enumerate(self._models)))}
+        names = [
+            self._infer_route(number, _path_of(self._models[number]), _MODEL, number == 0)
+            for number in sorted(firsts.values())
+        ]
+        return [*versions, *names]
 
-    def _limit_of(self, request: Request) -> BodyLimit:
-        """Return the maximum size of a request's body."""
-        return self._file_limit if is_raw(request.headers.get(HEADER_LENGTH)) else self._body_limit
+    def _infer_route(self, number: int, path: str, template: str, is_described: bool) -> HotRoute:
+        """Return a route that classifies: with a model's own handlers, or with those of what is chosen."""
+        operation = Operation(
+            f"{template}/infer",
+            "infer",
+            "Classify 1 to 32 images, as tensors in JSON or as binary data.",
+            _BODY,
+            [*self._parameters(template), _HEADER, *URGENCY],
+            {200: ANSWER[200] | _CONTENT} | FAILURES | _UNKNOWN,
+            dict[str, Any],
+            ("open inference protocol", CLASSIFICATION),
+        )
+        model = self._models[number]
+        infer: Handler = model.infer
+        limit_of: LimitOf = model.limit_of
+        if self._choose is not None:
+            infer, limit_of = self._chosen(model.info, has_version=template is _VERSION)
+        return HotRoute("POST", f"{path}/infer", _ENDPOINT, infer, limit_of, operation if is_described else None)
 
-    async def infer(self, request: Request) -> Response:
-        """Classify the images of a request; if one fails, the request fails."""
-        infer_request, uploads = await self._parse_body(request)
-        if infer_request.timeout_s is not None:
-            request.limit_to(infer_request.timeout_s)
-        if infer_request.urgency is not None:
-            request.set_urgency(infer_request.urgency)
-        request.timeline.parsed_at = time.monotonic()
-        results, headers = await self._classify(request, infer_request, uploads)
-        body, header_length = self._outputs.encode(infer_request, [result.prediction for result in results])
-        if header_length is None:
-            return Response(200, body, headers, results)
-        headers = [*headers, (HEADER_LENGTH, b"%d" % header_length)]
-        return Response(200, body, headers, results, _BINARY)
+    def _chosen(self, named: ModelInfo, *, has_version: bool) -> tuple[Handler, LimitOf]:
+        """Return the handlers of a path that names a model, and perhaps a version of it."""
+        choose = self._choose
+        assert choose is not None
 
-    async def _parse_body(self, request: Request) -> tuple[InferRequest, Sequence[Upload]]:
-        length = request.headers.get(HEADER_LENGTH)
-        is_short_json = length is not None and len(length) <= _SHORT_JSON_DIGITS
-        short_bytes = SHORT_BODY_BYTES if is_short_json else _SHORT_JSON_BYTES
-        return await parse_body(request, request.take_body(), self._parse, length, short_bytes=short_bytes)
+        def limit_of(request: Request) -> BodyLimit:
+            return self._models[choose(request, named.name, named.version if has_version else None)].limit_of(request)
 
-    def _parse(self, body: bytes, header_length: bytes | None) -> tuple[InferRequest, Sequence[Upload]]:
-        infer_request, tensor = parse_request(body, header_length, self._inputs.json_limits)
-        self._outputs.check(infer_request)
-        return infer_request, self._inputs.uploads_of(tensor)
+        async def infer(request: Request) -> Response:
+            assert request.deployment is not None
+            return await self._models[request.deployment.number].infer(request)
 
-    async def _classify(
-        self, request: Request, infer_request: InferRequest, uploads: Sequence[Upload]
-    ) -> tuple[list[ClassifierResult], Headers]:
-        """Return the result of each image; for a single image also the headers with its source."""
-        parts = self._outputs.parts_of(infer_request)
-        if len(uploads) == 1:
-            result = await classify_one(self._classifier, request, uploads[0], parts)
-            return [result], source_headers(result)
-        outcomes = await classify_several(self._classifier, request, uploads, parts)
-        return list(results_only(outcomes, functools.partial(element, infer_request.input_name))), ()
+        return infer, limit_of
 
     def _add_server(self, router: APIRouter) -> None:
         @router.get("/v2")
@@ -212,28 +185,27 @@ class OpenInferenceRoutes:
         @router.get("/v2/health/ready", responses=_UNREADY)
         async def server_ready() -> dict[str, bool]:
             """Return 200 while images are accepted."""
-            self._check_ready()
+            if not self._readiness.is_ready():
+                raise NotReady(_NOT_READY)
             return {"ready": True}
 
         @router.post("/v2/repository/index")
         async def repository_index() -> list[dict[str, str]]:
-            """List the model."""
-            is_ready = self._worker_board.is_ready()
-            state = "READY" if is_ready else "UNAVAILABLE"
-            return [{"name": self._model.name, "version": MODEL_VERSION, "state": state, "reason": ""}]
+            """List the models."""
+            return [_index_entry(model, has_reason=self._choose is not None) for model in self._models]
 
         @router.get("/v2/models/stats")
         async def all_statistics() -> dict[str, Any]:
-            """Return the model's statistics since the start."""
-            return self._statistics.now()
+            """Return the statistics of all models since the start."""
+            return _statistics_of(self._models)
 
     def _add_unknown(self, router: APIRouter) -> None:
         for path in (_VERSION + "/infer", _MODEL + "/infer"):
 
             @router.post(path, include_in_schema=False)
             async def infer(request: starlette.requests.Request) -> None:
-                """Refuse models and versions other than the one that `_infer_routes` serves."""
-                raise self._unknown(**_named(request))
+                """Refuse models and versions other than those that `_infer_routes` serves."""
+                raise self._unknown(**request.path_params)
 
     def _add_model(self, router: APIRouter) -> None:
         for start in (_VERSION, _MODEL):
@@ -242,58 +214,88 @@ class OpenInferenceRoutes:
             @router.get(f"{start}/ready", responses=_UNKNOWN | _UNREADY, openapi_extra=described)
             async def model_ready(request: starlette.requests.Request) -> dict[str, Any]:
                 """Return 200 while the model accepts images."""
-                self._check(**_named(request))
-                self._check_ready()
-                return {"name": self._model.name, "ready": True}
+                models = self._find(**request.path_params)
+                needed = [model for model in models if model.traffic] or models
+                alive = [model for model in needed if not model.worker_board.is_gone()]
+                if not alive or not all(model.worker_board.is_ready() for model in alive):
+                    raise NotReady(self._reason_of(needed))
+                return {"name": models[0].info.name, "ready": True}
 
             @router.get(f"{start}/config", responses=_UNKNOWN, openapi_extra=described)
             async def model_configuration(request: starlette.requests.Request) -> dict[str, Any]:
                 """Return the model's configuration, as Triton does."""
-                self._check(**_named(request))
-                return self._model.configuration()
+                return _main(self._find(**request.path_params)).info.configuration()
 
             @router.get(f"{start}/stats", responses=_UNKNOWN, openapi_extra=described)
             async def model_statistics(request: starlette.requests.Request) -> dict[str, Any]:
                 """Return the model's statistics since the start, as Triton does."""
-                self._check(**_named(request))
-                return self._statistics.now()
+                return _statistics_of(self._find(**request.path_params))
 
         for path in (_VERSION, _MODEL):
 
             @router.get(path, responses=_UNKNOWN, openapi_extra={"parameters": self._parameters(path)})
             async def model_metadata(request: starlette.requests.Request) -> dict[str, Any]:
                 """Return the model's inputs and outputs."""
-                self._check(**_named(request))
-                return self._model.metadata()
+                return _main(self._find(**request.path_params)).info.metadata()
 
     def _parameters(self, path: str) -> list[dict[str, Any]]:
-        """Describe the parameters of a path: there is one model, with one version."""
-        values = {"model_name": self._model.name, "version": MODEL_VERSION}
+        """Describe the parameters of a path."""
+        versions = list(dict.fromkeys(model.info.version for model in self._models))
         return [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": [value]}}
-            for name, value in values.items()
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "enum": values}}
+            for name, values in (("model_name", self._names), ("version", versions))
             if f"{{{name}" in path
         ]
 
-    def _check(self, model_name: str, version: str) -> None:
-        if (model_name, version) != (self._model.name, MODEL_VERSION):
+    def _find(self, model_name: str, version: str | None = None) -> list[ServedModel]:
+        """Return a version of a model, or all of them.
+
+        Raises:
+            NotFound: There is none.
+        """
+        found = [
+            model for model in self._models if model.info.name == model_name and version in (None, model.info.version)
+        ]
+        if not found:
             raise self._unknown(model_name, version)
+        return found
 
-    def _unknown(self, model_name: str, version: str) -> NotFound:
-        if model_name == self._model.name:
-            return NotFound(
-                f"The model {model_name!r} has no version {version!r}. Its only version is {MODEL_VERSION!r}."
-            )
-        return NotFound(f"There is no model {model_name!r}. This server runs {self._model.name!r}.")
+    def _unknown(self, model_name: str, version: str | None = None) -> NotFound:
+        versions = [model.info.version for model in self._models if model.info.name == model_name]
+        if not versions:
+            return NotFound(f"There is no model {model_name!r}. This server runs {', '.join(map(repr, self._names))}.")
+        known = f"Its only version is {versions[0]!r}"
+        if len(versions) > 1:
+            known = f"Its versions are {', '.join(map(repr, versions))}"
+        return NotFound(f"The model {model_name!r} has no version {version!r}. {known}.")
 
-    def _check_ready(self) -> None:
-        if not self._worker_board.is_ready():
-            raise NotReady("The server is starting or shutting down. Retry shortly.")
+    def _reason_of(self, models: Sequence[ServedModel]) -> str:
+        if self._choose is None or models[0].worker_board.is_draining():
+            return _NOT_READY
+        parts = [f"version {model.info.version}: {model.worker_board.state_text()}" for model in models]
+        return f"The model {models[0].info.name!r} is not ready ({'; '.join(parts)}). Retry shortly."
 
 
-def _named(request: starlette.requests.Request) -> dict[str, str]:
-    """Return the model name and version in a path."""
-    return {"version": MODEL_VERSION} | request.path_params
+def _path_of(model: ServedModel) -> str:
+    return f"/v2/models/{model.info.name}"
+
+
+def _main(models: Sequence[ServedModel]) -> ServedModel:
+    """Return the version with the most traffic."""
+    return max(models, key=lambda model: model.traffic)
+
+
+def _statistics_of(models: Sequence[ServedModel]) -> dict[str, Any]:
+    """Return $stats_model_response."""
+    return {"model_stats": [model.statistics.now() for model in models]}
+
+
+def _index_entry(model: ServedModel, *, has_reason: bool) -> dict[str, str]:
+    """Return an element of $repository_index_response."""
+    board = model.worker_board
+    reason = board.state_text() if has_reason else ""
+    state = "READY" if board.is_ready() else "UNAVAILABLE"
+    return {"name": model.info.name, "version": model.info.version, "state": state, "reason": reason}
 
 
 def _api_routes(router: APIRouter) -> list[APIRoute]:

@@ -5,14 +5,23 @@ from __future__ import annotations
 import base64
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vit_api.errors import BadRequest, UnsupportedOutput
+from vit_api.errors import BadRequest, UnsupportedOutput, ViTError
 from vit_api.ipc.records import EMBEDDING, Prediction
 from vit_api.web.openapi.descriptions import URGENCY
 from vit_api.web.parameters import parse_integer
-from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images, name_of
+from vit_api.web.protocols.openai.inputs import (
+    IGNORED,
+    INPUT,
+    INPUT_SCHEMA,
+    content_of,
+    error_body,
+    failures_of,
+    find_images,
+    name_of,
+)
 from vit_api.web.protocols.results import NO_EMBEDDING, UploadClassifier, classify_several, results_only
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
@@ -24,34 +33,56 @@ _FORMATS = ("float", "base64")
 _FIELDS = (INPUT, "model", "encoding_format", "dimensions", "user")
 _DIGITS = 9  # more than float32 has
 _MAX_DIGITS = 9
-_CONTENT = {
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "required": [INPUT],
-            "properties": {
-                INPUT: INPUT_SCHEMA,
-                "model": {"type": "string", "description": "Ignored"},
-                "encoding_format": {"enum": list(_FORMATS), "default": _FORMATS[0]},
-            },
-        }
-    }
-}
+_FORMAT = {"enum": list(_FORMATS), "default": _FORMATS[0]}
+
+
+class EmbeddingModel:
+    """A model that embeds.
+
+    Args:
+        classifier: Runs the model on the uploads.
+        model_name: The name in each response.
+    """
+
+    def __init__(self, classifier: UploadClassifier, *, model_name: str) -> None:
+        self._classifier = classifier
+        self._model_name = model_name
+
+    async def embed(
+        self, request: Request, uploads: Sequence[bytes | ViTError], encoding: str, dimensions: Any
+    ) -> Response:
+        """Embed the images of a request: one vector for each, in their order; if one fails, the request fails."""
+        outcomes = await classify_several(self._classifier, request, uploads, EMBEDDING)
+        data = []
+        for number, result in enumerate(results_only(outcomes, name_of)):
+            embedding = _encode(result.prediction, encoding, dimensions)
+            data.append({"object": "embedding", "index": number, "embedding": embedding})
+        usage = {"prompt_tokens": 0, "total_tokens": 0}  # of text, of which there is none
+        body = {"object": "list", "data": data, "model": self._model_name, "usage": usage}
+        return Response(200, to_json(body), outcomes=outcomes)
 
 
 class EmbeddingRoutes:
     """The route of embeddings.
 
     Args:
-        classifier: Runs the model on the uploads.
+        model_of: Returns the model for a request and the name in its `model`.
         uploads: Finds the uploads in requests.
-        model_name: The name in each response.
+        named: Describes the field `model`.
+        parameters: What chooses a model besides it, as OpenAPI parameters.
     """
 
-    def __init__(self, classifier: UploadClassifier, uploads: Uploads, *, model_name: str) -> None:
-        self._classifier = classifier
+    def __init__(
+        self,
+        model_of: Callable[[Request, str], EmbeddingModel],
+        uploads: Uploads,
+        named: Mapping[str, Any] = IGNORED,
+        parameters: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self._model_of = model_of
         self._uploads = uploads
-        self._model_name = model_name
+        self._named = named
+        self._parameters = parameters
 
     def routes(self) -> list[HotRoute]:
         """Return the route."""
@@ -59,28 +90,22 @@ class EmbeddingRoutes:
             _PATH,
             "embed_images",
             "Embed 1 to 32 images as OpenAI's API does: `data:` URLs in, vectors of length 1 out.",
-            _CONTENT,
-            URGENCY,
-            OPENAI_FAILURES,
+            content_of({INPUT: INPUT_SCHEMA, "model": self._named, "encoding_format": _FORMAT}),
+            [*URGENCY, *self._parameters],
+            failures_of(self._parameters),
             dict[str, Any],
         )
         limit = self._uploads.limit_of_json
         return [HotRoute("POST", _PATH, _PATH, self.embed, limit, operation, error_body=error_body)]
 
     async def embed(self, request: Request) -> Response:
-        """Embed images: one vector for each, in their order; if one fails, the request fails."""
+        """Embed images."""
         find = functools.partial(find_images, known=_FIELDS)
         uploads, fields = await self._uploads.find_in_list(request, find)
         encoding = _format_of(fields)
+        model = self._model_of(request, fields.get("model", ""))
         request.timeline.parsed_at = time.monotonic()
-        outcomes = await classify_several(self._classifier, request, uploads, EMBEDDING)
-        data = []
-        for number, result in enumerate(results_only(outcomes, name_of)):
-            embedding = _encode(result.prediction, encoding, fields.get("dimensions"))
-            data.append({"object": "embedding", "index": number, "embedding": embedding})
-        usage = {"prompt_tokens": 0, "total_tokens": 0}  # of text, of which there is none
-        body = {"object": "list", "data": data, "model": self._model_name, "usage": usage}
-        return Response(200, to_json(body), outcomes=outcomes)
+        return await model.embed(request, uploads, encoding, fields.get("dimensions"))
 
 
 def _format_of(fields: Mapping[str, Any]) -> str:

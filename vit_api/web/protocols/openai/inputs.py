@@ -5,7 +5,7 @@ https://developers.openai.com/api/reference: moderations, embeddings, error code
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vit_api.decoding.uploads import decode_base64
@@ -28,6 +28,9 @@ OPENAI_FAILURES: dict[int | str, dict[str, Any]] = {
     status: {**described, "model": OpenAIErrorResponse} for status, described in FAILURES.items()
 }
 """The failures of all routes that classify, in OpenAI's form."""
+
+IGNORED = {"type": "string", "description": "Ignored"}
+"""Describes the field `model` of a server with one model."""
 
 INPUT_SCHEMA: dict[str, Any] = {
     "description": "Images as `data:` URLs: one or several strings, or objects of the type `image_url`",
@@ -57,6 +60,19 @@ INPUT_SCHEMA: dict[str, Any] = {
         },
     ],
 }
+
+
+def content_of(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the body of a route by the fields of its JSON."""
+    return {"application/json": {"schema": {"type": "object", "required": [INPUT], "properties": dict(properties)}}}
+
+
+def failures_of(parameters: Sequence[dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """Return the failures of a route; if parameters choose a model, that may be unknown."""
+    unknown: dict[int | str, dict[str, Any]] = {
+        404: {"model": OpenAIErrorResponse, "description": "The model or version does not exist"}
+    }
+    return OPENAI_FAILURES | unknown if parameters else OPENAI_FAILURES
 
 
 def find_images(body: bytes, known: Collection[str]) -> tuple[list[bytes], dict[str, Any]]:

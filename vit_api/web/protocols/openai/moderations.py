@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vit_api.errors import ViTError
 from vit_api.ipc.records import ALL_CLASSES, MAX_TOP_K, Prediction
 from vit_api.labels.categories import CATEGORIES, Categories
 from vit_api.labels.thresholds import OTHERS, SCORE_DIGITS, Thresholds
 from vit_api.web.openapi.descriptions import URGENCY
-from vit_api.web.protocols.openai.inputs import INPUT, INPUT_SCHEMA, OPENAI_FAILURES, error_body, find_images, name_of
+from vit_api.web.protocols.openai.inputs import (
+    IGNORED,
+    INPUT,
+    INPUT_SCHEMA,
+    content_of,
+    error_body,
+    failures_of,
+    find_images,
+    name_of,
+)
 from vit_api.web.protocols.results import UploadClassifier, classify_several, results_only
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
@@ -20,23 +30,13 @@ from vit_api.web.uploads import Uploads
 
 _PATH = "/v1/moderations"
 _DEFAULT = Thresholds({OTHERS: 0.5})
-_CONTENT = {
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "required": [INPUT],
-            "properties": {INPUT: INPUT_SCHEMA, "model": {"type": "string", "description": "Ignored"}},
-        }
-    }
-}
 
 
-class ModerationRoutes:
-    """The route of moderations.
+class ModerationModel:
+    """A model that moderates.
 
     Args:
         classifier: Classifies the uploads.
-        uploads: Finds the uploads in requests.
         model_name: The name in each response.
         labels: The class names, by index.
         has_sigmoid: Whether the model's probabilities are sigmoids; see `Checkpoint`.
@@ -47,7 +47,6 @@ class ModerationRoutes:
     def __init__(
         self,
         classifier: UploadClassifier,
-        uploads: Uploads,
         *,
         model_name: str,
         labels: Sequence[str],
@@ -56,7 +55,6 @@ class ModerationRoutes:
         thresholds: Thresholds | None = None,
     ) -> None:
         self._classifier = classifier
-        self._uploads = uploads
         self._model_name = model_name
         self._labels = labels
         self._has_sigmoid = has_sigmoid
@@ -64,25 +62,8 @@ class ModerationRoutes:
         self._thresholds = thresholds or _DEFAULT
         self._parts = ALL_CLASSES if len(labels) > MAX_TOP_K else 0
 
-    def routes(self) -> list[HotRoute]:
-        """Return the route."""
-        operation = Operation(
-            _PATH,
-            "moderate_images",
-            "Moderate 1 to 32 images as OpenAI's API does: `data:` URLs in, flagged categories out.",
-            _CONTENT,
-            URGENCY,
-            OPENAI_FAILURES,
-            dict[str, Any],
-        )
-        limit = self._uploads.limit_of_json
-        return [HotRoute("POST", _PATH, _PATH, self.moderate, limit, operation, error_body=error_body)]
-
-    async def moderate(self, request: Request) -> Response:
-        """Moderate images: one result for each, in their order; if one fails, the request fails."""
-        find = functools.partial(find_images, known=(INPUT, "model"))
-        uploads, _ = await self._uploads.find_in_list(request, find)
-        request.timeline.parsed_at = time.monotonic()
+    async def moderate(self, request: Request, uploads: Sequence[bytes | ViTError]) -> Response:
+        """Moderate the images of a request: one result for each, in their order; if one fails, the request fails."""
         outcomes = await classify_several(self._classifier, request, uploads, self._parts)
         results = [self._result(result.prediction) for result in results_only(outcomes, name_of)]
         body = {"id": f"modr-{request.id.decode()}", "model": self._model_name, "results": results}
@@ -107,3 +88,48 @@ class ModerationRoutes:
 
     def _is_flagged(self, labels: Sequence[str], scores: Mapping[str, float]) -> bool:
         return any(self._thresholds.flags(label, scores[label]) for label in labels)
+
+
+class ModerationRoutes:
+    """The route of moderations.
+
+    Args:
+        model_of: Returns the model for a request and the name in its `model`.
+        uploads: Finds the uploads in requests.
+        named: Describes the field `model`.
+        parameters: What chooses a model besides it, as OpenAPI parameters.
+    """
+
+    def __init__(
+        self,
+        model_of: Callable[[Request, str], ModerationModel],
+        uploads: Uploads,
+        named: Mapping[str, Any] = IGNORED,
+        parameters: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self._model_of = model_of
+        self._uploads = uploads
+        self._named = named
+        self._parameters = parameters
+
+    def routes(self) -> list[HotRoute]:
+        """Return the route."""
+        operation = Operation(
+            _PATH,
+            "moderate_images",
+            "Moderate 1 to 32 images as OpenAI's API does: `data:` URLs in, flagged categories out.",
+            content_of({INPUT: INPUT_SCHEMA, "model": self._named}),
+            [*URGENCY, *self._parameters],
+            failures_of(self._parameters),
+            dict[str, Any],
+        )
+        limit = self._uploads.limit_of_json
+        return [HotRoute("POST", _PATH, _PATH, self.moderate, limit, operation, error_body=error_body)]
+
+    async def moderate(self, request: Request) -> Response:
+        """Moderate images."""
+        find = functools.partial(find_images, known=(INPUT, "model"))
+        uploads, fields = await self._uploads.find_in_list(request, find)
+        model = self._model_of(request, fields.get("model", ""))
+        request.timeline.parsed_at = time.monotonic()
+        return await model.moderate(request, uploads)

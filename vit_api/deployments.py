@@ -1,0 +1,212 @@
+"""The models that one server serves: reads the setting that lists them. Knows neither checkpoints nor HTTP.
+
+A deployment is a version of a model: a name, a version, and how it is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vit_api.labels.categories import Categories
+from vit_api.labels.thresholds import Thresholds
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
+"""A name may be that of a model of the hub."""
+
+VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+MAX_DEPLOYMENTS = 16
+"""Each has workers of its own, and keeps a share of the slots."""
+
+DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
+
+_EXAMPLE = '[{"name": "nsfw", "version": "1", "model": "Falconsai/nsfw_image_detection"}]'
+_MAX_FILE_BYTES = 2**24
+_MAX_SHOWN = 64
+_PERCENT = 100.0
+_TRAFFIC_DIGITS = 2
+_RESERVED = "versions"
+"""No part of a name, since it separates a name from a version in paths."""
+
+
+class DeploymentsError(ValueError):
+    """The list can't be read, or is contradictory."""
+
+
+class Deployment(BaseModel):
+    """A version of a model, as the setting describes it; None stands for the server's setting of the same name.
+
+    Attributes:
+        name: The model's name for clients.
+        version: The version's.
+        model: Where the checkpoint is, as in VIT_API_MODEL.
+        revision: The branch, tag or commit of a hub model.
+        traffic: Percentage of the model's clients that are served by this version.
+        workers_per_device: Number of workers on each device.
+        dtype: Precision.
+        max_batch_size: Maximum number of images in a batch.
+        thresholds: As VIT_API_THRESHOLDS.
+        categories: As VIT_API_CATEGORIES.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    version: Annotated[str, Field(pattern=VERSION_PATTERN)]
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    traffic: Annotated[float, Field(ge=0, le=_PERCENT)] | None = None
+    workers_per_device: Annotated[int, Field(ge=1, le=16)] | None = None
+    dtype: DTYPES | None = None
+    max_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
+    thresholds: str | None = None
+    categories: str | None = None
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _to_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if _RESERVED in value.split("/"):
+            raise ValueError(f"No part of a name should be '{_RESERVED}', which separates name and version in paths")
+        return value
+
+    @field_validator("traffic")
+    @classmethod
+    def _check_traffic(cls, value: float | None) -> float | None:
+        if value is not None and round(value, _TRAFFIC_DIGITS) != value:
+            raise ValueError(f"Input should have at most {_TRAFFIC_DIGITS} decimals")
+        return value
+
+    @field_validator("thresholds", "categories", mode="before")
+    @classmethod
+    def _to_json(cls, value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, dict) else value
+
+    @field_validator("thresholds")
+    @classmethod
+    def _check_thresholds(cls, value: str | None) -> str | None:
+        if value is not None:
+            Thresholds.load(value)
+        return value
+
+    @field_validator("categories")
+    @classmethod
+    def _check_categories(cls, value: str | None) -> str | None:
+        if value is not None:
+            Categories.load(value)
+        return value
+
+    @property
+    def title(self) -> str:
+        """Its name and version, for logs and errors."""
+        return f"{self.name} {self.version}"
+
+
+def load_deployments(text: str) -> tuple[Deployment, ...]:
+    """Read the list of models.
+
+    Args:
+        text: JSON, or the path of a file that has it.
+
+    Returns:
+        The deployments in their order, each with its traffic.
+
+    Raises:
+        DeploymentsError: The list can't be read, a field is unknown or invalid, two entries are one version of one
+            model, or the traffic of a model's versions is not 100 percent together.
+    """
+    entries = _read(text)
+    if len(entries) > MAX_DEPLOYMENTS:
+        raise DeploymentsError(f"There should be at most {MAX_DEPLOYMENTS} versions of models, not {len(entries)}")
+    deployments = [_deployment_of(number, entry) for number, entry in enumerate(entries, 1)]
+    repeated = [title for title, count in Counter(one.title for one in deployments).items() if count > 1]
+    if repeated:
+        raise DeploymentsError(f"{repeated[0]!r} is there more than once: give each version a 'version' of its own")
+    return _with_traffic(deployments)
+
+
+def _read(text: str) -> list[Any]:
+    source = text.strip()
+    if not source.startswith(("[", "{")):
+        source = _read_file(source)
+    try:
+        document = json.loads(source, object_pairs_hook=_unique)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DeploymentsError(f"The JSON is malformed: {error}") from None
+    if not isinstance(document, list) or not document:
+        raise DeploymentsError(f"Input should be a list of JSON such as {_EXAMPLE}")
+    return document
+
+
+def _read_file(path: str) -> str:
+    try:
+        with Path(path).expanduser().open(encoding="utf-8-sig") as file:
+            return file.read(_MAX_FILE_BYTES)
+    except (OSError, RuntimeError, ValueError) as error:  # a name with a NUL, a file that is not UTF-8
+        reason = getattr(error, "strerror", None) or error
+        raise DeploymentsError(
+            f"Input should be JSON such as {_EXAMPLE}, or the path of a file with it ({reason})"
+        ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; of a repeated name, one value would be ignored in silence."""
+    counts = Counter(name for name, _ in pairs)
+    repeated = next((name for name, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        raise DeploymentsError(f"The JSON has {repeated[:_MAX_SHOWN]!r} more than once in one object")
+    return dict(pairs)
+
+
+def _deployment_of(number: int, entry: Any) -> Deployment:
+    """Return an entry of the list, or raise an error that names it."""
+    if not isinstance(entry, dict):
+        raise DeploymentsError(f"Model {number} of the list is not an object such as {_EXAMPLE[1:-1]}")
+    named = [str(entry[name])[:_MAX_SHOWN] for name in ("name", "version") if name in entry]
+    where = f"Model {number} of the list ({' '.join(named)})" if named else f"Model {number} of the list"
+    for name in entry.keys() - Deployment.model_fields:
+        near = get_close_matches(name, Deployment.model_fields, 1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"The fields are {', '.join(Deployment.model_fields)}"
+        raise DeploymentsError(f"{where} has a field {name[:_MAX_SHOWN]!r}, which is unknown. {hint}")
+    try:
+        return Deployment(**entry)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = problem["loc"][0]
+        if problem["type"] == "missing":
+            raise DeploymentsError(f"{where} has no '{field}'") from None
+        message = str(problem["msg"]).removeprefix("Value error, ").removesuffix(".")
+        shown = repr(problem["input"])[:_MAX_SHOWN]
+        raise DeploymentsError(f"{where}, '{field}': {message}, not {shown}") from None
+
+
+def _with_traffic(deployments: Sequence[Deployment]) -> tuple[Deployment, ...]:
+    """Return them with the traffic of each: all of it for a model's only version, none for one that does not say."""
+    by_name: defaultdict[str, list[Deployment]] = defaultdict(list)
+    for deployment in deployments:
+        by_name[deployment.name].append(deployment)
+    for name, versions in by_name.items():
+        total = sum(one.traffic or 0 for one in versions)
+        is_only = len(versions) == 1 and versions[0].traffic is None
+        if not is_only and round(total, _TRAFFIC_DIGITS) != _PERCENT:
+            found = ", ".join(f"{one.version}: {one.traffic or 0:g}" for one in versions)
+            raise DeploymentsError(
+                f"The 'traffic' of the versions of {name!r} should be {_PERCENT:g} percent together, not {total:g} "
+                f"({found})"
+            )
+    alone = {name for name, versions in by_name.items() if len(versions) == 1}
+    return tuple(
+        one.model_copy(update={"traffic": _PERCENT if one.name in alone else float(one.traffic or 0)})
+        for one in deployments
+    )
