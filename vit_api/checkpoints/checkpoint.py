@@ -215,7 +215,7 @@ def _check_labels(labels: Sequence[str]) -> None:
 
 def _name_of(value: object) -> str:
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{value!r} is not a name")
+        raise ValueError(value)
     return str(value)
 
 
