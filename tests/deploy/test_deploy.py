@@ -23,7 +23,8 @@ _SAMPLES = {
     for end in (("_bucket", "_sum", "_count") if metric.kind is Kind.HISTOGRAM else ("",))
 }
 _NAME = re.compile(r"\b(?:inference|cache|process|gpu|decision)_\w+")
-_LABELS = {metric.name: {*metric.labels, "instance", "job", "le"} for metric in metrics.ALL}
+_LABELS = {metric.name: {*metric.labels, *metrics.OF_MODEL, "instance", "job", "le"} for metric in metrics.ALL}
+_RULE_TESTS = ("alerts_test.yml", "drift_test.yml", "versions_test.yml")
 
 
 def _selectors(text: str) -> list[tuple[str, set[str]]]:
@@ -56,7 +57,7 @@ def test_the_dashboards_variables_exist() -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-@pytest.mark.parametrize("name", ["alerts.yml", "alerts_test.yml", "drift_test.yml"])
+@pytest.mark.parametrize("name", ["alerts.yml", *_RULE_TESTS])
 def test_the_alerts_use_metrics_that_exist(name: str) -> None:
     """Promtool does not notice rules about metrics that do not exist."""
     named = _selectors((_PROMETHEUS / name).read_text())
@@ -68,7 +69,7 @@ def test_the_alerts_use_metrics_that_exist(name: str) -> None:
 def test_every_alert_is_tested_both_ways() -> None:
     """It fires when it should, and not for a healthy server."""
     alerts = re.findall(r"- alert: (\w+)", (_PROMETHEUS / "alerts.yml").read_text())
-    tests = "".join((_PROMETHEUS / name).read_text() for name in ("alerts_test.yml", "drift_test.yml"))
+    tests = "".join((_PROMETHEUS / name).read_text() for name in _RULE_TESTS)
     for alert in alerts:
         assert f"name: {alert} fires" in tests
         assert re.search(rf"eval_time: 40m, alertname: {alert}\}}", tests)
@@ -77,7 +78,7 @@ def test_every_alert_is_tested_both_ways() -> None:
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's package prometheus")
 def test_promtool_agrees() -> None:
     """The rules are valid and pass their own tests."""
-    command = ["promtool", "test", "rules", "alerts_test.yml", "drift_test.yml"]
+    command = ["promtool", "test", "rules", *_RULE_TESTS]
     result = subprocess.run(command, cwd=_PROMETHEUS, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     config = ["promtool", "check", "config", "prometheus.yml"]
