@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test results bench-quick soak autoscaling container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test results bench-quick soak autoscaling autoscaling-test container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -43,6 +43,10 @@ soak: .venv/dev.stamp
 # Closes the loop of the autoscaler, Prometheus and HAProxy, for 16 minutes. Needs Debian's packages haproxy and prometheus.
 autoscaling: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.autoscaling $(if $(OUT),--out $(OUT))
+
+# Its short form, two minutes, on a machine without other work.
+autoscaling-test: .venv/dev.stamp
+	AUTOSCALING_TESTS=all $(BIN)/python -m pytest tests/benchmarks/test_autoscaling.py
 
 # Builds the package that `pip install` takes, in dist/.
 wheel: .venv/dev.stamp

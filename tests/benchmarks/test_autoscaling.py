@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -241,6 +242,10 @@ needs_programs = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("haproxy")), reason="needs Debian's packages prometheus, haproxy"
 )
 
+needs_a_quiet_machine = pytest.mark.skipif(
+    os.environ.get("AUTOSCALING_TESTS") != "all", reason="needs a machine of its own: `make autoscaling-test` runs it"
+)
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[prometheus.Prometheus]:
@@ -284,6 +289,7 @@ def test_prometheus_finds_the_replicas(source: prometheus.Prometheus) -> None:
 
 
 @needs_programs
+@needs_a_quiet_machine
 @pytest.mark.parametrize("kind", ["keda", "hpa"])
 def test_replicas_follow_the_load_and_no_request_is_lost(tmp_path: Path, kind: str) -> None:
     """The short form: 30 times as fast, up and down once, and a rolling update while the load is high."""
