@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -303,3 +304,17 @@ def test_wrong_values_are_refused(option: str) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode != 0
     assert re.search(r"schema", result.stderr)
+
+
+def test_the_ten_commands_install_what_scales() -> None:
+    """The chart takes the options of the page, and renders an autoscaler, its metrics, and a GPU for each pod."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    block = page.partition("## From an empty cluster")[2].partition("```sh\n")[2].partition("```")[0]
+    commands = block.splitlines()
+    assert len(commands) == 10
+    (install,) = (shlex.split(command) for command in commands if "deploy/helm/vit-api" in command)
+    objects = chart(*install[install.index("deploy/helm/vit-api") + 1 :])
+    assert {"ScaledObject", "PodMonitor"} <= {each["kind"] for each in objects}
+    (server,) = containers(one(objects, "Deployment"))
+    assert server["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {"name": "VIT_API_METRICS_PUBLIC", "value": "1"} in server["env"]

@@ -45,6 +45,7 @@ _NOT_RUN = {
         "needs a Hugging Face account; tests/deploy/test_deploy_endpoint.py tests the deployment"
     ),
     ("docs/kubernetes.md", "docker build"): _CLUSTER,
+    ("docs/kubernetes.md", "helm"): _CLUSTER,
     ("docs/kubernetes.md", "kubectl"): _CLUSTER,
     ("docs/moderation.md", ""): "needs a server of its own; tests/project/test_moderation_docs.py runs all of them",
     (
