@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,9 @@ def profile(upload: bytes, seconds: float) -> dict[str, Any]:
         samples = sample(server, upload, pids, seconds, Path(folder))
     by_kind: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for pid, kind in pids.items():
-        for thread, stages in samples[pid].items():
-            used_us = (after[pid].get(thread, 0) - before[pid].get(thread, 0)) / load.requests * 1e6
-            for stage, count in stages.items():
-                by_kind[kind][stage] += used_us * count / stages.total()
+        used_s = {thread: seconds - before[pid].get(thread, 0) for thread, seconds in after[pid].items()}
+        for stage, stage_s in _by_stage(pid, used_s, samples[pid]).items():
+            by_kind[kind][stage] += stage_s / load.requests * 1e6
     return {
         "requests_per_s": round(load.rate),
         "cpu_us_per_request": {
@@ -115,6 +114,24 @@ def profile(upload: bytes, seconds: float) -> dict[str, Any]:
             for kind, stages in by_kind.items()
         },
     }
+
+
+def _by_stage(pid: int, used_s: Mapping[int, float], samples: Mapping[int, Counter[str]]) -> dict[str, float]:
+    """Distribute the CPU time of a process's threads over the stages in which they were sampled.
+
+    The main thread has its own. All others share theirs, since any of them may decode: one that did so while CPU time
+    was measured may be idle while samples are taken.
+    """
+    found: defaultdict[str, float] = defaultdict(float)
+    for is_main in (True, False):
+        seconds = sum(used for thread, used in used_s.items() if (thread == pid) is is_main)
+        counts: Counter[str] = Counter()
+        for thread, stages in samples.items():
+            if (thread == pid) is is_main:
+                counts += stages
+        for stage, count in counts.items():
+            found[stage] += seconds * count / counts.total()
+    return found
 
 
 def _post(server: servers.Server, upload: bytes, seconds: float) -> wrk.Load:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,17 @@ def test_stages_of_a_profile() -> None:
         'thread (5): "MainThread";run_asgi (uvicorn/x.py:1);_hash (vit_api/web/core/classifier.py:9) 2',
     ]
     assert profile.count_stages(lines) == {7: {"decode": 3}, 5: {"hash": 2}}
+
+
+def test_threads_that_decode_share_their_cpu_time() -> None:
+    """Another one than that which was measured may be sampled; the main thread's time is its own."""
+    samples = {1: Counter(parse=1, send=1), 3: Counter(decode=3, pipe=1)}
+    assert profile._by_stage(1, {1: 2.0, 2: 4.0, 3: 0.0}, samples) == {
+        "parse": 1.0,
+        "send": 1.0,
+        "decode": 3.0,
+        "pipe": 1.0,
+    }
 
 
 @pytest.mark.parametrize("frame", [frame for frames in profile.STAGES.values() for frame in frames])
