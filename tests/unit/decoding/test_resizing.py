@@ -85,7 +85,7 @@ def test_any_box_and_ratio_agree_with_pillow(
     if found.size < _FEW_PIXELS:
         assert found.max() <= _AT_EDGES
     else:
-        assert found.mean() <= 2
+        assert found.mean() <= 2.5  # of a few pixels, such as 8 by 2
 
 
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 3), (4096, 4096)])

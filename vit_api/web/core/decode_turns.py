@@ -149,7 +149,7 @@ class DecodeTurns:
                 logger.exception("decoding failed unexpectedly")
             cpu_s = time.thread_time() - began_s
             del item.content.work  # it holds the upload
-            if item.content.cost.held_bytes >= LARGE_BYTES:
+            if item.cpu_s >= LARGE_S and item.content.cost.held_bytes >= LARGE_BYTES:
                 return_freed_memory()
             with self._changed:
                 self._release(item, cpu_s)

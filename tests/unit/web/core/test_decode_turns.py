@@ -168,7 +168,7 @@ def test_the_memory_of_a_large_image_is_returned(
     returned = threading.Event()
     monkeypatch.setattr(decode_turns, "return_freed_memory", returned.set)
     works = start(threads=1)
-    works.add("one", Cost(0.001, held_bytes))
+    works.add("one", Cost(10 * LARGE_S, held_bytes))
     works.wait_for(1)
     works.add("two", SMALL)
     works.finish("one")
