@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from vit_api.labels.categories import Categories
+from vit_api.labels.json_setting import MAX_SHOWN, read_json
 from vit_api.labels.thresholds import Thresholds
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
@@ -27,9 +27,8 @@ MAX_DEPLOYMENTS = 16
 
 DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
+_PARSERS: dict[str, Callable[[str], object]] = {"thresholds": Thresholds.load, "categories": Categories.load}
 _EXAMPLE = '[{"name": "nsfw", "version": "1", "model": "Falconsai/nsfw_image_detection"}]'
-_MAX_FILE_BYTES = 2**24
-_MAX_SHOWN = 64
 _PERCENT = 100.0
 _TRAFFIC_DIGITS = 2
 _RESERVED = "versions"
@@ -93,18 +92,11 @@ class Deployment(BaseModel):
     def _to_json(cls, value: Any) -> Any:
         return json.dumps(value) if isinstance(value, dict) else value
 
-    @field_validator("thresholds")
+    @field_validator(*_PARSERS)
     @classmethod
-    def _check_thresholds(cls, value: str | None) -> str | None:
+    def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
-            Thresholds.load(value)
-        return value
-
-    @field_validator("categories")
-    @classmethod
-    def _check_categories(cls, value: str | None) -> str | None:
-        if value is not None:
-            Categories.load(value)
+            _PARSERS[str(info.field_name)](value)
         return value
 
     @property
@@ -137,48 +129,22 @@ def load_deployments(text: str) -> tuple[Deployment, ...]:
 
 
 def _read(text: str) -> list[Any]:
-    source = text.strip()
-    if not source.startswith(("[", "{")):
-        source = _read_file(source)
-    try:
-        document = json.loads(source, object_pairs_hook=_unique)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DeploymentsError(f"The JSON is malformed: {error}") from None
+    document = read_json(text, ("[", "{"), _EXAMPLE, DeploymentsError)
     if not isinstance(document, list) or not document:
         raise DeploymentsError(f"Input should be a list of JSON such as {_EXAMPLE}")
     return document
-
-
-def _read_file(path: str) -> str:
-    try:
-        with Path(path).expanduser().open(encoding="utf-8-sig") as file:
-            return file.read(_MAX_FILE_BYTES)
-    except (OSError, RuntimeError, ValueError) as error:  # a name with a NUL, a file that is not UTF-8
-        reason = getattr(error, "strerror", None) or error
-        raise DeploymentsError(
-            f"Input should be JSON such as {_EXAMPLE}, or the path of a file with it ({reason})"
-        ) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; of a repeated name, one value would be ignored in silence."""
-    counts = Counter(name for name, _ in pairs)
-    repeated = next((name for name, count in counts.items() if count > 1), None)
-    if repeated is not None:
-        raise DeploymentsError(f"The JSON has {repeated[:_MAX_SHOWN]!r} more than once in one object")
-    return dict(pairs)
 
 
 def _deployment_of(number: int, entry: Any) -> Deployment:
     """Return an entry of the list, or raise an error that names it."""
     if not isinstance(entry, dict):
         raise DeploymentsError(f"Model {number} of the list is not an object such as {_EXAMPLE[1:-1]}")
-    named = [str(entry[name])[:_MAX_SHOWN] for name in ("name", "version") if name in entry]
+    named = [str(entry[name])[:MAX_SHOWN] for name in ("name", "version") if name in entry]
     where = f"Model {number} of the list ({' '.join(named)})" if named else f"Model {number} of the list"
     for name in entry.keys() - Deployment.model_fields:
         near = get_close_matches(name, Deployment.model_fields, 1)
         hint = f"Did you mean '{near[0]}'?" if near else f"The fields are {', '.join(Deployment.model_fields)}"
-        raise DeploymentsError(f"{where} has a field {name[:_MAX_SHOWN]!r}, which is unknown. {hint}")
+        raise DeploymentsError(f"{where} has a field {name[:MAX_SHOWN]!r}, which is unknown. {hint}")
     try:
         return Deployment(**entry)
     except ValidationError as error:
@@ -187,7 +153,7 @@ def _deployment_of(number: int, entry: Any) -> Deployment:
         if problem["type"] == "missing":
             raise DeploymentsError(f"{where} has no '{field}'") from None
         message = str(problem["msg"]).removeprefix("Value error, ").removesuffix(".")
-        shown = repr(problem["input"])[:_MAX_SHOWN]
+        shown = repr(problem["input"])[:MAX_SHOWN]
         raise DeploymentsError(f"{where}, '{field}': {message}, not {shown}") from None
 
 

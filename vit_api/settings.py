@@ -30,7 +30,12 @@ _PARSERS: dict[str, Callable[[str], object]] = {
     "rate_limit": parse_rates,
     "trusted_proxies": parse_networks,
     "cors_origins": parse_origins,
+    "models": load_deployments,
+    "thresholds": Thresholds.load,
+    "categories": Categories.load,
 }
+"""By setting, what raises a ValueError unless it is valid."""
+
 _MAX_DECODE_THREADS = 64
 DEVICE_CHOICES = "auto, cpu, cuda (all GPUs), cuda:0 or cuda:0,1"
 
@@ -367,32 +372,11 @@ class Settings(BaseSettings):
             raise ValueError("Input should be none, white, black or #rrggbb")
         return value.lower()
 
-    @field_validator("rate_limit", "trusted_proxies", "cors_origins")
+    @field_validator(*_PARSERS)
     @classmethod
     def _check_parts(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
             _PARSERS[str(info.field_name)](value)
-        return value
-
-    @field_validator("models")
-    @classmethod
-    def _check_models(cls, value: str | None) -> str | None:
-        if value is not None:
-            load_deployments(value)
-        return value
-
-    @field_validator("thresholds")
-    @classmethod
-    def _check_thresholds(cls, value: str | None) -> str | None:
-        if value is not None:
-            Thresholds.load(value)
-        return value
-
-    @field_validator("categories")
-    @classmethod
-    def _check_categories(cls, value: str | None) -> str | None:
-        if value is not None:
-            Categories.load(value)
         return value
 
     @field_validator("redis_url")

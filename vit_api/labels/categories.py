@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vit_api.labels.label_map import MAX_SHOWN, LabelMapError, check_labels, hint_of, read_label_map
+from vit_api.labels.json_setting import MAX_SHOWN
+from vit_api.labels.label_map import LabelMapError, check_labels, hint_of, read_label_map
 
 CATEGORIES = (
     "harassment",

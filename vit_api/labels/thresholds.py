@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_api.labels.label_map import MAX_SHOWN, LabelMapError, check_labels, read_label_map
+from vit_api.labels.json_setting import MAX_SHOWN
+from vit_api.labels.label_map import LabelMapError, check_labels, read_label_map
 
 OTHERS = "*"
 """Stands for every label that has no threshold of its own."""
