@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import base64
-import functools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_api.errors import BadRequest, UnsupportedOutput, ViTError
 from vit_api.ipc.records import EMBEDDING, Prediction
-from vit_api.web.openapi.descriptions import URGENCY
 from vit_api.web.parameters import parse_integer
-from vit_api.web.protocols.openai.inputs import (
-    IGNORED,
-    INPUT,
-    INPUT_SCHEMA,
-    content_of,
-    error_body,
-    failures_of,
-    find_images,
-    name_of,
-)
+from vit_api.web.protocols.openai.image_route import ImageRoute
+from vit_api.web.protocols.openai.inputs import INPUT, name_of
 from vit_api.web.protocols.results import NO_EMBEDDING, UploadClassifier, classify_several, results_only
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
-from vit_api.web.routes import HotRoute, Operation
-from vit_api.web.uploads import Uploads
+from vit_api.web.routes import HotRoute
 
 _PATH = "/v1/embeddings"
 _FORMATS = ("float", "base64")
@@ -62,49 +50,20 @@ class EmbeddingModel:
         return Response(200, to_json(body), outcomes=outcomes)
 
 
-class EmbeddingRoutes:
-    """The route of embeddings.
-
-    Args:
-        model_of: Returns the model for a request and the name in its `model`.
-        uploads: Finds the uploads in requests.
-        named: Describes the field `model`.
-        parameters: What chooses a model besides it, as OpenAPI parameters.
-    """
-
-    def __init__(
-        self,
-        model_of: Callable[[Request, str], EmbeddingModel],
-        uploads: Uploads,
-        named: Mapping[str, Any] = IGNORED,
-        parameters: Sequence[dict[str, Any]] = (),
-    ) -> None:
-        self._model_of = model_of
-        self._uploads = uploads
-        self._named = named
-        self._parameters = parameters
+class EmbeddingRoutes(ImageRoute[EmbeddingModel]):
+    """The route of embeddings; for its arguments, see `ImageRoute`."""
 
     def routes(self) -> list[HotRoute]:
         """Return the route."""
-        operation = Operation(
-            _PATH,
-            "embed_images",
-            "Embed 1 to 32 images as OpenAI's API does: `data:` URLs in, vectors of length 1 out.",
-            content_of({INPUT: INPUT_SCHEMA, "model": self._named, "encoding_format": _FORMAT}),
-            [*URGENCY, *self._parameters],
-            failures_of(self._parameters),
-            dict[str, Any],
-        )
-        limit = self._uploads.limit_of_json
-        return [HotRoute("POST", _PATH, _PATH, self.embed, limit, operation, error_body=error_body)]
+        summary = "Embed 1 to 32 images as OpenAI's API does: `data:` URLs in, vectors of length 1 out."
+        fields = {"encoding_format": _FORMAT}
+        return [self._route(_PATH, self.embed, name="embed_images", summary=summary, fields=fields)]
 
     async def embed(self, request: Request) -> Response:
         """Embed images."""
-        find = functools.partial(find_images, known=_FIELDS)
-        uploads, fields = await self._uploads.find_in_list(request, find)
+        uploads, fields = await self._find(request, _FIELDS)
         encoding = _format_of(fields)
-        model = self._model_of(request, fields.get("model", ""))
-        request.timeline.parsed_at = time.monotonic()
+        model = self._choose(request, fields)
         return await model.embed(request, uploads, encoding, fields.get("dimensions"))
 
 

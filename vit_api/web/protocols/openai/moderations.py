@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_api.errors import ViTError
 from vit_api.ipc.records import ALL_CLASSES, MAX_TOP_K, Prediction
 from vit_api.labels.categories import CATEGORIES, Categories
 from vit_api.labels.thresholds import OTHERS, SCORE_DIGITS, Thresholds
-from vit_api.web.openapi.descriptions import URGENCY
-from vit_api.web.protocols.openai.inputs import (
-    IGNORED,
-    INPUT,
-    INPUT_SCHEMA,
-    content_of,
-    error_body,
-    failures_of,
-    find_images,
-    name_of,
-)
+from vit_api.web.protocols.openai.image_route import ImageRoute
+from vit_api.web.protocols.openai.inputs import INPUT, name_of
 from vit_api.web.protocols.results import UploadClassifier, classify_several, results_only
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, to_json
-from vit_api.web.routes import HotRoute, Operation
-from vit_api.web.uploads import Uploads
+from vit_api.web.routes import HotRoute
 
 _PATH = "/v1/moderations"
 _DEFAULT = Thresholds({OTHERS: 0.5})
@@ -90,46 +78,15 @@ class ModerationModel:
         return any(self._thresholds.flags(label, scores[label]) for label in labels)
 
 
-class ModerationRoutes:
-    """The route of moderations.
-
-    Args:
-        model_of: Returns the model for a request and the name in its `model`.
-        uploads: Finds the uploads in requests.
-        named: Describes the field `model`.
-        parameters: What chooses a model besides it, as OpenAPI parameters.
-    """
-
-    def __init__(
-        self,
-        model_of: Callable[[Request, str], ModerationModel],
-        uploads: Uploads,
-        named: Mapping[str, Any] = IGNORED,
-        parameters: Sequence[dict[str, Any]] = (),
-    ) -> None:
-        self._model_of = model_of
-        self._uploads = uploads
-        self._named = named
-        self._parameters = parameters
+class ModerationRoutes(ImageRoute[ModerationModel]):
+    """The route of moderations; for its arguments, see `ImageRoute`."""
 
     def routes(self) -> list[HotRoute]:
         """Return the route."""
-        operation = Operation(
-            _PATH,
-            "moderate_images",
-            "Moderate 1 to 32 images as OpenAI's API does: `data:` URLs in, flagged categories out.",
-            content_of({INPUT: INPUT_SCHEMA, "model": self._named}),
-            [*URGENCY, *self._parameters],
-            failures_of(self._parameters),
-            dict[str, Any],
-        )
-        limit = self._uploads.limit_of_json
-        return [HotRoute("POST", _PATH, _PATH, self.moderate, limit, operation, error_body=error_body)]
+        summary = "Moderate 1 to 32 images as OpenAI's API does: `data:` URLs in, flagged categories out."
+        return [self._route(_PATH, self.moderate, name="moderate_images", summary=summary)]
 
     async def moderate(self, request: Request) -> Response:
         """Moderate images."""
-        find = functools.partial(find_images, known=(INPUT, "model"))
-        uploads, fields = await self._uploads.find_in_list(request, find)
-        model = self._model_of(request, fields.get("model", ""))
-        request.timeline.parsed_at = time.monotonic()
-        return await model.moderate(request, uploads)
+        uploads, fields = await self._find(request, (INPUT, "model"))
+        return await self._choose(request, fields).moderate(request, uploads)
