@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 
@@ -49,19 +48,21 @@ def fuse(
     if not deviation <= _MAX_RELATIVE_ERROR.get(model.dtype, _MAX_RELATIVE_ERROR_ELSE):
         logger.warning("The fused ViT deviates by %.2g; the unfused one is used", deviation)
         return None
-    fuses_gelu = _may_fuse_gelu(model) and _is_as_good(
-        "GELU is not fused", lambda: deviation_of(FusedViT(model, scale, shift, fuse_gelu=True)), deviation
-    )
-    form = functools.partial(FusedViT, model, scale, shift, fuse_gelu=fuses_gelu)
-    add_norm = _add_norm_for(model)
-    if add_norm and _is_as_good(
-        "The residual sums are not fused with the norms", lambda: deviation_of(form(add_norm=add_norm)), deviation
-    ):
-        return form(add_norm=add_norm)
-    return form()
+
+    def is_as_good(candidate: FusedViT, otherwise: str) -> bool:
+        return _is_as_good(lambda: deviation_of(candidate), deviation, otherwise)
+
+    best = fused
+    if _may_fuse_gelu(model):
+        with_gelu = fused.with_operations(fuse_gelu=True, add_norm=None)
+        best = with_gelu if is_as_good(with_gelu, "GELU is not fused") else best
+    if add_norm := _add_norm_for(model):
+        with_sums = fused.with_operations(fuse_gelu=best is not fused, add_norm=add_norm)
+        best = with_sums if is_as_good(with_sums, "The residual sums are not fused with the norms") else best
+    return best
 
 
-def _is_as_good(otherwise: str, find_deviation: Callable[[], float], deviation: float) -> bool:
+def _is_as_good(find_deviation: Callable[[], float], deviation: float, otherwise: str) -> bool:
     """Return whether a form runs, and deviates about as little as the plain one; if not, log why."""
     try:
         found = find_deviation()

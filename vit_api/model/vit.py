@@ -131,11 +131,15 @@ class FusedViT:
         """Return float32 logits [batch, classes] of features."""
         return self._classifier(features)
 
+    def with_operations(self, *, fuse_gelu: bool, add_norm: AddNorm | None) -> FusedViT:
+        """Return the form with these operations; it shares all weights."""
+        form = copy.copy(self)
+        form._fuse_gelu, form._add_norm = fuse_gelu, add_norm
+        return form
+
     def without_kernels(self) -> FusedViT:
-        """Return the form that torch.compile can read; it fuses what our kernels do by itself."""
-        plain = copy.copy(self)
-        plain._add_norm = None
-        return plain
+        """Return the form that torch.compile can read; it fuses what our kernels do automatically."""
+        return self.with_operations(fuse_gelu=self._fuse_gelu, add_norm=None)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         """Project each patch of the images, and prepend the class token and registers."""
