@@ -60,8 +60,8 @@ def test_pixels_are_close_to_pillows(name: str, mode: str) -> None:
     assert max((difference.mean() for difference in found), default=0) <= mean
 
 
-_FEW_PIXELS, _AT_EDGES = 64, 10
-"""A mean says nothing of a few pixels, which may all be at edges, where the filters differ most."""
+_FEW_PIXELS, _STRIP, _AT_EDGES = 64, 2, 10
+"""A mean says nothing of a few pixels, or of a strip: all of them may be at edges, where the filters differ most."""
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -82,10 +82,10 @@ def test_any_box_and_ratio_agree_with_pillow(
         return  # Pillow stores the corners in single precision
     ramp = Image.fromarray(np.linspace(0, 255, size[0] * size[1]).reshape(size[::-1]).astype(np.uint8))
     found = differences(ramp, target, FILTERS[name], (left, top, right, bottom))
-    if found.size < _FEW_PIXELS:
+    if found.size < _FEW_PIXELS or min(target) <= _STRIP:
         assert found.max() <= _AT_EDGES
     else:
-        assert found.mean() <= 2.5  # of a few pixels, such as 8 by 2
+        assert found.mean() <= 2
 
 
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (2, 3), (4096, 4096)])
