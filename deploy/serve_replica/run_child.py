@@ -2,7 +2,7 @@
 
     python run_child.py PARENT PROGRAM [ARGUMENT...]
 
-Ray kills replicas with SIGKILL, after which nobody else would stop their children.
+Ray kills replicas with SIGKILL, after which no other process would stop their children.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def fails_when_new(path: str, model: dict[str, Any]) -> Response:
 
 
 def test_a_new_endpoint(hub: FakeEndpoints, deploy: Deploy) -> None:
-    """It scales by pending requests, and to zero; its model is the one named, which the server finds by itself."""
+    """It scales by pending requests, and to zero; its model is the one named, which the server finds automatically."""
     status, printed = deploy(*MODEL, "--env", "VIT_API_TOP_K=1", "--secret", "KEYS", KEYS=KEY)
     assert status is Status.DEPLOYED, printed
     (sent,) = hub.sent

@@ -115,7 +115,7 @@ class Watchdog:
         while times:
             times -= "WATCHDOG=1" in self._receiver.recv(4096).decode()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop what was sent before."""
         self._receiver.settimeout(0)
         with contextlib.suppress(BlockingIOError):
@@ -150,7 +150,7 @@ def watchdog(tmp_path: Path) -> Iterator[Watchdog]:
 def test_the_watchdog_is_not_told_while_the_main_process_hangs(watchdog: Watchdog) -> None:
     """Nothing else may tell it; systemd would then kill the service."""
     with paused(watchdog.server.process.pid):
-        watchdog.forget()
+        watchdog.clear()
         assert not watchdog.is_told_within(2)
     watchdog.wait_until_told()
     assert len(workers_of(watchdog.server)) == 1

@@ -97,8 +97,8 @@ def _layers(shapes: Shapes) -> int:
 class _Conversion:
     """Turn timm's weights into those of a `ViTNetwork`, in float32.
 
-    What timm computes on the way is folded in: layer scales into the matrices before them, and biases that a model does
-    without are zeros.
+    What timm computes between the layers is folded in: layer scales into the matrices before them, and biases that a
+    model does without are zeros.
     """
 
     def __init__(self, weights: dict[str, Tensor], config: ViTConfig, plain: PlainViT) -> None:

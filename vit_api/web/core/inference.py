@@ -119,7 +119,7 @@ class InferenceClient:
         requests: Carry request records to the workers, by urgency.
         answers: Carries the workers' answers to this process.
         metrics_writer: Records decoding times.
-        turns: The decoding threads, which whoever made them starts and stops.
+        turns: The decoding threads; the caller that made them starts and stops them.
         gone: What callers are told when no further worker will be started.
     """
 

@@ -160,15 +160,22 @@ def test_work_that_raises_costs_no_thread(start: Callable[..., Works], caplog: p
     assert "planted" in caplog.text
 
 
-@pytest.mark.parametrize(("held_bytes", "is_returned"), [(31 * MIB, False), (32 * MIB, True)])
+@pytest.mark.parametrize(
+    ("cpu_s", "held_bytes", "is_returned"),
+    [
+        pytest.param(10 * LARGE_S, 31 * MIB, False, id="little memory"),
+        pytest.param(10 * LARGE_S, 32 * MIB, True, id="a large picture"),
+        pytest.param(0.001, 32 * MIB, False, id="a binary tensor"),
+    ],
+)
 def test_the_memory_of_a_large_image_is_returned(
-    start: Callable[..., Works], monkeypatch: pytest.MonkeyPatch, held_bytes: int, is_returned: bool
+    start: Callable[..., Works], monkeypatch: pytest.MonkeyPatch, cpu_s: float, held_bytes: int, is_returned: bool
 ) -> None:
     """Else each thread would keep that of the largest image that it ever decoded."""
     returned = threading.Event()
     monkeypatch.setattr(decode_turns, "return_freed_memory", returned.set)
     works = start(threads=1)
-    works.add("one", Cost(10 * LARGE_S, held_bytes))
+    works.add("one", Cost(cpu_s, held_bytes))
     works.wait_for(1)
     works.add("two", SMALL)
     works.finish("one")

@@ -73,7 +73,7 @@ def test_shares_are_as_configured(shares: tuple[float, ...]) -> None:
 
 
 def test_raising_a_version_moves_clients_one_way_only() -> None:
-    """From 10% to 20, 50 and 100: nobody goes back, and nobody else moves."""
+    """From 10% to 20, 50 and 100: no client goes back, and no other one moves."""
     before = _choices(_versions(90, 10))
     for share in (20, 50, 100):
         after = _choices(_versions(100 - share, share))
