@@ -198,6 +198,25 @@ def test_the_calls_run(page: Page, tmp_path: Path, language: str, program: list[
     assert [json.loads(answer)["predictions"][0]["label"] for answer in answers] == ["7"] * len(names)
 
 
+def test_the_call_of_a_browser_runs(page: Page) -> None:
+    """In a page with a file input, which is here one of the same server."""
+    page.choose(SEVEN)
+    page.wait_for("digit-7.png: 7")
+    page.js("document.querySelector('[value=browser]').click()")
+    call = page.text("#call")
+    assert "VIT_API_CORS_ORIGINS" in page.text("#call-hint")
+    page.driver.get(page.driver.current_url + "page/examples/CREDITS.md")
+    page.js(
+        """const input = Object.assign(document.createElement("input"), { type: "file", id: "files", multiple: true });
+        document.body.append(input);
+        console.log = (answer) => (window.answers ??= []).push(answer);"""
+    )
+    page.js(call)
+    page.choose(SEVEN, THREE)
+    wait_until(lambda: page.js("return window.answers?.length") == 2)
+    assert page.js("return window.answers.map(({ predictions }) => predictions[0].label)") == ["7", "3"]
+
+
 def test_a_call_is_copied(page: Page) -> None:
     """The button copies the command; the page needs no permission for that."""
     page.find("#copy").click()

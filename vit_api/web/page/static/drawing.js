@@ -9,6 +9,11 @@ const PEN = 0.13;
 const MARGIN = 0.04;
 const ON_SCREEN_PEN = 0.07;
 
+const drawn = new WeakSet();
+
+/** Return whether a file was made from a drawing. */
+export const isDrawn = (file) => drawn.has(file);
+
 /** Let the user draw, and call `take` with an image of the drawing after each pause. Returns the pad. */
 export function listenToPad(take) {
   const pad = new Pad(byId("pad"), take);
@@ -72,7 +77,9 @@ class Pad {
     // Not `toBlob`: it waits until the browser is idle.
     const base64 = canvas.toDataURL("image/png").split(",")[1];
     const content = Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0));
-    this.#take([new File([content], "drawing.png", { type: "image/png" })]);
+    const file = new File([content], "drawing.png", { type: "image/png" });
+    drawn.add(file);
+    this.#take([file]);
   }
 
   #position(event) {

@@ -1,7 +1,7 @@
 // Composes the page: sends images to the server and shows the results.
 
 import { CallPanel } from "./call_panel.js";
-import { listenToPad } from "./drawing.js";
+import { isDrawn, listenToPad } from "./drawing.js";
 import { byId, make } from "./elements.js";
 import { showExamples } from "./examples.js";
 import { listen } from "./inputs.js";
@@ -13,6 +13,7 @@ import { Server, Unreachable } from "./server.js";
 
 const AT_ONCE = 4;
 const DIGITS = "digits";
+const NARROW = matchMedia("(max-width: 760px)");
 const UNEXPECTED = "The response did not come from this server. Does a proxy require you to log in?";
 
 const key = new Key(() => meetModel());
@@ -22,6 +23,8 @@ let latest = new AbortController();
 let meeting = null;
 let isMet = false;
 let pad = null;
+let hasBegun = false;
+let opening = null; // the signal of the example that is classified without the user
 let pictureUrl = null;
 let inputSide = 224; // until the server has said it
 
@@ -39,6 +42,7 @@ function show(file, outcome) {
 function begin() {
   latest.abort();
   latest = new AbortController();
+  hasBegun = true;
   pad?.wait();
   return latest.signal;
 }
@@ -47,6 +51,8 @@ function begin() {
 async function take(files, signal = begin()) {
   const request = wanted();
   byId("several").hidden = files.length === 1;
+  if (!isDrawn(files[0])) pad?.clear(); // an old drawing must not stand beside the result of another image
+  bringIntoView(isDrawn(files[0]));
   try {
     await (files.length === 1 ? takeOne(files[0], request, signal) : takeSeveral(files, request, signal));
   } catch (error) {
@@ -54,6 +60,13 @@ async function take(files, signal = begin()) {
     return; // something newer was chosen
   }
   showCalls(request, files.map((file) => file.name));
+}
+
+/** On a narrow screen, where the result is below the images, scroll to it; after a stroke, keep the pad in view. */
+function bringIntoView(isDrawing) {
+  if (latest.signal === opening || !NARROW.matches) return;
+  if (isDrawing) byId("status").scrollIntoView({ block: "end" });
+  else byId("result").scrollIntoView({ block: "start" });
 }
 
 /** Return the options that the user has set. */
@@ -145,7 +158,10 @@ async function askForModel() {
   const isDigits = info?.model === DIGITS;
   byId("drawing").hidden = !isDigits;
   if (isDigits) pad ??= listenToPad(take);
-  showExamples(isDigits, begin, take, say);
+  const showFirst = showExamples(isDigits, begin, take, say);
+  if (!isMet || hasBegun) return;
+  showFirst();
+  opening = latest.signal;
 }
 
 listen(take, say);

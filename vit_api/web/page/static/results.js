@@ -1,5 +1,6 @@
 // Shows the result of an image. Must not know how it was requested.
 
+import { isDrawn } from "./drawing.js";
 import { bar, make } from "./elements.js";
 import { showFrames } from "./frames.js";
 import { bytes, milliseconds, percent, plural } from "./format.js";
@@ -37,11 +38,12 @@ export function source(answer) {
 
 function showFile(file, pictureUrl, scaledBytes) {
   const picture = make("img", { src: pictureUrl, alt: "", width: 96, height: 96 });
-  // The server reads some formats that few browsers show, such as TIFF.
-  picture.addEventListener("error", () => picture.classList.add("unknown"));
-  const save = make("a", { href: pictureUrl, download: file.name, textContent: "Save image" });
+  // A file that is no image, or that only the server reads, such as TIFF, leaves no blank square.
+  picture.addEventListener("error", () => picture.remove());
   const size = scaledBytes ? `${bytes(file.size)}, scaled down to ${bytes(scaledBytes)}` : bytes(file.size);
-  const text = make("p", {}, make("strong", { textContent: file.name }), ` ${size} `, save);
+  const text = make("p", {}, make("strong", { textContent: file.name }), ` ${size} `);
+  // Only a drawing is not a file of the user's already.
+  if (isDrawn(file)) text.append(make("a", { href: pictureUrl, download: file.name, textContent: "Save image" }));
   return make("div", { className: "file" }, picture, text);
 }
 
