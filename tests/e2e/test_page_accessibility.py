@@ -129,7 +129,7 @@ def test_keyboard_alone(page: Page) -> None:
     assert [name for name in seen if name] == [
         *("pick", "top-k", "frames", "fresh", "original"),
         *(f"A handwritten {digit}" for digit in (2, 3, 5, 7)),
-        *("clear", "language", "copy", "call"),
+        *("clear", "send-many", "language", "copy", "call"),
     ]
     page.js("document.querySelector('#examples button').focus()")
     page.press(ENTER)

@@ -109,7 +109,7 @@ def test_a_phone_shows_the_result(page: Page, digits_server: RunningServer, widt
     assert _bottom(page, "#photograph") < height
     page.choose(SEVEN)
     page.wait_for("digit-7.png: 7")
-    wait_until(lambda: 0 <= _top(page, "#status") and _bottom(page, "#answer .bars li") < height)
+    wait_until(lambda: _top(page, "#status") >= 0 and _bottom(page, "#answer .bars li") < height)
     draw(page.driver, page.find("#pad"), _ONE)
     page.wait_for("drawing.png: 1")
     assert 0 < _bottom(page, "#status") <= height

@@ -53,10 +53,14 @@ class Page:
 
     def wait_for(self, status: str) -> None:
         """Wait until the page shows this status."""
+        self.wait_until_text("#status", status)
+
+    def wait_until_text(self, selector: str, part: str) -> None:
+        """Wait until an element's text contains this."""
         try:
-            wait_until(lambda: status in self.text("#status"))
+            wait_until(lambda: part in self.text(selector))
         except AssertionError:
-            pytest.fail(f"instead of {status!r} the page says {self.text('#status')!r}")
+            pytest.fail(f"instead of {part!r} the page says {self.text(selector)!r}")
 
     def press(self, *keys: str) -> None:
         for key in keys:
