@@ -24,7 +24,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     models = [
         {"name": "digits", "version": "1", "model": "digits", "traffic": 100},
         {"name": "digits", "version": "2", "model": "digits", "traffic": 0, "thresholds": {"7": 0.5, "*": 0.9}},
-        {"name": "team/large", "version": "beta", "model": str(large)},
+        {"name": "team/large-with-a-long-name", "version": "beta", "model": str(large)},
     ]
     with serve("", models=json.dumps(models), api_servers=1) as server:
         wait_until(lambda: all(one["ready"] for one in server.get("/health").json()["models"]), 240)
@@ -52,14 +52,14 @@ def test_what_answered_is_named(page: Page) -> None:
         "digits, by traffic",
         "digits, version 1 (100 %)",
         "digits, version 2 (0 %)",
-        "team/large, by traffic",
-        "team/large, version beta (100 %)",
+        "team/large-with-a-long-name, by traffic",
+        "team/large-with-a-long-name, version beta (100 %)",
     ]
     _choose(page, "#served", "digits, version 2 (0 %)")
     wait_until(lambda: page.text("#answer .answered") == "by digits, version 2")
     assert page.text("#call").endswith("predict?top_k=5&model=digits&version=2'")
-    _choose(page, "#served", "team/large, by traffic")
-    wait_until(lambda: page.text("#answer .answered") == "by team/large, version beta")
+    _choose(page, "#served", "team/large-with-a-long-name, by traffic")
+    wait_until(lambda: page.text("#answer .answered") == "by team/large-with-a-long-name, version beta")
     page.find("#send-many").click()
     page.wait_until_text("#burst-status", "64 of 64 images classified.")
     page.find("#similarity summary").click()
@@ -72,7 +72,7 @@ def test_thresholds_are_shown(page: Page) -> None:
     page.choose(SEVEN)
     page.wait_for("digit-7.png: 7")
     page.wait_for(", flagged")
-    assert page.texts("#answer .limit") == ["flagged from 50.0 % on", *["flagged from 90.0 % on"] * 4]
+    assert page.texts("#answer .limit") == ["threshold 50.0 %", *["threshold 90.0 %"] * 4]
     _choose(page, "#served", "digits, version 1 (100 %)")
     wait_until(lambda: page.text("#answer .answered") == "by digits, version 1")
     assert page.count("#answer .limit") == 0
@@ -95,6 +95,17 @@ def test_two_versions_on_one_image(page: Page, tmp_path: Path) -> None:
     page.choose(SEVEN)
     page.wait_for("digit-7.png: 7")
     assert page.count("#answer .pair") == 0
+
+
+def test_a_narrow_phone(page: Page) -> None:
+    """Neither the names of the models nor two answers are wider than the screen."""
+    show_as(page.driver, "dark", 360, 740, is_phone=True)
+    _choose(page, "#other", "digits, version 2 (0 %)")
+    page.choose(SEVEN)
+    page.wait_for("flagged")
+    page.js("for (const panel of document.querySelectorAll('details')) panel.open = true")
+    assert page.js("return document.documentElement.scrollWidth") <= 360
+    assert page.violations() == []
 
 
 def test_one_model_leaves_nothing_to_choose(browser: Page, digits_server: RunningServer) -> None:

@@ -99,7 +99,7 @@ function showAnswer(answer, thresholds) {
 function showPrediction({ label, confidence, flagged }, thresholds) {
   const mark = flagged ? [" ", make("strong", { className: "mark", textContent: "flagged" })] : [];
   const threshold = thresholds?.[label] ?? thresholds?.["*"];
-  const limit = threshold === undefined ? [] : [make("span", { className: "limit", textContent: `flagged from ${percent(threshold)} on` })];
+  const limit = threshold === undefined ? [] : [make("span", { className: "limit", textContent: `threshold ${percent(threshold)}` })];
   return make(
     "li",
     { className: flagged ? "flagged" : "" },
