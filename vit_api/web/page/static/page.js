@@ -178,7 +178,7 @@ async function askForModel() {
   }
   const isDigits = info?.model === DIGITS;
   byId("drawing").hidden = !isDigits;
-  if (isDigits) pad ??= listenToPad(take);
+  if (isDigits) pad ??= listenToPad(begin, take);
   const showFirst = showExamples(isDigits, begin, take, say);
   if (!isMet || hasBegun) return;
   showFirst();
