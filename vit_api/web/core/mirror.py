@@ -105,6 +105,11 @@ class Mirror:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(MAX_KEPT_S, self._drop_old)
 
+    @property
+    def has_kept(self) -> bool:
+        """Whether any image is kept, so that one may be sent."""
+        return bool(self._kept)
+
     def send(self, answer: AnswerRecord) -> asyncio.Future[AnswerRecord] | None:
         """Have the mirror compute the image of an answer that was sent.
 

@@ -111,6 +111,8 @@ class Mirroring:
 
     def observe(self, exchange: Exchange) -> None:
         """Send the images that were computed for a request: not now, since its response is only in a buffer yet."""
+        if not self._mirror.has_kept:
+            return
         request_id = exchange.request.id.decode()
         due = [
             (outcome, request_id)
