@@ -70,6 +70,7 @@ class Mirror:
     ) -> None:
         self._inference = inference
         self._slots = slots
+        self._max_images = slots.max_mirrored
         self._worker_board = worker_board
         self._share = share
         self._timeout_s = timeout_s
@@ -92,7 +93,7 @@ class Mirror:
             self.give_up()
             self._skip()
             return
-        if self._slots.mirrored >= self._slots.max_mirrored or not self._worker_board.takes_images():
+        if self._slots.mirrored >= self._max_images or not self._worker_board.takes_images():
             self._skip()
             return
         now = time.monotonic()
