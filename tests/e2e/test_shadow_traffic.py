@@ -266,7 +266,8 @@ def test_a_mirror_whose_worker_keeps_dying_is_given_up_alone() -> None:
             return "is no longer served" in server.log.read_text()
 
         wait_until(is_given_up, _PATIENCE_S)
-        before, outcomes = statuses[200], _outcomes(server)
+        outcomes = _outcomes(server)
+        before = statuses[200]
         wait_until(lambda: statuses[200] > before + 50)
         done.set()
         thread.join(60)
