@@ -136,6 +136,9 @@ class Application:
         )
 
     def _serve_http(self, parent: int) -> ServeHttp:
+        if self._settings.redis_url is not None:
+            import vit_api.web.core.redis_tier  # noqa: F401 - once, before the HTTP processes are forked
+
         def serve(number: int, listener: socket.socket) -> None:
             raise_descriptor_limit()
             app = build_application(self.shared, self.lit_apis, number)

@@ -37,8 +37,11 @@ class Proxy:
         return {row["svname"]: row for row in rows if row["pxname"] == _BACKEND}
 
     def up(self) -> int:
-        """Return how many replicas it sends requests to."""
-        return sum(row["status"] == "UP" for name, row in self.statistics().items() if name != "BACKEND")
+        """Return how many replicas it sends requests to.
+
+        Those are also the ones that it has not checked yet, or that failed one check: their status is `UP 1/2`.
+        """
+        return sum(row["status"].startswith("UP") for name, row in self.statistics().items() if name != "BACKEND")
 
     def repeated(self) -> int:
         """Return how many times it sent a request again, to the same or to another replica."""

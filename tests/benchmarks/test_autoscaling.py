@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 import yaml
 
 from benchmarks import autoscaling, rerun
-from benchmarks.autoscaling_parts import manifests, prometheus
+from benchmarks.autoscaling_parts import manifests, prometheus, proxy
 from benchmarks.autoscaling_parts.controller import Autoscaler, Workload, proposal_for_pods, proposal_for_total
 from benchmarks.autoscaling_parts.deployment import Pod, due
 from benchmarks.autoscaling_parts.loop import free_ports
@@ -286,6 +289,31 @@ def test_prometheus_finds_the_replicas(source: prometheus.Prometheus) -> None:
     assert (labels["job"], labels["pod"], labels["namespace"], value) == ("vit-api", "vit-api-1", "default", 0)
     source.scrape({})
     wait_until(lambda: source.query("up") == [])
+
+
+class Ready(BaseHTTPRequestHandler):
+    """A replica that is ready."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@needs_programs
+def test_haproxy_sends_requests_to_ports_that_it_has_not_checked(tmp_path: Path) -> None:
+    """So a load must wait for the checks of all: only then are the others down."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ready) as replica:
+        threading.Thread(target=replica.serve_forever, daemon=True).start()
+        with proxy.running(tmp_path, (replica.server_port, *free_ports(20))) as in_front:
+            assert in_front.up() > 1
+            wait_until(lambda: in_front.up() == 1)
+            statuses = Counter(row["status"] for name, row in in_front.statistics().items() if name != "BACKEND")
+            assert statuses == {"UP": 1, "DOWN": 20}
+        replica.shutdown()
 
 
 @needs_programs

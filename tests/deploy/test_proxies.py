@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,15 +37,17 @@ class Proxy:
     """A running proxy, with the ports of the servers behind it."""
 
     url: str
-    ports: tuple[int, int]
+    ports: Sequence[int]
 
 
-def nginx_command(folder: Path, port: int, ports: tuple[int, int]) -> list[str]:
+def nginx_command(folder: Path, port: int, ports: Sequence[int]) -> list[str]:
     """Write the configuration for these ports, and return the command that runs it in the foreground."""
     site = (ROOT / "deploy/nginx/vit-api.conf").read_text()
-    first, second = ports
-    site = site.replace("listen 80;", f"listen 127.0.0.1:{port};")
-    site = site.replace("# server 127.0.0.1:7861", f"server 127.0.0.1:{second}").replace("7860", str(first), 1)
+    first, *others = ports
+    site = site.replace("listen 80;", f"listen 127.0.0.1:{port};").replace("7860", str(first), 1)
+    (commented,) = re.findall(r" *# server 127.0.0.1:7861.*\n", site)
+    listed = [commented.replace("# ", "").replace("7861", str(other)) for other in others]
+    site = site.replace(commented, "".join(listed))
     (folder / "vit-api.conf").write_text(site)
     temporary = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -58,13 +60,14 @@ def nginx_command(folder: Path, port: int, ports: tuple[int, int]) -> list[str]:
     return ["nginx", "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(folder / "nginx.conf")]
 
 
-def haproxy_command(folder: Path, port: int, ports: tuple[int, int]) -> list[str]:
+def haproxy_command(folder: Path, port: int, ports: Sequence[int]) -> list[str]:
     """Write the configuration for these ports, and return the command that runs it in the foreground."""
     config = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
-    first, second = ports
+    first, *others = ports
     config = config.replace("maxconn 8000", "maxconn 200")  # each takes two file descriptors, which may be few here
     config = config.replace("bind :80", f"bind 127.0.0.1:{port}").replace("127.0.0.1:7860", f"127.0.0.1:{first}")
-    config = config.replace("# server vit-api-2 127.0.0.1:7861", f"server vit-api-2 127.0.0.1:{second}")
+    listed = [f"server vit-api-{number} 127.0.0.1:{other}" for number, other in enumerate(others, 2)]
+    config = config.replace("# server vit-api-2 127.0.0.1:7861", "\n    ".join(listed))
     (folder / "haproxy.cfg").write_text(config)
     return ["haproxy", "-db", "-f", str(folder / "haproxy.cfg")]
 
@@ -100,7 +103,7 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]
 
 
 @contextlib.contextmanager
-def running_proxy(name: str, ports: tuple[int, int], folder: Path) -> Iterator[Proxy]:
+def running_proxy(name: str, ports: Sequence[int], folder: Path) -> Iterator[Proxy]:
     if shutil.which(name) is None:
         pytest.skip(f"needs Debian's package {name}")
     port = free_port()
@@ -202,6 +205,41 @@ def test_metrics_are_not_public(proxy: Proxy) -> None:
     assert httpx.get(f"http://127.0.0.1:{proxy.ports[0]}/metrics", timeout=60).status_code == 200
 
 
+class Ready(BaseHTTPRequestHandler):
+    """A server that is ready, and counts the health checks since the proxy's start."""
+
+    probes = 0
+
+    def do_GET(self) -> None:
+        type(self).probes += 1
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_servers_that_die_together_cost_no_request(name: str, ports: tuple[int, int], tmp_path: Path) -> None:
+    """Two of four are gone at once, before a check can see it; another server answers each request."""
+    dying = [ThreadingHTTPServer(("127.0.0.1", 0), Ready) for _ in range(2)]
+    for server in dying:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with running_proxy(name, (*(server.server_port for server in dying), *ports), tmp_path) as proxy:
+        wait_until(lambda: Ready.probes >= 8 or name == "nginx")  # nginx has no health checks
+        for server in dying:
+            server.shutdown()
+            server.server_close()
+        with ThreadPoolExecutor(CONNECTIONS) as clients:
+            answers = clients.map(lambda _: post(proxy).status_code, range(10 * CONNECTIONS))
+            assert set(answers) == {200}
+
+
+def post(proxy: Proxy) -> httpx.Response:
+    return httpx.post(proxy.url + "/predict", content=IMAGE.read_bytes(), timeout=60)
+
+
 class SlowHealth(BaseHTTPRequestHandler):
     """A server that is so busy that a health check takes 1.5 s, while it answers requests."""
 
@@ -232,5 +270,5 @@ def test_haproxy_keeps_servers_that_are_only_slow(tmp_path: Path) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with running_proxy("haproxy", (server.server_port, server.server_port), tmp_path) as proxy:
             wait_until(lambda: SlowHealth.probes >= 8)
-            assert httpx.post(proxy.url + "/predict", content=IMAGE.read_bytes(), timeout=60).status_code == 200
+            assert post(proxy).status_code == 200
         server.shutdown()

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vit_api import __version__, metrics
 from vit_api.decoding.resizing import resizer_name
@@ -23,7 +23,6 @@ from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.frame_classifier import FrameClassifier, FrameDecoder
 from vit_api.web.core.inference import GONE, Decoder, InferenceClient
 from vit_api.web.core.mirror import Mirror, MirroredInference
-from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.protocols.frames import Encoder
@@ -36,6 +35,9 @@ from vit_api.web.protocols.openai.embeddings import EmbeddingModel
 from vit_api.web.protocols.openai.moderations import ModerationModel
 from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST, PredictRoutes
 from vit_api.web.uploads import Uploads
+
+if TYPE_CHECKING:
+    from vit_api.web.core.redis_tier import RedisTier
 
 
 class DecoderAndEncoder(Decoder, FrameDecoder, Encoder, Protocol):
@@ -254,6 +256,8 @@ def _redis_tier(shared: Shared, deployment: SharedDeployment, tally: CacheTally)
     settings, name = shared.settings, deployment.checkpoint.name
     if settings.redis_url is None:
         return None
+    from vit_api.web.core.redis_tier import RedisTier  # not at the top: few servers have a Redis
+
     return RedisTier(
         settings.redis_url.get_secret_value(),
         namespace=f"{name}@{deployment.spec.version}" if shared.has_several else name,

@@ -7,6 +7,7 @@ import functools
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi.routing import APIRoute
 
@@ -24,7 +25,6 @@ from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app
 from vit_api.web.bodies import BodyWork
 from vit_api.web.core.decode_turns import DecodeTurns
-from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.deployment import DecoderAndEncoder, DeploymentCore, ProcessParts, build_handlers
 from vit_api.web.dispatch import MODEL, MODEL_VERSION
@@ -55,6 +55,9 @@ from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST
 from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import Route
 from vit_api.web.uploads import Uploads
+
+if TYPE_CHECKING:
+    from vit_api.web.core.redis_tier import RedisTier
 
 
 @dataclass(frozen=True)
