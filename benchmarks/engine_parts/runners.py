@@ -39,13 +39,9 @@ def runners(checkpoint: Checkpoint, calibration: Sequence[Pixels], folder: Path)
     plain = models["float32"]
     yield REFERENCE, _torch(_logits(plain))
     yield OURS, _torch(_logits(models["bfloat16"]))
-    made: dict[str, Callable[[], Runner]] = {
-        "torch.compile, bfloat16": lambda: _torch(torch.compile(_logits(models["bfloat16"]), dynamic=False)),
-        "torchao, int8 dynamic, compiled": lambda: _torchao(checkpoint),
-    }
     exported = plain.export()
     quantized = int8.quantize(exported, calibration)
-    made |= {
+    made: dict[str, Callable[[], Runner]] = {
         "OpenVINO, float32": lambda: _openvino(exported, torch.float32),
         "OpenVINO, bfloat16": lambda: _openvino(exported, torch.bfloat16),
         "OpenVINO, int8 by NNCF, else float32": lambda: _openvino(quantized, torch.float32),
@@ -57,7 +53,12 @@ def runners(checkpoint: Checkpoint, calibration: Sequence[Pixels], folder: Path)
         "ONNX Runtime, int8 dynamic": lambda: _onnx(_quantize_dynamically(onnx_file)),
         "ONNX Runtime, int8 QDQ per channel": lambda: _onnx(_quantize_qdq(onnx_file, calibration)),
     }
+    made |= {
+        "torch.compile, bfloat16": lambda: _torch(torch.compile(_logits(models["bfloat16"]), dynamic=False)),
+        "torchao, int8 dynamic, compiled": lambda: _torchao(checkpoint),
+    }
     for name, make in made.items():
+        print(f"Preparing {name}", flush=True)  # compilers take minutes
         try:
             yield name, _tried(make(), calibration)
         except Exception as error:  # of compilers and exporters: anything; the table says so
