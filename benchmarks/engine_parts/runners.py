@@ -95,7 +95,7 @@ def _torchao(checkpoint: Checkpoint) -> Runner:
     # The fused form has no modules that torchao could replace.
     network: Any = load_network(checkpoint.path, [torch.float32], preprocessing.pixel_shape, scale, shift)
     quantize_(network, Int8DynamicActivationInt8WeightConfig())
-    compiled = torch.compile(network, dynamic=False)
+    compiled: Any = torch.compile(network, dynamic=False)
     return _torch(lambda pixels: compiled(pixel_values=pixels.permute(0, 3, 1, 2).float() * scale + shift).logits)
 
 
