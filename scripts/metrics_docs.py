@@ -23,7 +23,7 @@ restart of a process. With `VIT_API_API_KEYS` a scraper needs a key, unless `VIT
 
 _PARTS = (
     ("Requests and the model", (*metrics.COUNTED, *metrics.MODERATION, *metrics.SERVER)),
-    ("Several models", metrics.SEVERAL),
+    ("Several models", (*metrics.SEVERAL, *metrics.MIRROR)),
     ("Cache", (*metrics.CACHE, *metrics.REDIS)),
     ("Processes", metrics.PROCESS),
     ("GPUs", metrics.GPU),
@@ -34,7 +34,8 @@ _NOTES = {
     f"others share `{metrics.OTHER_CLASSES}`.",
     "Several models": "Only present with `VIT_API_MODELS`. Then every metric of a model, its workers and its cache has "
     "the labels `model` and `version`, too; they are empty for requests for which no model was chosen, since it is "
-    "unknown or they were refused before.",
+    "unknown or they were refused before. `inference_shadow_*` are only present for a version with `mirror_traffic`, "
+    "see `several-models.md`.",
     "Cache": "Not present with `VIT_API_CACHE_SIZE=0`. Those of Redis are only present with `VIT_API_REDIS_URL`.",
     "Processes": "`process` is `main`, `http-0`, `http-1` and so on, or `worker-0` and so on.",
     "GPUs": "Only present on a GPU whose driver reports them.",
@@ -49,8 +50,12 @@ def page() -> str:
         parts.append(f"## {title}\n\n{note}{_table(members)}")
     ends = ", ".join(f"{end:g}" for end in metrics.TIMES_S)
     confidences = ", ".join(f"{end:g}" for end in metrics.CONFIDENCES)
+    differences = ", ".join(f"{end:g}" for end in metrics.DIFFERENCES)
     sizes = ", ".join(f"{end:g}" for end in metrics.SIZES)
-    parts.append(f"## Buckets\n\nDurations, in seconds: {ends}. Batch sizes: {sizes}. Confidences:\n{confidences}.\n")
+    parts.append(
+        f"## Buckets\n\nDurations, in seconds: {ends}. Batch sizes: {sizes}. Confidences:\n{confidences}. "
+        f"Differences between probabilities: {differences}.\n"
+    )
     values = (f"- `{label}`: {', '.join(f'`{value}`' for value in known)}" for label, known in _labels().items())
     parts.append("## Labels\n\n" + "\n".join(values) + "\n")
     return "\n".join(parts)
@@ -68,7 +73,7 @@ def _row(metric: Metric) -> str:
 def _labels() -> dict[str, tuple[str, ...]]:
     """Return the possible values of each label, where they are known at startup."""
     known: dict[str, tuple[str, ...]] = {}
-    for metric in metrics.COUNTED:
+    for metric in (*metrics.COUNTED, *metrics.MIRROR):
         known |= zip(metric.labels, metric.values, strict=True)
     return {label: values for label, values in known.items() if values}
 

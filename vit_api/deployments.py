@@ -48,6 +48,8 @@ class Deployment(BaseModel):
         model: Where the checkpoint is, as in VIT_API_MODEL.
         revision: The branch, tag or commit of a hub model.
         traffic: Percentage of the model's clients that are served by this version.
+        mirror_traffic: Percentage of the images that the model's other versions compute which this one, their mirror,
+            computes as well, without being heard.
         workers_per_device: Number of workers on each device.
         dtype: Precision.
         max_batch_size: Maximum number of images in a batch.
@@ -62,6 +64,7 @@ class Deployment(BaseModel):
     model: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     traffic: Annotated[float, Field(ge=0, le=_PERCENT)] | None = None
+    mirror_traffic: Annotated[float, Field(ge=0, le=_PERCENT)] | None = None
     workers_per_device: Annotated[int, Field(ge=1, le=16)] | None = None
     dtype: DTYPES | None = None
     max_batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -80,7 +83,7 @@ class Deployment(BaseModel):
             raise ValueError(f"No part of a name should be '{_RESERVED}', which separates name and version in paths")
         return value
 
-    @field_validator("traffic")
+    @field_validator("traffic", "mirror_traffic")
     @classmethod
     def _check_traffic(cls, value: float | None) -> float | None:
         if value is not None and round(value, _TRAFFIC_DIGITS) != value:
@@ -158,21 +161,51 @@ def _deployment_of(number: int, entry: Any) -> Deployment:
 
 
 def _with_traffic(deployments: Sequence[Deployment]) -> tuple[Deployment, ...]:
-    """Return them with the traffic of each: all of it for a model's only version, none for one that does not say."""
+    """Return them with the traffic of each: all of it for a model's only version, none for one that does not say.
+
+    A mirror does not count as a version here: it has no traffic.
+    """
     by_name: defaultdict[str, list[Deployment]] = defaultdict(list)
     for deployment in deployments:
         by_name[deployment.name].append(deployment)
+    has_one = set()
     for name, versions in by_name.items():
-        total = sum(one.traffic or 0 for one in versions)
-        is_only = len(versions) == 1 and versions[0].traffic is None
+        serving = _without_mirror(name, versions)
+        total = sum(one.traffic or 0 for one in serving)
+        if len(serving) == 1:
+            has_one.add(name)
+        is_only = len(serving) == 1 and serving[0].traffic is None
         if not is_only and round(total, _TRAFFIC_DIGITS) != _PERCENT:
-            found = ", ".join(f"{one.version}: {one.traffic or 0:g}" for one in versions)
+            found = ", ".join(f"{one.version}: {one.traffic or 0:g}" for one in serving)
             raise DeploymentsError(
                 f"The 'traffic' of the versions of {name!r} should be {_PERCENT:g} percent together, not {total:g} "
                 f"({found})"
             )
-    alone = {name for name, versions in by_name.items() if len(versions) == 1}
     return tuple(
-        one.model_copy(update={"traffic": _PERCENT if one.name in alone else float(one.traffic or 0)})
+        one.model_copy(
+            update={"traffic": _PERCENT if one.name in has_one and not one.mirror_traffic else float(one.traffic or 0)}
+        )
         for one in deployments
     )
+
+
+def _without_mirror(name: str, versions: Sequence[Deployment]) -> list[Deployment]:
+    """Return the versions of a model that may have traffic."""
+    mirrors = [one for one in versions if one.mirror_traffic]
+    if len(mirrors) > 1:
+        raise DeploymentsError(f"Only one version of {name!r} can have 'mirror_traffic', not {len(mirrors)}")
+    if mirrors and mirrors[0].traffic:
+        raise DeploymentsError(
+            f"{mirrors[0].title!r} has 'mirror_traffic' and 'traffic': a mirror answers no clients of its own, so give "
+            "it one of them"
+        )
+    serving = [one for one in versions if not one.mirror_traffic]
+    if not serving:
+        raise DeploymentsError(f"{mirrors[0].title!r} has 'mirror_traffic', but {name!r} has no other version")
+    return serving
+
+
+def mirrors_of(deployments: Sequence[Deployment]) -> dict[int, int]:
+    """Return the number of the mirror of each deployment that has one, by number."""
+    mirrors = {one.name: number for number, one in enumerate(deployments) if one.mirror_traffic}
+    return {number: mirrors[one.name] for number, one in enumerate(deployments) if one.traffic and one.name in mirrors}

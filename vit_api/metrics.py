@@ -23,6 +23,9 @@ SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0)
 CONFIDENCES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 """Upper bounds of the buckets for confidences."""
 
+DIFFERENCES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Upper bounds of the buckets for differences between two versions' probabilities."""
+
 MAX_CLASS_LABELS = 100
 """Classes of the model that have series of their own, the first ones; the rest share one."""
 
@@ -127,6 +130,17 @@ FLAGGED = _counter(
     "Labels at or above their threshold in answered images, cache hits included; an image may count for several",
     label=(),
 )
+SHADOW = _counter(
+    "inference_shadow_total",
+    "Images that another version of the model has answered, by what their mirror said: the same most probable class "
+    "(agree) or another one (differ), nothing since it did not run (skipped), or it failed",
+    outcome=("agree", "differ", "skipped", "failed"),
+)
+SHADOW_DIFFERENCE = _histogram(
+    "inference_shadow_probability_difference",
+    "Difference between the probabilities of the answered class by the mirror and by the version that answered",
+    DIFFERENCES,
+)
 DECISIONS_WRITTEN = _counter("decision_log_written_total", "Decisions that were written to the decision log")
 DECISIONS_DROPPED = _counter(
     "decision_log_dropped_total",
@@ -193,6 +207,9 @@ OF_MODEL = ("model", "version")
 MODERATION = (FLAGGED,)
 """Metrics with cells in shared memory if labels have thresholds."""
 
+MIRROR = (SHADOW, SHADOW_DIFFERENCE)
+"""Metrics with cells in shared memory of a version with `mirror_traffic`."""
+
 
 def class_labels(labels: Sequence[str]) -> tuple[str, ...]:
     """Return the label of each class of a model in the metrics; classes with one name share it."""
@@ -200,15 +217,16 @@ def class_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return (*own, *[OTHER_CLASSES] * (len(labels) - len(own)))
 
 
-def counted_for(labels: Sequence[str], *, has_thresholds: bool) -> tuple[Metric, ...]:
+def counted_for(labels: Sequence[str], *, has_thresholds: bool, is_mirror: bool = False) -> tuple[Metric, ...]:
     """Return the metrics with cells in shared memory of a server.
 
     Args:
         labels: The classes of its model.
         has_thresholds: Whether labels have thresholds.
+        is_mirror: Whether the model computes what another version answers.
     """
     known = tuple(dict.fromkeys(class_labels(labels)))
-    counted = (*COUNTED, *MODERATION) if has_thresholds else COUNTED
+    counted = (*COUNTED, *(MODERATION if has_thresholds else ()), *(MIRROR if is_mirror else ()))
     return tuple(
         dataclasses.replace(metric, values=(known,)) if metric in (PREDICTIONS, FLAGGED) else metric
         for metric in counted
@@ -294,4 +312,4 @@ REDIS = (REDIS_UP, REDIS_HITS, REDIS_MISSES, REDIS_REJECTED, REDIS_FAILURES, RED
 SEVERAL = (DEPLOYMENT_READY, TRAFFIC)
 SERVER = (SLOTS, WORKERS, READY, STARTUP, WORKER_RESTARTS, IMAGES, MODEL_INFO, VERSION_INFO)
 
-ALL = (*COUNTED, *MODERATION, *SERVER, *SEVERAL, *CACHE, *REDIS, *PROCESS, *GPU)
+ALL = (*COUNTED, *MODERATION, *MIRROR, *SERVER, *SEVERAL, *CACHE, *REDIS, *PROCESS, *GPU)

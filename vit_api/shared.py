@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.deployments import Deployment, mirrors_of
 from vit_api.ipc.flight_board import FlightBoard
 from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import MetricsBoard
@@ -15,8 +16,8 @@ from vit_api.ipc.readiness import Readiness
 from vit_api.ipc.records import max_packed_size
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.settings import Settings
-from vit_api.shared_deployment import SharedDeployment, only_deployment
+from vit_api.settings import ENV_PREFIX, Settings
+from vit_api.shared_deployment import SettingError, SharedDeployment, only_deployment
 
 
 class Shared:
@@ -34,18 +35,21 @@ class Shared:
         flight_board: What the HTTP processes compute now.
         budgets: What each client has used; None without rate limits.
         metrics_board: The values of the metrics that belong to no deployment; of all metrics if there is only one.
+        mirrors: The number of the mirror of each deployment that has one, by number.
         deployments: What belongs to each version of a model, the default one first among those of its model.
         default: The deployment that describes the server where only one can.
         readiness: Whether images are accepted.
 
     Raises:
-        SettingError: A model lacks a label that has a threshold or a category.
+        SettingError: A model lacks a label that has a threshold or a category, or its mirror takes other pixels.
     """
 
     def __init__(self, settings: Settings, checkpoints: Sequence[Checkpoint], devices: list[str]) -> None:
         self.settings = settings
         self.devices = devices
         specs = settings.deployments or (only_deployment(settings, checkpoints[0]),)
+        self.mirrors = mirrors_of(specs)
+        _check_mirrors(self.mirrors, specs, checkpoints)
         is_only = not settings.deployments
         processes = settings.api_servers
         shapes = [checkpoint.preprocessing.pixel_shape for checkpoint in checkpoints]
@@ -85,6 +89,20 @@ class Shared:
     def has_several(self) -> bool:
         """Whether the settings list models, be it only one: then answers and metrics name model and version."""
         return bool(self.settings.models)
+
+
+def _check_mirrors(mirrors: Mapping[int, int], specs: Sequence[Deployment], checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise unless each mirror takes the pixels of what it mirrors: to decode an image twice would delay others."""
+    for answering, mirror in mirrors.items():
+        mine, other = (checkpoints[number].preprocessing for number in (answering, mirror))
+        if not mine.has_pixels_of(other):
+            sizes = ["{1} x {0}".format(*one.pixel_shape) for one in (other, mine)]
+            how = f"{sizes[0]} and {sizes[1]} pixels" if sizes[0] != sizes[1] else "another resize or crop"
+            raise SettingError(
+                f"{ENV_PREFIX}MODELS: {specs[mirror].title}, 'mirror_traffic': A mirror gets the decoded pixels of "
+                f"what it mirrors, and its images are not decoded like those of {specs[answering].title} ({how}). Give "
+                "it 'traffic' instead, or run it in a server of its own."
+            )
 
 
 def _server_metrics(processes: int) -> MetricsBoard:

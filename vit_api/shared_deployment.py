@@ -137,7 +137,9 @@ class SharedDeployment:
         long_entries = min(size, max(1, MAX_LONG_CACHE_BYTES // long_bytes))
         self.long_table = AnswerTable(processes, long_entries, long_bytes) if size else None
         names = [*(["main"] if is_only else []), *(f"http-{process}" for process in range(processes)), *worker_names]
-        counted = metrics.counted_for(labels, has_thresholds=self.thresholds is not None)
+        counted = metrics.counted_for(
+            labels, has_thresholds=self.thresholds is not None, is_mirror=bool(spec.mirror_traffic)
+        )
         if not is_only:
             counted = tuple(metric for metric in counted if metric not in metrics.SERVER_WIDE)
         self.metrics_board = MetricsBoard(names, counted)

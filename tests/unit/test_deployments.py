@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vit_api.deployments import Deployment, DeploymentsError, load_deployments
+from vit_api.deployments import Deployment, DeploymentsError, load_deployments, mirrors_of
 
 _ONE = {"name": "a", "version": "1", "model": "digits"}
 
@@ -73,7 +73,9 @@ def test_text_that_is_no_list(text: str, message: str) -> None:
         pytest.param({"version": None}, "(a None), 'version': Input should be a valid string, not None", id="null"),
         pytest.param({"worker_per_device": 2}, "Did you mean 'workers_per_device'?", id="slip"),
         pytest.param({"zzz": 2}, "a field 'zzz', which is unknown. The fields are name, version, model", id="unknown"),
-        pytest.param({"mirror_traffic": 5}, "a field 'mirror_traffic', which is unknown", id="not supported"),
+        pytest.param({"mirror": 5}, "Did you mean 'mirror_traffic'?", id="slip of two words"),
+        pytest.param({"mirror_traffic": 101}, "'mirror_traffic': Input should be less than or", id="mirrored traffic"),
+        pytest.param({"mirror_traffic": 0.001}, "'mirror_traffic': Input should have at most 2", id="its decimals"),
         pytest.param({"name": "a b"}, "'name': String should match pattern", id="name"),
         pytest.param({"name": "a/versions/1"}, "No part of a name should be 'versions'", id="name like a path"),
         pytest.param({"version": "1/2"}, "'version': String should match pattern", id="version"),
@@ -123,3 +125,56 @@ def test_too_many() -> None:
     """Each has workers of its own."""
     with pytest.raises(DeploymentsError, match="at most 16 versions of models, not 17"):
         _load(*(_ONE | {"name": f"m{number}"} for number in range(17)))
+
+
+def test_a_mirror_has_no_traffic_and_is_no_version_of_the_split() -> None:
+    """The only other version still has all the traffic; a mirror with none of it mirrors nothing."""
+    first, mirror = _load(_ONE, _ONE | {"version": "2", "mirror_traffic": 50})
+    assert (first.traffic, mirror.traffic, mirror.mirror_traffic) == (100, 0, 50)
+    _, off = _load(_ONE | {"traffic": 100}, _ONE | {"version": "2", "mirror_traffic": 0})
+    assert not off.mirror_traffic
+    assert mirrors_of([first, off]) == {}
+
+
+def test_a_mirror_is_of_its_own_models_versions_with_traffic() -> None:
+    """One without clients answers none that are worth a comparison."""
+    listed = _load(
+        _ONE | {"version": "2", "mirror_traffic": 50},
+        _ONE | {"traffic": 90},
+        {"name": "b", "version": "1", "model": "digits"},
+        _ONE | {"version": "3", "traffic": 10},
+        _ONE | {"version": "4"},
+    )
+    assert mirrors_of(listed) == {1: 0, 3: 0}
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        pytest.param([], "'a 2' has 'mirror_traffic', but 'a' has no other version", id="nothing to mirror"),
+        pytest.param(
+            [{"name": "b", "version": "1", "model": "digits"}], "but 'a' has no other version", id="another model"
+        ),
+        pytest.param(
+            [_ONE, _ONE | {"version": "3", "mirror_traffic": 5}],
+            "Only one version of 'a' can have 'mirror_traffic', not 2",
+            id="two mirrors",
+        ),
+        pytest.param(
+            [_ONE | {"version": "3", "traffic": 40}, _ONE],
+            "'traffic' of the versions of 'a' should be 100 percent together, not 40 (3: 40, 1: 0)",
+            id="not all of the traffic",
+        ),
+    ],
+)
+def test_an_impossible_mirror(others: list[Any], message: str) -> None:
+    """The error says which version it is."""
+    with pytest.raises(DeploymentsError) as caught:
+        _load(_ONE | {"version": "2", "mirror_traffic": 5}, *others)
+    assert message in str(caught.value)
+
+
+def test_a_mirror_with_traffic() -> None:
+    """Its clients' images would be mirrored to itself."""
+    with pytest.raises(DeploymentsError, match="'a 2' has 'mirror_traffic' and 'traffic'"):
+        _load(_ONE | {"traffic": 50}, _ONE | {"version": "2", "traffic": 50, "mirror_traffic": 5})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Size = tuple[int, int]
 Channels = tuple[float, float, float]
@@ -51,3 +51,9 @@ class Preprocessing:
         if shape is None:
             raise ValueError("A resize that keeps the aspect ratio needs a crop.")
         return (*shape, 3)
+
+    def has_pixels_of(self, other: Preprocessing) -> bool:
+        """Return whether an image's pixels are the same: those of uint8, before they are scaled and normalised."""
+        zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        mine, others = (replace(one, scale=1.0, mean=zeros, std=ones, is_bgr=False) for one in (self, other))
+        return mine == others

@@ -40,6 +40,10 @@ pixels: if the worker dies between the two, the slot is queued again, and its pi
 
 Images of low urgency may take only a part of an owner's slots, so that they never fill the queue for the others.
 
+A mirror, which is a deployment that computes what another one has answered, gets the pixels where they are: the slot
+that was released last is the next to be taken, and until then no process writes its pixels. See
+`OwnerSlots.take_again`.
+
 A server with several deployments, which are versions of models, has one table for all of them, whose slots hold the
 largest input. Each slot says whose image is in it. `SlotTable.of_deployment` is the table as one deployment's processes
 see it: it counts, finds and recovers that one's images only. An owner's deployments share its free slots, see
@@ -327,6 +331,10 @@ class OwnerSlots(_Fields):
         table: All slots, as one deployment sees them if there are several.
         owner: The number of the HTTP process.
         sibling: The slots of the same process as another deployment sees them, which have been taken over.
+
+    Attributes:
+        mirrored: Number of images that the deployment has as a mirror, which are of low urgency, but take nothing from
+            what other images of low urgency may have; counted by the caller that takes them.
     """
 
     def __init__(self, table: SlotTable, owner: int, sibling: OwnerSlots | None = None) -> None:
@@ -336,6 +344,7 @@ class OwnerSlots(_Fields):
         self._deployment_of = table._shared.view("deployments")
         self._low_counts = table._low_counts
         self._max_low = max(1, int(table.slots_per_owner * LOW_SHARE / table.deployments))
+        self.mirrored = 0
         self._free: list[int] = []
         self._shares: DeploymentShares | None = None
         if sibling is not None:
@@ -388,7 +397,9 @@ class OwnerSlots(_Fields):
         Returns:
             None if all are taken, or all that images of this urgency may take.
         """
-        if not self._free or (urgency is Urgency.LOW and self._low_counts[self._owner] >= self._max_low):
+        if not self._free or (
+            urgency is Urgency.LOW and self._low_counts[self._owner] - self.mirrored >= self._max_low
+        ):
             return None
         if self._shares is not None:
             if self._shares.free_for(self._deployment, len(self._free)) <= 0:
@@ -407,6 +418,30 @@ class OwnerSlots(_Fields):
         generation: int = self._generation[slot] % _MAX_GENERATION + 1
         self._generation[slot] = generation
         return slot, generation
+
+    @property
+    def max_mirrored(self) -> int:
+        """The most images that the deployment may have as a mirror: half of what no other deployment may take."""
+        return 0 if self._shares is None else max(1, self._shares.minimum // 2)
+
+    @property
+    def is_mostly_free(self) -> bool:
+        """Whether more than half of the slots are free, those of all deployments."""
+        return 2 * len(self._free) > self.table.slots_per_owner
+
+    def take_again(self, slot: int, deadline: float) -> int | None:
+        """Take `slot` with its pixels, which another deployment of this process has just released.
+
+        Args:
+            slot: The slot, of which nothing was taken since.
+            deadline: When it is no longer worth computing, in seconds of the monotonic clock.
+
+        Returns:
+            Its generation; None if the deployment may take none now.
+        """
+        assert self._free[-1] == slot
+        taken = self.take(deadline, Urgency.LOW)
+        return None if taken is None else taken[1]
 
     def queue(self, slot: int, now: float) -> None:
         """Hand over `slot`, whose pixels are written, to the workers; its request record comes after.

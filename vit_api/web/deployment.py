@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.frame_classifier import FrameClassifier, FrameDecoder
 from vit_api.web.core.inference import GONE, Decoder, InferenceClient
+from vit_api.web.core.mirror import Mirror, MirroredInference
 from vit_api.web.core.redis_tier import RedisTier
 from vit_api.web.core.shared_answers import SharedAnswers
 from vit_api.web.core.shared_flights import SharedFlights
@@ -84,7 +86,8 @@ class DeploymentCore:
         metrics_writer = deployment.metrics_board.metrics_writer(f"http-{parts.number}")
         tally = CacheTally(deployment.cache_board, parts.number)
         title = deployment.spec.title
-        self._inference = InferenceClient(
+        has_mirror = deployment.number in shared.mirrors
+        self._inference = (MirroredInference if has_mirror else InferenceClient)(
             decoder,
             slots,
             deployment.worker_board,
@@ -94,6 +97,9 @@ class DeploymentCore:
             turns=parts.turns,
             gone=f"The workers of {title!r} crashed and can't be restarted." if shared.has_several else GONE,
         )
+        self._slots = slots
+        self._deployment = deployment
+        self._mirror: Mirror | None = None
         self.redis = _redis_tier(shared, deployment, tally)
         cache, long_cache = _caches(shared, deployment, parts.number, tally)
         all_classes = ALL_CLASSES if deployment.needs_all_classes else 0
@@ -122,6 +128,28 @@ class DeploymentCore:
             parts=all_classes,
         )
 
+    def become_mirror(self, of: Sequence[DeploymentCore], timeout_s: float, skip: Callable[[], None]) -> Mirror:
+        """Compute what other versions have answered, from now on.
+
+        Args:
+            of: The other versions.
+            timeout_s: Seconds that the workers have for an image.
+            skip: Called for each image that they do not get after all.
+        """
+        spec = self._deployment.spec
+        mirror = self._mirror = Mirror(
+            self._inference,
+            self._slots,
+            self._deployment.worker_board,
+            share=(spec.mirror_traffic or 0.0) / 100,
+            timeout_s=timeout_s,
+            skip=skip,
+        )
+        for core in of:
+            assert isinstance(core._inference, MirroredInference)
+            core._inference.mirror = mirror
+        return mirror
+
     def start(self) -> None:
         """Start what runs in the background, on the running event loop."""
         self._inference.start()
@@ -132,6 +160,8 @@ class DeploymentCore:
     async def stop(self) -> None:
         """Stop it."""
         self.classifier.stop()
+        if self._mirror is not None:
+            self._mirror.stop()
         self._inference.stop()
         if self.redis is not None:
             await self.redis.stop()

@@ -40,6 +40,7 @@ from vit_api.web.observers.decisions.file_sink import FileSink
 from vit_api.web.observers.decisions.log import DecisionCounters, DecisionLog
 from vit_api.web.observers.decisions.url_sink import UrlSink
 from vit_api.web.observers.exchange import Observer
+from vit_api.web.observers.mirroring import ByMirrored, Mirroring, ShadowCounts, Side
 from vit_api.web.observers.prediction_metrics import FlaggedLabels, PredictionMetrics
 from vit_api.web.observers.request_metrics import RequestMetrics
 from vit_api.web.observers.tracing import Tracing
@@ -194,7 +195,27 @@ def _observers(shared: Shared, core: _Core, number: int) -> list[Observer]:
         observers.append(core.tracing)
     if core.decisions is not None:
         observers.append(core.decisions)
+    if shared.mirrors:
+        observers.append(_mirroring(shared, core, number))
     return observers
+
+
+def _mirroring(shared: Shared, core: _Core, number: int) -> ByMirrored:
+    """Connect each mirror with the versions that it mirrors, and return what sends it their images."""
+    observers: dict[int, Mirroring] = {}
+    for target in set(shared.mirrors.values()):
+        of = [source for source, mirror in shared.mirrors.items() if mirror == target]
+        counts = ShadowCounts(shared.deployments[target].metrics_board.metrics_writer(f"http-{number}"))
+        cores = [core.deployments[source] for source in of]
+        mirror = core.deployments[target].become_mirror(cores, shared.settings.request_timeout_s, counts.skip)
+        sides = {one: _side_of(shared.deployments[one]) for one in (target, *of)}
+        for source in of:
+            observers[source] = Mirroring(mirror, sides[source], sides[target], counts, core.decisions)
+    return ByMirrored(observers)
+
+
+def _side_of(deployment: SharedDeployment) -> Side:
+    return Side(deployment.number, deployment.spec.version, deployment.checkpoint)
 
 
 def _metrics_of(shared: Shared, number: int) -> list[Observer]:

@@ -117,3 +117,55 @@ def test_a_spawned_worker_sees_its_deployments_pixels(bench: Bench) -> None:
     process.join(60)
     assert process.exitcode == 0
     assert bench.whole.pixels[1].ravel().tolist() == [7] * 12 + [0] * 36
+
+
+def _answer(bench: Bench, deployment: int) -> tuple[int, int]:
+    """Have an image computed, and release its slot."""
+    slot, generation = bench.queue(deployment)
+    worker = WorkerSlots(bench.tables[deployment], 0)
+    assert worker.claim(slot, generation) is not None
+    worker.finish(slot)
+    bench.slots[deployment].release(slot)
+    return slot, generation
+
+
+def test_a_mirror_takes_the_released_slot_with_its_pixels(bench: Bench) -> None:
+    """As an image of its own, of low urgency, which a stale answer does not touch."""
+    bench.whole.pixels[0] = 9
+    slot, generation = _answer(bench, 0)
+    mirrored = bench.slots[1].take_again(slot, 5.0)
+    assert mirrored == generation + 1
+    assert bench.whole.pixels[0].ravel()[:12].tolist() == [9] * 12
+    bench.slots[1].queue(slot, 1.0)
+    assert not bench.slots[0].is_current(slot, generation)
+    assert bench.tables[1].queued() == [(slot, mirrored)]
+    assert bench.tables[1].urgency_of(slot) is Urgency.LOW
+    claim = WorkerSlots(bench.tables[1], 0).claim(slot, mirrored, 4.9)
+    assert claim is not None
+    assert claim.is_wanted
+
+
+def test_what_a_mirror_has_takes_nothing_from_others(bench: Bench) -> None:
+    """It comes from the mirror's own share, and does not count as the low urgency of its clients."""
+    slot, _ = _answer(bench, 0)
+    free = bench.slots[0].free_count
+    assert bench.slots[1].max_mirrored == 1
+    assert bench.slots[1].take_again(slot, 5.0) is not None
+    bench.slots[1].mirrored += 1
+    assert bench.slots[0].free_count == free
+    assert bench.slots[1].take(urgency=Urgency.LOW) is not None
+    assert bench.slots[1].take(urgency=Urgency.LOW) is None
+
+
+def test_more_than_half_of_all_slots(bench: Bench) -> None:
+    """Whichever deployment has taken them."""
+    taken = [bench.slots[number].take() for number in (0, 0, 1)]
+    assert all(slots.is_mostly_free for slots in bench.slots)
+    taken.append(bench.slots[1].take())
+    assert not any(slots.is_mostly_free for slots in bench.slots)
+    assert None not in taken
+
+
+def test_one_model_has_no_mirror() -> None:
+    """Nothing is kept for another deployment, so nothing may be taken for a mirror."""
+    assert OwnerSlots(SlotTable(1, _SLOTS, _SHAPES[0]), 0).max_mirrored == 0

@@ -202,6 +202,19 @@ class InferenceClient:
                 self._slots.abandon(slot)
             raise
 
+    def infer_again(self, slot: int, generation: int, caller: Caller) -> asyncio.Future[AnswerRecord]:
+        """Run what a slot holds already, which was taken for `caller`; the slot is freed with the answer.
+
+        Returns:
+            The workers' answer, or the error that `infer` would raise.
+        """
+        job = self._jobs[slot] = _Job(b"", self._loop.create_future(), caller)
+        self._counts[caller.urgency] += 1
+        self._shares.add(caller)
+        self._slots.queue(slot, time.monotonic())
+        self._requests[caller.urgency].write([RequestRecord(slot, generation).pack()])
+        return job.waiter
+
     def _extend(self, slot: int, job: _Job, deadline: float) -> None:
         if self._jobs.get(slot) is job:
             self._slots.extend(slot, deadline)

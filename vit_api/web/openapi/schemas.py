@@ -181,6 +181,7 @@ class ServedModelInfo(_Body):
     model: str
     version: str
     traffic: float = Field(description="Percentage of the model's clients that this version is to serve")
+    mirror_traffic: float = Field(description="Percentage of the other versions' images that it computes as well")
     ready: bool
     revision: str | None
     labels: int = Field(description="Number of classes")

@@ -82,6 +82,7 @@ def _model_info(one: SharedDeployment, *, has_redis: bool) -> ServedModelInfo:
         model=checkpoint.name,
         version=one.spec.version,
         traffic=one.spec.traffic or 0.0,
+        mirror_traffic=one.spec.mirror_traffic or 0.0,
         ready=board.is_ready(),
         revision=checkpoint.revision,
         labels=len(checkpoint.labels),

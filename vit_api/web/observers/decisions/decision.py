@@ -23,9 +23,28 @@ MAX_LABELS = 20
 """Number of the most probable labels in a decision; flagged ones beyond them are in it, too."""
 
 _EVENT_TYPE = "vit-api.decision.v1"
+_SHADOW_EVENT_TYPE = "vit-api.shadow.v1"
 _NOT_CACHED = "none"
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+
+
+class Mirrored(NamedTuple):
+    """What a mirror's answer is compared with.
+
+    Attributes:
+        version: The version of the model that answered the client.
+        label: The most probable class of that answer.
+        score: Its probability.
+        agrees: Whether it is the mirror's, too.
+        difference: Between its probabilities by the two.
+    """
+
+    version: str
+    label: str
+    score: float
+    agrees: bool
+    difference: float
 
 
 class Answered(NamedTuple):
@@ -37,6 +56,7 @@ class Answered(NamedTuple):
         results: The result of each image.
         size_bytes: Memory that its uploads take.
         deployment: The number of the deployment that answered.
+        mirrored: What it is compared with if it answered as a mirror; else None.
     """
 
     time_s: float
@@ -44,6 +64,7 @@ class Answered(NamedTuple):
     results: Sequence[ClassifierResult]
     size_bytes: int
     deployment: int = 0
+    mirrored: Mirrored | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +113,7 @@ class DecisionRenderer:
                 "specversion": "1.0",
                 "id": str(uuid.uuid4()),
                 "source": source,
-                "type": _EVENT_TYPE,
+                "type": _EVENT_TYPE if answered.mirrored is None else _SHADOW_EVENT_TYPE,
                 "time": decision["time"],
                 "datacontenttype": "application/json",
                 "data": decision,
@@ -109,7 +130,10 @@ class DecisionRenderer:
             decision: dict[str, Any] = start | {"upload_sha256": hashed[1]}
             if result.frame is not None:
                 decision["frame"] = result.frame
-            yield decision | self._model | self._verdict(result.prediction) | {"cache": cache_of(result)}
+            decision |= self._model | self._verdict(result.prediction) | {"cache": cache_of(result)}
+            if answered.mirrored is not None:
+                decision["shadow"] = _compared(answered.mirrored)
+            yield decision
 
     def _verdict(self, prediction: Prediction) -> dict[str, Any]:
         """Return labels and scores, as in responses, and what is flagged; null if there are no thresholds."""
@@ -130,6 +154,16 @@ class DecisionRenderer:
             "thresholds": self._digest,
             "flagged": None if thresholds is None else is_flagged,
         }
+
+
+def _compared(mirrored: Mirrored) -> dict[str, Any]:
+    return {
+        "answered_by": mirrored.version,
+        "label": mirrored.label,
+        "score": round(mirrored.score, SCORE_DIGITS),
+        "outcome": "agree" if mirrored.agrees else "differ",
+        "difference": round(mirrored.difference, SCORE_DIGITS),
+    }
 
 
 def cache_of(result: ClassifierResult) -> str:

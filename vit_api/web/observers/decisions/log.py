@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from vit_api import metrics
 from vit_api.ipc.metrics_board import Counter
 from vit_api.web.core.classifier_result import ClassifierResult
-from vit_api.web.observers.decisions.decision import Answered, size_of
+from vit_api.web.observers.decisions.decision import Answered, Mirrored, size_of
 from vit_api.web.observers.decisions.url_sink import Refused
 from vit_api.web.observers.exchange import Exchange
 
@@ -126,18 +126,37 @@ class DecisionLog:
         if exchange.request.endpoint == metrics.EMBEDDINGS:  # its answers have no labels
             return
         results = [outcome for outcome in exchange.outcomes if isinstance(outcome, ClassifierResult)]
-        if not results or (self._sample < 1 and random.random() >= self._sample):
+        if not results or not self._is_drawn():
             return
         uploads = {id(result.upload): result.upload for result in results}
         size = sum(map(size_of, uploads.values()))
-        pending = self._queued_bytes - self._taken_bytes
-        if len(self._queue) >= MAX_QUEUED or (pending and pending + size > MAX_QUEUED_BYTES):
-            self._counters.full.add(len(results))
-            return
-        self._queued_bytes += size
         chosen = exchange.request.deployment
         number = 0 if chosen is None else chosen.number
-        self._queue.append(Answered(time.time(), exchange.request.id.decode(), results, size, number))
+        self._queue_one(Answered(time.time(), exchange.request.id.decode(), results, size, number))
+
+    def log_mirrored(self, request_id: str, result: ClassifierResult, deployment: int, mirrored: Mirrored) -> None:
+        """Queue what a mirror said, or drop it if the queue is full.
+
+        Args:
+            request_id: The id of the request that another version has answered.
+            result: The mirror's.
+            deployment: Its number.
+            mirrored: What it is compared with.
+        """
+        if self._is_drawn():
+            size = size_of(result.upload)
+            self._queue_one(Answered(time.time(), request_id, [result], size, deployment, mirrored))
+
+    def _is_drawn(self) -> bool:
+        return self._sample >= 1 or random.random() < self._sample
+
+    def _queue_one(self, answered: Answered) -> None:
+        pending = self._queued_bytes - self._taken_bytes
+        if len(self._queue) >= MAX_QUEUED or (pending and pending + answered.size_bytes > MAX_QUEUED_BYTES):
+            self._counters.full.add(len(answered.results))
+            return
+        self._queued_bytes += answered.size_bytes
+        self._queue.append(answered)
         if len(self._queue) == 1:  # the thread may have gone to sleep
             self._wake.set()
 

@@ -11,5 +11,5 @@ export function showFrames(frames) {
     const text = top ? `${top.label}, ${percent(top.confidence)}` : "no class";
     return make("li", { textContent: `Frame ${index + 1}${time}: ${text}` });
   });
-  return [make("h3", { textContent: "Frames" }), make("ol", { className: "frames" }, ...items)];
+  return [make("h3", { textContent: "Frames" }), make("ol", { className: "frames", ariaLabel: "Frames" }, ...items)];
 }

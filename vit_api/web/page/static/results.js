@@ -88,7 +88,7 @@ function showAnswer(answer, thresholds) {
   const badge = make("span", { className: `badge ${isHit ? "hit" : ""}`, textContent: source(answer) });
   const name = make("span", { className: "answered hint", textContent: `by ${nameOf(body)}` });
   return [
-    make("ol", { className: "bars" }, ...items),
+    make("ol", { className: "bars", ariaLabel: "Predictions" }, ...items),
     ...showVerdict(body),
     ...showFrames(body.frames),
     make("p", { className: "row source" }, badge, name),

@@ -18,7 +18,7 @@ from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.labels.thresholds import Thresholds
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source, Tier
 from vit_api.web.observers.decisions import log as decision_log
-from vit_api.web.observers.decisions.decision import Answered, DecisionContext, DecisionRenderer
+from vit_api.web.observers.decisions.decision import Answered, DecisionContext, DecisionRenderer, Mirrored
 from vit_api.web.observers.decisions.log import DecisionCounters, DecisionLog
 from vit_api.web.observers.decisions.url_sink import Refused
 
@@ -197,3 +197,31 @@ def test_an_event_is_a_cloud_event() -> None:
         assert (event["type"], event["time"]) == ("vit-api.decision.v1", "1970-01-01T00:00:00.000Z")
         assert event["data"]["flagged"] is None
         assert event["data"]["thresholds"] is None
+
+
+_MIRRORED = Mirrored("1", "good", 0.912345678, agrees=False, difference=0.712345678)
+
+
+def test_a_mirrors_line_says_what_the_client_was_told() -> None:
+    """Beside its own predictions and flags."""
+    fixture = _Fixture()
+    fixture.log.log_mirrored("an-id", miss(scores_of(0.2, 0.8), _UPLOAD), 0, _MIRRORED)
+    fixture.log.close()
+    (line,) = map(json.loads, fixture.sink.lines)
+    assert (line["request_id"], line["upload_sha256"]) == ("an-id", hashlib.sha256(_UPLOAD).hexdigest())
+    assert (line["predictions"][0]["label"], line["flagged"]) == ("bad", True)
+    assert line["shadow"] == {
+        "answered_by": "1",
+        "label": "good",
+        "score": 0.912346,
+        "outcome": "differ",
+        "difference": 0.712346,
+    }
+
+
+def test_a_mirrors_event_has_a_type_of_its_own() -> None:
+    """Receivers that know decisions only can tell it apart."""
+    renderer = DecisionRenderer(DecisionContext(checkpoint_of("good", "bad"), "abc", _THRESHOLDS, "2"))
+    answered = Answered(0.0, "an-id", [miss(scores_of(0.2, 0.8))], 0, 1)
+    types = [json.loads(*renderer.events(one))["type"] for one in (answered, answered._replace(mirrored=_MIRRORED))]
+    assert types == ["vit-api.decision.v1", "vit-api.shadow.v1"]
