@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
-.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test results bench-quick soak autoscaling autoscaling-test container-test clean
+.PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test openvino openvino-test results bench-quick soak autoscaling autoscaling-test container-test clean
 
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
@@ -72,12 +72,19 @@ ray: .venv-ray/ray.stamp
 ray-test: .venv/dev.stamp .venv-ray/ray.stamp
 	RAY_TESTS=all $(BIN)/python -m pytest tests/unit/classify tests/deploy/test_ray_serve.py tests/benchmarks/test_ray_benchmarks.py
 
+# Makes the environment of the tests of int8 models and of benchmarks.engines: its own packages, and those of .venv.
+openvino: .venv-openvino/openvino.stamp
+
+# The tests that need OpenVINO; without it, they are skipped.
+openvino-test: .venv-openvino/openvino.stamp
+	.venv-openvino/bin/python -m pytest tests/unit/model/test_openvino_network.py tests/unit/quantization tests/e2e/test_quantized.py
+
 # Reruns everything that the READMEs and docs quote, for more than two hours, and writes the tables. Needs a clean tree.
-results: .venv/dev.stamp .venv-ray/ray.stamp
+results: .venv/dev.stamp .venv-ray/ray.stamp .venv-openvino/openvino.stamp
 	$(BIN)/python -m benchmarks.rerun $(BENCHMARKS)
 
 # Each benchmark in its shortest form, to see that it runs.
-bench-quick: .venv/dev.stamp .venv-ray/ray.stamp
+bench-quick: .venv/dev.stamp .venv-ray/ray.stamp .venv-openvino/openvino.stamp
 	$(BIN)/python -m benchmarks.rerun --quick $(BENCHMARKS)
 
 # Builds the documentation site in site/, and fails on a broken link or anchor. Needs no network once .venv-docs is made.
@@ -85,7 +92,7 @@ docs: .venv-docs/docs.stamp
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --clean
 
 clean:
-	rm -rf .venv .venv-peers .venv-ray .venv-docs dist site
+	rm -rf .venv .venv-peers .venv-ray .venv-openvino .venv-docs dist site
 
 .venv/bin/python:
 	@$(PYTHON) -m vit_api.environment.system
@@ -108,6 +115,12 @@ clean:
 	$(BIN)/python -m venv .venv-ray
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth"
 	.venv-ray/bin/python -m pip install --quiet -r requirements-ray-dev.txt
+	touch $@
+
+.venv-openvino/openvino.stamp: requirements-openvino.txt requirements-openvino-dev.txt | .venv/dev.stamp
+	$(BIN)/python -m venv .venv-openvino
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-openvino/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth"
+	.venv-openvino/bin/python -m pip install --quiet -r requirements-openvino-dev.txt
 	touch $@
 
 .venv-docs/docs.stamp: requirements-docs.txt

@@ -43,6 +43,7 @@ PLAN = (
     _Planned("batching", 8, ("--rates", "20", *_TURN)),
     _Planned("scaling", 8, ("--only", "camera", *_TURN)),
     _Planned("resizing", 1, ("--max-images", "20")),
+    _Planned("engines", 20, ("--models", "ViT-S/14", *_TURN)),
     _Planned("profile", 2, ("--seconds", "2")),
     _Planned("tune", 15, ("--settings", "max_wait_ms", "--connections", "8", *_TURN)),
     _Planned("overload", 3, ("--rounds", "1", "--seconds", "2")),

@@ -1,4 +1,4 @@
-"""The command `vit-api`, also `python -m vit_api`: `serve`, `classify`, `load` and `bench`; `--help` explains them."""
+"""The command `vit-api`, also `python -m vit_api`; `--help` explains its commands."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ def _serve() -> int:
 def _run_command() -> int:
     from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come during this import
     from vit_api.load import command as load_command
+    from vit_api.quantization import command as quantize_command
 
     parser = argparse.ArgumentParser(prog="vit-api", description="Image classification with Vision Transformers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("serve", help="run the server, as server.py does; `serve --help` lists its settings")
     classify_command.add_parser(commands)
+    quantize_command.add_parser(commands)
     load_command.add_parsers(commands)
     arguments = parser.parse_args()
     status: int = arguments.run(arguments)

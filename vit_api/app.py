@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from vit_api.checkpoints.int8 import check_served
 from vit_api.decoding.resizing import resizer_name
 from vit_api.environment.devices import choose_devices
 from vit_api.environment.system import require_linux
@@ -238,6 +239,7 @@ def run(
         checkpoints = _load_checkpoints(settings)
         early.enter(Phase.LOADING)
         devices = choose_devices(settings.device)
+        _check_openvino(settings, checkpoints, devices)
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     try:
@@ -269,3 +271,18 @@ def _load_checkpoints(settings: Settings) -> list[Checkpoint]:
         except CheckpointError as error:
             raise CheckpointError(f"{ENV_PREFIX}MODELS: {one.title}: {error}") from error
     return checkpoints
+
+
+def _check_openvino(settings: Settings, checkpoints: Sequence[Checkpoint], devices: Sequence[str]) -> None:
+    """Refuse what OpenVINO can't run here, and int8 models that must not be served.
+
+    Raises:
+        CheckpointError: There is one.
+    """
+    dtypes = [one.dtype for one in settings.deployments] or [settings.dtype]
+    for checkpoint, dtype in zip(checkpoints, dtypes, strict=True):
+        warning = check_served(
+            checkpoint, dtype, settings.engine, devices, allow_unverified=settings.allow_unverified_int8
+        )
+        if warning is not None:
+            logger.warning("%s", warning)

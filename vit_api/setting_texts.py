@@ -26,6 +26,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
             "device",
             "dtype",
             "engine",
+            "allow_unverified_int8",
             "cpu_threads",
             "workers_per_device",
         ),

@@ -146,12 +146,22 @@ class Settings(BaseSettings):
     ] = "auto"
     dtype: Annotated[
         DTYPES,
-        Field(description="Precision of the model; auto: the fastest that the hardware supports natively"),
+        Field(
+            description="Precision of the model; auto: the fastest that the hardware supports natively, never int8; "
+            "int8: a quantized model on the CPU, see docs/quantization.md"
+        ),
     ] = "auto"
     engine: Annotated[
-        Literal["auto", "eager", "compile", "cudagraph"],
-        Field(description="How the model is executed; auto: CUDA graphs on a GPU, eager on the CPU"),
+        Literal["auto", "eager", "compile", "cudagraph", "openvino"],
+        Field(
+            description="How the model is executed; auto: CUDA graphs on a GPU, eager on the CPU; openvino needs the "
+            "extra openvino, and runs on the CPU"
+        ),
     ] = "auto"
+    allow_unverified_int8: Annotated[
+        bool,
+        Field(description="Serve an int8 model though the verdict on it is missing, failed, or on other files"),
+    ] = False
     max_batch_size: Annotated[int, Field(ge=1, le=256, description="Maximum batch size, in images")] = 32
     max_wait_ms: Annotated[
         float,
@@ -429,6 +439,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{ENV_PREFIX}MODELS: The list has the models, so {ENV_PREFIX}{both[0].upper()} would be ignored. "
                 "Leave one of the two settings out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_int8_engine(self) -> Settings:
+        has_int8 = self.dtype == "int8" if self.models is None else any(one.dtype == "int8" for one in self.deployments)
+        if has_int8 and self.engine not in ("auto", "openvino"):
+            raise ValueError(
+                f"{ENV_PREFIX}ENGINE: A model in int8 runs in OpenVINO only. Set auto or openvino. Got {self.engine!r}."
             )
         return self
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.checkpoints.int8 import identity_of
 from vit_api.deployments import Deployment
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.batch_stats import BatchStats
@@ -143,7 +144,7 @@ class SharedDeployment:
             counted = tuple(metric for metric in counted if metric not in metrics.SERVER_WIDE)
         self.metrics_board = MetricsBoard(names, counted)
         needs_identity = settings.redis_url is not None or settings.decision_log is not None
-        self.checkpoint_identity = checkpoint.identity() if needs_identity else ""
+        self.checkpoint_identity = identity_of(checkpoint, spec.dtype) if needs_identity else ""
 
 
 @contextlib.contextmanager

@@ -27,6 +27,12 @@ def save_vit_base(folder: Path) -> None:
     _save(ViTConfig(num_labels=1000), folder)
 
 
+def save_vit_small(folder: Path) -> None:
+    """Save a ViT-S/14 for 224 x 224 pixels and 1,000 classes, of the size of DINOv2-small."""
+    config = ViTConfig(patch_size=14, hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_labels=1000)
+    _save(config, folder)
+
+
 def save_small_vit(folder: Path, layers: int = 4) -> None:
     """Save a ViT for 224 x 224 pixels that takes about 2.5 ms per layer and image on one core."""
     config = ViTConfig(

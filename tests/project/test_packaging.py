@@ -23,6 +23,7 @@ _PINNED = {
     "load": "requirements-load.txt",
     "bench": "requirements-bench.txt",
     "ray": "requirements-ray.txt",
+    "openvino": "requirements-openvino.txt",
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.checkpoints.int8 import check_served
 from vit_api.client.results import ClassifyError, Rejected, ServerFailed
 from vit_api.decoding.frames import STILL, Frame
 from vit_api.errors import InternalError, ViTError
@@ -91,6 +92,7 @@ def build_lit_api(settings: Settings, max_batch_size: int, *, all_classes: bool 
         CheckpointError: The model can't be found or can't be served.
     """
     checkpoint = load_checkpoint(settings.model, settings.revision, served_name=settings.model_name)
+    check_served(checkpoint, settings.dtype, settings.engine, (), allow_unverified=settings.allow_unverified_int8)
     thresholds = settings.thresholds
     return ViTAPI(
         checkpoint,

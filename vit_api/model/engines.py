@@ -7,6 +7,7 @@ device that returns packed predictions; see `pack`.
 - `cudagraph` records the function's kernels once for each of a few batch sizes, and launches them with a single call.
 - `compile` lets torch.compile generate fused kernels first; on CUDA these are recorded, too. It needs a compiler, and
   takes minutes at the first start, so `auto` never selects it.
+- `openvino` runs the exported function in OpenVINO, on the CPU, for any batch size. It is an extra.
 
 A batch between two sizes is padded to the larger one. Images are independent of each other in the model, so the content
 of the padding, which is left over from earlier batches, has no effect. Its results are discarded.
@@ -32,6 +33,8 @@ from vit_api.model.cuda_graphs import Network, Run
 
 logger = logging.getLogger(__name__)
 
+OPENVINO = "openvino"
+
 Packed = TypeVar("Packed", Tensor, NDArray[np.float32])
 
 _SIZES = {
@@ -54,7 +57,7 @@ class Engine(NamedTuple):
     """A way to run the model.
 
     Attributes:
-        name: `eager`, `compile` or `cudagraph`.
+        name: `eager`, `compile`, `cudagraph` or `openvino`.
         run: Maps uint8 pixels [batch, height, width, 3] on the device to packed predictions, valid until its next call.
         sizes: The batch sizes that it prepared; batches are padded to one of them. Empty if it does not pad.
     """
@@ -131,7 +134,7 @@ def make_engine(
     """Return the requested engine; if it fails or its results differ, log one warning and return the eager one.
 
     Args:
-        wanted: `eager`, `compile` or `cudagraph`.
+        wanted: `eager`, `compile`, `cudagraph` or `openvino`.
         eager: The function itself.
         compiled: Returns the compiled form of the function.
         inputs: Returns a uint8 tensor [n, height, width, 3] on the device for a number of images n.
@@ -142,7 +145,10 @@ def make_engine(
         return Engine("eager", eager)
     started = time.monotonic()
     try:
-        run = _padded(wanted, compiled() if wanted == "compile" else eager, eager, inputs(sizes[-1]), sizes)
+        if wanted == OPENVINO:
+            run = compiled()
+        else:
+            run = _padded(wanted, compiled() if wanted == "compile" else eager, eager, inputs(sizes[-1]), sizes)
         _check(run, eager, inputs, sizes, max_deviation)
     except Exception as error:  # from drivers, compilers or memory; the eager engine needs none of these
         logger.warning("The engine %s is not available; using eager instead: %s", wanted, _first_line(error))
@@ -151,7 +157,7 @@ def make_engine(
         logger.info(
             "Prepared the engine %s for batches of %s in %.1f s", wanted, list(sizes), time.monotonic() - started
         )
-        return Engine(wanted, run, sizes)
+        return Engine(wanted, run, () if wanted == OPENVINO else sizes)
     run = eager  # here the exception is gone as well, so that nothing refers to the recordings
     if torch.cuda.is_available():
         cuda_graphs.free_memory()

@@ -10,18 +10,20 @@ import functools
 import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.checkpoints.int8 import INT8, model_file
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, MAX_TOP_K, Prediction
 from vit_api.model import cuda_graphs
 from vit_api.model.cuda_graphs import Network
 from vit_api.model.embeddings import ClassifierHead, black, find_head, normalise
 from vit_api.model.engines import (
+    OPENVINO,
     Engine,
     batch_sizes,
     choose_engine,
@@ -35,6 +37,7 @@ from vit_api.model.fusing import fuse
 from vit_api.model.host_memory import keep_freed_memory
 from vit_api.model.loading import load_network, read_width
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
+from vit_api.model.openvino_network import OpenVINONetwork, export
 from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.model.vit import FusedViT
@@ -44,6 +47,9 @@ logger = logging.getLogger(__name__)
 _MAX_DEVIATION = {torch.float32: 1e-3}
 _MAX_DEVIATION_ELSE = 0.05
 """Maximum `engines.deviation`: the order of summation differs, and bfloat16 has 8 significant bits."""
+
+
+_NO_EMBEDDINGS = "The model has no embeddings: its last layer does not read one vector for each image."
 
 
 class Launched(NamedTuple):
@@ -70,7 +76,7 @@ class VisionModel:
     Args:
         checkpoint: The checkpoint. Weights are loaded only from safetensors, and no code of the checkpoint is run.
         device: torch's name of the device: `cpu`, `cuda:0`.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        dtype: `auto`, `float32`, `bfloat16`, `float16` or, on the CPU and for a quantized checkpoint, `int8`.
         cpu_threads: Threads for one operation on the CPU in this process; by default, see `precision`.
         max_batch_size: Maximum number of images in a batch.
         all_classes: Return all classes of each image, not only `MAX_TOP_K`.
@@ -110,23 +116,35 @@ class VisionModel:
         self._max_batch_size = max_batch_size
         self._scale, self._shift = self._normalisation(checkpoint)
         self._is_bgr = checkpoint.preprocessing.is_bgr
-        self._model = load_network(
-            checkpoint.path,
-            choose_dtypes(dtype, self.device, width),
-            self.pixel_shape,
-            self._scale,
-            self._shift,
-            sigmoid=checkpoint.has_sigmoid,
-        )
-        self.dtype = self._model.dtype
-        self._classes: int = self._model.config.num_labels
+        self._classes = len(checkpoint.labels)
         self._top_k = self._classes if all_classes else min(MAX_TOP_K, self._classes)
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
         self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
+        self._logits: Network
+        if dtype == INT8:
+            self._load_int8(checkpoint)
+        else:
+            self._load(checkpoint, choose_dtypes(dtype, self.device, width))
+        self.engine = Engine("eager" if self._int8 is None else OPENVINO, self._run_eagerly)
+
+    def _load(self, checkpoint: Checkpoint, dtypes: Sequence[torch.dtype]) -> None:
+        self._int8: OpenVINONetwork | None = None
+        self._model = load_network(
+            checkpoint.path, dtypes, self.pixel_shape, self._scale, self._shift, sigmoid=checkpoint.has_sigmoid
+        )
+        self.dtype = self._model.dtype
+        self._classes = self._model.config.num_labels
         with torch.inference_mode():
             fused = None if self._is_bgr else fuse(self._model, self._scale, self._shift, self._unfused)
             self._logits = fused or self._unfused
-        self.engine = Engine("eager", self._run_eagerly)
+
+    def _load_int8(self, checkpoint: Checkpoint) -> None:
+        if self.device.type != "cpu":
+            raise ValueError("A model in int8 runs on the CPU only: set the device cpu, or another dtype.")
+        self._int8 = self._logits = OpenVINONetwork(model_file(checkpoint.path), torch.get_num_threads())
+        self.dtype = torch.int8
+        if not self._int8.has_features:
+            logger.warning("%s", _NO_EMBEDDINGS)
 
     def _normalisation(self, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
         """Fold rescaling and normalisation, (x * scale - mean) / std, into x * a + b; a and b are float32 [3, 1, 1]."""
@@ -144,29 +162,36 @@ class VisionModel:
         """Set up an engine and warm up each batch size, so that no request pays for one-time initialisation.
 
         Args:
-            engine: `auto`, `eager`, `compile` or `cudagraph`. If it is not available, the model stays eager, and a
-                warning says why.
+            engine: `auto`, `eager`, `compile`, `cudagraph` or `openvino`; an int8 model has only the last. If it is not
+                available, the model stays eager, and a warning says why.
             sizes: The batch sizes to prepare, in ascending order; by default, those of `engines.batch_sizes`.
 
         Raises:
             RuntimeError: The model's output is infinite or NaN.
         """
-        name = choose_engine(engine, self.device)
+        name = OPENVINO if self._int8 else choose_engine(engine, self.device)
         warmed = warmed_batch_sizes(self._max_batch_size)
-        prepared = sizes or (warmed if name == "eager" else batch_sizes(name, self._max_batch_size))
+        prepared = sizes or (warmed if name in ("eager", OPENVINO) else batch_sizes(name, self._max_batch_size))
 
         def compiled() -> Network:
+            if name == OPENVINO:
+                exported = OpenVINONetwork(self.export(), torch.get_num_threads(), self.dtype)
+                return lambda pixels: pack(exported(pixels), self._top_k)
             traceable = self._logits.without_kernels() if isinstance(self._logits, FusedViT) else self._logits
             logits = compile_network(traceable, len(prepared))
             return lambda pixels: pack(logits(pixels), self._top_k)
 
-        self.engine = make_engine(
-            name,
-            self._run_eagerly,
-            compiled,
-            lambda images: torch.zeros((images, *self.pixel_shape), dtype=torch.uint8, device=self.device),
-            sizes=prepared,
-            max_deviation=_MAX_DEVIATION.get(self.dtype, _MAX_DEVIATION_ELSE),
+        self.engine = (
+            self.engine
+            if self._int8
+            else make_engine(
+                name,
+                self._run_eagerly,
+                compiled,
+                lambda images: torch.zeros((images, *self.pixel_shape), dtype=torch.uint8, device=self.device),
+                sizes=prepared,
+                max_deviation=_MAX_DEVIATION.get(self.dtype, _MAX_DEVIATION_ELSE),
+            )
         )
         started = time.monotonic()
         warmed = self.engine.sizes or warmed
@@ -215,13 +240,23 @@ class VisionModel:
         top_k = self._classes if parts & ALL_CLASSES else self._top_k
         if not parts & EMBEDDING:
             return None, pack(self._logits(pixels), top_k)
+        features, logits = self.forward(pixels)
+        return None if features is None else normalise(features), pack(logits, top_k)
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Return the features [batch, size] that the last layer reads, None if there are none, and the logits."""
+        if self._int8:
+            return self._int8.run(pixels)
         if isinstance(self._logits, FusedViT):
             features = self._logits.features(pixels)
-            return normalise(features), pack(self._logits.classify(features), top_k)
-        if self._head is None:
-            return None, pack(self._logits(pixels), top_k)
-        features, logits = self._head.run(lambda: self._unfused(pixels))
-        return normalise(features), pack(logits, top_k)
+            return features, self._logits.classify(features)
+        return (None, self._logits(pixels)) if self._head is None else self._head.run(lambda: self._unfused(pixels))
+
+    def export(self) -> Any:
+        """Return the model as an `openvino.Model`, see `openvino_network`; only for the CPU, and not in int8."""
+        _ = None if isinstance(self._logits, FusedViT) else self._head  # found now: it can't be traced
+        modules = self._model if isinstance(self._model, torch.nn.Module) else None
+        return export(self.forward, self.pixel_shape, None if isinstance(self._logits, FusedViT) else modules)
 
     @functools.cached_property
     def _head(self) -> ClassifierHead | None:
@@ -229,7 +264,7 @@ class VisionModel:
         assert isinstance(self._model, torch.nn.Module)  # as every image classifier is
         head = find_head(self._model, lambda: self._unfused(black(self.pixel_shape, self.device)))
         if head is None:
-            logger.warning("The model has no embeddings: its last layer does not read one vector for each image.")
+            logger.warning("%s", _NO_EMBEDDINGS)
         return head
 
     @translate_memory_error

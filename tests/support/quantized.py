@@ -1,0 +1,45 @@
+"""An int8 copy of the embedded model, made by the real OpenVINO and NNCF."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from scripts.train_digits import scan_to_image
+from vit_api.checkpoints.checkpoint import load_checkpoint
+from vit_api.decoding.images import decode
+from vit_api.quantization.gate import MIN_IMAGES
+from vit_api.quantization.quantizer import Quantizer
+
+_CALIBRATION = 32
+
+
+def digit_pngs() -> list[bytes]:
+    """Return all scans as PNGs."""
+    found = []
+    for scan in load_digits().images:
+        file = io.BytesIO()
+        scan_to_image(scan).save(file, "PNG")
+        found.append(file.getvalue())
+    return found
+
+
+def quantize_digits(out: Path, *, judged: int | None = None) -> list[str]:
+    """Write the int8 copy and its verdict; return why it fails the gate.
+
+    Args:
+        out: The folder to write.
+        judged: Number of images that are judged; None for all but those that calibrate.
+    """
+    checkpoint = load_checkpoint("digits")
+    pixels = [decode(png, checkpoint.preprocessing, exact=False) for png in digit_pngs()]
+
+    def others() -> Iterator[NDArray[np.uint8]]:
+        return iter(pixels[_CALIBRATION:][:judged])
+
+    return Quantizer(checkpoint, pixels[:_CALIBRATION], others, MIN_IMAGES).run(out)[1]

@@ -1,0 +1,114 @@
+"""Int8 checkpoints: which are served, by their verdict and their files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vit_api.checkpoints import int8
+from vit_api.checkpoints.checkpoint import EMBEDDED, Checkpoint, CheckpointError, load_checkpoint
+
+
+@pytest.fixture
+def quantized(tmp_path: Path) -> Checkpoint:
+    """Return a checkpoint with the files of a quantized network, and no verdict."""
+    folder = tmp_path / "digits-int8"
+    shutil.copytree(EMBEDDED["digits"], folder)
+    for name in ("openvino_model.xml", "openvino_model.bin"):
+        (folder / name).write_bytes(name.encode())
+    return load_checkpoint(str(folder))
+
+
+def test_what_passed_is_served(quantized: Checkpoint) -> None:
+    """The verdict passed, and is on these files."""
+    int8.write_verdict(quantized.path, [], {})
+    assert int8.check_int8(quantized) is None
+
+
+@pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml", "config.json", "model.safetensors"])
+def test_a_changed_file_is_refused(quantized: Checkpoint, name: str) -> None:
+    """The error names it."""
+    int8.write_verdict(quantized.path, [], {})
+    with (quantized.path / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(CheckpointError, match=rf"its {name} is not the file that passed the gate"):
+        int8.check_int8(quantized)
+
+
+def test_a_new_processor_file_is_refused(quantized: Checkpoint) -> None:
+    """It would take precedence over the one whose normalisation the network has."""
+    int8.write_verdict(quantized.path, [], {})
+    (quantized.path / "processor_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"its processor_config\.json is not the file"):
+        int8.check_int8(quantized)
+
+
+def test_what_failed_is_refused_with_the_reason(quantized: Checkpoint) -> None:
+    """The reason is that of the gate."""
+    int8.write_verdict(quantized.path, ["Only 3 images were judged."], {})
+    with pytest.raises(CheckpointError, match=r"it failed its gate\. Only 3 images were judged\. .*ALLOW_UNVERIFIED"):
+        int8.check_int8(quantized)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(None, id="missing"),
+        pytest.param("{", id="not JSON"),
+        pytest.param("[]", id="a list"),
+        pytest.param('{"verdict": "passed"}', id="without files"),
+        pytest.param('{"verdict": "passed", "failures": [], "sha256": 3}', id="files are a number"),
+    ],
+)
+def test_without_a_readable_verdict_it_is_refused(quantized: Checkpoint, content: str | None) -> None:
+    """The error names the file; the setting makes it a warning."""
+    if content is not None:
+        (quantized.path / int8.VERDICT).write_text(content)
+    with pytest.raises(CheckpointError, match=r"quantization\.json"):
+        int8.check_int8(quantized)
+    assert "without a valid verdict" in str(int8.check_int8(quantized, allow_unverified=True))
+
+
+def test_a_verdict_without_any_file_does_not_pass(quantized: Checkpoint) -> None:
+    """Files that it does not name were not judged."""
+    (quantized.path / int8.VERDICT).write_text('{"verdict": "passed", "failures": [], "sha256": {}}')
+    with pytest.raises(CheckpointError, match="is not the file that passed"):
+        int8.check_int8(quantized)
+
+
+def test_a_checkpoint_that_is_not_quantized_is_refused() -> None:
+    """The setting does not help: there is nothing to serve."""
+    with pytest.raises(CheckpointError, match=r"'digits' can't be used in int8: it has no openvino_model\.xml"):
+        int8.check_int8(load_checkpoint("digits"), allow_unverified=True)
+
+
+@pytest.mark.parametrize(("dtype", "engine"), [("int8", "auto"), ("auto", "openvino")])
+def test_a_gpu_is_refused(dtype: str, engine: str) -> None:
+    """OpenVINO runs on the CPU only here."""
+    with pytest.raises(CheckpointError, match="runs on the CPU only"):
+        int8.check_served(load_checkpoint("digits"), dtype, engine, ["cuda:0"], allow_unverified=False)
+
+
+@pytest.mark.parametrize(("dtype", "engine"), [("int8", "auto"), ("auto", "openvino")])
+def test_without_openvino_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, dtype: str, engine: str) -> None:
+    """It is an extra, which few need."""
+    monkeypatch.setattr(int8, "find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"openvino is not installed.*vit-api\[openvino\]"):
+        int8.check_served(load_checkpoint("digits"), dtype, engine, ["cpu"], allow_unverified=False)
+
+
+def test_other_dtypes_need_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither OpenVINO nor a verdict."""
+    monkeypatch.setattr(int8, "find_spec", lambda name: None)
+    checkpoint = load_checkpoint("digits")
+    assert int8.check_served(checkpoint, "auto", "auto", ["cuda:0"], allow_unverified=False) is None
+
+
+def test_int8_answers_have_an_identity_of_their_own(quantized: Checkpoint) -> None:
+    """So a shared cache does not mix them with float32's, nor with those of other int8 weights."""
+    before = int8.identity_of(quantized, "int8")
+    assert before != int8.identity_of(quantized, "auto") == quantized.identity()
+    int8.model_file(quantized.path).write_text("other")
+    assert int8.identity_of(quantized, "int8") != before

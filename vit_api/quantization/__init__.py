@@ -1,0 +1,1 @@
+"""The command `quantize`, which makes an int8 copy of a checkpoint, and judges it."""

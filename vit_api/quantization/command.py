@@ -1,0 +1,134 @@
+"""The command `python -m vit_api quantize`: its arguments and its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FAILED = 1
+_MISUSED = 2
+_CALIBRATION_IMAGES = 128
+_MIN_JUDGED = 10
+"""Fewer say nothing, whatever they agree on."""
+
+_EPILOG = """\
+The verdict is DIR/quantization.json. Of at least 1,128 images, 128 calibrate and 1,000 or more are judged: with fewer,
+the verdict is "failed". Exit status: 0 if the gate is passed, 1 if not, 2 on a usage error. See docs/quantization.md.
+"""
+
+
+class _UsageError(Exception):
+    """The command can't run as it was called; the message says why."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its arguments to a parser's subcommands."""
+    parser = commands.add_parser(
+        "quantize",
+        help="make an int8 copy of a model, for the CPU",
+        description="Make an int8 copy of a model, which the server runs with VIT_API_DTYPE=int8, and judge it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="hub id, directory or `digits`")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images like those to be classified")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to write it; new, or empty")
+    parser.add_argument(
+        "--calibration-images",
+        type=int,
+        default=_CALIBRATION_IMAGES,
+        metavar="N",
+        help="images that the ranges of activations are taken from (default: %(default)s)",
+    )
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command and return its exit status."""
+    try:
+        return _quantize(arguments)
+    except _UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _MISUSED
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    for package in ("openvino", "nncf"):
+        if find_spec(package) is None:
+            raise _UsageError(
+                f"The package {package} is not installed. Install the extra: pip install 'vit-api[openvino]', or in a "
+                "checkout pip install -r requirements-openvino.txt."
+            )
+    # Not at the top: the other commands need none of this.
+    from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
+    from vit_api.logs import configure_logging
+    from vit_api.quantization.gate import MIN_IMAGES
+    from vit_api.quantization.quantizer import Quantizer
+
+    out = arguments.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise _UsageError(f"The directory {out} is not empty. Name a new one.")
+    files = _files(arguments.images)
+    count = arguments.calibration_images
+    if count < 1 or len(files) < count + _MIN_JUDGED:
+        raise _UsageError(
+            f"The directory {arguments.images} has {len(files)} files, too few to calibrate with {count} and judge "
+            f"others: {count + MIN_IMAGES:,} images are needed to pass the gate. Add images, or lower "
+            "--calibration-images."
+        )
+    try:
+        checkpoint = load_checkpoint(arguments.model, arguments.revision)
+    except CheckpointError as error:
+        raise _UsageError(str(error)) from error
+    configure_logging("info", "text")
+    step = len(files) / count
+    chosen = {files[int(number * step)] for number in range(count)}
+    images = _Images(checkpoint)
+    calibration = list(images.decode(sorted(chosen)))
+    others = [file for file in files if file not in chosen]
+    quantizer = Quantizer(checkpoint, calibration, lambda: images.decode(others), MIN_IMAGES)
+    compared, failures, left_out = quantizer.run(out)
+    print(
+        f"Judged on {compared.images} images: the top class is the same for {compared.top_1_agreement:.2%}, and where "
+        f"the first two are apart for {compared.clear_top_1_agreement:.2%}; mean difference "
+        f"{compared.mean_difference:.4f}, largest {compared.largest_difference:.3f}; {len(left_out)} layers left out."
+    )
+    print(" ".join(["The gate is failed.", *failures]) if failures else "The gate is passed.")
+    print(f"Written to {out}." + ("" if failures else f" Serve it: VIT_API_MODEL={out} VIT_API_DTYPE=int8"))
+    return _FAILED if failures else 0
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files in a folder at any depth, in order."""
+    if not folder.is_dir():
+        raise _UsageError(f"There is no directory {folder}.")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+
+
+class _Images:
+    """Decodes image files as the server does; says once which it can't read, and leaves them out."""
+
+    def __init__(self, checkpoint: object) -> None:
+        self._checkpoint = checkpoint
+        self._reported: set[Path] = set()
+
+    def decode(self, files: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+        from vit_api.checkpoints.checkpoint import Checkpoint
+        from vit_api.decoding import images
+        from vit_api.errors import ViTError
+
+        assert isinstance(self._checkpoint, Checkpoint)
+        for file in files:
+            try:
+                yield images.decode(file.read_bytes(), self._checkpoint.preprocessing, exact=False)
+            except (OSError, ViTError) as error:
+                if file not in self._reported:
+                    self._reported.add(file)
+                    print(f"{file}: not used: {error}", file=sys.stderr)
