@@ -1,4 +1,4 @@
-"""The command `vit-api`, also `python -m vit_api`: `serve`, `classify`, `load` and `bench`; `--help` explains them."""
+"""The command `vit-api`, also `python -m vit_api`; `--help` explains what there is."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def _serve() -> int:
 
 
 def _run_command() -> int:
+    from vit_api import models_command
     from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come during this import
     from vit_api.load import command as load_command
 
@@ -57,6 +58,7 @@ def _run_command() -> int:
     commands.add_parser("serve", help="run the server, as server.py does; `serve --help` lists its settings")
     classify_command.add_parser(commands)
     load_command.add_parsers(commands)
+    models_command.add_parser(commands)
     arguments = parser.parse_args()
     status: int = arguments.run(arguments)
     return status

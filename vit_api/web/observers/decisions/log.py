@@ -136,7 +136,7 @@ class DecisionLog:
             return
         self._queued_bytes += size
         chosen = exchange.request.deployment
-        number = 0 if chosen is None else chosen.number
+        number = 0 if chosen is None else chosen.place
         self._queue.append(Answered(time.time(), exchange.request.id.decode(), results, size, number))
         if len(self._queue) == 1:  # the thread may have gone to sleep
             self._wake.set()
