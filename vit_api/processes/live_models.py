@@ -243,6 +243,8 @@ class LiveModels:
         """Return what is to be loaded."""
         versions = self._versions_of(name)
         entry = {"name": name, **arguments}
+        if isinstance(entry.get("version"), int):
+            entry["version"] = str(entry["version"])
         if "model" not in entry:
             known = [one for one in self._written.values() if one.name == name]
             known = [one for one in known if entry.get("version", one.version) == one.version]

@@ -7,6 +7,7 @@ a model is loaded.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import os
@@ -133,9 +134,9 @@ class LiveDeployments:
         self._report_drained()
 
     def _report_drained(self) -> None:
+        """Report each deployment that is unloading, once it has answered every request."""
+        in_flight = self._served.in_flight
+        assert in_flight is not None
         for one in self._shared.deployments:
             if one.is_unloading:
-                self._served.in_flight.when_empty(one.number, lambda place=one.number: self._drained(place))  # type: ignore[misc]
-
-    def _drained(self, place: int) -> None:
-        self._channel.send(Drained(place))
+                in_flight.when_empty(one.number, functools.partial(self._channel.send, Drained(one.number)))

@@ -34,7 +34,7 @@ class ServedDeployments:
     Attributes:
         cores: Their parts that run in the background.
         renderers: Render the decisions of each for the log.
-        in_flight: Counts their requests.
+        in_flight: Counts their requests; None if none is ever unloaded.
     """
 
     def __init__(self, shared: Shared, decoder_of: DecoderOf, parts: ProcessParts) -> None:
@@ -43,7 +43,7 @@ class ServedDeployments:
         self._parts = parts
         self.cores: dict[int, DeploymentCore] = {}
         self.renderers: dict[int, DecisionRenderer] = {}
-        self.in_flight = InFlight()
+        self.in_flight = None if shared.settings.max_models is None else InFlight()
         self._decoders: dict[int, DecoderAndEncoder] = {}
         self._slots: dict[int, OwnerSlots] = {}
         self._requests: dict[int, Observer] = {}
@@ -96,7 +96,8 @@ class ServedDeployments:
         if not self._shared.has_several:
             return [*self._requests.values(), *self._predictions.values()]
         of_requests = ByDeployment(self._requests, RequestMetrics(other))
-        return [of_requests, ByDeployment(self._predictions), self.in_flight]
+        observers: list[Observer] = [of_requests, ByDeployment(self._predictions)]
+        return observers if self.in_flight is None else [*observers, self.in_flight]
 
     def render_lines(self, answered: Answered) -> Iterator[bytes]:
         """Render the decisions of a request for a file."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vit_api.errors import BadRequest
+from vit_api.errors import BadRequest, UploadTooLarge
 from vit_api.web.admission.keys import check_operator
 from vit_api.web.live import LiveDeployments
 from vit_api.web.openapi.schemas import ErrorResponse
@@ -20,6 +20,7 @@ from vit_api.web.operations.model_config import fields_of
 B = TypeVar("B", bound=BaseModel)
 
 _MODEL = "/v2/repository/models/{model_name:path}"
+_MAX_BODY_BYTES = 2**20
 _IGNORED = frozenset(("unload_dependents",))
 """Of Triton's parameters: no model here depends on another."""
 
@@ -122,10 +123,15 @@ async def _body_of(request: Request, kind: type[B]) -> B:
 
     Raises:
         BadRequest: It is malformed.
+        UploadTooLarge: It is no configuration of a model.
     """
-    body = await request.body()
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _MAX_BODY_BYTES:
+            raise UploadTooLarge(_MAX_BODY_BYTES)
     try:
-        return kind.model_validate_json(body or b"{}")
+        return kind.model_validate_json(bytes(body) or b"{}")
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
