@@ -15,6 +15,7 @@ an image of it, its workers are ended and its place in the slot table is free.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -161,6 +162,7 @@ class LiveModels:
         logger.info("%s of model %r: %s", command.kind, command.name, outcome)
         self._running = self._caller = None
         self._reply(process, reply)
+        gc.collect()  # objects that refer to each other would keep shared memory for long
 
     def _reply(self, process: int, reply: Reply) -> None:
         channel = self._channels.ends.get(process)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.dependencies import models as dependency_models
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
@@ -55,7 +56,9 @@ class WebApplication:
 
     def prepare(self, routes: Sequence[Route]) -> Callable[[], None]:
         """Return what serves another table of routes from then on; made in any thread, called on the event loop."""
-        return functools.partial(self.entry.serve, _hot(routes), self._fallback_of(routes))
+        serve = functools.partial(self.entry.serve, _hot(routes), self._fallback_of(routes))
+        _clear_caches_of_fastapi()
+        return serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
@@ -111,6 +114,13 @@ def create_app(
     )
     entry = Entry(_hot(routes), app, context)
     return WebApplication(entry, cross_origin(entry) if cors_origins else entry, fallback_of)
+
+
+def _clear_caches_of_fastapi() -> None:
+    """Let the functions of routes that are served no longer be freed, with all that they refer to."""
+    for cached in vars(dependency_models).values():
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
 
 
 def _hot(routes: Sequence[Route]) -> list[HotRoute]:

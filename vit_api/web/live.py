@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import itertools
 import logging
 import os
@@ -129,6 +130,9 @@ class LiveDeployments:
         serve()
         for place in known.keys() - set(places):
             await self._served.remove(place)
+        if known.keys() - set(places):
+            del known
+            gc.collect()  # objects that refer to each other would keep shared memory for long
         self._served.share_slots()
         self._channel.send(Applied(catalogue.generation))
         self._report_drained()
