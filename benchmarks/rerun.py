@@ -59,6 +59,10 @@ PLAN = (
 )
 
 
+_TABLES = ("benchmarks.report", "scripts.space_costs")
+"""What writes the tables of results."""
+
+
 def run(planned: _Planned, folder: Path | None) -> int:
     """Run one benchmark; return its exit status.
 
@@ -66,10 +70,12 @@ def run(planned: _Planned, folder: Path | None) -> int:
         planned: The benchmark.
         folder: The folder for the result of its shortest form; None runs it in full, for the committed result.
     """
-    command = [sys.executable, "-m", f"benchmarks.{planned.name}"]
-    if folder is not None:
-        command += [*planned.quick, "--out", str(folder / f"{planned.name}.json")]
-    return subprocess.run(command, cwd=machine.ROOT, check=False).returncode
+    arguments = () if folder is None else (*planned.quick, "--out", str(folder / f"{planned.name}.json"))
+    return _run_module(f"benchmarks.{planned.name}", *arguments)
+
+
+def _run_module(name: str, *arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", name, *arguments], cwd=machine.ROOT, check=False).returncode
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,11 +106,8 @@ def _run_all(chosen: Sequence[_Planned], *, is_quick: bool) -> list[str]:
             if run(planned, Path(name) if is_quick else None):
                 failed.append(planned.name)
             print(f"--- {planned.name}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
-    if (
-        not is_quick
-        and subprocess.run([sys.executable, "-m", "benchmarks.report"], cwd=machine.ROOT, check=False).returncode
-    ):
-        failed.append("report")
+    if not is_quick:
+        failed += [module for module in _TABLES if _run_module(module)]
     return failed
 
 

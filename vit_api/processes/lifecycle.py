@@ -23,9 +23,10 @@ from starlette.types import ASGIApp
 from vit_api.processes.signals import FINISH, die_with_parent, leave_signals_to_parent
 
 # mallopt(3). Each upload allocates and frees memory of its size several times. By default glibc returns it to the
-# system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults.
+# system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults. Blocks of long bodies and
+# large pictures, for which page faults hardly count, are returned: each thread would keep those of its largest picture.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_KEPT_BYTES = {_M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 2**20, _M_MMAP_THRESHOLD: 32 * 2**20}
+_KEPT_BYTES = {_M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 2**20, _M_MMAP_THRESHOLD: 8 * 2**20}
 
 # A packet filter for a listener, socket(7), in classic BPF: drop packets with SYN and without ACK, keep the others.
 # New connections get no answer and are refused when the client retries; established ones are not affected.

@@ -55,3 +55,5 @@ class EagerStart(Generic[T]):
             except StopIteration as end:
                 result: T = end.value
                 return result
+            finally:
+                del resume  # an error would refer to this frame, and this frame to the error

@@ -179,8 +179,12 @@ class HotCall:
         return await self.handle(body)
 
     def fail(self, error: ViTError) -> Response:
-        """Return the response for a failure."""
-        response = error_response(error, self._request)
+        """Return the response for a failure.
+
+        Its traceback goes: it refers to the frames that the exception passed, which hold the upload, and the exception
+        by their futures. Such a cycle would stay until the next full garbage collection.
+        """
+        response = error_response(error.with_traceback(None), self._request)
         error_body = None if self._route is None else self._route.error_body
         if error_body is None:
             return response

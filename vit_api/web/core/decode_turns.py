@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable
 
 from vit_api.decoding.cost import Cost
-from vit_api.decoding.freed_memory import LARGE_BYTES, return_freed_memory
 from vit_api.urgency import Urgency
 from vit_api.web.core.fair_queue import FairQueue, Item
 
@@ -149,8 +148,6 @@ class DecodeTurns:
                 logger.exception("decoding failed unexpectedly")
             cpu_s = time.thread_time() - began_s
             del item.content.work  # it holds the upload
-            if item.cpu_s >= LARGE_S and item.content.cost.held_bytes >= LARGE_BYTES:
-                return_freed_memory()
             with self._changed:
                 self._release(item, cpu_s)
 

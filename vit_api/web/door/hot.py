@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from io import SEEK_END, BytesIO
 from typing import TYPE_CHECKING, Any
 
 from vit_api.errors import ViTError
@@ -14,8 +15,6 @@ from vit_api.web.responses import Response
 if TYPE_CHECKING:
     from vit_api.web.door.protocol import Door
 
-_MIN_PART_BYTES = 4096
-
 
 class HotExchange:
     """One request of a hot route.
@@ -25,12 +24,12 @@ class HotExchange:
         request: The request.
     """
 
-    __slots__ = ("_door", "_has_ended", "_parts", "_request", "_task")
+    __slots__ = ("_body", "_door", "_has_ended", "_request", "_task")
 
     def __init__(self, door: Door, request: HotRequest) -> None:
         self._door = door
         self._request = request
-        self._parts: list[bytes | bytearray] = []
+        self._body: BytesIO | None = None
         self._task: asyncio.Task[None] | None = None
         self._has_ended = False
 
@@ -62,25 +61,30 @@ class HotExchange:
         except ViTError as error:
             self._refuse(error)
             return
-        if self._parts and len(content) < _MIN_PART_BYTES:
-            self._extend_last(content)
-        else:
-            self._parts.append(content)
         if is_complete:
-            body = b"".join(self._parts)
-            self._parts.clear()
+            body = self._whole(content)
             response = self._request.find(body)
             if response is None:
                 self.answer(self._request.handle(body))
             else:
                 self._respond(response)
+        elif self._body is None:
+            self._body = BytesIO(content)
+            self._body.seek(0, SEEK_END)
+        else:
+            self._body.write(content)
 
-    def _extend_last(self, content: bytes | bytearray) -> None:
-        """Add a short part to the last one: an object for each byte would take many times the memory of the body."""
-        last = self._parts[-1]
-        if not isinstance(last, bytearray):
-            last = self._parts[-1] = bytearray(last)
-        last += content
+    def _whole(self, last: bytes | bytearray) -> bytes:
+        """Return the body, given its last part.
+
+        `BytesIO` keeps it in one piece, which grows in place and is returned without a copy. A list of parts would take
+        the memory of a long body twice, and leave the first half scattered.
+        """
+        if self._body is None:
+            return bytes(last)
+        collected, self._body = self._body, None
+        collected.write(last)
+        return collected.getvalue()
 
     def fail(self, error: ViTError) -> None:
         """Refuse the rest of the body, and close."""
@@ -110,7 +114,7 @@ class HotExchange:
             self._respond(response)
 
     def _refuse(self, error: ViTError) -> None:
-        self._parts.clear()
+        self._body = None
         self._respond(self._request.fail(error))
 
     def _respond(self, response: Response) -> None:

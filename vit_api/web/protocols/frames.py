@@ -103,7 +103,7 @@ async def classify_frames(
         try:
             return upload if isinstance(upload, ViTError) else await frames.plan(upload, count)
         except ViTError as error:
-            return error
+            return error.with_traceback(None)  # see `HotCall.fail`
 
     plans = [await plan(upload) for upload in uploads]
     await _admit(request, plans)
@@ -125,7 +125,7 @@ async def classify_frames(
             )
             return ClassifiedFrames(planned.frames, results)
         except ViTError as error:
-            return error
+            return error.with_traceback(None)  # see `HotCall.fail`
 
     results = await asyncio.gather(*map(outcome_of, uploads, plans))
     raise_if_all_failed(results)

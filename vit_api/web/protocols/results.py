@@ -76,7 +76,7 @@ async def classify_several(
         try:
             return await classify_one(classifier, request, upload, parts)
         except ViTError as error:
-            return error
+            return error.with_traceback(None)  # see `HotCall.fail`
 
     results = await asyncio.gather(*map(outcome_of, uploads))
     raise_if_all_failed(results)

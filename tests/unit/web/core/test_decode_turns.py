@@ -12,7 +12,6 @@ import pytest
 from tests.support.server import wait_until
 from vit_api.decoding.cost import Cost
 from vit_api.urgency import Urgency
-from vit_api.web.core import decode_turns
 from vit_api.web.core.decode_turns import LARGE_S, OVERDUE_S, DecodeTurns
 
 LONG_S = 60
@@ -158,29 +157,6 @@ def test_work_that_raises_costs_no_thread(start: Callable[..., Works], caplog: p
     works.add("next", SMALL)
     assert works.wait_for(1) == ["next"]
     assert "planted" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("cpu_s", "held_bytes", "is_returned"),
-    [
-        pytest.param(10 * LARGE_S, 31 * MIB, False, id="little memory"),
-        pytest.param(10 * LARGE_S, 32 * MIB, True, id="a large picture"),
-        pytest.param(0.001, 32 * MIB, False, id="a binary tensor"),
-    ],
-)
-def test_the_memory_of_a_large_image_is_returned(
-    start: Callable[..., Works], monkeypatch: pytest.MonkeyPatch, cpu_s: float, held_bytes: int, is_returned: bool
-) -> None:
-    """Else each thread would keep that of the largest image that it ever decoded."""
-    returned = threading.Event()
-    monkeypatch.setattr(decode_turns, "return_freed_memory", returned.set)
-    works = start(threads=1)
-    works.add("one", Cost(cpu_s, held_bytes))
-    works.wait_for(1)
-    works.add("two", SMALL)
-    works.finish("one")
-    works.wait_for(2)
-    assert returned.is_set() is is_returned
 
 
 def test_a_stop_drops_what_has_not_begun(start: Callable[..., Works]) -> None:

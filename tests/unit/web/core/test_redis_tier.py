@@ -82,10 +82,10 @@ async def test_many_look_ups_and_writes_at_once(redis: RedisServer) -> None:
     """Each concurrent look-up gets its own value."""
     async with running(redis.url) as (tier, board):
         await until_up(board)
-        tops = {number.to_bytes(32, "big"): Prediction((number % 10,), (0.0,), number / 1024) for number in range(1000)}
+        tops = {number.to_bytes(32, "big"): Prediction((number % 10,), (0.0,), number / 256) for number in range(200)}
         for key, top in tops.items():
             tier.put(key, top)
-        await until(lambda: redis.client.dbsize() == 1000)
+        await until(lambda: redis.client.dbsize() == 200)
         found = await asyncio.gather(*(get(tier, board, key) for key in tops))
         assert found == list(tops.values())
 
