@@ -131,6 +131,29 @@ def test_the_models_configuration(client: triton.InferenceServerClient) -> None:
     assert config["output"][0] == {"name": "probabilities", "data_type": "TYPE_FP32", "dims": [10]}
 
 
+def test_perf_analyzer_finds_what_it_reads(client: triton.InferenceServerClient) -> None:
+    """It ends with an assertion of its JSON library if a field is missing or of another type.
+
+    What it reads stands in its `model_parser.cc` and `triton_client_backend.cc`.
+    """
+    metadata, config = client.get_model_metadata("digits"), client.get_model_config("digits")
+    assert isinstance(config["max_batch_size"], int)
+    assert isinstance(config["response_cache"]["enable"], bool)
+    assert "dynamic_batching" in config and "sequence_batching" not in config
+    for ours, theirs in (("inputs", "input"), ("outputs", "output")):
+        assert {tensor["name"] for tensor in metadata[ours]} == {tensor["name"] for tensor in config[theirs]}
+        for tensor in metadata[ours]:
+            assert isinstance(tensor["datatype"], str)
+            assert all(isinstance(dimension, int) for dimension in tensor["shape"])
+    assert all(isinstance(tensor["optional"], bool) for tensor in config["input"])
+    (stats,) = client.get_inference_statistics()["model_stats"]
+    assert isinstance(stats["name"], str) and isinstance(stats["version"], str)
+    counts = [stats["inference_count"], stats["execution_count"]]
+    for name in ("success", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"):
+        counts += stats["inference_stats"][name]["count"], stats["inference_stats"][name]["ns"]
+    assert all(isinstance(count, int) and count >= 0 for count in counts)
+
+
 def test_statistics_grow(client: triton.InferenceServerClient) -> None:
     """Counts and times grow by what ran and what failed: all fields that perf_analyzer reads."""
 
