@@ -10,7 +10,7 @@ from vit_api.deployments import Deployment
 
 
 @dataclass(frozen=True)
-class Plan:
+class DeploymentPlan:
     """What a process needs to make the shared parts of a deployment as another process has made them.
 
     Attributes:
@@ -36,7 +36,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """A deployment in the catalogue.
 
     Attributes:
@@ -62,9 +62,9 @@ class Catalogue:
     """
 
     generation: int
-    entries: tuple[Entry, ...]
+    entries: tuple[CatalogueEntry, ...]
     loading: tuple[tuple[str, str], ...] = ()
-    added: Plan | None = None
+    added: DeploymentPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Reply:
+class CommandReply:
     """How a command ended.
 
     Attributes:

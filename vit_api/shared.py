@@ -15,7 +15,7 @@ from vit_api.ipc.readiness import Readiness
 from vit_api.ipc.records import max_packed_size
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.live_messages import Plan
+from vit_api.live_messages import DeploymentPlan
 from vit_api.settings import LIVE_INPUT_SIDE, Settings
 from vit_api.shared_deployment import SharedDeployment, only_deployment
 
@@ -97,7 +97,7 @@ class Shared:
             frozenset(one.spec.title for one in of_default if one.spec.traffic),
         )
 
-    def make_deployment(self, plan: Plan) -> SharedDeployment:
+    def make_deployment(self, plan: DeploymentPlan) -> SharedDeployment:
         """Make what the processes share of a deployment that is loaded while the server runs.
 
         Every process makes it in the same way, so that it can take over the descriptors of another, see

@@ -13,7 +13,7 @@ from typing import Any
 
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.deployments import Deployment
-from vit_api.live_messages import Plan
+from vit_api.live_messages import DeploymentPlan
 from vit_api.processes import ending
 from vit_api.processes.signals import STOP_SIGNALS, blocked, die_with_parent, leave_signals_to_parent
 from vit_api.settings import Settings
@@ -74,7 +74,7 @@ def _run(writer: Connection, spec: Deployment, settings: Settings, parent: int) 
     result: tuple[dict[str, Any], str, str | None]
     try:
         checkpoint = load_checkpoint(spec.model, spec.revision, served_name=spec.name)
-        result = Plan.fields_of(checkpoint), identity_of(checkpoint, settings), None
+        result = DeploymentPlan.fields_of(checkpoint), identity_of(checkpoint, settings), None
     except CheckpointError as error:
         result = {}, "", str(error)
     except OSError as error:

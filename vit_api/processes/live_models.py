@@ -29,7 +29,7 @@ from vit_api.deployments import Deployment, DeploymentsError, read_deployment
 from vit_api.ipc import descriptors
 from vit_api.ipc.channel import ChannelClosed
 from vit_api.ipc.records import max_packed_size
-from vit_api.live_messages import Applied, Catalogue, Command, Drained, Entry, Plan, Reply
+from vit_api.live_messages import Applied, Catalogue, CatalogueEntry, Command, CommandReply, DeploymentPlan, Drained
 from vit_api.processes.channels import Channels
 from vit_api.processes.fetching import Fetch, FetchError
 from vit_api.processes.supervisor import WorkerGroup
@@ -52,12 +52,12 @@ Running = Generator[None, None, str | None]
 Save = Callable[[Sequence[Deployment]], None]
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """A command is not done; nothing has changed.
 
     Args:
         problem: Why, in sentences.
-        code: See `Reply`.
+        code: See `CommandReply`.
     """
 
     def __init__(self, problem: str, code: str = "load_failed") -> None:
@@ -141,12 +141,12 @@ class LiveModels:
         try:
             next(self._running)
         except StopIteration as stop:
-            self._end(Reply(self._number(), version=stop.value))
-        except Refused as error:
-            self._end(Reply(self._number(), str(error), error.code))
+            self._end(CommandReply(self._number(), version=stop.value))
+        except CommandRefused as error:
+            self._end(CommandReply(self._number(), str(error), error.code))
         except Exception:
             logger.exception("a command of the operator failed")
-            self._end(Reply(self._number(), "The server failed. Its log says why.", "load_failed"))
+            self._end(CommandReply(self._number(), "The server failed. Its log says why.", "load_failed"))
         else:
             return False
         return True
@@ -155,7 +155,7 @@ class LiveModels:
         assert self._caller is not None
         return self._caller[1].number
 
-    def _end(self, reply: Reply) -> None:
+    def _end(self, reply: CommandReply) -> None:
         assert self._caller is not None
         process, command = self._caller
         outcome = "done" if reply.problem is None else f"failed: {reply.problem}"
@@ -164,7 +164,7 @@ class LiveModels:
         self._reply(process, reply)
         gc.collect()  # objects that refer to each other would keep shared memory for long
 
-    def _reply(self, process: int, reply: Reply) -> None:
+    def _reply(self, process: int, reply: CommandReply) -> None:
         channel = self._channels.ends.get(process)
         if channel is not None:
             try:
@@ -176,10 +176,10 @@ class LiveModels:
         """Stop what is run, since the server shuts down."""
         if self._running is not None:
             self._running.close()
-            self._end(Reply(self._number(), "The server is shutting down. Nothing has changed.", "not_ready"))
+            self._end(CommandReply(self._number(), "The server is shutting down. Nothing has changed.", "not_ready"))
         while self._waiting:
             process, command = self._waiting.popleft()
-            self._reply(process, Reply(command.number, "The server is shutting down.", "not_ready"))
+            self._reply(process, CommandReply(command.number, "The server is shutting down.", "not_ready"))
 
     def _read(self, number: int) -> None:
         channel = self._channels.ends[number]
@@ -196,14 +196,14 @@ class LiveModels:
             self._drained.setdefault(message.place, set()).add(number)
         elif isinstance(message, Command):
             if len(self._waiting) >= _MAX_WAITING:
-                self._reply(number, Reply(message.number, "Too many commands wait. Retry shortly.", "not_ready"))
+                self._reply(number, CommandReply(message.number, "Too many commands wait. Retry shortly.", "not_ready"))
             else:
                 self._waiting.append((number, message))
 
-    def _publish(self, added: Plan | None = None, made: Sequence[int] = ()) -> None:
+    def _publish(self, added: DeploymentPlan | None = None, made: Sequence[int] = ()) -> None:
         """Send the catalogue to every HTTP process."""
         self._generation += 1
-        entries = tuple(Entry(one.number, one.spec, one.is_unloading) for one in self._shared.deployments)
+        entries = tuple(CatalogueEntry(one.number, one.spec, one.is_unloading) for one in self._shared.deployments)
         catalogue = Catalogue(self._generation, entries, self._loading, added)
         for number, channel in list(self._channels.ends.items()):
             try:
@@ -251,7 +251,7 @@ class LiveModels:
             known = [one for one in self._written.values() if one.name == name]
             known = [one for one in known if entry.get("version", one.version) == one.version]
             if not known:
-                raise Refused(
+                raise CommandRefused(
                     f"It is not known where the model {name!r} is: say so in the parameter 'config', such as "
                     '{"model": "/models/nsfw-2", "version": "2"}.',
                     "bad_request",
@@ -263,19 +263,19 @@ class LiveModels:
         try:
             return read_deployment(f"The model {name!r}", entry)
         except DeploymentsError as error:
-            raise Refused(f"{error}.", "bad_request") from None
+            raise CommandRefused(f"{error}.", "bad_request") from None
 
     def _is_loaded(self, written: Deployment) -> bool:
         """Return whether exactly this is loaded.
 
         Raises:
-            Refused: Another model is loaded as this version.
+            CommandRefused: Another model is loaded as this version.
         """
         for one in self._versions_of(written.name):
             if one.spec.version == written.version:
                 if self._same(self._written[one.spec.title], written) and not one.worker_board.is_gone():
                     return True
-                raise Refused(
+                raise CommandRefused(
                     f"Version {written.version!r} of {written.name!r} is loaded already. Unload it first, or give this "
                     "one another 'version'.",
                     "bad_request",
@@ -293,7 +293,7 @@ class LiveModels:
         taken = {one.number for one in self._shared.deployments}
         free = [place for place in range(self._shared.table.deployments) if place not in taken]
         if not free:
-            raise Refused(
+            raise CommandRefused(
                 f"The server has {len(taken)} versions of models, as many as {ENV_PREFIX}MAX_MODELS allows. Unload one "
                 "first, or raise that and restart the server.",
                 "bad_request",
@@ -306,7 +306,7 @@ class LiveModels:
             while (result := self._fetch.result()) is None:
                 yield
         except FetchError as error:
-            raise Refused(str(error)) from None
+            raise CommandRefused(str(error)) from None
         finally:
             self._fetch.end()
             self._fetch = None
@@ -317,28 +317,28 @@ class LiveModels:
         shape, table = checkpoint.preprocessing.pixel_shape, self._shared.table
         if math.prod(shape) > table.pixel_bytes:
             side = math.isqrt(table.pixel_bytes // 3)
-            raise Refused(
+            raise CommandRefused(
                 f"The model takes images of {shape[1]}x{shape[0]} pixels, and the server's slots hold {side}x{side}. "
                 f"Set {ENV_PREFIX}MAX_INPUT_SIDE to at least {max(shape[:2])}, and restart the server."
             )
         if max_packed_size(len(checkpoint.labels)) > table.long_bytes:
-            raise Refused(
+            raise CommandRefused(
                 f"The model has {len(checkpoint.labels)} labels, more than fit in the server's slots. Put it in "
                 f"{ENV_PREFIX}MODELS, and restart the server."
             )
 
-    def _plan(self, place: int, spec: Deployment, checkpoint: Checkpoint, identity: str) -> Plan:
+    def _plan(self, place: int, spec: Deployment, checkpoint: Checkpoint, identity: str) -> DeploymentPlan:
         versions = self._versions_of(spec.name)
         try:
             traffic = traffic_of_new([one.spec for one in versions], spec.traffic)
         except DeploymentsError as error:
-            raise Refused(f"{error}.", "bad_request") from None
+            raise CommandRefused(f"{error}.", "bad_request") from None
         spec = spec.model_copy(update={"traffic": traffic})
         workers = len(self._shared.devices) * (spec.workers_per_device or 1)
         first = max((one.first_worker + one.worker_board.workers for one in self._shared.deployments), default=0)
-        return Plan(place, spec, Plan.fields_of(checkpoint), identity, workers, first)
+        return DeploymentPlan(place, spec, DeploymentPlan.fields_of(checkpoint), identity, workers, first)
 
-    def _start(self, plan: Plan) -> Generator[None, None, None]:
+    def _start(self, plan: DeploymentPlan) -> Generator[None, None, None]:
         """Start a deployment, and serve it once its workers are ready."""
         made: list[int] = []
         try:
@@ -357,21 +357,21 @@ class LiveModels:
             for descriptor in made:
                 os.close(descriptor)
 
-    def _make(self, plan: Plan, made: list[int]) -> SharedDeployment:
+    def _make(self, plan: DeploymentPlan, made: list[int]) -> SharedDeployment:
         """Make what the processes share of a deployment; add its descriptors to a list, even if this fails."""
         try:
             with descriptors.recording(made):
                 return self._shared.make_deployment(plan)
         except SettingError as error:
-            raise Refused(str(error).removeprefix(f"{ENV_PREFIX}MODELS: ") + ".", "bad_request") from None
+            raise CommandRefused(str(error).removeprefix(f"{ENV_PREFIX}MODELS: ") + ".", "bad_request") from None
         except OSError as error:
-            raise Refused(f"The system refuses its queue and cache: {error.strerror}.") from None
+            raise CommandRefused(f"The system refuses its queue and cache: {error.strerror}.") from None
 
     def _until_ready(self, deployment: SharedDeployment) -> Generator[None, None, None]:
         board = deployment.worker_board
         while board.ready_count() < board.workers:
             if problem := self._workers.problem(deployment):
-                raise Refused(problem)
+                raise CommandRefused(problem)
             yield
 
     def _add(self, deployment: SharedDeployment) -> None:
@@ -416,14 +416,14 @@ class LiveModels:
         targets = [one for one in versions if version in (None, one.spec.version)]
         if not targets:
             what = f"no model {name!r}" if not versions else f"no version {version!r} of the model {name!r}"
-            raise Refused(f"There is {what}.", "not_found")
+            raise CommandRefused(f"There is {what}.", "not_found")
         left = [one for one in versions if one not in targets]
         if any(one.spec.traffic for one in targets) and left:
-            raise Refused(
+            raise CommandRefused(
                 f"Version {version!r} of {name!r} has traffic. Give it to other versions first.", "bad_request"
             )
         if not left and name == self._shared.deployments[0].spec.name:
-            raise Refused(
+            raise CommandRefused(
                 f"{name!r} is the default model, which requests without a name are for; it can't be unloaded.",
                 "bad_request",
             )
@@ -443,14 +443,16 @@ class LiveModels:
     def _traffic(self, name: str, arguments: dict[str, Any]) -> Running:
         versions = self._versions_of(name)
         if not versions:
-            raise Refused(f"There is no model {name!r}.", "not_found")
+            raise CommandRefused(f"There is no model {name!r}.", "not_found")
         try:
             specs = changed([one.spec for one in versions], arguments)
         except DeploymentsError as error:
-            raise Refused(f"{error}.", "bad_request") from None
+            raise CommandRefused(f"{error}.", "bad_request") from None
         for one, spec in zip(versions, specs, strict=True):
             if spec.traffic and not one.spec.traffic and one.worker_board.is_gone():
-                raise Refused(f"Version {spec.version!r} of {name!r}: {one.worker_board.state_text()}.", "bad_request")
+                raise CommandRefused(
+                    f"Version {spec.version!r} of {name!r}: {one.worker_board.state_text()}.", "bad_request"
+                )
         for one, spec in zip(versions, specs, strict=True):
             one.spec = spec
         self._shared.set_deployments(self._shared.deployments)

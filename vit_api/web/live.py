@@ -18,7 +18,7 @@ from typing import Any
 from vit_api.errors import BadRequest, LoadFailed, NotFound, NotReady, ViTError
 from vit_api.ipc import descriptors
 from vit_api.ipc.channel import Channel, ChannelClosed
-from vit_api.live_messages import Applied, Catalogue, Command, Drained, Reply
+from vit_api.live_messages import Applied, Catalogue, Command, CommandReply, Drained
 from vit_api.shared import Shared
 from vit_api.web.served import ServedDeployments
 
@@ -49,7 +49,7 @@ class LiveDeployments:
         self._channel = channel
         self._messages: asyncio.Queue[tuple[Any, list[int]]] = asyncio.Queue()
         self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._waiting: dict[int, asyncio.Future[CommandReply]] = {}
         self._task: asyncio.Task[None] | None = None
         self.loading: tuple[tuple[str, str], ...] = ()
         self.prepare: Prepare = lambda: lambda: None
@@ -66,7 +66,7 @@ class LiveDeployments:
         if self._task is not None:
             self._task.cancel()
 
-    async def command(self, kind: str, name: str, arguments: dict[str, Any]) -> Reply:
+    async def command(self, kind: str, name: str, arguments: dict[str, Any]) -> CommandReply:
         """Have the main process do something, and wait until it is done.
 
         Raises:
@@ -76,7 +76,7 @@ class LiveDeployments:
         waiter = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._channel.send(Command(number, kind, name, arguments))
-            reply: Reply = await waiter
+            reply: CommandReply = await waiter
         finally:
             del self._waiting[number]
         if reply.problem is not None:
