@@ -40,20 +40,20 @@ _PICTURES = (
 
 
 def take(driver: Chrome, url: str, picture: Picture) -> None:
-    """Classify examples and a drawing, open the live metrics, and save the page, or for a phone only its screen."""
+    """Send 64 images, classify a drawing, and save the page, or for a phone only its screen."""
     show_as(driver, picture.scheme, picture.width, picture.height, is_phone=picture.is_phone)
     driver.get(url)
-    _wait(driver, "document.querySelector('#examples button')")
-    driver.execute_script("document.getElementById('live').open = true; document.getElementById('fresh').click()")
-    for example in driver.find_elements(By.CSS_SELECTOR, "#examples button"):
-        example.click()
-        _wait(driver, "document.querySelector('#answer .bars')")
-    pad = driver.find_element(By.ID, "pad")
-    draw(driver, pad, _SEVEN)
+    _wait(driver, "document.querySelector('#answer .bars')")
+    # What ran before belongs to the warm-up of the browser.
+    for _ in range(2):
+        driver.execute_script("document.getElementById('burst-status').textContent = ''")
+        driver.find_element(By.ID, "send-many").click()
+        _wait(driver, "document.getElementById('burst-status').textContent === '64 of 64 images classified.'")
+    driver.execute_script("document.getElementById('fresh').click()")
+    draw(driver, driver.find_element(By.ID, "pad"), _SEVEN)
     _wait(driver, "document.getElementById('status').textContent.startsWith('drawing.png: ')")
     driver.execute_script("document.activeElement.blur()")
-    _wait(driver, "[...document.querySelectorAll('#figures dd')][2].textContent.endsWith('ms')")
-    target = "result" if picture.is_phone else "input"
+    target = "pad" if picture.is_phone else "input"
     driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", target)
     _save(driver, FOLDER / f"{picture.name}.png", is_phone=picture.is_phone)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from selenium.webdriver import ActionChains
 
 from scripts.chromium import draw
 from tests.support.page import SEVEN, THREE, Page, needs_browser
@@ -198,6 +199,25 @@ def test_the_calls_run(page: Page, tmp_path: Path, language: str, program: list[
     assert [json.loads(answer)["predictions"][0]["label"] for answer in answers] == ["7"] * len(names)
 
 
+def test_the_call_of_a_browser_runs(page: Page) -> None:
+    """In a page with a file input, which is here one of the same server."""
+    page.choose(SEVEN)
+    page.wait_for("digit-7.png: 7")
+    page.js("document.querySelector('[value=browser]').click()")
+    call = page.text("#call")
+    assert "VIT_API_CORS_ORIGINS" in page.text("#call-hint")
+    page.driver.get(page.driver.current_url + "page/examples/CREDITS.md")
+    page.js(
+        """const input = Object.assign(document.createElement("input"), { type: "file", id: "files", multiple: true });
+        document.body.append(input);
+        console.log = (answer) => (window.answers ??= []).push(answer);"""
+    )
+    page.js(call)
+    page.choose(SEVEN, THREE)
+    wait_until(lambda: page.js("return window.answers?.length") == 2)
+    assert page.js("return window.answers.map(({ predictions }) => predictions[0].label)") == ["7", "3"]
+
+
 def test_a_call_is_copied(page: Page) -> None:
     """The button copies the command; the page needs no permission for that."""
     page.find("#copy").click()
@@ -243,6 +263,29 @@ def test_a_slow_example_replaces_nothing_newer(page: Page) -> None:
     page.wait_for("digit-3.png: 3")
     said = " ".join(page.js("return window.said"))
     assert set(re.findall(r"digit-\d\.png", said)) == {"digit-7.png", "digit-3.png"}
+
+
+def test_a_slow_example_does_not_erase_a_drawing(page: Page) -> None:
+    """An example, such as the one on load, that finishes loading while a stroke is drawn is not classified."""
+    page.js(_SLOW_EXAMPLES)
+    page.find("#examples button").click()
+    stroke = ActionChains(page.driver, duration=30).move_to_element_with_offset(page.find("#pad"), 0, -80)
+    stroke.click_and_hold().perform()
+    page.driver.execute_async_script("window.release().then(arguments[0])")
+    ActionChains(page.driver, duration=30).move_by_offset(0, 160).release().perform()
+    page.wait_for("drawing.png: 1")
+    assert "digit-2.png" not in " ".join(page.js("return window.said"))
+
+
+def test_a_file_that_is_chosen_in_the_middle_of_a_stroke_ends_it(page: Page) -> None:
+    """The rest of the stroke is not drawn, and is no error."""
+    page.wait_for("digit-2.png: 2")
+    ActionChains(page.driver, duration=30).move_to_element(page.find("#pad")).click_and_hold().perform()
+    page.choose(SEVEN)
+    page.wait_for("digit-7.png: 7")
+    ActionChains(page.driver, duration=30).move_by_offset(0, 60).release().perform()
+    page.choose(THREE)
+    page.wait_for("digit-3.png: 3")
 
 
 def test_a_drawing_replaces_nothing_newer(page: Page) -> None:

@@ -79,6 +79,24 @@ def test_text_is_readable_in_either_scheme(page: Page, scheme: str, tmp_path: Pa
     assert is_dark is (scheme == "dark")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1180, 360])
+def test_axe_finds_no_violation(page: Page, scheme: str, width: int, tmp_path: Path) -> None:
+    """Not with one result, with several, with an error, with all panels open, nor in the dialog."""
+    show_as(page.driver, scheme, width, 800, is_phone=width < 500)
+    wrong = tmp_path / "wrong.png"
+    wrong.write_text("no image")
+    page.js("for (const panel of document.querySelectorAll('details')) panel.open = true")
+    for files, status in (([SEVEN], "digit-7.png: 7"), ([SEVEN, wrong], "1 failed"), ([wrong], "wrong.png was not")):
+        page.choose(*files)
+        page.wait_for(status)
+        assert page.violations() == []
+    page.js("document.getElementById('key-dialog').showModal()")
+    assert page.violations() == []
+    page.js("document.getElementById('key-dialog').close(); document.getElementById('pick').textContent = ''")
+    assert [found.partition(":")[0] for found in page.violations()] == ["button-name"]  # it does find one
+
+
 def test_a_narrow_phone(page: Page, tmp_path: Path) -> None:
     """Nothing is wider than the screen, and there is a camera button."""
     show_as(page.driver, "light", 360, 740, is_phone=True)
@@ -111,7 +129,7 @@ def test_keyboard_alone(page: Page) -> None:
     assert [name for name in seen if name] == [
         *("pick", "top-k", "frames", "fresh", "original"),
         *(f"A handwritten {digit}" for digit in (2, 3, 5, 7)),
-        *("clear", "language", "copy", "call"),
+        *("clear", "send-many", "language", "copy", "call"),
     ]
     page.js("document.querySelector('#examples button').focus()")
     page.press(ENTER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,25 @@ class Page:
 
     def wait_for(self, status: str) -> None:
         """Wait until the page shows this status."""
+        self.wait_until_text("#status", status)
+
+    def wait_until_text(self, selector: str, part: str) -> None:
+        """Wait until an element's text contains this."""
         try:
-            wait_until(lambda: status in self.text("#status"))
+            wait_until(lambda: part in self.text(selector))
         except AssertionError:
-            pytest.fail(f"instead of {status!r} the page says {self.text('#status')!r}")
+            pytest.fail(f"instead of {part!r} the page says {self.text(selector)!r}")
 
     def press(self, *keys: str) -> None:
         for key in keys:
             self.driver.switch_to.active_element.send_keys(key)
+
+    def violations(self) -> list[str]:
+        """Return what axe-core finds: the rule and the element. WCAG 2.1 A and AA, and axe's best practices."""
+        self.js((files("axe_core_python") / "axe.min.js").read_text())
+        script = "const done = arguments[0]; axe.run().then(({ violations }) => done(violations))"
+        found = self.driver.execute_async_script(script)
+        return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
 
     def complaints(self) -> list[str]:
         """Return the console's new messages, except those that the tests cause on purpose."""

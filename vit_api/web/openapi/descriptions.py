@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vit_api.web.openapi.schemas import ErrorResponse
@@ -24,9 +25,25 @@ _HEADERS = {
     "x-batch-size": ("integer", "Images in the batch"),
     "preference-applied": ("string", "The preference `wait`, if the request has one"),
 }
-ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {"headers": {name: {"schema": {"type": kind}, "description": what} for name, (kind, what) in _HEADERS.items()}}
+_BATCH_HEADERS = {
+    "x-queue-times-ms": (
+        "string",
+        "Time of each image in the queue, in their order; `-` if it was not computed",
+    ),
+    "x-inference-times-ms": ("string", "Time of each image's batch"),
+    "x-batch-sizes": ("string", "Images in each image's batch"),
+    "x-request-id": _HEADERS["x-request-id"],
+    "preference-applied": _HEADERS["preference-applied"],
 }
+
+
+def _answer_with(headers: Mapping[str, tuple[str, str]]) -> dict[int | str, dict[str, Any]]:
+    described = {name: {"schema": {"type": kind}, "description": what} for name, (kind, what) in headers.items()}
+    return {200: {"headers": described}}
+
+
+ANSWER = _answer_with(_HEADERS)
+BATCH_ANSWER = _answer_with(_BATCH_HEADERS)
 
 FILE = {"type": "string", "format": "binary", "description": "An image file"}
 

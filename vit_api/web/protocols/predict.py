@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from vit_api.errors import ViTError
 from vit_api.ipc.records import ALL_CLASSES, DEFAULT_TOP_K, MAX_TOP_K
 from vit_api.web.core.classifier_result import ClassifierResult, Source
-from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
+from vit_api.web.openapi.descriptions import ANSWER, BATCH_ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.parameters import ALL, Fields, collect, integer_of, threshold_of, top_k_of
 from vit_api.web.protocols.frames import (
@@ -26,6 +26,7 @@ from vit_api.web.protocols.frames import (
 from vit_api.web.protocols.results import (
     HIT_HEADERS,
     UploadClassifier,
+    batch_headers,
     classify_one,
     classify_several,
     refuse_other_model,
@@ -155,7 +156,7 @@ class PredictRoutes:
             "Classify 1 to 32 images. Results are in the order of the images; a failed image has an error object.",
             _MANY_UPLOADS,
             parameters,
-            FAILURES,
+            BATCH_ANSWER | FAILURES,
             list[PredictResponse | ErrorResponse],
         )
         uploads = self._uploads
@@ -195,7 +196,7 @@ class PredictRoutes:
             return await self._predict_batch_frames(request, uploads, parameters)
         results = await classify_several(self._classifier, request, uploads, parameters.parts)
         body = _batch_body(request, results, lambda result: self._body(request, result, parameters))
-        return Response(200, body, outcomes=results)
+        return Response(200, body, batch_headers(results), results)
 
     async def _predict_frames(self, request: Request, upload: bytes, parameters: _Parameters) -> Response:
         (result,) = await classify_frames(

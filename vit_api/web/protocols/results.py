@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from vit_api.decoding.uploads import Upload
 from vit_api.errors import BadRequest, InternalError, ViTError
+from vit_api.ipc.records import AnswerRecord
 from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import ClassifierResult, Source
 from vit_api.web.parameters import Fields
@@ -122,6 +123,28 @@ def refuse_other_model(own: Mapping[str, str], fields: Fields) -> None:
     for name, value in fields:
         if name in own and value not in (own[name], None, ""):
             raise BadRequest(f"'{name}' is in the body. Send it in the query, as in ?{name}={str(value)[:_MAX_SHOWN]}.")
+
+
+_NOT_RUN = b"-"
+
+
+def batch_headers(outcomes: Sequence[ClassifierResult | ViTError]) -> Headers:
+    """Return the headers that list, in the order of the images, how long the stages of each took.
+
+    A dash stands for an image that the model did not run for. None if it ran for no image of the request.
+    """
+    answers = [None if isinstance(outcome, ViTError) else outcome.own_answer for outcome in outcomes]
+    if not any(answers):
+        return ()
+
+    def listed(render: Callable[[AnswerRecord], bytes]) -> bytes:
+        return b", ".join(_NOT_RUN if answer is None else render(answer) for answer in answers)
+
+    return (
+        (b"x-queue-times-ms", listed(lambda answer: b"%.3f" % (answer.queue_s * 1000))),
+        (b"x-inference-times-ms", listed(lambda answer: b"%.3f" % (answer.inference_s * 1000))),
+        (b"x-batch-sizes", listed(lambda answer: b"%d" % answer.batch_size)),
+    )
 
 
 HIT_HEADERS: Headers = ((b"x-cache", b"hit"),)

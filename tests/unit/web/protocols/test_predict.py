@@ -165,6 +165,17 @@ async def test_headers_and_body_report_the_source(
     assert 0 < response.json()["processing_time_ms"] < 60_000
 
 
+async def test_a_batch_lists_the_timings_of_its_images() -> None:
+    """In the order of the images; a dash stands for one that failed, and for one that was cached."""
+    uploads = ["computed", "bad", "cached", "shared", "computed"]
+    response = await post(Scripted(), "/predict/batch", files=[("files", upload.encode()) for upload in uploads])
+    assert response.headers["x-queue-times-ms"] == "250.000, -, -, -, 250.000"
+    assert response.headers["x-inference-times-ms"] == "500.000, -, -, -, 500.000"
+    assert response.headers["x-batch-sizes"] == "7, -, -, -, 7"
+    response = await post(Scripted(), "/predict/batch", files=[("files", b"cached")])
+    assert not [name for name in response.headers if name.startswith(("x-queue", "x-inference", "x-batch"))]
+
+
 @pytest.mark.parametrize(
     ("value", "is_bypass"),
     [

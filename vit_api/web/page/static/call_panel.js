@@ -7,7 +7,10 @@ const HINTS = {
   curl: "Run in a shell, in the folder of the image.",
   python: "Python 3, standard library only. Run in the folder of the image.",
   javascript: "Node.js 18 or later. Save as a .mjs file and run it in the folder of the image.",
+  browser:
+    'A module script of a page with <input type="file" multiple>. The server must allow the origin of the page: set VIT_API_CORS_ORIGINS.',
 };
+const KEY_HINTS = { browser: " Ask the user for the API key: whatever a page contains is public." };
 
 export class CallPanel {
   #calls = null;
@@ -31,7 +34,7 @@ export class CallPanel {
   #show() {
     const { value } = this.#choices().find((choice) => choice.checked);
     byId("call").textContent = this.#calls[value];
-    byId("call-hint").textContent = HINTS[value] + (this.#needsKey ? ` Set $${KEY_VARIABLE} to your API key.` : "");
+    byId("call-hint").textContent = HINTS[value] + (this.#needsKey ? (KEY_HINTS[value] ?? ` Set $${KEY_VARIABLE} to your API key.`) : "");
     byId("copied").textContent = "";
   }
 

@@ -9,7 +9,7 @@ export const KEY_VARIABLE = "VIT_API_KEY";
  * itself is read from the environment and never shown.
  */
 export function generateCalls(wanted) {
-  return { curl: curl(wanted), python: python(wanted), javascript: javascript(wanted) };
+  return { curl: curl(wanted), python: python(wanted), javascript: javascript(wanted), browser: browser(wanted) };
 }
 
 const quoteForShell = (text) => (/^[\w./:-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -58,4 +58,17 @@ for (const name of ${quoteAll(names)}) {
   const response = await fetch(url, { method: "POST", headers, body });
   console.log(JSON.stringify(await response.json()));
 }`;
+}
+
+function browser({ url, needsKey, isFresh }) {
+  const headers = [isFresh && '"Cache-Control": "no-cache"', needsKey && '"X-API-Key": prompt("API key")'].filter(Boolean);
+  return `const url = ${quote(url)};
+const headers = {${headers.length ? ` ${headers.join(", ")} ` : ""}};
+const input = document.querySelector("input[type=file]");
+input.addEventListener("change", async () => {
+  for (const body of input.files) {
+    const response = await fetch(url, { method: "POST", headers, body });
+    console.log(await response.json());
+  }
+});`;
 }

@@ -9,22 +9,32 @@ const PEN = 0.13;
 const MARGIN = 0.04;
 const ON_SCREEN_PEN = 0.07;
 
-/** Let the user draw, and call `take` with an image of the drawing after each pause. Returns the pad. */
-export function listenToPad(take) {
-  const pad = new Pad(byId("pad"), take);
+const drawn = new WeakSet();
+
+/** Return whether a file was made from a drawing. */
+export const isDrawn = (file) => drawn.has(file);
+
+/**
+ * Let the user draw: call `begin` at the start of each stroke, and `take` with an image of the drawing after each pause.
+ * Returns the pad.
+ */
+export function listenToPad(begin, take) {
+  const pad = new Pad(byId("pad"), begin, take);
   byId("clear").addEventListener("click", () => pad.clear());
   return pad;
 }
 
 class Pad {
   #canvas;
+  #begin;
   #take;
   #strokes = [];
   #pause = 0;
   #pointer = null;
 
-  constructor(canvas, take) {
+  constructor(canvas, begin, take) {
     this.#canvas = canvas;
+    this.#begin = begin;
     this.#take = take;
     canvas.addEventListener("pointerdown", (event) => this.#start(event));
     canvas.addEventListener("pointermove", (event) => this.#go(event));
@@ -37,8 +47,10 @@ class Pad {
     clearTimeout(this.#pause);
   }
 
+  /** Erase the drawing; a stroke that is being drawn ends. */
   clear() {
     this.wait();
+    this.#pointer = null;
     this.#strokes = [];
     this.#show();
   }
@@ -46,7 +58,7 @@ class Pad {
   #start(event) {
     if (this.#pointer !== null || event.button !== 0) return;
     event.preventDefault();
-    this.wait();
+    this.#begin();
     this.#pointer = event.pointerId;
     this.#canvas.setPointerCapture(event.pointerId);
     this.#strokes.push([this.#position(event)]);
@@ -72,7 +84,9 @@ class Pad {
     // Not `toBlob`: it waits until the browser is idle.
     const base64 = canvas.toDataURL("image/png").split(",")[1];
     const content = Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0));
-    this.#take([new File([content], "drawing.png", { type: "image/png" })]);
+    const file = new File([content], "drawing.png", { type: "image/png" });
+    drawn.add(file);
+    this.#take([file]);
   }
 
   #position(event) {

@@ -13,7 +13,7 @@ const PHOTOS = [
  * Show the examples that suit the model, and call `take` with the one that is clicked.
  *
  * The click starts a new turn, and `begin` returns its signal, so an example that loads slowly never replaces a newer
- * choice.
+ * choice. Returns a function that takes the first example.
  */
 export function showExamples(isDigits, begin, take, refuse) {
   const items = (isDigits ? DIGITS : PHOTOS).map(([name, title]) => {
@@ -30,6 +30,7 @@ export function showExamples(isDigits, begin, take, refuse) {
     return make("li", {}, button);
   });
   byId("examples").replaceChildren(...items);
+  return () => items[0].querySelector("button").click();
 }
 
 /** Return the content; null if it could not be loaded. */

@@ -1,8 +1,10 @@
 // Shows the result of an image. Must not know how it was requested.
 
+import { isDrawn } from "./drawing.js";
 import { bar, make } from "./elements.js";
 import { showFrames } from "./frames.js";
 import { bytes, milliseconds, percent, plural } from "./format.js";
+import { nameOf } from "./served.js";
 
 const SMALL_BYTES = 2 ** 16;
 const SOURCES = {
@@ -14,18 +16,31 @@ const SOURCES = {
 /** Return the elements for an image: its thumbnail and, once there is one, the outcome. */
 export function showOutcome(file, pictureUrl, outcome) {
   const parts = [showFile(file, pictureUrl, outcome?.scaledBytes)];
-  if (outcome?.failure) parts.push(showFailure(outcome.failure));
-  if (outcome?.answer) parts.push(...(outcome.answer.isOk ? showAnswer(outcome.answer) : [showError(outcome.answer)]));
+  if (outcome?.other) parts.push(showPair([outcome, outcome.other]));
+  else if (outcome) parts.push(...showParts(outcome));
   return parts;
+}
+
+function showParts(outcome) {
+  if (outcome.failure) return [showFailure(outcome.failure)];
+  return outcome.answer.isOk ? showAnswer(outcome.answer, outcome.thresholds) : [showError(outcome.answer)];
+}
+
+function showPair(outcomes) {
+  return make("div", { className: "pair" }, ...outcomes.map((outcome) => make("div", {}, ...showParts(outcome))));
 }
 
 /** Return a one-line summary. For an error it gives no reason, since the error itself is shown too. */
 export function summarize(file, outcome) {
-  if (!outcome.answer?.isOk) return `${file.name} was not classified.`;
-  const { predictions, flagged } = outcome.answer.body;
+  if (!outcome.other) return outcome.answer?.isOk ? `${file.name}: ${shortly(outcome)}` : `${file.name} was not classified.`;
+  return `${file.name}: ${shortly(outcome)} · ${shortly(outcome.other)}`;
+}
+
+function shortly({ answer }) {
+  if (!answer?.isOk) return "not classified";
+  const { predictions, flagged } = answer.body;
   const verdict = flagged ? ", flagged" : "";
-  if (!predictions.length) return `${file.name}: no class${verdict}`;
-  return `${file.name}: ${predictions[0].label}, ${percent(predictions[0].confidence)}${verdict}`;
+  return predictions.length ? `${predictions[0].label}, ${percent(predictions[0].confidence)}${verdict}` : `no class${verdict}`;
 }
 
 /** Return where a result comes from. */
@@ -37,11 +52,12 @@ export function source(answer) {
 
 function showFile(file, pictureUrl, scaledBytes) {
   const picture = make("img", { src: pictureUrl, alt: "", width: 96, height: 96 });
-  // The server reads some formats that few browsers show, such as TIFF.
-  picture.addEventListener("error", () => picture.classList.add("unknown"));
-  const save = make("a", { href: pictureUrl, download: file.name, textContent: "Save image" });
+  // A file that is no image, or that only the server reads, such as TIFF, leaves no blank square.
+  picture.addEventListener("error", () => picture.remove());
   const size = scaledBytes ? `${bytes(file.size)}, scaled down to ${bytes(scaledBytes)}` : bytes(file.size);
-  const text = make("p", {}, make("strong", { textContent: file.name }), ` ${size} `, save);
+  const text = make("p", {}, make("strong", { textContent: file.name }), ` ${size} `);
+  // Only a drawing is not a file of the user's already.
+  if (isDrawn(file)) text.append(make("a", { href: pictureUrl, download: file.name, textContent: "Save image" }));
   return make("div", { className: "file" }, picture, text);
 }
 
@@ -65,19 +81,32 @@ function showError(answer) {
   );
 }
 
-function showAnswer(answer) {
-  const items = answer.body.predictions.map(({ label, confidence, flagged }) =>
-    make(
-      "li",
-      { className: flagged ? "flagged" : "" },
-      make("span", { className: "label" }, label, ...(flagged ? [" ", make("strong", { className: "mark", textContent: "flagged" })] : [])),
-      make("span", { className: "value", textContent: percent(confidence) }),
-      bar(confidence),
-    ),
-  );
+function showAnswer(answer, thresholds) {
+  const { body } = answer;
+  const items = body.predictions.map((prediction) => showPrediction(prediction, thresholds));
   const isHit = answer.header("x-cache") === "hit";
-  const badge = make("p", { className: `badge ${isHit ? "hit" : ""}`, textContent: source(answer) });
-  return [make("ol", { className: "bars" }, ...items), ...showVerdict(answer.body), ...showFrames(answer.body.frames), badge, ...showTimes(answer)];
+  const badge = make("span", { className: `badge ${isHit ? "hit" : ""}`, textContent: source(answer) });
+  const name = make("span", { className: "answered hint", textContent: `by ${nameOf(body)}` });
+  return [
+    make("ol", { className: "bars" }, ...items),
+    ...showVerdict(body),
+    ...showFrames(body.frames),
+    make("p", { className: "row source" }, badge, name),
+    ...showTimes(answer),
+  ];
+}
+
+function showPrediction({ label, confidence, flagged }, thresholds) {
+  const mark = flagged ? [" ", make("strong", { className: "mark", textContent: "flagged" })] : [];
+  const threshold = thresholds?.[label] ?? thresholds?.["*"];
+  const limit = threshold === undefined ? [] : [make("span", { className: "limit", textContent: `threshold ${percent(threshold)}` })];
+  return make(
+    "li",
+    { className: flagged ? "flagged" : "" },
+    make("span", {}, make("span", { className: "label" }, label, ...mark), ...limit),
+    make("span", { className: "value", textContent: percent(confidence) }),
+    bar(confidence),
+  );
 }
 
 /** Return whether the image is flagged: by all labels of the model, of which the list above may show only a few. */
