@@ -49,6 +49,7 @@ def _serve() -> int:
 
 
 def _run_command() -> int:
+    from vit_api import models_command
     from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come during this import
     from vit_api.load import command as load_command
     from vit_api.quantization import command as quantize_command
@@ -59,6 +60,7 @@ def _run_command() -> int:
     classify_command.add_parser(commands)
     quantize_command.add_parser(commands)
     load_command.add_parsers(commands)
+    models_command.add_parser(commands)
     arguments = parser.parse_args()
     status: int = arguments.run(arguments)
     return status

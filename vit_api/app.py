@@ -22,7 +22,9 @@ from vit_api.environment.system import require_linux
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI, options_of
+from vit_api.live_server import LiveServer
 from vit_api.logs import configure_logging
+from vit_api.model_state import ModelState, ModelStateError
 from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.lit_server import ServeHttp, StartWorker, ViTServer
@@ -42,6 +44,7 @@ from vit_api.worker.loop import SlotLoop
 
 logger = logging.getLogger(__name__)
 
+_READY = WorkerState.READY
 _SUPERVISION_S = 15.0
 """By then, the supervisor has replaced an HTTP process that hangs."""
 
@@ -54,9 +57,7 @@ class Application:
         lit_api_class: Runs the model.
         policy_class: Decides when a batch is dispatched.
         early: Answers until the HTTP processes do; None if nothing does.
-
-    Attributes:
-        lit_apis: The LitAPI of each deployment, with its loop.
+        state: Where models that are loaded while the server runs are kept for the next start; None: they are not.
     """
 
     def __init__(
@@ -65,19 +66,37 @@ class Application:
         lit_api_class: type[ViTAPI] = ViTAPI,
         policy_class: type[BatchingPolicy] = BatchingPolicy,
         early: EarlyAnswers | None = None,
+        state: ModelState | None = None,
     ) -> None:
         self.shared = shared
+        self._classes = lit_api_class, policy_class
         self._early = early
         self._settings = shared.settings
         self._metrics_writer = shared.metrics_board.metrics_writer("main")
         self._service_manager = ServiceManager(self._status)
         self._refusals = RefusalLog(functools.partial(rejected, *_metrics_boards(shared)))
         self._has_been_ready = False
-        self.lit_apis = [self._make_lit_api(lit_api_class, policy_class, one) for one in shared.deployments]
+        self._lit_apis: dict[int, ViTAPI] = {}
+        for one in shared.deployments:
+            self.lit_api_of(one)
+        self._live: LiveServer | None = None
+        if shared.settings.max_models is not None:
+            self._live = LiveServer(shared, state, self.lit_api_of, self._lit_apis.pop)
 
-    def _make_lit_api(
-        self, lit_api_class: type[ViTAPI], policy_class: type[BatchingPolicy], deployment: SharedDeployment
-    ) -> ViTAPI:
+    @property
+    def lit_apis(self) -> list[ViTAPI]:
+        """The LitAPI of each deployment, with its loop."""
+        return list(self._lit_apis.values())
+
+    def lit_api_of(self, deployment: SharedDeployment) -> ViTAPI:
+        """Return the LitAPI of a deployment, made when it is first asked for."""
+        known = self._lit_apis.get(deployment.number)
+        if known is None or known.checkpoint is not deployment.checkpoint:  # another one had the place before
+            known = self._lit_apis[deployment.number] = self._make_lit_api(deployment)
+        return known
+
+    def _make_lit_api(self, deployment: SharedDeployment) -> ViTAPI:
+        lit_api_class, policy_class = self._classes
         settings, spec = self._settings, deployment.spec
         assert spec.max_batch_size is not None
         return lit_api_class(
@@ -85,6 +104,7 @@ class Application:
             **options_of(settings) | {"dtype": spec.dtype},
             thresholds=deployment.thresholds,
             all_classes=deployment.needs_all_classes,
+            on_failure=deployment.worker_board.publish_problem,
             max_batch_size=spec.max_batch_size,
             batch_timeout=settings.max_wait_s,
             loop=SlotLoop(
@@ -101,7 +121,7 @@ class Application:
 
     def server(self) -> ViTServer:
         """Return the LitServe server that runs the processes."""
-        return ViTServer(
+        self._server = ViTServer(
             self.lit_apis,
             devices=self.shared.devices,
             workers_per_device=[one.spec.workers_per_device or 1 for one in self.shared.deployments],
@@ -109,21 +129,28 @@ class Application:
             serve_http=self._serve_http(os.getpid()),
             passes_hangup=self._settings.has_decision_log_file,
         )
+        return self._server
 
     def supervisor(self, start_http: StartProcess, start_worker: StartWorker) -> Supervisor:
         """Return the supervisor, which keeps the processes alive."""
-        shared, settings = self.shared, self._settings
-        return Supervisor(
-            start_http,
+        shared, settings, live = self.shared, self._settings, self._live
+        groups = {one.number: self._group_of(one, start_worker) for one in shared.deployments}
+        supervisor = Supervisor(
+            start_http if live is None else live.forking(start_http),
             settings.api_servers,
-            [self._group_of(one, start_worker) for one in shared.deployments],
+            list(groups.values()),
             http_board=shared.http_board,
             http_restarts=self._metrics_writer.counter(metrics.HTTP_RESTARTS),
             worker_stall_s=settings.worker_stall_s,
             drain_delay_s=settings.drain_delay_s,
             drain_timeout_s=settings.drain_timeout_s,
             on_tick=self._tick,
+            waits_for=tuple if live is None else live.models.waits_for,
         )
+        if live is not None:
+            live.connect(self._server, groups, lambda one: self._group_of(one, start_worker))
+            live.supervise(supervisor)
+        return supervisor
 
     def _group_of(self, deployment: SharedDeployment, start_worker: StartWorker) -> WorkerGroup:
         title = deployment.spec.title if self.shared.has_several else ""
@@ -142,7 +169,8 @@ class Application:
 
         def serve(number: int, listener: socket.socket) -> None:
             raise_descriptor_limit()
-            app = build_application(self.shared, self.lit_apis, number)
+            channel = None if self._live is None else self._live.channels.keep(number)
+            app = build_application(self.shared, self.lit_api_of, number, channel)
             door = build_door(self.shared, app, number)
             serve_http(
                 app,
@@ -165,6 +193,8 @@ class Application:
             self._early.reap()
         self._service_manager.update()
         self._refusals.update()
+        if self._live is not None:
+            self._live.models.step()
         if not self._has_been_ready and self._answers():
             self._has_been_ready = True
             logger.info("%s", ready_line(self._settings, _titles(self.shared), self.shared.devices))
@@ -180,10 +210,11 @@ class Application:
         The supervisor replaces what hangs. If no HTTP process, or no ready worker, has sent a heartbeat for longer than
         that takes, it is the server itself that hangs.
         """
-        board, http_board, now = self.shared.worker_board, self.shared.http_board, time.monotonic()
-        ready = [n for n in range(board.workers) if board.read(n).state == WorkerState.READY]
+        http_board, now = self.shared.http_board, time.monotonic()
+        boards = [one.worker_board for one in self.shared.deployments]
+        ready = [(board, n) for board in boards for n in range(board.workers) if board.read(n).state == _READY]
         limit_s = self._settings.worker_stall_s + _SUPERVISION_S
-        works = not ready or any(now - board.heartbeat_at(worker) < limit_s for worker in ready)
+        works = not ready or any(now - board.heartbeat_at(worker) < limit_s for board, worker in ready)
         answers = any(now - http_board.heartbeat_at(n) < _SUPERVISION_S for n in range(self._settings.api_servers))
         state, served = self.shared.readiness, _titles(self.shared)
         text = state.reason() or f"Serving {served} on port {self._settings.port}."
@@ -230,6 +261,9 @@ def run(
 ) -> None:
     """Run the rest of a server that has begun to start; exit when it has stopped."""
     settings, early = started.settings, started.early
+    state = None if settings.state_dir is None else ModelState(settings.state_dir, settings.written_deployments)
+    if state is not None:
+        settings = _with_state(settings, state)
     if settings.has_decision_log_file:
         ignore_hangups()
     if settings.traces and not is_installed():
@@ -243,7 +277,7 @@ def run(
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     try:
-        application = Application(Shared(settings, checkpoints, devices), lit_api_class, policy_class, early)
+        application = Application(Shared(settings, checkpoints, devices), lit_api_class, policy_class, early, state)
     except SettingError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -254,6 +288,26 @@ def run(
     if resizer_name(exact=settings.exact_decode) == "pillow" and not settings.exact_decode:
         logger.warning("cykooz-resizer is not installed: Pillow resizes images, which takes 4 times as long")
     sys.exit(application.server().run(started.listeners, application.supervisor))
+
+
+def _with_state(settings: Settings, state: ModelState) -> Settings:
+    """Return the settings with the models that operators had loaded before the last stop; exit if that fails."""
+    try:
+        kept = state.read()
+    except ModelStateError as error:
+        sys.exit(f"error: {ENV_PREFIX}STATE_DIR: {error}")
+    if kept is None:
+        if state.is_outdated():
+            logger.warning("%sMODELS has changed, so it counts, and what was loaded before does not", ENV_PREFIX)
+        return settings
+    restored = settings.model_copy(update={"models": kept})
+    if len(restored.deployments) > (settings.max_models or 0):
+        sys.exit(
+            f"error: {ENV_PREFIX}MAX_MODELS: Input should be at least {len(restored.deployments)}, as many as were "
+            f"loaded before the last stop. Got {settings.max_models}."
+        )
+    logger.info("Restored what was loaded before: %s", ", ".join(one.title for one in restored.deployments))
+    return restored
 
 
 def _load_checkpoints(settings: Settings) -> list[Checkpoint]:

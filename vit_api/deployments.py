@@ -144,6 +144,19 @@ def _deployment_of(number: int, entry: Any) -> Deployment:
         raise DeploymentsError(f"Model {number} of the list is not an object such as {_EXAMPLE[1:-1]}")
     named = [str(entry[name])[:MAX_SHOWN] for name in ("name", "version") if name in entry]
     where = f"Model {number} of the list ({' '.join(named)})" if named else f"Model {number} of the list"
+    return read_deployment(where, entry)
+
+
+def read_deployment(where: str, entry: dict[str, Any]) -> Deployment:
+    """Return a deployment.
+
+    Args:
+        where: What errors call it.
+        entry: Its fields.
+
+    Raises:
+        DeploymentsError: A field is unknown, missing or invalid.
+    """
     for name in entry.keys() - Deployment.model_fields:
         near = get_close_matches(name, Deployment.model_fields, 1)
         hint = f"Did you mean '{near[0]}'?" if near else f"The fields are {', '.join(Deployment.model_fields)}"

@@ -244,6 +244,13 @@ class NotReady(ViTError):
     retry_after_s = 5
 
 
+class LoadFailed(ViTError):
+    """A model can't be loaded; nothing has changed."""
+
+    status = 409
+    code = "load_failed"
+
+
 class RedisUnavailable(ViTError):
     """Redis can't be reached or refuses, and is required for this."""
 

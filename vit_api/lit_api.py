@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import litserve as ls
@@ -61,6 +61,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         cpu_threads: Threads that torch uses for one operation on the CPU; None: see `model.precision`.
         thresholds: From which scores on labels are flagged; None if none are.
         all_classes: Whether each prediction has all classes.
+        on_failure: Called in the worker if `setup` fails, with the reason.
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
 
     Attributes:
@@ -81,6 +82,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         cpu_threads: int | None = None,
         thresholds: Thresholds | None = None,
         all_classes: bool = False,
+        on_failure: Callable[[str], None] | None = None,
         **lit_api_options: Any,
     ) -> None:
         super().__init__(**lit_api_options)
@@ -91,11 +93,20 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self._cpu_threads = cpu_threads
         self._thresholds = thresholds
         self._all_classes = all_classes
+        self._on_failure = on_failure
         self.model: VisionModel | None = None
         self.startup_s = 0.0
 
     def setup(self, device: str) -> None:
         """Load the model on `device`, prepare its engine, and warm up the common batch sizes."""
+        try:
+            self._set_up(device)
+        except Exception as error:
+            if self._on_failure is not None:
+                self._on_failure(f"{type(error).__name__}: {error}")
+            raise
+
+    def _set_up(self, device: str) -> None:
         started = time.monotonic()
         if self._engine == "compile":
             from vit_api.model.compile_cache import keep_compiled_code

@@ -23,6 +23,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
             "model_name",
             "revision",
             "models",
+            "max_models",
+            "max_input_side",
+            "state_dir",
             "device",
             "dtype",
             "engine",
@@ -64,6 +67,7 @@ _METAVARS = {
     "decision_log": "FILE|URL",
     "model": "NAME|DIR",
     "models": "JSON|FILE",
+    "state_dir": "DIR",
 }
 
 

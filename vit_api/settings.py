@@ -14,7 +14,7 @@ from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
-from vit_api.deployments import DTYPES, NAME_PATTERN, Deployment, load_deployments
+from vit_api.deployments import DTYPES, MAX_DEPLOYMENTS, NAME_PATTERN, Deployment, load_deployments
 from vit_api.environment import capacity, platforms
 from vit_api.environment.cores import available_cores
 from vit_api.labels.categories import Categories
@@ -24,6 +24,9 @@ from vit_api.redis_url import check_redis_url
 ENV_PREFIX = "VIT_API_"
 MAX_SLOTS_PER_PROCESS = 2048
 """Answers that fit into one pipe of 1 MiB, the largest that Linux grants an unprivileged user."""
+
+LIVE_INPUT_SIDE = 384
+"""Slots hold the input of models of this size that are loaded while the server runs, in pixels of one side."""
 
 _DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+(,\d+)*)?)$"
 _PARSERS: dict[str, Callable[[str], object]] = {
@@ -115,6 +118,32 @@ class Settings(BaseSettings):
             description='Several models or versions in one server: a JSON list such as [{"name": "nsfw", "version": '
             '"1", "model": "Falconsai/nsfw_image_detection"}], or the path of a file with it; see '
             "docs/several-models.md"
+        ),
+    ] = None
+    max_models: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_DEPLOYMENTS,
+            description="Maximum number of versions of models; setting it allows the operator to load and unload them "
+            "while the server runs; default: those that are listed",
+        ),
+    ] = None
+    max_input_side: Annotated[
+        int | None,
+        Field(
+            ge=16,
+            le=2048,
+            description="Largest input of models that are loaded while the server runs, in pixels of one side; "
+            f"default: {LIVE_INPUT_SIDE}, or that of the largest listed model",
+        ),
+    ] = None
+    state_dir: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Directory to keep what was loaded, unloaded and given traffic while the server runs; without "
+            "it, a restart begins with the list",
         ),
     ] = None
     host: Annotated[
@@ -289,7 +318,7 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(
             min_length=MIN_KEY_LENGTH,
-            description="Key that authorises POST /cache/clear; without it, the endpoint is disabled",
+            description="Key that authorises clearing the cache and loading models; without it, both are disabled",
         ),
     ] = None
     api_keys: Annotated[
@@ -452,8 +481,25 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_max_models(self) -> Settings:
+        for name in ("max_models", "max_input_side", "state_dir"):
+            needed = "models" if name == "max_models" else "max_models"
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ValueError(
+                    f"{ENV_PREFIX}{name.upper()}: It has no effect without {ENV_PREFIX}{needed.upper()}. Set that, "
+                    "too, or leave this setting out."
+                )
+        count = 0 if self.models is None else len(load_deployments(self.models))
+        if self.max_models is not None and self.max_models < count:
+            raise ValueError(
+                f"{ENV_PREFIX}MAX_MODELS: Input should be at least {count}, as many as {ENV_PREFIX}MODELS lists. "
+                f"Got {self.max_models}."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_slots_of_deployments(self) -> Settings:
-        count = 1 if self.models is None else len(load_deployments(self.models))
+        count = 1 if self.models is None else max(len(load_deployments(self.models)), self.max_models or 0)
         if count > 1 and self.slots_per_process < 2 * count:
             raise ValueError(
                 f"{ENV_PREFIX}QUEUE_SIZE: Input should be at least {2 * count * self.api_servers}, which is two for "
@@ -465,13 +511,18 @@ class Settings(BaseSettings):
     @property
     def deployments(self) -> tuple[Deployment, ...]:
         """What `models` lists, with the server's settings for what an entry does not say; empty without a list."""
-        if self.models is None:
-            return ()
+        return () if self.models is None else tuple(map(self.complete, self.written_deployments))
+
+    @property
+    def written_deployments(self) -> tuple[Deployment, ...]:
+        """What `models` lists, without the server's settings."""
+        return () if self.models is None else load_deployments(self.models)
+
+    def complete(self, deployment: Deployment) -> Deployment:
+        """Return a deployment with the server's settings for what it does not say."""
         names = ("workers_per_device", "dtype", "max_batch_size", "thresholds", "categories")
-        return tuple(
-            one.model_copy(update={name: getattr(self, name) for name in names if getattr(one, name) is None})
-            for one in load_deployments(self.models)
-        )
+        missing = {name: getattr(self, name) for name in names if getattr(deployment, name) is None}
+        return deployment.model_copy(update=missing)
 
     @property
     def slots_per_process(self) -> int:

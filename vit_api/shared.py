@@ -16,8 +16,12 @@ from vit_api.ipc.readiness import Readiness
 from vit_api.ipc.records import max_packed_size
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.settings import ENV_PREFIX, Settings
+from vit_api.live_messages import DeploymentPlan
+from vit_api.settings import ENV_PREFIX, LIVE_INPUT_SIDE, Settings
 from vit_api.shared_deployment import SettingError, SharedDeployment, only_deployment
+
+_LIVE_LABELS = 2**15
+"""Slots have memory for the answers of models with so many labels that are loaded while the server runs."""
 
 
 class Shared:
@@ -54,13 +58,19 @@ class Shared:
         processes = settings.api_servers
         shapes = [checkpoint.preprocessing.pixel_shape for checkpoint in checkpoints]
         long_bytes = max(max_packed_size(len(checkpoint.labels)) for checkpoint in checkpoints)
-        self.table = SlotTable(
-            processes, settings.slots_per_process, max(shapes, key=math.prod), long_bytes, deployments=len(specs)
-        )
+        places = len(specs)
+        if settings.max_models is not None:
+            places = settings.max_models
+            side = settings.max_input_side or LIVE_INPUT_SIDE
+            slot_shape = max([*shapes, (side, side, 3)], key=math.prod)
+            long_bytes = max(long_bytes, max_packed_size(_LIVE_LABELS))
+        else:
+            slot_shape = max(shapes, key=math.prod)
+        self.table = SlotTable(processes, settings.slots_per_process, slot_shape, long_bytes, deployments=places)
         self.http_board = HttpBoard(processes)
         workers = [len(devices) * (spec.workers_per_device or 1) for spec in specs]
         self.worker_board = WorkerBoard(sum(workers))
-        self.deployments = []
+        self.deployments: list[SharedDeployment] = []
         for number, (spec, checkpoint, count) in enumerate(zip(specs, checkpoints, workers, strict=True)):
             first = sum(workers[:number])
             self.deployments.append(
@@ -71,19 +81,56 @@ class Shared:
                     checkpoint,
                     table=self.table if is_only else self.table.of_deployment(number, shapes[number]),
                     worker_board=self.worker_board.part(first, count),
-                    worker_names=[f"worker-{worker}" for worker in range(first, first + count)],
+                    first_worker=first,
                     is_only=is_only,
                 )
             )
-        of_default = [one for one in self.deployments if one.spec.name == specs[0].name]
+        self.set_deployments(self.deployments)
+        self.flight_board = FlightBoard(processes)
+        self.budgets = Budgets(settings.rates, processes) if settings.rates else None
+        self.metrics_board = self.default.metrics_board if is_only else _server_metrics(processes)
+
+    def set_deployments(self, deployments: Sequence[SharedDeployment]) -> None:
+        """Serve these deployments from now on, in this process; the first one's model is the default."""
+        self.deployments = list(deployments)
+        served = self.served
+        of_default = [one for one in served if one.spec.name == served[0].spec.name]
         self.default = max(of_default, key=lambda one: one.spec.traffic or 0)
         self.readiness = Readiness(
             {one.spec.title: one.worker_board for one in self.deployments},
             frozenset(one.spec.title for one in of_default if one.spec.traffic),
         )
-        self.flight_board = FlightBoard(processes)
-        self.budgets = Budgets(settings.rates, processes) if settings.rates else None
-        self.metrics_board = self.default.metrics_board if is_only else _server_metrics(processes)
+
+    def make_deployment(self, plan: DeploymentPlan) -> SharedDeployment:
+        """Make what the processes share of a deployment that is loaded while the server runs.
+
+        Every process makes it in the same way, so that it can take over the descriptors of another, see
+        `ipc.descriptors`.
+
+        Raises:
+            SettingError: The model lacks a label that has a threshold or a category.
+        """
+        checkpoint = Checkpoint(**plan.checkpoint)
+        return SharedDeployment(
+            plan.place,
+            plan.spec,
+            self.settings,
+            checkpoint,
+            table=self.table.of_deployment(plan.place, checkpoint.preprocessing.pixel_shape),
+            worker_board=WorkerBoard(plan.workers),
+            first_worker=plan.first_worker,
+            is_only=False,
+            identity=plan.identity,
+        )
+
+    def is_draining(self) -> bool:
+        """Return whether the server is shutting down, whatever it serves by now."""
+        return self.readiness.is_draining()
+
+    @property
+    def served(self) -> list[SharedDeployment]:
+        """The deployments that requests may be for."""
+        return [one for one in self.deployments if not one.is_unloading]
 
     @property
     def has_several(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint
@@ -63,6 +63,12 @@ def is_complete(checkpoint: Checkpoint, threshold: float) -> bool:
     return not checkpoint.has_sigmoid and threshold > (1 + _ROUNDING) / (MAX_TOP_K + 1)
 
 
+def needed_identity(checkpoint: Checkpoint, dtype: str | None, settings: Settings) -> str:
+    """Return what distinguishes a checkpoint, for which all of it may be read; empty if no setting needs that."""
+    needs_identity = settings.redis_url is not None or settings.decision_log is not None
+    return identity_of(checkpoint, dtype) if needs_identity else ""
+
+
 class SharedDeployment:
     """The parts of one deployment that several processes use.
 
@@ -73,8 +79,9 @@ class SharedDeployment:
         checkpoint: The model.
         table: The slots, as this deployment sees them.
         worker_board: The status of its workers.
-        worker_names: Their names in the metrics.
+        first_worker: The number of the first of them among all of the server.
         is_only: Whether the server has no other.
+        identity: As `checkpoint_identity`, if it is known already; else it is read from the checkpoint.
 
     Attributes:
         number: See above.
@@ -82,7 +89,9 @@ class SharedDeployment:
         checkpoint: See above.
         table: See above.
         worker_board: See above.
-        worker_names: See above.
+        first_worker: See above.
+        worker_names: Their names in the metrics.
+        is_unloading: Whether no further requests are for it.
         requests: Carry request records to its workers, by urgency.
         answers: Carry answers to the HTTP processes, by number.
         batch_stats: The times of its workers' batches.
@@ -109,15 +118,18 @@ class SharedDeployment:
         *,
         table: SlotTable,
         worker_board: WorkerBoard,
-        worker_names: Sequence[str],
+        first_worker: int,
         is_only: bool,
+        identity: str | None = None,
     ) -> None:
         self.number = number
         self.spec = spec
         self.checkpoint = checkpoint
         self.table = table
         self.worker_board = worker_board
-        self.worker_names = worker_names
+        self.first_worker = first_worker
+        self.worker_names = [f"worker-{first_worker + worker}" for worker in range(worker_board.workers)]
+        self.is_unloading = False
         labels = checkpoint.labels
         with _naming("thresholds", None if is_only else spec):
             self.thresholds = None if spec.thresholds is None else Thresholds.load(spec.thresholds, labels)
@@ -136,15 +148,18 @@ class SharedDeployment:
         long_bytes = max_packed_size(len(labels), _MAX_SHARED_DIMENSIONS)
         long_entries = min(size, max(1, MAX_LONG_CACHE_BYTES // long_bytes))
         self.long_table = AnswerTable(processes, long_entries, long_bytes) if size else None
-        names = [*(["main"] if is_only else []), *(f"http-{process}" for process in range(processes)), *worker_names]
+        names = [
+            *(["main"] if is_only else []),
+            *(f"http-{process}" for process in range(processes)),
+            *self.worker_names,
+        ]
         counted = metrics.counted_for(
             labels, has_thresholds=self.thresholds is not None, is_mirror=bool(spec.mirror_traffic)
         )
         if not is_only:
             counted = tuple(metric for metric in counted if metric not in metrics.SERVER_WIDE)
         self.metrics_board = MetricsBoard(names, counted)
-        needs_identity = settings.redis_url is not None or settings.decision_log is not None
-        self.checkpoint_identity = identity_of(checkpoint, spec.dtype) if needs_identity else ""
+        self.checkpoint_identity = needed_identity(checkpoint, spec.dtype, settings) if identity is None else identity
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.reduction import DupFd
 from typing import Any, NamedTuple
 
+from vit_api.ipc import descriptors
+
 MAX_TOP_K = 20
 """Number of classes in an answer record; an answer with more is long, see `Prediction.is_long`."""
 
@@ -268,7 +270,7 @@ class RecordPipe:
     """
 
     def __init__(self, record_size: int, capacity: int) -> None:
-        self._own(record_size, *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        self._own(record_size, *descriptors.pipe())
         # A write that doesn't fit in the rest of a page starts a new one, so a page may carry no more than one write.
         pages = -(-2 * capacity * record_size // _PAGE) + 1
         if fcntl.fcntl(self._writer, fcntl.F_GETPIPE_SZ) < pages * _PAGE:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from vit_api.ipc import descriptors
+
 Layout = Mapping[str, tuple[DTypeLike, tuple[int, ...]]]
 
 _CACHE_LINE = 64
@@ -33,10 +35,7 @@ class SharedArrays:
     """
 
     def __init__(self, layout: Layout) -> None:
-        size = max(_end_of(layout), 1)
-        fd = os.memfd_create("vit-api", os.MFD_CLOEXEC)
-        os.ftruncate(fd, size)
-        self._map(layout, fd)
+        self._map(layout, descriptors.memory(max(_end_of(layout), 1)))
 
     def _map(self, layout: Layout, fd: int) -> None:
         self._layout = layout

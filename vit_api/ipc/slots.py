@@ -54,6 +54,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -213,6 +214,20 @@ class SlotTable:
     def __len__(self) -> int:
         return len(self._states)
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of one slot for the pixels of an image."""
+        return int(np.prod(self._shared["pixels"].shape[1:]))
+
+    @property
+    def long_bytes(self) -> int:
+        """Bytes of one slot for a long answer."""
+        return int(self.long_answers.shape[1])
+
+    def is_empty(self) -> bool:
+        """Return whether no slot has an image, of this deployment if the table is that of one."""
+        return not self._own(self._states != SlotState.FREE).any()
+
     def owner_of(self, slot: int) -> int:
         """Return the number of the HTTP process that owns `slot`."""
         return slot // self.slots_per_owner
@@ -343,7 +358,7 @@ class OwnerSlots(_Fields):
         self._deployment = table._number or 0
         self._deployment_of = table._shared.view("deployments")
         self._low_counts = table._low_counts
-        self._max_low = max(1, int(table.slots_per_owner * LOW_SHARE / table.deployments))
+        self._max_low = _max_low(table.slots_per_owner, table.deployments)
         self.mirrored = 0
         self._free: list[int] = []
         self._shares: DeploymentShares | None = None
@@ -371,6 +386,15 @@ class OwnerSlots(_Fields):
             low_counts[self._deployment_of[slot], self._owner] += self._urgency[slot] == Urgency.LOW
             if self._shares is not None:
                 self._shares.add(self._deployment_of[slot])
+
+    def share_among(self, deployments: Sequence[int]) -> None:
+        """Keep a share of the slots for the deployments with these numbers only.
+
+        To be called on the slots of each deployment when one is added or removed.
+        """
+        if self._shares is not None:
+            self._shares.keep_for(deployments)
+            self._max_low = _max_low(self.table.slots_per_owner, len(deployments))
 
     @property
     def free_count(self) -> int:
@@ -497,6 +521,11 @@ class OwnerSlots(_Fields):
         if self._shares is not None:
             self._shares.remove(self._deployment)
         self._free.append(slot)
+
+
+def _max_low(slots: int, deployments: int) -> int:
+    """Return how many of an owner's slots images of low urgency of one deployment may take."""
+    return max(1, int(slots * LOW_SHARE / deployments))
 
 
 class WorkerSlots(_Fields):

@@ -16,6 +16,7 @@ import numpy as np
 from vit_api.ipc.shared_memory import SharedArrays
 
 _TEXT_BYTES = 64
+_PROBLEM_BYTES = 512
 _TEXTS: Final = ("device", "device_name", "dtype", "device_uuid", "engine")
 
 
@@ -79,6 +80,7 @@ class WorkerBoard:
                 "startup_s": (np.float64, (workers,)),
             }
             | dict.fromkeys(_TEXTS, (text, (workers,)))
+            | {"problem": (f"S{_PROBLEM_BYTES}", (workers,))}
         )
         self._bind(shared, 0, workers)
 
@@ -117,6 +119,14 @@ class WorkerBoard:
         texts = {name: bytes(self._shared[name][worker]).decode() for name in _TEXTS}
         startup_s = float(self._shared["startup_s"][worker])
         return WorkerStatus(WorkerState(self._shared["state"][worker]), startup_s=startup_s, **texts)
+
+    def publish_problem(self, problem: str) -> None:
+        """Write why a worker could not start; of several that could not, one is enough."""
+        self._shared["problem"][0] = problem.encode()[:_PROBLEM_BYTES]
+
+    def problem(self) -> str:
+        """Return why a worker could not start; empty if none said so."""
+        return bytes(self._shared["problem"][0]).decode(errors="ignore")
 
     def heartbeat(self, worker: int, now: float) -> None:
         """Record that `worker` made progress at `now`, in seconds of the monotonic clock."""

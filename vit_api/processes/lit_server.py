@@ -70,8 +70,27 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         # LitServe passes these to its workers; ours use the slot table instead.
         self.workers_setup_status: dict[str, str] = {}
         self.litapi_request_queues = dict.fromkeys(lit_api.api_path for lit_api in lit_apis)
-        self._lit_apis = lit_apis
+        self._lit_apis = dict(enumerate(lit_apis))
         self._transport = None
+
+    def add(self, number: int, lit_api: ls.LitAPI, workers_per_device: int) -> None:
+        """Serve a further LitAPI, whose workers are then started by its number, as LitServe does at its start."""
+        lit_api.api_path = path = f"{lit_api.api_path}-{number}"
+        lit_api.pre_setup()
+        lit_api.loop.pre_setup(lit_api)
+        lit_api.request_timeout = self.timeout
+        self._workers_per_device_by_api_path[path] = workers_per_device
+        self.litapi_request_queues[path] = None
+        self._lit_apis[number] = lit_api
+
+    def remove(self, number: int) -> None:
+        """Serve a LitAPI no longer, whose workers have ended."""
+        path = self._lit_apis.pop(number).api_path
+        for by_path in (self._workers_per_device_by_api_path, self.litapi_request_queues):
+            by_path.pop(path, None)
+        endpoint = path.split("/")[-1]
+        for name in [name for name in self.workers_setup_status if name.rpartition("_")[0] == endpoint]:
+            del self.workers_setup_status[name]
 
     def register_endpoints(self) -> None:
         """Add no routes: each HTTP process builds its own application."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from socket import socket
+from typing import Any
 
 from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import Counter
@@ -72,6 +73,8 @@ class WorkerGroup:
         title: What they run, in the log; empty if there is no other group.
         members: The processes.
         has_failed: Whether they can't be kept alive.
+        problem: Why not, a phrase.
+        is_on_trial: Whether they are started while the server runs; if they fail, nothing else is affected.
     """
 
     start: StartProcess
@@ -82,6 +85,8 @@ class WorkerGroup:
     title: str = ""
     members: list[Member] = field(default_factory=list)
     has_failed: bool = False
+    problem: str = ""
+    is_on_trial: bool = False
 
     def start_all(self) -> None:
         """Start the workers."""
@@ -107,6 +112,7 @@ class Supervisor:
         drain_delay_s: Seconds from the first signal, when readiness turns off, until the port is closed.
         drain_timeout_s: Seconds that requests in flight get to finish.
         on_tick: Called at every check, at least every half second.
+        waits_for: Returns what ends a wait for the next check when it can be read.
     """
 
     def __init__(
@@ -121,10 +127,12 @@ class Supervisor:
         drain_delay_s: float,
         drain_timeout_s: float,
         on_tick: Callable[[], None] = lambda: None,
+        waits_for: Callable[[], Sequence[Any]] = tuple,
     ) -> None:
         self._start_http = start_http
         self._http_processes = http_processes
-        self._groups = groups
+        self._groups = list(groups)
+        self._waits_for = waits_for
         self._http_board = http_board
         self._http_restarts = http_restarts
         self._worker_stall_s = worker_stall_s
@@ -132,6 +140,7 @@ class Supervisor:
         self._drain_timeout_s = drain_timeout_s
         self._on_tick = on_tick
         self._http: list[Member] = []
+        self._is_draining = False
         self._checked_at = time.monotonic()
 
     def start_http(self) -> None:
@@ -149,6 +158,23 @@ class Supervisor:
         """Start the workers."""
         for group in self._groups:
             group.start_all()
+
+    def add(self, group: WorkerGroup) -> None:
+        """Start the workers of a further group, and keep them alive."""
+        if self._is_draining:
+            group.board.mark_draining()
+        group.start_all()
+        self._groups.append(group)
+
+    def remove(self, group: WorkerGroup) -> None:
+        """End the workers of a group, whose images are all answered.
+
+        Raises:
+            _DriverHangs: One of them can't be killed.
+        """
+        self._groups.remove(group)
+        if ending.end(member.process for member in group.members):
+            raise _DriverHangs(f"a worker of {group.title} did not end when it was killed: its driver hangs")
 
     def watch(self, stop: socket) -> int:
         """Keep all processes alive until a signal, then drain.
@@ -186,7 +212,7 @@ class Supervisor:
         self._on_tick()  # also while draining, and at once when that begins
         workers = [member for group in self._groups if not group.has_failed for member in group.members]
         sentinels = [member.process.sentinel for member in (*self._http, *workers)]
-        if stop not in wait([stop, *sentinels], max(0.0, timeout_s)):
+        if stop not in wait([stop, *sentinels, *self._waits_for()], max(0.0, timeout_s)):
             return False
         if stop.recv(1)[0] != signal.SIGHUP:
             return True
@@ -230,6 +256,7 @@ class Supervisor:
             self._replace_dead_workers(awake_s)
 
     def _mark_draining(self) -> None:
+        self._is_draining = True
         for group in self._groups:
             group.board.mark_draining()
 
@@ -286,9 +313,13 @@ class Supervisor:
             _WorkerCrashLoop: It was the last group.
             _DriverHangs: A worker of it can't be killed, and may still write to its slots.
         """
-        if all(other.has_failed for other in self._groups if other is not group):
+        group.problem = str(error)
+        if not group.is_on_trial and all(other.has_failed for other in self._groups if other is not group):
             raise error
-        logger.error("%s; %s is no longer served, the other models are", error, group.title)
+        if group.is_on_trial:
+            logger.error("%s; %s can't be loaded", error, group.title)
+        else:
+            logger.error("%s; %s is no longer served, the other models are", error, group.title)
         group.has_failed = True
         group.board.mark_gone()
         left = ending.end(member.process for member in group.members)

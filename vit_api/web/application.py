@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.dependencies import models as dependency_models
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
@@ -42,14 +43,22 @@ class WebApplication:
     Args:
         entry: Opens requests.
         asgi: Answers all that are not of a hot route.
+        fallback_of: Returns what answers all that are not of a hot route, given the table of routes.
 
     Attributes:
         entry: See above.
     """
 
-    def __init__(self, entry: Entry, asgi: ASGIApp) -> None:
+    def __init__(self, entry: Entry, asgi: ASGIApp, fallback_of: Callable[[Sequence[Route]], FastAPI]) -> None:
         self.entry = entry
         self._asgi = asgi
+        self._fallback_of = fallback_of
+
+    def prepare(self, routes: Sequence[Route]) -> Callable[[], None]:
+        """Return what serves another table of routes from then on; made in any thread, called on the event loop."""
+        serve = functools.partial(self.entry.serve, _hot(routes), self._fallback_of(routes))
+        _clear_caches_of_fastapi()
+        return serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""
@@ -85,9 +94,14 @@ def create_app(
         addresses: Identifies clients without a key by address.
         work: Works on long bodies; None: any thread does.
     """
-    app = _fastapi(routes, start, stop)
+
+    def fallback_of(routes: Sequence[Route]) -> FastAPI:
+        app = _fastapi(routes, start, stop)
+        app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
+        return app
+
+    app = fallback_of(routes)
     cross_origin = functools.partial(CrossOrigin, origins=cors_origins, exposed=exposed_headers)
-    app.openapi = _described_by(app, routes, keys, rate_limits)  # type: ignore[method-assign]
     context = CallContext(
         BodyMemory(request_limits.max_pending_bytes),
         request_limits.request_timeout_s,
@@ -98,8 +112,19 @@ def create_app(
         addresses=addresses,
         work=work,
     )
-    entry = Entry([route for route in routes if isinstance(route, HotRoute)], app, context)
-    return WebApplication(entry, cross_origin(entry) if cors_origins else entry)
+    entry = Entry(_hot(routes), app, context)
+    return WebApplication(entry, cross_origin(entry) if cors_origins else entry, fallback_of)
+
+
+def _clear_caches_of_fastapi() -> None:
+    """Let the functions of routes that are served no longer be freed, with all that they refer to."""
+    for cached in vars(dependency_models).values():
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()
+
+
+def _hot(routes: Sequence[Route]) -> list[HotRoute]:
+    return [route for route in routes if isinstance(route, HotRoute)]
 
 
 def _fastapi(

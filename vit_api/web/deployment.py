@@ -235,7 +235,7 @@ def _served_model(shared: Shared, deployment: SharedDeployment, classifier: Clas
         max_images=MAX_IMAGES_PER_REQUEST,
         has_cache=bool(settings.cache_size),
         version=spec.version,
-        versions=[one.spec.version for one in shared.deployments if one.spec.name == spec.name],
+        versions=[one.spec.version for one in shared.served if one.spec.name == spec.name],
     )
     cache_board = deployment.cache_board if settings.cache_size else None
     return ServedModel(

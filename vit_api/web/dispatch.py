@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 from vit_api.deployments import Deployment
 from vit_api.errors import BadRequest
 from vit_api.web.core.deployment_choice import Chosen, DeploymentChoice
+from vit_api.web.in_flight import InFlight
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.parameters import refuse_slip
 from vit_api.web.requests import Admission, BodyLimit, Headers, Request
@@ -52,9 +53,13 @@ class Dispatch:
     Args:
         deployments: All of them.
         choice: Chooses among them.
+        in_flight: Counts the requests for each; None: nothing does.
     """
 
-    def __init__(self, deployments: Sequence[Deployment], choice: DeploymentChoice) -> None:
+    def __init__(
+        self, deployments: Sequence[Deployment], choice: DeploymentChoice, in_flight: InFlight | None = None
+    ) -> None:
+        self._in_flight = in_flight
         self._deployments = deployments
         self._choice = choice
         self._headers: list[Headers] = [
@@ -68,6 +73,8 @@ class Dispatch:
             NotFound: There is no such model or version.
         """
         chosen = self._choice.of(name, version, functools.partial(_client_of, request))
+        if self._in_flight is not None:
+            self._in_flight.add(chosen.place, request.deployment)
         request.deployment = chosen
         admission = request.admission
         headers = (*admission.headers, *self._headers[chosen.number])

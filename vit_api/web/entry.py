@@ -52,6 +52,11 @@ class Entry:
         self._id_start = os.urandom(12).hex().encode()
         self._id_numbers = itertools.count()
 
+    def serve(self, hot_routes: Sequence[HotRoute], fallback: ASGIApp) -> None:
+        """Answer the next requests by these routes; those in flight keep theirs."""
+        self._hot = {(route.method, route.path): route for route in hot_routes}
+        self._fallback = fallback
+
     def open(self, scope: dict[str, Any]) -> HotCall | None:
         """Return a request of a hot route; None for all others."""
         route = self._hot.get((scope["method"], scope["path"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,45 +15,43 @@ from vit_api import metrics
 from vit_api.access.client_address import ClientAddresses
 from vit_api.access.rate_limiter import RateLimiter
 from vit_api.access.redis_counts import RedisCounts
+from vit_api.ipc.channel import Channel
 from vit_api.ipc.flight_board import ProcessFlights
 from vit_api.ipc.metrics_board import MetricsWriter
-from vit_api.ipc.slots import OwnerSlots
 from vit_api.shared import Shared
-from vit_api.shared_deployment import SharedDeployment
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app
 from vit_api.web.bodies import BodyWork
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.shared_flights import SharedFlights
-from vit_api.web.deployment import DecoderAndEncoder, DeploymentCore, ProcessParts, build_handlers
+from vit_api.web.deployment import ProcessParts
 from vit_api.web.dispatch import MODEL, MODEL_VERSION
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
+from vit_api.web.live import LiveDeployments
 from vit_api.web.observers.access_log import AccessLog
-from vit_api.web.observers.by_deployment import ByDeployment
-from vit_api.web.observers.decisions.decision import Answered, DecisionContext, DecisionRenderer
 from vit_api.web.observers.decisions.file_sink import FileSink
 from vit_api.web.observers.decisions.log import DecisionCounters, DecisionLog
 from vit_api.web.observers.decisions.url_sink import UrlSink
 from vit_api.web.observers.exchange import Observer
-from vit_api.web.observers.mirroring import ByMirrored, Mirroring, ShadowCounts, Side
-from vit_api.web.observers.prediction_metrics import FlaggedLabels, PredictionMetrics
-from vit_api.web.observers.request_metrics import RequestMetrics
+from vit_api.web.observers.mirroring import ByMirrored
 from vit_api.web.observers.tracing import Tracing
 from vit_api.web.operations.cache import cache_router
 from vit_api.web.operations.collector import MetricsCollector, sources_of
 from vit_api.web.operations.health import health_router
 from vit_api.web.operations.info import info_router
 from vit_api.web.operations.metrics import metrics_router
+from vit_api.web.operations.repository import repository_router
 from vit_api.web.page.files import page_router
 from vit_api.web.protocol_routes import routes_of_one, routes_of_several
 from vit_api.web.protocols.predict import MAX_IMAGES_PER_REQUEST
 from vit_api.web.requests import RequestLimits
 from vit_api.web.routes import Route
+from vit_api.web.served import DecoderOf, ServedDeployments
 from vit_api.web.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -64,18 +62,21 @@ if TYPE_CHECKING:
 class _Core:
     """The parts that run in the background of an HTTP process, as well as on requests."""
 
-    deployments: Sequence[DeploymentCore]
+    served: ServedDeployments
     turns: DecodeTurns
     flights: SharedFlights
     redis_counts: RedisCounts | None
     tracing: Tracing | None
     decisions: DecisionLog | None
+    live: LiveDeployments | None
 
     async def start(self) -> None:
         self.turns.start()
         self.flights.start()
-        for deployment in self.deployments:
+        for deployment in self.served.cores.values():
             deployment.start()
+        if self.live is not None:
+            self.live.start()
         if self.redis_counts is not None:
             self.redis_counts.start()
         if self.decisions is not None:
@@ -86,7 +87,9 @@ class _Core:
 
     async def stop(self) -> None:
         self.flights.stop()
-        for deployment in self.deployments:
+        if self.live is not None:
+            self.live.stop()
+        for deployment in self.served.cores.values():
             await deployment.stop()
         self.turns.stop()
         if self.redis_counts is not None:
@@ -97,34 +100,41 @@ class _Core:
             await asyncio.to_thread(self.decisions.close)
 
 
-def build_application(shared: Shared, lit_apis: Sequence[DecoderAndEncoder], number: int) -> WebApplication:
+def build_application(
+    shared: Shared, decoder_of: DecoderOf, number: int, channel: Channel | None = None
+) -> WebApplication:
     """Return the application of an HTTP process. To be called in that process.
 
     Args:
         shared: What it shares with the other processes.
-        lit_apis: Decode uploads and render predictions, one for each deployment.
+        decoder_of: Returns what decodes uploads and renders predictions for a deployment.
         number: The number of the process.
+        channel: To the main process, which loads and unloads models; None: they stay as they are.
     """
     settings = shared.settings
     parts = _parts(shared, number)
-    core = _build_core(shared, lit_apis, parts)
+    served = ServedDeployments(shared, decoder_of, parts)
+    live = None if channel is None else LiveDeployments(shared, served, channel)
+    core = _build_core(shared, served, parts, live)
     digests = settings.key_digests
     rate_limits = None
     if shared.budgets is not None:
         limiter = RateLimiter(shared.budgets, number, core.redis_counts)
         rate_limits = RateLimits(limiter, settings.rates)
-    observers = _observers(shared, core, number)
-    handlers = [
-        build_handlers(shared, one, its_core, lit_api, parts)
-        for one, its_core, lit_api in zip(shared.deployments, core.deployments, lit_apis, strict=True)
-    ]
-    routes = routes_of_several if shared.has_several else routes_of_one
-    protocols = routes(shared, handlers, parts.uploads)
-    if core.tracing is not None:
-        core.tracing.name_routes(protocols)
-    return create_app(
-        [*protocols, *_operator_routes(shared, core)],
-        observers,
+
+    def routes() -> list[Route]:
+        if shared.has_several:
+            others = tuple if live is None else live.others
+            protocols = routes_of_several(shared, served.handlers(), parts.uploads, served.in_flight, others)
+        else:
+            protocols = routes_of_one(shared, served.handlers(), parts.uploads)
+        if core.tracing is not None:
+            core.tracing.name_routes(protocols)
+        return [*protocols, *_operator_routes(shared, served, live)]
+
+    application = create_app(
+        routes(),
+        _observers(shared, served, core, number),
         start=core.start,
         stop=core.stop,
         request_limits=RequestLimits(
@@ -138,6 +148,9 @@ def build_application(shared: Shared, lit_apis: Sequence[DecoderAndEncoder], num
         addresses=ClientAddresses(settings.trusted_networks),
         work=BodyWork(parts.turns),
     )
+    if live is not None:
+        live.prepare = lambda: application.prepare(routes())
+    return application
 
 
 def build_door(shared: Shared, application: WebApplication, number: int) -> functools.partial[Door]:
@@ -156,7 +169,10 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
         max_connections=max_connections(),
     )
     evicted = shared.metrics_board.metrics_writer(f"http-{number}").counter(metrics.EVICTED)
-    connections = Connections(limits, shared.worker_board.is_draining, evicted.add)
+    is_draining = shared.worker_board.is_draining
+    if settings.max_models is not None:  # then the workers of that board may be unloaded
+        is_draining = shared.is_draining
+    connections = Connections(limits, is_draining, evicted.add)
     return functools.partial(Door, application.entry, connections, DateHeader(), HeadCache())
 
 
@@ -174,24 +190,18 @@ def _parts(shared: Shared, number: int) -> ProcessParts:
     )
 
 
-def _build_core(shared: Shared, decoders: Sequence[DecoderAndEncoder], parts: ProcessParts) -> _Core:
+def _build_core(shared: Shared, served: ServedDeployments, parts: ProcessParts, live: LiveDeployments | None) -> _Core:
     settings = shared.settings
-    cores: list[DeploymentCore] = []
-    slots: OwnerSlots | None = None
-    for deployment, decoder in zip(shared.deployments, decoders, strict=True):
-        slots = OwnerSlots(deployment.table, parts.number, slots)
-        cores.append(DeploymentCore(shared, deployment, decoder, parts, slots))
     redis_counts = None
     if settings.redis_url is not None and shared.budgets is not None:
         redis_counts = RedisCounts(settings.redis_url.get_secret_value())
     tracing = Tracing() if settings.traces else None
-    decisions = _decision_log(shared, shared.metrics_board.metrics_writer(f"http-{parts.number}"))
-    return _Core(cores, parts.turns, parts.flights, redis_counts, tracing, decisions)
+    decisions = _decision_log(shared, served, shared.metrics_board.metrics_writer(f"http-{parts.number}"))
+    return _Core(served, parts.turns, parts.flights, redis_counts, tracing, decisions, live)
 
 
-def _observers(shared: Shared, core: _Core, number: int) -> list[Observer]:
-    """Return what records each request; with several models, the metrics of each have an observer of their own."""
-    observers: list[Observer] = [*_metrics_of(shared, number)]
+def _observers(shared: Shared, served: ServedDeployments, core: _Core, number: int) -> list[Observer]:
+    observers = served.observers(shared.metrics_board.metrics_writer(f"http-{number}"))
     if shared.settings.access_log:
         observers.append(AccessLog(has_user_agent=shared.settings.access_log_user_agent))
     if core.tracing is not None:
@@ -199,51 +209,15 @@ def _observers(shared: Shared, core: _Core, number: int) -> list[Observer]:
     if core.decisions is not None:
         observers.append(core.decisions)
     if shared.mirrors:
-        observers.append(_mirroring(shared, core, number))
+        observers.append(ByMirrored(served.mirroring(core.decisions)))
     return observers
 
 
-def _mirroring(shared: Shared, core: _Core, number: int) -> ByMirrored:
-    """Connect each mirror with the versions that it mirrors, and return what sends it their images."""
-    observers: dict[int, Mirroring] = {}
-    for target in set(shared.mirrors.values()):
-        of = [source for source, mirror in shared.mirrors.items() if mirror == target]
-        counts = ShadowCounts(shared.deployments[target].metrics_board.metrics_writer(f"http-{number}"))
-        cores = [core.deployments[source] for source in of]
-        mirror = core.deployments[target].become_mirror(cores, shared.settings.request_timeout_s, counts.skip)
-        sides = {one: _side_of(shared.deployments[one]) for one in (target, *of)}
-        for source in of:
-            observers[source] = Mirroring(mirror, sides[source], sides[target], counts, core.decisions)
-    return ByMirrored(observers)
-
-
-def _side_of(deployment: SharedDeployment) -> Side:
-    return Side(deployment.number, deployment.spec.version, deployment.checkpoint)
-
-
-def _metrics_of(shared: Shared, number: int) -> list[Observer]:
-    process = f"http-{number}"
-    writers = [one.metrics_board.metrics_writer(process) for one in shared.deployments]
-    requests = [RequestMetrics(writer) for writer in writers]
-    predictions = [_prediction_metrics(*one) for one in zip(shared.deployments, writers, strict=True)]
-    if not shared.has_several:
-        return [*requests, *predictions]
-    other = RequestMetrics(shared.metrics_board.metrics_writer(process))
-    return [ByDeployment(requests, other), ByDeployment(predictions)]
-
-
-def _prediction_metrics(deployment: SharedDeployment, metrics_writer: MetricsWriter) -> PredictionMetrics:
-    thresholds = deployment.thresholds
-    flagged = None if thresholds is None else FlaggedLabels(deployment.checkpoint, thresholds)
-    return PredictionMetrics(metrics_writer, deployment.checkpoint, flagged)
-
-
-def _decision_log(shared: Shared, metrics_writer: MetricsWriter) -> DecisionLog | None:
+def _decision_log(shared: Shared, served: ServedDeployments, metrics_writer: MetricsWriter) -> DecisionLog | None:
     settings = shared.settings
     if settings.decision_log is None:
         return None
     target = settings.decision_log.get_secret_value()
-    renderers = [DecisionRenderer(_decision_context(shared, one)) for one in shared.deployments]
     dropped = [metrics_writer.counter(metrics.DECISIONS_DROPPED, cause) for cause in ("full", "refused", "stopped")]
     counters = DecisionCounters(
         metrics_writer.counter(metrics.DECISIONS_WRITTEN), metrics_writer.counter(metrics.DECISION_FAILURES), *dropped
@@ -251,38 +225,27 @@ def _decision_log(shared: Shared, metrics_writer: MetricsWriter) -> DecisionLog 
     is_file = settings.has_decision_log_file
     return DecisionLog(
         FileSink(target) if is_file else UrlSink(target),
-        functools.partial(_render_lines if is_file else _render_events, renderers),
+        served.render_lines if is_file else served.render_events,
         counters,
         sample=settings.decision_sample,
     )
 
 
-def _decision_context(shared: Shared, one: SharedDeployment) -> DecisionContext:
-    version = one.spec.version if shared.has_several else None
-    return DecisionContext(one.checkpoint, one.checkpoint_identity, one.thresholds, version)
-
-
-def _render_lines(renderers: Sequence[DecisionRenderer], answered: Answered) -> Iterator[bytes]:
-    return renderers[answered.deployment].lines(answered)
-
-
-def _render_events(renderers: Sequence[DecisionRenderer], answered: Answered) -> Iterator[bytes]:
-    return renderers[answered.deployment].events(answered)
-
-
-def _operator_routes(shared: Shared, core: _Core) -> list[Route]:
+def _operator_routes(shared: Shared, served: ServedDeployments, live: LiveDeployments | None) -> list[Route]:
     """Return the routes of the page, health, cache and metrics."""
     settings = shared.settings
-    key = settings.operator_key
-    tiers = [one.redis for one in core.deployments if one.redis is not None]
+    key = None if settings.operator_key is None else settings.operator_key.get_secret_value()
+    tiers = served.redis_tiers()
     clear = cache_router(
         [one.cache_board for one in shared.deployments],
-        None if key is None else key.get_secret_value(),
+        key,
         functools.partial(_clear_redis, tiers) if tiers else None,
     )
     sources = sources_of(shared, has_redis=bool(tiers))
     info = info_router(shared, has_redis=bool(tiers))
-    routers = (page_router(), health_router(shared), info, clear, metrics_router(MetricsCollector(sources)))
+    routers = [page_router(), health_router(shared), info, clear, metrics_router(MetricsCollector(sources))]
+    if live is not None:
+        routers.append(repository_router(live, key))
     return [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
 
 

@@ -14,6 +14,7 @@ from vit_api.shared import Shared
 from vit_api.web.core.deployment_choice import Chosen, DeploymentChoice
 from vit_api.web.deployment import Handlers
 from vit_api.web.dispatch import UNKNOWN, Dispatch
+from vit_api.web.in_flight import InFlight
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, URGENCY
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.protocols.hugging_face import CONTENT
@@ -41,11 +42,27 @@ def routes_of_one(shared: Shared, handlers: Sequence[Handlers], uploads: Uploads
     ]
 
 
-def routes_of_several(shared: Shared, handlers: Sequence[Handlers], uploads: Uploads) -> list[Route]:
-    """Return the routes of a server with several models, in the order of the description."""
-    specs = [one.spec for one in shared.deployments]
-    choice = DeploymentChoice(specs, lambda number: shared.deployments[number].worker_board.is_gone())
-    dispatch = Dispatch(specs, choice)
+def routes_of_several(
+    shared: Shared,
+    handlers: Sequence[Handlers],
+    uploads: Uploads,
+    in_flight: InFlight | None = None,
+    others: Callable[[], Sequence[tuple[str, str, str]]] = tuple,
+) -> list[Route]:
+    """Return the routes of a server with several models, in the order of the description.
+
+    Args:
+        shared: What the server's processes share.
+        handlers: What answers, for each deployment that is served.
+        uploads: Finds the uploads in requests.
+        in_flight: Counts the requests for each deployment; None: nothing does.
+        others: Returns names, versions and states of those that are being loaded or unloaded.
+    """
+    served = shared.served
+    specs = [one.spec for one in served]
+    boards = [one.worker_board for one in served]
+    choice = DeploymentChoice(specs, lambda number: boards[number].is_gone(), [one.number for one in served])
+    dispatch = Dispatch(specs, choice, in_flight)
     predict = [one.predict.routes() for one in handlers]
     hugging_face = [one.hugging_face.routes()[0] for one in handlers]
     parameters = dispatch.parameters()[1:]
@@ -64,7 +81,7 @@ def routes_of_several(shared: Shared, handlers: Sequence[Handlers], uploads: Upl
         *EmbeddingRoutes(
             _by_field(dispatch, [one.embeddings for one in handlers]), uploads, named, parameters
         ).routes(),
-        *OpenInferenceRoutes([one.open_inference for one in handlers], shared.readiness, choose).routes(),
+        *OpenInferenceRoutes([one.open_inference for one in handlers], shared.readiness, choose, others).routes(),
     ]
 
 

@@ -39,3 +39,19 @@ def test_each_can_always_have_its_minimum(deployments: int, extra: int, steps: l
         for other in range(deployments):
             assert shares.free_for(other, free) <= free
             assert held[other] >= shares.minimum or shares.free_for(other, free) >= shares.minimum - held[other]
+
+
+def test_shares_follow_the_deployments_that_there_are() -> None:
+    """A place that is empty keeps nothing; one that is filled again has its share once others release theirs."""
+    shares = DeploymentShares(12, 3)
+    shares.keep_for([0])
+    assert (shares.minimum, shares.free_for(0, 12)) == (6, 12)
+    for _ in range(12):
+        shares.add(0)
+    shares.keep_for([0, 2])
+    assert shares.minimum == 3
+    assert shares.free_for(2, 0) == 0
+    for released in range(1, 5):
+        shares.remove(0)
+        assert shares.free_for(2, released) == released
+        assert shares.free_for(0, released) == released - 3

@@ -350,3 +350,29 @@ def test_a_failed_group_does_not_hinder_a_stop(two: TwoGroups, signals: tuple[so
     theirs.send(b"x")
     assert two.supervisor.watch(ours) == 0
     assert two.supervisor.stop()
+
+
+def test_a_group_on_trial_that_can_not_start_leaves_the_server_alone(two: TwoGroups) -> None:
+    """Even if it is the only one left: it is given up at its first death, and says why."""
+    two.groups[0].has_failed = True
+    two.groups[1].is_on_trial = True
+    two.boards[1].publish(0, WorkerStatus(WorkerState.STARTING, "cpu", "CPU", "float32"))
+    two.kill(1)
+    assert two.groups[1].has_failed
+    assert "failed to start" in two.groups[1].problem
+
+
+def test_a_group_can_be_added_and_removed(two: TwoGroups) -> None:
+    """Its workers are replaced while it is there, and end when it is removed."""
+    group = two._group(1)
+    two.supervisor.add(group)
+    first = group.members[0].process
+    first.kill()
+    first.join()
+    two.supervisor._check()
+    second = group.members[0].process
+    assert second.pid != first.pid
+    two.supervisor.remove(group)
+    assert not second.is_alive()
+    two.supervisor._check()
+    assert group.members[0].process is second

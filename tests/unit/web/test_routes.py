@@ -31,7 +31,7 @@ def transport(request: pytest.FixtureRequest) -> DoorTransport:
     settings = Settings(api_servers=1, models=request.param)
     checkpoints = [load_checkpoint("digits", served_name=one.name) for one in settings.deployments]
     shared = Shared(settings, checkpoints or [load_checkpoint("digits")], ["cpu"])
-    return DoorTransport(build_application(shared, Application(shared).lit_apis, 0))
+    return DoorTransport(build_application(shared, Application(shared).lit_api_of, 0))
 
 
 async def _ask(transport: DoorTransport, method: str, path: str) -> httpx.Response:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vit_api.access.api_keys import KeyRing
-from vit_api.errors import Unauthorized
+import starlette.requests
+
+from vit_api.access.api_keys import KeyRing, digest_of
+from vit_api.errors import Forbidden, Unauthorized
 from vit_api.web.openapi.descriptions import refusal_of
 from vit_api.web.page.files import PAGE_FOLDER, PAGE_PATH
 from vit_api.web.page.security_headers import STATIC_FOLDER
 from vit_api.web.requests import Request
 
-OPERATOR_PATH = "/cache/clear"
-"""Its handler checks the operator key itself."""
+_OPERATOR_PATH = "/cache/clear"
+_OPERATOR_FOLDER = "/v2/repository/models/"
+"""Their handlers check the operator key themselves."""
 
 METRICS_PATH = "/metrics"
 
@@ -30,6 +33,28 @@ _SCHEMES = {
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "`X-API-Key: <key>`"},
 }
 _EITHER: list[dict[str, list[str]]] = [{name: []} for name in _SCHEMES]
+
+
+def is_of_operator(path: str) -> bool:
+    """Return whether the operator key, and no other, authorises requests for a path."""
+    return path == _OPERATOR_PATH or path.startswith(_OPERATOR_FOLDER)
+
+
+def check_operator(request: starlette.requests.Request, operator_key: str | None, what: str) -> None:
+    """Check the operator key of a request.
+
+    Args:
+        request: The request.
+        operator_key: The server's; None if it has none.
+        what: What the key authorises, the subject of a sentence.
+
+    Raises:
+        Forbidden: The server has none.
+        Unauthorized: The key is missing or invalid.
+    """
+    if operator_key is None:
+        raise Forbidden(f"{what} is disabled: set VIT_API_OPERATOR_KEY and restart the server to enable it.")
+    check_key(KeyRing([digest_of(operator_key)]), dict(request.scope["headers"]), "operator key")
 
 
 def presented_key(headers: Mapping[bytes, bytes]) -> bytes:
@@ -78,7 +103,7 @@ class KeyCheck:
     def is_open(self, method: str, path: str) -> bool:
         """Return whether a request needs none of these keys; open paths are open only for GET and HEAD."""
         is_page = path in self._open or path.startswith(_OPEN_FOLDERS)
-        return path == OPERATOR_PATH or (is_page and method in _READING)
+        return is_of_operator(path) or (is_page and method in _READING)
 
     def check(self, request: Request) -> None:
         """Check the request's key and store its digest on the request, before the body is read.
@@ -96,6 +121,6 @@ def describe_keys(schema: dict[str, Any], keys: KeyCheck | None) -> None:
     schema.setdefault("components", {})["securitySchemes"] = _SCHEMES
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            if path == OPERATOR_PATH or (keys is not None and not keys.is_open(method.upper(), path)):
+            if is_of_operator(path) or (keys is not None and not keys.is_open(method.upper(), path)):
                 operation["security"] = _EITHER
                 operation["responses"].setdefault("401", refusal_of(operation, "The key is missing or invalid"))

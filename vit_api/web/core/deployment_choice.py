@@ -32,14 +32,16 @@ class Chosen(NamedTuple):
     """The deployment that answers a request.
 
     Attributes:
-        number: Its number.
+        number: Its number among those that the server has now.
         name: The model's name.
         version: The version's.
+        place: Its number in the slot table, which stays the same when others are loaded or unloaded.
     """
 
     number: int
     name: str
     version: str
+    place: int = 0
 
 
 class _Range(NamedTuple):
@@ -67,15 +69,22 @@ class DeploymentChoice:
     Args:
         deployments: All of them, with their traffic; the first one's model is the default.
         has_failed: Returns whether the workers of the deployment with this number can't be restarted.
+        places: Their numbers in the slot table; None: in the same order.
     """
 
-    def __init__(self, deployments: Sequence[Deployment], has_failed: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        deployments: Sequence[Deployment],
+        has_failed: Callable[[int], bool],
+        places: Sequence[int] | None = None,
+    ) -> None:
+        places = range(len(deployments)) if places is None else places
         self._default = deployments[0].name
         self._has_failed = has_failed
         self._versions: defaultdict[str, dict[str, Chosen]] = defaultdict(dict)
         self._ranges: defaultdict[str, list[_Range]] = defaultdict(list)
-        for number, one in enumerate(deployments):
-            chosen = self._versions[one.name][one.version] = Chosen(number, one.name, one.version)
+        for number, (one, place) in enumerate(zip(deployments, places, strict=True)):
+            chosen = self._versions[one.name][one.version] = Chosen(number, one.name, one.version, place)
             share = round((one.traffic or 0) / 100 * BUCKETS)
             if share:
                 ranges = self._ranges[one.name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from vit_api.web.observers.exchange import Exchange, Observer
 
@@ -11,11 +11,11 @@ class ByDeployment:
     """An observer for each deployment.
 
     Args:
-        observers: Those of the deployments, by number.
+        observers: Those of the deployments, by their places.
         other: That of requests for which no model was chosen, such as those for an unknown one; None ignores them.
     """
 
-    def __init__(self, observers: Sequence[Observer], other: Observer | None = None) -> None:
+    def __init__(self, observers: Mapping[int, Observer], other: Observer | None = None) -> None:
         self._observers = observers
         self._other = other
 
@@ -23,6 +23,8 @@ class ByDeployment:
         """Record the exchange."""
         chosen = exchange.request.deployment
         if chosen is not None:
-            self._observers[chosen.number].observe(exchange)
+            observer = self._observers.get(chosen.place)
+            if observer is not None:  # one that was unloaded before this request ended has none
+                observer.observe(exchange)
         elif self._other is not None:
             self._other.observe(exchange)

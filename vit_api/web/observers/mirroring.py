@@ -30,7 +30,7 @@ class Side(NamedTuple):
     """One of the two versions that are compared.
 
     Attributes:
-        number: The number of its deployment.
+        number: The place of its deployment.
         version: Its version.
         checkpoint: Its model.
     """
@@ -170,7 +170,7 @@ class ByMirrored:
     """An observer for each deployment that has a mirror.
 
     Args:
-        observers: Those, by the number of the deployment.
+        observers: Those, by the place of the deployment.
     """
 
     def __init__(self, observers: Mapping[int, Mirroring]) -> None:
@@ -179,7 +179,7 @@ class ByMirrored:
     def observe(self, exchange: Exchange) -> None:
         """Give the exchange to the observer of the deployment that answered, if it has one."""
         chosen = exchange.request.deployment
-        observer = None if chosen is None else self._observers.get(chosen.number)
+        observer = None if chosen is None else self._observers.get(chosen.place)
         if observer is not None:
             observer.observe(exchange)
 

@@ -9,11 +9,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from vit_api.access.api_keys import KeyRing, digest_of
-from vit_api.errors import Forbidden
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.cache_board import CacheBoard
-from vit_api.web.admission.keys import check_key
+from vit_api.web.admission.keys import check_operator
 from vit_api.web.openapi.schemas import CacheCleared, CacheInfo, ErrorResponse, RedisInfo, SharedCacheInfo
 
 logger = logging.getLogger(__name__)
@@ -76,7 +74,7 @@ def cache_router(
 
         Requires the operator key, as `Authorization: Bearer <key>` or `X-API-Key: <key>`.
         """
-        _check_operator(request, operator_key)
+        check_operator(request, operator_key, "Clearing the cache")
         entries = sum(board.totals()["entries"] for board in cache_boards)
         _clear_all(cache_boards)
         redis_entries = None if clear_redis is None else await clear_redis()
@@ -90,9 +88,3 @@ def cache_router(
 def _clear_all(cache_boards: Sequence[CacheBoard]) -> None:
     for board in cache_boards:
         board.clear()
-
-
-def _check_operator(request: Request, operator_key: str | None) -> None:
-    if operator_key is None:
-        raise Forbidden("Clearing the cache is disabled: set VIT_API_OPERATOR_KEY and restart the server to enable it.")
-    check_key(KeyRing([digest_of(operator_key)]), dict(request.scope["headers"]), "operator key")

@@ -109,7 +109,7 @@ def sources_of(shared: Shared, *, has_redis: bool) -> Sources:
             one.answer_table,
             one.spec.version if shared.has_several else None,
             one.spec.traffic or 0.0,
-            sum(other.worker_board.workers for other in shared.deployments[: one.number]),
+            one.first_worker,
         )
         for one in shared.deployments
     ]

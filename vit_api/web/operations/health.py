@@ -47,15 +47,15 @@ def health_router(shared: Shared) -> APIRouter:
 
 
 def _health_of(shared: Shared) -> HealthResponse:
-    boards, readiness = shared.worker_board, shared.readiness
+    boards, readiness = [one.worker_board for one in shared.deployments], shared.readiness
     body = HealthResponse(
         status=_status(readiness),
         model_loaded=readiness.is_ready(),
         gpu_available=any(device.startswith("cuda") for device in shared.devices),
         device=",".join(shared.devices),
         model=shared.default.checkpoint.name,
-        workers=boards.workers,
-        workers_ready=boards.ready_count(),
+        workers=sum(board.workers for board in boards),
+        workers_ready=sum(board.ready_count() for board in boards),
         reason=readiness.reason(),
     )
     if not shared.has_several:

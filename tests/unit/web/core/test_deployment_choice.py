@@ -40,10 +40,10 @@ def test_a_named_version_answers_whatever_its_traffic() -> None:
     def unasked() -> str:
         raise AssertionError
 
-    assert choice.of("shop", "2", unasked) == (1, "shop", "2")
-    assert choice.of(None, "2", unasked) == (1, "shop", "2")
-    assert choice.of("other", None, unasked) == (2, "other", "1")
-    assert choice.of(None, None, unasked) == (0, "shop", "1")
+    assert choice.of("shop", "2", unasked) == (1, "shop", "2", 1)
+    assert choice.of(None, "2", unasked) == (1, "shop", "2", 1)
+    assert choice.of("other", None, unasked) == (2, "other", "1", 2)
+    assert choice.of(None, None, unasked) == (0, "shop", "1", 0)
 
 
 @pytest.mark.parametrize(

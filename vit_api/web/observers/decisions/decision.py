@@ -55,7 +55,7 @@ class Answered(NamedTuple):
         request_id: The id of the request.
         results: The result of each image.
         size_bytes: Memory that its uploads take.
-        deployment: The number of the deployment that answered.
+        deployment: The place of the deployment that answered.
         mirrored: What it is compared with if it answered as a mirror; else None.
     """
 

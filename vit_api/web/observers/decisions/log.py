@@ -131,7 +131,7 @@ class DecisionLog:
         uploads = {id(result.upload): result.upload for result in results}
         size = sum(map(size_of, uploads.values()))
         chosen = exchange.request.deployment
-        number = 0 if chosen is None else chosen.number
+        number = 0 if chosen is None else chosen.place
         self._queue_one(Answered(time.time(), exchange.request.id.decode(), results, size, number))
 
     def log_mirrored(self, request_id: str, result: ClassifierResult, deployment: int, mirrored: Mirrored) -> None:
@@ -140,7 +140,7 @@ class DecisionLog:
         Args:
             request_id: The id of the request that another version has answered.
             result: The mirror's.
-            deployment: Its number.
+            deployment: Its place.
             mirrored: What it is compared with.
         """
         if self._is_drawn():

@@ -102,6 +102,7 @@ class OpenInferenceRoutes:
         readiness: Knows whether the server accepts images.
         choose: Notes which model answers a request, given its name and perhaps its version, and returns its number;
             None if there is one model only.
+        others: Returns names, versions and states of those that are being loaded or unloaded.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class OpenInferenceRoutes:
         models: Sequence[ServedModel],
         readiness: CanBeReady,
         choose: Callable[[Request, str, str | None], int] | None = None,
+        others: Callable[[], Sequence[tuple[str, str, str]]] = tuple,
     ) -> None:
+        self._others = others
         self._models = models
         self._readiness = readiness
         self._choose = choose
@@ -192,7 +195,9 @@ class OpenInferenceRoutes:
         @router.post("/v2/repository/index")
         async def repository_index() -> list[dict[str, str]]:
             """List the models."""
-            return [_index_entry(model, has_reason=self._choose is not None) for model in self._models]
+            served = [_index_entry(model, has_reason=self._choose is not None) for model in self._models]
+            names = ("name", "version", "state", "reason")
+            return [*served, *(dict(zip(names, (*one, ""), strict=True)) for one in self._others())]
 
         @router.get("/v2/models/stats")
         async def all_statistics() -> dict[str, Any]:

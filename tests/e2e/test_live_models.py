@@ -1,0 +1,403 @@
+"""Models that are loaded and unloaded while the server runs: under load, with Triton's client, and when things fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.harness.process_group import kinds
+from tests.support.samples import make_checkpoint, sharpen
+from tests.support.server import (
+    PLAIN_HTTP,
+    ROOT,
+    RunningServer,
+    environment,
+    free_port,
+    http_processes_of,
+    serve,
+    wait_until,
+    workers_of,
+)
+
+_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
+_OPERATOR = "0123456789abcdef-operator"
+_KEY = {"authorization": f"Bearer {_OPERATOR}"}
+_LIST = json.dumps([{"name": "digits", "version": "1", "model": "digits"}])
+_PATIENCE_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run one version of `digits`, and two places for others."""
+    with serve("", models=_LIST, max_models=3, operator_key=_OPERATOR, max_input_side=32) as running:
+        yield running
+
+
+def _operate(server: RunningServer, path: str, body: Any = None, key: dict[str, str] | None = None) -> httpx.Response:
+    url = f"{server.url}/v2/repository/models/{path}"
+    return httpx.post(url, json=body, headers=_KEY if key is None else key, timeout=_PATIENCE_S, **PLAIN_HTTP)
+
+
+def _load(server: RunningServer, name: str = "digits", **config: Any) -> httpx.Response:
+    return _operate(server, f"{name}/load", {"parameters": {"config": json.dumps(config)}})
+
+
+def _unload(server: RunningServer, name: str = "digits", **parameters: Any) -> httpx.Response:
+    return _operate(server, f"{name}/unload", {"parameters": parameters})
+
+
+def _share(server: RunningServer, name: str = "digits", **traffic: float) -> httpx.Response:
+    shares = {version.removeprefix("v"): share for version, share in traffic.items()}
+    return _operate(server, f"{name}/traffic", {"traffic": shares})
+
+
+def _index(server: RunningServer) -> dict[tuple[str, str], str]:
+    index = httpx.post(server.url + "/v2/repository/index", timeout=30, **PLAIN_HTTP).json()
+    return {(one["name"], one["version"]): one["state"] for one in index}
+
+
+def _served(server: RunningServer) -> dict[str, float]:
+    """Return the traffic of each version, as health says."""
+    return {f"{one['model']} {one['version']}": one["traffic"] for one in server.get("/health").json()["models"]}
+
+
+class Clients:
+    """Clients that never stop asking, each with a session and a connection of its own.
+
+    Args:
+        server: Answers them.
+        count: Their number.
+    """
+
+    def __init__(self, server: RunningServer, count: int) -> None:
+        self._server = server
+        self._done = threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self.versions: defaultdict[int, list[str]] = defaultdict(list)
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
+
+    def _ask(self, number: int) -> None:
+        headers = {"x-session-id": f"client {number}"}
+        with httpx.Client(base_url=self._server.url, headers=headers, timeout=_PATIENCE_S, **PLAIN_HTTP) as client:
+            while not self._done.is_set():
+                response = client.post("/predict", content=_SEVEN)
+                self.statuses[response.status_code] += 1
+                version = response.headers.get("x-model-version", "none")
+                if self.versions[number][-1:] != [version]:
+                    self.versions[number].append(version)
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(_PATIENCE_S)
+
+    def wait_for_more(self, count: int = 40) -> None:
+        """Wait until so many further requests were answered."""
+        before = self.statuses.total()
+        wait_until(lambda: self.statuses.total() >= before + count, _PATIENCE_S)
+
+
+def test_a_new_version_takes_over_and_gives_back_under_load_without_a_failure(server: RunningServer) -> None:
+    """By Triton's own client: load, 10, 50, 100 percent, unload the old one, load it again, and roll back.
+
+    Clients move one way only, and each once.
+    """
+    triton = pytest.importorskip("tritonclient.http").InferenceServerClient(server.url.removeprefix("http://"))
+    with Clients(server, 8) as clients:
+        triton.load_model("digits", headers=_KEY, config=json.dumps({"model": "digits", "version": 2, "traffic": 0}))
+        assert triton.is_model_ready("digits", "2")
+        for share in (10, 50, 100):
+            assert _share(server, v1=100 - share, v2=share).status_code == 200
+            assert _served(server) == {"digits 1": 100 - share, "digits 2": share}
+            clients.wait_for_more()
+        assert all(versions in (["1", "2"], ["2"]) for versions in clients.versions.values()), clients.versions
+        assert _unload(server, version="1").status_code == 200
+        assert _index(server) == {("digits", "2"): "READY"}
+        clients.wait_for_more()
+        triton.load_model("digits", headers=_KEY, config='{"version": "1"}')  # it is known where it was
+        assert _served(server) == {"digits 2": 100, "digits 1": 0}
+        assert _share(server, v1=100, v2=0).status_code == 200
+        clients.wait_for_more()
+        assert _unload(server, version="2").status_code == 200
+        clients.wait_for_more()
+    triton.close()
+    assert set(clients.statuses) == {200}
+    assert all(versions[-2:] == ["2", "1"] for versions in clients.versions.values()), clients.versions
+    assert _index(server) == {("digits", "1"): "READY"}
+    assert len(workers_of(server)) == 1
+
+
+def test_a_model_of_its_own_is_served_on_every_path(server: RunningServer, tmp_path: Path) -> None:
+    """With another input and other labels; when it is unloaded, its paths are gone, and the description follows."""
+    folder = sharpen(make_checkpoint(tmp_path / "large", classes=30))
+    assert _load(server, "team/large", model=str(folder), version="beta", max_batch_size=4).status_code == 200
+    assert server.predict(_SEVEN, "/predict?model=team/large").json()["predictions"][0]["label"].startswith("class ")
+    assert server.predict(_SEVEN, "/models/team/large").status_code == 200
+    assert server.get("/v2/models/team/large/versions/beta/ready").status_code == 200
+    names = [one["schema"].get("enum") for one in _parameters(server) if one["name"] == "model"]
+    assert names == [["digits", "team/large"]]
+    assert 'model="team/large",version="beta"' in server.get("/metrics").text
+    assert server.get("/info").json()["settings"]["models"] == ["digits 1", "team/large beta"]
+    assert _unload(server, "team/large").status_code == 200
+    assert server.predict(_SEVEN, "/models/team/large").status_code == 404
+    assert "team/large" not in server.get("/metrics").text
+    assert "team/large" not in json.dumps(_parameters(server))
+
+
+def _parameters(server: RunningServer) -> list[dict[str, Any]]:
+    parameters: list[dict[str, Any]] = server.get("/openapi.json").json()["paths"]["/predict"]["post"]["parameters"]
+    return parameters
+
+
+def _broken_weights(folder: Path) -> Path:
+    """Make a checkpoint whose weights have another shape than its configuration says."""
+    make_checkpoint(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
+    return folder
+
+
+def _large_input(folder: Path) -> Path:
+    make_checkpoint(folder)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"height": 64, "width": 64}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda folder: folder / "none", "there is no such directory", id="missing"),
+        pytest.param(_broken_weights, "The model can't be loaded: ", id="broken weights"),
+        pytest.param(_large_input, "Set VIT_API_MAX_INPUT_SIDE to at least 64", id="large input"),
+        pytest.param(lambda folder: make_checkpoint(folder, classes=33_000), "has 33000 labels", id="many labels"),
+    ],
+)
+def test_a_load_that_fails_changes_nothing_and_says_why(
+    server: RunningServer, tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    """A 409 with the reason; the place is free again, and clients get their answers."""
+    before = workers_of(server)
+    with Clients(server, 2) as clients:
+        response = _load(server, model=str(make(tmp_path / "model")), traffic=50)
+        clients.wait_for_more(10)
+    assert (response.status_code, response.json()["code"]) == (409, "load_failed")
+    assert message in response.json()["error"]
+    assert set(clients.statuses) == {200}
+    assert _served(server) == {"digits 1": 100}
+    assert _index(server) == {("digits", "1"): "READY"}
+    assert workers_of(server) == before
+
+
+def test_a_worker_that_is_killed_while_it_loads_fails_the_load(server: RunningServer) -> None:
+    """As the system does whose memory is full; nothing is restarted."""
+    before = set(workers_of(server))
+    responses: list[httpx.Response] = []
+    loading = threading.Thread(target=lambda: responses.append(_load(server, model="digits")))
+    loading.start()
+    wait_until(lambda: bool(set(workers_of(server)) - before), _PATIENCE_S)
+    assert _index(server)["digits", "2"] == "LOADING"
+    for pid in set(workers_of(server)) - before:
+        os.kill(pid, signal.SIGKILL)
+    loading.join(_PATIENCE_S)
+    assert responses[0].status_code == 409
+    assert "perhaps for lack of memory" in responses[0].json()["error"]
+    assert set(workers_of(server)) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        pytest.param("digits/load", {"parameters": {"config": "{"}}, 400, "is malformed", id="JSON"),
+        pytest.param("digits/load", {"parameters": {"file:1/m": ""}}, 400, "Files are not taken", id="files"),
+        pytest.param(
+            "digits/load",
+            {"parameters": {"config": '{"backend": "onnxruntime"}'}},
+            400,
+            "a field 'backend'",
+            id="field",
+        ),
+        pytest.param(
+            "digits/load",
+            {"parameters": {"config": '{"model": "digits", "dtype": "int3"}'}},
+            400,
+            "'dtype'",
+            id="dtype",
+        ),
+        pytest.param(
+            "digits/load",
+            {"parameters": {"config": '{"model": "/other", "version": "1"}'}},
+            400,
+            "is loaded already",
+            id="version",
+        ),
+        pytest.param("new/load", None, 400, "It is not known where the model 'new' is", id="unknown place"),
+        pytest.param("digits/unload", None, 400, "is the default model", id="default"),
+        pytest.param("new/unload", None, 404, "There is no model 'new'", id="unload"),
+        pytest.param("digits/traffic", {"traffic": {"1": 90}}, 400, "should be 100 percent together", id="traffic"),
+        pytest.param("digits/traffic", {"traffic": {"7": 100}}, 400, "no version '7'", id="version of traffic"),
+        pytest.param("digits/traffic", {"traffic": {"1": -5}}, 400, "greater than or equal to 0", id="negative"),
+    ],
+)
+def test_what_can_not_be_done(server: RunningServer, path: str, body: Any, status: int, message: str) -> None:
+    """A line that says why."""
+    response = _operate(server, path, body)
+    assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
+    assert _served(server) == {"digits 1": 100}
+
+
+def test_only_the_operator_may(server: RunningServer) -> None:
+    """Another key is refused, and the description says that one is needed."""
+    for key in ({"x-api-key": "wrong"}, {"x-other": "none"}):
+        assert _operate(server, "digits/load", {}, key).status_code == 401
+    operation = server.get("/openapi.json").json()["paths"]["/v2/repository/models/{model_name}/load"]["post"]
+    assert operation["security"]
+
+
+def test_a_dead_worker_of_a_loaded_version_is_replaced(server: RunningServer) -> None:
+    """As one of the list; its images are computed by its successor."""
+    before = set(workers_of(server))
+    assert _load(server, model="digits", version="2").status_code == 200
+    (worker,) = set(workers_of(server)) - before
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: worker not in workers_of(server) and len(workers_of(server)) == 2, _PATIENCE_S)
+    assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
+    assert _unload(server, version="2").status_code == 200
+    assert set(workers_of(server)) == before
+
+
+def test_http_processes_that_die_during_a_load_begin_with_what_is_loaded(server: RunningServer) -> None:
+    """The load goes on without the caller; both successors know the version, and drop it when it is unloaded."""
+    loading = threading.Thread(target=_ignore_errors(lambda: _load(server, model="digits", version="2")))
+    loading.start()
+    wait_until(lambda: ("digits", "2") in _index(server), _PATIENCE_S)
+    for pid in http_processes_of(server):
+        os.kill(pid, signal.SIGKILL)
+    loading.join(_PATIENCE_S)
+    wait_until(_ignore_errors(lambda: _index(server)["digits", "2"] == "READY"), _PATIENCE_S)
+    for _ in range(20):  # over connections to both processes
+        assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
+    for pid in http_processes_of(server)[:1]:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(_ignore_errors(lambda: _unload(server, version="2").status_code == 200), _PATIENCE_S)
+    wait_until(lambda: len(http_processes_of(server)) == 2, _PATIENCE_S)
+    for _ in range(20):
+        wait_until(_ignore_errors(lambda: server.predict(_SEVEN, "/predict?version=2").status_code == 404), 60)
+    assert server.get("/info").json()["slots"]["free"] == 1024
+
+
+def _ignore_errors(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function whose failures of a connection are False."""
+
+    def safe() -> Any:
+        try:
+            return call()
+        except (httpx.HTTPError, KeyError):
+            return False
+
+    return safe
+
+
+def _kept_open(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_loading_and_unloading_leaves_nothing_behind(server: RunningServer) -> None:
+    """No file descriptor, no process, and no mapping of shared memory."""
+
+    def cycle() -> None:
+        assert _load(server, model="digits", version="2").status_code == 200
+        for _ in range(10):
+            assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
+        assert _unload(server, version="2").status_code == 200
+
+    def held() -> dict[int, int]:
+        pids = [server.process.pid, *http_processes_of(server)]
+        return {pid: len(_mappings(pid)) for pid in pids}
+
+    cycle()
+    mapped, processes = held(), kinds(server.process.pid)
+    for _ in range(2):
+        cycle()
+    assert kinds(server.process.pid) == processes
+    wait_until(lambda: held() == mapped)
+
+
+def _mappings(pid: int) -> list[str]:
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [line for line in lines if "/memfd:vit-api" in line]
+
+
+def test_a_signal_during_a_load_stops_the_server() -> None:
+    """With status 0, which `serve` checks; the caller is told."""
+    responses: list[httpx.Response] = []
+    with serve("", models=_LIST, max_models=2, operator_key=_OPERATOR) as server:
+        before = set(workers_of(server))
+        loading = threading.Thread(target=lambda: responses.append(_load(server, model="digits")))
+        loading.start()
+        wait_until(lambda: bool(set(workers_of(server)) - before), _PATIENCE_S)
+    loading.join(_PATIENCE_S)
+    assert responses[0].status_code == 503
+    assert "shutting down" in responses[0].json()["error"]
+
+
+def test_a_restart_knows_what_was_loaded(tmp_path: Path) -> None:
+    """With a directory for it; until the list is changed. A damaged file stops the start with a line."""
+    settings = {"models": _LIST, "max_models": 2, "operator_key": _OPERATOR, "state_dir": tmp_path, "api_servers": 1}
+    with serve("", **settings) as server:
+        assert _load(server, model="digits", version="2", traffic=100, thresholds={"*": 0.5}).status_code == 200
+        assert _unload(server, version="1").status_code == 200
+    with serve("", **settings) as server:
+        assert _served(server) == {"digits 2": 100}
+        assert server.predict(_SEVEN).json()["flagged"] is True
+    other = json.dumps([{"name": "digits", "version": "9", "model": "digits"}])
+    with serve("", **{**settings, "models": other}) as server:
+        assert _served(server) == {"digits 9": 100}
+        assert "VIT_API_MODELS has changed" in server.log.read_text()
+    (tmp_path / "models.json").write_text('{"format": 1, "models": [')
+    stopped = _start(settings)
+    assert stopped.returncode == 1
+    assert "models.json is damaged" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+
+def _start(settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    variables = environment(**{"port": free_port(), "host": "127.0.0.1"} | settings)
+    command = [sys.executable, str(ROOT / "server.py")]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_people_operate_by_commands(server: RunningServer) -> None:
+    """`vit-api models`, with the operator key in the environment."""
+
+    def run(*arguments: str, key: str = _OPERATOR) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vit_api", "models", *arguments, "--url", server.url]
+        variables = {**os.environ, "VIT_API_OPERATOR_KEY": key}
+        return subprocess.run(
+            command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
+        )
+
+    assert run("load", "digits", "digits", "--version", "2", "--traffic", "25").stdout == "Loaded digits, version 2.\n"
+    lines = [line.split() for line in run("list").stdout.splitlines()]
+    assert lines[1:] == [["digits", "1", "READY", "75%", "1/1"], ["digits", "2", "READY", "25%", "1/1"]]
+    assert run("traffic", "digits", "1=100", "2=0").stdout == "Changed the traffic of digits.\n"
+    assert run("unload", "digits", "2").stdout == "Unloaded digits, version 2.\n"
+    refused = run("unload", "digits", "2")
+    assert (refused.returncode, refused.stderr) == (1, "error: There is no version '2' of the model 'digits'.\n")
+    assert "Invalid operator key" in run("unload", "digits", "2", key="0123456789abcdef-wrong").stderr
