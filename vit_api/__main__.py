@@ -49,8 +49,8 @@ def _serve() -> int:
 
 
 def _run_command() -> int:
-    from vit_api import models_command
     from vit_api.classify import command as classify_command  # not at the top: Ctrl-C may come during this import
+    from vit_api.deployments import command as models_command
     from vit_api.load import command as load_command
     from vit_api.quantization import command as quantize_command
 

@@ -17,25 +17,25 @@ from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.checkpoints.int8 import check_served
 from vit_api.decoding.resizing import resizer_name
+from vit_api.deployments.saved import ModelState, ModelStateError
 from vit_api.environment.devices import choose_devices
 from vit_api.environment.system import require_linux
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI, options_of
-from vit_api.live_server import LiveServer
 from vit_api.logs import configure_logging
-from vit_api.model_state import ModelState, ModelStateError
 from vit_api.processes.early import EarlyAnswers, Phase
 from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.lit_server import ServeHttp, StartWorker, ViTServer
+from vit_api.processes.live_server import LiveServer
 from vit_api.processes.recovery import Recovery
 from vit_api.processes.refusal_log import RefusalLog, rejected
 from vit_api.processes.service_manager import ServerStatus, ServiceManager
 from vit_api.processes.signals import exit_on_signals, ignore_hangups
 from vit_api.processes.supervisor import StartProcess, Supervisor, WorkerGroup
 from vit_api.settings import ENV_PREFIX, Settings
-from vit_api.shared import Shared
-from vit_api.shared_deployment import SettingError, SharedDeployment
+from vit_api.shared.deployment import SettingError, SharedDeployment
+from vit_api.shared.server import Shared
 from vit_api.startup import StartingServer, begin
 from vit_api.web.observers.tracing import is_installed
 from vit_api.web.process import build_application, build_door

@@ -14,7 +14,7 @@ from vit_api.access.api_keys import MIN_KEY_LENGTH, check_key, digest_of, parse_
 from vit_api.access.client_address import IPNetwork, parse_networks
 from vit_api.access.origins import parse_origins
 from vit_api.access.rates import Rate, parse_rates
-from vit_api.deployments import DTYPES, MAX_DEPLOYMENTS, NAME_PATTERN, Deployment, load_deployments
+from vit_api.deployments.listing import DTYPES, MAX_DEPLOYMENTS, NAME_PATTERN, Deployment, load_deployments
 from vit_api.environment import capacity, platforms
 from vit_api.environment.cores import available_cores
 from vit_api.labels.categories import Categories

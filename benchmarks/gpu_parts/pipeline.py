@@ -24,7 +24,7 @@ from vit_api.ipc.records import RequestRecord, unpack_answers
 from vit_api.ipc.slots import OwnerSlots
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
-from vit_api.shared import Shared
+from vit_api.shared.server import Shared
 from vit_api.urgency import Urgency
 from vit_api.worker.batching import BatchingPolicy
 

@@ -205,6 +205,33 @@ def test_a_load_that_fails_changes_nothing_and_says_why(
     assert workers_of(server) == before
 
 
+def test_int8_models_need_their_verdict_live_too(server: RunningServer) -> None:
+    """What the start refuses is not loaded either."""
+    response = _load(server, model="digits", dtype="int8")
+    assert (response.status_code, response.json()["code"]) == (409, "load_failed")
+    assert "int8" in response.json()["error"]
+    assert _served(server) == {"digits 1": 100}
+
+
+def test_versions_of_a_model_with_a_mirror_stay_as_listed() -> None:
+    """The mirror is tied to what it mirrors; other models come and go."""
+    models = json.dumps(
+        [*json.loads(_LIST), {"name": "digits", "version": "2", "model": "digits", "mirror_traffic": 100}]
+    )
+    with serve("", models=models, max_models=3, operator_key=_OPERATOR, max_input_side=32, cache_size=0) as running:
+        for response in (_load(running, model="digits"), _unload(running, version="2"), _share(running, v1=50, v2=50)):
+            assert (response.status_code, "has 'mirror_traffic'" in response.json()["error"]) == (400, True)
+        assert _load(running, "other", model="digits").status_code == 200
+        assert running.predict(_SEVEN).headers["x-model-version"] == "1"
+        wait_until(
+            lambda: 'inference_shadow_total{model="digits",outcome="agree",version="2"} 1.0' in _metrics(running)
+        )
+
+
+def _metrics(server: RunningServer) -> str:
+    return server.get("/metrics").text
+
+
 def test_a_worker_that_is_killed_while_it_loads_fails_the_load(server: RunningServer) -> None:
     """As the system does whose memory is full; nothing is restarted."""
     before = set(workers_of(server))
@@ -246,6 +273,13 @@ def test_a_worker_that_is_killed_while_it_loads_fails_the_load(server: RunningSe
             400,
             "is loaded already",
             id="version",
+        ),
+        pytest.param(
+            "digits/load",
+            {"parameters": {"config": '{"model": "digits", "mirror_traffic": 10}'}},
+            400,
+            "can't be a mirror",
+            id="mirror",
         ),
         pytest.param("new/load", None, 400, "It is not known where the model 'new' is", id="unknown place"),
         pytest.param("digits/unload", None, 400, "is the default model", id="default"),

@@ -6,7 +6,7 @@ import re
 
 from tests.support.server import ROOT
 from vit_api import metrics
-from vit_api.deployments import Deployment, load_deployments
+from vit_api.deployments.listing import Deployment, load_deployments
 from vit_api.web.core.deployment_choice import BUCKETS
 from vit_api.web.observers.mirroring import MAX_UPLOAD_BYTES
 

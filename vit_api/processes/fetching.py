@@ -15,12 +15,12 @@ from typing import Any
 
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.checkpoints.int8 import check_served
-from vit_api.deployments import Deployment
-from vit_api.live_messages import DeploymentPlan
+from vit_api.deployments.listing import Deployment
 from vit_api.processes import ending
 from vit_api.processes.signals import STOP_SIGNALS, blocked, die_with_parent, leave_signals_to_parent
 from vit_api.settings import Settings
-from vit_api.shared_deployment import needed_identity
+from vit_api.shared.deployment import needed_identity
+from vit_api.shared.messages import DeploymentPlan
 
 logger = logging.getLogger(__name__)
 

@@ -25,18 +25,18 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.deployments import Deployment, DeploymentsError, read_deployment
+from vit_api.deployments.listing import Deployment, DeploymentsError, read_deployment
+from vit_api.deployments.traffic import changed, traffic_of_new, with_new
 from vit_api.ipc import descriptors
 from vit_api.ipc.channel import ChannelClosed
 from vit_api.ipc.records import max_packed_size
-from vit_api.live_messages import Applied, Catalogue, CatalogueEntry, Command, CommandReply, DeploymentPlan, Drained
 from vit_api.processes.channels import Channels
 from vit_api.processes.fetching import Fetch, FetchError
 from vit_api.processes.supervisor import WorkerGroup
 from vit_api.settings import ENV_PREFIX
-from vit_api.shared import Shared
-from vit_api.shared_deployment import SettingError, SharedDeployment
-from vit_api.traffic import changed, traffic_of_new, with_new
+from vit_api.shared.deployment import SettingError, SharedDeployment
+from vit_api.shared.messages import Applied, Catalogue, CatalogueEntry, Command, CommandReply, DeploymentPlan, Drained
+from vit_api.shared.server import Shared
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from vit_api.errors import NotReady
 from vit_api.ipc.cache_board import CacheTally
 from vit_api.ipc.records import ALL_CLASSES
 from vit_api.ipc.slots import OwnerSlots
-from vit_api.shared import Shared
-from vit_api.shared_deployment import MAX_LONG_CACHE_BYTES, SharedDeployment, is_complete
+from vit_api.shared.deployment import MAX_LONG_CACHE_BYTES, SharedDeployment, is_complete
+from vit_api.shared.server import Shared
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode
 
-from vit_api.deployments import Deployment
+from vit_api.deployments.listing import Deployment
 from vit_api.errors import BadRequest
 from vit_api.web.core.deployment_choice import Chosen, DeploymentChoice
 from vit_api.web.in_flight import InFlight

@@ -18,8 +18,8 @@ from typing import Any
 from vit_api.errors import BadRequest, LoadFailed, NotFound, NotReady, ViTError
 from vit_api.ipc import descriptors
 from vit_api.ipc.channel import Channel, ChannelClosed
-from vit_api.live_messages import Applied, Catalogue, Command, CommandReply, Drained
-from vit_api.shared import Shared
+from vit_api.shared.messages import Applied, Catalogue, Command, CommandReply, Drained
+from vit_api.shared.server import Shared
 from vit_api.web.served import ServedDeployments
 
 logger = logging.getLogger(__name__)

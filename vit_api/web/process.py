@@ -18,7 +18,7 @@ from vit_api.access.redis_counts import RedisCounts
 from vit_api.ipc.channel import Channel
 from vit_api.ipc.flight_board import ProcessFlights
 from vit_api.ipc.metrics_board import MetricsWriter
-from vit_api.shared import Shared
+from vit_api.shared.server import Shared
 from vit_api.web.admission.keys import KeyCheck
 from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.application import WebApplication, create_app

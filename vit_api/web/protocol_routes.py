@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
 from vit_api.errors import BadRequest
-from vit_api.shared import Shared
+from vit_api.shared.server import Shared
 from vit_api.web.core.deployment_choice import Chosen, DeploymentChoice
 from vit_api.web.deployment import Handlers
 from vit_api.web.dispatch import UNKNOWN, Dispatch

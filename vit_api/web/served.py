@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from vit_api.ipc.metrics_board import MetricsWriter
 from vit_api.ipc.slots import OwnerSlots
-from vit_api.shared import Shared
-from vit_api.shared_deployment import SharedDeployment
+from vit_api.shared.deployment import SharedDeployment
+from vit_api.shared.server import Shared
 from vit_api.web.deployment import DecoderAndEncoder, DeploymentCore, Handlers, ProcessParts, build_handlers
 from vit_api.web.in_flight import InFlight
 from vit_api.web.observers.by_deployment import ByDeployment

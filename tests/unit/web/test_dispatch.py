@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vit_api.deployments import load_deployments
+from vit_api.deployments.listing import load_deployments
 from vit_api.errors import BadRequest, NotFound
 from vit_api.web.core.deployment_choice import DeploymentChoice
 from vit_api.web.dispatch import Dispatch

@@ -12,7 +12,7 @@ from tests.support.door_transport import DoorTransport
 from vit_api.app import Application
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.settings import Settings
-from vit_api.shared import Shared
+from vit_api.shared.server import Shared
 from vit_api.web.process import build_application
 from vit_api.web.routes import HotRoute, Operation, described
 

@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vit_api.deployments import Deployment
+from vit_api.deployments.listing import Deployment
 from vit_api.errors import NotFound
 
 BUCKETS = 10_000

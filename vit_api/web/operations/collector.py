@@ -19,7 +19,7 @@ from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard, WorkerState, WorkerStatus
 from vit_api.metrics import Kind, Metric
-from vit_api.shared import Shared
+from vit_api.shared.server import Shared
 from vit_api.web.operations.cache import shared_entries
 from vit_api.web.operations.gpu_stats import GpuStats, read_gpu
 

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from vit_api.ipc.readiness import Readiness
-from vit_api.shared import Shared
-from vit_api.shared_deployment import SharedDeployment
+from vit_api.shared.deployment import SharedDeployment
+from vit_api.shared.server import Shared
 from vit_api.web.openapi.schemas import HealthResponse, ModelHealth, SeveralHealthResponse
 
 _UNAVAILABLE = 503

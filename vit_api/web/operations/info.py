@@ -10,8 +10,8 @@ from fastapi import APIRouter, Response
 
 from vit_api.decoding.resizing import resizer_name
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.shared import Shared
-from vit_api.shared_deployment import SharedDeployment
+from vit_api.shared.deployment import SharedDeployment
+from vit_api.shared.server import Shared
 from vit_api.web.openapi.links import DESCRIPTION_LINKS
 from vit_api.web.openapi.schemas import InfoResponse, ServedModelInfo, SeveralInfoResponse, WorkerInfo
 from vit_api.web.operations.cache import cache_info

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from vit_api.deployments import Deployment
+from vit_api.deployments.listing import Deployment
 from vit_api.errors import BadRequest
 
 _OWN = frozenset(Deployment.model_fields) - {"name"}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from vit_api.deployments import Deployment
+from vit_api.deployments.listing import Deployment
 from vit_api.errors import NotFound
 from vit_api.web.core.deployment_choice import BUCKETS, DeploymentChoice, bucket_of
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.deployments import Deployment
+from vit_api.deployments.listing import Deployment
 
 
 @dataclass(frozen=True)

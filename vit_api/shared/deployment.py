@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.checkpoints.int8 import identity_of
-from vit_api.deployments import Deployment
+from vit_api.deployments.listing import Deployment
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.cache_board import CacheBoard

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.deployments import Deployment, mirrors_of
+from vit_api.deployments.listing import Deployment, mirrors_of
 from vit_api.ipc.flight_board import FlightBoard
 from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import MetricsBoard
@@ -16,9 +16,9 @@ from vit_api.ipc.readiness import Readiness
 from vit_api.ipc.records import max_packed_size
 from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
-from vit_api.live_messages import DeploymentPlan
 from vit_api.settings import ENV_PREFIX, LIVE_INPUT_SIDE, Settings
-from vit_api.shared_deployment import SettingError, SharedDeployment, only_deployment
+from vit_api.shared.deployment import SettingError, SharedDeployment, only_deployment
+from vit_api.shared.messages import DeploymentPlan
 
 _LIVE_LABELS = 2**15
 """Slots have memory for the answers of models with so many labels that are loaded while the server runs."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vit_api.deployments import Deployment, DeploymentsError, load_deployments, mirrors_of
+from vit_api.deployments.listing import Deployment, DeploymentsError, load_deployments, mirrors_of
 
 _ONE = {"name": "a", "version": "1", "model": "digits"}
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_api.deployments import Deployment, DeploymentsError
-from vit_api.traffic import changed, traffic_of_new, with_new
+from vit_api.deployments.listing import Deployment, DeploymentsError
+from vit_api.deployments.traffic import changed, traffic_of_new, with_new
 
 
 def _versions(*traffic: float) -> list[Deployment]:

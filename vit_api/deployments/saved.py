@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_api.deployments import Deployment, DeploymentsError, load_deployments
+from vit_api.deployments.listing import Deployment, DeploymentsError, load_deployments
 
 _FILE = "models.json"
 _FORMAT = 1

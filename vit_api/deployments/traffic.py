@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vit_api.deployments import Deployment, DeploymentsError, read_deployment
+from vit_api.deployments.listing import Deployment, DeploymentsError, read_deployment
 
 _PERCENT = 100.0
 _DIGITS = 2

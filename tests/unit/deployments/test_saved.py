@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vit_api.deployments import Deployment, load_deployments
-from vit_api.model_state import ModelState, ModelStateError
+from vit_api.deployments.listing import Deployment, load_deployments
+from vit_api.deployments.saved import ModelState, ModelStateError
 
 _LISTED = load_deployments('[{"name": "a", "version": "1", "model": "digits"}]')
 _LOADED = load_deployments(

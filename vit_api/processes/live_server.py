@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vit_api.lit_api import ViTAPI
-from vit_api.model_state import ModelState
+import litserve as ls
+
+from vit_api.deployments.saved import ModelState
 from vit_api.processes.channels import Channels
 from vit_api.processes.lit_server import ViTServer
 from vit_api.processes.live_models import LiveModels, Workers
 from vit_api.processes.supervisor import StartProcess, Supervisor, WorkerGroup
-from vit_api.shared import Shared
-from vit_api.shared_deployment import SharedDeployment
+from vit_api.shared.deployment import SharedDeployment
+from vit_api.shared.server import Shared
 
 
 class LiveServer:
@@ -32,7 +33,7 @@ class LiveServer:
         self,
         shared: Shared,
         state: ModelState | None,
-        lit_api_of: Callable[[SharedDeployment], ViTAPI],
+        lit_api_of: Callable[[SharedDeployment], ls.LitAPI],
         forget_lit_api: Callable[[int], Any],
     ) -> None:
         self.channels = Channels()
