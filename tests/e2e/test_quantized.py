@@ -1,4 +1,4 @@
-"""A server with an int8 model."""
+"""An int8 model, as the command makes it and a server runs it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.quantized import digit_pngs, quantize_digits
-from tests.support.server import ROOT, serve
+from tests.support.quantized import digit_pngs
+from tests.support.server import ROOT, free_port, serve
 from vit_api.checkpoints.int8 import VERDICT
 
 pytest.importorskip("openvino", reason="needs .venv-openvino: make openvino-test")
@@ -18,11 +18,33 @@ pytest.importorskip("nncf", reason="needs .venv-openvino: make openvino-test")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an int8 copy of the embedded model."""
-    out = tmp_path_factory.mktemp("quantized") / "digits-int8"
-    quantize_digits(out)
-    return out
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Have the command make an int8 copy of the embedded model; return its folder, and what was printed."""
+    place = tmp_path_factory.mktemp("quantized")
+    (place / "images").mkdir()
+    for number, png in enumerate(digit_pngs()):
+        (place / "images" / f"{number:04}.png").write_bytes(png)
+    (place / "images" / "0000-notes.txt").write_text("no image")
+    out = place / "digits-int8"
+    command = [sys.executable, "-m", "vit_api", "quantize", "--model", "digits", "--images", place / "images"]
+    done = subprocess.run([*command, "--out", out], capture_output=True, text=True, timeout=500, check=False, cwd=ROOT)
+    return out, done
+
+
+@pytest.fixture
+def folder(made: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    """Return the folder of the int8 copy."""
+    return made[0]
+
+
+def test_the_command_says_what_it_made(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """The figures, the verdict, and how to serve it; a file that is no image is named and left out."""
+    out, done = made
+    assert done.returncode == 0, done.stderr
+    assert "Judged on 1670 images" in done.stdout
+    assert "The gate is passed." in done.stdout
+    assert f"Serve it: VIT_API_MODEL={out} VIT_API_DTYPE=int8" in done.stdout
+    assert "0000-notes.txt: not used: " in done.stderr
 
 
 def test_an_int8_model_is_served(folder: Path) -> None:
@@ -52,7 +74,7 @@ def test_a_failed_verdict_stops_the_start(folder: Path) -> None:
             "--dtype",
             "int8",
             "--port",
-            "23990",
+            str(free_port()),
         ]
         stopped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
         assert stopped.returncode == 1

@@ -56,6 +56,10 @@ _NOT_RUN = {
         "docs/models.md",
         "from transformers",
     ): "downloads a model; tests/unit/checkpoints/test_checkpoint.py converts one",
+    (
+        "docs/quantization.md",
+        "pip install",
+    ): "installs packages and downloads a model; tests/e2e/test_quantized.py runs both commands",
     ("docs/ray.md", "pip install"): "installs packages; `make ray` installs the same",
     ("docs/ray.md", "python -m vit_api classify s3"): "tests/unit/classify/test_bulk.py runs it on an S3 server",
     (
