@@ -1,8 +1,8 @@
 """Draw the Grafana dashboard with figures of a real server: `python -m scripts.dashboard_picture [--seconds 90]`.
 
-It runs a server with two versions of the embedded model, a Prometheus that scrapes it, and a moderate load on every
-protocol. Then it asks Prometheus the queries of deploy/grafana/vit-api.json and draws the panels where Grafana would.
-Needs Debian's package prometheus.
+It runs a server with two versions of the embedded model and a mirror, a Prometheus that scrapes it, and a moderate load
+on every protocol. Then it asks Prometheus the queries of deploy/grafana/vit-api.json and draws the panels where Grafana
+would. Needs Debian's package prometheus.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ _DPI = 84
 _MODELS = [
     {"name": "digits", "version": "1", "model": "digits", "traffic": 80},
     {"name": "digits", "version": "2", "model": "digits", "traffic": 20, "thresholds": {"7": 0.5, "*": 0.99}},
+    {"name": "digits", "version": "3", "model": "digits", "mirror_traffic": 100},
 ]
 
 
