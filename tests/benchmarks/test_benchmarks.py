@@ -188,7 +188,7 @@ def test_metrics_cost(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
     options = ["--rounds", "1", "--counts", "100", "--out", str(file)]
     subprocess.run([sys.executable, "-m", "benchmarks.metrics_cost", *options], cwd=ROOT, check=True, timeout=60)
-    assert set(read(file)["us_per_hit"]) == {"ours", "prometheus_client"}
+    assert set(read(file)["us_per_hit"]) == {"ours", "predictions", "prometheus_client"}
 
 
 def test_worst_uploads(tmp_path: Path) -> None:

@@ -101,10 +101,11 @@ def _cut_off() -> Iterator[bytes]:
 
 
 def test_all_documented_metrics_are_exported(server: RunningServer) -> None:
-    """All except those of Redis, GPUs, thresholds and lists of models; each is documented, each process is named."""
+    """All but those of Redis, GPUs, thresholds, mirrors and lists of models; each is documented, each process named."""
     scrape = Scrape(server)
     names = {name for name, _ in scrape.samples}
-    absent = {metric.name for metric in (*metrics.REDIS, *metrics.GPU, *metrics.MODERATION, *metrics.SEVERAL)}
+    others = (*metrics.REDIS, *metrics.GPU, *metrics.MODERATION, *metrics.MIRROR, *metrics.SEVERAL)
+    absent = {metric.name for metric in others}
     for metric in metrics.ALL:
         sample = f"{metric.name}_bucket" if metric.kind is metrics.Kind.HISTOGRAM else metric.name
         assert (sample in names) == (metric.name not in absent), metric.name
