@@ -94,7 +94,7 @@ def test_the_command_is_installed(client_environment: Path) -> None:
     """Its help lists the subcommands."""
     result = _run(client_environment / "vit-api", "--help", cwd=client_environment)
     assert result.returncode == 0, result.stderr
-    assert {"classify", "serve", "load", "bench"} <= set(result.stdout.split())
+    assert {"classify", "serve", "quantize", "load", "bench", "models"} <= set(result.stdout.split())
 
 
 @pytest.mark.parametrize(

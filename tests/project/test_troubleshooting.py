@@ -21,7 +21,7 @@ _PLACES = [
         "app.py",
         "startup.py",
         "command_line.py",
-        "shared.py",
+        "shared/server.py",
         "environment/system.py",
         "environment/devices.py",
     )

@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # the command's help is there without the packages that it needs
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FAILED = 1
 _MISUSED = 2

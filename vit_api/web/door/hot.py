@@ -15,6 +15,10 @@ from vit_api.web.responses import Response
 if TYPE_CHECKING:
     from vit_api.web.door.protocol import Door
 
+_LONG_BYTES = 2**20
+_MAPPED_BYTES = 2**23
+"""The C library maps a block of this size by itself; such a block grows in place, and is returned when it is freed."""
+
 
 class HotExchange:
     """One request of a hot route.
@@ -72,6 +76,8 @@ class HotExchange:
             self._body = BytesIO(content)
             self._body.seek(0, SEEK_END)
         else:
+            if self._body.tell() < _LONG_BYTES <= self._body.tell() + len(content):
+                self._body = _mapped(self._body)
             self._body.write(content)
 
     def _whole(self, last: bytes | bytearray) -> bytes:
@@ -84,6 +90,7 @@ class HotExchange:
             return bytes(last)
         collected, self._body = self._body, None
         collected.write(last)
+        collected.truncate()
         return collected.getvalue()
 
     def fail(self, error: ViTError) -> None:
@@ -125,3 +132,10 @@ class HotExchange:
         self._task = self._door.loop.create_task(work)
         self._door.server_state.tasks.add(self._task)
         self._task.add_done_callback(self._door.server_state.tasks.discard)
+
+
+def _mapped(collected: BytesIO) -> BytesIO:
+    """Return the start of a long body in a block of its own: one that grows on the heap leaves a hole of every size."""
+    mapped = BytesIO(bytes(_MAPPED_BYTES))
+    mapped.write(collected.getbuffer())
+    return mapped

@@ -147,7 +147,7 @@ async def test_only_what_was_computed_by_a_version_with_a_mirror() -> None:
         fixture = _Fixture(bench)
         observer = ByMirrored({0: fixture.observer})
         result = await fixture.ask(7)
-        for chosen in (None, Chosen(1, "digits", "2")):
+        for chosen in (None, Chosen(1, "digits", "2", place=1)):
             exchange = exchange_of(result)
             exchange.request.deployment = chosen
             observer.observe(exchange)

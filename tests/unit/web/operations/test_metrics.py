@@ -82,7 +82,7 @@ def test_names_follow_the_conventions() -> None:
         assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name)
         assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
         assert list(metric.buckets) == sorted(set(metric.buckets))
-        is_counted = metric in (*metrics.COUNTED, *metrics.MODERATION)
+        is_counted = metric in (*metrics.COUNTED, *metrics.MODERATION, *metrics.MIRROR)
         assert len(metric.values) == (len(metric.labels) if is_counted else 0)
 
 
