@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +16,7 @@ from vit_api.errors import Overloaded
 from vit_api.urgency import Urgency
 from vit_api.web.content_coding import decode
 from vit_api.web.core.caller import Caller
+from vit_api.web.core.decode_turns import UNCOUNTED_BYTES
 from vit_api.web.requests import BodyLimit, Request
 
 _MAX_RATIO = 1032
@@ -31,6 +33,9 @@ _FULL = (
 
 _S_PER_MIB = 0.006
 """CPU seconds to parse or inflate so much, roughly."""
+
+_MAX_RELEASE_S = 1.0
+"""Time for the event loop to let go of a body; it may be closing, and never do so."""
 
 T = TypeVar("T")
 
@@ -127,25 +132,35 @@ class BodyWork:
         Raises:
             Exception: What it raises.
         """
-        job = _BodyJob(functools.partial(work, *arguments))
+        job = _BodyJob(functools.partial(work, *arguments), is_counted=held_bytes > UNCOUNTED_BYTES)
         cost = Cost(max(len(arguments[0]), held_bytes / 2) / 2**20 * _S_PER_MIB, held_bytes)
         self._turns.submit(job.run, cost, *caller)
         try:
             result: T = await job.future
         finally:
             job.call = None  # it may be long until a thread gets to it, and it holds the body
+            asyncio.get_running_loop().call_soon(job.released.set)  # when the callers have let go of it, too
         return result
 
 
 class _BodyJob:
-    """A call that a thread makes for the event loop."""
+    """A call that a thread makes for the event loop.
 
-    __slots__ = ("_loop", "call", "future")
+    Attributes:
+        call: The call; None if it is not to be made.
+        future: Gets its result.
+        is_counted: Whether its memory counts; then it does until `released`.
+        released: Set once nobody holds the arguments, but only the result.
+    """
 
-    def __init__(self, call: Callable[[], Any]) -> None:
+    __slots__ = ("_loop", "call", "future", "is_counted", "released")
+
+    def __init__(self, call: Callable[[], Any], *, is_counted: bool) -> None:
+        self.is_counted = is_counted
         self._loop = asyncio.get_running_loop()
         self.call: Callable[[], Any] | None = call
         self.future: asyncio.Future[Any] = self._loop.create_future()
+        self.released = threading.Event()
 
     def run(self) -> None:
         """Make the call, in a thread."""
@@ -156,8 +171,12 @@ class _BodyJob:
             finish = functools.partial(self._finish, call(), None)
         except Exception as error:
             finish = functools.partial(self._finish, None, error)
+        del call
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(finish)
+            del finish
+            if self.is_counted:
+                self.released.wait(_MAX_RELEASE_S)
 
     def _finish(self, result: Any, error: Exception | None) -> None:
         if self.future.done():
