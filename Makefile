@@ -8,6 +8,9 @@ TORCH_INDEX ?=
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
+# Otherwise every server that a test starts compiles the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: run test lint types imports check fuzz api-fuzz wheel kubernetes-tools peers docs ray ray-test openvino openvino-test results bench-quick soak autoscaling autoscaling-test container-test clean
 
 run: .venv/run.stamp
