@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from vit_api.checkpoints.int8 import check_served
 from vit_api.decoding.resizing import resizer_name
 from vit_api.deployments.saved import ModelState, ModelStateError
 from vit_api.environment.devices import choose_devices
@@ -34,7 +33,7 @@ from vit_api.processes.service_manager import ServerStatus, ServiceManager
 from vit_api.processes.signals import exit_on_signals, ignore_hangups
 from vit_api.processes.supervisor import StartProcess, Supervisor, WorkerGroup
 from vit_api.settings import ENV_PREFIX, Settings
-from vit_api.shared.deployment import SettingError, SharedDeployment
+from vit_api.shared.deployment import SettingError, SharedDeployment, check_deployable
 from vit_api.shared.server import Shared
 from vit_api.startup import StartingServer, begin
 from vit_api.web.observers.tracing import is_installed
@@ -335,8 +334,4 @@ def _check_openvino(settings: Settings, checkpoints: Sequence[Checkpoint], devic
     """
     dtypes = [one.dtype for one in settings.deployments] or [settings.dtype]
     for checkpoint, dtype in zip(checkpoints, dtypes, strict=True):
-        warning = check_served(
-            checkpoint, dtype, settings.engine, devices, allow_unverified=settings.allow_unverified_int8
-        )
-        if warning is not None:
-            logger.warning("%s", warning)
+        check_deployable(checkpoint, dtype, settings, devices)

@@ -26,7 +26,16 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from benchmarks.harness.servers import free_port
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.samples import make_checkpoint, sharpen
-from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, serve, wait_until, workers_of
+from tests.support.server import (
+    PLAIN_HTTP,
+    ROOT,
+    RunningServer,
+    environment,
+    kill_until_given_up,
+    serve,
+    wait_until,
+    workers_of,
+)
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _URL = "data:image/png;base64," + base64.b64encode(_SEVEN).decode()
@@ -365,15 +374,7 @@ def test_a_version_whose_worker_keeps_dying_never_touches_another() -> None:
         for thread in threads:
             thread.start()
         wait_until(lambda: server.get("/info").json()["slots"]["running"] > 0)
-        dead: set[int] = set()
-
-        def is_given_up() -> bool:
-            for pid in set(workers_of(server)) - dead - {kept}:
-                os.kill(pid, signal.SIGKILL)
-                dead.add(pid)
-            return "is no longer served" in server.log.read_text()
-
-        wait_until(is_given_up, _PATIENCE_S)
+        dead = kill_until_given_up(server, kept, _PATIENCE_S)
         threads[1].join(_PATIENCE_S)
         before = answers["/predict?version=1", 200]
         wait_until(lambda: answers["/predict?version=1", 200] > before + 20)

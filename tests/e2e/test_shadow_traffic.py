@@ -26,7 +26,16 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from benchmarks.harness.servers import free_port
 from tests.support.mirror_server import FAULTY
 from tests.support.samples import edit_json
-from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, serve, wait_until, workers_of
+from tests.support.server import (
+    PLAIN_HTTP,
+    ROOT,
+    RunningServer,
+    environment,
+    kill_until_given_up,
+    serve,
+    wait_until,
+    workers_of,
+)
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _URL = "data:image/png;base64," + base64.b64encode(_SEVEN).decode()
@@ -257,15 +266,7 @@ def test_a_mirror_whose_worker_keeps_dying_is_given_up_alone() -> None:
 
         thread = threading.Thread(target=load)
         thread.start()
-        dead: set[int] = set()
-
-        def is_given_up() -> bool:
-            for pid in set(workers_of(server)) - dead - {kept}:
-                os.kill(pid, signal.SIGKILL)
-                dead.add(pid)
-            return "is no longer served" in server.log.read_text()
-
-        wait_until(is_given_up, _PATIENCE_S)
+        kill_until_given_up(server, kept, _PATIENCE_S)
         outcomes = _outcomes(server)
         before = statuses[200]
         wait_until(lambda: statuses[200] > before + 50)

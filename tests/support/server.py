@@ -119,6 +119,20 @@ def workers_of(server: RunningServer) -> list[int]:
     return sorted(pid for pid, kind in kinds(server.process.pid).items() if kind == "worker")
 
 
+def kill_until_given_up(server: RunningServer, kept: int, timeout_s: float) -> set[int]:
+    """Kill each worker but one, and each successor, until the server gives up their version; return what was killed."""
+    dead: set[int] = set()
+
+    def is_given_up() -> bool:
+        for pid in set(workers_of(server)) - dead - {kept}:
+            os.kill(pid, signal.SIGKILL)
+            dead.add(pid)
+        return "is no longer served" in server.log.read_text()
+
+    wait_until(is_given_up, timeout_s)
+    return dead
+
+
 def http_processes_of(server: RunningServer) -> list[int]:
     """Return the process ids of the server's HTTP processes."""
     return sorted(pid for pid, kind in kinds(server.process.pid).items() if kind == "http")

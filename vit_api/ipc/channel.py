@@ -1,7 +1,7 @@
 """Messages with file descriptors between the main process and an HTTP process. Knows nothing of their meaning.
 
 A message is pickled into anonymous memory, whose descriptor comes first; so none is too long for a packet. Both ends
-belong to one server and are inherited, never opened by a path: nobody else can send.
+belong to one server and are inherited, never opened by a path: no other process can send.
 """
 
 from __future__ import annotations

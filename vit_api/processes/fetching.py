@@ -5,7 +5,6 @@ Knows nothing of what happens to the model then.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing as mp
 import os
 import signal
@@ -14,15 +13,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from vit_api.checkpoints.int8 import check_served
 from vit_api.deployments.listing import Deployment
 from vit_api.processes import ending
 from vit_api.processes.signals import STOP_SIGNALS, blocked, die_with_parent, leave_signals_to_parent
 from vit_api.settings import Settings
-from vit_api.shared.deployment import needed_identity
+from vit_api.shared.deployment import check_deployable, needed_identity
 from vit_api.shared.messages import DeploymentPlan
-
-logger = logging.getLogger(__name__)
 
 
 class FetchError(Exception):
@@ -80,10 +76,7 @@ def _run(writer: Connection, spec: Deployment, settings: Settings, devices: Sequ
     result: tuple[dict[str, Any], str, str | None]
     try:
         checkpoint = load_checkpoint(spec.model, spec.revision, served_name=spec.name)
-        allow_unverified = settings.allow_unverified_int8
-        warning = check_served(checkpoint, spec.dtype, settings.engine, devices, allow_unverified=allow_unverified)
-        if warning is not None:
-            logger.warning("%s", warning)
+        check_deployable(checkpoint, spec.dtype, settings, devices)
         result = DeploymentPlan.fields_of(checkpoint), needed_identity(checkpoint, spec.dtype, settings), None
     except CheckpointError as error:
         result = {}, "", str(error)

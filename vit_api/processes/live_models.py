@@ -225,7 +225,7 @@ class LiveModels:
         return version
 
     def _empty_slots(self, deployment: SharedDeployment) -> Generator[None, None, None]:
-        """Wait until no slot holds an image of a deployment; images that nobody answers in time are failed."""
+        """Wait until no slot holds an image of a deployment; images that are not answered in time are failed."""
         end = time.monotonic() + self._shared.settings.worker_stall_s + _SLACK_S
         while not deployment.table.is_empty():
             if time.monotonic() > end:

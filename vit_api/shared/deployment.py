@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.checkpoints.int8 import identity_of
+from vit_api.checkpoints.int8 import check_served, identity_of
 from vit_api.deployments.listing import Deployment
 from vit_api.ipc.answer_table import AnswerTable
 from vit_api.ipc.batch_stats import BatchStats
@@ -21,6 +22,8 @@ from vit_api.labels.label_map import LabelMapError
 from vit_api.labels.thresholds import Thresholds
 from vit_api.settings import ENV_PREFIX, Settings
 from vit_api.urgency import Urgency
+
+logger = logging.getLogger(__name__)
 
 MAX_LONG_CACHE_BYTES = 2**26
 """Memory of each HTTP process for cached long answers, and of its region in the table that all processes share."""
@@ -61,6 +64,17 @@ def is_complete(checkpoint: Checkpoint, threshold: float) -> bool:
     if len(checkpoint.labels) <= MAX_TOP_K:
         return True
     return not checkpoint.has_sigmoid and threshold > (1 + _ROUNDING) / (MAX_TOP_K + 1)
+
+
+def check_deployable(checkpoint: Checkpoint, dtype: str | None, settings: Settings, devices: Sequence[str]) -> None:
+    """Refuse what OpenVINO can't run here, and int8 models that must not be served; log it if a setting allows one.
+
+    Raises:
+        CheckpointError: It is refused.
+    """
+    warning = check_served(checkpoint, dtype, settings.engine, devices, allow_unverified=settings.allow_unverified_int8)
+    if warning is not None:
+        logger.warning("%s", warning)
 
 
 def needed_identity(checkpoint: Checkpoint, dtype: str | None, settings: Settings) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _LONG_BYTES = 2**20
 _MAPPED_BYTES = 2**23
-"""The C library maps a block of this size by itself; such a block grows in place, and is returned when it is freed."""
+"""The C library gives a block of this size a mapping of its own, which grows in place, and is returned when freed."""
 
 
 class HotExchange:
