@@ -147,11 +147,11 @@ def test_the_server_is_checked_as_its_image_says() -> None:
 
 
 def test_compose_has_no_secret() -> None:
-    """Secrets come from the environment of the user who starts it."""
+    """Secrets come from the environment of the user who starts it; `${NAME:-}` would set one that is missing to ""."""
     environment = {k: v for service in _SERVICES.values() for k, v in service.get("environment", {}).items()}
     secret = {name: value for name, value in environment.items() if re.search("KEY|TOKEN|PASSWORD", name)}
     assert secret
-    assert all(value == f"${{{name}:-}}" for name, value in secret.items())
+    assert set(secret.values()) == {None}
 
 
 def test_prometheus_finds_the_server() -> None:
