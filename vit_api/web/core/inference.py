@@ -147,7 +147,6 @@ class InferenceClient:
         self._jobs: dict[int, _Job] = {}
         self._shares = SlotShares()
         self._rates = [ServiceRate() for _ in Urgency]
-        self._counts = [0] * len(Urgency)  # of the images in flight
         self._deaths: dict[int, int] = {}  # by slot: workers that died while they held its image
 
     def start(self) -> None:
@@ -187,7 +186,7 @@ class InferenceClient:
         cost = None if is_quick else self._decoder.estimate_cost(upload)
         slot, generation = self._take_slot(deadline.at, caller, parts)
         job = self._jobs[slot] = _Job(upload, self._loop.create_future(), caller)
-        self._counts[caller.urgency] += 1
+        self._rates[caller.urgency].begin()
         deadline.on_extend = functools.partial(self._extend, slot, job)
         if cost is None:
             self._decode_into(slot, generation, job)
@@ -209,7 +208,7 @@ class InferenceClient:
             The workers' answer, or the error that `infer` would raise.
         """
         job = self._jobs[slot] = _Job(b"", self._loop.create_future(), caller)
-        self._counts[caller.urgency] += 1
+        self._rates[caller.urgency].begin()
         self._shares.add(caller)
         self._slots.queue(slot, time.monotonic())
         self._requests[caller.urgency].write([RequestRecord(slot, generation).pack()])
@@ -253,7 +252,7 @@ class InferenceClient:
         jobs = [_Job(upload, self._loop.create_future(), caller) for _ in taken]
         frames = [_TakenFrame(*slot, job) for slot, job in zip(taken, jobs, strict=True)]
         self._jobs.update((frame.slot, frame.job) for frame in frames)
-        self._counts[caller.urgency] += len(frames)
+        self._rates[caller.urgency].begin(len(frames))
         deadline.on_extend = functools.partial(self._extend_frames, frames)
         decoding = functools.partial(self._decode_frames_into, frames, plan, wanted)
         self._turns.submit(decoding, plan.cost, *caller)
@@ -292,8 +291,7 @@ class InferenceClient:
         has_share = self._shares.may_take(caller, self._slots.free_count)
         taken = self._slots.take(deadline, urgency, parts) if has_share else None
         if taken is None:
-            wait_s = self._rates[urgency].seconds_for(self._counts[urgency])
-            raise Overloaded(_FULL[urgency], wait_s)
+            raise Overloaded(_FULL[urgency], self._rates[urgency].seconds_left())
         self._shares.add(caller)
         return taken
 
@@ -397,8 +395,7 @@ class InferenceClient:
         if job is None:  # taken by this process's predecessor, which died
             return
         self._shares.remove(job.caller)
-        self._rates[job.caller.urgency].add()
-        self._counts[job.caller.urgency] -= 1
+        self._rates[job.caller.urgency].finish()
         if job.decode_s is not None:
             self._decode_times.observe(job.decode_s)
         if job.waiter.done():
