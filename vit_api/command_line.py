@@ -19,6 +19,10 @@ from vit_api.settings import DEVICE_CHOICES, ENV_PREFIX, Settings
 
 _SECRETS = {name for name, field in Settings.model_fields.items() if field.annotation == SecretStr | None}
 
+_FLAGS = {f"--{name.replace('_', '-')}" for name, field in Settings.model_fields.items() if field.annotation is bool}
+# What pydantic reads as true and as false, except "t", "f", "y" and "n".
+_TRUE, _FALSE = {"1", "true", "on", "yes"}, {"0", "false", "off", "no"}
+
 _KEYS = ("api_keys", "operator_key")
 _FILE = ".env"
 
@@ -52,7 +56,7 @@ def load_settings(arguments: list[str]) -> Settings:
     program = "server.py" if Path(sys.argv[0]).name == "server.py" else "vit-api serve"
     parser = _Parser(prog=program, usage=usage_of(program), allow_abbrev=False)
     source: CliSettingsSource[Any] = CliSettingsSource(
-        Settings, cli_parse_args=arguments, root_parser=parser, cli_kebab_case=True
+        Settings, cli_parse_args=_as_flags(arguments), root_parser=parser, cli_kebab_case=True
     )
     platforms.drop_service_links(ENV_PREFIX)
     _check_key_variables()
@@ -60,6 +64,25 @@ def load_settings(arguments: list[str]) -> Settings:
         return Settings(_cli_settings_source=source)  # type: ignore[call-arg]
     except ValidationError as error:
         raise SettingsError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def _as_flags(arguments: list[str]) -> list[str]:
+    """Replace `--access-log 1` and `--access-log=1` by `--access-log`, and with another value by `--no-access-log`.
+
+    Settings that are on or off are flags, but as variables they have a value, which people take over.
+    """
+    flags: list[str] = []
+    rest = list(arguments)
+    while rest:
+        option, has_value, value = rest.pop(0).partition("=")
+        is_flag = option in _FLAGS
+        if is_flag and not has_value and rest and rest[0].lower() in _TRUE | _FALSE:
+            has_value, value = "=", rest.pop(0)
+        if is_flag and value.lower() in _TRUE | _FALSE:
+            flags.append(option if value.lower() in _TRUE else option.replace("--", "--no-", 1))
+        else:
+            flags.append(f"{option}{has_value}{value}")
+    return flags
 
 
 def _file_variables() -> Mapping[str, str | None]:

@@ -160,6 +160,28 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "is_on"),
+    [
+        pytest.param(["--access-log"], True, id="flag"),
+        pytest.param(["--no-access-log"], False, id="negated"),
+        pytest.param(["--access-log", "1"], True, id="value"),
+        pytest.param(["--access-log=off"], False, id="value after ="),
+        pytest.param(["--access-log", "False", "--port", "1"], False, id="value before another option"),
+        pytest.param(["--access-log", "--port", "1"], True, id="flag before another option"),
+    ],
+)
+def test_a_flag_may_have_a_value(arguments: list[str], is_on: bool) -> None:
+    """As the variable of the same setting has one."""
+    assert load_settings(arguments).access_log is is_on
+
+
+@pytest.mark.parametrize("argument", ["--access-log=maybe", "--port=true=1"])
+def test_a_wrong_value_is_not_taken_for_one(argument: str) -> None:
+    with pytest.raises((SystemExit, SettingsError)):
+        load_settings([argument])
+
+
+@pytest.mark.parametrize(
     ("argument", "hint"),
     [
         pytest.param("--prot=3", " Did you mean --port?", id="near"),
