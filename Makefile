@@ -56,7 +56,8 @@ wheel: .venv/dev.stamp
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 # Builds and runs the container image, also as the pod of deploy/kubernetes. Needs root and Debian's packages mmdebstrap,
-# buildah, podman, runc and catatonit; and kubectl, from `make kubernetes-tools`.
+# buildah, podman, runc and catatonit, for compose.yaml netavark, aardvark-dns and iptables; and kubectl, from
+# `make kubernetes-tools`.
 container-test: .venv/dev.stamp
 	$(BIN)/python -m pytest -m container tests/container $(if $(REPORT),--container-report $(REPORT))
 

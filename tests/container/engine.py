@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,6 +24,8 @@ PROGRAMS = ("mmdebstrap", "buildah", "podman", "runc")
 BASE = "localhost/vit-api-base"
 READY_S = 120.0
 
+_NO_VARIABLES: Mapping[str, str] = {}
+_PODMAN_FOLDER = Path("/usr/lib/podman")
 _SHOWN = 4000  # characters of a failed program's output
 _BASE_S, _BUILD_S, _COMMAND_S, _END_S = 600, 1500, 120, 30
 # As in the PyTorch image: pip without venv, a compiler, and a user that already has the id 1000.
@@ -36,6 +38,9 @@ default_ulimits = ["nofile=20000:20000", "nproc=4000:4000"]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "runc"
+[network]
+network_backend = "{network_backend}"
+network_config_dir = "{folder}/networks"
 """
 
 
@@ -48,8 +53,10 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._archive = folder / "root.tar"
         (folder / "tmp").mkdir()
-        (folder / "containers.conf").write_text(_CONTAINERS_CONF)
+        backend = "netavark" if has_networks() else ""  # only the test of compose.yaml needs it
+        (folder / "containers.conf").write_text(_CONTAINERS_CONF.format(network_backend=backend, folder=folder))
         storage = f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'
         (folder / "storage.conf").write_text(storage)
         self._environment = os.environ | {
@@ -59,11 +66,18 @@ class Engine:
             "TMPDIR": str(folder / "tmp"),
         }
 
-    def run(self, *command: str, timeout_s: float = _COMMAND_S, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a program with this storage; if it fails, the error contains its output."""
+    def run(
+        self,
+        *command: str,
+        timeout_s: float = _COMMAND_S,
+        check: bool = True,
+        variables: Mapping[str, str] = _NO_VARIABLES,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program with this storage and variables; if it fails, the error contains its output."""
         pipe = subprocess.PIPE
+        environment = {**self._environment, **variables}
         with subprocess.Popen(
-            command, cwd=ROOT, env=self._environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         ) as process:
             try:
                 out, err = process.communicate(timeout=timeout_s)
@@ -75,11 +89,18 @@ class Engine:
 
     def make_base(self) -> None:
         """Create a Debian image with what the Dockerfile expects of its base."""
-        archive = self._folder / "base.tar"
-        options = ["--variant=minbase", f"--include={_PACKAGES}", f"--customize-hook={_CUSTOMIZE}"]
-        self.run("mmdebstrap", *options, "bookworm", str(archive), timeout_s=_BASE_S)
-        self.run("podman", "import", "--quiet", str(archive), BASE)
-        archive.unlink()
+        self.make_debian(_PACKAGES, f"--customize-hook={_CUSTOMIZE}")
+        self.import_as(BASE)
+
+    def make_debian(self, packages: str, *options: str) -> None:
+        """Make a Debian root with these packages, separated by commas, for `import_as`."""
+        options = ("--variant=minbase", f"--include={packages}", *options)
+        self.run("mmdebstrap", *options, "bookworm", str(self._archive), timeout_s=_BASE_S)
+
+    def import_as(self, image: str, *changes: str) -> None:
+        """Make an image of the last root, with these instructions of a Dockerfile."""
+        options = [f"--change={change}" for change in changes]
+        self.run("podman", "import", "--quiet", *options, str(self._archive), image)
 
     def build(self, image: str, **arguments: str) -> None:
         """Build the Dockerfile on that base; pip uses this machine's package index."""
@@ -166,6 +187,11 @@ def _end(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_END_S)
+
+
+def has_networks() -> bool:
+    """Return whether podman can make networks in which containers find each other by name."""
+    return all((_PODMAN_FOLDER / program).exists() for program in ("netavark", "aardvark-dns"))
 
 
 def _mounts_below(folder: Path) -> list[str]:
