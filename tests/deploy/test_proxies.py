@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -190,6 +191,28 @@ def remaining(proxy: Proxy, address: str, headers: dict[str, str]) -> int:
         response = client.post(proxy.url + "/predict", content=IMAGE.read_bytes(), headers=headers)
     assert response.status_code == 200
     return int(response.headers["ratelimit-remaining"])
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs Debian's package openssl")
+def test_nginx_with_https(ports: tuple[int, int], tmp_path: Path) -> None:
+    """The lines for it, which are a comment, need only the certificate."""
+    if shutil.which("nginx") is None:
+        pytest.skip("needs Debian's package nginx")
+    port, tls_port = free_port(), free_port()
+    key, certificate = tmp_path / "privkey.pem", tmp_path / "fullchain.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    request += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(request, capture_output=True, timeout=60, check=True)
+    command = nginx_command(tmp_path, port, ports)
+    site = tmp_path / "vit-api.conf"
+    text, lines = re.subn(r"# (?=listen 443|ssl_certificate)", "", site.read_text())
+    assert lines == 3
+    text = text.replace("/etc/letsencrypt/live/example.org", str(tmp_path))
+    site.write_text(text.replace("listen 443", f"listen 127.0.0.1:{tls_port}"))
+    with servers.running(command, f"http://127.0.0.1:{port}/health", cwd=tmp_path, log=tmp_path / "log"):
+        trusted = ssl.create_default_context(cafile=certificate)
+        answer = httpx.post(f"https://127.0.0.1:{tls_port}/predict", content=IMAGE.read_bytes(), verify=trusted)
+    assert answer.json()["predictions"][0]["label"] == "7"
 
 
 def test_clients_are_told_apart(proxy: Proxy) -> None:

@@ -34,6 +34,8 @@ _NOT_RUN = {
     ("docs/container.md", "docker build"): _DOCKER,
     ("docs/container.md", "docker run"): _DOCKER,
     ("docs/container.md", "docker compose"): _DOCKER,
+    ("docs/container.md", "VIT_API_MODEL=digits docker compose"): _DOCKER,
+    ("docs/proxies.md", ""): "needs root and port 80; tests/deploy/test_proxies.py runs both configurations",
     ("docs/first-model.md", ""): "needs a server of its own; tests/project/test_first_model_docs.py runs all of them",
     (
         "docs/install.md",
@@ -52,6 +54,10 @@ _NOT_RUN = {
     ("docs/kubernetes.md", "helm"): _CLUSTER,
     ("docs/kubernetes.md", "kubectl"): _CLUSTER,
     ("docs/moderation.md", ""): "needs a server of its own; tests/project/test_moderation_docs.py runs all of them",
+    (
+        "docs/models.md",
+        "export HF_TOKEN",
+    ): "needs a token; tests/unit/checkpoints/test_hub.py has the errors",
     (
         "docs/models.md",
         "from transformers",
