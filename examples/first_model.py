@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, logging
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _BATCH = 32
@@ -33,6 +33,8 @@ Labelled = tuple[Path, int]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, and write the model's folder."""
     options = _options(arguments)
+    logging.set_verbosity_error()  # otherwise a table says that the last layer is new, which is the point
+    logging.disable_progress_bar()
     labels, images = find_images(options.images)
     random.Random(0).shuffle(images)
     held_out, training = images[::_HELD_OUT], [one for n, one in enumerate(images) if n % _HELD_OUT]

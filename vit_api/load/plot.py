@@ -58,10 +58,10 @@ def _titles(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _add(axes: Axes, runs: Sequence[Mapping[str, Any]], prefix: str, colour: str) -> None:
-    for rank, style in (("p50", "-"), ("p99", "--")):
+    for rank, style in (("p50", "-o"), ("p99", "--^")):  # markers too, since a single load has no line
         points = [(run["goodput_per_s"], run["latency_ms"][rank]) for run in runs]
         if points:
-            axes.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=prefix + rank)
+            axes.plot(*zip(*points, strict=True), style, color=colour, label=prefix + rank)
     for run in runs:
         place = (run["goodput_per_s"], run["latency_ms"]["p99"])
         load = f"{run.get('rate', run.get('concurrency')):g}"

@@ -56,6 +56,15 @@ def test_both_axes_have_labelled_ticks_within_the_range(figure: Figure) -> None:
         assert all(float(text.replace(",", "")) >= 0 for text in shown)
 
 
+def test_p50_and_p99_differ_without_a_line(figure: Figure) -> None:
+    """By their markers, since a single load is one point of each."""
+    (axes,) = figure.axes
+    markers = {line.get_label(): line.get_marker() for line in axes.lines}
+    for rank in ("p50", "p99"):
+        assert len({marker for label, marker in markers.items() if str(label).endswith(rank)}) == 1
+    assert len(set(markers.values())) == 2
+
+
 def test_all_labels_are_inside(figure: Figure) -> None:
     """Those of the points within the axes, all others within the picture."""
     (axes,) = figure.axes
