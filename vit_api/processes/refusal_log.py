@@ -48,7 +48,7 @@ class RefusalLog:
             return
         since = "since the start" if math.isinf(self._logged_at) else f"in the last {now - self._logged_at:.0f} s"
         causes = ", ".join(f"{count} {code}" for code, count in refused.most_common())
-        logger.warning("Refused %d requests or images %s: %s", refused.total(), since, causes)
+        logger.warning("Refused %s: %s", since, causes)
         self._logged, self._logged_at = totals, now
 
 
