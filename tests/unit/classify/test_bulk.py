@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -208,3 +209,44 @@ def test_the_engines_agree(tmp_path: Path) -> None:
     for ray, local in zip(rows["ray"], rows["local"], strict=True):
         assert ray["scores"] == pytest.approx(local["scores"], abs=1e-4)
         assert ray | {"scores": None} == local | {"scores": None}
+
+
+@needs_ray
+@only_all
+def test_decoding_stays_a_few_parts_ahead(tmp_path: Path) -> None:
+    """On Ray, once the model is loaded, files are read only while few decoded parts wait for it."""
+    unread = [tmp_path / f"{number:03}.png" for number in range(60)]
+    for pipe in unread:
+        os.mkfifo(pipe)  # a task that reads it waits for its content
+    out, ahead = tmp_path / "out", [0]
+    arguments = classify_command(*unread, "--out", out, "--part-size", "1", "--engine", "ray")
+
+    def all_are_read() -> bool:
+        done = len(list(out.glob("part-*.parquet")))
+        for pipe in list(unread):
+            if (done or len(unread) == 60) and _is_read(pipe, _DIGIT.read_bytes()):
+                unread.remove(pipe)
+        ahead.append(60 - len(unread) - len(list(out.glob("part-*.parquet"))))
+        assert process.poll() is None or not unread
+        return not unread
+
+    process = subprocess.Popen(arguments, cwd=ROOT, env=variables(), stderr=subprocess.DEVNULL)
+    try:
+        wait_until(all_are_read, timeout_s=240)
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+    assert len(read_rows(out)) == 60
+    for_the_actor, in_tasks = 4, len(os.sched_getaffinity(0))
+    assert max(ahead) <= for_the_actor + in_tasks
+
+
+def _is_read(pipe: Path, content: bytes) -> bool:
+    """Give a named pipe its content if a process has opened it."""
+    with contextlib.suppress(OSError):
+        writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(writer, content)
+        os.close(writer)
+        return True
+    return False

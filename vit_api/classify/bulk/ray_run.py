@@ -1,8 +1,8 @@
 """Runs a plan on a Ray cluster: tasks decode parts on CPUs while a pool of actors, one a GPU, classifies them.
 
 A part is one row of a Ray dataset, so that one task decodes it and one actor classifies it and writes its results. If
-either dies, Ray runs it again, and the same file is written once more. Ray Data holds tasks back while the object store
-is full of decoded parts.
+either dies, Ray runs it again, and the same file is written once more. Tasks are held back while a few decoded parts
+wait for the actors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ray.util.annotations import RayDeprecationWarning
 from vit_api.classify.bulk.decoded_table import from_table, to_table
 from vit_api.classify.bulk.parts import PartDone, RunFailed
 from vit_api.classify.bulk.plan import Plan
+from vit_api.classify.bulk.ray_back_pressure import keep_few_ahead
 from vit_api.classify.bulk.results import write_part
 from vit_api.classify.bulk.storage import read_file
 from vit_api.classify.decoder import Decoded, FileDecoder, build_lit_api
@@ -81,8 +82,9 @@ def run_parts(
     if not ray.is_initialized():
         # Not whichever cluster Ray finds on this machine, its own default.
         ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level="warning")
-    _configure()
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    models = workers or max(1, gpus)
+    _configure(models)
     task = _Task(plan.out, plan.shard, settings)
     decoded = ray_data.range(len(parts), override_num_blocks=len(parts)).map_batches(
         _decode_part, batch_size=None, batch_format="pyarrow", fn_args=(task, ray.put(parts)), num_cpus=1
@@ -92,7 +94,7 @@ def run_parts(
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=(task,),
-        compute=ray_data.ActorPoolStrategy(size=workers or max(1, gpus)),
+        compute=ray_data.ActorPoolStrategy(size=models),
         num_gpus=1 if gpus else None,
         num_cpus=None if gpus else _LITTLE_CPU,
         max_task_retries=_ATTEMPTS - 1,
@@ -104,8 +106,9 @@ def run_parts(
         raise RunFailed(f"Ray gave up: {_reason(error)}") from error
 
 
-def _configure() -> None:
+def _configure(models: int) -> None:
     context = ray_data.DataContext.get_current()
+    keep_few_ahead(context, models)
     context.enable_progress_bars = False  # ours counts images
     # The only way to limit the attempts of an actor in Ray 2.60; 2.64 is to have another.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
