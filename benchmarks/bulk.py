@@ -192,18 +192,19 @@ def _title(engine: str) -> str:
     return "on Ray" if engine == "ray" else "without Ray"
 
 
-def _measure(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(work: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield what was measured so far after each part."""
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "rates": lambda: rates(work, options.images, options.rounds, options.models),
         "memory": lambda: memory(work, options.files),
         "scaling": lambda: scaling(work, options.images, options.rounds),
     }
-    measured = {}
+    measured: dict[str, Any] = {}
     for name, measure in measures.items():
         if options.only is None or name in options.only:
             measured[name] = measure()
             print(name, json.dumps(measured[name]), flush=True)
-    return measured
+            yield measured
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -220,8 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         options.rounds, options.images, options.files, options.models = 1, 1024, 2048, options.models[:1]
     with tempfile.TemporaryDirectory() as folder:
-        measured = _measure(Path(folder), options)
-    results.write(options.out, {"images": options.images, "rounds": options.rounds, "results": measured})
+        for measured in _measure(Path(folder), options):
+            results.write(options.out, {"images": options.images, "rounds": options.rounds, "results": measured})
 
 
 if __name__ == "__main__":
