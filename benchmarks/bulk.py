@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.bulk_parts import files, runs
 from benchmarks.bulk_parts.limit import Limit
 from benchmarks.bulk_parts.runs import Rate, Run
-from benchmarks.harness import checkpoints, command_line, ray_environment, results, tables
+from benchmarks.harness import checkpoints, command_line, machine, ray_environment, results, tables
 from vit_api.load import uploads
 
 GOAL = 0.85
@@ -220,9 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ray_environment.require()
     if options.quick:
         options.rounds, options.images, options.files, options.models = 1, 1024, 2048, options.models[:1]
+    described = machine.describe()
     with tempfile.TemporaryDirectory() as folder:
         for measured in _measure(Path(folder), options):
-            results.write(options.out, {"images": options.images, "rounds": options.rounds, "results": measured})
+            figures = {"images": options.images, "rounds": options.rounds, "results": measured}
+            results.write(options.out, figures, described)
 
 
 if __name__ == "__main__":
