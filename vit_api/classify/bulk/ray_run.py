@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +42,8 @@ _ATTEMPTS = 3
 """How often a part is run whose worker dies, before it is left to the next run."""
 _MAX_LEFT_OUT = 100
 """Parts that are left to the next run; past that, something else is wrong, and this run ends."""
+_HOST_AND_PORT = re.compile(r"([^:/]+):(\d+)")
+_REACH_S = 10.0
 _LITTLE_CPU = 0.01
 """Without GPUs, decoding and the model share the cores: no core may be reserved for either."""
 
@@ -77,11 +81,9 @@ def run_parts(
         workers: Number of models; None: one per GPU of the cluster, or 1.
 
     Raises:
-        StorageError: Results can't be written.
+        RunFailed: There is no cluster, or Ray gave up.
     """
-    if not ray.is_initialized():
-        # Not whichever cluster Ray finds on this machine, its own default.
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level="warning")
+    _connect()
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
     models = workers or max(1, gpus)
     _configure(models)
@@ -104,6 +106,27 @@ def run_parts(
             yield PartDone(**row)
     except ray.exceptions.RayError as error:
         raise RunFailed(f"Ray gave up: {_reason(error)}") from error
+
+
+def _connect() -> None:
+    """Join the cluster that `RAY_ADDRESS` names, or start one on this machine.
+
+    Raises:
+        RunFailed: It can't be reached, or does not start.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address and (host_and_port := _HOST_AND_PORT.fullmatch(address)):
+            # Ray itself tries for minutes.
+            socket.create_connection((host_and_port[1], int(host_and_port[2])), _REACH_S).close()
+        # "local": not whichever cluster Ray finds on this machine, its own default.
+        new = {} if address else {"address": "local", "include_dashboard": False}
+        ray.init(**new, log_to_driver=False, logging_level="warning")
+    except Exception as error:  # Ray raises a plain one if a node takes too long to start
+        what = f"The cluster at RAY_ADDRESS={address} can't be joined" if address else "Ray can't be started"
+        raise RunFailed(f"{what}: {_reason(error)}") from error
 
 
 def _configure(models: int) -> None:
@@ -165,9 +188,9 @@ def _decoder(settings: Settings, frames: int) -> FileDecoder:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the message of the error in the task or actor, without the traceback that Ray's own message has."""
+    """Return the message of the error in the task or actor as a sentence, without the traceback of Ray's message."""
     cause = getattr(error, "cause", None) or error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     *_, last = str(cause).strip().splitlines() or [type(cause).__name__]
-    return last
+    return last.removesuffix(".") + "."
