@@ -2,13 +2,14 @@
 
     python -m scripts.bulk_costs --gpu-images-per-s 9000 --cores 32 --usd-per-hour 4
 
-With options it prints the table for that machine. The time to decode an image was measured and is read from
-benchmarks/results/; rates of GPUs and prices are published ones, with their sources below.
+With options it prints the table for that machine. The time to decode an image and the rate of an H200 were measured and
+are read from benchmarks/results/; rates of other GPUs and prices are published ones, with their sources below.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,10 @@ USD_PER_MILLION_WRITES = 5.00
 """S3 Standard, us-east-1: https://aws.amazon.com/s3/pricing, "Requests & data retrievals". Traffic within a region is
 free."""
 PART_SIZE = 512
+_GPU_RESULT = PAGE.parent.parent / "benchmarks" / "results" / "gpu_h200.json"
+_BATCH = 32
+_H200_USD_PER_HOUR = 5.00
+"""AWS, one GPU: https://huggingface.co/docs/inference-endpoints/support/pricing."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,15 @@ def costs_of(machine: Machine, decode_s: float, *, images: float = IMAGES, gpus:
     )
 
 
+def measured() -> Machine:
+    """Return the machine of `benchmarks/results/gpu_h200.json`: its rate was measured, and its price is published."""
+    result = json.loads(_GPU_RESULT.read_text())
+    alone = result["parts"]["alone"]["result"]
+    wanted = ("cudagraph", alone["dtype"], _BATCH)
+    (rate,) = (row["images_per_s"] for row in alone["rows"] if (row["engine"], row["dtype"], row["batch"]) == wanted)
+    return Machine("`nvidia-h200` x1 (H200, measured)", rate, result["machine"]["cores"], _H200_USD_PER_HOUR)
+
+
 def published() -> list[Machine]:
     """Return the machines whose price and whose model's rate are published."""
     return [
@@ -138,7 +152,7 @@ def _row(machine: Machine, costs: Costs) -> str:
 
 def with_table(page: str) -> str:
     """Return the page with its table replaced."""
-    made = table(published(), space_costs.measured().jpeg_s)
+    made = table([*published(), measured()], space_costs.measured().jpeg_s)
     return _SECTION.sub(lambda match: match[1] + made + match[2], page)
 
 

@@ -20,7 +20,7 @@ _CPUS = 4
 def main() -> None:
     """Serve until SIGTERM."""
     port, model = sys.argv[1:]
-    ray.init(num_cpus=_CPUS, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init(address="local", num_cpus=_CPUS, include_dashboard=False, log_to_driver=False, logging_level="warning")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # in place of Ray's handler, which prints a stack trace
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": int(port)})

@@ -16,8 +16,27 @@ from benchmarks.harness import ray_environment
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.process_tree import ProcessTree
 
-_POLL_S = 0.5
+_POLL_S = 0.25
 _FINISHED = re.compile(r"^(\d+) images in ", re.MULTILINE)
+_STEADY = (0.25, 0.85)
+"""Shares of the files between which a run is compared with itself: after its start, and before decoding ends."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A run at one moment.
+
+    Attributes:
+        at_s: Seconds of the monotonic clock.
+        done: Files whose results are written.
+        cpu_s: CPU time of all its processes until then.
+        memory_bytes: What they have in memory; 0 if that was not asked for.
+    """
+
+    at_s: float
+    done: int
+    cpu_s: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -27,14 +46,12 @@ class Run:
     Attributes:
         files: The number of files.
         seconds: From the start of the command until its last results were written.
-        cpu_s: CPU time of all its processes.
-        memory: Samples of the number of finished files and the bytes that all processes had.
+        samples: What was seen meanwhile, at least one.
     """
 
     files: int
     seconds: float
-    cpu_s: float
-    memory: Sequence[tuple[int, int]]
+    samples: Sequence[Sample]
 
 
 @dataclass(frozen=True)
@@ -52,14 +69,25 @@ class Rate:
     start_s: float
 
     @classmethod
-    def between(cls, few: Run, many: Run) -> Rate:
-        """Return the difference of two runs: both start Python, Ray and the model once."""
-        images, seconds = many.files - few.files, many.seconds - few.seconds
-        rate = images / seconds
-        return cls(rate, (many.cpu_s - few.cpu_s) / images * 1e6, many.seconds - many.files / rate)
+    def of(cls, run: Run) -> Rate:
+        """Return the rate in the middle of a run.
+
+        There, as many files are decoded and not yet classified at the end as at the start.
+
+        Raises:
+            RuntimeError: The run was too short to see its middle.
+        """
+        first, last = (
+            next((sample for sample in run.samples if sample.done >= share * run.files), None) for share in _STEADY
+        )
+        if first is None or last is None or first.done == last.done:
+            raise RuntimeError("The run was too short to be measured: give it more images.")
+        images = last.done - first.done
+        rate = images / (last.at_s - first.at_s)
+        return cls(rate, (last.cpu_s - first.cpu_s) / images * 1e6, run.seconds - run.files / rate)
 
 
-def classify(folder: Path, out: Path, options: Sequence[str], *, part_size: int = 512) -> Run:
+def classify(folder: Path, out: Path, options: Sequence[str], *, part_size: int, memory: bool = False) -> Run:
     """Classify all files of a folder, with one thread of torch, as the limit has.
 
     Args:
@@ -67,6 +95,7 @@ def classify(folder: Path, out: Path, options: Sequence[str], *, part_size: int 
         out: Where results go; deleted before and after.
         options: Options of `classify`.
         part_size: Files in a file of results.
+        memory: Whether samples have it, which takes the measured processes' time.
 
     Raises:
         RuntimeError: The command failed, or a file has no row.
@@ -75,7 +104,7 @@ def classify(folder: Path, out: Path, options: Sequence[str], *, part_size: int 
     command = [str(ray_environment.PYTHON), "-m", "vit_api", "classify", str(folder), "--out", str(out)]
     command += ["--part-size", str(part_size), *options]
     variables = ray_environment.variables(VIT_API_CPU_THREADS="1")
-    memory: list[tuple[int, int]] = []
+    samples: list[Sample] = []
     started = time.time()
     process = subprocess.Popen(
         command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -83,7 +112,8 @@ def classify(folder: Path, out: Path, options: Sequence[str], *, part_size: int 
     try:
         with ProcessTree(process.pid) as tree:
             while process.poll() is None:
-                memory.append((len(_parts(out)) * part_size, tree.memory_bytes()))
+                done = len(_parts(out)) * part_size
+                samples.append(Sample(time.monotonic(), done, tree.cpu_seconds(), tree.memory_bytes() if memory else 0))
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL_S)
         _, log = process.communicate()
@@ -94,7 +124,7 @@ def classify(folder: Path, out: Path, options: Sequence[str], *, part_size: int 
         if "--shard" not in options and files != len(os.listdir(folder)):  # noqa: PTH208
             raise RuntimeError(f"{' '.join(command)} classified {files} files.")
         ended = max(part.stat().st_mtime for part in _parts(out))
-        return Run(files, ended - started, tree.cpu_seconds(), memory)
+        return Run(files, ended - started, samples)
     finally:
         process.kill()
         shutil.rmtree(out, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
@@ -33,7 +34,7 @@ class ServerProcess:
 
     Args:
         session: Sends the health checks.
-        settings: Its settings, by name and in lower case, beside those in the environment.
+        settings: Its settings, by name and in lower case, beside those in the environment; None takes one away.
     """
 
     def __init__(self, session: aiohttp.ClientSession, settings: Mapping[str, object]) -> None:
@@ -57,12 +58,11 @@ class ServerProcess:
         port = _free_port()
         self.url = f"http://{_HOST}:{port}"
         settings = {"trusted_proxies": _HOST, **self._settings, "host": _HOST, "port": port}
-        variables = {f"VIT_API_{name.upper()}": str(value) for name, value in settings.items()}
         command = [str(_RUN_CHILD), str(os.getpid()), sys.executable, str(_SERVER)]
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             *command,
-            env=os.environ | variables,
+            env=environment_of(settings),
             start_new_session=True,
         )
         try:
@@ -126,6 +126,18 @@ class ServerProcess:
     def _running(self) -> asyncio.subprocess.Process:
         assert self._process is not None, "start() was not called"
         return self._process
+
+
+def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
+    """Return the environment with settings, of which lists and mappings become JSON, as the server reads them."""
+    variables = dict(os.environ)
+    for name, value in settings.items():
+        variable = f"VIT_API_{name.upper()}"
+        if value is None:
+            variables.pop(variable, None)
+        else:
+            variables[variable] = str(value) if isinstance(value, str | Path) else json.dumps(value)
+    return variables
 
 
 def _free_port() -> int:

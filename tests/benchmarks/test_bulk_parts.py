@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import bulk, ray_serve
 from benchmarks.bulk_parts import files
-from benchmarks.bulk_parts.runs import Rate, Run
+from benchmarks.bulk_parts.runs import Rate, Run, Sample
 from benchmarks.harness.process_tree import ProcessTree
 from tests.support.server import wait_until
 
@@ -22,9 +22,19 @@ subprocess.Popen([sys.executable, "-c", "{_BUSY}"], start_new_session=True).wait
 
 
 def test_what_one_more_image_takes() -> None:
-    """Two runs differ by their images only: what both take to start is left out."""
-    few, many = Run(100, seconds=12.0, cpu_s=7.0, memory=()), Run(500, seconds=20.0, cpu_s=11.0, memory=())
-    assert Rate.between(few, many) == Rate(images_per_s=50.0, cpu_us=pytest.approx(10_000), start_s=10.0)
+    """It is seen in the middle of a run: its start and its end are left out."""
+    seen = [(0, 0, 1.0), (10, 0, 7.0), (12, 256, 10.0), (14, 512, 12.0), (18, 896, 15.84), (30, 1024, 19.0)]
+    samples = [Sample(at_s, done, cpu_s, 0) for at_s, done, cpu_s in seen]
+    rate = Rate.of(Run(1024, seconds=30.0, samples=samples))
+    assert rate.images_per_s == pytest.approx(640 / 6)
+    assert rate.cpu_us == pytest.approx(5.84 / 640 * 1e6)
+    assert rate.start_s == pytest.approx(30 - 1024 * 6 / 640)
+
+
+def test_a_run_that_is_too_short() -> None:
+    """Nothing is said of a run whose middle was not seen."""
+    with pytest.raises(RuntimeError, match="more images"):
+        Rate.of(Run(100, seconds=1.0, samples=[Sample(0, 0, 0, 0), Sample(1, 100, 1, 0)]))
 
 
 def test_a_folder_of_links(tmp_path: Path) -> None:
@@ -64,5 +74,6 @@ def test_the_tables() -> None:
     lines = bulk.table({"results": measured}).splitlines()
     assert len(lines) == 2 + 4 + 2 + 2
     assert "| 2 layers, on Ray: images/s | 90.0 | 90.0 | 0.9 | 0.85 |" in lines
+    assert len(bulk.table({"results": {"memory": measured["memory"]}}).splitlines()) == 2 + 2
     row = {"requests_per_s": 500.0, "cpu_us_per_request": 3000, "rate_of_plain": 0.8, "cpu_of_plain": 1.2}
     assert ray_serve.table({"results": {"plain server": row, "Ray Serve, HAProxy": row}}).count("\n") == 3

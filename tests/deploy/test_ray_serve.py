@@ -208,13 +208,24 @@ def test_settings_change_without_a_restart_of_the_replica(cluster: Cluster) -> N
     """A new `user_config` starts a server beside the one before, which then drains: no request fails."""
     replica, server = cluster.only_replica()
     with _under_load(cluster) as loads:
-        cluster.deploy({"model_name": "renamed"})
+        cluster.deploy({"model_name": "renamed", "thresholds": {"7": 0.5, "*": 1.0}})
         wait_until(lambda: cluster.classify(_DIGIT).json().get("model") == "renamed", _START_S)
         wait_until(lambda: not living(server), 90)
+        assert cluster.classify(_DIGIT).json()["flagged"] is True
+        for traffic in (100, 0):
+            cluster.deploy(_two_versions(traffic))
+            version = "1" if traffic else "2"
+            wait_until(lambda to=version: cluster.classify(_DIGIT).headers.get("x-model-version") == to, _START_S)
     assert _failures(loads) == []
     assert cluster.ask()["pids"] == [replica]
     cluster.deploy({})
     wait_until(lambda: cluster.classify(_DIGIT).json().get("model") == "digits", _START_S)
+
+
+def _two_versions(traffic: int) -> dict[str, Any]:
+    """Return the settings that give version 1 of a model so much of its traffic, and version 2 the others."""
+    first, second = ({"name": "digits", "version": version, "model": "digits"} for version in "12")
+    return {"model": None, "models": [first | {"traffic": traffic}, second | {"traffic": 100 - traffic}]}
 
 
 @needs_ray

@@ -42,6 +42,16 @@ def test_more_machines_cost_only_their_start() -> None:
     assert two.usd_machines - one.usd_machines == pytest.approx(start_usd)
 
 
+def test_the_measured_gpu() -> None:
+    """Its row has the rate of the result, and is limited by the 15 cores that decode beside it."""
+    machine = bulk_costs.measured()
+    costs = costs_of(machine, decode_s=0.002)
+    assert machine.gpu_per_s > 10_000
+    assert machine.cores == 16
+    assert costs.is_decoding
+    assert costs.machine_per_s == pytest.approx(0.85 * 15 / 0.002)
+
+
 def test_any_machine_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     """It prints the table for a rate that was measured elsewhere, and leaves the page alone."""
     before = bulk_costs.PAGE.read_text()

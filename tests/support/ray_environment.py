@@ -100,3 +100,34 @@ def _is_up(url: str) -> bool:
         return httpx.get(f"{url}/moto-api/", **PLAIN_HTTP).status_code < 500
     except httpx.TransportError:
         return False
+
+
+_CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(sys.argv[1])})
+cluster.add_node(num_cpus=int(sys.argv[1]))
+print("ADDRESS", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@contextlib.contextmanager
+def cluster_of_two_nodes(cpus: int) -> Iterator[str]:
+    """Run a Ray cluster of two nodes with so many CPUs each; return its address."""
+    process = subprocess.Popen(
+        [str(PYTHON), "-c", _CLUSTER, str(cpus)],
+        env=variables(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield next(line.split()[1] for line in process.stdout if line.startswith("ADDRESS"))
+    finally:
+        process.stdin.close()
+        process.wait(timeout=120)
+        process.stdout.close()

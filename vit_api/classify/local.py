@@ -5,10 +5,12 @@ Threads decode the next images while the device runs a batch. Knows nothing of h
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +32,6 @@ from vit_api.worker import outcomes
 
 _AHEAD = 2
 """Number of batches that are decoded or being decoded ahead."""
-
-
-_Infer = Callable[[Sequence[NDArray[np.uint8]]], list[records.Prediction | ClassifyError]]
 
 
 class _Result(NamedTuple):
@@ -89,8 +88,9 @@ class LocalClassifier:
         If the device breaks, that file and the later ones have errors.
         """
         reads = (functools.partial(read_upload, path) for path in paths)
-        for files in self._decoded_batches(reads, frames):
-            yield from self._classify_files(files, Shown.of(top_k, threshold), self._infer_or_fail)
+        with contextlib.closing(self._decoded(reads, frames)) as files:
+            for _, outcome in self._classify_files(files, Shown.of(top_k, threshold), survives=True):
+                yield outcome
 
     def classify_reads(
         self, reads: Iterable[ReadUpload], shown: Shown, frames: int = 1
@@ -100,56 +100,87 @@ class LocalClassifier:
         Raises:
             BrokenDevice: The device no longer computes.
         """
-        for files in self._decoded_batches(reads, frames):
-            yield from zip((file.sha256 for file in files), self.classify_decoded(files, shown), strict=True)
+        with contextlib.closing(self._decoded(reads, frames)) as files:
+            for file, outcome in self._classify_files(files, shown):
+                yield file.sha256, outcome
 
-    def classify_decoded(self, files: Sequence[Decoded], shown: Shown) -> Iterator[Outcome]:
+    def classify_decoded(self, files: Iterable[Decoded], shown: Shown) -> Iterator[Outcome]:
         """Classify decoded files and yield an outcome for each, in order.
 
         Raises:
             BrokenDevice: The device no longer computes.
         """
-        return self._classify_files(files, shown, self._infer)
+        return (outcome for _, outcome in self._classify_files(files, shown))
 
-    def _decoded_batches(self, reads: Iterable[ReadUpload], frames: int) -> Iterator[list[Decoded]]:
-        """Yield files in groups of the batch size, which are decoded ahead."""
+    def _decoded(self, reads: Iterable[ReadUpload], frames: int) -> Generator[Decoded, None, None]:
+        """Yield files that are decoded ahead, in order."""
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
             decoder = FileDecoder(self._lit_api, frames)
-            decoded = map_ahead(pool, decoder.decode, reads, _AHEAD * self._max_batch_size)
-            while files := list(itertools.islice(decoded, self._max_batch_size)):
-                yield files
+            yield from map_ahead(pool, decoder.decode, reads, _AHEAD * self._max_batch_size)
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _classify_files(self, files: Sequence[Decoded], shown: Shown, infer: _Infer) -> Iterator[Outcome]:
-        results = self._classify_images([pixels for file in files for pixels in file.pixels], infer)
-        for file in files:
-            of_file = list(itertools.islice(results, len(file.pixels)))
-            failure = file.error or next((one for one in of_file if isinstance(one, ClassifyError)), None)
-            yield failure or self._classification(file, [one for one in of_file if isinstance(one, _Result)], shown)
+    def _classify_files(
+        self, files: Iterable[Decoded], shown: Shown, *, survives: bool = False
+    ) -> Iterator[tuple[Decoded, Outcome]]:
+        """Yield each file with its outcome, in order.
 
-    def _classify_images(self, images: Sequence[NDArray[np.uint8]], infer: _Infer) -> Iterator[_Result | ClassifyError]:
-        """Yield the result of each image, batch by batch."""
-        for start in range(0, len(images), self._max_batch_size):
-            started = time.monotonic()
-            batch = images[start : start + self._max_batch_size]
-            results = infer(batch)
-            seconds = time.monotonic() - started
-            for result in results:
-                yield result if isinstance(result, ClassifyError) else _Result(result, seconds, len(batch))
+        Args:
+            files: Taken from as batches need images.
+            shown: Which classes are shown.
+            survives: Whether a device that breaks is an error of each file, and not raised.
+        """
+        waiting: deque[Decoded] = deque()
+        of_file: list[_Result | ClassifyError] = []
+        for result in self._classify_images(_images_of(files, waiting), survives):
+            while not waiting[0].pixels:
+                yield waiting[0], self._outcome(waiting.popleft(), (), shown)
+            of_file.append(result)
+            if len(of_file) == len(waiting[0].pixels):
+                yield waiting[0], self._outcome(waiting.popleft(), of_file, shown)
+                of_file = []
+        for file in waiting:
+            yield file, self._outcome(file, (), shown)
 
-    def _infer(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
-        """Run the model as a worker does."""
-        results = outcomes.finish(self._lit_api, outcomes.start(self._lit_api, images))
-        return [_error_of(result) if isinstance(result, outcomes.Failure) else result for result in results]
+    def _outcome(self, file: Decoded, results: Sequence[_Result | ClassifyError], shown: Shown) -> Outcome:
+        failure = file.error or next((one for one in results if isinstance(one, ClassifyError)), None)
+        return failure or self._classification(file, [one for one in results if isinstance(one, _Result)], shown)
 
-    def _infer_or_fail(self, images: Sequence[NDArray[np.uint8]]) -> list[records.Prediction | ClassifyError]:
-        """Run the model; no other process can take over if the device breaks."""
+    def _classify_images(
+        self, images: Iterator[NDArray[np.uint8]], survives: bool
+    ) -> Iterator[_Result | ClassifyError]:
+        """Yield the result of each image. A batch is staged and launched while the one before it is on the device."""
+        running: deque[tuple[float, outcomes.Started]] = deque()
+        while batch := list(itertools.islice(images, self._max_batch_size)):
+            running.append((time.monotonic(), self._start(batch, survives)))
+            while len(running) > 1 or (running and outcomes.is_done(self._lit_api, running[0][1])):
+                yield from self._finish(*running.popleft(), survives)
+        while running:
+            yield from self._finish(*running.popleft(), survives)
+
+    def _start(self, images: Sequence[NDArray[np.uint8]], survives: bool) -> outcomes.Started:
         try:
-            return self._infer(images)
+            return outcomes.start(self._lit_api, images)
         except outcomes.BrokenDevice as error:
-            return [to_classify_error(InferenceFailed(str(error)))] * len(images)
+            if not survives:
+                raise
+            return outcomes.Started(images, time.monotonic(), _broken(error))
+
+    def _finish(
+        self, started_at: float, started: outcomes.Started, survives: bool
+    ) -> Iterator[_Result | ClassifyError]:
+        size = len(started.images)
+        results: Sequence[outcomes.RunOutcome]
+        try:
+            results = outcomes.finish(self._lit_api, started)
+        except outcomes.BrokenDevice as error:
+            if not survives:
+                raise
+            results = [_broken(error)] * size
+        seconds = time.monotonic() - started_at
+        for result in results:
+            yield _error_of(result) if isinstance(result, outcomes.Failure) else _Result(result, seconds, size)
 
     def _classification(self, file: Decoded, results: Sequence[_Result], shown: Shown) -> Classification:
         predictions = [result.prediction for result in results]
@@ -199,6 +230,18 @@ def load_local(
 
 def _labels(predictions: Iterable[dict[str, Any]]) -> tuple[ScoredLabel, ...]:
     return tuple(ScoredLabel(**prediction) for prediction in predictions)
+
+
+def _images_of(files: Iterable[Decoded], waiting: deque[Decoded]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of files, each of which is appended to those that wait for results before."""
+    for file in files:
+        waiting.append(file)
+        yield from file.pixels
+
+
+def _broken(error: outcomes.BrokenDevice) -> outcomes.Failure:
+    """Return the failure of images whose device broke: no other process can take over."""
+    return outcomes.Failure(records.Status.FAILED, str(error))
 
 
 def _error_of(failure: outcomes.Failure) -> ClassifyError:

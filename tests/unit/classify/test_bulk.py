@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import pytest
 from tests.support.ray_environment import (
     classify,
     classify_command,
+    cluster_of_two_nodes,
     needs_ray,
     object_store,
     only_all,
@@ -24,7 +26,7 @@ from tests.support.ray_environment import (
     variables,
     write_manifest,
 )
-from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, wait_until
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, free_port, wait_until
 from vit_api.labels.thresholds import Thresholds
 
 _FLAGS = ("flagged", "flagged_labels", "thresholds_digest")
@@ -208,3 +210,94 @@ def test_the_engines_agree(tmp_path: Path) -> None:
     for ray, local in zip(rows["ray"], rows["local"], strict=True):
         assert ray["scores"] == pytest.approx(local["scores"], abs=1e-4)
         assert ray | {"scores": None} == local | {"scores": None}
+
+
+@needs_ray
+def test_a_cluster_that_can_not_be_joined(tmp_path: Path) -> None:
+    """The command ends with a sentence that names it, and can be resumed on another."""
+    options = ("--out", tmp_path / "out", "--engine", "ray")
+    result = classify(_DIGIT, *options, RAY_ADDRESS=f"127.0.0.1:{free_port()}")
+    assert result.returncode == 1
+    assert "error: The cluster at RAY_ADDRESS=127.0.0.1:" in result.stderr
+    assert "with --resume." in result.stderr
+    assert "Traceback" not in result.stderr
+    assert classify(_DIGIT, *options, "--resume", "--engine", "local").returncode == 0
+
+
+@needs_ray
+@only_all
+def test_decoding_stays_a_few_parts_ahead(tmp_path: Path) -> None:
+    """On Ray, once the model is loaded, files are read only while few decoded parts wait for it."""
+    unread = [tmp_path / f"{number:03}.png" for number in range(60)]
+    for pipe in unread:
+        os.mkfifo(pipe)  # a task that reads it waits for its content
+    out, ahead = tmp_path / "out", [0]
+    arguments = classify_command(*unread, "--out", out, "--part-size", "1", "--engine", "ray")
+
+    def all_are_read() -> bool:
+        done = len(list(out.glob("part-*.parquet")))
+        for pipe in list(unread):
+            if (done or len(unread) == 60) and _is_read(pipe, _DIGIT.read_bytes()):
+                unread.remove(pipe)
+        ahead.append(60 - len(unread) - len(list(out.glob("part-*.parquet"))))
+        assert process.poll() is None or not unread
+        return not unread
+
+    process = subprocess.Popen(arguments, cwd=ROOT, env=variables(), stderr=subprocess.DEVNULL)
+    try:
+        wait_until(all_are_read, timeout_s=240)
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+    assert len(read_rows(out)) == 60
+    for_the_actor, in_tasks = 4, len(os.sched_getaffinity(0))
+    assert max(ahead) <= for_the_actor + in_tasks
+
+
+def _is_read(pipe: Path, content: bytes) -> bool:
+    """Give a named pipe its content if a process has opened it."""
+    with contextlib.suppress(OSError):
+        writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(writer, content)
+        os.close(writer)
+        return True
+    return False
+
+
+@needs_ray
+@only_all
+def test_two_nodes(tmp_path: Path) -> None:
+    """On a cluster of two nodes, tasks of both read files at the same time; each file has its row."""
+    pipes = [tmp_path / f"{number}.png" for number in range(6)]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    held = [os.open(pipe, os.O_RDWR) for pipe in pipes]  # so that readers open them, and wait for content
+    out = tmp_path / "out"
+    with cluster_of_two_nodes(cpus=2) as address:
+        command = classify_command(*pipes, "--out", out, "--part-size", "1", "--engine", "ray")
+        process = subprocess.Popen(command, cwd=ROOT, env=variables(RAY_ADDRESS=address), stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: len(_readers(pipes)) >= 3, timeout_s=240)  # a node runs two at most
+            for pipe, descriptor in zip(pipes, held, strict=True):
+                wait_until(lambda pipe=pipe: bool(_readers([pipe])), timeout_s=240)  # type: ignore[misc]
+                os.write(descriptor, _DIGIT.read_bytes())
+                os.close(descriptor)
+            assert process.wait(timeout=240) == 0
+        finally:
+            process.kill()
+            process.wait(timeout=30)
+    rows = read_rows(out)
+    assert sorted(row["path"] for row in rows) == sorted(map(str, pipes))
+    assert {row["labels"][0] for row in rows} == {"7"}
+
+
+def _readers(pipes: list[Path]) -> set[int]:
+    """Return the other processes that have one of the pipes open."""
+    names = set(map(str, pipes))
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(descriptor) in names:  # noqa: PTH115
+                found.add(int(descriptor.parts[2]))
+    return found - {os.getpid()}

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from benchmarks.harness.checkpoints import save_tiny_vit
 from tests.support.server import ROOT
-from vit_api.classify.local import Shown, load_local
+from vit_api.classify.local import LocalClassifier, Shown, load_local
 from vit_api.client.results import Classification
+from vit_api.errors import UnsupportedImage
+from vit_api.ipc.records import Prediction
+from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
 
 _DIGIT = ROOT / "examples" / "digit-7.png"
@@ -52,6 +61,51 @@ def test_only_what_is_shown_is_computed() -> None:
     assert Shown.of(None, 0.5).needs_all_classes(settings, 1)
     assert Shown.of(5, None).needs_all_classes(settings, 2)
     assert Shown.of(5, None).needs_all_classes(with_flags, 1)
+
+
+class _Device:
+    """A LitAPI with a device that completes a batch once it was polled twice."""
+
+    checkpoint = SimpleNamespace(name="model")
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.polls: dict[int, int] = {}
+
+    def decode_request(self, upload: bytes) -> int:
+        if not upload.isdigit():
+            raise UnsupportedImage("It is not an image.")
+        return int(upload)
+
+    def batch(self, images: Sequence[int]) -> Sequence[int]:
+        return images
+
+    def predict(self, images: Sequence[int]) -> Sequence[int]:
+        self.events.append(f"+{images[0]}")
+        return images
+
+    def is_done(self, images: Sequence[int]) -> bool:
+        self.polls[images[0]] = self.polls.get(images[0], 0) + 1
+        return self.polls[images[0]] > 2
+
+    def unbatch(self, images: Sequence[int]) -> list[Prediction]:
+        self.events.append(f"={images[0]}")
+        return [Prediction((image,), (0.0,), 1.0) for image in images]
+
+    def encode_response(self, output: Prediction, **_: Any) -> dict[str, Any]:
+        return {"predictions": [{"label": str(output.indices[0]), "confidence": 1.0}]}
+
+
+def test_the_next_batch_is_launched_before_the_last_is_collected() -> None:
+    """The device never waits for results to be taken; bad files, first, last and between, keep their places."""
+    device = _Device()
+    uploads = [b"bad", b"0", b"1", b"2", b"bad", b"3", b"4", b"5", b"6", b"bad"]
+    classifier = LocalClassifier(cast("ViTAPI", device), max_batch_size=2, threads=1)
+    outcomes = list(classifier.classify_reads((functools.partial(bytes, each) for each in uploads), Shown(1, 0.0)))
+    assert device.events == ["+0", "+2", "=0", "+4", "=2", "+6", "=4", "=6"]
+    assert [digest for digest, _ in outcomes] == [hashlib.sha256(upload).hexdigest() for upload in uploads]
+    found = [one.top.label if isinstance(one, Classification) else "bad" for _, one in outcomes]
+    assert found == [upload.decode() for upload in uploads]
 
 
 def _classify(model: str, top_k: int | str | None, threshold: float | None, frames: int) -> list[tuple[str, float]]:

@@ -1,8 +1,8 @@
 """Runs a plan on a Ray cluster: tasks decode parts on CPUs while a pool of actors, one a GPU, classifies them.
 
 A part is one row of a Ray dataset, so that one task decodes it and one actor classifies it and writes its results. If
-either dies, Ray runs it again, and the same file is written once more. Ray Data holds tasks back while the object store
-is full of decoded parts.
+either dies, Ray runs it again, and the same file is written once more. Tasks are held back while a few decoded parts
+wait for the actors.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from ray.util.annotations import RayDeprecationWarning
 from vit_api.classify.bulk.decoded_table import from_table, to_table
 from vit_api.classify.bulk.parts import PartDone, RunFailed
 from vit_api.classify.bulk.plan import Plan
+from vit_api.classify.bulk.ray_back_pressure import keep_few_ahead
 from vit_api.classify.bulk.results import write_part
 from vit_api.classify.bulk.storage import read_file
 from vit_api.classify.decoder import Decoded, FileDecoder, build_lit_api
@@ -39,6 +42,8 @@ _ATTEMPTS = 3
 """How often a part is run whose worker dies, before it is left to the next run."""
 _MAX_LEFT_OUT = 100
 """Parts that are left to the next run; past that, something else is wrong, and this run ends."""
+_HOST_AND_PORT = re.compile(r"([^:/]+):(\d+)")
+_REACH_S = 10.0
 _LITTLE_CPU = 0.01
 """Without GPUs, decoding and the model share the cores: no core may be reserved for either."""
 
@@ -76,13 +81,12 @@ def run_parts(
         workers: Number of models; None: one per GPU of the cluster, or 1.
 
     Raises:
-        StorageError: Results can't be written.
+        RunFailed: There is no cluster, or Ray gave up.
     """
-    if not ray.is_initialized():
-        # Not whichever cluster Ray finds on this machine, its own default.
-        ray.init(address=os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level="warning")
-    _configure()
+    _connect()
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    models = workers or max(1, gpus)
+    _configure(models)
     task = _Task(plan.out, plan.shard, settings)
     decoded = ray_data.range(len(parts), override_num_blocks=len(parts)).map_batches(
         _decode_part, batch_size=None, batch_format="pyarrow", fn_args=(task, ray.put(parts)), num_cpus=1
@@ -92,7 +96,7 @@ def run_parts(
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=(task,),
-        compute=ray_data.ActorPoolStrategy(size=workers or max(1, gpus)),
+        compute=ray_data.ActorPoolStrategy(size=models),
         num_gpus=1 if gpus else None,
         num_cpus=None if gpus else _LITTLE_CPU,
         max_task_retries=_ATTEMPTS - 1,
@@ -104,8 +108,30 @@ def run_parts(
         raise RunFailed(f"Ray gave up: {_reason(error)}") from error
 
 
-def _configure() -> None:
+def _connect() -> None:
+    """Join the cluster that `RAY_ADDRESS` names, or start one on this machine.
+
+    Raises:
+        RunFailed: It can't be reached, or does not start.
+    """
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address and (host_and_port := _HOST_AND_PORT.fullmatch(address)):
+            # Ray itself tries for minutes.
+            socket.create_connection((host_and_port[1], int(host_and_port[2])), _REACH_S).close()
+        # "local": not whichever cluster Ray finds on this machine, its own default.
+        new = {} if address else {"address": "local", "include_dashboard": False}
+        ray.init(**new, log_to_driver=False, logging_level="warning")
+    except Exception as error:  # Ray raises a plain one if a node takes too long to start
+        what = f"The cluster at RAY_ADDRESS={address} can't be joined" if address else "Ray can't be started"
+        raise RunFailed(f"{what}: {_reason(error)}") from error
+
+
+def _configure(models: int) -> None:
     context = ray_data.DataContext.get_current()
+    keep_few_ahead(context, models)
     context.enable_progress_bars = False  # ours counts images
     # The only way to limit the attempts of an actor in Ray 2.60; 2.64 is to have another.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
@@ -162,9 +188,9 @@ def _decoder(settings: Settings, frames: int) -> FileDecoder:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the message of the error in the task or actor, without the traceback that Ray's own message has."""
+    """Return the message of the error in the task or actor as a sentence, without the traceback of Ray's message."""
     cause = getattr(error, "cause", None) or error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     *_, last = str(cause).strip().splitlines() or [type(cause).__name__]
-    return last
+    return last.removesuffix(".") + "."
