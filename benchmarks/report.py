@@ -32,6 +32,7 @@ from benchmarks import (
     soak,
     tune,
     urgency,
+    versions,
     worst_uploads,
 )
 from benchmarks.gpu_parts.table import summary as gpu_table
@@ -62,6 +63,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "soak": soak.table,
     "tune": tune.table,
     "urgency": urgency.table,
+    "versions": versions.table,
     "worst_uploads": worst_uploads.table,
 }
 _GPU_TABLES = {"gpu_h200": gpu_table}

@@ -165,8 +165,14 @@ def _describe(problem: Any) -> str:
     field = str(problem["loc"][0])
     if problem["type"] == "string_pattern_mismatch":
         message = f"Input should be {DEVICE_CHOICES}"
-    line = f"{ENV_PREFIX}{field.upper()}: {message.removesuffix('.')}."
+    line = f"{_variable_of(field, problem['input'])}: {message.removesuffix('.')}."
     return line if field in _SECRETS else f"{line} Got {problem['input']!r}."  # a secret must not get into a log
+
+
+def _variable_of(field: str, value: object) -> str:
+    """Return the variable that the value of a setting comes from: its own, or the platform's."""
+    is_platforms = field == "port" and not _variables().get(field) and platforms.defaults().get(field) == value
+    return "PORT" if is_platforms else f"{ENV_PREFIX}{field.upper()}"
 
 
 def main_settings() -> Settings:

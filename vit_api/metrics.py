@@ -208,7 +208,7 @@ MODERATION = (FLAGGED,)
 """Metrics with cells in shared memory if labels have thresholds."""
 
 MIRROR = (SHADOW, SHADOW_DIFFERENCE)
-"""Metrics with cells in shared memory of a version with `mirror_traffic`."""
+"""Metrics with cells in shared memory of a version that may have `mirror_traffic`."""
 
 
 def class_labels(labels: Sequence[str]) -> tuple[str, ...]:
@@ -217,16 +217,16 @@ def class_labels(labels: Sequence[str]) -> tuple[str, ...]:
     return (*own, *[OTHER_CLASSES] * (len(labels) - len(own)))
 
 
-def counted_for(labels: Sequence[str], *, has_thresholds: bool, is_mirror: bool = False) -> tuple[Metric, ...]:
+def counted_for(labels: Sequence[str], *, has_thresholds: bool, may_be_mirror: bool = False) -> tuple[Metric, ...]:
     """Return the metrics with cells in shared memory of a server.
 
     Args:
         labels: The classes of its model.
         has_thresholds: Whether labels have thresholds.
-        is_mirror: Whether the model computes what another version answers.
+        may_be_mirror: Whether the model computes what another version answers, or may be told to.
     """
     known = tuple(dict.fromkeys(class_labels(labels)))
-    counted = (*COUNTED, *(MODERATION if has_thresholds else ()), *(MIRROR if is_mirror else ()))
+    counted = (*COUNTED, *(MODERATION if has_thresholds else ()), *(MIRROR if may_be_mirror else ()))
     return tuple(
         dataclasses.replace(metric, values=(known,)) if metric in (PREDICTIONS, FLAGGED) else metric
         for metric in counted

@@ -9,6 +9,7 @@ from pathlib import Path
 _ITS_OWN = slice(11, 13)
 _WITH_CHILDREN = slice(11, 15)
 """utime, stime, cutime and cstime after the process's name; see proc(5)."""
+_STARTED = 19
 
 
 def living(group: int) -> list[int]:
@@ -55,6 +56,11 @@ def _cpu_seconds(stat: Path, fields: slice = _ITS_OWN) -> float:
     except OSError:
         return 0.0
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def started_at(pid: int) -> int:
+    """Return when a process was started, in clock ticks since the boot of the system."""
+    return int(_fields(Path(f"/proc/{pid}/stat"))[_STARTED])
 
 
 def resident_bytes(pid: int) -> int:

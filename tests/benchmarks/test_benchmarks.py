@@ -23,6 +23,7 @@ from benchmarks import (
     scaling,
     soak,
     urgency,
+    versions,
     worst_uploads,
 )
 from benchmarks.harness import pictures, wrk
@@ -96,6 +97,31 @@ def test_urgency(tmp_path: Path) -> None:
     assert result["low_answered_per_s"] > 0
     assert result["all_refusals_say_when"]
     assert urgency.table(report).count("\n") == 5
+
+
+@needs_wrk
+def test_versions(tmp_path: Path) -> None:
+    """No request fails, and no client has both versions, while one takes over; a dying worker harms no other."""
+    pytest.importorskip("tritonclient.http")
+    file = tmp_path / "result.json"
+    versions.main(["--clients", "200", "--connections", "8", "--requests", "3200", "--kills", "1", "--out", str(file)])
+    report = read(file)
+    changing, killing = report["result"]["changing"], report["result"]["killing"]
+    assert changing["requests"] >= 3200
+    assert (changing["failed"], set(changing["by_tritonclient"])) == (0, {"ok"})
+    steps = {step["step"]: step for step in changing["steps"]}
+    assert all(step["is_inside"] and step["clients"] == 200 for step in steps.values()), steps
+    assert not any(step["clients_with_both"] for step in steps.values())
+    assert set(steps["50% to version 2"]["moves"]) == {"1 to 2"}
+    assert steps["rolled back"]["moves"] == {"2 to 1": 200}
+    assert (killing["deaths"], killing["failed"]) == (1, 0)
+    assert versions.table(report).count("\n") == 13
+
+
+def test_a_share_of_few_clients_is_in_its_interval() -> None:
+    """As tables of the binomial distribution have it: 99.9% of 4,000 tosses have 1,896 to 2,104 heads."""
+    assert versions.interval(0.5, 4000) == (1895.9, 2104.1)
+    assert versions.interval(0.0, 4000) == (0, 0)
 
 
 def test_soak(tmp_path: Path) -> None:

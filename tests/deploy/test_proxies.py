@@ -19,13 +19,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from benchmarks.harness import servers
+from benchmarks.harness.process_group import kinds
 from benchmarks.harness.servers import free_port
 from tests.support.server import ROOT, environment, wait_until
 
-LOAD_S = int(os.environ.get("PROXY_LOAD_S", "3"))
-"""Duration of each load; 100,000 requests take about a minute on two cores."""
+REQUESTS = int(os.environ.get("PROXY_REQUESTS", "1000"))
+"""The fewest requests of each load; 100,000 take minutes on two cores."""
+TURN_S = 2
 CONNECTIONS = 16
 DRAIN_DELAY_S = 3
 IMAGE = ROOT / "examples" / "digit-7.png"
@@ -120,60 +123,125 @@ def proxy(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path
         yield running
 
 
-def load(url: str, folder: Path, seconds: int) -> str:
-    """Post an image from several connections; return the report of wrk."""
-    script = folder / "post.lua"
-    script.write_text(f'local file = io.open("{IMAGE}", "rb") wrk.body = file:read("*a") wrk.method = "POST"')
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True).stdout
+class Load:
+    """A load on a proxy, by several connections, in turns of wrk.
+
+    Args:
+        proxy: The proxy.
+        folder: For the script.
+        image: What is posted.
+
+    Attributes:
+        requests: Number of requests so far, each of which got a 200.
+        turns: Number of turns so far.
+    """
+
+    def __init__(self, proxy: Proxy, folder: Path, image: Path = IMAGE) -> None:
+        script = folder / f"{proxy.url.rpartition(':')[2]}.lua"
+        script.write_text(f'local file = io.open("{image}", "rb") wrk.body = file:read("*a") wrk.method = "POST"')
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{TURN_S}s", "--timeout", "30s", "-s", str(script)]
+        self._command = [*command, proxy.url + "/predict"]
+        self.requests = 0
+        self.turns = 0
+
+    def turn(self) -> None:
+        """Post for `TURN_S` seconds."""
+        turn = subprocess.run(self._command, capture_output=True, text=True, timeout=TURN_S + 60, check=True)
+        report = turn.stdout
+        assert "Non-2xx" not in report, report
+        assert "Socket errors" not in report, report
+        requests = re.search(r"(\d+) requests in", report)
+        assert requests is not None
+        self.requests += int(requests[1])
+        self.turns += 1
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there were `REQUESTS`."""
+        return self.requests >= REQUESTS
+
+    def keep_up(self, is_over: threading.Event) -> None:
+        """Post until the event, and until there were enough requests."""
+        self.turn()
+        while not is_over.is_set() or not self.is_enough:
+            self.turn()
 
 
-def check(report: str) -> None:
-    """Each request got a 200."""
-    assert "Non-2xx" not in report, report
-    assert "Socket errors" not in report, report
-    requests = re.search(r"(\d+) requests in", report)
-    assert requests is not None
-    assert int(requests[1]) > CONNECTIONS
+needs_wrk = pytest.mark.skipif(not shutil.which("wrk"), reason="needs Debian's package wrk")
 
 
-@pytest.mark.skipif(not shutil.which("wrk"), reason="needs Debian's package wrk")
+@needs_wrk
 def test_no_request_fails(proxy: Proxy, tmp_path: Path) -> None:
     """Under load, over connections that are kept alive on both sides."""
-    check(load(proxy.url + "/predict", tmp_path, LOAD_S))
+    load = Load(proxy, tmp_path)
+    while not load.is_enough:
+        load.turn()
+    print(f"{load.requests} requests")
 
 
-@pytest.mark.skipif(not shutil.which("wrk"), reason="needs Debian's package wrk")
-def test_no_request_fails_during_a_roll_out(tmp_path: Path) -> None:
-    """One server after the other is stopped and replaced, while the load on both proxies goes on."""
-    first, second = free_port(), free_port()
+@contextlib.contextmanager
+def loaded(processes: dict[int, subprocess.Popen[bytes]], folder: Path, image: Path = IMAGE) -> Iterator[list[Load]]:
+    """Run both proxies in front of two servers, and loads on them, none of whose requests may fail.
+
+    Args:
+        processes: Gets the servers, by their ports.
+        folder: For files.
+        image: What is posted.
+    """
+    is_over = threading.Event()
     with ThreadPoolExecutor() as threads, contextlib.ExitStack() as stack:
-        processes = {port: stack.enter_context(server_on(port, tmp_path / f"{port}.log")) for port in (first, second)}
-        is_over = threading.Event()
-        loads = []
-        for name in COMMANDS:
-            folder = tmp_path / name
-            folder.mkdir()
-            proxy = stack.enter_context(running_proxy(name, (first, second), folder))
-            loads.append(threads.submit(keep_loading, proxy, is_over, folder))
+        for _ in range(2):
+            port = free_port()
+            processes[port] = stack.enter_context(server_on(port, folder / f"{port}.log"))
+        loads, running = [], []
         try:
-            for port, process in processes.items():
-                os.kill(process.pid, signal.SIGTERM)
-                assert process.wait(30) == 0
-                stack.enter_context(server_on(port, tmp_path / f"{port}-replaced.log"))
+            for name in COMMANDS:
+                (folder / name).mkdir()
+                proxy = stack.enter_context(running_proxy(name, list(processes), folder / name))
+                loads.append(Load(proxy, folder, image))
+                running.append(threads.submit(loads[-1].keep_up, is_over))
+            yield loads
         finally:
             is_over.set()
-        for reports in loads:
-            for report in reports.result():
-                check(report)
+        for load in running:
+            load.result()
+    print(*(f"{load.requests} requests" for load in loads))
 
 
-def keep_loading(proxy: Proxy, is_over: threading.Event, folder: Path) -> list[str]:
-    """Load a proxy in runs of two seconds until the event; return the reports."""
-    reports = [load(proxy.url + "/predict", folder, 2)]
-    while not is_over.is_set():
-        reports.append(load(proxy.url + "/predict", folder, 2))
-    return reports
+@needs_wrk
+def test_no_request_fails_during_a_roll_out(tmp_path: Path) -> None:
+    """One server after the other is stopped and replaced, while the load on both proxies goes on."""
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+    with contextlib.ExitStack() as replaced, loaded(processes, tmp_path) as loads:
+        while not all(load.is_enough for load in loads) or len(list(tmp_path.glob("*-replaced*"))) < 2:
+            for port, process in list(processes.items()):
+                os.kill(process.pid, signal.SIGTERM)
+                assert process.wait(30) == 0
+                log = tmp_path / f"{port}-replaced-{process.pid}.log"
+                processes[port] = replaced.enter_context(server_on(port, log))
+
+
+@needs_wrk
+def test_a_killed_http_process_fails_no_request(tmp_path: Path) -> None:
+    """Both proxies send its requests again, photos included: HAProxy's buffer must have all of a body for that."""
+    photo = tmp_path / "photo.jpg"
+    Image.effect_noise((400, 400), 60).convert("RGB").save(photo, quality=80)
+    assert 60_000 < photo.stat().st_size < 120_000
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+    with loaded(processes, tmp_path, photo) as loads:
+        for port, process in list(processes.items()) * 2:
+            os.kill(*http_processes(process), signal.SIGKILL)
+            servers.wait_until_ready(process, f"http://127.0.0.1:{port}/health")
+            wait_for_turns(loads, 4)  # until both proxies have noticed that it is back
+
+
+def wait_for_turns(loads: Sequence[Load], count: int) -> None:
+    before = [load.turns for load in loads]
+    wait_until(lambda: all(load.turns >= had + count for load, had in zip(loads, before, strict=True)), 120)
+
+
+def http_processes(server: subprocess.Popen[bytes]) -> set[int]:
+    return {pid for pid, kind in kinds(server.pid).items() if kind == "http"}
 
 
 def test_a_request_of_the_largest_size_passes(proxy: Proxy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from benchmarks.harness.process_group import kinds
-from tests.support.samples import make_checkpoint, sharpen
+from tests.support.samples import edit_json, make_checkpoint, sharpen
 from tests.support.server import (
     PLAIN_HTTP,
     ROOT,
@@ -215,23 +217,120 @@ def test_int8_models_need_their_verdict_live_too(server: RunningServer) -> None:
     assert _served(server) == {"digits 1": 100}
 
 
-def test_versions_of_a_model_with_a_mirror_stay_as_listed() -> None:
-    """The mirror is tied to what it mirrors; other models come and go."""
-    models = json.dumps(
-        [*json.loads(_LIST), {"name": "digits", "version": "2", "model": "digits", "mirror_traffic": 100}]
-    )
-    with serve("", models=models, max_models=3, operator_key=_OPERATOR, max_input_side=32, cache_size=0) as running:
-        for response in (_load(running, model="digits"), _unload(running, version="2"), _share(running, v1=50, v2=50)):
-            assert (response.status_code, "has 'mirror_traffic'" in response.json()["error"]) == (400, True)
-        assert _load(running, "other", model="digits").status_code == 200
-        assert running.predict(_SEVEN).headers["x-model-version"] == "1"
-        wait_until(
-            lambda: 'inference_shadow_total{model="digits",outcome="agree",version="2"} 1.0' in _metrics(running)
-        )
+def _shadow(server: RunningServer, version: str) -> Counter[str]:
+    """Return what a mirror has computed, by outcome; empty if the metrics have none."""
+    families = parse_text(server.get("/metrics").text)
+    samples = [one for family in families for one in family.samples if one.name == "inference_shadow_total"]
+    return Counter({one.labels["outcome"]: int(one.value) for one in samples if one.labels["version"] == version})
+
+
+def _mirror(server: RunningServer, mirror: dict[str, float], **traffic: float) -> httpx.Response:
+    shares = {version.removeprefix("v"): share for version, share in traffic.items()}
+    return _operate(server, "digits/traffic", {"traffic": shares, "mirror_traffic": mirror})
+
+
+def _fresh(server: RunningServer) -> str:
+    """Post an image that is computed, and return the version that answered."""
+    response = server.predict(_SEVEN, headers={"cache-control": "no-cache", "x-session-id": os.urandom(8).hex()})
+    assert response.status_code == 200
+    return response.headers["x-model-version"]
+
+
+def test_a_mirror_is_loaded_promoted_demoted_and_unloaded(server: RunningServer) -> None:
+    """Under load without a failure: it mirrors, then answers a part of the clients, then all, and back again."""
+    assert _shadow(server, "1") == {}
+    assert _load(server, model="digits", version="2", mirror_traffic=100).status_code == 200
+    with Clients(server, 4) as clients:
+        assert {_fresh(server) for _ in range(20)} == {"1"}
+        wait_until(lambda: _shadow(server, "2")["agree"] >= 20)
+        assert _share(server, v1=90, v2=10).status_code == 200  # promoted: what has traffic is no mirror
+        assert _mirrors(server) == {}
+        before = _shadow(server, "2")
+        assert {_fresh(server) for _ in range(200)} == {"1", "2"}
+        assert _share(server, v1=0, v2=100).status_code == 200
+        assert {_fresh(server) for _ in range(20)} == {"2"}
+        assert _shadow(server, "2") == before
+        assert _mirror(server, {"1": 50}).status_code == 200  # the old version watches the new one
+        assert _mirrors(server) == {"1": 50}
+        for _ in range(60):
+            _fresh(server)
+        wait_until(lambda: 0 < _shadow(server, "1")["agree"] < 60)
+        assert _mirror(server, {"2": 100}, v1=100).status_code == 200  # demoted: a mirror has no traffic
+        assert _mirrors(server) == {"2": 100}
+        assert _served(server) == {"digits 1": 100, "digits 2": 0}
+        wait_until(lambda: _fresh(server) == "1" and _shadow(server, "2")["agree"] > before["agree"])
+        assert _mirror(server, {"2": 0}).status_code == 200
+        assert _mirror(server, {"2": 1}).status_code == 200
+        assert _unload(server, version="2").status_code == 200
+    assert set(clients.statuses) == {200}
+    assert server.get("/info").json()["slots"]["free"] == 1024
+    assert "inference_shadow" not in "".join(line for line in _metrics(server).splitlines() if 'version="2"' in line)
+    assert _fresh(server) == "1"
+
+
+def _mirrors(server: RunningServer) -> dict[str, float]:
+    models = server.get("/info").json()["models"]
+    return {one["version"]: one["mirror_traffic"] for one in models if one["mirror_traffic"]}
 
 
 def _metrics(server: RunningServer) -> str:
     return server.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("mirror", "traffic", "message"),
+    [
+        pytest.param({"2": 50}, {"v1": 50, "v2": 50}, "has 'mirror_traffic' and 'traffic'", id="both"),
+        pytest.param({"1": 50}, {}, "should be 100 percent together, not 0", id="all traffic of a mirror"),
+        pytest.param({"1": 50, "2": 50}, {}, "Only one version of 'digits' can have 'mirror_traffic'", id="two"),
+        pytest.param({"2": 101}, {}, "less than or equal to 100", id="too much"),
+        pytest.param({"2": -1}, {}, "greater than or equal to 0", id="negative"),
+        pytest.param({"3": 50}, {}, "There is no version '3'", id="unknown"),
+        pytest.param({"bicubic": 50}, {}, "its images are not decoded like those of digits 1", id="other pixels"),
+    ],
+)
+def test_what_no_mirror_can_be(
+    two_inputs: RunningServer, mirror: dict[str, float], traffic: dict[str, float], message: str
+) -> None:
+    """A line says why, and nothing changes."""
+    before = _mirrors(two_inputs), _served(two_inputs)
+    response = _mirror(two_inputs, mirror, **traffic)
+    assert (response.status_code, message in response.json()["error"]) == (400, True), response.text
+    assert (_mirrors(two_inputs), _served(two_inputs)) == before
+
+
+def test_what_is_mirrored_takes_the_same_pixels(two_inputs: RunningServer, bicubic: Path) -> None:
+    """Neither is a mirror loaded that takes others, nor is traffic given to a version whose pixels its mirror lacks."""
+    response = _load(two_inputs, model=str(bicubic), version="4", mirror_traffic=5)
+    assert (response.status_code, "not decoded like those of digits 1" in response.json()["error"]) == (400, True)
+    assert _mirror(two_inputs, {"2": 10}).status_code == 200
+    response = _share(two_inputs, v1=50, vbicubic=50)
+    assert (response.status_code, "not decoded like those of digits bicubic" in response.json()["error"]) == (400, True)
+    response = _load(two_inputs, model="digits", version="4", mirror_traffic=5)
+    assert (response.status_code, "Only one version" in response.json()["error"]) == (400, True)
+    response = _load(two_inputs, "other", model="digits", mirror_traffic=5)
+    assert (response.status_code, "has no other version" in response.json()["error"]) == (400, True)
+    assert _mirror(two_inputs, {"2": 0}).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def bicubic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digits` with another resize, so that its pixels differ."""
+    folder = shutil.copytree(ROOT / "vit_api/checkpoints/digits", tmp_path_factory.mktemp("models") / "bicubic")
+    edit_json(folder / "preprocessor_config.json", resample=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_inputs(bicubic: Path) -> Iterator[RunningServer]:
+    """Run two versions of `digits` with the same pixels, and one with others."""
+    versions = [("1", "digits", 100), ("2", "digits", 0), ("bicubic", str(bicubic), 0)]
+    models = json.dumps(
+        [{"name": "digits", "version": name, "model": model, "traffic": share} for name, model, share in versions]
+    )
+    with serve("", models=models, max_models=4, operator_key=_OPERATOR, api_servers=1) as running:
+        wait_until(lambda: set(_index(running).values()) == {"READY"}, _PATIENCE_S)
+        yield running
 
 
 def test_a_worker_that_is_killed_while_it_loads_fails_the_load(server: RunningServer) -> None:
@@ -275,13 +374,6 @@ def test_a_worker_that_is_killed_while_it_loads_fails_the_load(server: RunningSe
             400,
             "is loaded already",
             id="version",
-        ),
-        pytest.param(
-            "digits/load",
-            {"parameters": {"config": '{"model": "digits", "mirror_traffic": 10}'}},
-            400,
-            "can't be a mirror",
-            id="mirror",
         ),
         pytest.param("new/load", None, 400, "It is not known where the model 'new' is", id="unknown place"),
         pytest.param("digits/unload", None, 400, "is the default model", id="default"),
@@ -397,6 +489,9 @@ def test_a_restart_knows_what_was_loaded(tmp_path: Path) -> None:
     settings = {"models": _LIST, "max_models": 2, "operator_key": _OPERATOR, "state_dir": tmp_path, "api_servers": 1}
     with serve("", **settings) as server:
         assert _load(server, model="digits", version="2", traffic=100, thresholds={"*": 0.5}).status_code == 200
+        assert _mirror(server, {"1": 20}).status_code == 200
+    with serve("", **settings) as server:
+        assert (_served(server), _mirrors(server)) == ({"digits 1": 0, "digits 2": 100}, {"1": 20})
         assert _unload(server, version="1").status_code == 200
     with serve("", **settings) as server:
         assert _served(server) == {"digits 2": 100}
@@ -433,6 +528,11 @@ def test_people_operate_by_commands(server: RunningServer) -> None:
     assert lines[1:] == [["digits", "1", "READY", "75%", "1/1"], ["digits", "2", "READY", "25%", "1/1"]]
     assert run("traffic", "digits", "1=100", "2=0").stdout == "Changed the traffic of digits.\n"
     assert run("unload", "digits", "2").stdout == "Unloaded digits, version 2.\n"
+    assert run("load", "digits", "--version", "2", "--mirror-traffic", "30").returncode == 0
+    assert run("traffic", "digits", "--mirror", "2=5").stdout == "Changed the traffic of digits.\n"
+    assert run("list").stdout.splitlines()[2].split() == ["digits", "2", "READY", "mirror", "5%", "1/1"]
+    assert "expected VERSION=PERCENT" in run("traffic", "digits").stderr
+    assert run("unload", "digits", "2").returncode == 0
     refused = run("unload", "digits", "2")
     assert (refused.returncode, refused.stderr) == (1, "error: There is no version '2' of the model 'digits'.\n")
     assert "Invalid operator key" in run("unload", "digits", "2", key="0123456789abcdef-wrong").stderr

@@ -375,3 +375,15 @@ def test_int8_runs_in_openvino_only(monkeypatch: pytest.MonkeyPatch, engine: str
     monkeypatch.setenv("VIT_API_MODELS", '[{"name": "a", "version": "1", "model": "digits", "dtype": "int8"}]')
     with pytest.raises(SettingsError, match="VIT_API_ENGINE: A model in int8 runs in OpenVINO only"):
         load_settings([])
+
+
+@pytest.mark.parametrize("value", ["0", "70000"])
+def test_a_wrong_port_of_the_platform_is_named(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """The error names PORT, which was set, unless our own variable was, too."""
+    monkeypatch.delenv("VIT_API_PORT", raising=False)
+    monkeypatch.setenv("PORT", value)
+    with pytest.raises(SettingsError, match=f"^PORT: .* Got '{value}'"):
+        load_settings([])
+    monkeypatch.setenv("VIT_API_PORT", "0")
+    with pytest.raises(SettingsError, match=r"^VIT_API_PORT: "):
+        load_settings([])

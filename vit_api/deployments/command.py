@@ -38,13 +38,27 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     load.add_argument("--version", help="the version's name; default: the next number")
     load.add_argument("--revision", help="branch, tag or commit of a hub model")
     load.add_argument("--traffic", type=float, metavar="PERCENT", help="taken from its other versions; default: none")
+    load.add_argument(
+        "--mirror-traffic",
+        type=float,
+        metavar="PERCENT",
+        help="part of the others' images to compute, too",
+    )
     load.add_argument("--dtype", help="precision; default: the server's")
     load.add_argument("--max-batch-size", type=int, metavar="NUMBER", help="default: the server's")
     load.add_argument("--workers-per-device", type=int, metavar="NUMBER", help="default: the server's")
     load.add_argument("--thresholds", metavar="JSON", help="score from which a label is flagged; default: the server's")
     traffic = actions.add_parser("traffic", help="change the traffic of a model's versions")
     traffic.add_argument("name", help="the model's name")
-    traffic.add_argument("shares", nargs="+", metavar="VERSION=PERCENT", type=_share, help="all make 100 together")
+    traffic.add_argument("shares", nargs="*", metavar="VERSION=PERCENT", type=_share, help="all make 100 together")
+    traffic.add_argument(
+        "--mirror",
+        metavar="VERSION=PERCENT",
+        type=_share,
+        action="append",
+        default=[],
+        help="part of the others' images that this version computes as well, without answering; 0 ends that",
+    )
     unload = actions.add_parser("unload", help="unload a model or a version, once it has answered what it has")
     unload.add_argument("name", help="the model's name")
     unload.add_argument("version", nargs="?", help="default: all of its versions")
@@ -76,7 +90,8 @@ def _list(options: argparse.Namespace) -> None:
     rows = []
     for key, state in states.items():
         known = health.get(key, {})
-        traffic = f"{known['traffic']:g}%" if known else ""
+        mirror = known.get("mirror_traffic")
+        traffic = (f"mirror {mirror:g}%" if mirror else f"{known['traffic']:g}%") if known else ""
         workers = f"{known['workers_ready']}/{known['workers']}" if known else ""
         rows.append((*key, state["state"] + (f" ({state['reason']})" if state["reason"] else ""), traffic, workers))
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
@@ -85,7 +100,10 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> None:
-    names = ("model", "version", "revision", "traffic", "dtype", "max_batch_size", "workers_per_device", "thresholds")
+    names = (
+        *("model", "version", "revision", "traffic", "mirror_traffic"),
+        *("dtype", "max_batch_size", "workers_per_device", "thresholds"),
+    )
     config = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     print(f"Loading {options.name} ...", file=sys.stderr)
     done = _post(options, _path(options, "load"), {"parameters": {"config": json.dumps(config)}})
@@ -93,7 +111,10 @@ def _load(options: argparse.Namespace) -> None:
 
 
 def _traffic(options: argparse.Namespace) -> None:
-    _post(options, _path(options, "traffic"), {"traffic": dict(options.shares)})
+    if not options.shares and not options.mirror:
+        raise _Refused("Nothing is changed: expected VERSION=PERCENT, or --mirror VERSION=PERCENT.")
+    shares = {"traffic": dict(options.shares), "mirror_traffic": dict(options.mirror)}
+    _post(options, _path(options, "traffic"), shares)
     print(f"Changed the traffic of {options.name}.")
 
 

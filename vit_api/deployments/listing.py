@@ -183,7 +183,7 @@ def _with_traffic(deployments: Sequence[Deployment]) -> tuple[Deployment, ...]:
         by_name[deployment.name].append(deployment)
     has_one = set()
     for name, versions in by_name.items():
-        serving = _without_mirror(name, versions)
+        serving = serving_versions(name, versions)
         total = sum(one.traffic or 0 for one in serving)
         if len(serving) == 1:
             has_one.add(name)
@@ -202,8 +202,12 @@ def _with_traffic(deployments: Sequence[Deployment]) -> tuple[Deployment, ...]:
     )
 
 
-def _without_mirror(name: str, versions: Sequence[Deployment]) -> list[Deployment]:
-    """Return the versions of a model that may have traffic."""
+def serving_versions(name: str, versions: Sequence[Deployment]) -> list[Deployment]:
+    """Return the versions of a model that may have traffic, which are all but its mirror.
+
+    Raises:
+        DeploymentsError: There are several mirrors, one has traffic of its own, or there is no other version.
+    """
     mirrors = [one for one in versions if one.mirror_traffic]
     if len(mirrors) > 1:
         raise DeploymentsError(f"Only one version of {name!r} can have 'mirror_traffic', not {len(mirrors)}")

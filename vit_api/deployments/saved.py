@@ -2,7 +2,7 @@
 
 The file holds a digest of the list that the server was started with. If the list has changed since, it is what counts:
 whoever changes it wants it to be served. A file that can't be read stops the start: the server would serve other models
-than its operators have decided, and nobody would notice.
+than its operators have decided, without a sign of it.
 """
 
 from __future__ import annotations

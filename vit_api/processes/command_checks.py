@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.deployments.listing import Deployment, DeploymentsError, read_deployment
+from vit_api.deployments.listing import Deployment, DeploymentsError, read_deployment, serving_versions
 from vit_api.deployments.traffic import changed, traffic_of_new
 from vit_api.ipc.records import max_packed_size
 from vit_api.processes.commands import CommandRefused
 from vit_api.settings import ENV_PREFIX
-from vit_api.shared.deployment import SharedDeployment
-from vit_api.shared.messages import Command, DeploymentPlan
-from vit_api.shared.server import Shared
+from vit_api.shared.deployment import SettingError, SharedDeployment
+from vit_api.shared.messages import DeploymentPlan
+from vit_api.shared.server import Shared, check_mirrors
+
+_SHARES = {"traffic", "mirror_traffic"}
+"""What may be changed of a version without loading it again."""
 
 
 class CommandChecks:
@@ -32,25 +35,10 @@ class CommandChecks:
         self._shared = shared
         self.written = {one.title: one for one in listed}
 
-    def check_mirror(self, command: Command) -> None:
-        """Refuse what would change the versions of a model that has a mirror, which is tied to them."""
-        if any(one.spec.mirror_traffic for one in self.versions_of(command.name)):
-            raise CommandRefused(
-                f"A version of {command.name!r} has 'mirror_traffic', so its versions stay as {ENV_PREFIX}MODELS lists "
-                "them. Change the list, and restart the server.",
-                "bad_request",
-            )
-
     def spec_of(self, name: str, arguments: dict[str, Any]) -> Deployment:
         """Return what is to be loaded."""
         versions = self.versions_of(name)
         entry = {"name": name, **arguments}
-        if entry.get("mirror_traffic") is not None:
-            raise CommandRefused(
-                f"A model that is loaded while the server runs can't be a mirror: list it in {ENV_PREFIX}MODELS with "
-                "its 'mirror_traffic', and restart the server.",
-                "bad_request",
-            )
         if isinstance(entry.get("version"), int):
             entry["version"] = str(entry["version"])
         if "model" not in entry:
@@ -62,7 +50,7 @@ class CommandChecks:
                     '{"model": "/models/nsfw-2", "version": "2"}.',
                     "bad_request",
                 )
-            entry = known[-1].model_dump(exclude_none=True, exclude={"traffic"}) | entry
+            entry = known[-1].model_dump(exclude_none=True, exclude=_SHARES) | entry
         if "version" not in entry:
             numbers = [int(one.spec.version) for one in versions if one.spec.version.isdecimal()]
             entry["version"] = str(max(numbers, default=0) + 1)
@@ -90,7 +78,7 @@ class CommandChecks:
 
     @staticmethod
     def _same(one: Deployment, other: Deployment) -> bool:
-        return one.model_dump(exclude={"traffic"}) == other.model_dump(exclude={"traffic"})
+        return one.model_dump(exclude=_SHARES) == other.model_dump(exclude=_SHARES)
 
     def versions_of(self, name: str) -> list[SharedDeployment]:
         """Return the versions of a model, those that are being unloaded included; none if there is no such model."""
@@ -107,6 +95,23 @@ class CommandChecks:
                 "bad_request",
             )
         return free[0]
+
+    def check_joining(self, spec: Deployment) -> None:
+        """Refuse a version whose traffic or mirror traffic does not go with the other versions of its model."""
+        others = [one.spec for one in self.versions_of(spec.name)]
+        try:
+            serving_versions(spec.name, [*others, spec])
+            traffic_of_new(others, spec.traffic)
+        except DeploymentsError as error:
+            raise CommandRefused(f"{error}.", "bad_request") from None
+
+    @staticmethod
+    def check_pixels(described: Sequence[tuple[Deployment, Checkpoint]]) -> None:
+        """Refuse versions of a model of which one is to mirror others whose images are decoded in another way."""
+        try:
+            check_mirrors(described)
+        except SettingError as error:
+            raise CommandRefused(plain(error), "bad_request") from None
 
     def check_size(self, checkpoint: Checkpoint) -> None:
         """Refuse a model whose images or answers do not fit in the slots."""
@@ -133,11 +138,9 @@ class CommandChecks:
             identity: Distinguishes the checkpoint from others.
         """
         versions = self.versions_of(spec.name)
-        try:
-            traffic = traffic_of_new([one.spec for one in versions], spec.traffic)
-        except DeploymentsError as error:
-            raise CommandRefused(f"{error}.", "bad_request") from None
-        spec = spec.model_copy(update={"traffic": traffic})
+        spec = spec.model_copy(update={"traffic": traffic_of_new([one.spec for one in versions], spec.traffic)})
+        with_new = [(one.spec, one.checkpoint) for one in versions]
+        self.check_pixels([*with_new, (spec, checkpoint)])
         workers = len(self._shared.devices) * (spec.workers_per_device or 1)
         first = max((one.first_worker + one.worker_board.workers for one in self._shared.deployments), default=0)
         return DeploymentPlan(place, spec, DeploymentPlan.fields_of(checkpoint), identity, workers, first)
@@ -162,17 +165,24 @@ class CommandChecks:
         return targets
 
     def changed_traffic(self, name: str, arguments: dict[str, Any]) -> list[Deployment]:
-        """Return the versions of a model with their new traffic, in their order."""
+        """Return the versions of a model with their new traffic and mirror traffic, in their order."""
         versions = self.versions_of(name)
         if not versions:
             raise CommandRefused(f"There is no model {name!r}.", "not_found")
         try:
-            specs = changed([one.spec for one in versions], arguments)
+            specs = changed([one.spec for one in versions], arguments["traffic"], arguments["mirror_traffic"])
         except DeploymentsError as error:
             raise CommandRefused(f"{error}.", "bad_request") from None
         for one, spec in zip(versions, specs, strict=True):
-            if spec.traffic and not one.spec.traffic and one.worker_board.is_gone():
+            gains = (spec.traffic and not one.spec.traffic) or (spec.mirror_traffic and not one.spec.mirror_traffic)
+            if gains and one.worker_board.is_gone():
                 raise CommandRefused(
                     f"Version {spec.version!r} of {name!r}: {one.worker_board.state_text()}.", "bad_request"
                 )
+        self.check_pixels([(spec, one.checkpoint) for one, spec in zip(versions, specs, strict=True)])
         return list(specs)
+
+
+def plain(error: SettingError) -> str:
+    """Return why a setting is refused, for one that is no variable."""
+    return str(error).removeprefix(f"{ENV_PREFIX}MODELS: ")

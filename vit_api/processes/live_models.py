@@ -26,12 +26,11 @@ from vit_api.deployments.traffic import with_new
 from vit_api.ipc import descriptors
 from vit_api.ipc.channel import ChannelClosed
 from vit_api.processes.channels import Channels
-from vit_api.processes.command_checks import CommandChecks
+from vit_api.processes.command_checks import CommandChecks, plain
 from vit_api.processes.commands import CommandQueue, CommandRefused, Running
 from vit_api.processes.fetching import Fetch, FetchError
 from vit_api.processes.publishing import Publisher
 from vit_api.processes.supervisor import WorkerGroup
-from vit_api.settings import ENV_PREFIX
 from vit_api.shared.deployment import SettingError, SharedDeployment
 from vit_api.shared.messages import Command, DeploymentPlan
 from vit_api.shared.server import Shared
@@ -115,7 +114,6 @@ class LiveModels:
             self._channels.close(number)
 
     def _run(self, command: Command) -> Running:
-        self._checks.check_mirror(command)
         commands = {"load": self._load, "unload": self._unload, "traffic": self._traffic}
         return (yield from commands[command.kind](command.name, command.arguments))
 
@@ -124,6 +122,7 @@ class LiveModels:
         spec = self._shared.settings.complete(written)
         if self._checks.is_loaded(written):
             return spec.version
+        self._checks.check_joining(spec)
         place = self._checks.free_place()
         self._publisher.loading = ((spec.name, spec.version),)
         self._publisher.publish()
@@ -177,7 +176,7 @@ class LiveModels:
             with descriptors.recording(made):
                 return self._shared.make_deployment(plan)
         except SettingError as error:
-            raise CommandRefused(str(error).removeprefix(f"{ENV_PREFIX}MODELS: ") + ".", "bad_request") from None
+            raise CommandRefused(plain(error) + ".", "bad_request") from None
         except OSError as error:
             raise CommandRefused(f"The system refuses its queue and cache: {error.strerror}.") from None
 
@@ -245,7 +244,9 @@ class LiveModels:
     def _keep(self) -> None:
         """Keep what there is for the next start."""
         specs = [
-            self._checks.written[one.spec.title].model_copy(update={"traffic": one.spec.traffic})
+            self._checks.written[one.spec.title].model_copy(
+                update={"traffic": one.spec.traffic, "mirror_traffic": one.spec.mirror_traffic or None}
+            )
             for one in self._shared.served
         ]
         try:

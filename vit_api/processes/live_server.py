@@ -92,7 +92,7 @@ class LiveServer:
         if not group.has_failed:
             return ""
         reason = deployment.worker_board.problem()
-        if not reason:  # nobody could say why: such a process is killed, as a system does whose memory is full
+        if not reason:  # the process left none: it was killed, as the system does when memory runs out
             reason = (
                 f"{group.problem.partition(';')[0]}, perhaps for lack of memory; the server's log says how it ended"
             )

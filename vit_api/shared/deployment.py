@@ -168,7 +168,9 @@ class SharedDeployment:
             *self.worker_names,
         ]
         counted = metrics.counted_for(
-            labels, has_thresholds=self.thresholds is not None, is_mirror=bool(spec.mirror_traffic)
+            labels,
+            has_thresholds=self.thresholds is not None,
+            may_be_mirror=bool(spec.mirror_traffic) or settings.max_models is not None,
         )
         if not is_only:
             counted = tuple(metric for metric in counted if metric not in metrics.SERVER_WIDE)

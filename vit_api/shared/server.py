@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
@@ -39,7 +39,7 @@ class Shared:
         flight_board: What the HTTP processes compute now.
         budgets: What each client has used; None without rate limits.
         metrics_board: The values of the metrics that belong to no deployment; of all metrics if there is only one.
-        mirrors: The number of the mirror of each deployment that has one, by number.
+        mirrors: The number of the mirror of each deployment that has one, by number; changes with the deployments.
         deployments: What belongs to each version of a model, the default one first among those of its model.
         default: The deployment that describes the server where only one can.
         readiness: Whether images are accepted.
@@ -52,8 +52,7 @@ class Shared:
         self.settings = settings
         self.devices = devices
         specs = settings.deployments or (only_deployment(settings, checkpoints[0]),)
-        self.mirrors = mirrors_of(specs)
-        _check_mirrors(self.mirrors, specs, checkpoints)
+        check_mirrors(list(zip(specs, checkpoints, strict=True)))
         is_only = not settings.deployments
         processes = settings.api_servers
         shapes = [checkpoint.preprocessing.pixel_shape for checkpoint in checkpoints]
@@ -94,6 +93,8 @@ class Shared:
         """Serve these deployments from now on, in this process; the first one's model is the default."""
         self.deployments = list(deployments)
         served = self.served
+        mirrors = mirrors_of([one.spec for one in served])
+        self.mirrors = {served[answering].number: served[mirror].number for answering, mirror in mirrors.items()}
         of_default = [one for one in served if one.spec.name == served[0].spec.name]
         self.default = max(of_default, key=lambda one: one.spec.traffic or 0)
         self.readiness = Readiness(
@@ -138,17 +139,22 @@ class Shared:
         return bool(self.settings.models)
 
 
-def _check_mirrors(mirrors: Mapping[int, int], specs: Sequence[Deployment], checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise unless each mirror takes the pixels of what it mirrors: to decode an image twice would delay others."""
-    for answering, mirror in mirrors.items():
-        mine, other = (checkpoints[number].preprocessing for number in (answering, mirror))
+def check_mirrors(deployments: Sequence[tuple[Deployment, Checkpoint]]) -> None:
+    """Check that each mirror takes the pixels of what it mirrors: to decode an image twice would delay others.
+
+    Raises:
+        SettingError: One does not.
+    """
+    for answering, mirror in mirrors_of([spec for spec, _ in deployments]).items():
+        (mirrored, checkpoint), (spec, own) = deployments[answering], deployments[mirror]
+        mine, other = checkpoint.preprocessing, own.preprocessing
         if not mine.has_pixels_of(other):
             sizes = ["{1} x {0}".format(*one.pixel_shape) for one in (other, mine)]
             how = f"{sizes[0]} and {sizes[1]} pixels" if sizes[0] != sizes[1] else "another resize or crop"
             raise SettingError(
-                f"{ENV_PREFIX}MODELS: {specs[mirror].title}, 'mirror_traffic': A mirror gets the decoded pixels of "
-                f"what it mirrors, and its images are not decoded like those of {specs[answering].title} ({how}). Give "
-                "it 'traffic' instead, or run it in a server of its own."
+                f"{ENV_PREFIX}MODELS: {spec.title}, 'mirror_traffic': A mirror gets the decoded pixels of what it "
+                f"mirrors, and its images are not decoded like those of {mirrored.title} ({how}). Give it 'traffic' "
+                "instead, or run it in a server of its own."
             )
 
 

@@ -150,7 +150,7 @@ class _BodyJob:
         call: The call; None if it is not to be made.
         future: Gets its result.
         is_counted: Whether its memory counts; then it does until `released`.
-        released: Set once nobody holds the arguments, but only the result.
+        released: Set once the result alone is held, and the arguments are not.
     """
 
     __slots__ = ("_loop", "call", "future", "is_counted", "released")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -88,8 +88,8 @@ class DeploymentCore:
         metrics_writer = deployment.metrics_board.metrics_writer(f"http-{parts.number}")
         tally = CacheTally(deployment.cache_board, parts.number)
         title = deployment.spec.title
-        has_mirror = deployment.number in shared.mirrors
-        self._inference = (MirroredInference if has_mirror else InferenceClient)(
+        may_have_mirror = deployment.number in shared.mirrors or shared.settings.max_models is not None
+        self._inference = (MirroredInference if may_have_mirror else InferenceClient)(
             decoder,
             slots,
             deployment.worker_board,
@@ -101,7 +101,6 @@ class DeploymentCore:
         )
         self._slots = slots
         self._deployment = deployment
-        self._mirror: Mirror | None = None
         self.redis = _redis_tier(shared, deployment, tally)
         cache, long_cache = _caches(shared, deployment, parts.number, tally)
         all_classes = ALL_CLASSES if deployment.needs_all_classes else 0
@@ -130,27 +129,20 @@ class DeploymentCore:
             parts=all_classes,
         )
 
-    def become_mirror(self, of: Sequence[DeploymentCore], timeout_s: float, skip: Callable[[], None]) -> Mirror:
-        """Compute what other versions have answered, from now on.
+    def new_mirror(self, timeout_s: float, skip: Callable[[], None]) -> Mirror:
+        """Return what has the workers compute what other versions have answered.
 
         Args:
-            of: The other versions.
-            timeout_s: Seconds that the workers have for an image.
+            timeout_s: Seconds that they have for an image.
             skip: Called for each image that they do not get after all.
         """
-        spec = self._deployment.spec
-        mirror = self._mirror = Mirror(
-            self._inference,
-            self._slots,
-            self._deployment.worker_board,
-            share=(spec.mirror_traffic or 0.0) / 100,
-            timeout_s=timeout_s,
-            skip=skip,
-        )
-        for core in of:
-            assert isinstance(core._inference, MirroredInference)
-            core._inference.mirror = mirror
-        return mirror
+        board = self._deployment.worker_board
+        return Mirror(self._inference, self._slots, board, share=0.0, timeout_s=timeout_s, skip=skip)
+
+    def mirror_to(self, mirror: Mirror | None) -> None:
+        """Have a mirror compute what the workers answer from now on; None: nothing does."""
+        if isinstance(self._inference, MirroredInference):
+            self._inference.mirror = mirror
 
     def start(self) -> None:
         """Start what runs in the background, on the running event loop."""
@@ -162,8 +154,6 @@ class DeploymentCore:
     async def stop(self) -> None:
         """Stop it."""
         self.classifier.stop()
-        if self._mirror is not None:
-            self._mirror.stop()
         self._inference.stop()
         if self.redis is not None:
             await self.redis.stop()

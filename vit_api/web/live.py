@@ -41,6 +41,7 @@ class LiveDeployments:
     Attributes:
         loading: Names and versions of the models that are being loaded.
         prepare: See `Prepare`; called in a thread.
+        connect_mirrors: Connects the mirrors that there are with what they mirror.
     """
 
     def __init__(self, shared: Shared, served: ServedDeployments, channel: Channel) -> None:
@@ -53,6 +54,7 @@ class LiveDeployments:
         self._task: asyncio.Task[None] | None = None
         self.loading: tuple[tuple[str, str], ...] = ()
         self.prepare: Prepare = lambda: lambda: None
+        self.connect_mirrors: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Listen to the main process, on the running event loop."""
@@ -128,6 +130,7 @@ class LiveDeployments:
         self.loading = catalogue.loading
         serve = await asyncio.to_thread(self.prepare)
         serve()
+        self.connect_mirrors()
         for place in known.keys() - set(places):
             await self._served.remove(place)
         if known.keys() - set(places):

@@ -33,6 +33,7 @@ from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
 from vit_api.web.live import LiveDeployments
+from vit_api.web.mirrors import Mirrors
 from vit_api.web.observers.access_log import AccessLog
 from vit_api.web.observers.decisions.file_sink import FileSink
 from vit_api.web.observers.decisions.log import DecisionCounters, DecisionLog
@@ -68,6 +69,7 @@ class _Core:
     redis_counts: RedisCounts | None
     tracing: Tracing | None
     decisions: DecisionLog | None
+    mirrors: Mirrors | None
     live: LiveDeployments | None
 
     async def start(self) -> None:
@@ -89,6 +91,8 @@ class _Core:
         self.flights.stop()
         if self.live is not None:
             self.live.stop()
+        if self.mirrors is not None:
+            self.mirrors.stop()
         for deployment in self.served.cores.values():
             await deployment.stop()
         self.turns.stop()
@@ -149,6 +153,8 @@ def build_application(
         work=BodyWork(parts.turns),
     )
     if live is not None:
+        assert core.mirrors is not None
+        live.connect_mirrors = core.mirrors.connect
         live.prepare = lambda: application.prepare(routes())
     return application
 
@@ -197,7 +203,8 @@ def _build_core(shared: Shared, served: ServedDeployments, parts: ProcessParts, 
         redis_counts = RedisCounts(settings.redis_url.get_secret_value())
     tracing = Tracing() if settings.traces else None
     decisions = _decision_log(shared, served, shared.metrics_board.metrics_writer(f"http-{parts.number}"))
-    return _Core(served, parts.turns, parts.flights, redis_counts, tracing, decisions, live)
+    mirrors = Mirrors(shared, served, parts.number, decisions) if shared.mirrors or live is not None else None
+    return _Core(served, parts.turns, parts.flights, redis_counts, tracing, decisions, mirrors, live)
 
 
 def _observers(shared: Shared, served: ServedDeployments, core: _Core, number: int) -> list[Observer]:
@@ -208,8 +215,8 @@ def _observers(shared: Shared, served: ServedDeployments, core: _Core, number: i
         observers.append(core.tracing)
     if core.decisions is not None:
         observers.append(core.decisions)
-    if shared.mirrors:
-        observers.append(ByMirrored(served.mirroring(core.decisions)))
+    if core.mirrors is not None:
+        observers.append(ByMirrored(core.mirrors.observers))
     return observers
 
 

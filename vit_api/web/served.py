@@ -16,9 +16,7 @@ from vit_api.web.deployment import DecoderAndEncoder, DeploymentCore, Handlers, 
 from vit_api.web.in_flight import InFlight
 from vit_api.web.observers.by_deployment import ByDeployment
 from vit_api.web.observers.decisions.decision import Answered, DecisionContext, DecisionRenderer
-from vit_api.web.observers.decisions.log import DecisionLog
 from vit_api.web.observers.exchange import Observer
-from vit_api.web.observers.mirroring import Mirroring, ShadowCounts, Side
 from vit_api.web.observers.prediction_metrics import FlaggedLabels, PredictionMetrics
 from vit_api.web.observers.request_metrics import RequestMetrics
 
@@ -103,27 +101,6 @@ class ServedDeployments:
         of_requests = ByDeployment(self._requests, RequestMetrics(other))
         observers: list[Observer] = [of_requests, ByDeployment(self._predictions)]
         return observers if self.in_flight is None else [*observers, self.in_flight]
-
-    def mirroring(self, decisions: DecisionLog | None) -> dict[int, Mirroring]:
-        """Connect each mirror with the versions that it mirrors; return what sends it the images of each of these.
-
-        Mirrors are those of the settings' list: while the server runs, nothing of their models is changed.
-
-        Args:
-            decisions: Logs what they compute.
-        """
-        observers: dict[int, Mirroring] = {}
-        deployments = {one.number: one for one in self._shared.deployments}
-        sides = {place: Side(place, one.spec.version, one.checkpoint) for place, one in deployments.items()}
-        for target in set(self._shared.mirrors.values()):
-            of = [source for source, mirror in self._shared.mirrors.items() if mirror == target]
-            writer = deployments[target].metrics_board.metrics_writer(f"http-{self._parts.number}")
-            counts = ShadowCounts(writer)
-            timeout_s = self._shared.settings.request_timeout_s
-            mirror = self.cores[target].become_mirror([self.cores[one] for one in of], timeout_s, counts.skip)
-            for source in of:
-                observers[source] = Mirroring(mirror, sides[source], sides[target], counts, decisions)
-        return observers
 
     def render_lines(self, answered: Answered) -> Iterator[bytes]:
         """Render the decisions of a request for a file."""

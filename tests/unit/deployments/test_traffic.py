@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -63,3 +64,34 @@ def test_wrong_traffic(wanted: dict[str, object], message: str) -> None:
     """An error that names the version."""
     with pytest.raises(DeploymentsError, match=message):
         changed(_versions(50, 50), wanted)
+
+
+def _shares(versions: Sequence[Deployment]) -> list[tuple[float | None, float | None]]:
+    return [(one.traffic, one.mirror_traffic) for one in versions]
+
+
+def test_a_mirror_is_promoted_and_demoted() -> None:
+    """A version that is given traffic is no mirror, and one that becomes a mirror has no traffic."""
+    first = changed(_versions(100, 0), {}, {"2": 100})
+    assert _shares(first) == [(100, None), (0, 100)]
+    assert _shares(changed(first, {"1": 100})) == [(100, None), (0, 100)]
+    promoted = changed(first, {"1": 90, "2": 10})
+    assert _shares(promoted) == [(90, None), (10, None)]
+    assert _shares(changed(promoted, {"2": 100}, {"1": 5})) == [(0, 5), (100, None)]
+    assert _shares(changed(first, {}, {"2": 0})) == [(100, None), (0, None)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mirrored", "message"),
+    [
+        pytest.param({"1": 50, "2": 50}, {"2": 10}, "has 'mirror_traffic' and 'traffic'", id="both"),
+        pytest.param({}, {"1": 10, "2": 10}, "Only one version of", id="two"),
+        pytest.param({}, {"1": 10}, "100 percent together, not 50", id="its traffic"),
+        pytest.param({}, {"3": 10}, "no version '3'", id="unknown"),
+        pytest.param({"1": 100, "2": 0}, {"2": 0.125}, "at most 2 decimals", id="digits"),
+    ],
+)
+def test_wrong_mirrors(wanted: dict[str, object], mirrored: dict[str, object], message: str) -> None:
+    """An error that says what is wrong with them."""
+    with pytest.raises(DeploymentsError, match=message):
+        changed(_versions(50, 50), wanted, mirrored)

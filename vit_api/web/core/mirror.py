@@ -51,10 +51,13 @@ class Mirror:
         inference: The way to the mirror's workers.
         slots: This process's slots, as the mirror sees them.
         worker_board: The status of the mirror's workers.
-        share: Part of the images that it gets, from 0 to 1.
+        share: Part of the images that it gets, from 0 to 1; may be changed.
         timeout_s: Seconds that its workers have for an image.
         skip: Called for each of these images that it does not get after all.
         draw: Returns a random number from 0 to 1, without 1.
+
+    Attributes:
+        share: See above.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Mirror:
         self._slots = slots
         self._max_images = slots.max_mirrored
         self._worker_board = worker_board
-        self._share = share
+        self.share = share
         self._timeout_s = timeout_s
         self._skip = skip
         self._draw = draw
@@ -87,7 +90,7 @@ class Mirror:
             slot: Its slot, which was released just now.
             generation: That of the answer.
         """
-        if self._draw() >= self._share:
+        if self._draw() >= self.share:
             return
         if not self._slots.is_mostly_free:
             self.give_up()
@@ -171,17 +174,17 @@ class Mirror:
 
 
 class MirroredInference(InferenceClient):
-    """The way to the workers of a version that has a mirror.
+    """The way to the workers of a version that may have a mirror.
 
     Attributes:
-        mirror: Gets what the workers have answered.
+        mirror: Gets what the workers have answered; None if there is none.
     """
 
-    mirror: Mirror
+    mirror: Mirror | None = None
 
     def _complete(self, slot: int, outcome: AnswerRecord | ViTError) -> None:
         job = self._jobs.get(slot)
         is_wanted = job is not None and not job.waiter.done()
         super()._complete(slot, outcome)
-        if is_wanted and isinstance(outcome, AnswerRecord):
+        if is_wanted and self.mirror is not None and isinstance(outcome, AnswerRecord):
             self.mirror.keep(slot, outcome.generation)

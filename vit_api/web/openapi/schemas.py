@@ -95,6 +95,7 @@ class ModelHealth(_Body):
     version: str
     ready: bool = Field(description="Whether this version accepts requests")
     traffic: float = Field(description="Percentage of the model's clients that this version is to serve")
+    mirror_traffic: float = Field(0.0, description="Percentage of the other versions' images that it computes as well")
     workers: int
     workers_ready: int
     reason: str = Field("", description="What its workers lack; empty if all are ready")

@@ -63,6 +63,7 @@ class ModelSources(NamedTuple):
         version: The version; None if the server has one model only, which is then in no label.
         traffic: Percentage of the model's clients that the version serves.
         first_worker: The number of its first worker.
+        is_mirror: Whether it computes what other versions have answered.
     """
 
     checkpoint: Checkpoint
@@ -73,6 +74,7 @@ class ModelSources(NamedTuple):
     version: str | None = None
     traffic: float = 100.0
     first_worker: int = 0
+    is_mirror: bool = False
 
     @property
     def label_values(self) -> tuple[str, ...]:
@@ -110,6 +112,7 @@ def sources_of(shared: Shared, *, has_redis: bool) -> Sources:
             one.spec.version if shared.has_several else None,
             one.spec.traffic or 0.0,
             one.first_worker,
+            bool(one.spec.mirror_traffic),
         )
         for one in shared.deployments
     ]
@@ -151,12 +154,12 @@ class MetricsCollector(Collector):
 
     def _counted(self) -> Iterator[Family]:
         """Yield the metrics that are summed over all processes."""
-        boards = [(one.label_values, one.metrics_board) for one in self._models]
-        if self._sources.metrics_board is not None:
-            boards.insert(0, (("", ""), self._sources.metrics_board))  # of what belongs to no model
+        boards = [(one.label_values, one.metrics_board, _shown(one)) for one in self._models]
+        if (board := self._sources.metrics_board) is not None:
+            boards.insert(0, (("", ""), board, board.metrics))  # of what belongs to no model
         families: dict[str, Any] = {}
-        for values, board in boards:
-            for metric in board.metrics:
+        for values, board, shown in boards:
+            for metric in shown:
                 own = values if self._has_labels(metric) else ()
                 family = families.get(metric.name)
                 if family is None:
@@ -255,6 +258,18 @@ def _by_worker(one: ModelSources, value_of: Callable[[int], float]) -> Samples:
 
 def _shared_entries(one: ModelSources) -> Samples:
     return [] if one.answer_table is None else [([], shared_entries(one.cache_board, one.answer_table))]
+
+
+def _shown(model: ModelSources) -> Sequence[Metric]:
+    """Return what a model counts, without that of mirrors if it has never been one."""
+    board = model.metrics_board
+    if model.is_mirror:
+        return board.metrics
+
+    def is_counted(metric: Metric) -> bool:
+        return any(any(numbers) for numbers in board.totals(metric).values())
+
+    return [metric for metric in board.metrics if metric not in metrics.MIRROR or is_counted(metric)]
 
 
 def _add_totals(family: Any, metric: Metric, own: Sequence[str], metrics_board: MetricsBoard) -> None:

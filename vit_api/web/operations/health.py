@@ -70,6 +70,7 @@ def _model_health(one: SharedDeployment) -> ModelHealth:
         version=one.spec.version,
         ready=board.is_ready(),
         traffic=one.spec.traffic or 0.0,
+        mirror_traffic=one.spec.mirror_traffic or 0.0,
         workers=board.workers,
         workers_ready=board.ready_count(),
         reason=board.state_text(),

@@ -40,8 +40,8 @@ class LoadRequest(BaseModel):
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="`config`: what to load, as JSON text: `model`, and perhaps `revision`, `version`, `traffic`, "
-        "`dtype`, `workers_per_device`, `max_batch_size`, `thresholds`, `categories`; of Triton's configuration "
-        "`max_batch_size`, `instance_group` and `parameters`",
+        "`mirror_traffic`, `dtype`, `workers_per_device`, `max_batch_size`, `thresholds`, `categories`; of Triton's "
+        "configuration `max_batch_size`, `instance_group` and `parameters`",
     )
 
 
@@ -52,11 +52,18 @@ class UnloadRequest(BaseModel):
 
 
 class TrafficRequest(BaseModel):
-    """The body of a request to change the traffic of a model."""
+    """The body of a request to change the traffic of a model, or its mirror; a version has one of the two at most."""
 
     model_config = ConfigDict(extra="forbid")
 
-    traffic: dict[str, float] = Field(description="Percentages by version; all of the model make 100 together")
+    traffic: dict[str, float] = Field(
+        default_factory=dict, description="Percentages by version; all of the model make 100 together"
+    )
+    mirror_traffic: dict[str, float] = Field(
+        default_factory=dict,
+        description="By version, the percentage of the images of those with traffic that it computes as well, without "
+        "answering; of one version at most",
+    )
 
 
 class Changed(BaseModel):
@@ -106,13 +113,15 @@ def repository_router(live: LiveDeployments, operator_key: str | None) -> APIRou
 
     @router.post(_MODEL + "/traffic", responses=_REFUSALS, openapi_extra=_described(TrafficRequest))
     async def change_traffic(request: Request, model_name: str) -> Changed:
-        """Change the traffic of a model's versions; those that are not named keep theirs.
+        """Change the traffic of a model's versions, or which one mirrors; those that are not named keep theirs.
+
+        A mirror that is given traffic answers clients from then on, and mirrors no longer; the reverse takes it back.
 
         Requires the operator key, as `Authorization: Bearer <key>` or `X-API-Key: <key>`.
         """
         check(request)
         body = await _body_of(request, TrafficRequest)
-        await live.command("traffic", model_name, dict(body.traffic))
+        await live.command("traffic", model_name, body.model_dump())
         return Changed(name=model_name)
 
     return router

@@ -1,0 +1,89 @@
+"""A version that has no memory left, by the system's own limit for its worker, beside one that has."""
+
+from __future__ import annotations
+
+import json
+import resource
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.harness.checkpoints import save_small_vit
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_until, workers_of
+
+_SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
+_OPERATOR = "0123456789abcdef-operator"
+_PATIENCE_S = 240.0
+_MARGIN = 2**27
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that needs megabytes for each image."""
+    folder = tmp_path_factory.mktemp("models") / "large"
+    save_small_vit(folder, layers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Run `digits`, with a place for another version."""
+    models = json.dumps([{"name": "digits", "version": "1", "model": "digits"}])
+    with serve("", models=models, max_models=2, operator_key=_OPERATOR, api_servers=1, cache_size=0) as running:
+        yield running
+
+
+def _load(server: RunningServer, model: Path, **config: int) -> httpx.Response:
+    return httpx.post(
+        f"{server.url}/v2/repository/models/digits/load",
+        json={"parameters": {"config": json.dumps({"model": str(model), "version": "2"} | config)}},
+        headers={"authorization": f"Bearer {_OPERATOR}"},
+        timeout=_PATIENCE_S,
+        **PLAIN_HTTP,
+    )
+
+
+def _peak_bytes(pid: int) -> int:
+    """Return the largest address space that a process has had."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmPeak"))
+    return int(line.split()[1]) * 2**10
+
+
+def _load_within(server: RunningServer, first: int, limit: int, model: Path, **config: int) -> httpx.Response:
+    """Load version 2 with a limit for its worker, while version 1 answers each request."""
+    responses: list[httpx.Response] = []
+    loading = threading.Thread(target=lambda: responses.append(_load(server, model, **config)))
+    loading.start()
+    wait_until(lambda: len(workers_of(server)) == 2, _PATIENCE_S)
+    (second,) = set(workers_of(server)) - {first}
+    resource.prlimit(second, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    while loading.is_alive():
+        response = server.predict(_SEVEN)
+        assert (response.status_code, response.headers["x-model-version"]) == (200, "1")
+    loading.join()
+    return responses[0]
+
+
+def test_a_version_without_memory_to_start_changes_nothing(server: RunningServer, large: Path) -> None:
+    """Not even the interpreter of its worker has any."""
+    (first,) = workers_of(server)
+    response = _load_within(server, first, 2**20, large)
+    assert (response.status_code, response.json()["code"]) == (409, "load_failed")
+    assert "can't be loaded" in response.json()["error"]
+    assert server.predict(_SEVEN, "/predict?version=2").status_code == 404
+    assert workers_of(server) == [first]
+
+
+def test_a_version_whose_batches_do_not_fit_is_refused_and_harms_no_other(server: RunningServer, large: Path) -> None:
+    """Its worker may have a little more than that of the other version, but not what batches of 256 photos need."""
+    (first,) = workers_of(server)
+    limit = _peak_bytes(first) + _MARGIN
+    response = _load_within(server, first, limit, large, max_batch_size=256)
+    assert (response.status_code, response.json()["code"]) == (409, "load_failed")
+    assert "memory" in response.json()["error"]
+    assert workers_of(server) == [first]
+    assert _load(server, large, max_batch_size=1).status_code == 200
+    assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
