@@ -21,11 +21,13 @@ import pytest
 
 from benchmarks.harness import servers
 from benchmarks.harness.servers import free_port
-from tests.support.server import ROOT, environment, wait_until
+from tests.support.server import PLAIN_HTTP, ROOT, environment, wait_until
 
-LOAD_S = int(os.environ.get("PROXY_LOAD_S", "3"))
+LOAD_S = int(os.environ.get("PROXY_LOAD_S", "2"))
 """Duration of each load; 100,000 requests take about a minute on two cores."""
 CONNECTIONS = 16
+THINK_MS = 20
+"""Pause of each connection between requests during a roll-out: otherwise no core is left for the new servers."""
 DRAIN_DELAY_S = 3
 IMAGE = ROOT / "examples" / "digit-7.png"
 LIMIT = 100_000_000
@@ -119,10 +121,11 @@ def proxy(request: pytest.FixtureRequest, ports: tuple[int, int], tmp_path: Path
         yield running
 
 
-def load(url: str, folder: Path, seconds: int) -> str:
-    """Post an image from several connections; return the report of wrk."""
+def load(url: str, folder: Path, seconds: int, think_ms: int = 0) -> str:
+    """Post an image from several connections, with pauses between requests; return the report of wrk."""
     script = folder / "post.lua"
-    script.write_text(f'local file = io.open("{IMAGE}", "rb") wrk.body = file:read("*a") wrk.method = "POST"')
+    pause = f" function delay() return {think_ms} end" if think_ms else ""
+    script.write_text(f'local file = io.open("{IMAGE}", "rb") wrk.body = file:read("*a") wrk.method = "POST"{pause}')
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", "-s", str(script), url]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True).stdout
 
@@ -169,17 +172,17 @@ def test_no_request_fails_during_a_roll_out(tmp_path: Path) -> None:
 
 def keep_loading(proxy: Proxy, is_over: threading.Event, folder: Path) -> list[str]:
     """Load a proxy in runs of two seconds until the event; return the reports."""
-    reports = [load(proxy.url + "/predict", folder, 2)]
+    reports = [load(proxy.url + "/predict", folder, 2, THINK_MS)]
     while not is_over.is_set():
-        reports.append(load(proxy.url + "/predict", folder, 2))
+        reports.append(load(proxy.url + "/predict", folder, 2, THINK_MS))
     return reports
 
 
 def test_a_request_of_the_largest_size_passes(proxy: Proxy) -> None:
     """The proxy takes what the server takes; more is refused."""
     megabyte = b"x" * 2**20
-    assert httpx.post(proxy.url + "/predict", content=megabyte * 33, timeout=60).status_code == 413
-    response = httpx.post(proxy.url + "/predict", content=megabyte, timeout=60)
+    assert httpx.post(proxy.url + "/predict", content=megabyte * 33, timeout=60, **PLAIN_HTTP).status_code == 413
+    response = httpx.post(proxy.url + "/predict", content=megabyte, timeout=60, **PLAIN_HTTP)
     assert response.status_code == 415
     assert response.headers["content-type"] == "application/json"
 
@@ -201,8 +204,8 @@ def test_clients_are_told_apart(proxy: Proxy) -> None:
 
 
 def test_metrics_are_not_public(proxy: Proxy) -> None:
-    assert httpx.get(proxy.url + "/metrics", timeout=60).status_code == 403
-    assert httpx.get(f"http://127.0.0.1:{proxy.ports[0]}/metrics", timeout=60).status_code == 200
+    assert httpx.get(proxy.url + "/metrics", timeout=60, **PLAIN_HTTP).status_code == 403
+    assert httpx.get(f"http://127.0.0.1:{proxy.ports[0]}/metrics", timeout=60, **PLAIN_HTTP).status_code == 200
 
 
 class Ready(BaseHTTPRequestHandler):
@@ -237,7 +240,7 @@ def test_servers_that_die_together_cost_no_request(name: str, ports: tuple[int, 
 
 
 def post(proxy: Proxy) -> httpx.Response:
-    return httpx.post(proxy.url + "/predict", content=IMAGE.read_bytes(), timeout=60)
+    return httpx.post(proxy.url + "/predict", content=IMAGE.read_bytes(), timeout=60, **PLAIN_HTTP)
 
 
 class SlowHealth(BaseHTTPRequestHandler):
