@@ -114,9 +114,10 @@ def test_a_repeated_image_is_a_hit_in_any_form(server: RunningServer) -> None:
     assert _images(server) == before + 1
 
 
-def test_requests_that_repeat_a_head_are_like_any_other(server: RunningServer) -> None:
+@pytest.mark.parametrize("size", [pytest.param(3_000, id="in one piece"), pytest.param(200_000, id="in several")])
+def test_requests_that_repeat_a_head_are_like_any_other(server: RunningServer, size: int) -> None:
     """On one connection and on several: another image is a miss, each has an id, and after a clear nothing is known."""
-    upload, before, images = _SEVEN + bytes(3000) + b"same head", _requested(server), _images(server)
+    upload, before, images = _SEVEN + bytes(size) + b"same head", _requested(server), _images(server)
     other = _THREE + b"other".rjust(len(upload) - len(_THREE))
     with httpx.Client(base_url=server.url) as one, httpx.Client(base_url=server.url) as another:
         replies = [client.post("/predict", content=upload) for client in (one, one, another, one, one, another)]

@@ -69,6 +69,12 @@ class ScriptedRequest:
     def find_whole(self, body: bytes) -> Response | None:
         return None
 
+    def repeat(self, response: Response) -> None:
+        return None
+
+    def forget(self) -> None:
+        raise AssertionError("no request repeats another")
+
     async def answer(self, body: bytes) -> Response:
         try:
             await self.admit()

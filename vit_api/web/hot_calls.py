@@ -176,11 +176,13 @@ class HotCall:
     def repeat(self, response: Response) -> Repeat | None:
         """Return what answers further requests with this head, whose response was found; None: each is different.
 
-        That is so if more than numbers is recorded of each, or if it has an id that its client has sent.
+        That is so if each is charged, if more than numbers is recorded of it, or if its client has sent an id.
         """
         route, request = self._route, self._request
         generation = self._generation
-        if generation is None or route is None or route.repeat is None or REQUEST_ID in request.headers:
+        if generation is None or route is None or route.repeat is None:
+            return None
+        if self._context.charge is not None or REQUEST_ID in request.headers:
             return None
         observers = self._context.observers
         counters = [one.hit_counter(request) for one in observers if isinstance(one, HitObserver)]
@@ -230,6 +232,10 @@ class HotCall:
             self._context.observe(Exchange(request, CLIENT_LEFT, time.monotonic()))
         else:
             self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
+
+    def forget(self) -> None:
+        """Free the memory, instead of `end`: the request was recorded otherwise."""
+        self._context.memory.release(self._request)
 
     def _unexpected(self) -> ViTError:
         """Log the exception that is being handled."""

@@ -18,6 +18,7 @@ from vit_api.web.bodies import BodyMemory
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
 from vit_api.web.core.classifier_result import CachedPrediction
+from vit_api.web.eager import EagerStart
 from vit_api.web.entry import Entry
 from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
@@ -25,6 +26,7 @@ from vit_api.web.observers.prediction_metrics import FlaggedLabels, PredictionMe
 from vit_api.web.observers.request_metrics import RequestMetrics
 from vit_api.web.protocols.predict import PredictRoutes
 from vit_api.web.repeats import Repeat
+from vit_api.web.requests import Headers, Request
 from vit_api.web.uploads import Uploads
 
 _CACHED = b"\x89PNG" + bytes(3000)
@@ -89,13 +91,18 @@ class Bench:
         """Serve other routes from now on, which are like those before."""
         self.entry.serve(self._routes.routes(), None)  # type: ignore[arg-type]
 
+    def open(self, query: bytes = b"", sent: Headers = ()) -> HotCall:
+        """Return a request whose body is not read yet."""
+        scope = {"method": "POST", "path": "/predict", "query_string": query, "headers": sent, "client": ("1.2.3.4", 5)}
+        call = self.entry.open(scope)
+        assert call is not None
+        return call
+
     def first(self, query: bytes = b"", **headers: str) -> tuple[HotCall, bytes]:
         """Answer a request as the first with its head; return it, and what is sent but for the common headers."""
         sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         sent.append((b"content-length", b"%d" % len(_CACHED)))
-        scope = {"method": "POST", "path": "/predict", "query_string": query, "headers": sent, "client": ("1.2.3.4", 5)}
-        call = self.entry.open(scope)
-        assert call is not None
+        call = self.open(query, sent)
         response = call.find_whole(_CACHED)
         assert response is not None
         call.end(response)
@@ -194,6 +201,19 @@ def test_each_request_is_different_if_more_than_numbers_are_recorded() -> None:
     bench = Bench(KeepAll())
     bench.first()
     assert bench.repeat is None
+
+
+def test_each_request_is_charged() -> None:
+    """With a rate limit, no request is answered without asking it."""
+
+    async def charge(_: Request) -> None: ...
+
+    bench = Bench(charge=charge)
+    call = bench.open()
+    assert EagerStart(call.admit()).is_done
+    response = call.find(_CACHED)
+    assert response is not None
+    assert call.repeat(response) is None
 
 
 def test_headers_that_depend_on_the_head_stay() -> None:

@@ -66,12 +66,7 @@ class HotExchange:
             self._refuse(error)
             return
         if is_complete:
-            body = self._whole(content)
-            response = self._request.find(body)
-            if response is None:
-                self.answer(self._request.handle(body))
-            else:
-                self._respond(response)
+            self._answer_whole(self._whole(content))
         elif self._body is None:
             self._body = BytesIO(content)
             self._body.seek(0, SEEK_END)
@@ -79,6 +74,18 @@ class HotExchange:
             if self._body.tell() < _LONG_BYTES <= self._body.tell() + len(content):
                 self._body = _mapped(self._body)
             self._body.write(content)
+
+    def _answer_whole(self, body: bytes) -> None:
+        if self._door.answer_again(body):
+            self._has_ended = True
+            self._request.forget()
+            return
+        response = self._request.find(body)
+        if response is None:
+            self.answer(self._request.handle(body))
+        else:
+            self._door.keep_repeat(self._request, response)
+            self._respond(response)
 
     def _whole(self, last: bytes | bytearray) -> bytes:
         """Return the body, given its last part.

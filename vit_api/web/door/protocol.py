@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from vit_api.errors import BodyTimeout, HeadTimeout, Overloaded, ViTError
 from vit_api.web.door.answers import CLOSE, CONTINUE, KEEP_ALIVE, OK, DateHeader, render
-from vit_api.web.door.application import DoorApplication, HotRequest, RepeatedRequests
+from vit_api.web.door.application import DoorApplication, HotRequest
 from vit_api.web.door.connection import ANSWERING, BODY, CLOSED, HEAD, ClientConnection
 from vit_api.web.door.connections import Connections, Wait
 from vit_api.web.door.fallback import AsgiExchange
@@ -204,6 +204,23 @@ class Door(ClientConnection):
         self._write_answer(request, response, connection, b"" if self.head.method == "HEAD" else response.body)
         self.finish(keeps_alive)
 
+    def answer_again(self, body: bytes) -> bool:
+        """Answer the current request by what is known of its head, if it can be; return whether it was."""
+        repeat = self.head.memo.repeat
+        answer = None if repeat is None or self._connections.is_draining else repeat.find(body)
+        if repeat is None or answer is None:
+            return False
+        self.write(b"".join((OK, self._date_header.render(self.server_state.default_headers), answer)))
+        repeat.end(len(body))
+        self.finish(True)
+        return True
+
+    def keep_repeat(self, request: HotRequest, response: Response) -> None:
+        """Keep what answers further requests with this head, given the response to one that was found in the cache."""
+        head = self.head
+        if response.status == HTTPStatus.OK and head.keeps_alive and head.version == "1.1":
+            head.memo.repeat = request.repeat(response)
+
     def _write_answer(self, request: HotRequest, response: Response, connection: bytes, body: bytes) -> None:
         common = self._date_header.render(self.server_state.default_headers)
         self.write(render(response.status, common, request.header_lines(response), connection, body))
@@ -313,8 +330,7 @@ class Door(ClientConnection):
         self.head = head
         end = position + head.length
         body = bytes(data[position:end]) if 0 < head.length <= len(data) - position else None
-        repeat = head.memo.repeat
-        if repeat is not None and body is not None and self._answer_again(repeat, body):
+        if body is not None and self.answer_again(body):
             return end
         scope = self.make_scope()
         request = self.application.open(scope)
@@ -325,16 +341,6 @@ class Door(ClientConnection):
         self._begin_apart(apart, is_here=position < len(data))
         return position
 
-    def _answer_again(self, repeat: RepeatedRequests, body: bytes) -> bool:
-        """Answer a request by what is known of its head, if it can be; return whether it was."""
-        answer = None if self._connections.is_draining else repeat.find(body)
-        if answer is None:
-            return False
-        self.write(b"".join((OK, self._date_header.render(self.server_state.default_headers), answer)))
-        repeat.end(len(body))
-        self.finish(True)
-        return True
-
     def _answer_whole(self, request: HotRequest, body: bytes) -> None:
         """Answer a request of a hot route whose whole body is here."""
         self.state = ANSWERING
@@ -343,9 +349,7 @@ class Door(ClientConnection):
             self._exchange = exchange = HotExchange(self, request)
             exchange.answer(request.answer(body))
             return
-        head = self.head
-        if response.status == HTTPStatus.OK and head.keeps_alive and head.version == "1.1":
-            head.memo.repeat = request.repeat(response)
+        self.keep_repeat(request, response)
         self.respond(request, response)
 
     def _begin_apart(self, exchange: Answering, *, is_here: bool) -> None:
