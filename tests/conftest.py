@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import numpy as np
 import pytest
 
-from scripts.train_digits import load_split, scan_to_image
 from tests.support.samples import encode
 from tests.support.server import ROOT, RunningServer, serve
+from vit_api.environment.garbage import collection_paused
 
 _LONGEST = (
     "tests/e2e/test_faults.py",
@@ -35,6 +36,15 @@ _LONGEST = (
 # A deadline for each example would be a timing assertion, which fails on a busy machine.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage while tests are collected: it takes a third of that time, and what is made then stays."""
+    with collection_paused():
+        result = yield
+    gc.freeze()
+    return result
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,6 +72,8 @@ def digits_server() -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def held_out() -> list[tuple[bytes, str]]:
     """Return the digits held out from training as PNG uploads, with their labels."""
+    from scripts.train_digits import load_split, scan_to_image  # not at the top: it imports torch and scikit-learn
+
     split = load_split()
     return [
         (encode(scan_to_image(scan), "PNG"), str(label))

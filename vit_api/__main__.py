@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vit_api.environment.garbage import collection_paused
 from vit_api.environment.system import require_linux
 
 _INTERRUPTED = 130
@@ -42,7 +43,8 @@ def _serve() -> int:
 
     started = begin()
     with started.early:
-        from vit_api.app import run  # takes longer than all before, and the port is answered meanwhile
+        with collection_paused():
+            from vit_api.app import run  # takes longer than all before, and the port is answered meanwhile
 
         run(started)
     return 0

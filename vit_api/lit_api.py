@@ -22,6 +22,7 @@ from vit_api.decoding.colours import parse_background
 from vit_api.decoding.cost import Cost, estimate
 from vit_api.decoding.frames import Frame, FramePlan
 from vit_api.decoding.uploads import Pixels, Upload, decode_base64
+from vit_api.environment.garbage import collection_paused
 from vit_api.errors import BadRequest
 from vit_api.ipc.records import DEFAULT_TOP_K, Prediction
 from vit_api.labels.thresholds import SCORE_DIGITS, Thresholds
@@ -112,7 +113,8 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
             from vit_api.model.compile_cache import keep_compiled_code
 
             keep_compiled_code()  # before torch is imported
-        from vit_api.model.model import VisionModel
+        with collection_paused():
+            from vit_api.model.model import VisionModel
 
         model = VisionModel(
             self.checkpoint,

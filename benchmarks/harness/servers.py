@@ -28,7 +28,8 @@ PLAIN_HTTP: dict[str, Any] = {"verify": False}
 
 _START_S = 120.0
 _STOP_S = 60.0
-_POLL_S = 0.02
+_POLL_S = 0.1
+"""Each poll costs the server and this process milliseconds, and a server takes seconds to start."""
 _MAX_XDIST_WORKERS = 8
 _SETTLE_S = 10.0
 _SETTLE_STEP_S = 0.2

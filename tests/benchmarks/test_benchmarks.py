@@ -77,7 +77,7 @@ def test_cache_memory(tmp_path: Path) -> None:
 def test_overload(tmp_path: Path) -> None:
     """At three times the capacity, each request gets a result or a 503 with Retry-After, and memory doesn't grow."""
     result = tmp_path / "result.json"
-    overload.main(["--rounds", "1", "--seconds", "3", "--out", str(result)])
+    overload.main(["--rounds", "1", "--seconds", "2", "--out", str(result)])
     report = json.loads(result.read_text())["result"]
     assert set(report["statuses"]) <= {"200", "503"}
     assert report["statuses"]["200"] > 0
@@ -88,7 +88,7 @@ def test_overload(tmp_path: Path) -> None:
 def test_urgency(tmp_path: Path) -> None:
     """Each class has its responses, and the table shows them."""
     file = tmp_path / "result.json"
-    urgency.main(["--rounds", "1", "--seconds", "3", "--out", str(file)])
+    urgency.main(["--rounds", "1", "--seconds", "2", "--out", str(file)])
     report = read(file)
     result = report["result"]
     assert set(result["normal"]["statuses"]) <= {"200", "503"}
@@ -127,7 +127,7 @@ def test_a_share_of_few_clients_is_in_its_interval() -> None:
 def test_soak(tmp_path: Path) -> None:
     """No request of some seconds of mixed traffic is lost when a worker is killed."""
     result = tmp_path / "result.json"
-    soak.main(["--minutes", "0.4", "--kill-every", "13", "--out", str(result)])
+    soak.main(["--minutes", "0.3", "--kill-every", "10", "--out", str(result)])
     report = json.loads(result.read_text())
     assert report["kills"] == {"worker": 1}
     assert report["requests"] > 100

@@ -24,12 +24,14 @@ from PIL import Image
 from benchmarks.harness import servers
 from benchmarks.harness.process_group import kinds
 from benchmarks.harness.servers import free_port
-from tests.support.server import ROOT, environment, wait_until
+from tests.support.server import PLAIN_HTTP, ROOT, environment, wait_until
 
 REQUESTS = int(os.environ.get("PROXY_REQUESTS", "1000"))
 """The fewest requests of each load; 100,000 take minutes on two cores."""
 TURN_S = 2
 CONNECTIONS = 16
+THINK_MS = 20
+"""Pause of each connection between requests during a roll-out: otherwise no core is left for the new servers."""
 DRAIN_DELAY_S = 3
 IMAGE = ROOT / "examples" / "digit-7.png"
 LIMIT = 100_000_000
@@ -130,15 +132,18 @@ class Load:
         proxy: The proxy.
         folder: For the script.
         image: What is posted.
+        think_ms: Pause of each connection between two requests.
 
     Attributes:
         requests: Number of requests so far, each of which got a 200.
         turns: Number of turns so far.
     """
 
-    def __init__(self, proxy: Proxy, folder: Path, image: Path = IMAGE) -> None:
+    def __init__(self, proxy: Proxy, folder: Path, image: Path = IMAGE, think_ms: int = 0) -> None:
         script = folder / f"{proxy.url.rpartition(':')[2]}.lua"
-        script.write_text(f'local file = io.open("{image}", "rb") wrk.body = file:read("*a") wrk.method = "POST"')
+        pause = f" function delay() return {think_ms} end" if think_ms else ""
+        post = f'local file = io.open("{image}", "rb") wrk.body = file:read("*a") wrk.method = "POST"'
+        script.write_text(post + pause)
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{TURN_S}s", "--timeout", "30s", "-s", str(script)]
         self._command = [*command, proxy.url + "/predict"]
         self.requests = 0
@@ -198,7 +203,7 @@ def loaded(processes: dict[int, subprocess.Popen[bytes]], folder: Path, image: P
             for name in COMMANDS:
                 (folder / name).mkdir()
                 proxy = stack.enter_context(running_proxy(name, list(processes), folder / name))
-                loads.append(Load(proxy, folder, image))
+                loads.append(Load(proxy, folder, image, THINK_MS))
                 running.append(threads.submit(loads[-1].keep_up, is_over))
             yield loads
         finally:
@@ -247,8 +252,8 @@ def http_processes(server: subprocess.Popen[bytes]) -> set[int]:
 def test_a_request_of_the_largest_size_passes(proxy: Proxy) -> None:
     """The proxy takes what the server takes; more is refused."""
     megabyte = b"x" * 2**20
-    assert httpx.post(proxy.url + "/predict", content=megabyte * 33, timeout=60).status_code == 413
-    response = httpx.post(proxy.url + "/predict", content=megabyte, timeout=60)
+    assert httpx.post(proxy.url + "/predict", content=megabyte * 33, timeout=60, **PLAIN_HTTP).status_code == 413
+    response = httpx.post(proxy.url + "/predict", content=megabyte, timeout=60, **PLAIN_HTTP)
     assert response.status_code == 415
     assert response.headers["content-type"] == "application/json"
 
@@ -292,8 +297,8 @@ def test_clients_are_told_apart(proxy: Proxy) -> None:
 
 
 def test_metrics_are_not_public(proxy: Proxy) -> None:
-    assert httpx.get(proxy.url + "/metrics", timeout=60).status_code == 403
-    assert httpx.get(f"http://127.0.0.1:{proxy.ports[0]}/metrics", timeout=60).status_code == 200
+    assert httpx.get(proxy.url + "/metrics", timeout=60, **PLAIN_HTTP).status_code == 403
+    assert httpx.get(f"http://127.0.0.1:{proxy.ports[0]}/metrics", timeout=60, **PLAIN_HTTP).status_code == 200
 
 
 class Ready(BaseHTTPRequestHandler):
@@ -328,7 +333,7 @@ def test_servers_that_die_together_cost_no_request(name: str, ports: tuple[int, 
 
 
 def post(proxy: Proxy) -> httpx.Response:
-    return httpx.post(proxy.url + "/predict", content=IMAGE.read_bytes(), timeout=60)
+    return httpx.post(proxy.url + "/predict", content=IMAGE.read_bytes(), timeout=60, **PLAIN_HTTP)
 
 
 class SlowHealth(BaseHTTPRequestHandler):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.support.server import ROOT, RunningServer, serve
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve
 from vit_api.access.origins import parse_origins
 from vit_api.web.page.security_headers import page_headers
 
@@ -27,7 +27,7 @@ def server() -> Iterator[RunningServer]:
 
 def _ask(server: RunningServer, method: str, path: str, **headers: str) -> httpx.Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.request(method, server.url + path, content=_SEVEN, headers=named, timeout=60)
+    return httpx.request(method, server.url + path, content=_SEVEN, headers=named, timeout=60, **PLAIN_HTTP)
 
 
 @pytest.mark.parametrize("origin", [_FRIEND, _OTHER_FRIEND])

@@ -15,7 +15,7 @@ from benchmarks.harness.servers import free_port
 from tests.support.clients import Reply, post_all
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.samples import make_checkpoint
-from tests.support.server import ROOT, RunningServer, paused, serve, wait_until, worker_of
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, paused, serve, wait_until, worker_of
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _THREE = (ROOT / "examples" / "digit-3.png").read_bytes()
@@ -101,7 +101,10 @@ def test_a_repeated_image_is_a_hit_in_any_form(server: RunningServer) -> None:
     """Raw and form uploads with any top_k share a cache entry: the worker runs the image once."""
     upload, before = _SEVEN + b"repeated", _images(server)
     first = server.predict(upload, "/predict?top_k=1")
-    hits = [server.predict(upload, "/predict?top_k=20"), httpx.post(server.url + "/predict", files={"file": upload})]
+    hits = [
+        server.predict(upload, "/predict?top_k=20"),
+        httpx.post(server.url + "/predict", files={"file": upload}, **PLAIN_HTTP),
+    ]
     assert (first.headers["x-cache"], first.json()["cached"]) == ("miss", False)
     for hit in hits:
         assert (hit.headers["x-cache"], hit.json()["cached"]) == ("hit", True)
@@ -171,7 +174,7 @@ def test_repeats_within_one_request(server: RunningServer) -> None:
     before = _images(server)
     for is_cached in (False, True):
         files = [("files", upload) for upload in uploads]
-        results = httpx.post(server.url + "/predict/batch", files=files, timeout=60).json()
+        results = httpx.post(server.url + "/predict/batch", files=files, timeout=60, **PLAIN_HTTP).json()
         assert [result["predictions"][0]["label"] for result in results] == ["7", "3", "7", "7", "3"]
         assert [result["cached"] for result in results] == [is_cached] * 5
     assert _images(server) == before + 2
@@ -210,7 +213,7 @@ def test_the_cache_can_be_off() -> None:
 
 
 def _clear(server: RunningServer, **headers: str) -> httpx.Response:
-    return httpx.post(server.url + "/cache/clear", headers=headers, timeout=30)
+    return httpx.post(server.url + "/cache/clear", headers=headers, timeout=30, **PLAIN_HTTP)
 
 
 def test_clearing_needs_a_configured_key(digits_server: RunningServer) -> None:

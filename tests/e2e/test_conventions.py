@@ -11,7 +11,7 @@ import httpx
 import pytest
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from tests.support.server import ROOT, RunningServer, serve
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _PROBLEM = {"accept": "application/problem+json"}
@@ -37,13 +37,13 @@ def limited_server() -> Iterator[RunningServer]:
 )
 def test_problem_details(digits_server: RunningServer, method: str, path: str, status: int) -> None:
     """Clients that accept RFC 9457 problems get them, with the members of every error."""
-    response = httpx.request(method, digits_server.url + path, headers=_PROBLEM, timeout=30)
+    response = httpx.request(method, digits_server.url + path, headers=_PROBLEM, timeout=30, **PLAIN_HTTP)
     problem = response.json()
     assert response.headers["content-type"] == "application/problem+json"
     assert (response.status_code, problem["status"], problem["type"]) == (status, status, "about:blank")
     assert problem["detail"] == problem["error"]
     assert problem["request_id"] == response.headers["x-request-id"]
-    plain = httpx.request(method, digits_server.url + path, timeout=30)
+    plain = httpx.request(method, digits_server.url + path, timeout=30, **PLAIN_HTTP)
     assert plain.headers["content-type"] == "application/json"
     assert set(problem) - set(plain.json()) == {"type", "title", "status", "detail"}
 
@@ -85,7 +85,7 @@ def test_a_digest_of_a_chunked_body(digits_server: RunningServer) -> None:
     """The digest does not cover the chunked framing."""
     headers = {"content-digest": _digest(_SEVEN)}
     chunks = (_SEVEN[start : start + 100] for start in range(0, len(_SEVEN), 100))
-    response = httpx.post(digits_server.url + "/predict", content=chunks, headers=headers, timeout=30)
+    response = httpx.post(digits_server.url + "/predict", content=chunks, headers=headers, timeout=30, **PLAIN_HTTP)
     assert response.status_code == 200
 
 
@@ -109,12 +109,12 @@ def test_rate_limits_of_the_current_draft(limited_server: RunningServer) -> None
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_links_to_the_description(digits_server: RunningServer, method: str, path: str) -> None:
     """Tools find the description by its links (RFC 8631)."""
-    response = httpx.request(method, digits_server.url + path, timeout=30)
+    response = httpx.request(method, digits_server.url + path, timeout=30, **PLAIN_HTTP)
     description = response.links["service-desc"]
     assert description["type"] == "application/json"
-    found = httpx.get(response.url.join(description["url"]), timeout=30).json()
+    found = httpx.get(response.url.join(description["url"]), timeout=30, **PLAIN_HTTP).json()
     assert found["openapi"].startswith("3.")
-    docs = httpx.get(response.url.join(response.links["service-doc"]["url"]), timeout=30)
+    docs = httpx.get(response.url.join(response.links["service-doc"]["url"]), timeout=30, **PLAIN_HTTP)
     assert docs.headers["content-type"].startswith("text/html")
 
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.support.door_bench import read_all, split_answers
-from tests.support.server import ROOT, RunningServer, paused, serve, wait_until, worker_of
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, paused, serve, wait_until, worker_of
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 
@@ -52,7 +52,7 @@ def _count(server: RunningServer, metric: str) -> float:
 )
 def test_head_is_answered_wherever_get_is(server: RunningServer, path: str) -> None:
     """HEAD gets the status and headers of GET, without a body."""
-    get, head = server.get(path), httpx.head(server.url + path, timeout=30)
+    get, head = server.get(path), httpx.head(server.url + path, timeout=30, **PLAIN_HTTP)
     assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
     assert head.headers["content-type"] == get.headers["content-type"]
 

@@ -265,7 +265,7 @@ def test_a_worker_that_hangs_is_replaced(impatient_server: RunningServer) -> Non
     """A suspended worker is killed after the timeout, and its successor answers the request."""
     hung = _worker(impatient_server)
     os.kill(hung, signal.SIGSTOP)
-    response = httpx.post(impatient_server.url + "/predict", content=_SEVEN, timeout=200)
+    response = httpx.post(impatient_server.url + "/predict", content=_SEVEN, timeout=200, **PLAIN_HTTP)
     assert (response.status_code, response.json()["predictions"][0]["label"]) == (200, "7")
     assert _worker(impatient_server) != hung
     assert "made no progress for 1 s" in impatient_server.log.read_text()

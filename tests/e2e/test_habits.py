@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests.support.server import ROOT, RunningServer
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _BASE64 = base64.b64encode(_SEVEN).decode()
@@ -33,7 +33,7 @@ def _field(name: str, value: str) -> bytes:
 
 
 def _post(server: RunningServer, path: str, body: bytes, *headers: tuple[str, str]) -> httpx.Response:
-    return httpx.post(server.url + path, content=body, headers=headers, timeout=60)
+    return httpx.post(server.url + path, content=body, headers=headers, timeout=60, **PLAIN_HTTP)
 
 
 def _send_form(server: RunningServer, path: str, *parts: bytes) -> httpx.Response:
@@ -174,7 +174,7 @@ def test_compressed_bodies(
     """On every path, with and without a declared length."""
     headers = [("content-encoding", coding) for coding in codings]
     content = iter([body[:50], body[50:]]) if is_chunked else body
-    response = httpx.post(digits_server.url + path, content=content, headers=headers, timeout=60)
+    response = httpx.post(digits_server.url + path, content=content, headers=headers, timeout=60, **PLAIN_HTTP)
     assert _tops(response) == [("7", 2)]
 
 

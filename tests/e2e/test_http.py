@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.samples import encode, photo
-from tests.support.server import ROOT, RunningServer, serve
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _MB = 2**20
@@ -49,7 +49,7 @@ def _as_json(upload: bytes, prefix: str = "") -> bytes:
 def test_all_request_forms_give_the_same_result(digits_server: RunningServer, request_options: dict[str, Any]) -> None:
     """Raw, multipart and JSON uploads of one image get the same result."""
     headers = _FRESH | request_options.pop("headers", {})
-    response = httpx.post(digits_server.url + "/predict", timeout=60, headers=headers, **request_options)
+    response = httpx.post(digits_server.url + "/predict", timeout=60, headers=headers, **request_options, **PLAIN_HTTP)
     assert response.status_code == 200, response.text
     body = response.json()
     assert set(body) == {"predictions", "cached", "processing_time_ms", "model"}
@@ -169,14 +169,16 @@ def test_a_declared_length_over_the_limit_is_refused_before_the_body(small_serve
 
 def test_a_chunked_body_over_the_limit_is_refused(small_server: RunningServer) -> None:
     """A body without a declared length is refused once it exceeds the limit."""
-    response = httpx.post(small_server.url + "/predict", content=(b"x" * 65536 for _ in range(20)), timeout=60)
+    response = httpx.post(
+        small_server.url + "/predict", content=(b"x" * 65536 for _ in range(20)), timeout=60, **PLAIN_HTTP
+    )
     assert (response.status_code, response.json()["code"]) == (413, "upload_too_large")
 
 
 def test_a_request_for_more_images_than_slots_is_answered_in_part(small_server: RunningServer) -> None:
     """With two slots, only the third image of a request fails."""
     files = [("files", _SEVEN + bytes([number])) for number in range(3)]
-    results = httpx.post(small_server.url + "/predict/batch", files=files, timeout=60).json()
+    results = httpx.post(small_server.url + "/predict/batch", files=files, timeout=60, **PLAIN_HTTP).json()
     assert [result.get("code") for result in results] == [None, None, "overloaded"]
 
 
@@ -185,7 +187,7 @@ def test_batch_keeps_order_and_isolates_faults(digits_server: RunningServer, hel
     uploads = [upload for upload, _ in held_out[:10]]
     sent = [*uploads[:4], b"not an image", *uploads[4:8], b"", uploads[8][:-30], uploads[9]]
     files = [("files", (f"{number}.png", upload)) for number, upload in enumerate(sent)]
-    response = httpx.post(digits_server.url + "/predict/batch?top_k=3", files=files, timeout=60)
+    response = httpx.post(digits_server.url + "/predict/batch?top_k=3", files=files, timeout=60, **PLAIN_HTTP)
     assert response.status_code == 200
     results = response.json()
     assert [result.get("code") for result in results] == [
@@ -205,7 +207,9 @@ def _assert_same(ours: list[tuple[str, float]], theirs: list[tuple[str, float]])
 @pytest.mark.parametrize("count", [32, 33])
 def test_batch_takes_32_images(digits_server: RunningServer, count: int) -> None:
     """32 images are accepted, 33 are refused."""
-    response = httpx.post(digits_server.url + "/predict/batch", files=[("files", _SEVEN)] * count, timeout=60)
+    response = httpx.post(
+        digits_server.url + "/predict/batch", files=[("files", _SEVEN)] * count, timeout=60, **PLAIN_HTTP
+    )
     assert (response.status_code, len(response.json())) == ((200, 32) if count == 32 else (400, 3))
 
 
@@ -221,7 +225,7 @@ def test_health(digits_server: RunningServer) -> None:
 @pytest.mark.parametrize("path", ["/health", "/health/ready", "/health/live"])
 def test_probes_may_use_head(digits_server: RunningServer, path: str) -> None:
     """HEAD returns the same status and headers as GET, without a body."""
-    response = httpx.head(digits_server.url + path, timeout=30)
+    response = httpx.head(digits_server.url + path, timeout=30, **PLAIN_HTTP)
     assert (response.status_code, response.content) == (200, b"")
 
 
@@ -306,7 +310,7 @@ def test_no_input_makes_a_500(
 ) -> None:
     """Arbitrary bodies get a client error or a result, never a 500."""
     headers = {b"content-type": content_type.encode("latin-1")}
-    response = httpx.post(digits_server.url + path, content=start + rest, headers=headers, timeout=60)  # type: ignore[arg-type]
+    response = httpx.post(digits_server.url + path, content=start + rest, headers=headers, timeout=60, **PLAIN_HTTP)  # type: ignore[arg-type]
     assert response.status_code < 500, response.text
 
 
@@ -332,14 +336,14 @@ def test_an_error_says_how_long_it_took(digits_server: RunningServer) -> None:
 )
 def test_a_405_lists_the_allowed_methods(digits_server: RunningServer, method: str, path: str, methods: str) -> None:
     """`Allow` lists the methods that the resource supports (RFC 9110, section 10.2.1)."""
-    response = httpx.request(method, digits_server.url + path, timeout=30)
+    response = httpx.request(method, digits_server.url + path, timeout=30, **PLAIN_HTTP)
     assert (response.status_code, response.headers["allow"]) == (405, methods)
 
 
 @pytest.mark.parametrize("path", ["/%0A", "/predict%0A", "/predict/batch%0a", "/v2/models/digits/infer%0A", "/%00"])
 def test_a_path_with_control_characters_is_not_found(digits_server: RunningServer, path: str) -> None:
     """A trailing line break gets a 404, although `$` in a pattern matches before it."""
-    response = httpx.post(digits_server.url + path, content=b"x", timeout=30)
+    response = httpx.post(digits_server.url + path, content=b"x", timeout=30, **PLAIN_HTTP)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
@@ -347,6 +351,6 @@ def test_a_path_with_control_characters_is_not_found(digits_server: RunningServe
 def test_json_with_millions_of_numbers_is_refused(digits_server: RunningServer, path: str, field: str) -> None:
     """Parsing it would block all threads."""
     body = {field: "eA==", "more": [1.5] * 2000}
-    response = httpx.post(digits_server.url + path, json=body, timeout=30)
+    response = httpx.post(digits_server.url + path, json=body, timeout=30, **PLAIN_HTTP)
     assert response.status_code == 400
     assert "more values than an upload" in response.json()["error"]

@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import pipeline
 
 from tests.support.samples import encode, make_checkpoint, photos, sharpen
-from tests.support.server import ROOT, RunningServer, paused, serve, worker_of
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, paused, serve, worker_of
 from vit_api.checkpoints.checkpoint import EMBEDDED
 
 _FILE = ROOT / "examples" / "digit-7.png"
@@ -97,7 +97,7 @@ def _assert_same(found: list[tuple[str, float]], expected: list[tuple[str, float
 
 def _post(server: RunningServer, content: Any, **headers: str) -> httpx.Response:
     body = json.dumps(content).encode() if isinstance(content, dict) else content
-    return httpx.post(server.url, content=body, headers=headers, timeout=60)
+    return httpx.post(server.url, content=body, headers=headers, timeout=60, **PLAIN_HTTP)
 
 
 def test_a_path_bytes_and_a_url_have_the_same_answer(client: InferenceClient, file_url: str) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.support.clients import post
-from tests.support.server import ROOT, RunningServer, serve
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve
 from vit_api.access.api_keys import digest_of
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
@@ -34,7 +34,7 @@ def server() -> Iterator[RunningServer]:
 def test_refusals_are_counted(server: RunningServer) -> None:
     """A 401 is counted like any other response."""
     server.predict(_SEVEN)
-    metrics = httpx.get(server.url + "/metrics", headers={"x-api-key": _PLAIN}, timeout=30).text
+    metrics = httpx.get(server.url + "/metrics", headers={"x-api-key": _PLAIN}, timeout=30, **PLAIN_HTTP).text
     (count,) = re.findall(r'inference_requests_total{endpoint="/predict",status="401"} ([0-9.]+)', metrics)
     assert float(count) >= 1
 
@@ -52,7 +52,7 @@ def test_refusals_are_counted(server: RunningServer) -> None:
 def test_a_valid_key_is_accepted_everywhere(server: RunningServer, path: str, headers: dict[str, str]) -> None:
     """Each key works in each header, on hot routes and on others."""
     method = "POST" if path == "/predict" else "GET"
-    response = httpx.request(method, server.url + path, content=_SEVEN, headers=headers, timeout=60)
+    response = httpx.request(method, server.url + path, content=_SEVEN, headers=headers, timeout=60, **PLAIN_HTTP)
     assert response.status_code == (404 if path == "/nowhere" else 200)
 
 
@@ -74,7 +74,7 @@ def test_requests_without_a_valid_key_are_refused(
 ) -> None:
     """The 401 says how to send a key, in the API's form, and does not repeat what was sent."""
     raw = {name: value.encode("latin-1") for name, value in headers.items()}
-    response = httpx.post(server.url + path, content=_SEVEN, headers=raw, timeout=60)  # type: ignore[arg-type]
+    response = httpx.post(server.url + path, content=_SEVEN, headers=raw, timeout=60, **PLAIN_HTTP)  # type: ignore[arg-type]
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
     assert response.headers["www-authenticate"] == challenge
     assert response.json()["request_id"] == response.headers["x-request-id"]
@@ -97,9 +97,9 @@ def test_only_the_operators_key_clears(server: RunningServer) -> None:
     """The operator's key works in either header; a client's key does not."""
     path = server.url + "/cache/clear"
     for headers in ({"x-api-key": _OPERATOR}, {"authorization": f"Bearer {_OPERATOR}"}):
-        assert httpx.post(path, headers=headers, timeout=30).status_code == 200
+        assert httpx.post(path, headers=headers, timeout=30, **PLAIN_HTTP).status_code == 200
     for headers in ({}, {"x-api-key": _PLAIN}):
-        assert httpx.post(path, headers=headers, timeout=30).status_code == 401
+        assert httpx.post(path, headers=headers, timeout=30, **PLAIN_HTTP).status_code == 401
 
 
 def test_a_missing_key_is_refused_before_the_body(server: RunningServer) -> None:
@@ -124,7 +124,7 @@ async def test_a_refused_upload_leaves_the_connection_usable(server: RunningServ
 def test_keys_are_shown_nowhere(server: RunningServer) -> None:
     """Neither `/info` nor the log has a key or a digest."""
     shown = server.get("/openapi.json").text + server.log.read_text()
-    shown += httpx.get(server.url + "/info", headers={"x-api-key": _PLAIN}, timeout=30).text
+    shown += httpx.get(server.url + "/info", headers={"x-api-key": _PLAIN}, timeout=30, **PLAIN_HTTP).text
     for key in (_PLAIN, _HASHED, _OPERATOR):
         assert key not in shown
         assert digest_of(key).hex() not in shown.lower()

@@ -177,10 +177,10 @@ def test_not_ready_until_the_worker_is() -> None:
         wait_until(has_answered, 60)
         (health,) = answers
         assert (health.status_code, health.json()["status"]) == (503, "starting")
-        refused = httpx.post(url + "/predict", content=b"x", timeout=30)
+        refused = httpx.post(url + "/predict", content=b"x", timeout=30, **PLAIN_HTTP)
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
         assert refused.headers["retry-after"].isdecimal()
-        assert httpx.get(url + "/health/live", timeout=30).status_code == 200
+        assert httpx.get(url + "/health/live", timeout=30, **PLAIN_HTTP).status_code == 200
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)

@@ -19,7 +19,7 @@ from litserve.server import LitServer
 
 from benchmarks.harness.servers import free_port
 from tests.support.clients import post_all
-from tests.support.server import ROOT, RunningServer, environment, wait_until_ready
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, wait_until_ready
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,11 @@ def test_both_servers_give_the_same_answers(
     """LitServe's own server gives the same results for multipart and JSON."""
     for number, (upload, _) in enumerate(held_out[:40]):
         if number % 2:
-            stock = httpx.post(stock_url + "/predict", files={"file": upload}, timeout=60)
+            stock = httpx.post(stock_url + "/predict", files={"file": upload}, timeout=60, **PLAIN_HTTP)
         else:
-            stock = httpx.post(stock_url + "/predict", json={"image": base64.b64encode(upload).decode()}, timeout=60)
+            stock = httpx.post(
+                stock_url + "/predict", json={"image": base64.b64encode(upload).decode()}, timeout=60, **PLAIN_HTTP
+            )
         assert stock.status_code == 200, stock.text
         theirs = [(p["label"], p["confidence"]) for p in stock.json()["predictions"]]
         ours = digits_server.top(upload)

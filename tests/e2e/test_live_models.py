@@ -37,6 +37,8 @@ _OPERATOR = "0123456789abcdef-operator"
 _KEY = {"authorization": f"Bearer {_OPERATOR}"}
 _LIST = json.dumps([{"name": "digits", "version": "1", "model": "digits"}])
 _PATIENCE_S = 240.0
+_THINK_S = 0.02
+"""A client's pause after each answer: without it, the clients would take the cores that a worker needs to start."""
 _MAPPINGS = 3
 """Mappings of shared memory of one deployment in an HTTP process."""
 
@@ -94,7 +96,7 @@ class Clients:
     def _ask(self, number: int) -> None:
         headers = {"x-session-id": f"client {number}"}
         with httpx.Client(base_url=self._server.url, headers=headers, timeout=_PATIENCE_S, **PLAIN_HTTP) as client:
-            while not self._done.is_set():
+            while not self._done.wait(_THINK_S):
                 response = client.post("/predict", content=_SEVEN)
                 self.statuses[response.status_code] += 1
                 version = response.headers.get("x-model-version", "none")

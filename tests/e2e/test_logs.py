@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.server import ROOT, RunningServer, serve, wait_until
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_until
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _SECRET = "this-must-not-be-logged"
@@ -27,8 +27,10 @@ def test_each_request_has_an_access_line() -> None:
         server.predict(_SEVEN, headers={"x-request-id": "second", "authorization": f"Bearer {_SECRET}"})
         server.predict(_SEVEN[:100], headers={"x-request-id": "third", "x-api-key": _SECRET})
         files = [("files", _SEVEN), ("files", b"no image")]
-        httpx.post(server.url + "/predict/batch", files=files, headers={"x-request-id": "fourth"}, timeout=60)
-        httpx.get(server.url + f"/a%0ab?key={_SECRET}", headers={"x-request-id": "fifth"}, timeout=60)
+        httpx.post(
+            server.url + "/predict/batch", files=files, headers={"x-request-id": "fourth"}, timeout=60, **PLAIN_HTTP
+        )
+        httpx.get(server.url + f"/a%0ab?key={_SECRET}", headers={"x-request-id": "fifth"}, timeout=60, **PLAIN_HTTP)
         wait_until(lambda: len(_requests(server)) == 5)
         first, second, third, fourth, fifth = _requests(server)
         text = server.log.read_text()

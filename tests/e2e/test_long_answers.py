@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support.samples import edit_json, encode, make_checkpoint, photo, sharpen
-from tests.support.server import ROOT, RunningServer, serve, serve_by
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, serve_by
 from vit_api.client import Client
 
 _CLASSES = 70
@@ -67,13 +67,19 @@ def test_every_way_to_ask(server: RunningServer) -> None:
     text = base64.b64encode(_PHOTO).decode()
     answers = [
         server.predict(_PHOTO, "/predict?top_k=all").json()["predictions"],
-        httpx.post(f"{server.url}/predict", files={"file": _PHOTO}, data={"top_k": "all"}).json()["predictions"],
-        httpx.post(f"{server.url}/predict", json={"image": text, "top_k": "all"}).json()["predictions"],
-        httpx.post(f"{server.url}/predict", json={"image": text, "top_k": _CLASSES}).json()["predictions"],
-        httpx.post(f"{server.url}/predict/batch?top_k=all", files=[("files", _PHOTO)] * 2).json()[1]["predictions"],
+        httpx.post(f"{server.url}/predict", files={"file": _PHOTO}, data={"top_k": "all"}, **PLAIN_HTTP).json()[
+            "predictions"
+        ],
+        httpx.post(f"{server.url}/predict", json={"image": text, "top_k": "all"}, **PLAIN_HTTP).json()["predictions"],
+        httpx.post(f"{server.url}/predict", json={"image": text, "top_k": _CLASSES}, **PLAIN_HTTP).json()[
+            "predictions"
+        ],
+        httpx.post(f"{server.url}/predict/batch?top_k=all", files=[("files", _PHOTO)] * 2, **PLAIN_HTTP).json()[1][
+            "predictions"
+        ],
     ]
     assert all(answer == answers[0] for answer in answers)
-    plain = httpx.post(f"{server.url}/", json={"inputs": text, "parameters": {"top_k": 1000}}).json()
+    plain = httpx.post(f"{server.url}/", json={"inputs": text, "parameters": {"top_k": 1000}}, **PLAIN_HTTP).json()
     assert [one["label"] for one in plain] == [one["label"] for one in answers[0]]
     with Client(server.url) as client:
         assert len(client.classify(_PHOTO, top_k="all").predictions) == _CLASSES
@@ -94,7 +100,9 @@ def test_threshold(server: RunningServer, expected: dict[str, float]) -> None:
     body = server.predict(_PHOTO, f"/predict?threshold={low:.6f}").json()
     assert list(_scores(body)) == [label for label, score in everything.items() if score >= low]
     assert len(server.predict(_PHOTO, f"/predict?threshold={low:.6f}&top_k=2").json()["predictions"]) == 2
-    form = httpx.post(f"{server.url}/predict", files={"file": _PHOTO}, data={"threshold": "0.999999"}).json()
+    form = httpx.post(
+        f"{server.url}/predict", files={"file": _PHOTO}, data={"threshold": "0.999999"}, **PLAIN_HTTP
+    ).json()
     assert all(score >= 0.999999 for score in _scores(form).values())
     with Client(server.url) as client:
         found = client.classify(_PHOTO, threshold=low)
@@ -135,7 +143,7 @@ def test_by_class(server: RunningServer) -> None:
     inputs = [{"name": "image", "datatype": "BYTES", "shape": [2], "data": data}]
     names = ["probabilities", "logits", "labels", "indices", "embedding"]
     body = {"inputs": inputs, "parameters": {"order": "class"}, "outputs": [{"name": name} for name in names]}
-    outputs = {one["name"]: one for one in httpx.post(url, json=body).json()["outputs"]}
+    outputs = {one["name"]: one for one in httpx.post(url, json=body, **PLAIN_HTTP).json()["outputs"]}
     assert [outputs[name]["shape"] for name in names[:4]] == [[2, _CLASSES]] * 4
     assert outputs["labels"]["data"][:_CLASSES] == [f"class {index}" for index in range(_CLASSES)]
     assert outputs["indices"]["data"][:_CLASSES] == list(range(_CLASSES))
@@ -148,7 +156,7 @@ def test_by_class(server: RunningServer) -> None:
     embeddings = np.array(outputs["embedding"]["data"]).reshape(outputs["embedding"]["shape"])
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     body["outputs"] = [{"name": "logits", "parameters": {"binary_data": True}}]
-    response = httpx.post(url, json=body)
+    response = httpx.post(url, json=body, **PLAIN_HTTP)
     binary = response.content[int(response.headers["inference-header-content-length"]) :]
     np.testing.assert_allclose(np.frombuffer(binary, "<f4")[:_CLASSES], logits, atol=1e-4)
 
@@ -160,7 +168,7 @@ def test_counts_of_the_open_inference_protocol(server: RunningServer) -> None:
     body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": data}]}
 
     def shapes(**more: Any) -> list[list[int]]:
-        return [one["shape"] for one in httpx.post(url, json=body | more).json()["outputs"]]
+        return [one["shape"] for one in httpx.post(url, json=body | more, **PLAIN_HTTP).json()["outputs"]]
 
     assert shapes() == [[1, 20]] * 3
     assert shapes(parameters={"top_k": 3}) == [[1, 3]] * 3
@@ -169,7 +177,7 @@ def test_counts_of_the_open_inference_protocol(server: RunningServer) -> None:
     classified = [{"name": "probabilities", "parameters": {"classification": 50}}]
     assert shapes(outputs=classified) == [[1, 50]]
     for parameters in ({"order": "random"}, {"top_k": 0}, {"top_k": 2.5}, {"order": "class", "top_k": 3}):
-        assert httpx.post(url, json=body | {"parameters": parameters}).status_code == 400
+        assert httpx.post(url, json=body | {"parameters": parameters}, **PLAIN_HTTP).status_code == 400
 
 
 def test_worker_dies_between_the_answer_and_its_record(checkpoint: Path, tmp_path: Path, server: RunningServer) -> None:

@@ -15,7 +15,7 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 
-from tests.support.server import ROOT, RunningServer, wait_until
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, wait_until
 from vit_api import __version__
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.decoding import images
@@ -248,7 +248,9 @@ def test_a_classification_of_more_classes_than_there_are(client: triton.Inferenc
 
 def test_a_body_that_is_an_image(digits_server: RunningServer) -> None:
     """A raw binary request is accepted as in Triton; the headers have the source of the result."""
-    response = httpx.post(digits_server.url + _INFER, content=_SEVEN, headers={_LENGTH: "0"} | _FRESH, timeout=60)
+    response = httpx.post(
+        digits_server.url + _INFER, content=_SEVEN, headers={_LENGTH: "0"} | _FRESH, timeout=60, **PLAIN_HTTP
+    )
     assert response.headers["content-type"] == "application/octet-stream"
     assert response.headers["x-cache"] == "miss"
     length = int(response.headers[_LENGTH])
@@ -376,14 +378,14 @@ _PACKED = struct.pack("<I", len(_SEVEN)) + _SEVEN
 )
 def test_inconsistent_requests_are_refused(digits_server: RunningServer, body: bytes, headers: dict[str, str]) -> None:
     """Wrong lengths, sizes and shapes, and malformed JSON, get an error in the protocol's form."""
-    response = httpx.post(digits_server.url + _INFER, content=body, headers=headers, timeout=60)
+    response = httpx.post(digits_server.url + _INFER, content=body, headers=headers, timeout=60, **PLAIN_HTTP)
     assert (response.status_code, response.json()["code"]) == (400, "bad_request"), response.text
 
 
 def test_too_many_values_in_json(digits_server: RunningServer) -> None:
     """They are refused, since parsing them would block the process; the error suggests binary data."""
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [32, 32, 32, 3], "data": [0] * (2**18 + 1)}
-    response = httpx.post(digits_server.url + _INFER, content=to_json({"inputs": [tensor]}), timeout=60)
+    response = httpx.post(digits_server.url + _INFER, content=to_json({"inputs": [tensor]}), timeout=60, **PLAIN_HTTP)
     assert response.status_code == 400
     assert "as binary data" in response.json()["error"]
 

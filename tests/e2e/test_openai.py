@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.support.samples import edit_json, encode, make_checkpoint, photo, sharpen
-from tests.support.server import RunningServer, serve
+from tests.support.server import PLAIN_HTTP, RunningServer, serve
 from vit_api.labels.categories import CATEGORIES
 
 pytestmark = pytest.mark.anyio
@@ -102,10 +102,12 @@ async def test_moderations_asynchronously(strict_server: RunningServer) -> None:
 def test_predict_agrees(strict_server: RunningServer, all_scores: dict[str, float]) -> None:
     """The answer is flagged by a label that it does not show; the digest is that of /info."""
     headers = {"authorization": f"Bearer {_KEY}"}
-    first = httpx.post(f"{strict_server.url}/predict?top_k=3", content=_PHOTOS[0], headers=headers).json()
-    again = httpx.post(f"{strict_server.url}/predict?top_k=3", content=_PHOTOS[0], headers=headers).json()
-    everything = httpx.post(f"{strict_server.url}/predict?top_k=all", content=_PHOTOS[0], headers=headers).json()
-    info = httpx.get(f"{strict_server.url}/info", headers=headers).json()
+    first = httpx.post(f"{strict_server.url}/predict?top_k=3", content=_PHOTOS[0], headers=headers, **PLAIN_HTTP).json()
+    again = httpx.post(f"{strict_server.url}/predict?top_k=3", content=_PHOTOS[0], headers=headers, **PLAIN_HTTP).json()
+    everything = httpx.post(
+        f"{strict_server.url}/predict?top_k=all", content=_PHOTOS[0], headers=headers, **PLAIN_HTTP
+    ).json()
+    info = httpx.get(f"{strict_server.url}/info", headers=headers, **PLAIN_HTTP).json()
     assert [one["flagged"] for one in first["predictions"]] == [False] * 3
     assert first["flagged"] is again["flagged"] is True
     assert again["cached"]
@@ -154,7 +156,7 @@ def test_refused_bodies(strict_server: RunningServer) -> None:
         (b'{"inputs": "x"}', "Did you mean 'input'"),
         (b'{"input": "x", "input": "y"}', "more than once"),
     ):
-        response = httpx.post(f"{strict_server.url}/v1/moderations", content=content, headers=headers)
+        response = httpx.post(f"{strict_server.url}/v1/moderations", content=content, headers=headers, **PLAIN_HTTP)
         assert response.status_code == 400
         assert reason in response.json()["error"]["message"], content
 
@@ -229,7 +231,7 @@ def test_embeddings_are_cached(strict_server: RunningServer) -> None:
 
 
 def _cache(server: RunningServer) -> dict[str, int]:
-    return httpx.get(f"{server.url}/info", headers={"authorization": f"Bearer {_KEY}"}).json()["cache"]
+    return httpx.get(f"{server.url}/info", headers={"authorization": f"Bearer {_KEY}"}, **PLAIN_HTTP).json()["cache"]
 
 
 @pytest.mark.parametrize(

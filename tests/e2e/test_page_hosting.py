@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.page import SEVEN, Page, needs_browser
 from tests.support.prefix_proxy import FRAME_PATH, PREFIX
-from tests.support.server import RunningServer, wait_until
+from tests.support.server import PLAIN_HTTP, RunningServer, wait_until
 
 pytestmark = needs_browser
 
@@ -84,10 +84,10 @@ def test_files_are_revalidated(digits_server: RunningServer) -> None:
     """An unchanged file gets a 304, so that a page never mixes scripts of two versions."""
     first = digits_server.get("/page/page.js")
     headers = {"if-none-match": first.headers["etag"]}
-    again = httpx.get(digits_server.url + "/page/page.js", headers=headers, timeout=30)
+    again = httpx.get(digits_server.url + "/page/page.js", headers=headers, timeout=30, **PLAIN_HTTP)
     assert (first.status_code, again.status_code, again.content) == (200, 304, b"")
     assert first.headers["cache-control"] == "no-cache"
     assert first.headers["content-type"] == "text/javascript; charset=utf-8"
     missing = digits_server.get("/page/../settings.py")
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
-    assert httpx.head(digits_server.url + "/", timeout=30).status_code == 200
+    assert httpx.head(digits_server.url + "/", timeout=30, **PLAIN_HTTP).status_code == 200

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.support.door_bench import read_all, split_answers
-from tests.support.server import ROOT, RunningServer, serve
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _KEY = "a-key-of-sixteen-characters-or-more"
@@ -34,7 +34,7 @@ def test_paths_that_classify_are_answered(digits_server: RunningServer, path: st
 @pytest.mark.parametrize("path", ["/predict/batch/", "//predict//batch"])
 def test_several_images(digits_server: RunningServer, path: str) -> None:
     """The same for batches."""
-    response = httpx.post(digits_server.url + path, files=[("files", _SEVEN)] * 2, timeout=30)
+    response = httpx.post(digits_server.url + path, files=[("files", _SEVEN)] * 2, timeout=30, **PLAIN_HTTP)
     assert (response.status_code, len(response.json())) == (200, 2)
 
 
@@ -45,7 +45,7 @@ def test_the_open_inference_protocol(digits_server: RunningServer, path: str) ->
     """The same for /v2."""
     data = base64.b64encode(_SEVEN).decode()
     image = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [data]}
-    response = httpx.post(digits_server.url + path, json={"inputs": [image]}, timeout=30)
+    response = httpx.post(digits_server.url + path, json={"inputs": [image]}, timeout=30, **PLAIN_HTTP)
     assert response.status_code == 200, response.text
 
 
@@ -69,7 +69,7 @@ def test_probes_are_answered(server_with_keys: RunningServer, path: str) -> None
 )
 def test_all_others_point_to_the_path(digits_server: RunningServer, method: str, path: str, plain: str) -> None:
     """So that relative links work, and a rule of a proxy for one path holds."""
-    response = httpx.request(method, digits_server.url + path, timeout=30)
+    response = httpx.request(method, digits_server.url + path, timeout=30, **PLAIN_HTTP)
     assert response.status_code == 308
     assert str(response.next_request.url) == digits_server.url + plain  # type: ignore[union-attr]
     assert "x-request-id" in response.headers

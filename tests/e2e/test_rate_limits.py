@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.support.redis_server import redis_server
-from tests.support.server import ROOT, RunningServer, http_processes_of, serve, wait_until
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, http_processes_of, serve, wait_until
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _SIX = 6
@@ -38,7 +38,7 @@ def _remaining(response: httpx.Response) -> int:
 
 def _batch(server: RunningServer, count: int, address: str) -> httpx.Response:
     files = [("files", _SEVEN)] * count
-    return httpx.post(server.url + "/predict/batch", files=files, headers=_as(address), timeout=60)
+    return httpx.post(server.url + "/predict/batch", files=files, headers=_as(address), timeout=60, **PLAIN_HTTP)
 
 
 def test_all_processes_share_a_budget(server: RunningServer) -> None:
@@ -77,7 +77,9 @@ def test_each_image_of_a_tensor_counts(server: RunningServer) -> None:
         data = [base64.b64encode(_SEVEN).decode()] * images
         tensor = {"name": "image", "datatype": "BYTES", "shape": [images], "data": data}
         body = {"inputs": [tensor]}
-        return httpx.post(server.url + "/v2/models/digits/infer", json=body, headers=_as("192.0.2.9"), timeout=60)
+        return httpx.post(
+            server.url + "/v2/models/digits/infer", json=body, headers=_as("192.0.2.9"), timeout=60, **PLAIN_HTTP
+        )
 
     first, second, third = infer(4), infer(3), infer(1)
     assert [response.status_code for response in (first, second, third)] == [200, 429, 200]
@@ -103,7 +105,7 @@ def test_failures_count(server: RunningServer) -> None:
 def test_other_paths_are_not_limited(server: RunningServer, path: str) -> None:
     """Probes and operator paths are never limited."""
     for _ in range(_SIX + 1):
-        response = httpx.get(server.url + path, headers=_as("192.0.2.6"), timeout=30)
+        response = httpx.get(server.url + path, headers=_as("192.0.2.6"), timeout=30, **PLAIN_HTTP)
         assert response.status_code != 429
         assert "ratelimit-limit" not in response.headers
 

@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from benchmarks.harness.servers import free_port
-from tests.support.server import ROOT, RunningServer, http_processes_of, serve, wait_until, workers_of
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, http_processes_of, serve, wait_until, workers_of
 from vit_api import metrics
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
@@ -60,7 +60,10 @@ def test_each_request_is_counted_once(server: RunningServer) -> None:
         pass
     assert server.predict(_SEVEN[:200]).status_code == 400
     files = [("files", _SEVEN), ("files", b"no image")]
-    assert httpx.post(server.url + "/predict/batch", files=files, headers=_FRESH, timeout=60).status_code == 200
+    assert (
+        httpx.post(server.url + "/predict/batch", files=files, headers=_FRESH, timeout=60, **PLAIN_HTTP).status_code
+        == 200
+    )
     after = Scrape(server)
 
     def grown(name: str, **labels: str) -> float:
@@ -91,7 +94,7 @@ def test_a_client_that_leaves_is_counted(server: RunningServer) -> None:
 
     before = left()
     with contextlib.suppress(httpx.ReadTimeout):
-        httpx.post(server.url + "/predict", content=_cut_off(), timeout=60)
+        httpx.post(server.url + "/predict", content=_cut_off(), timeout=60, **PLAIN_HTTP)
     wait_until(lambda: left() == before + 1, _PATIENCE_S)
 
 
@@ -120,7 +123,7 @@ def test_all_documented_metrics_are_exported(server: RunningServer) -> None:
 def test_openmetrics(server: RunningServer) -> None:
     """OpenMetrics is served to clients that accept it."""
     accept = {"accept": "application/openmetrics-text; version=1.0.0"}
-    response = httpx.get(server.url + "/metrics", headers=accept, timeout=30)
+    response = httpx.get(server.url + "/metrics", headers=accept, timeout=30, **PLAIN_HTTP)
     assert response.headers["content-type"].startswith("application/openmetrics-text")
     families = {family.name for family in parse_openmetrics(response.text)}
     assert {"inference_requests", "inference_duration_seconds"} <= families
@@ -190,7 +193,7 @@ def test_prometheus_scrapes_it(server: RunningServer, tmp_path: Path) -> None:
 
 
 def _get(port: int, what: str, **parameters: str) -> dict[str, object]:
-    response = httpx.get(f"http://127.0.0.1:{port}/api/v1/{what}", params=parameters, timeout=30)
+    response = httpx.get(f"http://127.0.0.1:{port}/api/v1/{what}", params=parameters, timeout=30, **PLAIN_HTTP)
     return response.json()["data"]
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("opentelemetry.sdk", reason="needs requirements-otel.txt")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from benchmarks.harness.servers import free_port
-from tests.support.server import ROOT, RunningServer, serve, wait_until
+from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_until
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _TRACE, _PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -138,7 +138,9 @@ def test_the_template_of_the_path(
 ) -> None:
     """`http.route` groups requests; a path without a route has none."""
     trace = os.urandom(16).hex()
-    httpx.request(method, server.url + path, headers={"traceparent": f"00-{trace}-{_PARENT}-01"}, timeout=30)
+    httpx.request(
+        method, server.url + path, headers={"traceparent": f"00-{trace}-{_PARENT}-01"}, timeout=30, **PLAIN_HTTP
+    )
     wait_until(lambda: bool(collector.of_trace(trace)))
     root = next(span for span in collector.of_trace(trace).values() if span.parent_span_id.hex() == _PARENT)
     assert _attributes(root).get("http.route") == route

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
 
-from scripts.train_digits import scan_to_image
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.decoding.images import decode
 from vit_api.quantization.gate import MIN_IMAGES
@@ -21,6 +19,10 @@ _CALIBRATION = 32
 
 def digit_pngs() -> list[bytes]:
     """Return all scans as PNGs."""
+    from sklearn.datasets import load_digits  # not at the top: with the next, it takes seconds
+
+    from scripts.train_digits import scan_to_image
+
     found = []
     for scan in load_digits().images:
         file = io.BytesIO()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
-import sklearn.datasets
 from PIL import Image
 
 # As in the repositories on the hub, without options that are the class's defaults.
@@ -97,8 +96,8 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 @functools.cache
 def photos() -> dict[str, Image.Image]:
     """Return RGB photos by name, with sides of about 300 to 640 pixels. Do not modify them in place."""
-    sklearn_images = Path(sklearn.datasets.__file__).parent / "images"
-    skimage_images = Path(skimage.__file__).parent / "data"
+    sklearn_images = _folder_of("sklearn") / "datasets" / "images"
+    skimage_images = _folder_of("skimage") / "data"
     files = [sklearn_images / "china.jpg", sklearn_images / "flower.jpg"]
     files += [skimage_images / name for name in ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")]
     loaded = {}
@@ -106,6 +105,14 @@ def photos() -> dict[str, Image.Image]:
         with Image.open(file) as image:
             loaded[file.stem] = image.convert("RGB")
     return loaded
+
+
+def _folder_of(package: str) -> Path:
+    """Return a package's folder without importing it: scikit-learn takes a second."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def photo(size: tuple[int, int] = (120, 90), name: str = "china") -> Image.Image:

@@ -104,7 +104,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"the condition is still false after {timeout_s} s"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def worker_of(server: RunningServer) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import httpx
-
 _TIMEOUT_S = 5.0
 _MEDIA_TYPE = "application/cloudevents-batch+json; charset=utf-8"
 _PASSING = frozenset({408, 425, 429})
@@ -25,7 +23,10 @@ class UrlSink:
     """
 
     def __init__(self, url: str, timeout_s: float = _TIMEOUT_S) -> None:
+        import httpx  # not at the top: it takes a tenth of a second, and few servers send events
+
         self._url = url
+        self._unreachable = (httpx.TransportError, httpx.InvalidURL)
         self._client = httpx.Client(timeout=timeout_s, headers={"content-type": _MEDIA_TYPE, "user-agent": "vit-api"})
 
     def reopen(self) -> None:
@@ -41,7 +42,7 @@ class UrlSink:
         try:
             with self._client.stream("POST", self._url, content=b"[" + b",".join(events) + b"]") as response:
                 status = response.status_code
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except self._unreachable as error:
             raise OSError(f"the receiver of decisions can't be reached ({type(error).__name__})") from None
         if 200 <= status < 300:
             return len(events)
