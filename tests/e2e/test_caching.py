@@ -111,6 +111,23 @@ def test_a_repeated_image_is_a_hit_in_any_form(server: RunningServer) -> None:
     assert _images(server) == before + 1
 
 
+def test_requests_that_repeat_a_head_are_like_any_other(server: RunningServer) -> None:
+    """On one connection and on several: another image is a miss, each has an id, and after a clear nothing is known."""
+    upload, before, images = _SEVEN + bytes(3000) + b"same head", _requested(server), _images(server)
+    other = _THREE + b"other".rjust(len(upload) - len(_THREE))
+    with httpx.Client(base_url=server.url) as one, httpx.Client(base_url=server.url) as another:
+        replies = [client.post("/predict", content=upload) for client in (one, one, another, one, one, another)]
+        replies += [one.post("/predict", content=content) for content in (other, upload, other)]
+        assert [reply.headers["x-cache"] for reply in replies] == ["miss", *["hit"] * 5, "miss", "hit", "hit"]
+        assert one.post("/cache/clear", headers={"x-api-key": _KEY}).status_code == 200
+        assert one.post("/predict", content=upload).headers["x-cache"] == "miss"
+    labels = [_label(reply) for reply in replies]
+    assert labels == ["7"] * 6 + ["3", "7", "3"]
+    assert len({reply.headers["x-request-id"] for reply in replies}) == len(replies)
+    assert _requested(server) == before + len(replies) + 1
+    assert _images(server) == images + 3
+
+
 def test_no_cache_computes_and_refreshes(server: RunningServer) -> None:
     """Requests with `Cache-Control: no-cache` are misses, and refresh the entry that other requests hit."""
     upload, before = _SEVEN + b"fresh", _images(server)

@@ -151,6 +151,7 @@ class Dispatch:
             body_limit=body_limit,
             handler=handle,
             find=None if first.find is None else find,
+            repeat=None,  # the same head gets another model if it comes from another address
             operation=(operation or self._described(first.operation)) if is_described else None,
         )
 

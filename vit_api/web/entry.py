@@ -23,6 +23,7 @@ from vit_api.web.admission.keys import PROBES
 from vit_api.web.hot_calls import CallContext, HotCall
 from vit_api.web.observers.exchange import Exchange
 from vit_api.web.paths import plain_path
+from vit_api.web.repeats import Generation
 from vit_api.web.requests import Request
 from vit_api.web.responses import NO_SNIFFING, REQUEST_ID, Response, error_response
 from vit_api.web.routes import HotRoute
@@ -49,13 +50,16 @@ class Entry:
         self._fallback = fallback
         self._context = context
         # As unique as a random number and much cheaper: random for each process, and counted within it.
-        self._id_start = os.urandom(12).hex().encode()
-        self._id_numbers = itertools.count()
+        start = os.urandom(12).hex().encode()
+        self._ids = (b"%s%08x" % (start, number) for number in itertools.count())
+        self._generation = Generation(self._ids)
 
     def serve(self, hot_routes: Sequence[HotRoute], fallback: ASGIApp) -> None:
         """Answer the next requests by these routes; those in flight keep theirs."""
         self._hot = {(route.method, route.path): route for route in hot_routes}
         self._fallback = fallback
+        self._generation.is_current = False
+        self._generation = Generation(self._ids)
 
     def open(self, scope: dict[str, Any]) -> HotCall | None:
         """Return a request of a hot route; None for all others."""
@@ -66,7 +70,7 @@ class Entry:
             if route is None:
                 return None
             scope["path"] = plain  # a redirect would make the client send its image twice
-        return HotCall(self._request(scope, route.endpoint), route, self._context)
+        return HotCall(self._request(scope, route.endpoint), route, self._context, self._generation)
 
     def refuse(self, scope: dict[str, Any]) -> HotCall:
         """Return a request that can only fail."""
@@ -101,7 +105,7 @@ class Entry:
     def _request(self, scope: dict[str, Any] | Scope, endpoint: str) -> Request:
         request = Request(
             scope,
-            b"%s%08x" % (self._id_start, next(self._id_numbers)),
+            next(self._ids),
             arrived_at=time.monotonic(),
             timeout_s=self._context.timeout_s,
             endpoint=endpoint,

@@ -16,9 +16,10 @@ from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
 from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
-from vit_api.web.observers.exchange import Exchange, Observer
+from vit_api.web.observers.exchange import Exchange, HitObserver, Observer
+from vit_api.web.repeats import Generation, Repeat
 from vit_api.web.requests import BodyLimit, Headers, Request, Work
-from vit_api.web.responses import Response, error_response, header_lines
+from vit_api.web.responses import REQUEST_ID, Response, error_response, header_lines
 from vit_api.web.routes import HotRoute
 
 logger = logging.getLogger(__name__)
@@ -63,14 +64,18 @@ class HotCall:
         request: The request; its body is not read yet.
         route: Its route; None for a request that can only fail.
         context: What it shares with others.
+        generation: The routes that it was found in; None if it can only fail.
     """
 
-    __slots__ = ("_codings", "_context", "_digests", "_is_admitted", "_limit", "_request", "_route")
+    __slots__ = ("_codings", "_context", "_digests", "_generation", "_is_admitted", "_limit", "_request", "_route")
 
-    def __init__(self, request: Request, route: HotRoute | None, context: CallContext) -> None:
+    def __init__(
+        self, request: Request, route: HotRoute | None, context: CallContext, generation: Generation | None = None
+    ) -> None:
         self._request = request
         self._route = route
         self._context = context
+        self._generation = generation
         self._limit = _UNKNOWN
         self._codings: Sequence[bytes] = ()
         self._digests: Sequence[Digest] = ()
@@ -167,6 +172,25 @@ class HotCall:
             return self.fail(self._unexpected())
         self._is_admitted = True
         return self.find(body)
+
+    def repeat(self, response: Response) -> Repeat | None:
+        """Return what answers further requests with this head, whose response was found; None: each is different.
+
+        That is so if more than numbers is recorded of each, or if it has an id that its client has sent.
+        """
+        route, request = self._route, self._request
+        generation = self._generation
+        if generation is None or route is None or route.repeat is None or REQUEST_ID in request.headers:
+            return None
+        observers = self._context.observers
+        counters = [one.hit_counter(request) for one in observers if isinstance(one, HitObserver)]
+        find_hit = route.repeat(request)
+        if find_hit is None or len(counters) < len(observers):
+            return None
+        lines = self.header_lines(response).replace(b"%", b"%%")
+        lines = lines.replace(b"content-length: %d\r\n" % len(response.body), b"content-length: %d\r\n")
+        lines = lines.replace(request.id + b"\r\n", b"%b\r\n") + b"\r\n"
+        return Repeat(find_hit, counters, lines, generation=generation, max_bytes=self._limit.max_bytes)
 
     async def answer(self, body: bytes) -> Response:
         """Admit a request whose whole body is here, unless `find_whole` has, handle it, and return the response."""

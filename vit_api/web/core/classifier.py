@@ -25,6 +25,7 @@ from vit_api.urgency import Urgency
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source, Tier
+from vit_api.web.core.recent_uploads import RecentUploads
 from vit_api.web.core.shared_flights import SharedFlights
 from vit_api.web.core.single_flight import FlightDeadline, SingleFlight
 
@@ -112,6 +113,7 @@ class Classifier:
         self._low_flights: SingleFlight[_Found] = SingleFlight()
         self._hashed: tuple[bytes, int, bytes] | None = None  # what `find` missed, which is classified next; its key
         self._seeds: dict[tuple[bool, int], hashlib._Hash] = {}
+        self._recent = RecentUploads()
 
     def start(self) -> None:
         """Start to evict expired entries periodically, on the running event loop."""
@@ -125,6 +127,7 @@ class Classifier:
     def _sweep(self) -> None:
         if self._cache is not None:
             self._cache.refresh()
+            self._recent.age()
             if self._long_cache is not None:
                 self._long_cache.refresh()
             delay_s = min(self._cache.ttl_s, _MAX_SWEEP_INTERVAL_S)
@@ -140,20 +143,41 @@ class Classifier:
         Raises:
             NotReady: No worker has started yet.
         """
-        if self._cache is None or len(upload) > _MAX_INLINE_HASH_BYTES:
-            return None
         parts |= self._parts
+        cached = self._look_up(upload, parts)
+        if cached is None:
+            return None
+        return ClassifierResult(cached, Source.HIT, None, 0.0, time.monotonic(), cached.take_tier(), upload)
+
+    def find_again(self, upload: bytes) -> CachedPrediction | None:
+        """Return the prediction for a file if this server's caches have it; `find` for repeated requests."""
+        cached = self._look_up(upload, self._parts)
+        if cached is not None:
+            cached.take_tier()
+        return cached
+
+    def _look_up(self, upload: bytes, parts: int) -> CachedPrediction | None:
+        cache = self._long_cache if parts else self._cache
+        if cache is None:
+            return None
+        hashed = self._hashed
+        if hashed is not None and hashed[0] is upload and hashed[1] == parts:
+            return None  # it was looked up just now
         began_at = time.monotonic()
-        key = _hash(self._long_seed(parts) if parts else self._seed, upload)
-        cached = (self._cache_for(parts) or self._cache).get(key)
-        looked_up_at = time.monotonic()
+        known = self._recent.find(upload) if parts == self._parts else None
+        if known is None and len(upload) > _MAX_INLINE_HASH_BYTES:
+            return None
+        key = known or _hash(self._long_seed(parts) if parts else self._seed, upload)
+        cached = cache.get(key)
         if self._look_up_s is not None:
-            self._look_up_s[cached is None].add(looked_up_at - began_at)
+            self._look_up_s[cached is None].add(time.monotonic() - began_at)
         if cached is None:
             self._hashed = (upload, parts, key)
             return None
+        if known is None and parts == self._parts:
+            self._recent.add(upload, key)
         self._tally.add("hits")
-        return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at, cached.take_tier(), upload)
+        return cached
 
     async def classify(
         self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY, parts: int = 0
@@ -183,6 +207,8 @@ class Classifier:
             if self._look_up_s is not None:
                 self._look_up_s[cached is None].add(looked_up_at - began_at)
             if cached is not None:
+                if parts == self._parts and not isinstance(upload, Pixels):
+                    self._recent.add(upload, key)
                 self._tally.add("hits")
                 return ClassifierResult(cached, Source.HIT, None, 0.0, looked_up_at, cached.take_tier(), upload)
         else:
@@ -230,6 +256,9 @@ class Classifier:
         if isinstance(upload, Pixels):
             seed, data = self._pixels_seed, upload.data
         else:
+            known = self._recent.find(upload) if parts == self._parts else None
+            if known is not None:
+                return known
             seed, data = self._seed, upload
         if parts:
             seed = self._long_seed(parts, of_pixels=isinstance(upload, Pixels))

@@ -18,6 +18,9 @@ _STATUS_LINES = {
 }
 
 
+OK = _STATUS_LINES[200]
+
+
 class DateHeader:
     """The headers that all answers have, rendered once for each list of them that uvicorn makes, every second."""
 

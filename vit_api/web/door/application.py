@@ -9,6 +9,16 @@ from vit_api.errors import ViTError
 from vit_api.web.responses import Response
 
 
+class RepeatedRequests(Protocol):
+    """Requests with a head that was admitted before."""
+
+    def find(self, body: bytes) -> bytes | None:
+        """Return the response to the next one, but for the headers that all have in common, if it is cached."""
+
+    def end(self, received_bytes: int) -> None:
+        """Record the outcome of the one that was found last."""
+
+
 class HotRequest(Protocol):
     """A request of a hot route, which the door answers without ASGI."""
 
@@ -40,6 +50,9 @@ class HotRequest(Protocol):
 
     def fail(self, error: ViTError) -> Response:
         """Return the response for a failure."""
+
+    def repeat(self, response: Response) -> RepeatedRequests | None:
+        """Return what answers further requests with this head, whose response was found; None: each is different."""
 
     def header_lines(self, response: Response) -> bytes:
         """Return the lines of all headers of a response, but those that belong to the connection."""

@@ -23,6 +23,7 @@ from vit_api.errors import (
     UriTooLong,
     ViTError,
 )
+from vit_api.web.door.application import RepeatedRequests
 
 MAX_HEAD_BYTES = 64 * 1024
 """Maximum size of the request line, the headers, and the trailers of a chunked body together."""
@@ -44,6 +45,19 @@ _ONCE = (b"host", b"content-length", b"transfer-encoding")
 _SPACE = b" \t"
 
 
+class HeadMemo:
+    """What is known of the requests with one head, whatever the length of their bodies.
+
+    Attributes:
+        repeat: Answers further ones; None if none was answered from the cache, or each is different.
+    """
+
+    __slots__ = ("repeat",)
+
+    def __init__(self) -> None:
+        self.repeat: RepeatedRequests | None = None
+
+
 class Head:
     """The head of a request. Not to be changed: several requests may share it.
 
@@ -60,6 +74,7 @@ class Head:
         keeps_alive: Whether the client may send further requests on the connection.
         expects_continue: Whether the client waits for a `100 Continue` before it sends the body.
         size: The size of the head, in bytes.
+        memo: What is known of other requests with it.
     """
 
     def __init__(
@@ -67,6 +82,7 @@ class Head:
     ) -> None:
         self.method = method
         self.size = size
+        self.memo = HeadMemo()
         self.raw_path, self.query = target
         path = self.raw_path.decode("ascii")
         self.path = unquote(path) if "%" in path else path

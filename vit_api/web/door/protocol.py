@@ -7,14 +7,15 @@ a client sends ahead of answers waits in a bounded buffer.
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.server import ServerState
 
 from vit_api.errors import BodyTimeout, HeadTimeout, Overloaded, ViTError
-from vit_api.web.door.answers import CLOSE, CONTINUE, KEEP_ALIVE, DateHeader, render
-from vit_api.web.door.application import DoorApplication, HotRequest
+from vit_api.web.door.answers import CLOSE, CONTINUE, KEEP_ALIVE, OK, DateHeader, render
+from vit_api.web.door.application import DoorApplication, HotRequest, RepeatedRequests
 from vit_api.web.door.connection import ANSWERING, BODY, CLOSED, HEAD, ClientConnection
 from vit_api.web.door.connections import Connections, Wait
 from vit_api.web.door.fallback import AsgiExchange
@@ -310,22 +311,42 @@ class Door(ClientConnection):
     def _begin(self, head: Head, data: bytes | bytearray, position: int) -> int:
         """Begin a request, and answer it if its whole body is here; return the position after what was read."""
         self.head = head
+        end = position + head.length
+        body = bytes(data[position:end]) if 0 < head.length <= len(data) - position else None
+        repeat = head.memo.repeat
+        if repeat is not None and body is not None and self._answer_again(repeat, body):
+            return end
         scope = self.make_scope()
         request = self.application.open(scope)
-        end = position + head.length
-        if request is not None and 0 < head.length <= len(data) - position:
-            self.state = ANSWERING
-            body = bytes(data[position:end])
-            response = request.find_whole(body)
-            if response is None:
-                self._exchange = exchange = HotExchange(self, request)
-                exchange.answer(request.answer(body))
-            else:
-                self.respond(request, response)
+        if request is not None and body is not None:
+            self._answer_whole(request, body)
             return end
         apart = AsgiExchange(self, scope) if request is None else HotExchange(self, request)
         self._begin_apart(apart, is_here=position < len(data))
         return position
+
+    def _answer_again(self, repeat: RepeatedRequests, body: bytes) -> bool:
+        """Answer a request by what is known of its head, if it can be; return whether it was."""
+        answer = None if self._connections.is_draining else repeat.find(body)
+        if answer is None:
+            return False
+        self.write(b"".join((OK, self._date_header.render(self.server_state.default_headers), answer)))
+        repeat.end(len(body))
+        self.finish(True)
+        return True
+
+    def _answer_whole(self, request: HotRequest, body: bytes) -> None:
+        """Answer a request of a hot route whose whole body is here."""
+        self.state = ANSWERING
+        response = request.find_whole(body)
+        if response is None:
+            self._exchange = exchange = HotExchange(self, request)
+            exchange.answer(request.answer(body))
+            return
+        head = self.head
+        if response.status == HTTPStatus.OK and head.keeps_alive and head.version == "1.1":
+            head.memo.repeat = request.repeat(response)
+        self.respond(request, response)
 
     def _begin_apart(self, exchange: Answering, *, is_here: bool) -> None:
         """Begin a request whose body is still on its way, or is for the ASGI application."""

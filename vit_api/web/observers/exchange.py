@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from vit_api.errors import ViTError
 from vit_api.web.core.classifier_result import ClassifierResult
+from vit_api.web.repeats import CountHit
 from vit_api.web.requests import Request
 
 
@@ -36,3 +37,11 @@ class Observer(Protocol):
 
     def observe(self, exchange: Exchange) -> None:
         """Record the exchange. Called on the event loop, so it must be fast."""
+
+
+@runtime_checkable
+class HitObserver(Observer, Protocol):
+    """Records no more of a cache hit than numbers."""
+
+    def hit_counter(self, request: Request) -> CountHit:
+        """Return what records cache hits of requests with the same head as this one."""

@@ -12,8 +12,10 @@ from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.ipc.metrics_board import Counter, MetricsWriter
 from vit_api.ipc.records import top_of
 from vit_api.labels.thresholds import SCORE_DIGITS, Thresholds
-from vit_api.web.core.classifier_result import ClassifierResult
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult
 from vit_api.web.observers.exchange import Exchange
+from vit_api.web.repeats import CountHit
+from vit_api.web.requests import Request
 
 
 class FlaggedLabels:
@@ -30,21 +32,21 @@ class FlaggedLabels:
         self._thresholds = thresholds
         self._below = thresholds.lowest - 10**-SCORE_DIGITS  # no score below is flagged, however it is rounded
 
-    def find(self, result: ClassifierResult, top_score: float) -> tuple[int, ...]:
-        """Return the indices of the flagged classes of a result, and keep them with its cached prediction.
+    def find(self, cached: CachedPrediction, top_score: float) -> tuple[int, ...]:
+        """Return the indices of the flagged classes of a prediction, and keep them with it.
 
         Args:
-            result: The result.
+            cached: The prediction.
             top_score: The score of its most probable class.
         """
         flagged: tuple[int, ...] = ()
         if top_score >= self._below:
-            prediction = result.prediction
+            prediction = cached.prediction
             scores = prediction.scores(sigmoid=self._has_sigmoid)
             flags, labels, below = self._thresholds.flags, self._labels, self._below
             likely = itertools.takewhile(lambda one: one[1] >= below, zip(prediction.indices, scores, strict=True))
             flagged = tuple([index for index, score in likely if flags(labels[index], score)])
-        result.cached.flagged = flagged
+        cached.flagged = flagged
         return flagged
 
 
@@ -72,15 +74,22 @@ class PredictionMetrics:
         if exchange.request.endpoint == metrics.EMBEDDINGS:  # its answers have no labels
             return
         for outcome in exchange.outcomes:
-            if not isinstance(outcome, ClassifierResult):
-                continue
-            index, confidence = top_of(outcome.cached.packed, sigmoid=self._has_sigmoid)
-            self._predictions[index].add()
-            self._confidence.observe(confidence)
-            if self._flagged is not None:
-                flagged = outcome.cached.flagged
-                for one in self._flagged.find(outcome, confidence) if flagged is None else flagged:
-                    self._flags[one].add()
+            if isinstance(outcome, ClassifierResult):
+                self._count(outcome.cached)
+
+    def hit_counter(self, _: Request) -> CountHit:
+        """Return what counts cache hits."""
+        count = self._count
+        return lambda cached, *_: count(cached)
+
+    def _count(self, cached: CachedPrediction) -> None:
+        index, confidence = top_of(cached.packed, sigmoid=self._has_sigmoid)
+        self._predictions[index].add()
+        self._confidence.observe(confidence)
+        if self._flagged is not None:
+            flagged = cached.flagged
+            for one in self._flagged.find(cached, confidence) if flagged is None else flagged:
+                self._flags[one].add()
 
 
 def _by_class(metrics_writer: MetricsWriter, metric: metrics.Metric, labels: tuple[str, ...]) -> list[Counter]:

@@ -6,7 +6,10 @@ from vit_api import metrics
 from vit_api.errors import ViTError
 from vit_api.ipc.metrics_board import MetricsWriter
 from vit_api.urgency import LABELS
+from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.observers.exchange import Exchange
+from vit_api.web.repeats import CountHit
+from vit_api.web.requests import Request
 
 _OK = 200
 
@@ -48,3 +51,16 @@ class RequestMetrics:
         for outcome in exchange.outcomes:
             if isinstance(outcome, ViTError):
                 self._rejected[urgency][outcome.code].add()
+
+    def hit_counter(self, request: Request) -> CountHit:
+        """Return what counts cache hits of requests like this one."""
+        endpoint = request.endpoint
+        requests, received = self._requests[endpoint, _OK], self._received[endpoint]
+        durations = self._durations[request.urgency][endpoint]
+
+        def count(_: CachedPrediction, seconds: float, received_bytes: int) -> None:
+            requests.add()
+            durations.observe(seconds)
+            received.add(received_bytes)
+
+        return count

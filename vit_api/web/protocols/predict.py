@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from vit_api.errors import ViTError
-from vit_api.ipc.records import ALL_CLASSES, DEFAULT_TOP_K, MAX_TOP_K
-from vit_api.web.core.classifier_result import ClassifierResult, Source
+from vit_api.ipc.records import ALL_CLASSES, DEFAULT_TOP_K, MAX_TOP_K, Prediction
+from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.openapi.descriptions import ANSWER, BATCH_ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import ErrorResponse, PredictResponse
 from vit_api.web.parameters import ALL, Fields, collect, integer_of, threshold_of, top_k_of
@@ -32,12 +32,15 @@ from vit_api.web.protocols.results import (
     refuse_other_model,
     source_headers,
 )
+from vit_api.web.repeats import FindHit, Hit
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
 from vit_api.web.uploads import Uploads
 
 T = TypeVar("T")
+
+_HIT = b'%s,"cached":true,"processing_time_ms":%.3f%s'
 
 MAX_IMAGES_PER_REQUEST = 32
 
@@ -161,7 +164,7 @@ class PredictRoutes:
         )
         uploads = self._uploads
         return [
-            HotRoute("POST", "/predict", "/predict", self.predict, uploads.limit_of_one, one, self.find),
+            HotRoute("POST", "/predict", "/predict", self.predict, uploads.limit_of_one, one, self.find, self.repeat),
             HotRoute("POST", "/predict/batch", "/predict/batch", self.predict_batch, uploads.limit_of_several, several),
         ]
 
@@ -176,6 +179,20 @@ class PredictRoutes:
             return None
         request.timeline.parsed_at = parsed_at
         return Response(200, self._body(request, result, parameters), HIT_HEADERS, (result,))
+
+    def repeat(self, request: Request) -> FindHit | None:
+        """Return what finds responses to requests like one that `find` has answered."""
+        top_k = _PLAIN_QUERIES[request.query].top_k
+        find_cached, end = self._classifier.find_again, self._end
+
+        def find(upload: bytes, arrived_at: float) -> Hit | None:
+            cached = find_cached(upload)
+            if cached is None:
+                return None
+            start = cached.rendered.get(top_k) or self._render(cached, cached.prediction, top_k)
+            return Hit(cached, _HIT % (start, (time.monotonic() - arrived_at) * 1000, end))
+
+        return find
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""
@@ -227,12 +244,18 @@ class PredictRoutes:
     def _body(self, request: Request, result: ClassifierResult, parameters: _Parameters) -> bytes:
         """Return the JSON of a response: the prediction, which is rendered once, and what belongs to this request."""
         top_k, threshold = parameters.top_k, parameters.threshold
-        key = (top_k, threshold) if threshold else top_k
-        start = result.cached.rendered.get(key)
+        start = result.cached.rendered.get((top_k, threshold) if threshold else top_k)
         if start is None:
-            start = to_json(self._encoder.encode_response(result.prediction, top_k=top_k, threshold=threshold))[:-1]
-            result.cached.add_rendered(key, start)
+            start = self._render(result.cached, result.prediction, top_k, threshold)
         return self._finish(request, start, is_cached=result.source is Source.HIT)
+
+    def _render(
+        self, cached: CachedPrediction, prediction: Prediction, top_k: int | None, threshold: float = 0.0
+    ) -> bytes:
+        """Return the start of a response's JSON, and keep it with the prediction."""
+        start = to_json(self._encoder.encode_response(prediction, top_k=top_k, threshold=threshold))[:-1]
+        cached.add_rendered((top_k, threshold) if threshold else top_k, start)
+        return start
 
     def _finish(self, request: Request, start: bytes, *, is_cached: bool) -> bytes:
         cached = b"true" if is_cached else b"false"

@@ -438,7 +438,8 @@ def _meaning(parse: Callable[[bytes, int, int], Head], data: bytes) -> object:
         head = parse(data, 0, len(data) - 2)
     except ViTError as error:
         return error.message
-    return {**vars(head), "headers": sorted(head.headers), "has_body": head.has_body}
+    meaning = {name: value for name, value in vars(head).items() if name != "memo"}
+    return {**meaning, "headers": sorted(head.headers), "has_body": head.has_body}
 
 
 def test_the_cache_of_heads_is_bounded() -> None:

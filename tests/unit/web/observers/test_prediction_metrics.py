@@ -67,5 +67,5 @@ def test_flags_follow_the_rounding_of_responses() -> None:
     checkpoint = checkpoint_of("a", "b", has_sigmoid=True)
     flagged = FlaggedLabels(checkpoint, Thresholds({"a": 0.5}))
     result = miss(scores_of(0.4999996, 0.2, sigmoid=True))
-    assert flagged.find(result, 0.4999996) == (0,) == result.cached.flagged
-    assert flagged.find(miss(scores_of(0.4, 0.2, sigmoid=True)), 0.4) == ()
+    assert flagged.find(result.cached, 0.4999996) == (0,) == result.cached.flagged
+    assert flagged.find(miss(scores_of(0.4, 0.2, sigmoid=True)).cached, 0.4) == ()
