@@ -14,7 +14,8 @@ from vit_api.decoding.images import decode
 from vit_api.quantization.gate import MIN_IMAGES
 from vit_api.quantization.quantizer import Quantizer
 
-_CALIBRATION = 32
+CALIBRATION = 32
+"""Scans that calibrate; the others are judged."""
 
 
 def digit_pngs() -> list[bytes]:
@@ -31,17 +32,18 @@ def digit_pngs() -> list[bytes]:
     return found
 
 
-def quantize_digits(out: Path, *, judged: int | None = None) -> list[str]:
+def quantize_digits(out: Path, *, judged: int | None = None, model: str = "digits") -> list[str]:
     """Write the int8 copy and its verdict; return why it fails the gate.
 
     Args:
         out: The folder to write.
         judged: Number of images that are judged; None for all but those that calibrate.
+        model: A variant of the embedded model.
     """
-    checkpoint = load_checkpoint("digits")
+    checkpoint = load_checkpoint(model)
     pixels = [decode(png, checkpoint.preprocessing, exact=False) for png in digit_pngs()]
 
     def others() -> Iterator[NDArray[np.uint8]]:
-        return iter(pixels[_CALIBRATION:][:judged])
+        return iter(pixels[CALIBRATION:][:judged])
 
-    return Quantizer(checkpoint, pixels[:_CALIBRATION], others, MIN_IMAGES).run(out)[1]
+    return Quantizer(checkpoint, pixels[:CALIBRATION], others, MIN_IMAGES).run(out)[1]

@@ -20,6 +20,9 @@ INT8 = "int8"
 """The dtype, as in VIT_API_DTYPE."""
 VERDICT = "quantization.json"
 PASSED, FAILED = "passed", "failed"
+QUANTIZATION_CONFIG = {"quant_method": "openvino", "bits": 8, "verdict": VERDICT}
+"""In the config.json of an int8 checkpoint, where transformers looks for it. transformers knows no such method, warns,
+and loads model.safetensors, whose weights are the original ones."""
 
 _NETWORK = ("openvino_model.xml", "openvino_model.bin")
 _PACKAGE = "openvino"

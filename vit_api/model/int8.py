@@ -1,7 +1,7 @@
 """Makes int8 networks by NNCF: weights for each channel, activations by calibration.
 
-Norms, the softmax of attention and activation functions stay in floating point. Must not know checkpoints' files, nor
-what makes an int8 network good enough: see `quantization.gate`.
+The patch projection, norms, the softmax of attention, activation functions and the classifier stay in floating point.
+Must not know checkpoints' files, nor what makes an int8 network good enough: see `quantization.gate`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+
+_PRODUCTS = ("MatMul", "ScaledDotProductAttention")
+_WITH_WEIGHTS = ("MatMul", "Convolution")
 
 
 def quantize(model: Any, images: Sequence[Pixels], left_out: Sequence[str] = ()) -> Any:
@@ -34,30 +37,40 @@ def quantize(model: Any, images: Sequence[Pixels], left_out: Sequence[str] = ())
             model,
             nncf.Dataset([image[None] for image in images]),
             model_type=nncf.ModelType.TRANSFORMER,  # attention's softmax, norms and residual sums stay
+            # Symmetric ranges of activations: without zero points there is less to compute.
+            preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(names=list(left_out)) if left_out else None,
+            ignored_scope=nncf.IgnoredScope(names=[*_ends(model), *left_out]),
         )
 
 
+def _ends(model: Any) -> list[str]:
+    """Return the names of the patch projection and the classifier: little work, but all answers depend on them."""
+    names = [one.get_friendly_name() for one in model.get_ordered_ops() if one.get_type_name() in _WITH_WEIGHTS]
+    return [names[0], names[-1]]
+
+
 def quantized_products(model: Any) -> list[str]:
-    """Return the names of the matrix products with weights whose input is quantized, in order."""
-    return [operation.get_friendly_name() for operation in model.get_ordered_ops() if _quantizer(operation)]
+    """Return the names of the matrix products and attentions with a quantized input, in order."""
+    return [
+        operation.get_friendly_name()
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() in _PRODUCTS
+        and any(value.get_node().get_type_name() == "FakeQuantize" for value in operation.input_values())
+    ]
 
 
-def without_quantized_input(model: Any, name: str) -> Any:
-    """Return a copy in which one matrix product reads its input in floating point."""
+def in_floating_point(model: Any, exported: Any, name: str) -> Any:
+    """Return a copy of a quantized network in which one product has the inputs and weights that it was exported with.
+
+    This shows what its rounding costs within a second; to quantize the network without it takes minutes.
+    """
     copied = model.clone()
-    product = next(one for one in copied.get_ordered_ops() if one.get_friendly_name() == name)
-    quantizer = _quantizer(product)
-    assert quantizer is not None
-    product.input(0).replace_source_output(quantizer.input_value(0))
+    operations = {operation.get_friendly_name(): operation for operation in copied.get_ordered_ops()}
+    original = next(one for one in exported.get_ordered_ops() if one.get_friendly_name() == name)
+    for index, value in enumerate(original.input_values()):
+        source = value.get_node()
+        if source.get_type_name() != "Constant":  # of which a copy is not needed: no model changes it
+            source = operations[source.get_friendly_name()]
+        operations[name].input(index).replace_source_output(source.output(value.get_index()))
     return copied
-
-
-def _quantizer(operation: Any) -> Any | None:
-    """Return the operation that quantizes the input of a matrix product with weights; None if there is none."""
-    if operation.get_type_name() != "MatMul":
-        return None
-    source, weights = (operation.input_value(index).get_node() for index in (0, 1))
-    is_constant = weights.get_type_name() in ("Multiply", "Constant", "Convert")
-    return source if source.get_type_name() == "FakeQuantize" and is_constant else None

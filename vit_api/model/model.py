@@ -143,6 +143,7 @@ class VisionModel:
             raise ValueError("A model in int8 runs on the CPU only: set the device cpu, or another dtype.")
         self._int8 = self._logits = OpenVINONetwork(model_file(checkpoint.path), torch.get_num_threads())
         self.dtype = torch.int8
+        logger.info("What is not quantized runs in %s", self.float_dtype)
         if not self._int8.has_features:
             logger.warning("%s", _NO_EMBEDDINGS)
 
@@ -251,6 +252,11 @@ class VisionModel:
             features = self._logits.features(pixels)
             return features, self._logits.classify(features)
         return (None, self._logits(pixels)) if self._head is None else self._head.run(lambda: self._unfused(pixels))
+
+    @property
+    def float_dtype(self) -> str:
+        """The name of the dtype of what is not quantized."""
+        return str(self._int8.dtype if self._int8 else self.dtype).removeprefix("torch.")
 
     def export(self) -> Any:
         """Return the model as an `openvino.Model`, see `openvino_network`; only for the CPU, and not in int8."""

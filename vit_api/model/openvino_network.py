@@ -20,6 +20,10 @@ LOGITS, FEATURES = "logits", "features"
 _TRACED_IMAGES = 2
 """A batch of one could be taken for a constant when the network is traced."""
 
+_FLOAT_DTYPE = ["vit_api", "float_dtype"]
+"""Where a model's runtime information has the dtype of what is not quantized."""
+_HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
 Forward = Callable[[Tensor], tuple[Tensor | None, Tensor]]
 """Maps uint8 pixels to the features, or None, and the logits."""
 
@@ -63,29 +67,57 @@ def export(forward: Forward, pixel_shape: tuple[int, int, int], network: nn.Modu
     return model
 
 
+def has_native_bfloat16() -> bool:
+    """Return whether OpenVINO computes in bfloat16 on this CPU."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def set_float_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Note in a model the dtype of what is not quantized; its file keeps it."""
+    model.set_rt_info(_name(dtype), _FLOAT_DTYPE)
+
+
+def float_dtype(model: Any) -> torch.dtype:
+    """Return the dtype that `set_float_dtype` noted; float32 if it noted none."""
+    noted = model.get_rt_info(_FLOAT_DTYPE).astype(str) if model.has_rt_info(_FLOAT_DTYPE) else _name(torch.float32)
+    return next(dtype for dtype in _HINTS if _name(dtype) == noted)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class OpenVINONetwork:
     """An exported network, compiled for the CPU.
 
     Args:
         model: The `openvino.Model`, or the path of its file.
         threads: Threads of one forward pass.
-        dtype: The dtype of what is not quantized.
+        dtype: The dtype of what is not quantized; by default, that of `float_dtype`. Without native bfloat16, float32
+            takes its place.
+
+    Attributes:
+        dtype: The dtype that what is not quantized runs in.
     """
 
-    def __init__(self, model: Any, threads: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Any, threads: int, dtype: torch.dtype | None = None) -> None:
         import openvino
 
+        core = openvino.Core()
+        if isinstance(model, Path):
+            model = core.read_model(model)
+        wanted = float_dtype(model) if dtype is None else dtype
+        self.dtype = torch.bfloat16 if wanted == torch.bfloat16 and has_native_bfloat16() else torch.float32
         options = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS[self.dtype],
             # Several workers on one machine would be pinned to the same cores.
             "ENABLE_CPU_PINNING": False,
         }
-        core = openvino.Core()
-        self._compiled = core.compile_model(
-            core.read_model(model) if isinstance(model, Path) else model, "CPU", options
-        )
+        self._compiled = core.compile_model(model, "CPU", options)
         self._request = self._compiled.create_infer_request()
         self._names = [next(iter(output.get_names())) for output in self._compiled.outputs]
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from vit_api.checkpoints.int8 import QUANTIZATION_CONFIG
 from vit_api.checkpoints.weights import weight_files
 from vit_api.model.vit_config import ViTConfig
 from vit_api.model.vit_network import ACTIVATIONS, ViTNetwork
@@ -82,7 +83,9 @@ def _read_config(folder: Path) -> ViTConfig:
     config = json.loads((folder / "config.json").read_bytes())
     if config.get("model_type") != _TYPE or (folder / _ADAPTER).exists():
         raise _Other
-    if any(config.get(key) for key in _CHANGES_THE_NETWORK) or config.get("num_channels", _CHANNELS) != _CHANNELS:
+    # An int8 checkpoint's weights are the original ones.
+    changes = any(config.get(key) and config[key] != QUANTIZATION_CONFIG for key in _CHANGES_THE_NETWORK)
+    if changes or config.get("num_channels", _CHANNELS) != _CHANNELS:
         raise _Other
     read = ViTConfig(
         hidden_size=_integer(config, "hidden_size", 768),
