@@ -30,7 +30,7 @@ from PIL import (
 )
 
 from vit_api.checkpoints.preprocessing import Preprocessing
-from vit_api.decoding import bmp, heif, jpeg, tiff
+from vit_api.decoding import bmp, heif, jpeg, plain, tiff
 from vit_api.decoding.colours import Colour, on_background, to_eye, to_rgb
 from vit_api.decoding.formats import identify
 from vit_api.decoding.geometry import Box, Layout, crop_corner, first_crop, layout_of, resized_size
@@ -195,7 +195,7 @@ def pixels_of(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) 
     if decoding.exact:
         _check_memory(opened, decoding)
         return np.asarray(_decode_exactly(image, preprocessing, decoding))
-    return np.asarray(_decode_fast(opened, preprocessing, decoding))
+    return plain.pixels_of(_decode_fast(opened, preprocessing, decoding))
 
 
 def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bool) -> Opened:
@@ -203,10 +203,12 @@ def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bo
     if format_name == "JPEG":
         return _open_jpeg(upload, decoding)
     if format_name == "PNG":
-        upload = with_frames(upload) if has_frames else picture_only(upload)
-        plain = None if has_frames else PlainPng.of(upload)
-        if plain is not None:
-            return Opened(format_name, plain)
+        picture = None if has_frames else PlainPng.of(upload)
+        if picture is None:
+            upload = with_frames(upload) if has_frames else picture_only(upload)
+            picture = None if has_frames else PlainPng.of(upload)
+        if picture is not None:
+            return Opened(format_name, picture)
     elif format_name == "GIF":
         extent = gif_extent(upload)
         check_size(*extent, decoding.max_side)

@@ -1,4 +1,4 @@
-"""Decodes plain JPEGs and PNGs, whose header has been read, with one call of Pillow's decoder.
+"""Decodes plain JPEGs and PNGs with one call of Pillow's decoder, and takes the pixels with one of its encoder.
 
 Pillow reads headers in Python, piece by piece, and feeds its decoder in pieces: 400 to 500 calls for a picture. What
 the decoder does not accept in one call is opened by Pillow in the usual way, which then says what is wrong. Knows
@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, _imaging
 
 from vit_api.decoding.image_limits import UploadFile
 from vit_api.decoding.jpeg import JpegStructure
-from vit_api.decoding.png import SIGNATURE, chunks_of
+from vit_api.decoding.png import CHECKSUM_BYTES, CHUNK, MAX_CHUNKS, SIGNATURE
 
 MAX_BYTES = 2 * 2**20
 """Pillow reads longer files piece by piece, which bounds the CPU time; see `UploadFile`."""
 
 _JPEG_MODES = {1: "L", 3: "RGB"}
 _SCALES = (8, 4, 2)
+_ENCODED = 1
+"""Pillow's encoder is at the end of the picture."""
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_HEADER = struct.Struct(">II5B")  # width, height, bits, colour type, compression, filter, interlace
 # Of 8 bits, by bits, colour type, compression, filter and interlace.
@@ -132,11 +137,22 @@ class PlainJpeg(PlainImage):
 
 
 class PlainPng(PlainImage):
-    """A PNG of 8 bits without palette, transparent colour, metadata and interlace."""
+    """A PNG of 8 bits without palette, interlace, and chunks besides those of its pixels.
+
+    Args:
+        upload: The file.
+        mode: Pillow's mode of it.
+        size: Width and height.
+        parts: Its compressed pixels.
+    """
+
+    def __init__(self, upload: bytes, mode: str, size: tuple[int, int], parts: Sequence[bytes]) -> None:
+        super().__init__(upload, mode, size)
+        self._parts = parts
 
     @classmethod
     def of(cls, upload: bytes) -> PlainPng | None:
-        """Return the picture of a file that `picture_only` returned; None if it is not plain, or long."""
+        """Return the picture of a file; None if it is not plain, or long."""
         start = len(SIGNATURE) + 8  # of the header's contents
         if len(upload) > MAX_BYTES or upload[len(SIGNATURE) : start] != b"\0\0\0\x0dIHDR" or len(upload) < start + 17:
             return None
@@ -145,16 +161,47 @@ class PlainPng(PlainImage):
         end = start + _PNG_HEADER.size
         if mode is None or not width or not height or upload[end : end + 4] != _checksum(upload[start - 4 : end]):
             return None
-        image = cls(upload, mode, (width, height))
-        return image if all(name == b"IDAT" for name, _, _ in list(chunks_of(upload))[1:]) else None
+        parts = _parts_from(upload, end + 4)
+        return None if parts is None else cls(upload, mode, (width, height), parts)
 
     def _decode(self) -> _imaging.ImagingCore | None:
-        parts = [self._upload[start : start + length] for name, start, length in chunks_of(self._upload)][1:]
-        return self._run(_imaging.zip_decoder(self._mode, self._mode), b"".join(parts))
+        return self._run(_imaging.zip_decoder(self._mode, self._mode), b"".join(self._parts))
 
     def _decode_usually(self) -> _imaging.ImagingCore:
         with Image.open(UploadFile(self._upload), formats=["PNG"]) as image:
             return self._pixels_of(image)
+
+
+def _parts_from(upload: bytes, position: int) -> list[bytes] | None:
+    """Return the data of the chunks from a position on; None if there are other ones, no end, or too many."""
+    parts: list[bytes] = []
+    while position + CHUNK.size <= len(upload) and len(parts) < MAX_CHUNKS:
+        length, name = CHUNK.unpack_from(upload, position)
+        if name != b"IDAT":
+            return parts if name == b"IEND" else None
+        position += CHUNK.size
+        parts.append(upload[position : position + length])
+        position += length + CHECKSUM_BYTES
+    return None
+
+
+def pixels_of(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an RGB picture, with one call of Pillow's encoder.
+
+    Returns:
+        uint8 [height, width, 3], not writable.
+    """
+    image.load()
+    width, height = image.size
+    encoder = _imaging.raw_encoder("RGB", "RGB")
+    try:
+        encoder.setimage(image.im, (0, 0, width, height))
+        _, status, data = encoder.encode(3 * width * height + 4 * width)
+    finally:
+        encoder.cleanup()
+    if status != _ENCODED or len(data) != 3 * width * height:
+        return np.asarray(image)
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
 def _checksum(data: bytes) -> bytes:

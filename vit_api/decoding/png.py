@@ -16,9 +16,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000
 """Encoders write 4 KB and more into a chunk; PIL's parser reads each of them in Python."""
 
-_CHUNK = struct.Struct(">I4s")  # length, name
-_CHECKSUM_BYTES = 4
-_END = _CHUNK.pack(0, b"IEND") + zlib.crc32(b"IEND").to_bytes(4, "big")
+CHUNK = struct.Struct(">I4s")  # length, name
+CHECKSUM_BYTES = 4
+_END = CHUNK.pack(0, b"IEND") + zlib.crc32(b"IEND").to_bytes(4, "big")
 _PICTURE = frozenset([b"IHDR", b"PLTE", b"IDAT"])
 _PALETTE_KIND, _KIND_AT = 3, 25
 _BEFORE_DATA = frozenset([b"tRNS", b"eXIf"])
@@ -48,9 +48,9 @@ def picture_only(upload: bytes) -> bytes:
     candidates = 0
     position, count, is_changed, has_end = len(SIGNATURE), 0, False, False
     view = memoryview(upload)
-    while position + _CHUNK.size <= len(upload):
-        length, name = _CHUNK.unpack_from(upload, position)
-        end = position + _CHUNK.size + length + _CHECKSUM_BYTES
+    while position + CHUNK.size <= len(upload):
+        length, name = CHUNK.unpack_from(upload, position)
+        end = position + CHUNK.size + length + CHECKSUM_BYTES
         count += 1
         if name == b"CgBI":
             raise unsupported("a PNG in Apple's own variant for apps (CgBI)", AS_PNG)
@@ -88,11 +88,11 @@ def with_frames(upload: bytes) -> bytes:
         TooComplex: It has too many chunks.
     """
     still = picture_only(upload)
-    start = next((start for name, start, _ in chunks_of(still) if name == b"IDAT"), len(still)) - _CHUNK.size
+    start = next((start for name, start, _ in chunks_of(still) if name == b"IDAT"), len(still)) - CHUNK.size
     view = memoryview(upload)
     parts = [(name, start, length) for name, start, length in chunks_of(upload) if name in _FRAME_PARTS]
     control = b"acTL" + struct.pack(">II", sum(name == b"fcTL" for name, _, _ in parts), 0)
-    kept = [view[start - _CHUNK.size : start + length + _CHECKSUM_BYTES] for _, start, length in parts]
+    kept = [view[start - CHUNK.size : start + length + CHECKSUM_BYTES] for _, start, length in parts]
     declared = struct.pack(">I", len(control) - 4) + control + zlib.crc32(control).to_bytes(4, "big")
     return b"".join([memoryview(still)[:start], declared, *kept, _END])
 
@@ -104,22 +104,22 @@ def chunks_of(upload: bytes) -> Iterator[tuple[bytes, int, int]]:
         TooComplex: It has too many chunks.
     """
     position, count = len(SIGNATURE), 0
-    while position + _CHUNK.size <= len(upload):
-        length, name = _CHUNK.unpack_from(upload, position)
+    while position + CHUNK.size <= len(upload):
+        length, name = CHUNK.unpack_from(upload, position)
         count += 1
         if count > MAX_CHUNKS:
             raise TooComplex(f"it has more than {MAX_CHUNKS} chunks")
         if name == b"IEND":
             return
-        yield name, position + _CHUNK.size, length
-        position += _CHUNK.size + length + _CHECKSUM_BYTES
+        yield name, position + CHUNK.size, length
+        position += CHUNK.size + length + CHECKSUM_BYTES
 
 
 def _is_candidate(name: bytes, chunk: memoryview, length: int) -> bool:
     """Return whether an ancillary chunk may say how the picture looks: transparency and orientation."""
     if name in _BEFORE_DATA:
         return True
-    start = bytes(chunk[_CHUNK.size : _CHUNK.size + max(map(len, _EXIF_TEXTS))])
+    start = bytes(chunk[CHUNK.size : CHUNK.size + max(map(len, _EXIF_TEXTS))])
     return name in _TEXTS and length <= _MAX_KEPT_BYTES and start.startswith(_EXIF_TEXTS)
 
 
@@ -127,7 +127,7 @@ def _is_intact(name: bytes, chunk: memoryview) -> bool:
     """Return whether a chunk's checksum is right, and PIL would read its text."""
     if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
         return False
-    _, _, value = bytes(chunk[_CHUNK.size : -_CHECKSUM_BYTES]).partition(b"\0")
+    _, _, value = bytes(chunk[CHUNK.size : -CHECKSUM_BYTES]).partition(b"\0")
     if name == b"iTXt":
         return value[:1] == b"\0"  # not compressed
     if name != b"zTXt":

@@ -71,6 +71,8 @@ def resize(
         exact: Return what Pillow does, bit for bit.
     """
     kind = _SIMD_FILTERS.get(Resample(resample))
+    if image.size == size and box in (None, (0, 0, *size)) and not exact:
+        return image  # as Pillow does, but without a copy
     if exact or kind is None or image.mode not in _SIMD_MODES:
         return image.resize(size, resample, box=box)
     options = simd.ResizeOptions(simd.ResizeAlg.convolution(kind))

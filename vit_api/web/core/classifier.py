@@ -201,10 +201,11 @@ class Classifier:
         cache = self._cache_for(parts)
         if cache is not None:
             began_at = time.monotonic()
+            is_missed = self._hashed is not None and self._hashed[0] is upload and self._hashed[1] == parts
             key = await self._key_of(upload, parts)
-            cached = None if bypass_cache else cache.get(key)
+            cached = None if bypass_cache or is_missed else cache.get(key)
             looked_up_at = time.monotonic()
-            if self._look_up_s is not None:
+            if self._look_up_s is not None and not is_missed:
                 self._look_up_s[cached is None].add(looked_up_at - began_at)
             if cached is not None:
                 if parts == self._parts and not isinstance(upload, Pixels):

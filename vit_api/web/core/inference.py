@@ -12,7 +12,7 @@ import functools
 import logging
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -55,6 +55,10 @@ _FULL = (
 """By urgency."""
 GONE = "The inference workers crashed and can't be restarted. The server is shutting down; retry shortly."
 """For images that no worker will take."""
+
+
+_Send = Callable[[Urgency, bytes], None]
+"""Sends a packed request record to the workers."""
 
 
 class Decoder(Protocol):
@@ -147,6 +151,7 @@ class InferenceClient:
         self._jobs: dict[int, _Job] = {}
         self._shares = SlotShares()
         self._rates = [ServiceRate() for _ in Urgency]
+        self._unsent: list[tuple[Urgency, bytes]] = []
         self._deaths: dict[int, int] = {}  # by slot: workers that died while they held its image
 
     def start(self) -> None:
@@ -189,7 +194,7 @@ class InferenceClient:
         self._rates[caller.urgency].begin()
         deadline.on_extend = functools.partial(self._extend, slot, job)
         if cost is None:
-            self._decode_into(slot, generation, job)
+            self._decode_into(slot, generation, job, self._send_soon)
         else:
             self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, *caller)
         try:
@@ -295,10 +300,11 @@ class InferenceClient:
         self._shares.add(caller)
         return taken
 
-    def _decode_into(self, slot: int, generation: int, job: _Job) -> None:
+    def _decode_into(self, slot: int, generation: int, job: _Job, send: _Send | None = None) -> None:
         """Decode an upload and queue it; usually in a decoding thread, which owns the slot's pixels meanwhile.
 
-        The request record is written here, which saves a wake-up of the event loop for each image.
+        The request record is written here, which saves a wake-up of the event loop for each image, unless `send` is to
+        do it.
         """
         try:
             self._check_wanted(slot)
@@ -306,19 +312,38 @@ class InferenceClient:
             began_at = time.monotonic()
             self._pixels[slot] = self._decoder.decode_request(upload)
             self._check_wanted(slot)
-            self._queue(slot, generation, job, began_at)
+            self._queue(slot, generation, job, began_at, send or self._send)
         except ViTError as error:
             self._fail_from_thread(slot, error)
         except Exception:
             logger.exception("decoding failed unexpectedly")
             self._fail_from_thread(slot, InternalError("The server failed to decode this image. Its log says why."))
 
-    def _queue(self, slot: int, generation: int, job: _Job, began_at: float) -> None:
+    def _queue(self, slot: int, generation: int, job: _Job, began_at: float, send: _Send) -> None:
         """Hand over a slot whose pixels are written, to the workers."""
         decoded_at = time.monotonic()
         job.decode_s = decoded_at - began_at
         self._slots.queue(slot, decoded_at)
-        self._requests[job.caller.urgency].write([RequestRecord(slot, generation).pack()])
+        send(job.caller.urgency, RequestRecord(slot, generation).pack())
+
+    def _send(self, urgency: Urgency, record: bytes) -> None:
+        self._requests[urgency].write([record])
+
+    def _send_soon(self, urgency: Urgency, record: bytes) -> None:
+        """Send a record with those of the other images that this turn of the event loop decodes.
+
+        A write wakes a worker, which costs both sides more than anything else about a small image.
+        """
+        if not self._unsent:
+            self._loop.call_soon(self._send_unsent)
+        self._unsent.append((urgency, record))
+
+    def _send_unsent(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for urgency in Urgency:
+            records = [record for its_urgency, record in unsent if its_urgency is urgency]
+            if records:
+                self._requests[urgency].write(records)
 
     def _decode_frames_into(self, frames: Sequence[_TakenFrame], plan: FramePlan, wanted: Sequence[int]) -> None:
         """Decode frames and queue each as soon as it is decoded; in a decoding thread."""
@@ -334,7 +359,7 @@ class InferenceClient:
                     slot, generation, job = left[0]
                     self._check_wanted(slot)
                     self._pixels[slot] = pixels
-                    self._queue(slot, generation, job, began_at)
+                    self._queue(slot, generation, job, began_at, self._send)
                     left.popleft()
                     began_at = time.monotonic()
         except ViTError as error:
