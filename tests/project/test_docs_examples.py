@@ -45,6 +45,10 @@ _NOT_RUN = {
         "docs/several-models.md",
         "export VIT_API_OPERATOR_KEY",
     ): "needs two models of a user; tests/e2e/test_live_models.py runs them",
+    (
+        "docs/several-models.md",
+        "vit-api models load",
+    ): "needs two models of a user; tests/e2e/test_live_models.py runs them",
     ("docs/gpu.md", "make run TORCH_INDEX"): "installs packages; tests/project/test_torch_index.py checks the commands",
     ("docs/gpu.md", "pip install"): "installs packages; tests/benchmarks/test_benchmark_gpu.py runs the benchmark",
     ("docs/hugging-face.md", "pip install"): (

@@ -127,3 +127,14 @@ def test_pillow_resizes_if_the_package_is_missing(monkeypatch: pytest.MonkeyPatc
     assert resizer_name(exact=False) == "pillow"
     for resample in FILTERS.values():
         assert not differences(samples.photos()["china"], (224, 224), resample).any()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_picture_of_the_right_size_stays_as_it_is(name: str, mode: str) -> None:
+    """Every filter would return the same pixels, with and without a box that is the whole picture."""
+    photo = samples.photos()["china"].convert(mode)
+    for box in (None, (0.0, 0.0, float(photo.width), float(photo.height))):
+        assert not differences(photo, photo.size, FILTERS[name], box).any()
+    shifted = (0.5, 0.0, float(photo.width), float(photo.height))
+    assert np.asarray(resize(photo, photo.size, FILTERS[name], shifted, exact=False)).shape[1] == photo.width

@@ -6,6 +6,7 @@ import asyncio
 import math
 import threading
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -29,6 +30,35 @@ async def test_what_is_quick_is_decoded_on_the_event_loop(upload: bytes, is_on_t
         bench.answer(await bench.claim())
         assert (await task).prediction.indices == (upload[0],)
         assert (bench.decoded_in is threading.current_thread()) == is_on_the_loop
+
+
+async def test_what_one_turn_decodes_is_sent_at_once() -> None:
+    """One write per urgency has the records of all quick images that arrived together."""
+    async with running(InferenceBench(8)) as bench:
+        urgencies = [Urgency.NORMAL, Urgency.LOW, Urgency.NORMAL, Urgency.NORMAL]
+        tasks = [bench.submit(b"q", urgency) for urgency in urgencies]
+        writes: list[tuple[Urgency, int]] = []
+        for urgency, pipe in zip(Urgency, bench.request_pipes, strict=True):
+            pipe.write = _counted(pipe.write, urgency, writes)  # type: ignore[method-assign]
+        await until(lambda: bench.table.count_by_state()[SlotState.QUEUED] == len(tasks) and bool(writes))
+        assert writes == [(Urgency.NORMAL, 3), (Urgency.LOW, 1)]
+        for pipe in bench.request_pipes:
+            for request in unpack_requests(pipe.read(9)):
+                claim = bench.worker.claim(*request)
+                assert claim is not None
+                bench.answer(claim)
+        assert [(await task).prediction.indices for task in tasks] == 4 * [(ord("q"),)]
+
+
+def _counted(
+    write: Callable[[Iterable[bytes]], None], urgency: Urgency, writes: list[tuple[Urgency, int]]
+) -> Callable[[Iterable[bytes]], None]:
+    def counted(records: Iterable[bytes]) -> None:
+        records = list(records)
+        writes.append((urgency, len(records)))
+        write(records)
+
+    return counted
 
 
 async def test_each_waiter_gets_its_own_prediction() -> None:
