@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -163,16 +164,35 @@ def running(
         subprocess.TimeoutExpired: It did not stop in time, and must.
     """
     with contextlib.ExitStack() as stack:
-        output = None if log is None else stack.enter_context(log.open("wb"))
-        process = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
+        with (
+            _termination_held_back(),
+            contextlib.nullcontext() if log is None else log.open("wb") as output,
+        ):
+            process = subprocess.Popen(
+                command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+            stack.callback(stop if must_stop else _stop_or_kill, process, stop_s)
         wait_until_ready(process, ready_url, log)
         yield process
+
+
+@contextlib.contextmanager
+def _termination_held_back() -> Iterator[None]:
+    """Handle a SIGTERM after the context: while a process is being started, nothing is there that would stop it.
+
+    Only the main thread handles signals, so in others nothing is held back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    handler = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield
     finally:
-        with contextlib.nullcontext() if must_stop else contextlib.suppress(subprocess.TimeoutExpired):
-            stop(process, stop_s)
+        signal.signal(signal.SIGTERM, handler)
+    for number in received:
+        signal.raise_signal(number)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path | None = None) -> None:
@@ -214,6 +234,11 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = _STOP_S) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _stop_or_kill(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        stop(process, timeout_s)
 
 
 def environment_with(**settings: object) -> dict[str, str]:

@@ -32,3 +32,30 @@ def test_a_terminated_benchmark_stops_its_servers(tmp_path: Path) -> None:
         finally:
             benchmark.kill()
     wait_until(lambda: not any(map(process_group.living, servers)), 30)
+
+
+def test_a_server_that_is_being_started_is_stopped_as_well(tmp_path: Path) -> None:
+    """A SIGTERM that arrives while its process is made ends the benchmark only when somebody would stop it."""
+    program = """
+import os, signal, subprocess, sys, threading
+from benchmarks.harness import servers
+
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+make = subprocess.Popen
+
+def make_and_terminate(*arguments, **options):
+    process = make(*arguments, **options)
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return process
+
+subprocess.Popen = make_and_terminate
+with servers.running([sys.executable, "-c", "import time; time.sleep(600)"], "http://127.0.0.1:9"):
+    print("started")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    group = int(done.stdout)
+    assert not process_group.living(group)

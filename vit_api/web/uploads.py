@@ -95,6 +95,7 @@ class Uploads:
         # Base64 has 4 characters for 3 bytes, and line breaks after 60 to 76 of them.
         self._json = BodyLimit(max_bytes * 4 // 3 * 31 // 30 + _ENVELOPE_BYTES, max_bytes)
         self._several = BodyLimit(max_total_bytes, max_total_bytes)
+        self._parsed: tuple[bytes, FoundUpload] | None = None  # what `only_file` has found, for `find_one`
 
     def limit_of_one(self, request: Request) -> BodyLimit:
         """Return the maximum size of a body with one upload, by its content type."""
@@ -144,6 +145,26 @@ class Uploads:
             and not body.startswith(_FORM_START)
         )
 
+    def is_form(self, request: Request) -> bool:
+        """Return whether the body of a request is declared as a form with files."""
+        return request.media_type.startswith(_FORM)
+
+    def only_file(self, body: bytes, content_type: bytes) -> bytes | None:
+        """Return the file of a short form with nothing else; None if there is more to it, which `find_one` finds out.
+
+        Args:
+            body: The whole form.
+            content_type: The request's `Content-Type`, which has the boundary.
+        """
+        if len(body) > SHORT_BODY_BYTES:
+            return None
+        try:
+            found = self._one_in_form(body, content_type)
+        except ViTError:
+            return None  # `find_one` raises it again
+        self._parsed = (body, found)
+        return found.data if not found.fields and 0 < len(found.data) <= self._max_bytes else None
+
     async def find_one(self, request: Request, field: str = "image") -> FoundUpload:
         """Return the request's upload: a file of a form, base64 in JSON, or the body itself, or base64 as its text.
 
@@ -157,7 +178,10 @@ class Uploads:
             UploadTooLarge: The upload exceeds the maximum.
         """
         body, media_type = request.take_body(), request.media_type
-        if media_type.startswith(_FORM):
+        parsed, self._parsed = self._parsed, None
+        if parsed is not None and parsed[0] is body:
+            found = parsed[1]
+        elif media_type.startswith(_FORM):
             found = await parse_body(request, body, self._one_in_form, request.headers[b"content-type"])
         elif is_json(body, media_type):
             found = FoundUpload(*await parse_body(request, body, find_in_json, field))

@@ -98,12 +98,12 @@ class Bench:
         assert call is not None
         return call
 
-    def first(self, query: bytes = b"", **headers: str) -> tuple[HotCall, bytes]:
+    def first(self, query: bytes = b"", body: bytes = _CACHED, **headers: str) -> tuple[HotCall, bytes]:
         """Answer a request as the first with its head; return it, and what is sent but for the common headers."""
         sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        sent.append((b"content-length", b"%d" % len(_CACHED)))
+        sent.append((b"content-length", b"%d" % len(body)))
         call = self.open(query, sent)
-        response = call.find_whole(_CACHED)
+        response = call.find_whole(body)
         assert response is not None
         call.end(response)
         self.repeat = call.repeat(response)
@@ -148,6 +148,24 @@ def test_a_repeated_request_gets_the_same_answer(query: bytes) -> None:
     for answer in answers:
         lines, _, body = (answer or b"").partition(b"\r\n\r\n")
         assert b"content-length: %d" % len(body) in lines
+
+
+def test_a_form_is_parsed_each_time() -> None:
+    """With the same head, and so the same boundary, the file of each form is looked up; one with fields is left."""
+    bench = Bench()
+    content_type = "multipart/form-data; boundary=b"
+    _, first = bench.first(body=_form(_CACHED), content_type=content_type)
+    assert _varying(bench.again(_form(_CACHED)) or b"") == _varying(first)
+    assert _varying(bench.again(_form(_CACHED, "another.png")) or b"") == _varying(first)
+    for other in (_form(_OTHER), _form(_CACHED, field=b"top_k=1"), _form(b""), _CACHED):
+        assert bench.again(other) is None
+
+
+def _form(file: bytes, filename: str = "a", field: bytes = b"") -> bytes:
+    name, _, value = field.partition(b"=")
+    extra = b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (name, value) if field else b""
+    head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{filename}"\r\n\r\n'
+    return extra + head.encode() + file + b"\r\n--b--\r\n"
 
 
 def test_it_is_counted_as_any_other() -> None:

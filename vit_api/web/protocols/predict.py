@@ -169,12 +169,17 @@ class PredictRoutes:
         ]
 
     def find(self, request: Request, body: bytes) -> Response | None:
-        """Return the response for an upload that is sent as the body, if it is cached."""
+        """Return the response for an upload that is sent as the body, or alone in a form, if it is cached."""
         parameters = _PLAIN_QUERIES.get(request.query)
-        if parameters is None or request.bypasses_cache or not self._uploads.is_raw(request, body):
+        if parameters is None or request.bypasses_cache:
             return None
+        upload: bytes | None = None
+        if self._uploads.is_raw(request, body):
+            upload = body
+        elif self._uploads.is_form(request):
+            upload = self._uploads.only_file(body, request.headers[b"content-type"])
         parsed_at = time.monotonic()
-        result = self._classifier.find(body)
+        result = None if upload is None else self._classifier.find(upload)
         if result is None:
             return None
         request.timeline.parsed_at = parsed_at
@@ -184,9 +189,12 @@ class PredictRoutes:
         """Return what finds responses to requests like one that `find` has answered."""
         top_k = _PLAIN_QUERIES[request.query].top_k
         find_cached, end = self._classifier.find_again, self._end
+        only_file, content_type = self._uploads.only_file, request.headers.get(b"content-type", b"")
+        is_form = self._uploads.is_form(request)
 
-        def find(upload: bytes, arrived_at: float) -> Hit | None:
-            cached = find_cached(upload)
+        def find(body: bytes, arrived_at: float) -> Hit | None:
+            upload = only_file(body, content_type) if is_form else body
+            cached = None if upload is None else find_cached(upload)
             if cached is None:
                 return None
             start = cached.rendered.get(top_k) or self._render(cached, cached.prediction, top_k)
