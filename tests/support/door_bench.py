@@ -72,7 +72,7 @@ class ScriptedRequest:
     def repeat(self, response: Response) -> None:
         return None
 
-    def forget(self) -> None:
+    def release(self) -> None:
         raise AssertionError("no request repeats another")
 
     async def answer(self, body: bytes) -> Response:

@@ -16,7 +16,7 @@ from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
 from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
-from vit_api.web.observers.exchange import Exchange, HitObserver, Observer
+from vit_api.web.observers.exchange import Exchange, Observer
 from vit_api.web.repeats import Generation, Repeat
 from vit_api.web.requests import BodyLimit, Headers, Request, Work
 from vit_api.web.responses import REQUEST_ID, Response, error_response, header_lines
@@ -180,15 +180,14 @@ class HotCall:
         """
         route, request = self._route, self._request
         generation = self._generation
-        if generation is None or route is None or route.repeat is None:
+        if generation is None or generation.hit_observers is None or route is None or route.repeat is None:
             return None
         if self._context.charge is not None or REQUEST_ID in request.headers:
             return None
-        observers = self._context.observers
-        counters = [one.hit_counter(request) for one in observers if isinstance(one, HitObserver)]
         find_hit = route.repeat(request)
-        if find_hit is None or len(counters) < len(observers):
+        if find_hit is None:
             return None
+        counters = [one.hit_counter(request) for one in generation.hit_observers]
         lines = self.header_lines(response).replace(b"%", b"%%")
         lines = lines.replace(b"content-length: %d\r\n" % len(response.body), b"content-length: %d\r\n")
         lines = lines.replace(request.id + b"\r\n", b"%b\r\n") + b"\r\n"
@@ -233,7 +232,7 @@ class HotCall:
         else:
             self._context.observe(Exchange(request, response.status, time.monotonic(), response.outcomes))
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Free the memory, instead of `end`: the request was recorded otherwise."""
         self._context.memory.release(self._request)
 

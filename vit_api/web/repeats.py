@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vit_api.web.core.classifier_result import CachedPrediction
+
+if TYPE_CHECKING:
+    from vit_api.web.observers.exchange import HitObserver
 
 CountHit = Callable[[CachedPrediction, float, int], None]
 """Counts a hit: the prediction, the seconds that the request took, and the bytes of its body."""
@@ -37,16 +40,19 @@ class Generation:
 
     Args:
         ids: The ids of requests.
+        hit_observers: What counts hits; None if more than numbers is recorded of each.
 
     Attributes:
         ids: See above.
+        hit_observers: See above.
         is_current: Whether they are still served.
     """
 
-    __slots__ = ("ids", "is_current")
+    __slots__ = ("hit_observers", "ids", "is_current")
 
-    def __init__(self, ids: Iterator[bytes]) -> None:
+    def __init__(self, ids: Iterator[bytes], hit_observers: Sequence[HitObserver] | None) -> None:
         self.ids = ids
+        self.hit_observers = hit_observers
         self.is_current = True
 
 

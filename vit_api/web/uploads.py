@@ -158,11 +158,12 @@ class Uploads:
         """
         if len(body) > SHORT_BODY_BYTES:
             return None
-        try:
-            found = self._one_in_form(body, content_type)
-        except ViTError:
-            return None  # `find_one` raises it again
-        self._parsed = (body, found)
+        if self._parsed is None or self._parsed[0] is not body:
+            try:
+                self._parsed = (body, self._one_in_form(body, content_type))
+            except ViTError:
+                return None  # `find_one` raises it again
+        found = self._parsed[1]
         return found.data if not found.fields and 0 < len(found.data) <= self._max_bytes else None
 
     async def find_one(self, request: Request, field: str = "image") -> FoundUpload:

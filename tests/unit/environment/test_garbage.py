@@ -31,7 +31,7 @@ def test_an_error_ends_the_pause() -> None:
 
 
 def test_a_collector_that_is_off_stays_off() -> None:
-    """Whoever turned it off decides when it runs again."""
+    """The caller that turned it off decides when it runs again."""
     gc.disable()
     with collection_paused():
         pass

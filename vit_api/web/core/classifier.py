@@ -160,9 +160,8 @@ class Classifier:
         cache = self._long_cache if parts else self._cache
         if cache is None:
             return None
-        hashed = self._hashed
-        if hashed is not None and hashed[0] is upload and hashed[1] == parts:
-            return None  # it was looked up just now
+        if self._was_missed(upload, parts):
+            return None
         began_at = time.monotonic()
         known = self._recent.find(upload) if parts == self._parts else None
         if known is None and len(upload) > _MAX_INLINE_HASH_BYTES:
@@ -201,7 +200,7 @@ class Classifier:
         cache = self._cache_for(parts)
         if cache is not None:
             began_at = time.monotonic()
-            is_missed = self._hashed is not None and self._hashed[0] is upload and self._hashed[1] == parts
+            is_missed = self._was_missed(upload, parts)
             key = await self._key_of(upload, parts)
             cached = None if bypass_cache or is_missed else cache.get(key)
             looked_up_at = time.monotonic()
@@ -216,6 +215,10 @@ class Classifier:
             looked_up_at = time.monotonic()
         result = await self._compute(key, upload, deadline, caller, parts, bypass_cache=bypass_cache)
         return result._replace(looked_up_at=looked_up_at, upload=upload)
+
+    def _was_missed(self, upload: Upload, parts: int) -> bool:
+        """Return whether the last look-up was for this very upload, and found nothing."""
+        return self._hashed is not None and self._hashed[0] is upload and self._hashed[1] == parts
 
     def _cache_for(self, parts: int) -> AnswerCache[CachedPrediction] | None:
         return self._long_cache if parts else self._cache
@@ -251,8 +254,8 @@ class Classifier:
 
     async def _key_of(self, upload: Upload, parts: int) -> bytes:
         """Return the SHA-256 of the identity, the kind of upload, the parts of the answer, and the upload's bytes."""
-        hashed, self._hashed = self._hashed, None
-        if hashed is not None and hashed[0] is upload and hashed[1] == parts:
+        was_missed, hashed, self._hashed = self._was_missed(upload, parts), self._hashed, None
+        if was_missed and hashed is not None:
             return hashed[2]
         if isinstance(upload, Pixels):
             seed, data = self._pixels_seed, upload.data

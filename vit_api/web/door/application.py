@@ -60,7 +60,7 @@ class HotRequest(Protocol):
     def end(self, response: Response | None) -> None:
         """Record the outcome, once; None: the client left first."""
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Free its memory, instead of `end`: it was answered, and recorded, by what is known of its head."""
 
 

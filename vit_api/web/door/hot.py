@@ -78,7 +78,7 @@ class HotExchange:
     def _answer_whole(self, body: bytes) -> None:
         if self._door.answer_again(body):
             self._has_ended = True
-            self._request.forget()
+            self._request.release()
             return
         response = self._request.find(body)
         if response is None:
