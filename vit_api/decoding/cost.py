@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from vit_api.decoding.jpeg import MAX_SCANS, USUAL_SCANS
+from vit_api.decoding.jpeg import MAX_SCANS, USUAL_SCANS, plain_header
 from vit_api.decoding.other_formats import MAX_LEADING_BYTES
 from vit_api.decoding.uploads import Pixels, Upload
 
@@ -113,6 +113,8 @@ def _read_header(upload: bytes) -> _Header:  # noqa: PLR0911
         return _largest_box(upload)
     if upload[:4] in _TIFF_STARTS:
         return _Header("TIFF", *_tiff_size(upload))
+    if (plain := plain_header(upload)) is not None:
+        return _Header("JPEG", *plain.size)
     start = upload.find(_JPEG_START, 0, MAX_LEADING_BYTES)
     return _Header("") if start < 0 else _jpeg_header(upload, start + 2)
 

@@ -5,6 +5,7 @@ Knows no pixels and no files. Sizes are (width, height), but those of a `Preproc
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from vit_api.checkpoints.preprocessing import Preprocessing, Size
@@ -64,6 +65,7 @@ class Layout:
         )
 
 
+@functools.lru_cache(maxsize=256)
 def layout_of(size: Size, orientation: int, preprocessing: Preprocessing) -> Layout:
     """Return the layout of a picture.
 

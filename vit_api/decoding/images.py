@@ -225,10 +225,15 @@ def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bo
 
 
 def _open_jpeg(upload: bytes, decoding: Decoding) -> Opened:
+    header = jpeg.plain_header(upload) if len(upload) <= plain.MAX_BYTES else None
+    if header is not None:
+        return Opened("JPEG", PlainJpeg(upload, header, lambda: _open_any_jpeg(upload, decoding).image))
+    return _open_any_jpeg(upload, decoding)
+
+
+def _open_any_jpeg(upload: bytes, decoding: Decoding) -> Opened:
     upload = jpeg.without_leading_bytes(upload)
     structure = jpeg.read_structure(upload)
-    if PlainJpeg.takes(upload, structure):
-        return Opened("JPEG", PlainJpeg(upload, structure))
     if not structure.has_end:
         upload = _with_end(upload, structure, decoding)
     image = Image.open(UploadFile(upload), formats=["JPEG"])

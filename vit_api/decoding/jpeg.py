@@ -6,7 +6,10 @@ Knows no pixels.
 from __future__ import annotations
 
 import re
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vit_api.decoding.image_limits import TooComplex
 from vit_api.decoding.other_formats import MAX_LEADING_BYTES
@@ -34,6 +37,12 @@ _OTHER_KINDS = {_JPEG_LS: "is a JPEG-LS", 0xCB: "is lossless with arithmetic cod
     _HIERARCHICAL, "is hierarchical"
 )
 _COEFFICIENT_BYTES = 2
+_BITS = 8
+_MARKER_START = 0xFF
+_SEGMENTS = frozenset(range(0xC0, 0xFF)) - _WITHOUT_LENGTH - frozenset(range(0xD0, 0xD8))
+_PLAIN_FRAMES = frozenset([0xC0, 0xC1])  # baseline and extended sequential, with Huffman coding
+_SEGMENT = struct.Struct(">BBH")  # the marker, and the length of what follows it
+_FRAME = struct.Struct(">BHHB")  # precision, height, width, components
 
 
 @dataclass(frozen=True)
@@ -45,31 +54,65 @@ class JpegStructure:
         samples: Samples of all components, after chroma subsampling.
         keeps_coefficients: Whether the decoder holds the whole picture's coefficients: it has several scans.
         has_end: Whether the last marker is there.
-        size: Width and height, by the first frame header.
-        components: Number of colour components, by the same.
-        frames: Number of frame headers before the end; a picture has one.
-        metadata: The contents of its APP1 segments: EXIF data and XMP.
     """
 
     scans: int
     samples: int
     keeps_coefficients: bool
     has_end: bool
-    size: tuple[int, int]
-    components: int
-    frames: int
-    metadata: tuple[bytes, ...]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is one frame of grey or three colours in one scan, as cameras and browsers write it."""
-        is_whole = self.has_end and self.scans == 1 and not self.keeps_coefficients
-        return is_whole and self.frames == 1 and self.components in (1, 3) and min(self.size) > 0
 
     @property
     def coefficient_bytes(self) -> int:
         """Memory for coefficients, whatever the size that the picture is scaled to."""
         return self.samples * _COEFFICIENT_BYTES if self.keeps_coefficients else 0
+
+
+class PlainHeader(NamedTuple):
+    """The header of a JPEG of grey or three colours in one scan, as cameras and browsers write it.
+
+    Attributes:
+        size: Width and height.
+        components: Number of colour components: 1 or 3.
+        metadata: The contents of its APP1 segments: EXIF data and XMP.
+    """
+
+    size: tuple[int, int]
+    components: int
+    metadata: list[bytes]
+
+
+def plain_header(upload: bytes) -> PlainHeader | None:
+    """Return the header of a JPEG whose segments follow each other up to a scan of all components; else None.
+
+    What comes after it is not read: libjpeg, too, takes such a picture for complete after one scan, and refuses others.
+    """
+    size, components = (0, 0), 0
+    metadata: list[bytes] = []
+    for code, contents, end in _segments(upload):
+        if code == _SCAN:
+            is_plain = components in (1, 3) and upload[contents] == components and min(size) > 0
+            return PlainHeader(size, components, metadata) if is_plain else None
+        if code == _APP1:
+            metadata.append(upload[contents:end])
+        elif code in _FRAMES:
+            if code not in _PLAIN_FRAMES or components or end - contents < _FRAME.size:
+                return None
+            precision, height, width, components = _FRAME.unpack_from(upload, contents)
+            if precision != _BITS:
+                return None
+            size = width, height
+    return None
+
+
+def _segments(upload: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the code of each segment's marker, where its contents start and where they end; stop at anything else."""
+    position = len(_START) if upload.startswith(_START) else len(upload)
+    while position + _SEGMENT.size < len(upload):
+        start, code, length = _SEGMENT.unpack_from(upload, position)
+        contents, position = position + _SEGMENT.size, position + 2 + length
+        if start != _MARKER_START or code not in _SEGMENTS or not contents <= position <= len(upload):
+            return
+        yield code, contents, position
 
 
 def noise(length: int) -> bytes:
@@ -93,10 +136,8 @@ def read_structure(upload: bytes) -> JpegStructure:
         TooComplex: There are too many.
         UnsupportedImage: The JPEG is of a kind that libjpeg does not read.
     """
-    segments = scans = position = samples = components = components_of_scan = frames = 0
+    segments = scans = position = samples = components = components_of_scan = 0
     is_progressive = has_end = False
-    size = 0, 0
-    metadata: list[bytes] = []
     while found := _MARKER.search(upload, position):
         position = found.end()
         code = upload[position - 1]
@@ -104,11 +145,9 @@ def read_structure(upload: bytes) -> JpegStructure:
             has_end = True
             break
         segments += 1
-        if code in _FRAMES:
-            frames += 1
-            if not components:
-                is_progressive = code in _PROGRESSIVE
-                components, samples, size = _read_frame(code, upload[position : position + 2 + 6 + 3 * 4])
+        if code in _FRAMES and not components:
+            is_progressive = code in _PROGRESSIVE
+            components, samples = _read_frame(code, upload[position : position + 2 + 6 + 3 * 4])
         if code == _SCAN:
             scans += 1
             components_of_scan = components_of_scan or int.from_bytes(upload[position + 2 : position + 3])
@@ -116,26 +155,23 @@ def read_structure(upload: bytes) -> JpegStructure:
         if scans > MAX_SCANS or segments > MAX_SEGMENTS or is_long:
             raise TooComplex(f"it has {scans} scans, {segments} segments")
         if code not in _WITHOUT_LENGTH:
-            length = int.from_bytes(upload[position : position + 2], "big")
-            if code == _APP1:
-                metadata.append(upload[position + 2 : position + length])
-            position += length
+            position += int.from_bytes(upload[position : position + 2], "big")
     keeps = is_progressive or components_of_scan < components
-    return JpegStructure(scans, samples, keeps, has_end, size, components, frames, tuple(metadata))
+    return JpegStructure(scans, samples, keeps, has_end)
 
 
-def _read_frame(code: int, header: bytes) -> tuple[int, int, tuple[int, int]]:
-    """Return the number of components, the samples of all of them, and the picture's width and height.
+def _read_frame(code: int, header: bytes) -> tuple[int, int]:
+    """Return the number of components and the samples of all of them.
 
     Args:
         code: The marker's code.
         header: The bytes after the marker: length, precision, height, width, components.
     """
     if len(header) < 8:
-        return 0, 0, (0, 0)
+        return 0, 0
     precision, components = header[2], header[7]
     height, width = (int.from_bytes(header[at : at + 2], "big") for at in (3, 5))
-    if precision != 8:
+    if precision != _BITS:
         raise UnsupportedImage(
             f"The JPEG has {precision} bits per sample, and only 8 are supported. Save it again, as PNG for example."
         )
@@ -144,7 +180,7 @@ def _read_frame(code: int, header: bytes) -> tuple[int, int, tuple[int, int]]:
         raise UnsupportedImage(f"The JPEG {what}, which is not supported. Save it again, as PNG for example.")
     factors = [divmod(header[at], 16) for at in range(9, min(8 + 3 * components, len(header)), 3)]
     if not factors or not all(across and down for across, down in factors):
-        return components, width * height * components, (width, height)
+        return components, width * height * components
     most_across, most_down = max(across for across, _ in factors), max(down for _, down in factors)
     share = sum(across * down for across, down in factors) / (most_across * most_down)
-    return components, int(width * height * share), (width, height)
+    return components, int(width * height * share)

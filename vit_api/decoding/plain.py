@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, _imaging
 
 from vit_api.decoding.image_limits import UploadFile
-from vit_api.decoding.jpeg import JpegStructure
+from vit_api.decoding.jpeg import PlainHeader
 from vit_api.decoding.png import CHECKSUM_BYTES, CHUNK, MAX_CHUNKS, SIGNATURE
 
 MAX_BYTES = 2 * 2**20
@@ -86,21 +86,18 @@ class PlainJpeg(PlainImage):
     """A JPEG in one scan of grey or three colours.
 
     Args:
-        upload: The file.
-        structure: What its header says; `is_plain`.
+        upload: The file, of at most `MAX_BYTES`.
+        header: Its header.
+        open_usually: Opens it with Pillow, once the decoder does not accept it.
     """
 
-    def __init__(self, upload: bytes, structure: JpegStructure) -> None:
-        super().__init__(upload, _JPEG_MODES[structure.components], structure.size)
+    def __init__(self, upload: bytes, header: PlainHeader, open_usually: Callable[[], Image.Image]) -> None:
+        super().__init__(upload, _JPEG_MODES[header.components], header.size)
         self._draft_size: tuple[int, int] | None = None
         self._scale = 1
-        for segment in structure.metadata:
+        self._open_usually = open_usually
+        for segment in header.metadata:
             self._add_metadata(segment)
-
-    @classmethod
-    def takes(cls, upload: bytes, structure: JpegStructure) -> bool:
-        """Return whether a file is plain and short."""
-        return structure.is_plain and len(upload) <= MAX_BYTES and upload.startswith(b"\xff\xd8")
 
     def draft(self, mode: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int, float, float]] | None:
         """Have it scaled by 1/2, 1/4 or 1/8 while it is decoded, if it stays at least of a size.
@@ -124,7 +121,7 @@ class PlainJpeg(PlainImage):
         return self._run(_imaging.jpeg_decoder(self._mode, self._mode, "", self._scale, 0), self._upload)
 
     def _decode_usually(self) -> _imaging.ImagingCore:
-        with Image.open(UploadFile(self._upload), formats=["JPEG"]) as image:
+        with self._open_usually() as image:
             image.draft(None, self._draft_size)
             return self._pixels_of(image)
 

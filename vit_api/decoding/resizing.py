@@ -5,6 +5,7 @@ Knows nothing of files, orientations or models.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 
@@ -34,6 +35,7 @@ _SIMD_FILTERS = (
     }
 )
 _SIMD_MODES = ("L", "RGB", "RGBA")
+_OPTIONS = 256
 _of_thread = threading.local()
 
 
@@ -70,27 +72,35 @@ def resize(
         box: The part to resize; None for all of it.
         exact: Return what Pillow does, bit for bit.
     """
-    kind = _SIMD_FILTERS.get(Resample(resample))
     if image.size == size and box in (None, (0, 0, *size)) and not exact:
         return image  # as Pillow does, but without a copy
-    if exact or kind is None or image.mode not in _SIMD_MODES:
+    if exact or resample not in _SIMD_FILTERS or image.mode not in _SIMD_MODES:
         return image.resize(size, resample, box=box)
-    options = simd.ResizeOptions(simd.ResizeAlg.convolution(kind))
-    if box is not None:
-        left, top, right, bottom = box
-        options.crop_box = simd.CropBox(
-            left, top, _extent(left, right, image.width), _extent(top, bottom, image.height)
-        )
-    resized = Image.new(image.mode, size)
-    _resizer().resize_pil(image, resized, options)
+    resized = Image.new(image.mode, size, None)  # without a colour: every pixel is written
+    _resizer().resize_pil(image, resized, _options(resample, None if box is None else (*box, *image.size)))
     return resized
 
 
 def _resizer() -> simd.Resizer:
     """Return this thread's resizer: it has buffers, and can't be used by two threads at once."""
-    if not hasattr(_of_thread, "resizer"):
+    try:
+        return _of_thread.resizer
+    except AttributeError:
         _of_thread.resizer = simd.Resizer()
-    return _of_thread.resizer
+        return _of_thread.resizer
+
+
+@functools.lru_cache(maxsize=_OPTIONS)
+def _options(resample: int, part: tuple[float, float, float, float, int, int] | None) -> simd.ResizeOptions:
+    """Return the options of a filter and the part of a picture to resize: its box, and the picture's width and height.
+
+    Uploads often have the same size, and making the options takes as long as resizing a small picture.
+    """
+    options = simd.ResizeOptions(simd.ResizeAlg.convolution(_SIMD_FILTERS[Resample(resample)]))
+    if part is not None:
+        left, top, right, bottom, width, height = part
+        options.crop_box = simd.CropBox(left, top, _extent(left, right, width), _extent(top, bottom, height))
+    return options
 
 
 def _extent(start: float, end: float, length: int) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from PIL import Image
 
 from tests.support import samples
 from vit_api.decoding import jpeg
+from vit_api.decoding.image_limits import TooComplex
+from vit_api.decoding.images import Decoding, open_upload
 from vit_api.decoding.plain import MAX_BYTES, PlainJpeg, PlainPng
 
 
@@ -20,10 +24,20 @@ def _photo(size: tuple[int, int] = (157, 103), mode: str = "RGB", **options: Any
     return samples.encode(samples.photos()["coffee"].resize(size).convert(mode), "JPEG", **options)
 
 
+def _open_with_pillow(upload: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(upload), formats=["JPEG"])
+
+
 def _open_plain(upload: bytes) -> PlainJpeg:
-    structure = jpeg.read_structure(upload)
-    assert PlainJpeg.takes(upload, structure)
-    return PlainJpeg(upload, structure)
+    header = jpeg.plain_header(upload)
+    assert header is not None
+    return PlainJpeg(upload, header, functools.partial(_open_with_pillow, upload))
+
+
+def _open(upload: bytes) -> Image.Image:
+    decoding = Decoding(exact=False, max_side=65_535, max_bytes=2**28, background=None)
+    with open_upload(upload, "JPEG", decoding) as opened:
+        return opened.image
 
 
 def _load(image: Image.Image, size: tuple[int, int] | None) -> tuple[Any, Any]:
@@ -34,7 +48,7 @@ def _load(image: Image.Image, size: tuple[int, int] | None) -> tuple[Any, Any]:
 
 def _assert_same(upload: bytes, size: tuple[int, int] | None) -> None:
     box, found = _load(_open_plain(upload), size)
-    with Image.open(io.BytesIO(upload), formats=["JPEG"]) as image:
+    with _open_with_pillow(upload) as image:
         expected_box, expected = _load(image, size)
     assert box == expected_box
     np.testing.assert_array_equal(found, expected)
@@ -79,15 +93,58 @@ def test_other_contents_give_the_pixels_of_pillow(options: dict[str, Any]) -> No
 )
 def test_other_kinds_are_left_to_pillow(options: dict[str, Any]) -> None:
     """Only one scan of grey or three colours is plain."""
-    upload = _photo(**options)
-    assert not PlainJpeg.takes(upload, jpeg.read_structure(upload))
+    assert jpeg.plain_header(_photo(**options)) is None
 
 
-def test_long_and_unfinished_files_are_left_to_pillow() -> None:
-    """The CPU time of a long file is bounded while it is read."""
+def _with_second_frame(upload: bytes) -> bytes:
+    start = upload.index(b"\xff\xc0")
+    frame = upload[start : start + 2 + 17]
+    return upload[:start] + frame + upload[start:]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda upload: upload[:1], id="one byte"),
+        pytest.param(lambda upload: upload[: upload.index(b"\xff\xc0") + 6], id="no more than half a frame header"),
+        pytest.param(lambda upload: upload[: upload.index(b"\xff\xda") + 4], id="no scan"),
+        pytest.param(lambda upload: b"\n" + upload, id="bytes before the start"),
+        pytest.param(lambda upload: upload[:2] + b"\xff" + upload[2:], id="fill byte"),
+        pytest.param(lambda upload: upload[:2] + b"\0" + upload[2:], id="bytes between segments"),
+        pytest.param(lambda upload: upload[:2] + b"\xff\xfe\0\0" + upload[2:], id="segment shorter than its length"),
+        pytest.param(_with_second_frame, id="two frames"),
+        pytest.param(lambda upload: upload.replace(b"\xff\xc0", b"\xff\xc9"), id="arithmetic coding"),
+        pytest.param(lambda upload: upload.replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"), id="12 bits"),
+    ],
+)
+def test_an_unusual_header_is_not_plain(change: Callable[[bytes], bytes]) -> None:
+    """All that is not in the usual order is for the code that knows every case."""
+    assert jpeg.plain_header(_photo()) is not None
+    assert jpeg.plain_header(change(_photo())) is None
+
+
+def test_a_long_file_is_left_to_pillow() -> None:
+    """Its CPU time is bounded while it is read."""
+    assert isinstance(_open(_photo()), PlainJpeg)
+    assert not isinstance(_open(_photo() + bytes(MAX_BYTES)), PlainJpeg)
+
+
+@pytest.mark.parametrize("size", [None, (30, 20)])
+def test_a_file_without_its_end_is_completed(size: tuple[int, int] | None) -> None:
+    """The decoder waits for the last marker, and the usual way adds it."""
     upload = _photo()
-    for other in (upload[:-2], upload + bytes(MAX_BYTES)):
-        assert not PlainJpeg.takes(other, jpeg.read_structure(other))
+    box, found = _load(_open(upload[:-2]), size)
+    expected_box, expected = _load(_open_with_pillow(upload), size)
+    assert box == expected_box
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_limits_hold_behind_a_plain_header() -> None:
+    """What libjpeg does not accept at once is checked as any other file is."""
+    upload = _photo()[: -len(jpeg.END)] + b"\xff\xda\0\2" * 200
+    assert jpeg.plain_header(upload) is not None
+    with pytest.raises(TooComplex):
+        _open(upload).load()
 
 
 def test_metadata_is_that_of_pillow() -> None:
@@ -117,18 +174,15 @@ def test_damage_has_the_consequences_that_it_has_in_pillow(changes: dict[float, 
         damaged[int(where * len(damaged))] = value
     upload = bytes(damaged)
     try:
-        structure = jpeg.read_structure(upload)
-    except Exception:
-        return
-    if not PlainJpeg.takes(upload, structure):
-        return
-    try:
-        with Image.open(io.BytesIO(upload), formats=["JPEG"]) as image:
+        with _open_with_pillow(upload) as image:
             expected = np.asarray(image)
     except Exception:
         expected = None
+    header = jpeg.plain_header(upload)
+    if header is None:
+        return
     try:
-        plain = PlainJpeg(upload, structure)
+        plain = PlainJpeg(upload, header, functools.partial(_open_with_pillow, upload))
         plain.load()
         found = np.asarray(plain)
     except Exception:
