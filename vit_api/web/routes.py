@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fastapi.routing import APIRoute
 
 from vit_api.errors import ViTError
-from vit_api.web.repeats import FindHit
+from vit_api.web.repeats import HitFinder
 from vit_api.web.requests import BodyLimit, Request
 from vit_api.web.responses import Response
 
@@ -101,7 +101,7 @@ class HotRoute:
     body_limit: Callable[[Request], BodyLimit]
     operation: Operation | None = None
     find: Callable[[Request, bytes], Response | None] | None = None
-    repeat: Callable[[Request], FindHit | None] | None = None
+    repeat: Callable[[Request], HitFinder | None] | None = None
     error_body: Callable[[ViTError], bytes] | None = None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from vit_api.errors import ViTError
 from vit_api.web.core.classifier_result import ClassifierResult
-from vit_api.web.repeats import CountHit
+from vit_api.web.repeats import CountHits
 from vit_api.web.requests import Request
 
 
@@ -43,5 +43,5 @@ class Observer(Protocol):
 class HitObserver(Observer, Protocol):
     """Records no more of a cache hit than numbers."""
 
-    def hit_counter(self, request: Request) -> CountHit:
+    def hit_counter(self, request: Request) -> CountHits:
         """Return what records cache hits of requests with the same head as this one."""
