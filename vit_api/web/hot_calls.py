@@ -17,6 +17,7 @@ from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
 from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
 from vit_api.web.observers.exchange import Exchange, Observer
+from vit_api.web.observers.hits import HitRecorder
 from vit_api.web.repeats import Generation, Repeat
 from vit_api.web.requests import BodyLimit, Headers, Request, Work
 from vit_api.web.responses import REQUEST_ID, Response, error_response, header_lines
@@ -176,22 +177,24 @@ class HotCall:
     def repeat(self, response: Response) -> Repeat | None:
         """Return what answers further requests with this head, whose response was found; None: each is different.
 
-        That is so if each is charged, if more than numbers is recorded of it, or if its client has sent an id.
+        That is so if each is charged, if its client has sent an id, or if its route says so.
         """
         route, request = self._route, self._request
         generation = self._generation
-        if generation is None or generation.hit_observers is None or route is None or route.repeat is None:
+        if generation is None or route is None or route.repeat is None:
             return None
         if self._context.charge is not None or REQUEST_ID in request.headers:
             return None
-        find_hit = route.repeat(request)
-        if find_hit is None:
+        finder = route.repeat(request, response)
+        if finder is None:
             return None
         counters = [one.hit_counter(request) for one in generation.hit_observers]
         lines = self.header_lines(response).replace(b"%", b"%%")
         lines = lines.replace(b"content-length: %d\r\n" % len(response.body), b"content-length: %d\r\n")
         lines = lines.replace(request.id + b"\r\n", b"%b\r\n") + b"\r\n"
-        return Repeat(find_hit, counters, lines, generation=generation, max_bytes=self._limit.max_bytes)
+        record = HitRecorder(request, generation.observers).record if generation.observers else None
+        max_bytes = self._limit.max_bytes
+        return Repeat(finder, counters, lines, generation=generation, max_bytes=max_bytes, record=record)
 
     async def answer(self, body: bytes) -> Response:
         """Admit a request whose whole body is here, unless `find_whole` has, handle it, and return the response."""
@@ -235,6 +238,9 @@ class HotCall:
     def release(self) -> None:
         """Free the memory, instead of `end`: the request was recorded otherwise."""
         self._context.memory.release(self._request)
+        if self._generation is not None:
+            for one in self._generation.releasing:
+                one.release(self._request)
 
     def _unexpected(self) -> ViTError:
         """Log the exception that is being handled."""

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from vit_api.web.core.classifier_result import CachedPrediction
+from vit_api.web.core.classifier_result import CachedPrediction, Tier
 
 if TYPE_CHECKING:
     from vit_api.web.door.known_requests import Turn
-    from vit_api.web.observers.exchange import HitObserver
+    from vit_api.web.observers.exchange import HitObserver, Observer, Releasing
 
 CountHits = Callable[[CachedPrediction, float, int, int], None]
 """Counts hits: their prediction, the seconds that they took together, the bytes of each body, and how many they are."""
@@ -26,20 +26,45 @@ _ID = b"\x00"
 _TIMES_MS = [b"0.%03d" % microseconds for microseconds in range(500)]
 """Rendered, so that none is rendered for each hit. A known request that takes longer is answered another way, so that
 the times of all fall into the first bucket of the histograms."""
+_NO_TIMES = [b""] * len(_TIMES_MS)
 
 
 class Hit(NamedTuple):
-    """A response from the cache; between the two parts of its body is the time that it took, in milliseconds.
+    """A response from the cache.
 
     Attributes:
         cached: The prediction.
-        start: The start of the body.
-        end: The end of the body.
+        upload: The upload.
+        start: The body, or its start.
+        end: The rest of the body, before which is the time that it took, in milliseconds; None: there is no time in it.
     """
 
     cached: CachedPrediction
+    upload: bytes
     start: bytes
-    end: bytes
+    end: bytes | None
+
+
+class AnsweredHit(NamedTuple):
+    """What is a hit's own, for observers that record each.
+
+    Attributes:
+        request_id: The request's id.
+        client: The address and port of its client.
+        began_at: When it was begun, in seconds of the monotonic clock.
+        ended_at: When it was answered.
+        tier: The cache that had it.
+    """
+
+    request_id: bytes
+    client: tuple[str, int] | None
+    began_at: float
+    ended_at: float
+    tier: Tier
+
+
+RecordHit = Callable[[AnsweredHit, CachedPrediction, bytes, int], None]
+"""Records a hit: what is its own, the prediction, the upload, and the size of its body."""
 
 
 class HeldHit(Protocol):
@@ -69,19 +94,31 @@ class Generation:
 
     Args:
         ids: The ids of requests.
-        hit_observers: What counts hits; None if more than numbers is recorded of each.
+        hit_observers: What counts hits.
+        observers: What records each hit.
+        releasing: What keeps something for each request.
 
     Attributes:
         ids: See above.
         hit_observers: See above.
+        observers: See above.
+        releasing: See above.
         is_current: Whether they are still served.
     """
 
-    __slots__ = ("hit_observers", "ids", "is_current")
+    __slots__ = ("hit_observers", "ids", "is_current", "observers", "releasing")
 
-    def __init__(self, ids: Iterator[bytes], hit_observers: Sequence[HitObserver] | None) -> None:
+    def __init__(
+        self,
+        ids: Iterator[bytes],
+        hit_observers: Sequence[HitObserver],
+        observers: Sequence[Observer] = (),
+        releasing: Sequence[Releasing] = (),
+    ) -> None:
         self.ids = ids
         self.hit_observers = hit_observers
+        self.observers = observers
+        self.releasing = releasing
         self.is_current = True
 
 
@@ -90,50 +127,49 @@ class KnownHit:
 
     Args:
         parts: What is before the id, between the id and the time, and after the time.
-        held: The hit.
-        cached: Its prediction.
-        counters: Count the hits.
-        generation: The routes that the first request was for.
+        held: What tells whether it is still cached.
+        hit: The hit.
+        repeat: What all requests with the same head have in common.
         received_bytes: The size of the body.
     """
 
     __slots__ = (
+        "_answered",
         "_before",
         "_between",
-        "_cached",
         "_checked_in",
-        "_counters",
         "_end",
-        "_generation",
         "_held",
+        "_hit",
         "_hits",
         "_ids",
         "_received_bytes",
+        "_repeat",
         "_seconds",
+        "_times",
     )
 
     def __init__(
         self,
         parts: tuple[bytes, bytes, bytes],
         held: HeldHit,
-        cached: CachedPrediction,
-        counters: Sequence[CountHits],
-        *,
-        generation: Generation,
+        hit: Hit,
+        repeat: Repeat,
         received_bytes: int,
     ) -> None:
         self._before, self._between, self._end = parts
         self._held = held
-        self._cached = cached
-        self._counters = counters
-        self._generation = generation
-        self._ids = generation.ids
+        self._hit = hit
+        self._repeat = repeat
+        self._ids = repeat.generation.ids
+        self._times = _NO_TIMES if hit.end is None else _TIMES_MS
         self._received_bytes = received_bytes
+        self._answered: list[AnsweredHit] | None = None if repeat.record is None else []
         self._checked_in = -1
         self._hits = 0
         self._seconds = 0.0
 
-    def render(self, began_at: float, turn: Turn) -> bytes | None:
+    def render(self, began_at: float, turn: Turn, client: tuple[str, int] | None) -> bytes | None:
         """Return the response to the next request, see `door.application.KnownAnswer`."""
         if self._checked_in != turn.number and not self._check(turn):
             return None
@@ -144,11 +180,14 @@ class KnownHit:
             return None
         self._hits += 1
         self._seconds += seconds
-        return b"".join((self._before, next(self._ids), self._between, _TIMES_MS[microseconds], self._end))
+        request_id = next(self._ids)
+        if self._answered is not None:
+            self._answered.append(AnsweredHit(request_id, client, began_at, ended_at, Tier.LOCAL))
+        return b"".join((self._before, request_id, self._between, self._times[microseconds], self._end))
 
     def _check(self, turn: Turn) -> bool:
         """Return whether it may be used in this turn."""
-        if not self._generation.is_current or not self._held.is_cached():
+        if not self._repeat.generation.is_current or not self._held.is_cached():
             return False
         self._checked_in = turn.number
         turn.answers.append(self)
@@ -160,8 +199,12 @@ class KnownHit:
         if hits:
             self._hits, self._seconds = 0, 0.0
             self._held.count(hits, seconds)
-            for count in self._counters:
-                count(self._cached, seconds, self._received_bytes, hits)
+            for count in self._repeat.counters:
+                count(self._hit.cached, seconds, self._received_bytes, hits)
+        if self._answered and self._repeat.record is not None:
+            answered, self._answered = self._answered, []
+            for one in answered:
+                self._repeat.record(one, self._hit.cached, self._hit.upload, self._received_bytes)
 
 
 class Repeat:
@@ -173,9 +216,15 @@ class Repeat:
         lines: The lines of the headers, with places for the length of the body and for the request's id.
         generation: The routes that the first request was for.
         max_bytes: Maximum size of a body.
+        record: Records each hit; None: numbers suffice.
+
+    Attributes:
+        counters: See above.
+        generation: See above.
+        record: See above.
     """
 
-    __slots__ = ("_arrived_at", "_counters", "_finder", "_generation", "_hit", "_lines", "_max_bytes")
+    __slots__ = ("_arrived_at", "_finder", "_hit", "_id", "_lines", "_max_bytes", "counters", "generation", "record")
 
     def __init__(
         self,
@@ -185,34 +234,43 @@ class Repeat:
         *,
         generation: Generation,
         max_bytes: int,
+        record: RecordHit | None = None,
     ) -> None:
+        self.counters = counters
+        self.generation = generation
+        self.record = record
         self._finder = finder
-        self._counters = counters
         self._lines = lines
-        self._generation = generation
         self._max_bytes = max_bytes
         self._arrived_at = 0.0
+        self._id = b""
         self._hit: Hit | None = None
 
     def find(self, body: bytes) -> bytes | None:
         """Return the response but for the headers that all have in common; None if it is not cached."""
-        generation = self._generation
+        generation = self.generation
         if len(body) > self._max_bytes or not generation.is_current:
             return None
         self._arrived_at = arrived_at = time.monotonic()
         self._hit = hit = self._finder.find(body)
         if hit is None:
             return None
-        content = b"%b%.3f%b" % (hit.start, (time.monotonic() - arrived_at) * 1000, hit.end)
-        return self._lines % (len(content), next(generation.ids)) + content
+        content = hit.start
+        if hit.end is not None:
+            content = b"%b%.3f%b" % (content, (time.monotonic() - arrived_at) * 1000, hit.end)
+        self._id = request_id = next(generation.ids)
+        return self._lines % (len(content), request_id) + content
 
-    def end(self, received_bytes: int) -> None:
-        """Count the request, whose response was written."""
+    def end(self, received_bytes: int, client: tuple[str, int] | None) -> None:
+        """Record the request, whose response was written."""
         hit = self._hit
         assert hit is not None
-        seconds = time.monotonic() - self._arrived_at
-        for count in self._counters:
-            count(hit.cached, seconds, received_bytes, 1)
+        ended_at, tier = time.monotonic(), hit.cached.take_tier()
+        for count in self.counters:
+            count(hit.cached, ended_at - self._arrived_at, received_bytes, 1)
+        if self.record is not None:
+            answered = AnsweredHit(self._id, client, self._arrived_at, ended_at, tier)
+            self.record(answered, hit.cached, hit.upload, received_bytes)
 
     def known(self, received_bytes: int) -> KnownHit | None:
         """Return what answers further requests like the one that was found last, given the size of its body."""
@@ -220,13 +278,6 @@ class Repeat:
         held = None if hit is None else self._finder.hold(hit.cached)
         if hit is None or held is None:
             return None
-        length = len(hit.start) + len(_TIMES_MS[0]) + len(hit.end)
+        length = len(hit.start) + (0 if hit.end is None else len(_TIMES_MS[0]) + len(hit.end))
         before, _, after = (self._lines % (length, _ID)).partition(_ID)
-        return KnownHit(
-            (before, after + hit.start, hit.end),
-            held,
-            hit.cached,
-            self._counters,
-            generation=self._generation,
-            received_bytes=received_bytes,
-        )
+        return KnownHit((before, after + hit.start, hit.end or b""), held, hit, self, received_bytes)

@@ -125,7 +125,7 @@ class Bench:
         assert isinstance(self.repeat, Repeat)
         answer = self.repeat.find(bytes(bytearray(body)))  # each request has a body of its own
         if answer is not None:
-            self.repeat.end(len(body))
+            self.repeat.end(len(body), ("1.2.3.4", 5))
         return answer
 
     def counts(self) -> dict[str, Any]:
@@ -225,11 +225,27 @@ def test_a_request_with_an_id_of_its_own_is_not_repeated(headers: dict[str, str]
     assert bench.repeat is None
 
 
-def test_each_request_is_different_if_more_than_numbers_are_recorded() -> None:
-    """An access log, a decision log or a trace has something of each request."""
-    bench = Bench(KeepAll())
-    bench.first()
-    assert bench.repeat is None
+def test_each_hit_is_recorded_if_numbers_do_not_suffice() -> None:
+    """An access log, a decision log and traces get of each what they would get of a first one."""
+    kept = KeepAll()
+    bench = Bench(kept)
+    bench.first(priority="u=7")
+    bench.again()
+    doors = Doors(bench)
+    door = doors.open()
+    for _ in range(4):
+        doors.exchange(door, _sent())
+    first, *others = kept.exchanges
+    assert len(others) == 5
+    assert len({one.request.id for one in kept.exchanges}) == 6
+    for one in others:
+        assert (one.status, one.request.path, one.request.endpoint) == (200, "/predict", "/predict")
+        assert one.request.received_bytes == first.request.received_bytes
+        assert one.outcomes[0].upload == first.outcomes[0].upload  # type: ignore[union-attr]
+        assert one.outcomes[0].source is first.outcomes[0].source  # type: ignore[union-attr]
+        assert one.seconds >= 0
+    assert others[0].request.address == "1.2.3.4"
+    assert others[0].request.urgency is Urgency.LOW
 
 
 def test_each_request_is_charged() -> None:

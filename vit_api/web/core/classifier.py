@@ -189,11 +189,8 @@ class Classifier:
         return ClassifierResult(cached, Source.HIT, None, 0.0, time.monotonic(), cached.take_tier(), upload)
 
     def find_again(self, upload: bytes) -> CachedPrediction | None:
-        """Return the prediction for a file if this server's caches have it; `find` for repeated requests."""
-        cached = self._look_up(upload, self._parts)
-        if cached is not None:
-            cached.take_tier()
-        return cached
+        """Return the prediction for a file if this server's caches have it, with its tier; see `take_tier`."""
+        return self._look_up(upload, self._parts)
 
     def _look_up(self, upload: bytes, parts: int) -> CachedPrediction | None:
         cache = self._long_cache if parts else self._cache

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 class KnownAnswer(Protocol):
     """Answers further requests with the same head and body as one that was answered."""
 
-    def render(self, began_at: float, turn: Turn) -> bytes | None:
+    def render(self, began_at: float, turn: Turn, client: tuple[str, int] | None) -> bytes | None:
         """Return the response to the next one, but for the headers that all have in common; None: find out again.
 
         Args:
             began_at: When the request was begun, in seconds of the monotonic clock.
             turn: The current turn, which is told when the response was ready.
+            client: The address and port of the client.
         """
 
     def count(self) -> None:
@@ -33,7 +34,7 @@ class RepeatedRequests(Protocol):
     def find(self, body: bytes) -> bytes | None:
         """Return the response to the next one, but for the headers that all have in common, if it is cached."""
 
-    def end(self, received_bytes: int) -> None:
+    def end(self, received_bytes: int, client: tuple[str, int] | None) -> None:
         """Record the outcome of the one that was found last."""
 
     def known(self, received_bytes: int) -> KnownAnswer | None:

@@ -145,7 +145,7 @@ class Door(ClientConnection):
     def _answer_known(self, known: KnownAnswer, turn: Turn) -> bool:
         """Answer a request of which every byte is known; return whether that was possible."""
         began_at = turn.last_ended_at or turn.begin(self.loop)
-        answer = known.render(began_at, turn) if began_at else None
+        answer = known.render(began_at, turn, self.client) if began_at else None
         if answer is None:
             return False
         state, date_header = self.server_state, self._date_header
@@ -241,7 +241,7 @@ class Door(ClientConnection):
         if repeat is None or answer is None:
             return False
         self.write(b"".join((OK, self._date_header.render(self.server_state.default_headers), answer)))
-        repeat.end(len(body))
+        repeat.end(len(body), self.client)
         if whole is not None:
             known = repeat.known(len(body))
             if known is not None:

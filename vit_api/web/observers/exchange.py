@@ -40,6 +40,14 @@ class Observer(Protocol):
 
 
 @runtime_checkable
+class Releasing(Protocol):
+    """Keeps something for each request until it has ended."""
+
+    def release(self, request: Request) -> None:
+        """Let go of a request that is not observed, since it was answered by what is known of its head."""
+
+
+@runtime_checkable
 class HitObserver(Observer, Protocol):
     """Records no more of a cache hit than numbers."""
 

@@ -173,11 +173,7 @@ class PredictRoutes:
         parameters = _PLAIN_QUERIES.get(request.query)
         if parameters is None or request.bypasses_cache:
             return None
-        upload: bytes | None = None
-        if self._uploads.is_raw(request, body):
-            upload = body
-        elif self._uploads.is_form(request):
-            upload = self._uploads.only_file(body, request.headers[b"content-type"])
+        upload = self._uploads.plain(request, body)
         parsed_at = time.monotonic()
         result = None if upload is None else self._classifier.find(upload)
         if result is None:
@@ -185,7 +181,7 @@ class PredictRoutes:
         request.timeline.parsed_at = parsed_at
         return Response(200, self._body(request, result, parameters), HIT_HEADERS, (result,))
 
-    def repeat(self, request: Request) -> HitFinder | None:
+    def repeat(self, request: Request, _: Response) -> HitFinder | None:
         """Return what finds responses to requests like one that `find` has answered."""
         top_k = _PLAIN_QUERIES[request.query].top_k
         find_cached, end = self._classifier.find_again, self._end
@@ -195,10 +191,10 @@ class PredictRoutes:
         def find(body: bytes) -> Hit | None:
             upload = only_file(body, content_type) if is_form else body
             cached = None if upload is None else find_cached(upload)
-            if cached is None:
+            if upload is None or cached is None:
                 return None
             start = cached.rendered.get(top_k) or self._render(cached, cached.prediction, top_k)
-            return Hit(cached, start + _HIT, end)
+            return Hit(cached, upload, start + _HIT, end)
 
         return HitFinder(find, self._classifier.hold)
 
