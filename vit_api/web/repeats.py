@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 CountHits = Callable[[CachedPrediction, float, int, int], None]
 """Counts hits: their prediction, the seconds that they took together, the bytes of each body, and how many they are."""
 
+ChargeHit = Callable[[tuple[str, int] | None], bytes | None]
+"""Charges the client at an address for a hit; see `hot_calls.Limits.charge_hit`."""
+
 _ID = b"\x00"
 """Stands for the id of a request; no header has it."""
 
@@ -137,6 +140,7 @@ class KnownHit:
         "_answered",
         "_before",
         "_between",
+        "_charge",
         "_checked_in",
         "_end",
         "_held",
@@ -162,6 +166,7 @@ class KnownHit:
         self._hit = hit
         self._repeat = repeat
         self._ids = repeat.generation.ids
+        self._charge = repeat.charge
         self._times = _NO_TIMES if hit.end is None else _TIMES_MS
         self._received_bytes = received_bytes
         self._answered: list[AnsweredHit] | None = None if repeat.record is None else []
@@ -178,11 +183,18 @@ class KnownHit:
         microseconds = int(seconds * 1e6)
         if microseconds >= len(_TIMES_MS):
             return None
+        lines: bytes | None = b""
+        if self._charge is not None:
+            lines = self._charge(client)
+            if lines is None:
+                return None
         self._hits += 1
         self._seconds += seconds
         request_id = next(self._ids)
         if self._answered is not None:
             self._answered.append(AnsweredHit(request_id, client, began_at, ended_at, Tier.LOCAL))
+        if lines:
+            request_id += lines
         return b"".join((self._before, request_id, self._between, self._times[microseconds], self._end))
 
     def _check(self, turn: Turn) -> bool:
@@ -217,14 +229,27 @@ class Repeat:
         generation: The routes that the first request was for.
         max_bytes: Maximum size of a body.
         record: Records each hit; None: numbers suffice.
+        charge: Charges the client of each; None: nothing does.
 
     Attributes:
+        charge: See above.
         counters: See above.
         generation: See above.
         record: See above.
     """
 
-    __slots__ = ("_arrived_at", "_finder", "_hit", "_id", "_lines", "_max_bytes", "counters", "generation", "record")
+    __slots__ = (
+        "_arrived_at",
+        "_finder",
+        "_hit",
+        "_id",
+        "_lines",
+        "_max_bytes",
+        "charge",
+        "counters",
+        "generation",
+        "record",
+    )
 
     def __init__(
         self,
@@ -235,7 +260,9 @@ class Repeat:
         generation: Generation,
         max_bytes: int,
         record: RecordHit | None = None,
+        charge: ChargeHit | None = None,
     ) -> None:
+        self.charge = charge
         self.counters = counters
         self.generation = generation
         self.record = record
@@ -246,8 +273,8 @@ class Repeat:
         self._id = b""
         self._hit: Hit | None = None
 
-    def find(self, body: bytes) -> bytes | None:
-        """Return the response but for the headers that all have in common; None if it is not cached."""
+    def find(self, body: bytes, client: tuple[str, int] | None) -> bytes | None:
+        """Return the response but for the headers that all have in common, see `door.application.RepeatedRequests`."""
         generation = self.generation
         if len(body) > self._max_bytes or not generation.is_current:
             return None
@@ -255,11 +282,21 @@ class Repeat:
         self._hit = hit = self._finder.find(body)
         if hit is None:
             return None
+        limit_lines = b"" if self.charge is None else self.charge(client)
+        if limit_lines is None:
+            self._take_back(hit)
+            return None
         content = hit.start
         if hit.end is not None:
             content = b"%b%.3f%b" % (content, (time.monotonic() - arrived_at) * 1000, hit.end)
         self._id = request_id = next(generation.ids)
-        return self._lines % (len(content), request_id) + content
+        return self._lines % (len(content), request_id + limit_lines) + content
+
+    def _take_back(self, hit: Hit) -> None:
+        """Undo the count of a look-up whose request is refused, or looked up again."""
+        held = self._finder.hold(hit.cached)
+        if held is not None:
+            held.count(-1, 0.0)
 
     def end(self, received_bytes: int, client: tuple[str, int] | None) -> None:
         """Record the request, whose response was written."""

@@ -222,6 +222,10 @@ class Request:
         """Who sent it, for limits and fair shares: the digest of its key, or else its address."""
         return self.admission.key_digest.hex() or self._addresses.of(self.scope)
 
+    def client_at(self, peer: tuple[str, int] | None) -> str:
+        """Return the same for a request with this head that comes from another address and port."""
+        return self.admission.key_digest.hex() or self._addresses.of({"client": peer, "headers": self.scope["headers"]})
+
     @property
     def address(self) -> str:
         """The address of its client, as far as proxies are trusted."""

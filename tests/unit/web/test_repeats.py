@@ -12,12 +12,15 @@ from uvicorn.server import ServerState
 
 from tests.support.exchanges import checkpoint_of, scores_of
 from vit_api import metrics
+from vit_api.access.rate_limiter import Budgets, RateLimiter
+from vit_api.access.rates import Rate
 from vit_api.ipc.cache_board import CacheBoard, CacheTally
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import Prediction
 from vit_api.labels.thresholds import Thresholds
 from vit_api.urgency import Urgency
 from vit_api.web import repeats
+from vit_api.web.admission.rate_limits import RateLimits
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.core.cache import AnswerCache
 from vit_api.web.core.classifier import Classifier
@@ -123,7 +126,7 @@ class Bench:
     def again(self, body: bytes = _CACHED) -> bytes | None:
         """Answer another request with the same head."""
         assert isinstance(self.repeat, Repeat)
-        answer = self.repeat.find(bytes(bytearray(body)))  # each request has a body of its own
+        answer = self.repeat.find(bytes(bytearray(body)), None)  # each request has a body of its own
         if answer is not None:
             self.repeat.end(len(body), ("1.2.3.4", 5))
         return answer
@@ -249,7 +252,22 @@ def test_each_hit_is_recorded_if_numbers_do_not_suffice() -> None:
 
 
 def test_each_request_is_charged() -> None:
-    """With a rate limit, no request is answered without asking it."""
+    """With a rate limit, each hit counts, and says what is left; the one that exceeds it is refused, and no hit."""
+    rate = Rate(4, 86_400)
+    limits = RateLimits(RateLimiter(Budgets([rate], 1), 0, clock=lambda: 1.0), [rate])
+    bench = Bench(charge=limits.charge, limits=limits)
+    doors = Doors(bench)
+    door = doors.open()
+    answers = [doors.exchange(door, _sent()) for _ in range(5)]
+    left = [re.search(rb"\r\nratelimit-remaining: (\d)\r\n", answer)[1] for answer in answers]  # type: ignore[index]
+    assert left == [b"3", b"2", b"1", b"0", b"0"]
+    assert [answer[9:12] for answer in answers] == [b"200"] * 4 + [b"429"]
+    assert {answer.count(b"ratelimit") for answer in answers} == {6}
+    assert bench.counts()["hits"] == 4
+
+
+def test_without_a_limit_that_can_be_asked_at_once_no_request_is_repeated() -> None:
+    """If other servers have to be asked first, each request waits for them."""
 
     async def charge(_: Request) -> None: ...
 

@@ -31,8 +31,13 @@ class KnownAnswer(Protocol):
 class RepeatedRequests(Protocol):
     """Requests with a head that was admitted before."""
 
-    def find(self, body: bytes) -> bytes | None:
-        """Return the response to the next one, but for the headers that all have in common, if it is cached."""
+    def find(self, body: bytes, client: tuple[str, int] | None) -> bytes | None:
+        """Return the response to the next one, but for the headers that all have in common, if it is cached.
+
+        Args:
+            body: Its body.
+            client: The address and port of its client.
+        """
 
     def end(self, received_bytes: int, client: tuple[str, int] | None) -> None:
         """Record the outcome of the one that was found last."""

@@ -237,7 +237,7 @@ class Door(ClientConnection):
             whole: The whole request, if it has arrived in one piece and without another one.
         """
         repeat = self.head.memo.repeat
-        answer = None if repeat is None or self._connections.is_draining else repeat.find(body)
+        answer = None if repeat is None or self._connections.is_draining else repeat.find(body, self.client)
         if repeat is None or answer is None:
             return False
         self.write(b"".join((OK, self._date_header.render(self.server_state.default_headers), answer)))
