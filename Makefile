@@ -38,7 +38,7 @@ fuzz: .venv/dev.stamp
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),200000) $(BIN)/python -m pytest tests/unit/decoding/test_fuzz.py
 
 api-fuzz: .venv/dev.stamp
-	API_FUZZ_EXAMPLES=$(or $(API_FUZZ_EXAMPLES),2000) $(BIN)/python -m pytest tests/e2e/test_openapi.py
+	API_FUZZ_EXAMPLES=$(or $(API_FUZZ_EXAMPLES),2000) API_FUZZ_S=$(or $(API_FUZZ_S),600) $(BIN)/python -m pytest tests/e2e/test_openapi.py
 
 soak: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),5)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -130,6 +134,69 @@ def test_requests_that_repeat_a_head_are_like_any_other(server: RunningServer, s
     assert len({reply.headers["x-request-id"] for reply in replies}) == len(replies)
     assert _requested(server) == before + len(replies) + 1
     assert _images(server) == images + 3
+
+
+def _infer_body(upload: bytes, *outputs: str, **parameters: object) -> tuple[bytes, dict[str, str]]:
+    """Return a request of the Open Inference Protocol with a file as binary data, and its headers."""
+    data = len(upload).to_bytes(4, "little") + upload
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [tensor], "outputs": [{"name": name} for name in outputs], "parameters": parameters})
+    return head.encode() + data, {"inference-header-content-length": str(len(head))}
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        pytest.param("/predict", {}, id="predict"),
+        pytest.param("/", {}, id="hugging face"),
+        pytest.param("/v2/models/digits/infer", {"outputs": ["labels"]}, id="v2 json"),
+        pytest.param("/v2/models/digits/infer", {"outputs": ["labels"], "binary_data_output": True}, id="v2 binary"),
+    ],
+)
+def test_the_same_bytes_get_the_same_response_however_often(
+    server: RunningServer, path: str, options: dict[str, Any]
+) -> None:
+    """The first hit, one with a known head, and those of which every byte is known differ in id and time only."""
+    outputs = options.pop("outputs", None)
+    upload = _SEVEN + path.encode() + repr(sorted(options)).encode()
+    body, headers = (upload, {}) if outputs is None else _infer_body(upload, *outputs, **options)
+    before = _cache(server)["hits"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: a",
+        f"content-length: {len(body)}",
+        *map(": ".join, headers.items()),
+        "",
+        "",
+    ]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        missed, *hits = [_exchange(connection, "\r\n".join(lines).encode() + body) for _ in range(7)]
+    assert (missed.status, missed.headers["x-cache"]) == (200, "miss")
+    shown = {(_stable_headers(one), re.sub(rb'"processing_time_ms":[0-9.]+', b"", one.body)) for one in hits}
+    assert len(shown) == 1, shown
+    assert all(one.status == 200 and one.headers["x-cache"] == "hit" for one in hits)
+    assert len({one.headers["x-request-id"] for one in hits}) == len(hits)
+    assert _cache(server)["hits"] == before + len(hits)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def _exchange(connection: socket.socket, request: bytes) -> _Answer:
+    """Send a request in one piece, which few HTTP clients of Python do, and return its response."""
+    connection.sendall(request)
+    response = http.client.HTTPResponse(connection, method="POST")
+    response.begin()
+    return _Answer(response.status, dict(response.getheaders()), response.read())
+
+
+def _stable_headers(answer: _Answer) -> tuple[tuple[str, str], ...]:
+    varying = ("date", "x-request-id", "x-compute-time", "x-total-time", "content-length")
+    return tuple(sorted((name, value) for name, value in answer.headers.items() if name not in varying))
 
 
 def test_no_cache_computes_and_refreshes(server: RunningServer) -> None:

@@ -101,11 +101,23 @@ class RateLimiter:
         self._servers = servers
         self._clock = clock
 
+    def take_now(self, client: str, amount: int) -> Verdict | None:
+        """Do what `take` does without waiting for other servers; None if there are any."""
+        if self._servers is not None:
+            return None
+        now_s = self._clock()
+        shift, keys = self._locate(client)
+        ends_s = self._ends_of(shift, now_s)
+        verdict = self._judge(self._add(keys, amount, ends_s, now_s), amount, ends_s, now_s)
+        if verdict.is_refused:
+            self._add(keys, -amount, ends_s, now_s)
+        return verdict
+
     async def take(self, client: str, amount: int) -> Verdict:
         """Count `amount` for a client in every window, or in none if it exceeds one of them."""
         now_s = self._clock()
         shift, keys = self._locate(client)
-        ends_s = [int(now_s + shift) // rate.window_s * rate.window_s + rate.window_s - shift for rate in self._rates]
+        ends_s = self._ends_of(shift, now_s)
         verdict = self._judge(self._add(keys, amount, ends_s, now_s), amount, ends_s, now_s)
         if self._servers is not None and not verdict.is_refused:
             charges = self._charges(client, amount, ends_s)
@@ -117,6 +129,10 @@ class RateLimiter:
         if verdict.is_refused:
             self._add(keys, -amount, ends_s, now_s)
         return verdict
+
+    def _ends_of(self, shift: int, now_s: float) -> list[int]:
+        """Return when the current window of each rate ends, given the shift of a client's windows."""
+        return [int(now_s + shift) // rate.window_s * rate.window_s + rate.window_s - shift for rate in self._rates]
 
     def _compute_location(self, client: str) -> tuple[int, tuple[int, ...]]:
         """Return the shift of a client's windows, in seconds, and its key for each rate.

@@ -108,6 +108,7 @@ def create_app(
         observers,
         check_key=None if keys is None else keys.check,
         charge=None if rate_limits is None else rate_limits.charge,
+        limits=rate_limits,
         cors_headers=cross_origin(app).answer_headers if cors_origins else None,
         addresses=addresses,
         work=work,

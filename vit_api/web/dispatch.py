@@ -14,10 +14,12 @@ from urllib.parse import parse_qsl, urlencode
 
 from vit_api.deployments.listing import Deployment
 from vit_api.errors import BadRequest
+from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.core.deployment_choice import Chosen, DeploymentChoice
 from vit_api.web.in_flight import InFlight
 from vit_api.web.openapi.schemas import ErrorResponse
 from vit_api.web.parameters import refuse_slip
+from vit_api.web.repeats import HeldHit, Hit, HitFinder
 from vit_api.web.requests import Admission, BodyLimit, Headers, Request
 from vit_api.web.responses import Response
 from vit_api.web.routes import HotRoute, Operation
@@ -47,6 +49,19 @@ class _Query(NamedTuple):
     others: bytes
 
 
+class _HeldWhileChosen:
+    """A held hit of a version that may lose its clients."""
+
+    def __init__(self, held: HeldHit, is_chosen: Callable[[], bool]) -> None:
+        self._held = held
+        self._is_chosen = is_chosen
+        self.count = held.count
+
+    def is_cached(self) -> bool:
+        """Return whether it still is, and this version's."""
+        return self._is_chosen() and self._held.is_cached()
+
+
 class Dispatch:
     """Choose the deployment of requests.
 
@@ -72,6 +87,7 @@ class Dispatch:
         Raises:
             NotFound: There is no such model or version.
         """
+        request.named = (name, version)
         chosen = self._choice.of(name, version, functools.partial(_client_of, request))
         if self._in_flight is not None:
             self._in_flight.add(chosen.place, request.deployment)
@@ -144,6 +160,11 @@ class Dispatch:
             own = routes[_number_of(request)].find
             return None if own is None else own(request, body)
 
+        def repeat(request: Request, response: Response) -> HitFinder | None:
+            own = routes[_number_of(request)].repeat
+            finder = None if own is None else own(request, response)
+            return None if finder is None else self._while_chosen(request, finder)
+
         first = routes[0]
         return dataclasses.replace(
             first,
@@ -151,9 +172,33 @@ class Dispatch:
             body_limit=body_limit,
             handler=handle,
             find=None if first.find is None else find,
-            repeat=None,  # the same head gets another model if it comes from another address
+            repeat=None if first.repeat is None else repeat,
             operation=(operation or self._described(first.operation)) if is_described else None,
         )
+
+    def _while_chosen(self, request: Request, finder: HitFinder) -> HitFinder | None:
+        """Return what finds hits as long as the same version is chosen; None: that depends on the client's address.
+
+        A client that its head identifies stays with its version, unless the workers of that one fail.
+        """
+        name, version = request.named
+        if not self._choice.is_by_client(name, version):
+            return finder
+        if _SESSION not in request.headers and not request.admission.key_digest:
+            return None
+        client, chosen = _client_of(request), request.deployment
+
+        def is_chosen() -> bool:
+            return self._choice.of(name, version, lambda: client) == chosen
+
+        def find(body: bytes) -> Hit | None:
+            return finder.find(body) if is_chosen() else None
+
+        def hold(cached: CachedPrediction) -> HeldHit | None:
+            held = finder.hold(cached)
+            return None if held is None else _HeldWhileChosen(held, is_chosen)
+
+        return HitFinder(find, hold)
 
     def _described(self, operation: Operation | None) -> Operation | None:
         if operation is None:

@@ -21,7 +21,7 @@ from vit_api.errors import NotFound, ViTError
 from vit_api.metrics import CLIENT_LEFT
 from vit_api.web.admission.keys import PROBES
 from vit_api.web.hot_calls import CallContext, HotCall
-from vit_api.web.observers.exchange import Exchange, HitObserver
+from vit_api.web.observers.exchange import Exchange, HitObserver, Releasing
 from vit_api.web.paths import plain_path
 from vit_api.web.repeats import Generation
 from vit_api.web.requests import Request
@@ -52,16 +52,20 @@ class Entry:
         # As unique as a random number and much cheaper: random for each process, and counted within it.
         start = os.urandom(12).hex().encode()
         self._ids = (b"%s%08x" % (start, number) for number in itertools.count())
-        counting = [one for one in context.observers if isinstance(one, HitObserver)]
-        self._hit_observers = counting if len(counting) == len(context.observers) else None
-        self._generation = Generation(self._ids, self._hit_observers)
+        self._generation = self._new_generation()
 
     def serve(self, hot_routes: Sequence[HotRoute], fallback: ASGIApp) -> None:
         """Answer the next requests by these routes; those in flight keep theirs."""
         self._hot = {(route.method, route.path): route for route in hot_routes}
         self._fallback = fallback
         self._generation.is_current = False
-        self._generation = Generation(self._ids, self._hit_observers)
+        self._generation = self._new_generation()
+
+    def _new_generation(self) -> Generation:
+        observers = self._context.observers
+        counting = [one for one in observers if isinstance(one, HitObserver)]
+        others = [one for one in observers if not isinstance(one, HitObserver)]
+        return Generation(self._ids, counting, others, [one for one in observers if isinstance(one, Releasing)])
 
     def open(self, scope: dict[str, Any]) -> HotCall | None:
         """Return a request of a hot route; None for all others."""

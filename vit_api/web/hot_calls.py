@@ -8,16 +8,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from vit_api.access.client_address import ClientAddresses
 from vit_api.errors import InternalError, UploadTooLarge, ViTError
 from vit_api.metrics import CLIENT_LEFT
+from vit_api.web.admission.rate_limits import without_limits
 from vit_api.web.bodies import BodyMemory
 from vit_api.web.content_coding import codings_of
 from vit_api.web.content_digest import Digest, check_digests, digests_of, has_digests
 from vit_api.web.observers.exchange import Exchange, Observer
-from vit_api.web.repeats import Generation, Repeat
+from vit_api.web.observers.hits import HitRecorder
+from vit_api.web.repeats import ChargeHit, Generation, Repeat
 from vit_api.web.requests import BodyLimit, Headers, Request, Work
 from vit_api.web.responses import REQUEST_ID, Response, error_response, header_lines
 from vit_api.web.routes import HotRoute
@@ -26,6 +28,16 @@ logger = logging.getLogger(__name__)
 
 _UNKNOWN = BodyLimit(0, 0)
 _BY_PEER = ClientAddresses()
+
+
+class Limits(Protocol):
+    """Charges clients without waiting, see `admission.rate_limits.RateLimits`."""
+
+    def charge_now(self, request: Request) -> bool:
+        """Charge the client of a request; return whether that was possible."""
+
+    def charge_hit(self, client: str) -> bytes | None:
+        """Charge a client, and return the headers to send, a line break before each; None: it was not."""
 
 
 class CallContext(NamedTuple):
@@ -37,6 +49,7 @@ class CallContext(NamedTuple):
         observers: Told of each answered request.
         check_key: Raises a `ViTError` if a request has no valid key.
         charge: Raises a `ViTError` if the client of a hot route's request has used up its rate limit.
+        limits: Does the same without waiting, where that is possible; None: see `charge`.
         cors_headers: Returns the headers that let a page of another origin read a response.
         addresses: Identifies clients without a key by address.
         work: Works on long bodies.
@@ -47,6 +60,7 @@ class CallContext(NamedTuple):
     observers: Sequence[Observer]
     check_key: Callable[[Request], None] | None = None
     charge: Callable[[Request], Awaitable[None]] | None = None
+    limits: Limits | None = None
     cors_headers: Callable[[Request], Headers] | None = None
     addresses: ClientAddresses = _BY_PEER
     work: Work | None = None
@@ -159,11 +173,13 @@ class HotCall:
     def find_whole(self, body: bytes) -> Response | None:
         """Admit a request whose whole body is here, and return the response if that is cached; see `answer`."""
         context = self._context
-        if context.charge is not None:
+        if context.charge is not None and context.limits is None:
             return None
         try:
             if context.check_key is not None:
                 context.check_key(self._request)
+            if context.limits is not None and not context.limits.charge_now(self._request):
+                return None
             self._check_head()
             self.receive(len(body))
         except ViTError as error:
@@ -176,22 +192,30 @@ class HotCall:
     def repeat(self, response: Response) -> Repeat | None:
         """Return what answers further requests with this head, whose response was found; None: each is different.
 
-        That is so if each is charged, if more than numbers is recorded of it, or if its client has sent an id.
+        That is so if other servers are asked before each is charged, if its client has sent an id, or if its route says
+        so.
         """
         route, request = self._route, self._request
         generation = self._generation
-        if generation is None or generation.hit_observers is None or route is None or route.repeat is None:
+        if generation is None or route is None or route.repeat is None:
             return None
-        if self._context.charge is not None or REQUEST_ID in request.headers:
+        limits = self._context.limits
+        if (self._context.charge is not None and limits is None) or REQUEST_ID in request.headers:
             return None
-        find_hit = route.repeat(request)
-        if find_hit is None:
+        finder = route.repeat(request, response)
+        if finder is None:
             return None
         counters = [one.hit_counter(request) for one in generation.hit_observers]
+        charge = None if limits is None else _charge_of(limits, request)
+        admission = request.admission
+        request.admission = admission._replace(headers=without_limits(admission.headers))
         lines = self.header_lines(response).replace(b"%", b"%%")
+        request.admission = admission
         lines = lines.replace(b"content-length: %d\r\n" % len(response.body), b"content-length: %d\r\n")
         lines = lines.replace(request.id + b"\r\n", b"%b\r\n") + b"\r\n"
-        return Repeat(find_hit, counters, lines, generation=generation, max_bytes=self._limit.max_bytes)
+        record = HitRecorder(request, generation.observers).record if generation.observers else None
+        max_bytes = self._limit.max_bytes
+        return Repeat(finder, counters, lines, generation=generation, max_bytes=max_bytes, record=record, charge=charge)
 
     async def answer(self, body: bytes) -> Response:
         """Admit a request whose whole body is here, unless `find_whole` has, handle it, and return the response."""
@@ -235,8 +259,16 @@ class HotCall:
     def release(self) -> None:
         """Free the memory, instead of `end`: the request was recorded otherwise."""
         self._context.memory.release(self._request)
+        if self._generation is not None:
+            for one in self._generation.releasing:
+                one.release(self._request)
 
     def _unexpected(self) -> ViTError:
         """Log the exception that is being handled."""
         logger.exception("request %s failed unexpectedly", self._request.id.decode())
         return InternalError("The server failed. Its log says why.")
+
+
+def _charge_of(limits: Limits, request: Request) -> ChargeHit:
+    """Return what charges the clients of requests with the same head."""
+    return lambda peer: limits.charge_hit(request.client_at(peer))

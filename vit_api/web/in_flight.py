@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from vit_api.web.core.deployment_choice import Chosen
 from vit_api.web.observers.exchange import Exchange
+from vit_api.web.repeats import CountHits
+from vit_api.web.requests import Request
 
 
 class InFlight:
@@ -34,6 +36,15 @@ class InFlight:
         """Stop counting a request that ends."""
         if exchange.request.deployment is not None:
             self._remove(exchange.request.deployment.place)
+
+    def hit_counter(self, _: Request) -> CountHits:
+        """Return what ignores hits, which end in the call that reads them, so that they are never counted here."""
+        return lambda *_: None
+
+    def release(self, request: Request) -> None:
+        """Stop counting a request that was answered as such a hit."""
+        if request.deployment is not None:
+            self._remove(request.deployment.place)
 
     def when_empty(self, place: int, call: Callable[[], None]) -> None:
         """Call a function once no request for a deployment is in flight, perhaps at once."""

@@ -133,6 +133,7 @@ class Request:
         reserved_bytes: Memory that is reserved for the body, see `bodies.BodyMemory`.
         memory: Where it is reserved; None before it is admitted.
         deployment: The model and version that answer it, if the server has several and one was chosen.
+        named: The model and the version that it names, of which either may be None, once one was chosen.
     """
 
     __slots__ = (
@@ -148,6 +149,7 @@ class Request:
         "media_type",
         "memory",
         "method",
+        "named",
         "path",
         "query",
         "received_at",
@@ -191,11 +193,38 @@ class Request:
         self.reserved_bytes = 0
         self.memory: Memory | None = None
         self.deployment: Chosen | None = None
+        self.named: tuple[str | None, str | None] = (None, None)
+
+    def again(self, request_id: bytes, client: tuple[str, int] | None, arrived_at: float, body_bytes: int) -> Request:
+        """Return another request with the same head, as observers see it once it was answered.
+
+        Args:
+            request_id: Its id.
+            client: The address and port of its client.
+            arrived_at: When it arrived, in seconds of the monotonic clock.
+            body_bytes: The size of its body.
+        """
+        other = Request(
+            {**self.scope, "client": client},
+            request_id,
+            arrived_at=arrived_at,
+            timeout_s=self.deadline - self.received_at,
+            endpoint=self.endpoint,
+            addresses=self._addresses,
+        )
+        other.urgency, other.wait_s, other.admission = self.urgency, self.wait_s, self.admission
+        other.deployment, other.received_bytes = self.deployment, body_bytes
+        other.timeline.parsed_at = arrived_at
+        return other
 
     @property
     def client(self) -> str:
         """Who sent it, for limits and fair shares: the digest of its key, or else its address."""
         return self.admission.key_digest.hex() or self._addresses.of(self.scope)
+
+    def client_at(self, peer: tuple[str, int] | None) -> str:
+        """Return the same for a request with this head that comes from another address and port."""
+        return self.admission.key_digest.hex() or self._addresses.of({"client": peer, "headers": self.scope["headers"]})
 
     @property
     def address(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fastapi.routing import APIRoute
 
 from vit_api.errors import ViTError
-from vit_api.web.repeats import FindHit
+from vit_api.web.repeats import HitFinder
 from vit_api.web.requests import BodyLimit, Request
 from vit_api.web.responses import Response
 
@@ -89,8 +89,8 @@ class HotRoute:
         find: Returns the response to a request with this body if it is cached, without waiting for anything; None if it
             is not, or that takes longer to find out. The request was admitted; its body is neither compressed nor to
             be checked.
-        repeat: Returns what finds responses to further requests with the same head as one that `find` has answered;
-            None: there is none, or their responses depend on more than head and body.
+        repeat: Returns what finds responses to further requests with the same head as one that `find` has answered,
+            given its response; None: there is none, or their responses depend on more than head and body.
         error_body: Returns the JSON of an error; None: it has the form of all other routes.
     """
 
@@ -101,7 +101,7 @@ class HotRoute:
     body_limit: Callable[[Request], BodyLimit]
     operation: Operation | None = None
     find: Callable[[Request, bytes], Response | None] | None = None
-    repeat: Callable[[Request], FindHit | None] | None = None
+    repeat: Callable[[Request, Response], HitFinder | None] | None = None
     error_body: Callable[[ViTError], bytes] | None = None
 
 

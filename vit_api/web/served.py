@@ -49,8 +49,8 @@ class ServedDeployments:
         self.in_flight = None if shared.settings.max_models is None else InFlight()
         self._decoders: dict[int, DecoderAndEncoder] = {}
         self._slots: dict[int, OwnerSlots] = {}
-        self._requests: dict[int, Observer] = {}
-        self._predictions: dict[int, Observer] = {}
+        self._requests: dict[int, RequestMetrics] = {}
+        self._predictions: dict[int, PredictionMetrics] = {}
         for deployment in shared.deployments:
             self.add(deployment)
         self.share_slots()

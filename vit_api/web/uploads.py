@@ -145,6 +145,12 @@ class Uploads:
             and not body.startswith(_FORM_START)
         )
 
+    def plain(self, request: Request, body: bytes) -> bytes | None:
+        """Return the upload of a body that is one, or a short form with nothing else; None: `find_one` finds out."""
+        if self.is_raw(request, body):
+            return body
+        return self.only_file(body, request.headers[b"content-type"]) if self.is_form(request) else None
+
     def is_form(self, request: Request) -> bool:
         """Return whether the body of a request is declared as a form with files."""
         return request.media_type.startswith(_FORM)

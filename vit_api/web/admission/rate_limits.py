@@ -16,7 +16,7 @@ from vit_api.access.rate_limiter import RateLimiter, Verdict
 from vit_api.access.rates import Rate
 from vit_api.errors import RateLimited
 from vit_api.web.openapi.descriptions import refusal_of
-from vit_api.web.requests import Request
+from vit_api.web.requests import Headers, Request
 
 
 class RateLimits:
@@ -44,24 +44,60 @@ class RateLimits:
         """
         await self._charge(request, request.client, 1)
 
+    def charge_now(self, request: Request) -> bool:
+        """Do what `charge` does, unless other servers have to be asked; return whether it was done.
+
+        Raises:
+            RateLimited: The client exceeds a limit; the image was not counted.
+        """
+        client = request.client
+        verdict = self._limiter.take_now(client, 1)
+        if verdict is None:
+            return False
+        self._apply(request, client, 1, verdict)
+        return True
+
+    def charge_hit(self, client: str) -> bytes | None:
+        """Count an image for a client; return the headers to send, a line break before each.
+
+        None: it exceeds a limit, so that nothing was counted, or other servers have to be asked.
+        """
+        verdict = self._limiter.take_now(client, 1)
+        if verdict is None or verdict.is_refused:
+            return None
+        return b"".join([b"\r\n%b: %b" % header for header in self._headers_of(verdict, _reset_of(verdict))])
+
     async def _charge(self, request: Request, client: str, images: int) -> None:
-        verdict = await self._limiter.take(client, images)
-        reset_s = max(1, math.ceil(verdict.reset_s))
-        others = [header for header in request.admission.headers if not header[0].startswith(b"ratelimit")]
+        self._apply(request, client, images, await self._limiter.take(client, images))
+
+    def _apply(self, request: Request, client: str, images: int, verdict: Verdict) -> None:
+        reset_s = _reset_of(verdict)
+        others = without_limits(request.admission.headers)
         request.admission = request.admission._replace(
             charge=functools.partial(self._charge, request, client),
-            headers=(
-                *others,
-                (b"ratelimit-limit", b"%d" % verdict.rate.amount),
-                (b"ratelimit-remaining", b"%d" % verdict.remaining),
-                (b"ratelimit-reset", b"%d" % reset_s),
-                (b"ratelimit-policy", self._policy),
-                (b"ratelimit-policy", self._named_policy),
-                (b"ratelimit", f'"{self._names[verdict.rate]}";r={verdict.remaining};t={reset_s}'.encode()),
-            ),
+            headers=(*others, *self._headers_of(verdict, reset_s)),
         )
         if verdict.is_refused:
             raise RateLimited(_refusal(verdict, images), reset_s)
+
+    def _headers_of(self, verdict: Verdict, reset_s: int) -> Headers:
+        return (
+            (b"ratelimit-limit", b"%d" % verdict.rate.amount),
+            (b"ratelimit-remaining", b"%d" % verdict.remaining),
+            (b"ratelimit-reset", b"%d" % reset_s),
+            (b"ratelimit-policy", self._policy),
+            (b"ratelimit-policy", self._named_policy),
+            (b"ratelimit", f'"{self._names[verdict.rate]}";r={verdict.remaining};t={reset_s}'.encode()),
+        )
+
+
+def without_limits(headers: Headers) -> Headers:
+    """Return headers without those of the rate limit."""
+    return [header for header in headers if not header[0].startswith(b"ratelimit")]
+
+
+def _reset_of(verdict: Verdict) -> int:
+    return max(1, math.ceil(verdict.reset_s))
 
 
 def describe_limits(schema: dict[str, Any]) -> None:

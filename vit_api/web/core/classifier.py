@@ -50,6 +50,44 @@ class Inference(Protocol):
         """Return the answer for one upload, and how many seconds its decoding took."""
 
 
+class HeldHit:
+    """A hit of this process's cache that may be found again without a look-up.
+
+    Args:
+        cache: The cache.
+        key: Its key.
+        cached: What was found.
+        tally: Counts hits.
+        look_up_s: Adds up the seconds of hits; None: nothing does.
+    """
+
+    __slots__ = ("_cache", "_cached", "_key", "_look_up_s", "_tally")
+
+    def __init__(
+        self,
+        cache: AnswerCache[CachedPrediction],
+        key: bytes,
+        cached: CachedPrediction,
+        tally: CacheTally,
+        look_up_s: Counter | None,
+    ) -> None:
+        self._cache = cache
+        self._key = key
+        self._cached = cached
+        self._tally = tally
+        self._look_up_s = look_up_s
+
+    def is_cached(self) -> bool:
+        """Return whether it is still what the cache has, where it becomes the one that was used last."""
+        return self._cache.get(self._key) is self._cached
+
+    def count(self, hits: int, seconds: float) -> None:
+        """Count so many hits that took so long together."""
+        self._tally.add("hits", hits)
+        if self._look_up_s is not None:
+            self._look_up_s.add(seconds)
+
+
 class SharedTier(Protocol):
     """A cache that several servers share. It never raises and never takes long."""
 
@@ -112,6 +150,7 @@ class Classifier:
         self._flights: SingleFlight[_Found] = SingleFlight()
         self._low_flights: SingleFlight[_Found] = SingleFlight()
         self._hashed: tuple[bytes, int, bytes] | None = None  # what `find` missed, which is classified next; its key
+        self._found: tuple[bytes, CachedPrediction] | None = None  # what the last look-up found, and its key
         self._seeds: dict[tuple[bool, int], hashlib._Hash] = {}
         self._recent = RecentUploads()
 
@@ -150,11 +189,8 @@ class Classifier:
         return ClassifierResult(cached, Source.HIT, None, 0.0, time.monotonic(), cached.take_tier(), upload)
 
     def find_again(self, upload: bytes) -> CachedPrediction | None:
-        """Return the prediction for a file if this server's caches have it; `find` for repeated requests."""
-        cached = self._look_up(upload, self._parts)
-        if cached is not None:
-            cached.take_tier()
-        return cached
+        """Return the prediction for a file if this server's caches have it, with its tier; see `take_tier`."""
+        return self._look_up(upload, self._parts)
 
     def _look_up(self, upload: bytes, parts: int) -> CachedPrediction | None:
         cache = self._long_cache if parts else self._cache
@@ -176,7 +212,15 @@ class Classifier:
         if known is None and parts == self._parts:
             self._recent.add(upload, key)
         self._tally.add("hits")
+        self._found = (key, cached)
         return cached
+
+    def hold(self, cached: CachedPrediction) -> HeldHit | None:
+        """Return what `find_again` has just found, to find it again without a look-up."""
+        if self._cache is None or self._parts or self._found is None or self._found[1] is not cached:
+            return None
+        look_up_s = None if self._look_up_s is None else self._look_up_s[0]
+        return HeldHit(self._cache, self._found[0], cached, self._tally, look_up_s)
 
     async def classify(
         self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY, parts: int = 0

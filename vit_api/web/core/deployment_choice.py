@@ -115,6 +115,10 @@ class DeploymentChoice:
         ranges = self._ranges[name]
         return ranges[0].chosen if len(ranges) == 1 else self._by_bucket(ranges, bucket_of(name, client()))
 
+    def is_by_client(self, name: str | None, version: str | None) -> bool:
+        """Return whether a request that names these, which there are, gets its version by its client."""
+        return not version and len(self._ranges[name or self._default]) > 1
+
     def _by_bucket(self, ranges: Sequence[_Range], bucket: int) -> Chosen:
         own = next(one for one in ranges if bucket < one.end)
         if not self._has_failed(own.chosen.number):

@@ -22,17 +22,24 @@ OK = _STATUS_LINES[200]
 
 
 class DateHeader:
-    """The headers that all answers have, rendered once for each list of them that uvicorn makes, every second."""
+    """The headers that all answers have, rendered once for each list of them that uvicorn makes, every second.
+
+    Attributes:
+        headers: The list.
+        ok: The start of an answer with the status 200.
+    """
 
     def __init__(self) -> None:
-        self._headers: Sequence[tuple[bytes, bytes]] = ()
+        self.headers: Sequence[tuple[bytes, bytes]] = ()
+        self.ok = OK
         self._rendered = b""
 
     def render(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         """Return the headers as lines."""
-        if headers is not self._headers:
-            self._headers = headers
+        if headers is not self.headers:
+            self.headers = headers
             self._rendered = b"".join(b"%s: %s\r\n" % header for header in headers)
+            self.ok = OK + self._rendered
         return self._rendered
 
 

@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_api.errors import ViTError
 from vit_api.web.responses import Response
+
+if TYPE_CHECKING:
+    from vit_api.web.door.known_requests import Turn
+
+
+class KnownAnswer(Protocol):
+    """Answers further requests with the same head and body as one that was answered."""
+
+    def render(self, began_at: float, turn: Turn, client: tuple[str, int] | None) -> bytes | None:
+        """Return the response to the next one, but for the headers that all have in common; None: find out again.
+
+        Args:
+            began_at: When the request was begun, in seconds of the monotonic clock.
+            turn: The current turn, which is told when the response was ready.
+            client: The address and port of the client.
+        """
+
+    def count(self) -> None:
+        """Record those that were answered since the last call."""
 
 
 class RepeatedRequests(Protocol):
     """Requests with a head that was admitted before."""
 
-    def find(self, body: bytes) -> bytes | None:
-        """Return the response to the next one, but for the headers that all have in common, if it is cached."""
+    def find(self, body: bytes, client: tuple[str, int] | None) -> bytes | None:
+        """Return the response to the next one, but for the headers that all have in common, if it is cached.
 
-    def end(self, received_bytes: int) -> None:
+        Args:
+            body: Its body.
+            client: The address and port of its client.
+        """
+
+    def end(self, received_bytes: int, client: tuple[str, int] | None) -> None:
         """Record the outcome of the one that was found last."""
+
+    def known(self, received_bytes: int) -> KnownAnswer | None:
+        """Return what answers further requests like the one that was found last, given the size of its body."""
 
 
 class HotRequest(Protocol):

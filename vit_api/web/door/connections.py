@@ -74,6 +74,7 @@ class Connections:
 
     Attributes:
         limits: See above.
+        idle: Those that wait for their next request, the one that has waited for the longest first.
         is_stopping: Whether the process is being stopped; then clients have little time to finish.
     """
 
@@ -87,6 +88,7 @@ class Connections:
         self.is_stopping = False
         self._is_announced = is_announced
         self._waiting: dict[Wait, OrderedDict[Connection, None]] = {wait: OrderedDict() for wait in Wait}
+        self.idle = self._waiting[Wait.REQUEST]
         self._blocked: dict[Connection, float] = {}
         self._count_evicted = count_evicted
         self._open: set[Connection] = set()

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from vit_api.errors import BodyTimeout, HeadTimeout, Overloaded, ViTError
 from vit_api.web.door.answers import CLOSE, CONTINUE, KEEP_ALIVE, OK, DateHeader, render
-from vit_api.web.door.application import DoorApplication, HotRequest
+from vit_api.web.door.application import DoorApplication, HotRequest, KnownAnswer
 from vit_api.web.door.connection import ANSWERING, BODY, CLOSED, HEAD, ClientConnection
 from vit_api.web.door.connections import Connections, Wait
 from vit_api.web.door.fallback import AsgiExchange
@@ -23,8 +23,10 @@ from vit_api.web.door.framing import Body, HeadReader, SizedBody, body_of
 from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.heads import Head
 from vit_api.web.door.hot import HotExchange
+from vit_api.web.door.known_requests import SAMPLE_BYTES, KnownRequests, Turn
 from vit_api.web.responses import Response
 
+_NEXT_REQUEST = Wait.REQUEST
 _MAX_DISCARDED_BYTES = 4 * 2**20
 """How much of a refused body is read to keep the connection alive; for more it is closed."""
 
@@ -58,6 +60,7 @@ class Door(ClientConnection):
         connections: All connections of the process.
         date_header: Renders what all answers have in common.
         heads: Parses the heads of requests.
+        known: The requests of the process of which every byte is known.
         config: uvicorn's configuration, which has the ASGI application for all other routes.
         server_state: uvicorn's, which has all connections and tasks that a stop waits for.
         app_state: The state of the lifespan, for ASGI.
@@ -73,6 +76,7 @@ class Door(ClientConnection):
         connections: Connections,
         date_header: DateHeader,
         heads: HeadCache,
+        known: KnownRequests,
         *,
         config: uvicorn.Config,
         server_state: ServerState,
@@ -87,6 +91,7 @@ class Door(ClientConnection):
         self.is_last = False
         self._date_header = date_header
         self._heads = HeadReader(heads)
+        self._known = known
         self._body: Body = SizedBody(0)
         self._exchange: Answering | None = None
         self._is_running = False
@@ -130,7 +135,27 @@ class Door(ClientConnection):
         if self._ahead:
             self._ahead += data  # a bytearray unless it is empty
             data = self._ahead
+        elif self.wait is _NEXT_REQUEST and not self._is_write_paused:
+            known, middle = self._known, len(data) >> 1
+            request = known.by_sample.get(data[middle : middle + SAMPLE_BYTES])  # type: ignore[arg-type]  # bytes here
+            if request is not None and request[0] == data and self._answer_known(request[1], known.turn):
+                return
         self._run(data)
+
+    def _answer_known(self, known: KnownAnswer, turn: Turn) -> bool:
+        """Answer a request of which every byte is known; return whether that was possible."""
+        began_at = turn.last_ended_at or turn.begin(self.loop)
+        answer = known.render(began_at, turn, self.client) if began_at else None
+        if answer is None:
+            return False
+        state, date_header = self.server_state, self._date_header
+        if state.default_headers is not date_header.headers:
+            date_header.render(state.default_headers)
+        self.transport.write(date_header.ok + answer)
+        state.total_requests += 1
+        self._connections.idle.move_to_end(self)
+        self.since = began_at
+        return True
 
     def pause_writing(self) -> None:
         """Answer nothing more until the client has read some of its answers."""
@@ -204,14 +229,23 @@ class Door(ClientConnection):
         self._write_answer(request, response, connection, b"" if self.head.method == "HEAD" else response.body)
         self.finish(keeps_alive)
 
-    def answer_again(self, body: bytes) -> bool:
-        """Answer the current request by what is known of its head, if it can be; return whether it was."""
+    def answer_again(self, body: bytes, whole: bytes | None = None) -> bool:
+        """Answer the current request by what is known of its head, if it can be; return whether it was.
+
+        Args:
+            body: Its body.
+            whole: The whole request, if it has arrived in one piece and without another one.
+        """
         repeat = self.head.memo.repeat
-        answer = None if repeat is None or self._connections.is_draining else repeat.find(body)
+        answer = None if repeat is None or self._connections.is_draining else repeat.find(body, self.client)
         if repeat is None or answer is None:
             return False
         self.write(b"".join((OK, self._date_header.render(self.server_state.default_headers), answer)))
-        repeat.end(len(body))
+        repeat.end(len(body), self.client)
+        if whole is not None:
+            known = repeat.known(len(body))
+            if known is not None:
+                self._known.add(whole, known, self.loop)
         self.finish(True)
         return True
 
@@ -290,6 +324,7 @@ class Door(ClientConnection):
         position, end = 0, len(data)
         turns = _MAX_REQUESTS_AT_ONCE
         self._is_running = True
+        self._known.turn.last_ended_at = 0.0
         try:
             while position < end:
                 if self.state is HEAD and not self._is_write_paused:
@@ -330,8 +365,10 @@ class Door(ClientConnection):
         self.head = head
         end = position + head.length
         body = bytes(data[position:end]) if 0 < head.length <= len(data) - position else None
-        if body is not None and self.answer_again(body):
-            return end
+        if body is not None:
+            is_whole = position == head.size and end == len(data) and isinstance(data, bytes)
+            if self.answer_again(body, data if is_whole else None):  # type: ignore[arg-type]
+                return end
         scope = self.make_scope()
         request = self.application.open(scope)
         if request is not None and body is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vit_api.web.observers.exchange import Exchange, Observer
+from vit_api.web.observers.exchange import Exchange, HitObserver
+from vit_api.web.repeats import CountHits
+from vit_api.web.requests import Request
 
 
 class ByDeployment:
@@ -15,7 +17,7 @@ class ByDeployment:
         other: That of requests for which no model was chosen, such as those for an unknown one; None ignores them.
     """
 
-    def __init__(self, observers: Mapping[int, Observer], other: Observer | None = None) -> None:
+    def __init__(self, observers: Mapping[int, HitObserver], other: HitObserver | None = None) -> None:
         self._observers = observers
         self._other = other
 
@@ -28,3 +30,12 @@ class ByDeployment:
                 observer.observe(exchange)
         elif self._other is not None:
             self._other.observe(exchange)
+
+    def hit_counter(self, request: Request) -> CountHits:
+        """Return what counts cache hits of the deployment that has answered this request."""
+        chosen = request.deployment
+        observer = self._other if chosen is None else self._observers.get(chosen.place)
+        return _ignore if observer is None else observer.hit_counter(request)
+
+
+def _ignore(*_: object) -> None: ...

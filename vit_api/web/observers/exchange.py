@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from vit_api.errors import ViTError
 from vit_api.web.core.classifier_result import ClassifierResult
-from vit_api.web.repeats import CountHit
+from vit_api.web.repeats import CountHits
 from vit_api.web.requests import Request
 
 
@@ -40,8 +40,16 @@ class Observer(Protocol):
 
 
 @runtime_checkable
+class Releasing(Protocol):
+    """Keeps something for each request until it has ended."""
+
+    def release(self, request: Request) -> None:
+        """Let go of a request that is not observed, since it was answered by what is known of its head."""
+
+
+@runtime_checkable
 class HitObserver(Observer, Protocol):
     """Records no more of a cache hit than numbers."""
 
-    def hit_counter(self, request: Request) -> CountHit:
+    def hit_counter(self, request: Request) -> CountHits:
         """Return what records cache hits of requests with the same head as this one."""

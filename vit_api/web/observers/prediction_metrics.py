@@ -14,7 +14,7 @@ from vit_api.ipc.records import top_of
 from vit_api.labels.thresholds import SCORE_DIGITS, Thresholds
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult
 from vit_api.web.observers.exchange import Exchange
-from vit_api.web.repeats import CountHit
+from vit_api.web.repeats import CountHits
 from vit_api.web.requests import Request
 
 
@@ -77,19 +77,19 @@ class PredictionMetrics:
             if isinstance(outcome, ClassifierResult):
                 self._count(outcome.cached)
 
-    def hit_counter(self, _: Request) -> CountHit:
+    def hit_counter(self, _: Request) -> CountHits:
         """Return what counts cache hits."""
         count = self._count
-        return lambda cached, *_: count(cached)
+        return lambda cached, _, __, hits: count(cached, hits)
 
-    def _count(self, cached: CachedPrediction) -> None:
+    def _count(self, cached: CachedPrediction, times: int = 1) -> None:
         index, confidence = top_of(cached.packed, sigmoid=self._has_sigmoid)
-        self._predictions[index].add()
-        self._confidence.observe(confidence)
+        self._predictions[index].add(times)
+        self._confidence.observe_several(confidence, times)
         if self._flagged is not None:
             flagged = cached.flagged
             for one in self._flagged.find(cached, confidence) if flagged is None else flagged:
-                self._flags[one].add()
+                self._flags[one].add(times)
 
 
 def _by_class(metrics_writer: MetricsWriter, metric: metrics.Metric, labels: tuple[str, ...]) -> list[Counter]:

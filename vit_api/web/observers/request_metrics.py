@@ -8,7 +8,7 @@ from vit_api.ipc.metrics_board import MetricsWriter
 from vit_api.urgency import LABELS
 from vit_api.web.core.classifier_result import CachedPrediction
 from vit_api.web.observers.exchange import Exchange
-from vit_api.web.repeats import CountHit
+from vit_api.web.repeats import CountHits
 from vit_api.web.requests import Request
 
 _OK = 200
@@ -52,15 +52,15 @@ class RequestMetrics:
             if isinstance(outcome, ViTError):
                 self._rejected[urgency][outcome.code].add()
 
-    def hit_counter(self, request: Request) -> CountHit:
+    def hit_counter(self, request: Request) -> CountHits:
         """Return what counts cache hits of requests like this one."""
         endpoint = request.endpoint
         requests, received = self._requests[endpoint, _OK], self._received[endpoint]
         durations = self._durations[request.urgency][endpoint]
 
-        def count(_: CachedPrediction, seconds: float, received_bytes: int) -> None:
-            requests.add()
-            durations.observe(seconds)
-            received.add(received_bytes)
+        def count(_: CachedPrediction, seconds: float, received_bytes: int, hits: int) -> None:
+            requests.add(hits)
+            durations.observe_several(seconds / hits, hits)
+            received.add(received_bytes * hits)
 
         return count

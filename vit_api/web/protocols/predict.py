@@ -32,7 +32,7 @@ from vit_api.web.protocols.results import (
     refuse_other_model,
     source_headers,
 )
-from vit_api.web.repeats import FindHit, Hit
+from vit_api.web.repeats import Hit, HitFinder
 from vit_api.web.requests import Request
 from vit_api.web.responses import Response, error_body, to_json
 from vit_api.web.routes import HotRoute, Operation
@@ -40,7 +40,7 @@ from vit_api.web.uploads import Uploads
 
 T = TypeVar("T")
 
-_HIT = b'%s,"cached":true,"processing_time_ms":%.3f%s'
+_HIT = b',"cached":true,"processing_time_ms":'
 
 MAX_IMAGES_PER_REQUEST = 32
 
@@ -173,11 +173,7 @@ class PredictRoutes:
         parameters = _PLAIN_QUERIES.get(request.query)
         if parameters is None or request.bypasses_cache:
             return None
-        upload: bytes | None = None
-        if self._uploads.is_raw(request, body):
-            upload = body
-        elif self._uploads.is_form(request):
-            upload = self._uploads.only_file(body, request.headers[b"content-type"])
+        upload = self._uploads.plain(request, body)
         parsed_at = time.monotonic()
         result = None if upload is None else self._classifier.find(upload)
         if result is None:
@@ -185,22 +181,22 @@ class PredictRoutes:
         request.timeline.parsed_at = parsed_at
         return Response(200, self._body(request, result, parameters), HIT_HEADERS, (result,))
 
-    def repeat(self, request: Request) -> FindHit | None:
+    def repeat(self, request: Request, _: Response) -> HitFinder | None:
         """Return what finds responses to requests like one that `find` has answered."""
         top_k = _PLAIN_QUERIES[request.query].top_k
         find_cached, end = self._classifier.find_again, self._end
         only_file, content_type = self._uploads.only_file, request.headers.get(b"content-type", b"")
         is_form = self._uploads.is_form(request)
 
-        def find(body: bytes, arrived_at: float) -> Hit | None:
+        def find(body: bytes) -> Hit | None:
             upload = only_file(body, content_type) if is_form else body
             cached = None if upload is None else find_cached(upload)
-            if cached is None:
+            if upload is None or cached is None:
                 return None
             start = cached.rendered.get(top_k) or self._render(cached, cached.prediction, top_k)
-            return Hit(cached, _HIT % (start, (time.monotonic() - arrived_at) * 1000, end))
+            return Hit(cached, upload, start + _HIT, end)
 
-        return find
+        return HitFinder(find, self._classifier.hold)
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""

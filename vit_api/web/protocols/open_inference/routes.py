@@ -154,9 +154,11 @@ class OpenInferenceRoutes:
         model = self._models[number]
         infer: Handler = model.infer
         limit_of: LimitOf = model.limit_of
+        shown = operation if is_described else None
         if self._choose is not None:
             infer, limit_of = self._chosen(model.info, has_version=template is _VERSION)
-        return HotRoute("POST", f"{path}/infer", _ENDPOINT, infer, limit_of, operation if is_described else None)
+            return HotRoute("POST", f"{path}/infer", _ENDPOINT, infer, limit_of, shown)
+        return HotRoute("POST", f"{path}/infer", _ENDPOINT, infer, limit_of, shown, model.find, model.repeat)
 
     def _chosen(self, named: ModelInfo, *, has_version: bool) -> tuple[Handler, LimitOf]:
         """Return the handlers of a path that names a model, and perhaps a version of it."""
