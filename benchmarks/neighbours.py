@@ -5,7 +5,7 @@
 Version 1 of a model gets requests at a fixed rate, far below what the server can do. In every other turn version 2 is
 at fault: its worker is killed at the start of the turn, or it is a mirror whose worker is killed, sleeps 5 s in each
 batch, or raises. One machine runs it all, so what a starting worker takes is taken from version 1 and from the client,
-too. Then version 2 is loaded and unloaded several times, for the memory that it leaves behind.
+too. Before that, version 2 is loaded and unloaded several times, for the memory that it leaves behind.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ def measure(rounds: int, seconds: float, loads: int) -> dict[str, Any]:
     with servers.variant(("-m", "benchmarks.baselines.faulty"), _SETTINGS) as server:
         bench = _Bench(server, seconds)
         bench.turn()  # discarded: the first requests make connections and caches
-        cases = {case.name: _in_turns(bench, case, rounds) for case in _CASES}
         memory = [server.resident_bytes()]
         for _ in range(loads):
             bench.load(_BATCH)
             bench.unload()
             memory.append(server.resident_bytes())
+        cases = {case.name: _in_turns(bench, case, rounds) for case in _CASES}
     return {"requests_per_s": _PER_S, "seconds": seconds, "cases": cases, "resident_bytes": memory}
 
 

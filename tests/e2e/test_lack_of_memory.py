@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import resource
 import threading
 from collections.abc import Iterator
@@ -10,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
+from benchmarks.harness import process_group
 from benchmarks.harness.checkpoints import save_small_vit
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_until, workers_of
 
@@ -52,6 +57,17 @@ def _peak_bytes(pid: int) -> int:
     return int(line.split()[1]) * 2**10
 
 
+def _limit(pid: int, limit: int) -> None:
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def _photo() -> bytes:
+    """A picture that is in no cache, large enough that its decoded pixels are not what a worker has already."""
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), os.urandom(64 * 64 * 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _load_within(server: RunningServer, first: int, limit: int, model: Path, **config: int) -> httpx.Response:
     """Load version 2 with a limit for its worker, while version 1 answers each request."""
     responses: list[httpx.Response] = []
@@ -59,7 +75,7 @@ def _load_within(server: RunningServer, first: int, limit: int, model: Path, **c
     loading.start()
     wait_until(lambda: len(workers_of(server)) == 2, _PATIENCE_S)
     (second,) = set(workers_of(server)) - {first}
-    resource.prlimit(second, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    _limit(second, limit)
     while loading.is_alive():
         response = server.predict(_SEVEN)
         assert (response.status_code, response.headers["x-model-version"]) == (200, "1")
@@ -87,3 +103,20 @@ def test_a_version_whose_batches_do_not_fit_is_refused_and_harms_no_other(server
     assert workers_of(server) == [first]
     assert _load(server, large, max_batch_size=1).status_code == 200
     assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
+
+
+def test_a_version_whose_memory_runs_out_while_it_runs_harms_no_other(server: RunningServer) -> None:
+    """Its worker gets no byte more: it fails its images or dies, and is itself again once there is memory."""
+    first, second = sorted(workers_of(server), key=process_group.started_at)
+    _limit(second, 2**20)
+    statuses = []
+    for _ in range(20):
+        statuses.append(server.predict(_photo(), "/predict?version=2").status_code)
+        response = server.predict(_SEVEN)
+        assert (response.status_code, response.headers["x-model-version"]) == (200, "1")
+    assert set(statuses) - {200} and set(statuses) <= {200, 500, 503, 504}, statuses
+    with contextlib.suppress(ProcessLookupError):  # it died, and its successor has no such limit
+        _limit(second, resource.RLIM_INFINITY)
+    wait_until(lambda: server.predict(_photo(), "/predict?version=2").status_code == 200, _PATIENCE_S)
+    assert first in workers_of(server)
+    assert server.get("/info").json()["slots"]["free"] == server.get("/info").json()["settings"]["queue_size"]
