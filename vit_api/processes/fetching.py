@@ -14,7 +14,6 @@ from typing import Any
 
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.deployments.listing import Deployment
-from vit_api.environment import priority
 from vit_api.processes import ending
 from vit_api.processes.signals import STOP_SIGNALS, blocked, die_with_parent, leave_signals_to_parent
 from vit_api.settings import Settings
@@ -74,7 +73,6 @@ def _run(writer: Connection, spec: Deployment, settings: Settings, devices: Sequ
     signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
     leave_signals_to_parent()
     die_with_parent(parent)
-    priority.lower_own()
     result: tuple[dict[str, Any], str, str | None]
     try:
         checkpoint = load_checkpoint(spec.model, spec.revision, served_name=spec.name)

@@ -18,7 +18,6 @@ from multiprocessing.process import BaseProcess
 from socket import socket
 from typing import Any
 
-from vit_api.environment import priority
 from vit_api.ipc.http_board import HttpBoard
 from vit_api.ipc.metrics_board import Counter
 from vit_api.ipc.slots import MAX_DEATHS, SlotTable
@@ -166,8 +165,6 @@ class Supervisor:
             group.board.mark_draining()
         group.start_all()
         self._groups.append(group)
-        for member in group.members:
-            self._yield_to_others(member)
 
     def remove(self, group: WorkerGroup) -> None:
         """End the workers of a group, whose images are all answered.
@@ -353,12 +350,6 @@ class Supervisor:
         group.board.mark_restarting(number)
         group.recovery.worker_died(number)
         member.restart()
-        self._yield_to_others(member)
-
-    def _yield_to_others(self, member: Member) -> None:
-        """Let a worker start at low priority if others serve: it takes a core for seconds, mostly for imports."""
-        if any(group.board.ready_count() for group in self._groups) and member.process.pid is not None:
-            priority.lower(member.process.pid)
 
     def _hangs(self, group: WorkerGroup, number: int, awake_s: float) -> bool:
         """Return whether a worker makes no progress; an idle one still sends a heartbeat every second."""

@@ -37,7 +37,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from litserve.loops import LitLoop
 
 from vit_api import metrics
-from vit_api.environment import priority
 from vit_api.ipc.batch_stats import BatchStats
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.records import NO_PREDICTION, AnswerRecord, Prediction, RecordPipe, Status
@@ -129,7 +128,6 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             engine=model.engine.name,
             startup_s=lit_api.startup_s,
         )
-        priority.restore()
         self._worker_board.publish(worker_id, status)
         super().__call__(lit_api, device, worker_id, *litserve)
 
