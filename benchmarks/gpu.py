@@ -4,8 +4,8 @@
 
 Takes up to 6 minutes on an otherwise idle GPU, with a seeded ViT-B/16 and without a network. Each part runs in its own
 process with a time limit. A part that fails is noted in the result, which is written again after each part.
-torch.compile takes minutes: `--only compiled` measures it. `--device cpu --quick` checks with a tiny model what can run
-without a GPU; its figures are meaningless.
+torch.compile takes minutes: `--only compiled` measures it; `--only sharing` has two small models on one device.
+`--device cpu --quick` checks with a tiny model what can run without a GPU; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -78,6 +78,12 @@ def _memory(part: Part) -> None:
     memory.run(part)
 
 
+def _sharing(part: Part) -> None:
+    from benchmarks.gpu_parts import sharing
+
+    sharing.run(part)
+
+
 # In this order.
 _PARTS = {
     "alone": _Planned(_alone, 0.3),
@@ -86,6 +92,7 @@ _PARTS = {
     "gate": _Planned(_gate, 0.5),
     "memory": _Planned(_memory, 0.5),
     "compiled": _Planned(_compiled, 1.0),
+    "sharing": _Planned(_sharing, 1.0),
 }
 _DEFAULT_PARTS = "alone,pipeline,served,gate,memory"
 

@@ -24,7 +24,7 @@ from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI, options_of
 from vit_api.logs import configure_logging
 from vit_api.processes.early import EarlyAnswers, Phase
-from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
+from vit_api.processes.lifecycle import exempt_from_collection, raise_descriptor_limit, serve_http
 from vit_api.processes.lit_server import ServeHttp, StartWorker, ViTServer
 from vit_api.processes.live_server import LiveServer
 from vit_api.processes.recovery import Recovery
@@ -168,6 +168,7 @@ class Application:
 
         def serve(number: int, listener: socket.socket) -> None:
             raise_descriptor_limit()
+            exempt_from_collection()
             channel = None if self._live is None else self._live.channels.keep(number)
             app = build_application(self.shared, self.lit_api_of, number, channel)
             door = build_door(self.shared, app, number)
@@ -179,6 +180,7 @@ class Application:
                 heartbeat=functools.partial(self.shared.http_board.heartbeat, number),
                 on_listening=functools.partial(self._take_over, number),
                 stop_timeout_s=self._settings.drain_timeout_s,
+                keeps_application=channel is None,
             )
 
         return serve
@@ -269,7 +271,7 @@ def run(
         sys.exit("error: VIT_API_TRACES needs more packages: run pip install -r requirements-otel.txt.")
     early.enter(Phase.FETCHING)
     try:
-        checkpoints = _load_checkpoints(settings)
+        checkpoints = _load_checkpoints(settings, "MODELS" if settings is started.settings else "STATE_DIR")
         early.enter(Phase.LOADING)
         devices = choose_devices(settings.device)
         _check_openvino(settings, checkpoints, devices)
@@ -309,8 +311,12 @@ def _with_state(settings: Settings, state: ModelState) -> Settings:
     return restored
 
 
-def _load_checkpoints(settings: Settings) -> list[Checkpoint]:
+def _load_checkpoints(settings: Settings, source: str) -> list[Checkpoint]:
     """Find the model of the settings, or all those that they list.
+
+    Args:
+        settings: The server's settings.
+        source: The setting that the list is from.
 
     Raises:
         CheckpointError: One can't be served.
@@ -322,7 +328,7 @@ def _load_checkpoints(settings: Settings) -> list[Checkpoint]:
         try:
             checkpoints.append(load_checkpoint(one.model, one.revision, served_name=one.name))
         except CheckpointError as error:
-            raise CheckpointError(f"{ENV_PREFIX}MODELS: {one.title}: {error}") from error
+            raise CheckpointError(f"{ENV_PREFIX}{source}: {one.title}: {error}") from error
     return checkpoints
 
 

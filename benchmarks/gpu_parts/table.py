@@ -24,11 +24,19 @@ def table(report: dict[str, Any]) -> str:
         *_served(results.get("served", {}), goals.best_alone(results)),
         *_gate([*results.get("gate", {}).get("rows", []), *_judged(results.get("compiled", {}))]),
         *_memory(results.get("memory", {})),
+        *_sharing(results.get("sharing", {})),
         *_verdicts(report.get("goals", {})),
         *_problems(report["parts"]),
     ]
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{name:{width}}  {text}" for name, text in rows)
+
+
+def _sharing(result: dict[str, Any]) -> Iterator[Row]:
+    how = "MPS" if result.get("mps") else "time-slicing"
+    for row in result.get("rows", []):
+        name = f"(f) {row['how']}, batch of {row['batch']}" + (f", {how}" if row["how"] == "two processes" else "")
+        yield name, f"{row['images_per_s']:,.1f} images/s, p50 {row['p50_ms']} ms, p99 {row['p99_ms']} ms"
 
 
 def summary(report: dict[str, Any]) -> str:

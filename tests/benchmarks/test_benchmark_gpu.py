@@ -44,6 +44,15 @@ def test_every_part_runs_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert all(f"({part}) " in printed for part in "abcd")
 
 
+def test_two_models_share_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one process and in two, beside one model alone."""
+    found = run(tmp_path, "--only", "sharing")["parts"]["sharing"]["result"]
+    ways = ("one model", "one process", "two processes")
+    assert [(row["how"], row["batch"]) for row in found["rows"]] == [(how, 2) for how in ways]
+    assert "problems" not in found
+    assert "(f) two processes, batch of 2" in capsys.readouterr().out
+
+
 def test_a_failed_part_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The report has the part's status and its last log lines."""
     with pytest.raises(SystemExit, match="served"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import resource
 import threading
 from collections.abc import Iterator
@@ -10,7 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
+from benchmarks.harness import process_group
 from benchmarks.harness.checkpoints import save_small_vit
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_until, workers_of
 
@@ -18,6 +23,7 @@ _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _OPERATOR = "0123456789abcdef-operator"
 _PATIENCE_S = 240.0
 _MARGIN = 2**27
+_MOST = 32
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,17 @@ def _peak_bytes(pid: int) -> int:
     return int(line.split()[1]) * 2**10
 
 
+def _limit(pid: int, limit: int) -> None:
+    resource.prlimit(pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
+def _picture() -> bytes:
+    """A picture that is like no other."""
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), os.urandom(64 * 64 * 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _load_within(server: RunningServer, first: int, limit: int, model: Path, **config: int) -> httpx.Response:
     """Load version 2 with a limit for its worker, while version 1 answers each request."""
     responses: list[httpx.Response] = []
@@ -59,7 +76,7 @@ def _load_within(server: RunningServer, first: int, limit: int, model: Path, **c
     loading.start()
     wait_until(lambda: len(workers_of(server)) == 2, _PATIENCE_S)
     (second,) = set(workers_of(server)) - {first}
-    resource.prlimit(second, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    _limit(second, limit)
     while loading.is_alive():
         response = server.predict(_SEVEN)
         assert (response.status_code, response.headers["x-model-version"]) == (200, "1")
@@ -85,5 +102,30 @@ def test_a_version_whose_batches_do_not_fit_is_refused_and_harms_no_other(server
     assert (response.status_code, response.json()["code"]) == (409, "load_failed")
     assert "memory" in response.json()["error"]
     assert workers_of(server) == [first]
-    assert _load(server, large, max_batch_size=1).status_code == 200
+    assert _load(server, large, max_batch_size=32).status_code == 200
     assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
+
+
+def test_a_version_whose_memory_runs_out_while_it_runs_harms_no_other(server: RunningServer) -> None:
+    """Its worker gets no byte more: a batch is run in halves, or fails, or kills it, and later all is as before."""
+    first, second = sorted(workers_of(server), key=process_group.started_at)
+    _limit(second, 2**20)
+    statuses = set()
+    for _ in range(3):
+        statuses.add(_ask_many(server))
+        response = server.predict(_SEVEN)
+        assert (response.status_code, response.headers["x-model-version"]) == (200, "1")
+    assert statuses <= {200, 500, 503, 504}
+    assert "not have enough free memory" in server.log.read_text() or second not in workers_of(server)
+    with contextlib.suppress(ProcessLookupError):  # it died, and its successor has no such limit
+        _limit(second, resource.RLIM_INFINITY)
+    wait_until(lambda: _ask_many(server) == 200, _PATIENCE_S)
+    assert first in workers_of(server)
+    wait_until(lambda: server.get("/info").json()["slots"]["free"] == 1024)
+
+
+def _ask_many(server: RunningServer) -> int:
+    """Ask version 2 for as many images as a request may have, all new, and return the status."""
+    files = [("files", (f"{number}.png", _picture())) for number in range(_MOST)]
+    url = f"{server.url}/predict/batch?version=2"
+    return httpx.post(url, files=files, timeout=_PATIENCE_S, **PLAIN_HTTP).status_code

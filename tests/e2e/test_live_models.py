@@ -124,7 +124,9 @@ def test_a_new_version_takes_over_and_gives_back_under_load_without_a_failure(se
 
     Clients move one way only, and each once.
     """
-    triton = pytest.importorskip("tritonclient.http").InferenceServerClient(server.url.removeprefix("http://"))
+    triton = pytest.importorskip("tritonclient.http").InferenceServerClient(
+        server.url.removeprefix("http://"), network_timeout=_PATIENCE_S
+    )
     with Clients(server, 8) as clients:
         triton.load_model("digits", headers=_KEY, config=json.dumps({"model": "digits", "version": 2, "traffic": 0}))
         assert triton.is_model_ready("digits", "2")
@@ -372,6 +374,13 @@ def test_a_worker_that_is_killed_while_it_loads_fails_the_load(server: RunningSe
         ),
         pytest.param(
             "digits/load",
+            {"parameters": {"config": '{"model": "digits", "thresholds": {"x": 1}}'}},
+            400,
+            "The model has no label 'x'.\n",
+            id="thresholds",
+        ),
+        pytest.param(
+            "digits/load",
             {"parameters": {"config": '{"model": "/other", "version": "1"}'}},
             400,
             "is loaded already",
@@ -388,7 +397,7 @@ def test_a_worker_that_is_killed_while_it_loads_fails_the_load(server: RunningSe
 def test_what_can_not_be_done(server: RunningServer, path: str, body: Any, status: int, message: str) -> None:
     """A line that says why."""
     response = _operate(server, path, body)
-    assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
+    assert (response.status_code, message in response.json()["error"] + "\n") == (status, True), response.text
     assert _served(server) == {"digits 1": 100}
 
 
@@ -498,15 +507,26 @@ def test_a_restart_knows_what_was_loaded(tmp_path: Path) -> None:
     with serve("", **settings) as server:
         assert _served(server) == {"digits 2": 100}
         assert server.predict(_SEVEN).json()["flagged"] is True
+        shutil.rmtree(tmp_path)
+        assert "could not be saved: No such file" in _share(server, v2=100).json()["warning"]
+        tmp_path.mkdir()
+        assert _share(server, v2=100).json()["warning"] is None
     other = json.dumps([{"name": "digits", "version": "9", "model": "digits"}])
     with serve("", **{**settings, "models": other}) as server:
         assert _served(server) == {"digits 9": 100}
         assert "VIT_API_MODELS has changed" in server.log.read_text()
+    kept = (tmp_path / "models.json").read_text()
+    (tmp_path / "models.json").write_text(kept.replace('"model": "digits"', '"model": "/gone"'))
+    assert "VIT_API_STATE_DIR: digits 2: The model '/gone' can't be used" in _refused(settings)
     (tmp_path / "models.json").write_text('{"format": 1, "models": [')
+    assert "models.json is damaged" in _refused(settings)
+
+
+def _refused(settings: dict[str, Any]) -> str:
+    """Start a server that refuses its settings, and return what it says."""
     stopped = _start(settings)
-    assert stopped.returncode == 1
-    assert "models.json is damaged" in stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    assert (stopped.returncode, "Traceback" in stopped.stderr) == (1, False), stopped.stderr
+    return stopped.stderr
 
 
 def _start(settings: dict[str, Any]) -> subprocess.CompletedProcess[str]:

@@ -23,8 +23,8 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from benchmarks.baselines import faulty
 from benchmarks.harness.servers import free_port
-from tests.support.mirror_server import FAULTY
 from tests.support.samples import edit_json
 from tests.support.server import (
     PLAIN_HTTP,
@@ -233,12 +233,12 @@ def test_info_says_which_version_is_a_mirror(server: RunningServer) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "outcome"),
-    [pytest.param("sleeps", "skipped", id="sleeps"), pytest.param("raises", "failed", id="raises")],
+    [pytest.param(faulty.SLEEPS, "skipped", id="sleeps"), pytest.param(faulty.RAISES, "failed", id="raises")],
 )
-def test_a_faulty_mirror_disturbs_no_one(fault: str, outcome: str) -> None:
+def test_a_faulty_mirror_disturbs_no_one(fault: int, outcome: str) -> None:
     """Each image is answered while the mirror fails or hangs, whose slots stay bounded; the server stops cleanly."""
-    program = ("-m", "tests.support.mirror_server", fault)
-    models = json.dumps(_versions(max_batch_size=FAULTY))
+    program = ("-m", "benchmarks.baselines.faulty")
+    models = json.dumps(_versions(max_batch_size=fault))
     with serve("", program=program, models=models, cache_size=0, api_servers=1) as server:
         _wait_until_ready(server)
         taken = []
@@ -248,7 +248,7 @@ def test_a_faulty_mirror_disturbs_no_one(fault: str, outcome: str) -> None:
                 taken.append(_SLOTS - _slots(server)["free"])
         assert max(taken) <= _SLOTS // 8  # half of the share that is kept for one of two
         wait_until(lambda: _outcomes(server)[outcome] > 0)
-        assert not _outcomes(server)["agree"] or fault == "sleeps"
+        assert not _outcomes(server)["agree"] or fault == faulty.SLEEPS
 
 
 def test_a_mirror_whose_worker_keeps_dying_is_given_up_alone() -> None:

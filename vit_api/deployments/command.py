@@ -158,4 +158,6 @@ def _request(options: argparse.Namespace, method: str, path: str, body: Any = No
         if response.status_code == 404 and content.get("error", "").startswith("There is no such path"):
             raise _Refused("The server does not load models: start it with VIT_API_MODELS and VIT_API_MAX_MODELS.")
         raise _Refused(content.get("error", f"The server answers {response.status_code}."))
+    if isinstance(content, dict) and content.get("warning"):
+        print(f"warning: {content['warning']}", file=sys.stderr)
     return content

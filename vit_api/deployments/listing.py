@@ -25,6 +25,9 @@ VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_DEPLOYMENTS = 16
 """Each has workers of its own, and keeps a share of the slots."""
 
+MAX_PATH = 4096
+"""Length of a path on Linux."""
+
 DTYPES = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 _PARSERS: dict[str, Callable[[str], object]] = {"thresholds": Thresholds.load, "categories": Categories.load}
@@ -61,8 +64,8 @@ class Deployment(BaseModel):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     version: Annotated[str, Field(pattern=VERSION_PATTERN)]
-    model: Annotated[str, Field(min_length=1)]
-    revision: str | None = None
+    model: Annotated[str, Field(min_length=1, max_length=MAX_PATH)]
+    revision: Annotated[str, Field(max_length=MAX_PATH)] | None = None
     traffic: Annotated[float, Field(ge=0, le=_PERCENT)] | None = None
     mirror_traffic: Annotated[float, Field(ge=0, le=_PERCENT)] | None = None
     workers_per_device: Annotated[int, Field(ge=1, le=16)] | None = None

@@ -10,6 +10,7 @@ import gc
 import logging
 from collections import deque
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 from vit_api.ipc.channel import ChannelClosed
 from vit_api.processes.channels import Channels
@@ -20,8 +21,21 @@ logger = logging.getLogger(__name__)
 _MAX_WAITING = 16
 """Commands that wait for their turn."""
 
-Running = Generator[None, None, str | None]
-"""A command that runs; returns the version that it was about."""
+
+class Done(NamedTuple):
+    """A command that was done.
+
+    Attributes:
+        version: The version that it was about; None if it was about several.
+        warning: See `CommandReply`.
+    """
+
+    version: str | None = None
+    warning: str | None = None
+
+
+Running = Generator[None, None, Done]
+"""A command that runs."""
 
 
 class CommandRefused(Exception):
@@ -72,7 +86,8 @@ class CommandQueue:
         if self._running is not None:
             process, command, running = self._running
             running.close()
-            self._end(process, command, "The server is shutting down. Nothing has changed.", "not_ready")
+            problem = "The server is shutting down. Nothing has changed."
+            self._end(process, command, CommandReply(command.number, problem, "not_ready"))
         while self._waiting:
             process, command = self._waiting.popleft()
             self._reply(process, CommandReply(command.number, "The server is shutting down.", "not_ready"))
@@ -82,23 +97,22 @@ class CommandQueue:
         try:
             next(running)
         except StopIteration as stop:
-            self._end(process, command, version=stop.value)
+            self._end(process, command, CommandReply(command.number, None, "", *stop.value))
         except CommandRefused as error:
-            self._end(process, command, str(error), error.code)
+            self._end(process, command, CommandReply(command.number, str(error), error.code))
         except Exception:
             logger.exception("a command of the operator failed")
-            self._end(process, command, "The server failed. Its log says why.", "load_failed")
+            problem = "The server failed. Its log says why."
+            self._end(process, command, CommandReply(command.number, problem, "load_failed"))
         else:
             return False
         return True
 
-    def _end(
-        self, process: int, command: Command, problem: str | None = None, code: str = "", version: str | None = None
-    ) -> None:
-        outcome = "done" if problem is None else f"failed: {problem}"
+    def _end(self, process: int, command: Command, reply: CommandReply) -> None:
+        outcome = "done" if reply.problem is None else f"failed: {reply.problem}"
         logger.info("%s of model %r: %s", command.kind, command.name, outcome)
         self._running = None
-        self._reply(process, CommandReply(command.number, problem, code, version))
+        self._reply(process, reply)
         gc.collect()  # objects that refer to each other would keep shared memory for long
 
     def _reply(self, process: int, reply: CommandReply) -> None:

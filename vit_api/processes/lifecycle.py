@@ -81,6 +81,14 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def exempt_from_collection() -> None:
+    """Keep objects that exist now out of all collections, which are shorter then, and leave their pages shared.
+
+    Those among them that refer to each other are never freed.
+    """
+    gc.freeze()
+
+
 def raise_descriptor_limit() -> None:
     """Raise the soft limit of open files to the hard one; the usual 1024 is for programs that use select(2)."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -96,6 +104,7 @@ def serve_http(
     heartbeat: Callable[[], None],
     on_listening: Callable[[], None],
     stop_timeout_s: float,
+    keeps_application: bool = True,
 ) -> None:
     """Serve an application until the signal `FINISH`, then finish the requests in flight. For a forked process.
 
@@ -107,13 +116,14 @@ def serve_http(
         heartbeat: Called every second for as long as the event loop runs.
         on_listening: Called once connections are accepted.
         stop_timeout_s: Seconds that requests in flight get to finish.
+        keeps_application: Whether nothing of the application is replaced while the process runs.
     """
     signal.set_wakeup_fd(-1)  # inherited from the parent, whose socket it would write to
     leave_signals_to_parent()
     die_with_parent(parent)
     keep_freed_memory()
-    # Objects that exist now are never freed: without them, collections are shorter and their pages stay shared.
-    gc.freeze()
+    if keeps_application:
+        exempt_from_collection()
     gc.set_threshold(*_GARBAGE_THRESHOLDS)
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     config = uvicorn.Config(

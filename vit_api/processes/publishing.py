@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 
 from vit_api.ipc.channel import ChannelClosed
 from vit_api.processes.channels import Channels
-from vit_api.shared.messages import Applied, Catalogue, CatalogueEntry, DeploymentPlan, Drained
+from vit_api.shared.messages import Applied, Catalogue, DeploymentPlan, Drained
 from vit_api.shared.server import Shared
 
 
@@ -51,8 +51,7 @@ class Publisher:
             made: The descriptors of its shared memory.
         """
         self._generation += 1
-        entries = tuple(CatalogueEntry(one.number, one.spec, one.is_unloading) for one in self._shared.deployments)
-        catalogue = Catalogue(self._generation, entries, self.loading, added)
+        catalogue = Catalogue(self._generation, self._shared.entries(), self.loading, added)
         for number, channel in list(self._channels.ends.items()):
             try:
                 channel.send(catalogue, made)

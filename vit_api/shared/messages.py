@@ -107,9 +107,11 @@ class CommandReply:
         problem: Why nothing was changed; None if it was done.
         code: The kind of the problem: bad_request, not_found or load_failed.
         version: The version that was loaded or unloaded.
+        warning: What did not succeed beside the command itself; None if all did.
     """
 
     number: int
     problem: str | None = None
     code: str = ""
     version: str | None = None
+    warning: str | None = None

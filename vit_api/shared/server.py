@@ -18,7 +18,7 @@ from vit_api.ipc.slots import SlotTable
 from vit_api.ipc.worker_board import WorkerBoard
 from vit_api.settings import ENV_PREFIX, LIVE_INPUT_SIDE, Settings
 from vit_api.shared.deployment import SettingError, SharedDeployment, only_deployment
-from vit_api.shared.messages import DeploymentPlan
+from vit_api.shared.messages import CatalogueEntry, DeploymentPlan
 
 _LIVE_LABELS = 2**15
 """Slots have memory for the answers of models with so many labels that are loaded while the server runs."""
@@ -123,6 +123,10 @@ class Shared:
             is_only=False,
             identity=plan.identity,
         )
+
+    def entries(self) -> tuple[CatalogueEntry, ...]:
+        """Return the catalogue's entries of the deployments that there are."""
+        return tuple(CatalogueEntry(one.number, one.spec, one.is_unloading) for one in self.deployments)
 
     def is_draining(self) -> bool:
         """Return whether the server is shutting down, whatever it serves by now."""

@@ -116,7 +116,8 @@ class LiveDeployments:
                 os._exit(1)  # its successor begins with what there is now
 
     async def _apply(self, catalogue: Catalogue, fds: list[int]) -> None:
-        """Serve what the catalogue says."""
+        """Serve what the catalogue says; if it only says what is being loaded, the routes stay as they are."""
+        before = self._shared.entries()
         known = {one.number: one for one in self._shared.deployments}
         if catalogue.added is not None:
             with descriptors.adopting(fds):
@@ -128,14 +129,14 @@ class LiveDeployments:
         places = [entry.place for entry in catalogue.entries]
         self._shared.set_deployments([known[place] for place in places])
         self.loading = catalogue.loading
-        serve = await asyncio.to_thread(self.prepare)
-        serve()
-        self.connect_mirrors()
-        for place in known.keys() - set(places):
-            await self._served.remove(place)
-        if known.keys() - set(places):
-            del known
-            gc.collect()  # objects that refer to each other would keep shared memory for long
+        if catalogue.entries != before:
+            serve = await asyncio.to_thread(self.prepare)
+            serve()
+            self.connect_mirrors()
+            for place in known.keys() - set(places):
+                await self._served.remove(place)
+            del known, serve
+            gc.collect()  # the routes before these refer to each other, and to shared memory: they would stay for long
         self._served.share_slots()
         self._channel.send(Applied(catalogue.generation))
         self._report_drained()

@@ -81,6 +81,7 @@ def test_text_that_is_no_list(text: str, message: str) -> None:
         pytest.param({"version": "1/2"}, "'version': String should match pattern", id="version"),
         pytest.param({"version": True}, "'version': Input should be a valid string, not True", id="version is true"),
         pytest.param({"model": ""}, "'model': String should have at least 1 character", id="model"),
+        pytest.param({"model": "m" * 5000}, "'model': String should have at most 4096 characters", id="long model"),
         pytest.param({"dtype": "int4"}, "'dtype': Input should be 'auto', 'float32'", id="dtype"),
         pytest.param({"max_batch_size": 0}, "'max_batch_size': Input should be greater than or equal to 1", id="batch"),
         pytest.param({"workers_per_device": "2"}, "'workers_per_device': Input should be a valid integer", id="text"),

@@ -71,6 +71,7 @@ class Changed(BaseModel):
 
     name: str
     version: str | None = None
+    warning: str | None = Field(None, description="What did not succeed beside it: it is done, and not saved")
 
 
 def repository_router(live: LiveDeployments, operator_key: str | None) -> APIRouter:
@@ -95,7 +96,7 @@ def repository_router(live: LiveDeployments, operator_key: str | None) -> APIRou
         parameters = (await _body_of(request, LoadRequest)).parameters
         _refuse_unknown(parameters, {"config"})
         reply = await live.command("load", model_name, fields_of(model_name, parameters.get("config")))
-        return Changed(name=model_name, version=reply.version)
+        return Changed(name=model_name, version=reply.version, warning=reply.warning)
 
     @router.post(_MODEL + "/unload", responses=_REFUSALS, openapi_extra=_described(UnloadRequest))
     async def unload_model(request: Request, model_name: str) -> Changed:
@@ -109,7 +110,7 @@ def repository_router(live: LiveDeployments, operator_key: str | None) -> APIRou
         version = parameters.get("version")
         arguments = {} if version is None else {"version": str(version)}
         reply = await live.command("unload", model_name, arguments)
-        return Changed(name=model_name, version=reply.version)
+        return Changed(name=model_name, version=reply.version, warning=reply.warning)
 
     @router.post(_MODEL + "/traffic", responses=_REFUSALS, openapi_extra=_described(TrafficRequest))
     async def change_traffic(request: Request, model_name: str) -> Changed:
@@ -121,8 +122,8 @@ def repository_router(live: LiveDeployments, operator_key: str | None) -> APIRou
         """
         check(request)
         body = await _body_of(request, TrafficRequest)
-        await live.command("traffic", model_name, body.model_dump())
-        return Changed(name=model_name)
+        reply = await live.command("traffic", model_name, body.model_dump())
+        return Changed(name=model_name, warning=reply.warning)
 
     return router
 
