@@ -46,4 +46,4 @@ def quantize_digits(out: Path, *, judged: int | None = None, model: str = "digit
     def others() -> Iterator[NDArray[np.uint8]]:
         return iter(pixels[CALIBRATION:][:judged])
 
-    return Quantizer(checkpoint, pixels[:CALIBRATION], others, MIN_IMAGES).run(out)[1]
+    return Quantizer(checkpoint, pixels[:CALIBRATION], others, MIN_IMAGES).run(out).failures

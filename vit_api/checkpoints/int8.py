@@ -15,6 +15,7 @@ from typing import Any
 
 from vit_api.checkpoints.checkpoint import PROCESSOR_FILES, Checkpoint, CheckpointError
 from vit_api.checkpoints.weights import weight_files
+from vit_api.environment.cpu_flags import has_vnni
 
 INT8 = "int8"
 """The dtype, as in VIT_API_DTYPE."""
@@ -113,7 +114,7 @@ def check_int8(checkpoint: Checkpoint, *, allow_unverified: bool = False) -> str
         allow_unverified: Serve it, though the verdict on it is missing, "failed", or on other files.
 
     Returns:
-        A warning, if it is served for `allow_unverified` alone; else None.
+        A warning, if it is served for `allow_unverified` alone, or is hardly faster in int8; else None.
 
     Raises:
         CheckpointError: It has no quantized network, or must not be served.
@@ -124,9 +125,11 @@ def check_int8(checkpoint: Checkpoint, *, allow_unverified: bool = False) -> str
             f"The model {checkpoint.name!r} can't be used in int8: it has no {missing[0]}. Make an int8 copy of it "
             "with python -m vit_api quantize, or set another dtype."
         )
-    problem = _problem(checkpoint.path)
+    verdict = _read_verdict(checkpoint.path)
+    problem = verdict if isinstance(verdict, str) else _problem(checkpoint.path, verdict)
     if problem is None:
-        return None
+        assert not isinstance(verdict, str)
+        return _slowness(checkpoint.name, verdict)
     if not allow_unverified:
         raise CheckpointError(
             f"The model {checkpoint.name!r} can't be used in int8: {problem} Quantize it again, set another dtype, or "
@@ -135,18 +138,38 @@ def check_int8(checkpoint: Checkpoint, *, allow_unverified: bool = False) -> str
     return f"The model {checkpoint.name!r} is served in int8 without a valid verdict: {problem}"
 
 
-def _problem(folder: Path) -> str | None:
-    """Return what is wrong with the verdict on a folder, as a sentence; None if it passed, and is on these files."""
+def _read_verdict(folder: Path) -> dict[str, Any] | str:
+    """Return the verdict on a folder, or what is wrong with its file, as a sentence."""
     try:
         verdict = json.loads((folder / VERDICT).read_bytes())
-        outcome, failures, expected = verdict["verdict"], verdict["failures"], dict(verdict["sha256"])
+        return dict(verdict) | {"sha256": dict(verdict["sha256"]), "failures": list(verdict["failures"])}
     except FileNotFoundError:
         return f"it has no verdict ({VERDICT})."
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"its verdict ({VERDICT}) can't be read."
-    if outcome != PASSED:
-        reasons = " ".join(str(failure) for failure in failures) if isinstance(failures, list) else ""
-        return f"it failed its gate. {reasons}".rstrip()
-    found = digests(folder)
+
+
+def _problem(folder: Path, verdict: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a verdict, as a sentence; None if it passed, and is on these files and such a CPU."""
+    if verdict.get("verdict") != PASSED:
+        return " ".join(["it failed its gate.", *map(str, verdict["failures"])])
+    found, expected = digests(folder), verdict["sha256"]
     changed = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    return f"its {changed[0]} is not the file that passed the gate." if changed else None
+    if changed:
+        return f"its {changed[0]} is not the file that passed the gate."
+    if verdict.get("has_vnni") is True and not has_vnni():
+        return "it passed its gate on a CPU with VNNI, which this one has not, so its sums may be cut off here."
+    return None
+
+
+def _slowness(name: str, verdict: Mapping[str, Any]) -> str | None:
+    """Return a warning if a model was not much faster in int8 where it was quantized; else None."""
+    try:
+        speed = verdict["speed"]
+        if speed["is_worth_it"] is not False:
+            return None
+        figures = f"{speed['images_per_s']:.1f} images/s, and in {speed['default_dtype']} "
+        figures += f"{speed['default_images_per_s']:.1f}"
+    except (KeyError, TypeError, ValueError):  # of an older version
+        return None
+    return f"The model {name!r} is hardly faster in int8: where it was quantized, it did {figures}."

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from vit_api.environment.cores import available_cores
+from vit_api.environment.cpu_flags import cpu_flags
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -33,7 +32,7 @@ def choose_dtypes(dtype: str, device: torch.device, width: int) -> tuple[torch.d
     if device.type == "cuda":
         return torch.float16, torch.bfloat16 if has_bfloat16(device) else torch.float32
     is_narrow = 0 < width < _NARROW
-    return (torch.bfloat16 if _cpu_flags() & _BFLOAT16_CPU_FLAGS and not is_narrow else torch.float32,)
+    return (torch.bfloat16 if cpu_flags() & _BFLOAT16_CPU_FLAGS and not is_narrow else torch.float32,)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -76,11 +75,3 @@ def disable_cudnn_attention() -> None:
     recorded before any image comes, use it nevertheless.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def _cpu_flags() -> set[str]:
-    """Return the instruction-set flags that Linux reports for the first processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()

@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # the command's help is there without the packages that it ne
     import numpy as np
     from numpy.typing import NDArray
 
+    from vit_api.quantization.quantizer import Result
+
 _FAILED = 1
 _MISUSED = 2
 _CALIBRATION_IMAGES = 128
@@ -96,15 +98,31 @@ def _quantize(arguments: argparse.Namespace) -> int:
     calibration = list(images.decode(sorted(chosen)))
     others = [file for file in files if file not in chosen]
     quantizer = Quantizer(checkpoint, calibration, lambda: images.decode(others), MIN_IMAGES)
-    compared, failures, left_out = quantizer.run(out)
-    print(
+    result = quantizer.run(out)
+    for sentence in _sentences(result):
+        print(sentence)
+    serve = "" if result.failures else f" Serve it: VIT_API_MODEL={out} VIT_API_DTYPE=int8"
+    print(f"Written to {out}.{serve}")
+    return _FAILED if result.failures else 0
+
+
+def _sentences(result: Result) -> Iterator[str]:
+    """Yield what is worth knowing of a result, a paragraph each."""
+    from vit_api.quantization.speed import MIN_RATIO
+
+    compared, speed = result.compared, result.speed
+    yield (
         f"Judged on {compared.images} images: the top class is the same for {compared.top_1_agreement:.2%}, and where "
         f"the first two are apart for {compared.clear_top_1_agreement:.2%}; mean difference "
-        f"{compared.mean_difference:.4f}, largest {compared.largest_difference:.3f}; {len(left_out)} layers left out."
+        f"{compared.mean_difference:.4f}, largest {compared.largest_difference:.3f}; {len(result.left_out)} layers "
+        "left out."
     )
-    print(" ".join(["The gate is failed.", *failures]) if failures else "The gate is passed.")
-    print(f"Written to {out}." + ("" if failures else f" Serve it: VIT_API_MODEL={out} VIT_API_DTYPE=int8"))
-    return _FAILED if failures else 0
+    yield " ".join(["The gate is failed.", *result.failures]) if result.failures else "The gate is passed."
+    yield (
+        f"In batches of {speed.batch_size}, the model alone does {speed.images_per_s:.1f} images/s here, and in "
+        f"{speed.default_dtype} {speed.default_images_per_s:.1f}: {speed.ratio:.2f} times as many."
+        + ("" if speed.is_worth_it else f" That is below {MIN_RATIO}: on this CPU, int8 is not worth its rounding.")
+    )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -52,6 +52,35 @@ def test_what_failed_is_refused_with_the_reason(quantized: Checkpoint) -> None:
         int8.check_int8(quantized)
 
 
+def test_a_slow_model_is_served_with_a_warning(quantized: Checkpoint) -> None:
+    """The warning has the figures of the machine that it was quantized on; a refusal is about accuracy only."""
+    speed = {"images_per_s": 9.04, "default_dtype": "bfloat16", "default_images_per_s": 8.0, "is_worth_it": False}
+    int8.write_verdict(quantized.path, [], {"speed": speed})
+    assert "it did 9.0 images/s, and in bfloat16 8.0" in str(int8.check_int8(quantized))
+    int8.write_verdict(quantized.path, [], {"speed": speed | {"is_worth_it": True}})
+    assert int8.check_int8(quantized) is None
+
+
+@pytest.mark.parametrize(("judged_with", "served_with"), [(True, True), (False, True), (False, False)])
+def test_a_verdict_holds_on_cpus_as_exact(
+    quantized: Checkpoint, monkeypatch: pytest.MonkeyPatch, *, judged_with: bool, served_with: bool
+) -> None:
+    """VNNI cuts off nothing."""
+    int8.write_verdict(quantized.path, [], {"has_vnni": judged_with})
+    monkeypatch.setattr(int8, "has_vnni", lambda: served_with)
+    assert int8.check_int8(quantized) is None
+
+
+def test_a_verdict_of_a_cpu_with_vnni_does_not_hold_without_it(
+    quantized: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without VNNI, OpenVINO's sums of products can be cut off."""
+    int8.write_verdict(quantized.path, [], {"has_vnni": True})
+    monkeypatch.setattr(int8, "has_vnni", lambda: False)
+    with pytest.raises(CheckpointError, match="it passed its gate on a CPU with VNNI"):
+        int8.check_int8(quantized)
+
+
 @pytest.mark.parametrize(
     "content",
     [
