@@ -19,6 +19,9 @@ from vit_api.environment.cpu_flags import has_vnni
 
 INT8 = "int8"
 """The dtype, as in VIT_API_DTYPE."""
+FP8 = "fp8"
+SCALED_DTYPES = (INT8, FP8)
+"""Those that run on CUDA, where the weights are rounded when they are loaded."""
 VERDICT = "quantization.json"
 PASSED, FAILED = "passed", "failed"
 QUANTIZATION_CONFIG = {"quant_method": "openvino", "bits": 8, "verdict": VERDICT}

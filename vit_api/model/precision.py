@@ -6,6 +6,7 @@ import torch
 
 from vit_api.environment.cores import available_cores
 from vit_api.environment.cpu_flags import cpu_flags
+from vit_api.model.scaled_products import FP8, MIN_FP8_CAPABILITY
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -75,3 +76,9 @@ def disable_cudnn_attention() -> None:
     recorded before any image comes, use it nevertheless.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def check_scaled_dtype(dtype: str, device: torch.device) -> None:
+    """Raise ValueError if a device has no products in a dtype of `scaled_products`; the CPU computes them slowly."""
+    if dtype == FP8 and device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_FP8_CAPABILITY:
+        raise ValueError("fp8 needs a GPU of compute capability 8.9 or higher. Set another dtype.")
