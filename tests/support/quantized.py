@@ -32,6 +32,12 @@ def digit_pngs() -> list[bytes]:
     return found
 
 
+def digit_pixels() -> list[NDArray[np.uint8]]:
+    """Return all scans as the model takes them."""
+    preprocessing = load_checkpoint("digits").preprocessing
+    return [decode(png, preprocessing, exact=False) for png in digit_pngs()]
+
+
 def quantize_digits(out: Path, *, judged: int | None = None, model: str = "digits") -> list[str]:
     """Write the int8 copy and its verdict; return why it fails the gate.
 

@@ -25,7 +25,7 @@ VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 MAX_DEPLOYMENTS = 16
 """Each has workers of its own, and keeps a share of the slots."""
 
-DTYPES = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTYPES = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 _PARSERS: dict[str, Callable[[str], object]] = {"thresholds": Thresholds.load, "categories": Categories.load}
 _EXAMPLE = '[{"name": "nsfw", "version": "1", "model": "Falconsai/nsfw_image_detection"}]'

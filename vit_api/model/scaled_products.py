@@ -7,8 +7,8 @@ its batch. Must not know the network.
 - `int8` sums in int32, exactly. CUDA takes any number of tokens above 16.
 - `fp8` is e4m3: 3 bits of mantissa, numbers up to 448. CUDA has it from compute capability 8.9.
 
-Scales, sums and biases are in float32. There is no synchronisation, so CUDA graphs can record it. Rounding an activation
-and scaling a product are kernels of their own, which torch.compile fuses.
+Scales are in float32. There is no synchronisation, so CUDA graphs can record it. Rounding an activation and scaling a
+product are kernels of their own, which torch.compile fuses.
 """
 
 from __future__ import annotations

@@ -152,8 +152,8 @@ class FusedViT:
     def with_scaled_products(self, dtype: str) -> FusedViT:
         """Return the form whose matrix products are in `int8` or `fp8`; see `scaled_products`.
 
-        The patch projection, attention itself and the classifier are not, nor is the last layer, if it computes only the
-        class token: that is little work, and all answers depend on it.
+        The patch projection, attention itself and the classifier are not, nor is the last layer, if it computes only
+        the class token: that is little work, and all answers depend on it.
         """
         form = copy.copy(self)
         scaled = len(self._blocks) if self._pools_patches else len(self._blocks) - 1
@@ -266,8 +266,10 @@ def _block(layer: Any) -> _Block:
 
 
 def _scaled(block: _Block, dtype: str) -> _Block:
-    products = {"qkv": block.qkv, "out": block.out, "fc1": block.fc1, "fc2": block.fc2}
-    return block._replace(**{name: scale_linear(one, dtype) for name, one in products.items() if can_scale(one)})
+    def scaled(linear: Product) -> Product:
+        return scale_linear(linear, dtype) if can_scale(linear) else linear
+
+    return block._replace(qkv=scaled(block.qkv), out=scaled(block.out), fc1=scaled(block.fc1), fc2=scaled(block.fc2))
 
 
 def _linear(module: torch.nn.Linear) -> _Linear:

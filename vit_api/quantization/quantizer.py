@@ -5,9 +5,7 @@ Knows nothing of the command line.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vit_api.checkpoints.checkpoint import PROCESSOR_FILES, Checkpoint
-from vit_api.checkpoints.int8 import QUANTIZATION_CONFIG, model_file, write_verdict
-from vit_api.checkpoints.weights import INDEX, weight_files
+from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.checkpoints.int8 import CPU, INT8, QUANTIZATION_CONFIG, model_file, write_verdict
 from vit_api.environment.cores import available_cores
 from vit_api.environment.cpu_flags import has_vnni
 from vit_api.quantization import speed
+from vit_api.quantization.copies import copy_checkpoint
 from vit_api.quantization.gate import Comparison, compare
 from vit_api.quantization.judge import Judge, Pixels, Run, answers
 from vit_api.quantization.speed import Speed
@@ -38,13 +36,13 @@ class Result(NamedTuple):
         compared: How far the int8 network is from float32.
         failures: Why it fails the gate, a sentence each; empty if it passes.
         left_out: The products that are not in int8.
-        speed: Its speed beside that of the checkpoint in the default dtype.
+        speed: Its speed beside that of the checkpoint in the default dtype; None if it was not measured.
     """
 
     compared: Comparison
     failures: list[str]
     left_out: list[str]
-    speed: Speed
+    speed: Speed | None
 
 
 class _Quantized(NamedTuple):
@@ -100,6 +98,8 @@ class Quantizer:
         measured = self._measure_speed(found.model)
         self._write(out, found)
         described = {
+            "dtype": INT8,
+            "device": CPU,
             "comparison": found.compared.figures(),
             "speed": measured.figures(),
             "float_dtype": found.float_dtype,
@@ -189,13 +189,5 @@ class Quantizer:
         """Write the network, and copy the checkpoint, which is served in the other dtypes."""
         import openvino
 
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (*PROCESSOR_FILES, INDEX, *weight_files(self._checkpoint.path)):
-            source = self._checkpoint.path / name
-            if source.is_file():
-                shutil.copyfile(source, out / name)
-        config = json.loads((self._checkpoint.path / "config.json").read_bytes())
-        (out / "config.json").write_text(
-            json.dumps(config | {"quantization_config": QUANTIZATION_CONFIG}, indent=2) + "\n"
-        )
+        copy_checkpoint(self._checkpoint, out, {"quantization_config": QUANTIZATION_CONFIG})
         openvino.save_model(quantized.model, model_file(out), compress_to_fp16=False)

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification
 from tests.support.quantized import CALIBRATION, digit_pngs, quantize_digits
 from vit_api.__main__ import main
 from vit_api.checkpoints.checkpoint import EMBEDDED, load_checkpoint
-from vit_api.checkpoints.int8 import VERDICT, check_int8, model_file
+from vit_api.checkpoints.int8 import VERDICT, check_quantized, model_file
 from vit_api.decoding.images import decode
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, Prediction
 from vit_api.model.int8 import quantized_products
@@ -52,7 +52,7 @@ def test_the_copy_passes_and_is_served(folder: Path) -> None:
     verdict = json.loads((folder / VERDICT).read_text())
     assert verdict["verdict"] == "passed"
     assert verdict["comparison"]["images"] >= 1000
-    assert check_int8(load_checkpoint(str(folder))) is None
+    assert check_quantized(load_checkpoint(str(folder))) is None
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])
