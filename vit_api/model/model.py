@@ -275,6 +275,11 @@ class VisionModel:
         return (None, self._logits(pixels)) if self._head is None else self._head.run(lambda: self._unfused(pixels))
 
     @property
+    def network(self) -> Network:
+        """The function that the eager engine runs, from pixels to logits."""
+        return self._logits
+
+    @property
     def dtype_name(self) -> str:
         """The name of the dtype, as in VIT_API_DTYPE."""
         return self._scaled or str(self.dtype).removeprefix("torch.")

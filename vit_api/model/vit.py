@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -150,14 +151,18 @@ class FusedViT:
         return self.with_operations(fuse_gelu=self._fuse_gelu, add_norm=None)
 
     def with_scaled_products(self, dtype: str) -> FusedViT:
-        """Return the form whose matrix products are in `int8` or `fp8`; see `scaled_products`.
+        """Return the form whose matrix products are in `int8` or `fp8`; see `scaled_products` and `with_products`."""
+        return self.with_products(lambda linear: scale_linear(linear, dtype) if can_scale(linear) else linear)
+
+    def with_products(self, convert: Callable[[Product], Product]) -> FusedViT:
+        """Return the form whose matrix products are converted.
 
         The patch projection, attention itself and the classifier are not, nor is the last layer, if it computes only
         the class token: that is little work, and all answers depend on it.
         """
         form = copy.copy(self)
-        scaled = len(self._blocks) if self._pools_patches else len(self._blocks) - 1
-        form._blocks = [_scaled(block, dtype) for block in self._blocks[:scaled]] + self._blocks[scaled:]
+        count = len(self._blocks) if self._pools_patches else len(self._blocks) - 1
+        form._blocks = [_converted(block, convert) for block in self._blocks[:count]] + self._blocks[count:]
         return form
 
     def _embed(self, pixels: Tensor) -> Tensor:
@@ -265,11 +270,10 @@ def _block(layer: Any) -> _Block:
     )
 
 
-def _scaled(block: _Block, dtype: str) -> _Block:
-    def scaled(linear: Product) -> Product:
-        return scale_linear(linear, dtype) if can_scale(linear) else linear
-
-    return block._replace(qkv=scaled(block.qkv), out=scaled(block.out), fc1=scaled(block.fc1), fc2=scaled(block.fc2))
+def _converted(block: _Block, convert: Callable[[Product], Product]) -> _Block:
+    return block._replace(
+        qkv=convert(block.qkv), out=convert(block.out), fc1=convert(block.fc1), fc2=convert(block.fc2)
+    )
 
 
 def _linear(module: torch.nn.Linear) -> _Linear:

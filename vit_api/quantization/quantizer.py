@@ -25,7 +25,7 @@ from vit_api.quantization.speed import Speed
 
 logger = logging.getLogger(__name__)
 
-_COMPARED_LAYERS = 16
+_COMPARED_LAYERS = 8
 """Images that show what each layer costs."""
 
 

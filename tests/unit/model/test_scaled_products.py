@@ -72,7 +72,7 @@ def test_other_sides_are_left_alone() -> None:
 def test_the_last_layer_and_the_classifier_stay(dtype: str) -> None:
     """As do the patch projection, and the form that it is made from."""
     model = VisionModel(load_checkpoint("digits"), "cpu", "float32", 1)
-    fused = model._logits
+    fused = model.network
     assert isinstance(fused, FusedViT)
     form = fused.with_scaled_products(dtype)
     first, *_, last = form._blocks
