@@ -17,6 +17,7 @@ from vit_api.__main__ import main
 from vit_api.checkpoints.checkpoint import EMBEDDED, load_checkpoint
 from vit_api.checkpoints.int8 import VERDICT, check_quantized, model_file
 from vit_api.decoding.images import decode
+from vit_api.environment.cpu_flags import has_vnni
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, Prediction
 from vit_api.model.int8 import quantized_products
 from vit_api.model.model import VisionModel
@@ -52,7 +53,10 @@ def test_the_copy_passes_and_is_served(folder: Path) -> None:
     verdict = json.loads((folder / VERDICT).read_text())
     assert verdict["verdict"] == "passed"
     assert verdict["comparison"]["images"] >= 1000
-    assert check_quantized(load_checkpoint(str(folder))) is None
+    assert verdict["speed"]["ratio"] > 0
+    assert verdict["has_vnni"] is has_vnni()
+    warning = check_quantized(load_checkpoint(str(folder)))
+    assert (warning is None) is verdict["speed"]["is_worth_it"]
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])
@@ -141,7 +145,7 @@ def test_where_bfloat16_fails_the_gate_the_rest_is_float32(tmp_path: Path, monke
 
     monkeypatch.setattr(Comparison, "failures", first_fails)
     monkeypatch.setattr("vit_api.model.openvino_network.has_native_bfloat16", lambda: True)
-    quantize_digits(tmp_path / "out", judged=64)
+    quantize_digits(tmp_path / "out", judged=32)
     verdict = json.loads((tmp_path / "out" / VERDICT).read_text())
     assert (verdict["float_dtype"], verdict["left_out"]) == ("float32", [])
     assert VisionModel(load_checkpoint(str(tmp_path / "out")), "cpu", "int8", 1).float_dtype == "float32"
