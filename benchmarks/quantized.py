@@ -3,8 +3,8 @@
     python -m benchmarks.quantized
     python -m benchmarks.quantized --checkpoint out/checkpoint --int8 out-int8
 
-Both servers have this machine's default settings, the cache apart, and take turns under the same load: JPEGs of 500 x
-375 from wrk, each a unique one. Client and server share the cores. A ViT-B/16 with random weights is always measured;
+Both servers have this machine's default settings but for the cache and the largest batch, and take turns under the same
+load: JPEGs of 500 x 375 from wrk, each a unique one. Client and server share the cores. A ViT-B/16 with random weights is always measured;
 its int8 copy is calibrated with a few crops of photos and not judged, since random classes say nothing about accuracy.
 `--checkpoint` adds a trained model, and the copy of it that `quantize` made. Needs .venv-openvino (`make openvino`).
 """
@@ -30,8 +30,9 @@ from vit_api.load import uploads
 
 DEFAULT, INT8 = "default", "int8"
 _SERVERS: dict[str, dict[str, Any]] = {DEFAULT: {}, INT8: {"dtype": "int8", "allow_unverified_int8": True}}
-_COMMON = {"cache_size": 0, "worker_stall_s": 3600, "device": "cpu"}
 _CONNECTIONS = (1, 8)
+_COMMON = {"cache_size": 0, "worker_stall_s": 3600, "device": "cpu", "max_batch_size": _CONNECTIONS[-1]}
+"""No batch has more images than there are connections; larger ones would only be warmed up."""
 _WARM_UP_S = 1.0
 _CALIBRATION, _JUDGED = 16, 16
 _BATCHES, _IMAGES = "inference_batch_size_count", "inference_batch_size_sum"
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
     parser = command_line.parser("quantized", __doc__)
     command_line.add_turns(parser, rounds=5, seconds=5)
-    parser.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS)
+    parser.add_argument("--connections", type=int, nargs="+", default=_CONNECTIONS, choices=range(1, 9))
     parser.add_argument("--checkpoint", type=Path, help="a trained checkpoint to serve as well")
     parser.add_argument("--int8", type=Path, help="its int8 copy, which `quantize` made")
     options = command_line.parse(parser, arguments)
