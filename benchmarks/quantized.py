@@ -4,9 +4,10 @@
     python -m benchmarks.quantized --checkpoint out/checkpoint --int8 out-int8
 
 Both servers have this machine's default settings but for the cache and the largest batch, and take turns under the same
-load: JPEGs of 500 x 375 from wrk, each a unique one. Client and server share the cores. A ViT-B/16 with random weights is always measured;
-its int8 copy is calibrated with a few crops of photos and not judged, since random classes say nothing about accuracy.
-`--checkpoint` adds a trained model, and the copy of it that `quantize` made. Needs .venv-openvino (`make openvino`).
+load: JPEGs of 500 x 375 from wrk, each a unique one. Client and server share the cores. A ViT-B/16 with random weights
+is always measured; its int8 copy is calibrated with a few crops of photos and not judged, since random classes say
+nothing about accuracy. `--checkpoint` adds a trained model, and the copy of it that `quantize` made. Needs
+.venv-openvino (`make openvino`).
 """
 
 from __future__ import annotations
