@@ -19,6 +19,7 @@ from vit_api.checkpoints.int8 import VERDICT, check_quantized, model_file
 from vit_api.decoding.images import decode
 from vit_api.environment.cpu_flags import has_vnni
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, Prediction
+from vit_api.model import int8
 from vit_api.model.int8 import quantized_products
 from vit_api.model.model import VisionModel
 from vit_api.model.openvino_network import has_native_bfloat16
@@ -188,6 +189,18 @@ def test_in_float32_the_copy_is_the_original(folder: Path) -> None:
     with torch.inference_mode():
         copy, original = (model(pixels).logits for model in models)
     torch.testing.assert_close(copy, original, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_without_vnni_weights_take_half_the_range(monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:
+    """A sum of two products in 16 bits then cuts off nothing, at the price of a bit of the weights."""
+    import nncf
+
+    chosen: list[nncf.AdvancedQuantizationParameters] = []
+    monkeypatch.setattr(nncf, "quantize", lambda *_, advanced_parameters, **__: chosen.append(advanced_parameters))
+    monkeypatch.setattr(int8, "has_vnni", lambda: is_there)
+    int8.quantize(VisionModel(load_checkpoint("digits"), "cpu", "float32", 1).export(), [])
+    assert chosen[0].overflow_fix is (nncf.OverflowFix.FIRST_LAYER if is_there else nncf.OverflowFix.ENABLE)
 
 
 def test_too_few_images_fail(tmp_path: Path) -> None:
