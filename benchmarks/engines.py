@@ -11,21 +11,19 @@ packages of requirements-openvino-dev.txt. The table says which engine is missin
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.engine_parts.runners import OURS, REFERENCE, THREADS, Pixels, Runner, runners
-from benchmarks.harness import checkpoints, command_line, machine, results, tables
+from benchmarks.engine_parts.environment import crops, require_packages
+from benchmarks.engine_parts.runners import BFLOAT16, REFERENCE, THREADS, Pixels, Runner, runners
+from benchmarks.harness import checkpoints, command_line, results, tables
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.decoding import images
 from vit_api.quantization.gate import compare, probabilities
@@ -34,26 +32,11 @@ _MODELS: dict[str, Callable[[Path], None]] = {
     "ViT-B/16": checkpoints.save_vit_base,
     "ViT-S/14": checkpoints.save_vit_small,
 }
-_PYTHON = machine.ROOT / ".venv-openvino" / "bin" / "python"
 _BATCH_SIZES = (1, 8)
 _CALIBRATION, _JUDGED = 16, 32
 _PACKAGES = ("openvino", "nncf", "onnxruntime", "torchao")
 
 Figures = dict[str, Any]
-
-
-def crops(count: int) -> list[Pixels]:
-    """Return crops of photos, uint8 [224, 224, 3]; the same ones each time."""
-    from benchmarks.resizing import sample_photos
-
-    random, photos = np.random.default_rng(0), sample_photos()
-    found = []
-    for _ in range(count):
-        photo = photos[random.integers(len(photos))]
-        side = int(random.integers(64, min(photo.size)))
-        left, top = (int(random.integers(extent - side + 1)) for extent in photo.size)
-        found.append(np.asarray(photo.crop((left, top, left + side, top + side)).resize((224, 224))))
-    return found
 
 
 def measure(model: str, pictures: Sequence[Pixels], rounds: int, seconds: float) -> list[Figures]:
@@ -90,7 +73,7 @@ def _take_turns(ready: Mapping[str, Runner], batch: Pixels, rounds: int, seconds
     for _ in range(rounds):
         for name, run in ready.items():
             turns[name].append(_turn(run, batch, seconds))
-    ours = [per_s for per_s, _ in turns[OURS]]
+    ours = [per_s for per_s, _ in turns.get(BFLOAT16, turns[REFERENCE])]
     return {
         name: {
             "images_per_s": round(statistics.median(per_s for per_s, _ in taken), 2),
@@ -138,14 +121,14 @@ def table(report: Figures) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each model; print and write the result."""
     parser = command_line.parser("engines", __doc__)
-    command_line.add_turns(parser, rounds=5, seconds=0.5)
+    command_line.add_turns(parser, rounds=3, seconds=0.3)
     parser.add_argument(
         "--models", nargs="*", default=list(_MODELS), choices=_MODELS, help="models with random weights"
     )
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint to measure as well")
     parser.add_argument("--images", type=Path, help="images for it (default: crops of photos)")
     options = command_line.parse(parser, arguments)
-    _require_packages(arguments)
+    require_packages("engines", arguments)
     pictures = crops(_CALIBRATION + _JUDGED)
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -161,16 +144,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _show(title, found[title])
     versions = {name: _version(name) for name in _PACKAGES}
     results.write(options.out, {"threads": THREADS, "engine_versions": versions, "results": found})
-
-
-def _require_packages(arguments: Sequence[str] | None) -> None:
-    """Go on in the environment that has the engines, unless this one has; exit with an error if there is none."""
-    if find_spec("openvino") is not None:
-        return
-    if not _PYTHON.exists():
-        sys.exit("OpenVINO is not installed in .venv-openvino: run `make openvino`.")
-    given = sys.argv[1:] if arguments is None else arguments
-    sys.exit(subprocess.run([_PYTHON, "-m", "benchmarks.engines", *given], cwd=machine.ROOT, check=False).returncode)
 
 
 def _read(checkpoint: Path, folder: Path) -> list[Pixels]:

@@ -176,8 +176,8 @@ class Settings(BaseSettings):
     dtype: Annotated[
         DTYPES,
         Field(
-            description="Precision of the model; auto: the fastest that the hardware supports natively, never int8; "
-            "int8: a quantized model on the CPU, see docs/quantization.md"
+            description="Precision of the model; auto: the fastest that the hardware supports natively, never int8 "
+            "or fp8: these need a copy of the model that passed its gate, see docs/quantization.md"
         ),
     ] = "auto"
     engine: Annotated[
@@ -189,7 +189,7 @@ class Settings(BaseSettings):
     ] = "auto"
     allow_unverified_int8: Annotated[
         bool,
-        Field(description="Serve an int8 model though the verdict on it is missing, failed, or on other files"),
+        Field(description="Serve an int8 or fp8 model though the verdict on it is missing, failed, or on other files"),
     ] = False
     max_batch_size: Annotated[int, Field(ge=1, le=256, description="Maximum batch size, in images")] = 32
     max_wait_ms: Annotated[
@@ -473,10 +473,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_int8_engine(self) -> Settings:
+        if self.device.startswith("cuda"):
+            return self
         has_int8 = self.dtype == "int8" if self.models is None else any(one.dtype == "int8" for one in self.deployments)
         if has_int8 and self.engine not in ("auto", "openvino"):
             raise ValueError(
-                f"{ENV_PREFIX}ENGINE: A model in int8 runs in OpenVINO only. Set auto or openvino. Got {self.engine!r}."
+                f"{ENV_PREFIX}ENGINE: On the CPU, a model in int8 runs in OpenVINO only. Set auto or openvino, or "
+                f"on a GPU {ENV_PREFIX}DEVICE=cuda. Got {self.engine!r}."
             )
         return self
 

@@ -7,24 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.checkpoints.int8 import FP8, INT8
 from vit_api.model import int8
 from vit_api.model.loading import load_network
 from vit_api.model.model import VisionModel
-from vit_api.model.openvino_network import OpenVINONetwork
+from vit_api.model.openvino_network import OpenVINONetwork, has_native_bfloat16
+from vit_api.model.vit import FusedViT
 
 THREADS = 2
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
 Runner = Callable[[Pixels], Logits]
 
-REFERENCE, OURS = "this server, float32", "this server, bfloat16"
+_LARGEST, _ZERO_POINT = 127, 128
+
+REFERENCE, BFLOAT16 = "this server, float32", "this server, bfloat16"
+_NO_BFLOAT16 = "This CPU has no bfloat16."
 
 
 def runners(checkpoint: Checkpoint, calibration: Sequence[Pixels], folder: Path) -> Iterator[tuple[str, Runner | str]]:
@@ -35,10 +40,10 @@ def runners(checkpoint: Checkpoint, calibration: Sequence[Pixels], folder: Path)
         calibration: The images that the ranges of activations are taken from.
         folder: For temporary files.
     """
-    models = {dtype: VisionModel(checkpoint, "cpu", dtype, THREADS) for dtype in ("float32", "bfloat16")}
-    plain = models["float32"]
+    plain = VisionModel(checkpoint, "cpu", "float32", THREADS)
     yield REFERENCE, _torch(_logits(plain))
-    yield OURS, _torch(_logits(models["bfloat16"]))
+    halved = VisionModel(checkpoint, "cpu", "bfloat16", THREADS) if has_native_bfloat16() else None
+    yield BFLOAT16, _NO_BFLOAT16 if halved is None else _torch(_logits(halved))
     exported = plain.export()
     quantized = int8.quantize(exported, calibration)
     made: dict[str, Callable[[], Runner]] = {
@@ -54,10 +59,17 @@ def runners(checkpoint: Checkpoint, calibration: Sequence[Pixels], folder: Path)
         "ONNX Runtime, int8 QDQ per channel": lambda: _onnx(_quantize_qdq(onnx_file, calibration)),
     }
     made |= {
-        "torch.compile, bfloat16": lambda: _torch(torch.compile(_logits(models["bfloat16"]), dynamic=False)),
+        "this server, int8 as on CUDA": lambda: _scaled(checkpoint, INT8),
+        "this server, fp8 as on CUDA": lambda: _scaled(checkpoint, FP8),
+        "torch's onednn.qlinear, int8 dynamic": lambda: _qlinear(plain),
+        "torch.compile, float32": lambda: _compiled(plain),
+        "torch.compile, bfloat16": lambda: _compiled(halved),
         "torchao, int8 dynamic, compiled": lambda: _torchao(checkpoint),
     }
     for name, make in made.items():
+        if halved is None and name.endswith("bfloat16"):
+            yield name, _NO_BFLOAT16
+            continue
         print(f"Preparing {name}", flush=True)  # compilers take minutes
         try:
             yield name, _tried(make(), calibration)
@@ -83,6 +95,45 @@ def _torch(logits: Callable[[torch.Tensor], torch.Tensor]) -> Runner:
             return found
 
     return run
+
+
+def _compiled(model: VisionModel | None) -> Runner:
+    assert model is not None
+    return _torch(torch.compile(_logits(model), dynamic=False))
+
+
+def _scaled(checkpoint: Checkpoint, dtype: str) -> Runner:
+    return _torch(_logits(VisionModel(checkpoint, "cpu", dtype, THREADS, emulates_cuda=True)))
+
+
+class _QLinear(NamedTuple):
+    """A layer in oneDNN's int8: weights per output channel, activations by the largest number of the batch."""
+
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zeros: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        scale = x.abs().amax() / _LARGEST
+        rounded = (x / scale).round_().add_(_ZERO_POINT).to(torch.uint8).flatten(0, -2)
+        weights = (self.packed, self.scale, self.zeros, self.bias)
+        made: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded, float(scale), _ZERO_POINT, *weights, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return made.view(*x.shape[:-1], -1)
+
+
+def _qlinear(model: VisionModel) -> Runner:
+    def convert(linear: Any) -> Any:
+        scale = linear.weight.abs().amax(1) / _LARGEST
+        rounded = (linear.weight / scale[:, None]).round().to(torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        return _QLinear(packed, scale, torch.zeros_like(scale, dtype=torch.int64), linear.bias)
+
+    fused = model.network
+    assert isinstance(fused, FusedViT)
+    return _torch(fused.with_products(convert))
 
 
 def _torchao(checkpoint: Checkpoint) -> Runner:

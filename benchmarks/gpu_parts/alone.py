@@ -17,6 +17,7 @@ from benchmarks.gpu_parts.timing import measured_tflops, seconds_per_call, share
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.model.model import VisionModel
 from vit_api.model.precision import has_bfloat16
+from vit_api.model.scaled_products import MIN_FP8_CAPABILITY
 
 _SECONDS = 0.4
 _SUSTAINED_S = 2.0
@@ -42,6 +43,8 @@ def run(part: Part) -> None:
     for dtype in others:
         measure_engines(part, checkpoint, dtype, engines, _FEW_SIZES)
         part.attempt(f"{TRANSFORMERS} {dtype}", measure_transformers, part, checkpoint, dtype, _FEW_SIZES)
+    for dtype in scaled_dtypes(part):
+        measure_engines(part, checkpoint, dtype, ("cudagraph",), _FEW_SIZES)
 
 
 def _measure_matrix_peak(part: Part, dtype: torch.dtype) -> None:
@@ -50,10 +53,12 @@ def _measure_matrix_peak(part: Part, dtype: torch.dtype) -> None:
 
 
 def run_compiled(part: Part) -> None:
-    """Measure the compiled engine in the dtype of `auto`; on CUDA, it is captured as well."""
+    """Measure the compiled engine in the dtype of `auto`, then in int8 and fp8; on CUDA, it is captured as well."""
     checkpoint = load_checkpoint(str(part.folder))
     sizes = (1, 2) if part.is_quick else _FEW_SIZES
     measure_engines(part, checkpoint, dtypes(part, checkpoint)[0], ("compile",), sizes)
+    for dtype in scaled_dtypes(part):  # its kernels fuse the rounding of activations with what is before it
+        measure_engines(part, checkpoint, dtype, ("compile",), sizes[-1:])
 
 
 def dtypes(part: Part, checkpoint: Checkpoint) -> list[str]:
@@ -65,6 +70,14 @@ def dtypes(part: Part, checkpoint: Checkpoint) -> list[str]:
     if part.is_cuda and not has_bfloat16(device):
         others.remove("bfloat16")
     return [first] if part.is_quick else [first, *(dtype for dtype in others if dtype != first)]
+
+
+def scaled_dtypes(part: Part) -> list[str]:
+    """Return those of int8 and fp8 that the GPU has; none without one, where they are emulated."""
+    if not part.is_cuda:
+        return []
+    has_fp8 = torch.cuda.get_device_capability(torch.device(part.device)) >= MIN_FP8_CAPABILITY
+    return ["int8", "fp8"] if has_fp8 else ["int8"]
 
 
 @torch.inference_mode()

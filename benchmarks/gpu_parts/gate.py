@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from benchmarks.accuracy import CLEAR_MARGINS, Probabilities, compare, probabilities_of
-from benchmarks.gpu_parts.alone import dtypes, release
+from benchmarks.gpu_parts.alone import dtypes, release, scaled_dtypes
 from benchmarks.gpu_parts.part import Part
 from vit_api.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from vit_api.lit_api import ViTAPI
@@ -21,9 +21,10 @@ _PICTURES = 96
 
 
 def run(part: Part) -> None:
-    """Judge the eager engine, and on a GPU CUDA graphs, in each dtype, that of `auto` first."""
+    """Judge the eager engine, and on a GPU CUDA graphs, in each dtype, that of `auto` first, int8 and fp8 last."""
     checkpoint = load_checkpoint(str(part.folder))
-    judge(part, dtypes(part, checkpoint), ("eager", "cudagraph") if part.is_cuda else ("eager",))
+    names = [*dtypes(part, checkpoint), *scaled_dtypes(part)]
+    judge(part, names, ("eager", "cudagraph") if part.is_cuda else ("eager",))
 
 
 def judge_compiled(part: Part) -> None:

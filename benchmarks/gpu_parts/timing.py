@@ -13,19 +13,20 @@ from benchmarks.gpu_parts.part import FLOP_PER_IMAGE
 _CALLS_BETWEEN_LOOKS = 5
 
 _PEAK_TFLOPS = {
-    "H200 NVL": {"float16": 835.5, "bfloat16": 835.5, "float32": 60.0},
-    "H200": {"float16": 989.4, "bfloat16": 989.4, "float32": 66.9},
-    "H100 NVL": {"float16": 835.5, "bfloat16": 835.5, "float32": 60.0},
-    "H100 PCIe": {"float16": 756.0, "bfloat16": 756.0, "float32": 51.2},
-    "H100": {"float16": 989.4, "bfloat16": 989.4, "float32": 66.9},
-    "A10G": {"float16": 70.0, "bfloat16": 70.0, "float32": 35.0},
-    "A10": {"float16": 125.0, "bfloat16": 125.0, "float32": 31.2},
-    "A100": {"float16": 312.0, "bfloat16": 312.0, "float32": 19.5},
-    "L40S": {"float16": 362.0, "bfloat16": 362.0, "float32": 91.6},
-    "L4": {"float16": 121.0, "bfloat16": 121.0, "float32": 30.3},
-    "T4": {"float16": 65.0, "float32": 8.1},
+    "H200 NVL": {"float16": 835.5, "bfloat16": 835.5, "float32": 60.0, "int8": 1671.0, "fp8": 1671.0},
+    "H200": {"float16": 989.4, "bfloat16": 989.4, "float32": 66.9, "int8": 1978.9, "fp8": 1978.9},
+    "H100 NVL": {"float16": 835.5, "bfloat16": 835.5, "float32": 60.0, "int8": 1671.0, "fp8": 1671.0},
+    "H100 PCIe": {"float16": 756.0, "bfloat16": 756.0, "float32": 51.2, "int8": 1513.0, "fp8": 1513.0},
+    "H100": {"float16": 989.4, "bfloat16": 989.4, "float32": 66.9, "int8": 1978.9, "fp8": 1978.9},
+    "A10G": {"float16": 70.0, "bfloat16": 70.0, "float32": 35.0, "int8": 140.0},
+    "A10": {"float16": 125.0, "bfloat16": 125.0, "float32": 31.2, "int8": 250.0},
+    "A100": {"float16": 312.0, "bfloat16": 312.0, "float32": 19.5, "int8": 624.0},
+    "L40S": {"float16": 362.0, "bfloat16": 362.0, "float32": 91.6, "int8": 733.0, "fp8": 733.0},
+    "L4": {"float16": 121.0, "bfloat16": 121.0, "float32": 30.3, "int8": 242.0, "fp8": 242.0},
+    "T4": {"float16": 65.0, "float32": 8.1, "int8": 130.0},
 }
-"""TFLOP/s of dense matrix products in NVIDIA's data sheets, float32 without TF32. The first match counts."""
+"""TFLOP/s of dense matrix products in NVIDIA's data sheets, float32 without TF32, int8 in TOP/s. The first match
+counts."""
 
 
 def synchronize(device: torch.device) -> None:

@@ -160,3 +160,21 @@ def test_core_affinity_is_restored() -> None:
     with _on([min(before)]):
         assert os.sched_getaffinity(0) == {min(before)}
     assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "expected"),
+    [
+        pytest.param("cpu", (0, 0), [], id="CPU"),
+        pytest.param("cuda:0", (7, 5), ["int8"], id="T4"),
+        pytest.param("cuda:0", (8, 9), ["int8", "fp8"], id="L4"),
+        pytest.param("cuda:0", (9, 0), ["int8", "fp8"], id="H100"),
+    ],
+)
+def test_scaled_dtypes_are_those_of_the_gpu(
+    part: Part, monkeypatch: pytest.MonkeyPatch, device: str, capability: tuple[int, int], expected: list[str]
+) -> None:
+    """The CPU emulates both, which says nothing about speed."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    part.device = device
+    assert alone.scaled_dtypes(part) == expected

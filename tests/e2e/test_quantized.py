@@ -38,11 +38,12 @@ def folder(made: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
 
 
 def test_the_command_says_what_it_made(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    """The figures, the verdict, and how to serve it; a file that is no image is named and left out."""
+    """The figures, the verdict, the speed, and how to serve it; a file that is no image is named and left out."""
     out, done = made
     assert done.returncode == 0, done.stderr
     assert "Judged on 1670 images" in done.stdout
     assert "The gate is passed." in done.stdout
+    assert "In batches of 8, the model alone does " in done.stdout
     assert f"Serve it: VIT_API_MODEL={out} VIT_API_DTYPE=int8" in done.stdout
     assert "0000-notes.txt: not used: " in done.stderr
 

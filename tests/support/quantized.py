@@ -32,6 +32,12 @@ def digit_pngs() -> list[bytes]:
     return found
 
 
+def digit_pixels() -> list[NDArray[np.uint8]]:
+    """Return all scans as the model takes them."""
+    preprocessing = load_checkpoint("digits").preprocessing
+    return [decode(png, preprocessing, exact=False) for png in digit_pngs()]
+
+
 def quantize_digits(out: Path, *, judged: int | None = None, model: str = "digits") -> list[str]:
     """Write the int8 copy and its verdict; return why it fails the gate.
 
@@ -46,4 +52,4 @@ def quantize_digits(out: Path, *, judged: int | None = None, model: str = "digit
     def others() -> Iterator[NDArray[np.uint8]]:
         return iter(pixels[CALIBRATION:][:judged])
 
-    return Quantizer(checkpoint, pixels[:CALIBRATION], others, MIN_IMAGES).run(out)[1]
+    return Quantizer(checkpoint, pixels[:CALIBRATION], others, MIN_IMAGES).run(out).failures

@@ -44,7 +44,7 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param("MAX_BATCH_SIZE", "0", "greater than or equal to 1", id="too small"),
         pytest.param("PORT", "seventy", "valid integer", id="not a number"),
-        pytest.param("DTYPE", "int4", "'auto', 'float32', 'bfloat16', 'float16' or 'int8'", id="not a choice"),
+        pytest.param("DTYPE", "int4", "'auto', 'float32', 'bfloat16', 'float16', 'int8' or 'fp8'", id="not a choice"),
         pytest.param("DEVICE", "gpu", "cuda:0", id="not a device"),
         pytest.param("QUEUE_SIZE", "30000", "VIT_API_API_SERVERS", id="does not fit another"),
         pytest.param("OPERATOR_KEY", "short", "at least 8", id="too short"),
@@ -156,7 +156,7 @@ def test_help_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "default: 32)" in text
     assert [title for title in GROUPS if f"\n{title}:\n" not in text] == []
     assert sorted(name for names in GROUPS.values() for name in names) == sorted(Settings.model_fields)
-    assert "{auto,float32,bfloat16,float16,int8}" in text
+    assert "{auto,float32,bfloat16,float16,int8,fp8}" in text
 
 
 @pytest.mark.parametrize(
@@ -369,12 +369,15 @@ def test_int8_runs_in_openvino_only(monkeypatch: pytest.MonkeyPatch, engine: str
     """Another engine is refused by name, for a list of models too."""
     monkeypatch.setenv("VIT_API_ENGINE", engine)
     monkeypatch.setenv("VIT_API_DTYPE", "int8")
-    with pytest.raises(SettingsError, match=rf"VIT_API_ENGINE: A model in int8 runs in OpenVINO only.*{engine}"):
+    with pytest.raises(
+        SettingsError, match=rf"VIT_API_ENGINE: On the CPU, a model in int8 runs in OpenVINO only.*{engine}"
+    ):
         load_settings([])
     monkeypatch.setenv("VIT_API_DTYPE", "auto")
     monkeypatch.setenv("VIT_API_MODELS", '[{"name": "a", "version": "1", "model": "digits", "dtype": "int8"}]')
-    with pytest.raises(SettingsError, match="VIT_API_ENGINE: A model in int8 runs in OpenVINO only"):
+    with pytest.raises(SettingsError, match="VIT_API_ENGINE: On the CPU, a model in int8 runs in OpenVINO only"):
         load_settings([])
+    assert load_settings(["--device", "cuda"]).engine == engine
 
 
 @pytest.mark.parametrize("value", ["0", "70000"])

@@ -28,7 +28,7 @@ MAX_DEPLOYMENTS = 16
 MAX_PATH = 4096
 """Length of a path on Linux."""
 
-DTYPES = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTYPES = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 
 _PARSERS: dict[str, Callable[[str], object]] = {"thresholds": Thresholds.load, "categories": Categories.load}
 _EXAMPLE = '[{"name": "nsfw", "version": "1", "model": "Falconsai/nsfw_image_detection"}]'

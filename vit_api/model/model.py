@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.checkpoints.int8 import INT8, model_file
+from vit_api.checkpoints.int8 import INT8, SCALED_DTYPES, model_file
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, MAX_TOP_K, Prediction
 from vit_api.model import cuda_graphs
 from vit_api.model.cuda_graphs import Network
@@ -38,7 +38,14 @@ from vit_api.model.host_memory import keep_freed_memory
 from vit_api.model.loading import load_network, read_width
 from vit_api.model.memory_errors import is_out_of_memory, translate_memory_error
 from vit_api.model.openvino_network import OpenVINONetwork, export
-from vit_api.model.precision import choose_dtypes, choose_threads, disable_cudnn_attention, make_exact
+from vit_api.model.precision import (
+    check_scaled_dtype,
+    choose_dtypes,
+    choose_threads,
+    disable_cudnn_attention,
+    make_exact,
+)
+from vit_api.model.scaled_products import FLOAT_DTYPES
 from vit_api.model.staging import CudaLink, Event, HostLink, Staged, Staging
 from vit_api.model.vit import FusedViT
 
@@ -76,14 +83,16 @@ class VisionModel:
     Args:
         checkpoint: The checkpoint. Weights are loaded only from safetensors, and no code of the checkpoint is run.
         device: torch's name of the device: `cpu`, `cuda:0`.
-        dtype: `auto`, `float32`, `bfloat16`, `float16` or, on the CPU and for a quantized checkpoint, `int8`.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`, `int8` or `fp8`. On the CPU, a quantized checkpoint runs in
+            `int8` in OpenVINO. On CUDA, any ViT does in either, see `scaled_products`.
         cpu_threads: Threads for one operation on the CPU in this process; by default, see `precision`.
         max_batch_size: Maximum number of images in a batch.
         all_classes: Return all classes of each image, not only `MAX_TOP_K`.
+        emulates_cuda: Compute `int8` and `fp8` on the CPU as CUDA does; to judge them, since it is slow.
 
     Attributes:
         device: The device that it runs on.
-        dtype: The dtype that it computes in; softmax is always float32.
+        dtype: The dtype that it computes in, on CUDA that of what is not in int8 or fp8; softmax is always float32.
         device_name: The name that the hardware reports.
         device_uuid: The GPU's UUID in NVML; empty for the CPU.
         pixel_shape: (height, width, 3) of an image.
@@ -99,6 +108,7 @@ class VisionModel:
         max_batch_size: int = 32,
         *,
         all_classes: bool = False,
+        emulates_cuda: bool = False,
     ) -> None:
         self.device = torch.device(device)
         width = read_width(checkpoint.path)
@@ -121,7 +131,10 @@ class VisionModel:
         self._link = CudaLink(self.device) if self.device.type == "cuda" else HostLink()
         self._staging = Staging(self._link, self.pixel_shape, max_batch_size)
         self._logits: Network
-        if dtype == INT8:
+        self._scaled = dtype if dtype in SCALED_DTYPES and (emulates_cuda or self.device.type == "cuda") else None
+        if self._scaled:
+            self._load_scaled(checkpoint, self._scaled, width)
+        elif dtype == INT8:
             self._load_int8(checkpoint)
         else:
             self._load(checkpoint, choose_dtypes(dtype, self.device, width))
@@ -138,9 +151,17 @@ class VisionModel:
             fused = None if self._is_bgr else fuse(self._model, self._scale, self._shift, self._unfused)
             self._logits = fused or self._unfused
 
+    def _load_scaled(self, checkpoint: Checkpoint, dtype: str, width: int) -> None:
+        check_scaled_dtype(dtype, self.device)
+        rest = FLOAT_DTYPES[dtype]
+        self._load(checkpoint, choose_dtypes("auto", self.device, width) if rest is None else (rest,))
+        if not isinstance(self._logits, FusedViT):
+            raise ValueError(f"The model can't be used in {dtype}: it is not a ViT of a known form. Set another dtype.")
+        with torch.inference_mode():
+            self._logits = self._logits.with_scaled_products(dtype)
+        logger.info("What is not in %s runs in %s", dtype, self.float_dtype)
+
     def _load_int8(self, checkpoint: Checkpoint) -> None:
-        if self.device.type != "cpu":
-            raise ValueError("A model in int8 runs on the CPU only: set the device cpu, or another dtype.")
         self._int8 = self._logits = OpenVINONetwork(model_file(checkpoint.path), torch.get_num_threads())
         self.dtype = torch.int8
         logger.info("What is not quantized runs in %s", self.float_dtype)
@@ -199,7 +220,7 @@ class VisionModel:
         for size in warmed:
             black = [np.zeros(self.pixel_shape, np.uint8)] * size
             if not all(prediction.is_finite for prediction in self.collect(self.launch(self.stage(black)))):
-                raise RuntimeError(f"The model's output is infinite or NaN in {self.dtype}: set another dtype.")
+                raise RuntimeError(f"The model's output is infinite or NaN in {self.dtype_name}: set another dtype.")
         logger.info("Warmed up batches of %s in %.1f s", list(warmed), time.monotonic() - started)
 
     @translate_memory_error
@@ -252,6 +273,16 @@ class VisionModel:
             features = self._logits.features(pixels)
             return features, self._logits.classify(features)
         return (None, self._logits(pixels)) if self._head is None else self._head.run(lambda: self._unfused(pixels))
+
+    @property
+    def network(self) -> Network:
+        """The function that the eager engine runs, from pixels to logits."""
+        return self._logits
+
+    @property
+    def dtype_name(self) -> str:
+        """The name of the dtype, as in VIT_API_DTYPE."""
+        return self._scaled or str(self.dtype).removeprefix("torch.")
 
     @property
     def float_dtype(self) -> str:

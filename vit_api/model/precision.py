@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from vit_api.environment.cores import available_cores
+from vit_api.environment.cpu_flags import cpu_flags
+from vit_api.model.scaled_products import FP8, MIN_FP8_CAPABILITY
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -33,7 +33,7 @@ def choose_dtypes(dtype: str, device: torch.device, width: int) -> tuple[torch.d
     if device.type == "cuda":
         return torch.float16, torch.bfloat16 if has_bfloat16(device) else torch.float32
     is_narrow = 0 < width < _NARROW
-    return (torch.bfloat16 if _cpu_flags() & _BFLOAT16_CPU_FLAGS and not is_narrow else torch.float32,)
+    return (torch.bfloat16 if cpu_flags() & _BFLOAT16_CPU_FLAGS and not is_narrow else torch.float32,)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -78,9 +78,7 @@ def disable_cudnn_attention() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def _cpu_flags() -> set[str]:
-    """Return the instruction-set flags that Linux reports for the first processor."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
+def check_scaled_dtype(dtype: str, device: torch.device) -> None:
+    """Raise ValueError if a device has no products in a dtype of `scaled_products`; the CPU computes them slowly."""
+    if dtype == FP8 and device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_FP8_CAPABILITY:
+        raise ValueError("fp8 needs a GPU of compute capability 8.9 or higher. Set another dtype.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vit_api.model.add_norm import AddNorm
+from vit_api.model.scaled_products import ScaledLinear, can_scale, scale_linear
 from vit_api.model.vit_network import ACTIVATIONS, ViTNetwork
 
 _CENTRE = 128
@@ -27,6 +29,10 @@ class _Linear(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
+
+    def product(self, rows: Tensor) -> Tensor:
+        """Return [rows, out] of [rows, in], without the bias."""
+        return torch.mm(rows, self.weight.t())
 
     def float(self) -> _Linear:
         """Return it in float32."""
@@ -46,18 +52,21 @@ class _Norm(NamedTuple):
         return _Norm(self.weight.float(), self.bias.float(), self.eps)
 
 
+Product = _Linear | ScaledLinear
+
+
 class _Block(NamedTuple):
     """The weights of one layer; query, key and value are stacked in one matrix, in this order."""
 
     norm_before: _Norm
-    qkv: _Linear
+    qkv: Product
     position_bias: Tensor | None
     attention_norm: _Norm | None
-    out: _Linear
+    out: Product
     norm_after: _Norm
-    fc1: _Linear
+    fc1: Product
     mlp_norm: _Norm | None
-    fc2: _Linear
+    fc2: Product
 
 
 class FusedViT:
@@ -141,6 +150,21 @@ class FusedViT:
         """Return the form that torch.compile can read; it fuses what our kernels do automatically."""
         return self.with_operations(fuse_gelu=self._fuse_gelu, add_norm=None)
 
+    def with_scaled_products(self, dtype: str) -> FusedViT:
+        """Return the form whose matrix products are in `int8` or `fp8`; see `scaled_products` and `with_products`."""
+        return self.with_products(lambda linear: scale_linear(linear, dtype) if can_scale(linear) else linear)
+
+    def with_products(self, convert: Callable[[Product], Product]) -> FusedViT:
+        """Return the form whose matrix products are converted.
+
+        The patch projection, attention itself and the classifier are not, nor is the last layer, if it computes only
+        the class token: that is little work, and all answers depend on it.
+        """
+        form = copy.copy(self)
+        count = len(self._blocks) if self._pools_patches else len(self._blocks) - 1
+        form._blocks = [_converted(block, convert) for block in self._blocks[:count]] + self._blocks[count:]
+        return form
+
     def _embed(self, pixels: Tensor) -> Tensor:
         """Project each patch of the images, and prepend the class token and registers."""
         batch, height, width, channels = pixels.shape
@@ -161,12 +185,12 @@ class FusedViT:
         x = x[:, :tokens] + block.out(self._attention(block, normed, tokens))
         return x + block.fc2(self._hidden(block, block.norm_after(x)))
 
-    def _add(self, x: Tensor, inputs: Tensor, linear: _Linear, norm: _Norm) -> tuple[Tensor, Tensor]:
+    def _add(self, x: Tensor, inputs: Tensor, linear: Product, norm: _Norm) -> tuple[Tensor, Tensor]:
         """Add a projection of the inputs to the tokens; return the sum, which may be in their place, and its norm."""
         if self._add_norm is None or linear.bias is None:
             x = x + linear(inputs)
             return x, norm(x)
-        added = torch.mm(inputs.flatten(0, 1), linear.weight.t())
+        added = linear.product(inputs.flatten(0, 1))
         return x, self._add_norm(x, added, linear.bias, norm)
 
     def _attention(self, block: _Block, normed: Tensor, tokens: int) -> Tensor:
@@ -179,12 +203,12 @@ class FusedViT:
         hidden = self._expand(block.fc1, normed)
         return hidden if block.mlp_norm is None else block.mlp_norm(hidden)
 
-    def _expand(self, linear: _Linear, x: Tensor) -> Tensor:
+    def _expand(self, linear: Product, x: Tensor) -> Tensor:
         """Return the activations of a layer's first matrix product."""
         if self._is_gated:
             gate, hidden = linear(x).chunk(2, dim=-1)
             return self._activation(gate) * hidden
-        if not self._fuse_gelu:
+        if not self._fuse_gelu or isinstance(linear, ScaledLinear):
             return self._activation(linear(x))
         assert linear.bias is not None
         rows = torch._addmm_activation(linear.bias, x.flatten(0, 1), linear.weight.t(), use_gelu=True)
@@ -196,6 +220,7 @@ class FusedViT:
         if tokens == x.shape[1]:
             query, key, value = block.qkv(x).chunk(3, dim=-1)
         else:
+            assert isinstance(block.qkv, _Linear)  # see `with_scaled_products`
             weight, bias = block.qkv
             query = F.linear(x[:, :tokens], weight[:size], None if bias is None else bias[:size])
             key, value = F.linear(x, weight[size:], None if bias is None else bias[size:]).chunk(2, dim=-1)
@@ -242,6 +267,12 @@ def _block(layer: Any) -> _Block:
         _linear(mlp.fc1),
         _optional_norm(mlp.norm),
         _linear(mlp.fc2),
+    )
+
+
+def _converted(block: _Block, convert: Callable[[Product], Product]) -> _Block:
+    return block._replace(
+        qkv=convert(block.qkv), out=convert(block.out), fc1=convert(block.fc1), fc2=convert(block.fc2)
     )
 
 

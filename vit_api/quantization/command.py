@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # the command's help is there without the packages that it ne
     import numpy as np
     from numpy.typing import NDArray
 
+    from vit_api.checkpoints.checkpoint import Checkpoint
+    from vit_api.quantization.quantizer import Result
+
 _FAILED = 1
 _MISUSED = 2
 _CALIBRATION_IMAGES = 128
@@ -33,8 +36,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command and its arguments to a parser's subcommands."""
     parser = commands.add_parser(
         "quantize",
-        help="make an int8 copy of a model, for the CPU",
-        description="Make an int8 copy of a model, which the server runs with VIT_API_DTYPE=int8, and judge it.",
+        help="make an int8 or fp8 copy of a model",
+        description="Make a copy of a model that the server runs with VIT_API_DTYPE=int8 or fp8, and judge it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -42,12 +45,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--images", required=True, type=Path, metavar="DIR", help="images like those to be classified")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to write it; new, or empty")
+    parser.add_argument("--dtype", choices=("int8", "fp8"), default="int8", help="precision (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="where it is to be served; without a GPU, what one computes is emulated (default: cpu for int8)",
+    )
     parser.add_argument(
         "--calibration-images",
         type=int,
         default=_CALIBRATION_IMAGES,
         metavar="N",
-        help="images that the ranges of activations are taken from (default: %(default)s)",
+        help="images that the ranges of activations on the CPU are taken from (default: %(default)s)",
     )
     parser.set_defaults(run=run, parser=parser)
 
@@ -62,49 +71,94 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
+    device = arguments.device or ("cpu" if arguments.dtype == "int8" else "cuda")
+    if (arguments.dtype, device) == ("fp8", "cpu"):
+        raise _UsageError("fp8 is served on a GPU only: leave --device out, or choose --dtype int8.")
+    if device == "cpu":
+        _require_packages()
+    # Not at the top: the other commands need none of this.
+    from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
+    from vit_api.logs import configure_logging
+
+    out = arguments.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise _UsageError(f"The directory {out} is not empty. Name a new one.")
+    files = _files(arguments.images)
+    count = arguments.calibration_images if device == "cpu" else 0
+    _check_number(arguments.images, len(files), count)
+    try:
+        checkpoint = load_checkpoint(arguments.model, arguments.revision)
+    except CheckpointError as error:
+        raise _UsageError(str(error)) from error
+    configure_logging("info", "text")
+    step = len(files) / max(1, count)
+    chosen = {files[int(number * step)] for number in range(count)}
+    others = [file for file in files if file not in chosen]
+    result = _run(checkpoint, arguments.dtype, sorted(chosen), others, out)
+    for sentence in _sentences(result):
+        print(sentence)
+    serve = "" if result.failures else f" Serve it: VIT_API_MODEL={out} VIT_API_DTYPE={arguments.dtype}"
+    print(f"Written to {out}.{serve}")
+    return _FAILED if result.failures else 0
+
+
+def _require_packages() -> None:
     for package in ("openvino", "nncf"):
         if find_spec(package) is None:
             raise _UsageError(
                 f"The package {package} is not installed. Install the extra: pip install 'vit-api[openvino]', or in a "
                 "checkout pip install -r requirements-openvino.txt."
             )
-    # Not at the top: the other commands need none of this.
-    from vit_api.checkpoints.checkpoint import CheckpointError, load_checkpoint
-    from vit_api.logs import configure_logging
+
+
+def _check_number(folder: Path, files: int, calibrate: int) -> None:
+    """Refuse too few images, which say nothing."""
+    from vit_api.quantization.gate import MIN_IMAGES
+
+    if calibrate < 0 or files < calibrate + _MIN_JUDGED:
+        raise _UsageError(
+            f"The directory {folder} has {files} files, too few to calibrate with {calibrate} and judge others: "
+            f"{calibrate + MIN_IMAGES:,} images are needed to pass the gate. Add images, or lower --calibration-images."
+        )
+
+
+def _run(checkpoint: Checkpoint, dtype: str, calibration: Sequence[Path], judged: Sequence[Path], out: Path) -> Result:
+    """Quantize for the CPU, with images to calibrate, or for CUDA, which needs none."""
     from vit_api.quantization.gate import MIN_IMAGES
     from vit_api.quantization.quantizer import Quantizer
 
-    out = arguments.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise _UsageError(f"The directory {out} is not empty. Name a new one.")
-    files = _files(arguments.images)
-    count = arguments.calibration_images
-    if count < 1 or len(files) < count + _MIN_JUDGED:
-        raise _UsageError(
-            f"The directory {arguments.images} has {len(files)} files, too few to calibrate with {count} and judge "
-            f"others: {count + MIN_IMAGES:,} images are needed to pass the gate. Add images, or lower "
-            "--calibration-images."
-        )
-    try:
-        checkpoint = load_checkpoint(arguments.model, arguments.revision)
-    except CheckpointError as error:
-        raise _UsageError(str(error)) from error
-    configure_logging("info", "text")
-    step = len(files) / count
-    chosen = {files[int(number * step)] for number in range(count)}
     images = _Images(checkpoint)
-    calibration = list(images.decode(sorted(chosen)))
-    others = [file for file in files if file not in chosen]
-    quantizer = Quantizer(checkpoint, calibration, lambda: images.decode(others), MIN_IMAGES)
-    compared, failures, left_out = quantizer.run(out)
-    print(
+    if calibration:
+        decoded = list(images.decode(calibration))
+        return Quantizer(checkpoint, decoded, lambda: images.decode(judged), MIN_IMAGES).run(out)
+    from vit_api.quantization.scaled import ScaledQuantizer
+
+    try:
+        return ScaledQuantizer(checkpoint, dtype, lambda: images.decode(judged), MIN_IMAGES).run(out)
+    except ValueError as error:
+        raise _UsageError(str(error)) from error
+
+
+def _sentences(result: Result) -> Iterator[str]:
+    """Yield what is worth knowing of a result, a paragraph each."""
+    from vit_api.quantization.speed import MIN_RATIO
+
+    compared, speed = result.compared, result.speed
+    yield (
         f"Judged on {compared.images} images: the top class is the same for {compared.top_1_agreement:.2%}, and where "
         f"the first two are apart for {compared.clear_top_1_agreement:.2%}; mean difference "
-        f"{compared.mean_difference:.4f}, largest {compared.largest_difference:.3f}; {len(left_out)} layers left out."
+        f"{compared.mean_difference:.4f}, largest {compared.largest_difference:.3f}; {len(result.left_out)} layers "
+        "left out."
     )
-    print(" ".join(["The gate is failed.", *failures]) if failures else "The gate is passed.")
-    print(f"Written to {out}." + ("" if failures else f" Serve it: VIT_API_MODEL={out} VIT_API_DTYPE=int8"))
-    return _FAILED if failures else 0
+    yield " ".join(["The gate is failed.", *result.failures]) if result.failures else "The gate is passed."
+    if speed is None:
+        yield "The speed was not measured: there is no GPU here."
+        return
+    yield (
+        f"In batches of {speed.batch_size}, the model alone does {speed.images_per_s:.1f} images/s here, and in "
+        f"{speed.default_dtype} {speed.default_images_per_s:.1f}: {speed.ratio:.2f} times as many."
+        + ("" if speed.is_worth_it else f" That is below {MIN_RATIO}: on this machine, it is not worth its rounding.")
+    )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -123,7 +123,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             WorkerState.READY,
             device,
             model.device_name,
-            str(model.dtype).removeprefix("torch."),
+            model.dtype_name,
             device_uuid=model.device_uuid,
             engine=model.engine.name,
             startup_s=lit_api.startup_s,

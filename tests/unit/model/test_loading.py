@@ -101,5 +101,5 @@ def test_auto_prefers_float16_on_cuda(
 )
 def test_auto_on_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], width: int, expected: torch.dtype) -> None:
     """It selects bfloat16 if the processor supports it natively and the model is wide enough."""
-    monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
     assert choose_dtypes("auto", torch.device("cpu"), width) == (expected,)

@@ -15,9 +15,11 @@ from transformers import AutoModelForImageClassification
 from tests.support.quantized import CALIBRATION, digit_pngs, quantize_digits
 from vit_api.__main__ import main
 from vit_api.checkpoints.checkpoint import EMBEDDED, load_checkpoint
-from vit_api.checkpoints.int8 import VERDICT, check_int8, model_file
+from vit_api.checkpoints.int8 import VERDICT, check_quantized, model_file
 from vit_api.decoding.images import decode
+from vit_api.environment.cpu_flags import has_vnni
 from vit_api.ipc.records import ALL_CLASSES, EMBEDDING, Prediction
+from vit_api.model import int8
 from vit_api.model.int8 import quantized_products
 from vit_api.model.model import VisionModel
 from vit_api.model.openvino_network import has_native_bfloat16
@@ -52,7 +54,10 @@ def test_the_copy_passes_and_is_served(folder: Path) -> None:
     verdict = json.loads((folder / VERDICT).read_text())
     assert verdict["verdict"] == "passed"
     assert verdict["comparison"]["images"] >= 1000
-    assert check_int8(load_checkpoint(str(folder))) is None
+    assert verdict["speed"]["ratio"] > 0
+    assert verdict["has_vnni"] is has_vnni()
+    warning = check_quantized(load_checkpoint(str(folder)))
+    assert (warning is None) is verdict["speed"]["is_worth_it"]
 
 
 @pytest.mark.parametrize("images", [1, 3, 8])
@@ -141,7 +146,7 @@ def test_where_bfloat16_fails_the_gate_the_rest_is_float32(tmp_path: Path, monke
 
     monkeypatch.setattr(Comparison, "failures", first_fails)
     monkeypatch.setattr("vit_api.model.openvino_network.has_native_bfloat16", lambda: True)
-    quantize_digits(tmp_path / "out", judged=64)
+    quantize_digits(tmp_path / "out", judged=32)
     verdict = json.loads((tmp_path / "out" / VERDICT).read_text())
     assert (verdict["float_dtype"], verdict["left_out"]) == ("float32", [])
     assert VisionModel(load_checkpoint(str(tmp_path / "out")), "cpu", "int8", 1).float_dtype == "float32"
@@ -184,6 +189,18 @@ def test_in_float32_the_copy_is_the_original(folder: Path) -> None:
     with torch.inference_mode():
         copy, original = (model(pixels).logits for model in models)
     torch.testing.assert_close(copy, original, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_without_vnni_weights_take_half_the_range(monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:
+    """A sum of two products in 16 bits then cuts off nothing, at the price of a bit of the weights."""
+    import nncf
+
+    chosen: list[nncf.AdvancedQuantizationParameters] = []
+    monkeypatch.setattr(nncf, "quantize", lambda *_, advanced_parameters, **__: chosen.append(advanced_parameters))
+    monkeypatch.setattr(int8, "has_vnni", lambda: is_there)
+    int8.quantize(VisionModel(load_checkpoint("digits"), "cpu", "float32", 1).export(), [])
+    assert chosen[0].overflow_fix is (nncf.OverflowFix.FIRST_LAYER if is_there else nncf.OverflowFix.ENABLE)
 
 
 def test_too_few_images_fail(tmp_path: Path) -> None:
