@@ -64,8 +64,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def digits_server() -> Iterator[RunningServer]:
-    """Run the embedded model with the default settings."""
-    with serve() as server:
+    """Run the embedded model with the default settings, in a new interpreter, as in production."""
+    with serve(is_fresh=True) as server:
         yield server
 
 

@@ -170,9 +170,7 @@ def running(
             _termination_held_back(),
             contextlib.nullcontext() if log is None else log.open("wb") as output,
         ):
-            process = start(
-                command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True
-            )
+            process = start(command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True)
             stack.callback(stop if must_stop else _stop_or_kill, process, stop_s)
         wait_until_ready(process, ready_url, log)
         yield process

@@ -7,6 +7,7 @@ folder and output. Each process of pytest has one such parent. Knows nothing of 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import os
@@ -25,6 +26,7 @@ from typing import IO, Any, NamedTuple
 
 from vit_api.environment.garbage import collection_paused
 
+_ROOT = Path(__file__).resolve().parents[2]
 _MAX_REQUEST = 1 << 20
 _READ_AT_IMPORT = ("HF_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH", "CUDA_", "MALLOC_", "LD_", "PYTHON", "OTEL_")
 """Beginnings of variables that are read before a server runs: with others than the parent's, nothing is forked."""
@@ -41,26 +43,30 @@ def start(
     *,
     cwd: str | Path,
     env: Mapping[str, str] | None,
-    stdout: IO[bytes] | None,
-    stderr: IO[bytes] | None,
-    start_new_session: bool,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
+    start_new_session: bool = True,
 ) -> subprocess.Popen[bytes]:
     """Start a Python program as `subprocess.Popen` does, forked where it makes no difference."""
     assert start_new_session
     variables = dict(os.environ if env is None else env)
-    if stdout is None or stdout is not stderr or command[0] != sys.executable or not _is_like_ours(variables):
+    if not _is_ours(command) or _read_at_import(variables) != _read_at_import(os.environ):
         return subprocess.Popen(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr, start_new_session=True)
     request = pickle.dumps(_Request(list(command[1:]), str(cwd), variables))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         parent, lock = _parent()
         with lock:
-            socket.send_fds(parent, [request], [stdout.fileno(), theirs.fileno()])
+            outputs = [1 if stdout is None else stdout.fileno(), 2 if stderr is None else stderr.fileno()]
+            socket.send_fds(parent, [request], [*outputs, theirs.fileno()])
     return ForkedServer(command, ours)
 
 
-def _is_like_ours(variables: Mapping[str, str]) -> bool:
-    return _read_at_import(variables) == _read_at_import(os.environ)
+def _is_ours(command: Sequence[str]) -> bool:
+    """Return whether the command runs our server, or a variant of it for tests."""
+    executable, *arguments = command
+    is_variant = arguments[0] == "-m" and arguments[1].startswith("tests.support.")
+    return executable == sys.executable and (arguments == [str(_ROOT / "server.py")] or is_variant)
 
 
 def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
@@ -73,13 +79,12 @@ def _parent() -> tuple[socket.socket, threading.Lock]:
     """Start the process that the servers are forked from; it ends with this one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
-    root = str(Path(__file__).resolve().parents[2])
     variables = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
     with theirs:
         subprocess.Popen(
             [sys.executable, "-m", __name__, str(theirs.fileno())],
-            env=variables | {"PYTHONPATH": root},
-            cwd=root,
+            env=variables | {"PYTHONPATH": str(_ROOT)},
+            cwd=_ROOT,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         ).returncode = 0  # nobody waits for it
@@ -125,51 +130,55 @@ class ForkedServer(subprocess.Popen[bytes]):
 def _serve(requests: socket.socket) -> _Request:
     """Fork a process for each request, and report its end. Returns in the forked ones; exits once nobody asks."""
     running: dict[int, tuple[int, socket.socket]] = {}
+    reported: dict[socket.socket, int] = {}
     while True:
-        for ready in select.select([requests, *running], [], [])[0]:
-            if ready is not requests:
+        for ready in select.select([requests, *running, *reported], [], [])[0]:
+            if ready in running:
                 pid, client = running.pop(ready)
+                ended = os.waitid(os.P_PIDFD, ready, os.WEXITED | os.WNOWAIT)
+                assert ended is not None
                 os.close(ready)
-                _, status = os.waitpid(pid, 0)
-                _send(client, os.waitstatus_to_exitcode(status))
-                client.close()
+                _send(client, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+                reported[client] = pid
                 continue
-            message, (output, answer), _, _ = _receive(requests)
+            if ready in reported:  # the test has seen the status, until when its id is not given to another process
+                os.waitpid(reported.pop(ready), 0)
+                ready.close()
+                continue
+            message, (*outputs, answer), _, _ = _receive(requests)
             client = socket.socket(fileno=answer)
             pid = os.fork()
             if pid == 0:
                 client.close()
                 requests.close()
-                for its_pidfd, (_, its_client) in running.items():
+                for its_pidfd in running:
                     os.close(its_pidfd)
+                for its_client in [*reported, *(one for _, one in running.values())]:
                     its_client.close()
-                return _become(pickle.loads(message), output)
-            os.close(output)
+                return _become(pickle.loads(message), outputs)
+            for output in outputs:
+                os.close(output)
             _send(client, pid)
             running[os.pidfd_open(pid)] = pid, client
 
 
 def _receive(requests: socket.socket) -> tuple[bytes, list[int], Any, Any]:
-    received = socket.recv_fds(requests, _MAX_REQUEST, 2)
+    received = socket.recv_fds(requests, _MAX_REQUEST, 3)
     if not received[0]:
         os._exit(0)
     return received
 
 
 def _send(client: socket.socket, number: int) -> None:
-    try:
+    with contextlib.suppress(OSError):  # the test has ended
         client.send(number.to_bytes(8, "little", signed=True))
-    except OSError:
-        pass  # the test has ended
 
 
-def _become(request: _Request, output: int) -> _Request:
+def _become(request: _Request, outputs: list[int]) -> _Request:
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, target in enumerate((nothing, output, output)):
-        os.dup2(target, number)
-    os.close(nothing)
-    os.close(output)
+    for number, opened in enumerate([os.open(os.devnull, os.O_RDONLY), *outputs]):
+        os.dup2(opened, number)
+        os.close(opened)
     os.chdir(request.where)
     os.environ.clear()
     os.environ.update(request.variables)
