@@ -149,6 +149,8 @@ def _serve(requests: socket.socket) -> _Request:
             client = socket.socket(fileno=answer)
             pid = os.fork()
             if pid == 0:
+                os.setsid()
+                _send(client, os.getpid())  # now that signals to its process group reach it
                 client.close()
                 requests.close()
                 for its_pidfd in running:
@@ -158,7 +160,6 @@ def _serve(requests: socket.socket) -> _Request:
                 return _become(pickle.loads(message), outputs)
             for output in outputs:
                 os.close(output)
-            _send(client, pid)
             running[os.pidfd_open(pid)] = pid, client
 
 
@@ -175,7 +176,6 @@ def _send(client: socket.socket, number: int) -> None:
 
 
 def _become(request: _Request, outputs: list[int]) -> _Request:
-    os.setsid()
     for number, opened in enumerate([os.open(os.devnull, os.O_RDONLY), *outputs]):
         os.dup2(opened, number)
         os.close(opened)
