@@ -14,20 +14,22 @@ from tests.support.server import ROOT, RunningServer, serve
 from vit_api.environment.garbage import collection_paused
 
 _LONGEST = (
-    "tests/e2e/test_faults.py",
     "tests/benchmarks/test_benchmarks.py",
-    "tests/benchmarks/test_autoscaling.py",
+    "tests/unit/decoding/test_hostile_images.py",
+    "tests/e2e/test_faults.py",
+    "tests/project/test_docs_examples.py",
+    "tests/benchmarks/test_benchmark_gpu.py",
+    "tests/unit/classify/test_bulk.py",
     "tests/benchmarks/test_compare.py",
+    "tests/benchmarks/test_autoscaling.py",
+    "tests/e2e/test_live_models.py",
+    "tests/unit/model/test_engines.py",
+    "tests/deploy/test_proxies.py",
     "tests/e2e/test_load.py",
     "tests/e2e/test_shared_cache.py",
-    "tests/project/test_docs_examples.py",
-    "tests/deploy/test_proxies.py",
     "tests/e2e/test_caching.py",
     "tests/e2e/test_door.py",
     "tests/e2e/test_lifecycle.py",
-    "tests/unit/model/test_engines.py",
-    "tests/unit/decoding/test_hostile_images.py",
-    "tests/benchmarks/test_benchmark_gpu.py",
     "tests/unit/model/test_classifiers.py",
 )
 """The files that take longest. They come first, so that the processes that run the suite finish at the same time."""
@@ -64,8 +66,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def digits_server() -> Iterator[RunningServer]:
-    """Run the embedded model with the default settings."""
-    with serve() as server:
+    """Run the embedded model with the default settings, in a new interpreter, as in production."""
+    with serve(is_fresh=True) as server:
         yield server
 
 

@@ -126,6 +126,8 @@ class Application:
             workers_per_device=[one.spec.workers_per_device or 1 for one in self.shared.deployments],
             configure_logging=_logging(self._settings),
             serve_http=self._serve_http(os.getpid()),
+            # A forked worker would keep the memory of models that are unloaded.
+            forks_workers=self._live is None,
             passes_hangup=self._settings.has_decision_log_file,
         )
         return self._server

@@ -32,10 +32,10 @@ def kinds(group: int) -> dict[int, str]:
             command = _command(pid)
             if pid == group:
                 found[pid] = "main"
-            elif command == main_command:  # forked
-                found[pid] = "http"
+            elif b"spawn_main" in command or _name(pid) == "worker":
+                found[pid] = "worker"
             else:
-                found[pid] = "worker" if b"spawn_main" in command else "other"
+                found[pid] = "http" if command == main_command else "other"  # forked or not
     return found
 
 
@@ -79,6 +79,10 @@ def descriptors(pid: int) -> int:
 def _fields(stat: Path) -> list[str]:
     """Return the fields after the process's name, which may contain spaces; see proc(5)."""
     return stat.read_text().rpartition(")")[2].split()
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().rstrip()
 
 
 def _command(pid: int) -> bytes:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,7 @@ def running(
     log: Path | None = None,
     stop_s: float = _STOP_S,
     must_stop: bool = True,
+    start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in a new process group, from its readiness until the context ends.
 
@@ -158,6 +159,7 @@ def running(
         log: The file for its output (default: this process's output).
         stop_s: The timeout of its stop.
         must_stop: Whether it is an error if it does not stop in time; it is killed in any case.
+        start: Starts the process, with the arguments of `subprocess.Popen`.
 
     Raises:
         RuntimeError: It ended early, or did not become ready in time.
@@ -168,9 +170,7 @@ def running(
             _termination_held_back(),
             contextlib.nullcontext() if log is None else log.open("wb") as output,
         ):
-            process = subprocess.Popen(
-                command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True
-            )
+            process = start(command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True)
             stack.callback(stop if must_stop else _stop_or_kill, process, stop_s)
         wait_until_ready(process, ready_url, log)
         yield process

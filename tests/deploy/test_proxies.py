@@ -24,6 +24,7 @@ from PIL import Image
 from benchmarks.harness import servers
 from benchmarks.harness.process_group import kinds
 from benchmarks.harness.servers import free_port
+from tests.support import forked_servers
 from tests.support.server import PLAIN_HTTP, ROOT, environment, wait_until
 
 REQUESTS = int(os.environ.get("PROXY_REQUESTS", "1000"))
@@ -95,7 +96,7 @@ def server_on(port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     )
     command = [sys.executable, str(ROOT / "server.py")]
     url = f"http://127.0.0.1:{port}/health"
-    with servers.running(command, url, cwd=ROOT, environment=variables, log=log) as process:
+    with servers.running(command, url, cwd=ROOT, environment=variables, log=log, start=forked_servers.start) as process:
         yield process
 
 

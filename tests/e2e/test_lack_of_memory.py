@@ -38,7 +38,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server() -> Iterator[RunningServer]:
     """Run `digits`, with a place for another version."""
     models = json.dumps([{"name": "digits", "version": "1", "model": "digits"}])
-    with serve("", models=models, max_models=2, operator_key=_OPERATOR, api_servers=1, cache_size=0) as running:
+    with serve(
+        "", is_fresh=True, models=models, max_models=2, operator_key=_OPERATOR, api_servers=1, cache_size=0
+    ) as running:
         yield running
 
 

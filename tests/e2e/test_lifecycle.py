@@ -92,7 +92,7 @@ def test_a_worker_that_cannot_start_stops_the_server(tmp_path: Path) -> None:
 )
 def test_a_signal_stops_every_process(number: signal.Signals) -> None:
     """The exit status is 0, no process is left, and the port is free."""
-    with serve() as server:
+    with serve(is_fresh=True) as server:
         group = server.process.pid
         assert len(living(group)) >= 4
         server.process.send_signal(number)

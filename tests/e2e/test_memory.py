@@ -32,7 +32,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with serve(api_servers=1, max_pending_mb=MAX_PENDING_MB, max_decode_mb=MAX_DECODE_MB) as running:
+    with serve(is_fresh=True, api_servers=1, max_pending_mb=MAX_PENDING_MB, max_decode_mb=MAX_DECODE_MB) as running:
         yield running
 
 

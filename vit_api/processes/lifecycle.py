@@ -20,7 +20,7 @@ import litserve as ls
 import uvicorn
 from starlette.types import ASGIApp
 
-from vit_api.processes.signals import FINISH, die_with_parent, leave_signals_to_parent
+from vit_api.processes.signals import FINISH, die_with_parent, leave_signals_to_parent, name_process
 
 # mallopt(3). Each upload allocates and frees memory of its size several times. By default glibc returns it to the
 # system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults. Blocks of long bodies and
@@ -68,6 +68,8 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
 
     def on_before_setup(self, *_: Any, **__: Any) -> None:
         """Prepare the process; LitServe calls this in it, before `LitAPI.setup`."""
+        name_process("worker")
+        signal.set_wakeup_fd(-1)  # a forked one inherits it from the parent, whose socket it would write to
         self._configure_logging()
         die_with_parent(self._parent)
         leave_signals_to_parent()

@@ -20,6 +20,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 
 import litserve as ls
+from litserve.loops.loops import inference_worker
 
 from vit_api.processes.lifecycle import WorkerProcess
 from vit_api.processes.listeners import Listeners
@@ -42,6 +43,8 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: Number of workers of each on each device.
         configure_logging: Called when a worker starts.
         serve_http: Serves HTTP on a socket, as the HTTP process with a given number, until the signal `FINISH`.
+        forks_workers: Whether workers are forked from the main process instead of spawned, so that they need not import
+            LitServe and our modules again. What is shared when a worker is forked stays in its memory while it lives.
         passes_hangup: Whether SIGHUP is passed on to the HTTP processes instead of ending the server.
     """
 
@@ -53,6 +56,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: Sequence[int],
         configure_logging: Callable[[], None],
         serve_http: ServeHttp,
+        forks_workers: bool = True,
         passes_hangup: bool = False,
     ) -> None:
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
@@ -66,6 +70,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
             callbacks=[WorkerProcess(os.getpid(), configure_logging)],
         )
         self._serve_http = serve_http
+        self._forks_workers = forks_workers
         self._passes_hangup = passes_hangup
         # LitServe passes these to its workers; ours use the slot table instead.
         self.workers_setup_status: dict[str, str] = {}
@@ -136,7 +141,31 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         self._serve_http(number, self._listeners.keep(number))
 
     def _start_worker(self, model: int, number: int) -> BaseProcess:
-        resource_tracker.ensure_running()  # its start unblocks the signals
+        if not self._forks_workers:
+            resource_tracker.ensure_running()  # its start unblocks the signals
         with blocked(*STOP_SIGNALS, signal.SIGHUP):  # until the process has its own handlers
             process: BaseProcess = self.launch_single_inference_worker(self._lit_apis[model], number)
+        return process
+
+    def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> BaseProcess:
+        """Start a worker as LitServe does, but forked. The main process has no threads, torch or CUDA to be copied."""
+        if not self._forks_workers:
+            spawned: BaseProcess = super().launch_single_inference_worker(lit_api, worker_id)
+            return spawned
+        device = self._inference_workers_config_for_api(lit_api.api_path)[worker_id]
+        process = mp.get_context("fork").Process(
+            target=inference_worker,
+            args=(
+                lit_api,
+                device[0] if len(device) == 1 else device,
+                worker_id,
+                self._get_request_queue(lit_api.api_path),
+                self._transport,
+                self.workers_setup_status,
+                self._callback_runner,
+                self.restart_workers,
+            ),
+            name="inference-worker",
+        )
+        process.start()
         return process

@@ -24,6 +24,7 @@ FINISH = signal.SIGUSR1
 SIGTERM, which may reach the whole process group before the main process has turned readiness off."""
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 
 
 def die_with_parent(parent: int) -> None:
@@ -31,6 +32,11 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """Set the name that `ps -o comm` and `top` show for this process; forked ones have the same command line."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 def exit_on_signals() -> None:

@@ -243,11 +243,14 @@ def images(noise: np.random.Generator) -> Any:
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_torch_compile_for_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On the CPU, it compiles, agrees with the eager engine, and caches its code in the configured folder."""
+    import torch._inductor.config
+
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no processes that import torch again
     checkpoint = load_checkpoint(str(make_checkpoint(tmp_path / "model")))
-    model = VisionModel(checkpoint, "cpu", "float32", 1, max_batch_size=2)
+    model = VisionModel(checkpoint, "cpu", "float32", 1, max_batch_size=1)  # each further size is compiled again
     shape = checkpoint.preprocessing.pixel_shape
-    images = list(np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8))
+    images = list(np.random.default_rng(0).integers(0, 256, (1, *shape), dtype=np.uint8))
     eager = predictions(model, images)
     model.prepare("compile")
     assert model.engine.name == "compile"

@@ -1,0 +1,226 @@
+"""Servers that are forked from a process that has imported what they import, which takes most of a server's start.
+
+Apart from that they are started as by `subprocess.Popen`: a process and a session of their own, with these variables,
+folder and output. Each process of pytest has one such parent. Knows nothing of what the servers do.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import os
+import pickle
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from vit_api.environment.garbage import collection_paused
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MAX_REQUEST = 1 << 20
+_READ_AT_IMPORT = ("HF_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH", "CUDA_", "MALLOC_", "LD_", "PYTHON", "OTEL_")
+"""Beginnings of variables that are read before a server runs: with others than the parent's, nothing is forked."""
+
+
+class _Request(NamedTuple):
+    arguments: list[str]
+    where: str
+    variables: dict[str, str]
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: str | Path,
+    env: Mapping[str, str] | None,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
+    start_new_session: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start a Python program as `subprocess.Popen` does, forked where it makes no difference."""
+    assert start_new_session
+    variables = dict(os.environ if env is None else env)
+    if not _is_ours(command) or _read_at_import(variables) != _read_at_import(os.environ):
+        return subprocess.Popen(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr, start_new_session=True)
+    request = pickle.dumps(_Request(list(command[1:]), str(cwd), variables))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        parent, lock = _parent()
+        with lock:
+            outputs = [1 if stdout is None else stdout.fileno(), 2 if stderr is None else stderr.fileno()]
+            socket.send_fds(parent, [request], [*outputs, theirs.fileno()])
+    return ForkedServer(command, ours)
+
+
+def _is_ours(command: Sequence[str]) -> bool:
+    """Return whether the command runs our server, or a variant of it for tests."""
+    executable, *arguments = command
+    is_variant = arguments[0] == "-m" and arguments[1].startswith("tests.support.")
+    return executable == sys.executable and (arguments == [str(_ROOT / "server.py")] or is_variant)
+
+
+def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
+    # The parent has the search path already.
+    return {k: v for k, v in variables.items() if k.startswith(_READ_AT_IMPORT) and k != "PYTHONPATH"}
+
+
+@functools.cache
+def _parent() -> tuple[socket.socket, threading.Lock]:
+    """Start the process that the servers are forked from; it ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            env=variables | {"PYTHONPATH": str(_ROOT)},
+            cwd=_ROOT,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        ).returncode = 0  # nobody waits for it
+    return ours, threading.Lock()
+
+
+class ForkedServer(subprocess.Popen[bytes]):
+    """A server that is a child of another process than this one, which says when it has ended."""
+
+    def __init__(self, command: Sequence[str], parent: socket.socket) -> None:
+        self._child_created = False  # for `Popen`: there is nothing to wait for
+        self.args = command
+        self.stdin = self.stdout = self.stderr = None
+        self._parent = parent
+        self.returncode: int | None = None  # type: ignore[assignment]
+        self.pid = int.from_bytes(self._parent.recv(8), "little")
+        if not self.pid:
+            raise RuntimeError("The process that servers are forked from has ended.")
+
+    def poll(self) -> int | None:
+        """Return the exit status, or None while it runs."""
+        return self._status(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended, and return the exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended in time.
+        """
+        status = self._status(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return status
+
+    def _status(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._parent], [], [], timeout)[0]:
+            answer = self._parent.recv(8)
+            self.returncode = int.from_bytes(answer, "little", signed=True) if answer else -signal.SIGKILL
+            self._parent.close()
+        return self.returncode
+
+
+def _serve(requests: socket.socket) -> _Request:
+    """Fork a process for each request, and report its end. Returns in the forked ones; exits once nobody asks."""
+    running: dict[int, tuple[int, socket.socket]] = {}
+    reported: dict[socket.socket, int] = {}
+    while True:
+        for ready in select.select([requests, *running, *reported], [], [])[0]:
+            if ready in running:
+                pid, client = running.pop(ready)
+                ended = os.waitid(os.P_PIDFD, ready, os.WEXITED | os.WNOWAIT)
+                assert ended is not None
+                os.close(ready)
+                _send(client, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+                reported[client] = pid
+                continue
+            if ready in reported:  # the test has seen the status, until when its id is not given to another process
+                os.waitpid(reported.pop(ready), 0)
+                ready.close()
+                continue
+            message, (*outputs, answer), _, _ = _receive(requests)
+            client = socket.socket(fileno=answer)
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                _send(client, os.getpid())  # now that signals to its process group reach it
+                client.close()
+                requests.close()
+                for its_pidfd in running:
+                    os.close(its_pidfd)
+                for its_client in [*reported, *(one for _, one in running.values())]:
+                    its_client.close()
+                return _become(pickle.loads(message), outputs)
+            for output in outputs:
+                os.close(output)
+            running[os.pidfd_open(pid)] = pid, client
+
+
+def _receive(requests: socket.socket) -> tuple[bytes, list[int], Any, Any]:
+    received = socket.recv_fds(requests, _MAX_REQUEST, 3)
+    if not received[0]:
+        os._exit(0)
+    return received
+
+
+def _send(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # the test has ended
+        client.send(number.to_bytes(8, "little", signed=True))
+
+
+def _become(request: _Request, outputs: list[int]) -> _Request:
+    for number, opened in enumerate([os.open(os.devnull, os.O_RDONLY), *outputs]):
+        os.dup2(opened, number)
+        os.close(opened)
+    os.chdir(request.where)
+    os.environ.clear()
+    os.environ.update(request.variables)
+    return request
+
+
+def _run(request: _Request) -> int:
+    """Run a Python program as the interpreter does with these arguments, up to its exit handlers; return the status."""
+    try:
+        _run_program(request)
+        status = 0
+    except SystemExit as error:
+        status = _status_of(error)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def _status_of(error: SystemExit) -> int:
+    if isinstance(error.code, str):
+        print(error.code, file=sys.stderr)
+        return 1
+    return error.code or 0
+
+
+def _run_program(request: _Request) -> None:
+    if request.arguments[0] == "-m":
+        sys.argv = request.arguments[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = request.arguments
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    with collection_paused():
+        import vit_api.app
+        import vit_api.model.model  # noqa: F401
+    gc.freeze()
+    # What is imported is not taken apart at the end, which takes longer than the forked server's start.
+    os._exit(_run(_serve(socket.socket(fileno=int(sys.argv[1])))))
