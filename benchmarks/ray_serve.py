@@ -29,7 +29,7 @@ _VARIABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 _PORTS_OF_HAPROXY = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
-"""HAProxy's two further ports have fixed defaults: where another program has one, HAProxy ends, and its actor with it."""
+"""HAProxy has two further ports with fixed defaults, and ends, as does its actor, where another program has one."""
 _PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60"}
 """By default Ray kills a proxy whose first answer takes 5 s, as it may beside the model that is being loaded."""
 _START_S, _STOP_S = 300.0, 120.0
