@@ -25,7 +25,12 @@ _PLAIN, _PYTHON, _HAPROXY = "plain server", "Ray Serve, proxy in Python", "Ray S
 _VARIABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         _PYTHON: {},
-        _HAPROXY: {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+        _HAPROXY: {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            # By default 30 s, after which the controller kills what is still there.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        },
     }
 )
 _PORTS_OF_HAPROXY = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
