@@ -210,8 +210,10 @@ def _measure(work: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
     parser = command_line.parser("bulk", __doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each measurement (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=6144, help="photos of a run (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each measurement (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=_PART_SIZE * _PARTS, help="photos of a run (default: %(default)s)"
+    )
     parser.add_argument("--files", type=int, default=100_000, help="files of the memory's run (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=list(_MODELS), default=list(_MODELS), help="default: all")
     parser.add_argument("--only", nargs="+", choices=("rates", "memory", "scaling"), help="default: all")

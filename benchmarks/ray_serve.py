@@ -25,9 +25,20 @@ _PLAIN, _PYTHON, _HAPROXY = "plain server", "Ray Serve, proxy in Python", "Ray S
 _VARIABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         _PYTHON: {},
-        _HAPROXY: {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+        _HAPROXY: {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            # By default 30 s, after which the controller kills what is still there.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        },
     }
 )
+_PORTS_OF_HAPROXY = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
+"""HAProxy has two further ports with fixed defaults, and ends, as does its actor, where another program has one."""
+_PATIENT = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": "60"}
+"""By default Ray kills a proxy whose first answer takes 5 s, as it may beside the model that is being loaded."""
+_START_S, _STOP_S = 300.0, 120.0
+"""Ray starts a dozen processes; on a busy machine that takes minutes."""
 _CONNECTIONS = 32
 _UPLOAD_BYTES = 65_000
 _WARM_UP_S = 2.0
@@ -38,8 +49,10 @@ def _on_ray(model: Path, variables: Mapping[str, str]) -> Iterator[servers.Serve
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(ray_environment.PYTHON), "-m", "benchmarks.baselines.ray_replica", str(port), str(model)]
-    environment = ray_environment.variables(**variables)
-    with servers.running(command, url + "/health/ready", environment=environment) as process:
+    ports = {name: str(servers.free_port()) for name in _PORTS_OF_HAPROXY}
+    environment = ray_environment.variables(**_PATIENT, **ports, **variables)
+    ready = url + "/health/ready"
+    with servers.running(command, ready, environment=environment, start_s=_START_S, stop_s=_STOP_S) as process:
         yield servers.Server(url, process.pid)
 
 

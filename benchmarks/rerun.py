@@ -54,7 +54,7 @@ PLAN = (
     _Planned("cache_memory", 1, ("--entries", "2000")),
     _Planned("answer_table", 2, ("--rounds", "1", "--entries", "100", "--look-ups", "10")),
     _Planned("metrics_cost", 1, ("--rounds", "1", "--counts", "100")),
-    _Planned("bulk", 25, ("--quick",)),
+    _Planned("bulk", 13, ("--quick",)),
     _Planned("ray_serve", 8, ("--rounds", "1", "--seconds", "2")),
     _Planned("autoscaling", 16, ("--speed", "30", "--batch-s", "0.4", "--rate", "40", *_SHORT_COURSE)),
     _Planned("versions", 8, ("--clients", "100", "--requests", "1000", "--kills", "1")),

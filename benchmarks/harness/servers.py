@@ -145,6 +145,7 @@ def running(
     cwd: str | Path = ROOT,
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
+    start_s: float = _START_S,
     stop_s: float = _STOP_S,
     must_stop: bool = True,
     start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
@@ -157,6 +158,7 @@ def running(
         cwd: The working directory.
         environment: All environment variables (default: this process's).
         log: The file for its output (default: this process's output).
+        start_s: The timeout of its start.
         stop_s: The timeout of its stop.
         must_stop: Whether it is an error if it does not stop in time; it is killed in any case.
         start: Starts the process, with the arguments of `subprocess.Popen`.
@@ -172,7 +174,7 @@ def running(
         ):
             process = start(command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True)
             stack.callback(stop if must_stop else _stop_or_kill, process, stop_s)
-        wait_until_ready(process, ready_url, log)
+        wait_until_ready(process, ready_url, log, start_s)
         yield process
 
 
@@ -195,13 +197,15 @@ def _termination_held_back() -> Iterator[None]:
         signal.raise_signal(number)
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path | None = None) -> None:
+def wait_until_ready(
+    process: subprocess.Popen[bytes], url: str, log: Path | None = None, timeout_s: float = _START_S
+) -> None:
     """Poll a URL until it answers 200.
 
     Raises:
         RuntimeError: The process ended, or did not become ready in time; the message has its log.
     """
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + timeout_s
     # One client: to make one takes longer than to ask.
     with httpx.Client(timeout=10, **PLAIN_HTTP) as client:
         while time.monotonic() < deadline:
@@ -211,7 +215,7 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path | Non
                 if client.get(url).status_code == httpx.codes.OK:
                     return
             time.sleep(_POLL_S)
-    raise RuntimeError(f"The server for {url} was not ready within {_START_S:g} s.{_shown(log)}")
+    raise RuntimeError(f"The server for {url} was not ready within {timeout_s:g} s.{_shown(log)}")
 
 
 def _shown(log: Path | None) -> str:

@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.harness.checkpoints import save_small_vit
 from benchmarks.harness.process_group import living
-from tests.support.ray_environment import PYTHON, needs_ray, only_all, variables
+from tests.support.ray_environment import PYTHON, children_of, needs_ray, only_all, variables
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, free_port, wait_until
 
 _DIGIT = (ROOT / "examples" / "digit-7.png").read_bytes()
@@ -67,7 +67,7 @@ class Cluster:
 
     def servers(self) -> list[int]:
         """Return the main processes of the servers of all replicas."""
-        return [child for pid in self.ask()["pids"] for child in _children(pid)]
+        return [child for pid in self.ask()["pids"] for child in children_of(pid)]
 
     def only_replica(self) -> tuple[int, int]:
         """Wait until there is one replica with one server, and none that drains; return both processes."""
@@ -125,15 +125,6 @@ def _under_load(cluster: Cluster, clients: int = 4, images: int = 1) -> Iterator
 
 def _failures(loads: list[Load]) -> list[int | str]:
     return [result for load in loads for result in load.results if result != 200]
-
-
-def _children(pid: int) -> list[int]:
-    """Return the processes that any thread of a process started; none if it is gone."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -106,16 +106,39 @@ _CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(sys.argv[1])})
-cluster.add_node(num_cpus=int(sys.argv[1]))
-print("ADDRESS", cluster.address, flush=True)
+nodes = cluster.head_node, cluster.add_node(num_cpus=int(sys.argv[1]))
+print("ADDRESS", cluster.address, *(node.all_processes["raylet"][0].process.pid for node in nodes), flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
 
 
+class Nodes(NamedTuple):
+    """A cluster of two nodes.
+
+    Attributes:
+        address: Its address.
+        head: The main process of its head node, whose children are tasks and actors.
+        other: That of the other node.
+    """
+
+    address: str
+    head: int
+    other: int
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that any thread of a process started; none if it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
 @contextlib.contextmanager
-def cluster_of_two_nodes(cpus: int) -> Iterator[str]:
-    """Run a Ray cluster of two nodes with so many CPUs each; return its address."""
+def cluster_of_two_nodes(cpus: int) -> Iterator[Nodes]:
+    """Run a Ray cluster of two nodes with so many CPUs each."""
     process = subprocess.Popen(
         [str(PYTHON), "-c", _CLUSTER, str(cpus)],
         env=variables(),
@@ -126,7 +149,8 @@ def cluster_of_two_nodes(cpus: int) -> Iterator[str]:
     )
     assert process.stdin is not None and process.stdout is not None
     try:
-        yield next(line.split()[1] for line in process.stdout if line.startswith("ADDRESS"))
+        _, address, *raylets = next(line.split() for line in process.stdout if line.startswith("ADDRESS"))
+        yield Nodes(address, *map(int, raylets))
     finally:
         process.stdin.close()
         process.wait(timeout=120)

@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from tests.support.ray_environment import (
+    Nodes,
+    children_of,
     classify,
     classify_command,
     cluster_of_two_nodes,
@@ -267,29 +269,50 @@ def _is_read(pipe: Path, content: bytes) -> bool:
 
 @needs_ray
 @only_all
-def test_two_nodes(tmp_path: Path) -> None:
-    """On a cluster of two nodes, tasks of both read files at the same time; each file has its row."""
-    pipes = [tmp_path / f"{number}.png" for number in range(6)]
+def test_two_nodes_of_which_one_dies(tmp_path: Path) -> None:
+    """Tasks of both read at once; a task, the model and a node are killed, and each file has its row."""
+    names, pipes = _copies(tmp_path / "images", 30), [tmp_path / f"{number}.png" for number in range(6)]
     for pipe in pipes:
         os.mkfifo(pipe)
     held = [os.open(pipe, os.O_RDWR) for pipe in pipes]  # so that readers open them, and wait for content
     out = tmp_path / "out"
-    with cluster_of_two_nodes(cpus=2) as address:
-        command = classify_command(*pipes, "--out", out, "--part-size", "1", "--engine", "ray")
-        process = subprocess.Popen(command, cwd=ROOT, env=variables(RAY_ADDRESS=address), stderr=subprocess.DEVNULL)
+    arguments = (tmp_path / "images", *pipes, "--out", out, "--part-size", "1", "--engine", "ray")
+    with cluster_of_two_nodes(cpus=2) as nodes:
+        environment = variables(RAY_ADDRESS=nodes.address)
+        process = subprocess.Popen(classify_command(*arguments), cwd=ROOT, env=environment, stderr=subprocess.PIPE)
         try:
-            wait_until(lambda: len(_readers(pipes)) >= 3, timeout_s=240)  # a node runs two at most
-            for pipe, descriptor in zip(pipes, held, strict=True):
-                wait_until(lambda pipe=pipe: bool(_readers([pipe])), timeout_s=240)  # type: ignore[misc]
-                os.write(descriptor, _DIGIT.read_bytes())
-                os.close(descriptor)
-            assert process.wait(timeout=240) == 0
+            wait_until(lambda: all(_readers(pipes) & {*children_of(node)} for node in nodes[1:]), timeout_s=240)
+            wait_until(lambda: len(list(out.glob("part-*.parquet"))) == len(names), timeout_s=60)
+            task = min(_readers(pipes) & {*children_of(nodes.head)})
+            killed = [task, _model_of(nodes), *children_of(nodes.other), nodes.other]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not _readers(pipes) & {*killed})
+            unread = dict(zip(pipes, held, strict=True))
+            wait_until(lambda: _feed(unread), timeout_s=120)
+            _, log = process.communicate(timeout=120)
         finally:
             process.kill()
             process.wait(timeout=30)
+    assert process.returncode == 0, log.decode()
     rows = read_rows(out)
-    assert sorted(row["path"] for row in rows) == sorted(map(str, pipes))
+    assert sorted(row["path"] for row in rows) == sorted([*names, *map(str, pipes)])
     assert {row["labels"][0] for row in rows} == {"7"}
+
+
+def _model_of(nodes: Nodes) -> int:
+    """Return the process of the only actor with a model."""
+    processes = [pid for node in nodes[1:] for pid in children_of(node)]
+    (model,) = (pid for pid in processes if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return model
+
+
+def _feed(unread: dict[Path, int]) -> bool:
+    """Give each pipe that has a reader its content, and return whether all have been given it."""
+    for pipe in [pipe for pipe in unread if _readers([pipe])]:
+        os.write(unread[pipe], _DIGIT.read_bytes())
+        os.close(unread.pop(pipe))
+    return not unread
 
 
 def _readers(pipes: list[Path]) -> set[int]:

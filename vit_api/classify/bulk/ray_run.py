@@ -39,9 +39,9 @@ from vit_api.worker.outcomes import BrokenDevice
 _READERS = 8
 """Threads that read files for one decoding task: an object store takes longer to answer than a decoder to decode."""
 _ATTEMPTS = 3
-"""How often a part is run whose worker dies, before it is left to the next run."""
+"""How often a part is run whose worker dies, before the others are finished first."""
 _MAX_LEFT_OUT = 100
-"""Parts that are left to the next run; past that, something else is wrong, and this run ends."""
+"""Parts that are left for later; past that, something else is wrong, and this run ends."""
 _HOST_AND_PORT = re.compile(r"([^:/]+):(\d+)")
 _REACH_S = 10.0
 _LITTLE_CPU = 0.01
@@ -72,7 +72,8 @@ def run_parts(
 ) -> Generator[PartDone, None, None]:
     """Classify the files of parts and write their results; yield each part that is done, in any order.
 
-    A part whose process dies again and again is left out.
+    The models' node may die, and several attempts of a part fail before Ray notices. So parts without results are run
+    again as long as that finishes some; those whose process dies each time are left out.
 
     Args:
         plan: The plan, which all nodes can read.
@@ -88,24 +89,33 @@ def run_parts(
     models = workers or max(1, gpus)
     _configure(models)
     task = _Task(plan.out, plan.shard, settings)
+    left, before = dict.fromkeys(parts), 0
+    while left and len(left) != before:
+        before = len(left)
+        try:
+            for row in _dataset(task, list(left), models, has_gpus=gpus > 0).iter_rows():
+                done = PartDone(**row)
+                del left[done.part]
+                yield done
+        except ray.exceptions.RayError as error:
+            raise RunFailed(f"Ray gave up: {_reason(error)}") from error
+
+
+def _dataset(task: _Task, parts: list[int], models: int, *, has_gpus: bool) -> ray_data.Dataset:
+    """Return the dataset whose rows are the parts that are done."""
     decoded = ray_data.range(len(parts), override_num_blocks=len(parts)).map_batches(
         _decode_part, batch_size=None, batch_format="pyarrow", fn_args=(task, ray.put(parts)), num_cpus=1
     )
-    done = decoded.map_batches(
+    return decoded.map_batches(
         _Worker,
         batch_size=None,
         batch_format="pyarrow",
         fn_constructor_args=(task,),
         compute=ray_data.ActorPoolStrategy(size=models),
-        num_gpus=1 if gpus else None,
-        num_cpus=None if gpus else _LITTLE_CPU,
+        num_gpus=1 if has_gpus else None,
+        num_cpus=None if has_gpus else _LITTLE_CPU,
         max_task_retries=_ATTEMPTS - 1,
     )
-    try:
-        for row in done.iter_rows():
-            yield PartDone(**row)
-    except ray.exceptions.RayError as error:
-        raise RunFailed(f"Ray gave up: {_reason(error)}") from error
 
 
 def _connect() -> None:
