@@ -70,6 +70,10 @@ _NOT_RUN = {
         "docs/quantization.md",
         "pip install",
     ): "installs packages and downloads a model; tests/e2e/test_quantized.py runs both commands",
+    (
+        "docs/quantization.md",
+        "python -m vit_api quantize",
+    ): "downloads a model and serves it on a GPU; tests/unit/quantization/test_scaled.py runs the command",
     ("docs/ray.md", "pip install"): "installs packages; `make ray` installs the same",
     ("docs/ray.md", "python -m vit_api classify s3"): "tests/unit/classify/test_bulk.py runs it on an S3 server",
     (
