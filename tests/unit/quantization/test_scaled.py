@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.quantized import digit_pngs
 from vit_api.checkpoints.checkpoint import load_checkpoint
@@ -50,7 +51,7 @@ def test_the_copy_has_the_original_weights_and_a_verdict_for_cuda(
     printed = capsys.readouterr().out
     assert "The gate is passed.\nThe speed was not measured: there is no GPU here." in printed
     assert f"Serve it: VIT_API_MODEL={out} VIT_API_DTYPE=fp8" in printed
-    original, copy = (load_checkpoint(model).weights for model in ("digits", str(out)))
+    original, copy = (load_file(load_checkpoint(model).path / "model.safetensors") for model in ("digits", str(out)))
     assert original.keys() == copy.keys()
     assert all(torch.equal(original[name], copy[name]) for name in original)
 
