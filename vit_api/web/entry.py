@@ -58,7 +58,7 @@ class Entry:
         """Answer the next requests by these routes; those in flight keep theirs."""
         self._hot = {(route.method, route.path): route for route in hot_routes}
         self._fallback = fallback
-        self._generation.is_current = False
+        self._generation.end()
         self._generation = self._new_generation()
 
     def _new_generation(self) -> Generation:

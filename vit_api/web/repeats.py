@@ -8,6 +8,7 @@ are answered here; whatever else comes up is left to `hot_calls`.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -106,10 +107,9 @@ class Generation:
         hit_observers: See above.
         observers: See above.
         releasing: See above.
-        is_current: Whether they are still served.
     """
 
-    __slots__ = ("hit_observers", "ids", "is_current", "observers", "releasing")
+    __slots__ = ("_known", "_repeats", "hit_observers", "ids", "observers", "releasing")
 
     def __init__(
         self,
@@ -122,7 +122,27 @@ class Generation:
         self.hit_observers = hit_observers
         self.observers = observers
         self.releasing = releasing
-        self.is_current = True
+        self._repeats: weakref.WeakSet[Repeat] = weakref.WeakSet()
+        self._known: weakref.WeakSet[KnownHit] = weakref.WeakSet()
+
+    def add(self, repeat: Repeat) -> None:
+        """Have what these routes answer again end with them."""
+        self._repeats.add(repeat)
+
+    def add_known(self, known: KnownHit) -> None:
+        """Have what these routes answer again end with them."""
+        self._known.add(known)
+
+    def end(self) -> None:
+        """Have nothing answered by these routes any more.
+
+        What was made of them is kept with heads and requests, for clients that may never come again: it would keep the
+        routes, and the shared memory of a version that is unloaded.
+        """
+        for known in self._known:  # first: they are counted by what the others keep
+            known.forget()
+        for repeat in self._repeats:
+            repeat.forget()
 
 
 class KnownHit:
@@ -137,6 +157,7 @@ class KnownHit:
     """
 
     __slots__ = (
+        "__weakref__",
         "_answered",
         "_before",
         "_between",
@@ -162,7 +183,7 @@ class KnownHit:
         received_bytes: int,
     ) -> None:
         self._before, self._between, self._end = parts
-        self._held = held
+        self._held: HeldHit | None = held
         self._hit = hit
         self._repeat = repeat
         self._ids = repeat.generation.ids
@@ -173,6 +194,7 @@ class KnownHit:
         self._checked_in = -1
         self._hits = 0
         self._seconds = 0.0
+        repeat.generation.add_known(self)
 
     def render(self, began_at: float, turn: Turn, client: tuple[str, int] | None) -> bytes | None:
         """Return the response to the next request, see `door.application.KnownAnswer`."""
@@ -199,7 +221,7 @@ class KnownHit:
 
     def _check(self, turn: Turn) -> bool:
         """Return whether it may be used in this turn."""
-        if not self._repeat.generation.is_current or not self._held.is_cached():
+        if self._held is None or not self._held.is_cached():
             return False
         self._checked_in = turn.number
         turn.answers.append(self)
@@ -208,7 +230,7 @@ class KnownHit:
     def count(self) -> None:
         """Record those that were answered since the last call."""
         hits, seconds = self._hits, self._seconds
-        if hits:
+        if hits and self._held is not None:
             self._hits, self._seconds = 0, 0.0
             self._held.count(hits, seconds)
             for count in self._repeat.counters:
@@ -217,6 +239,11 @@ class KnownHit:
             answered, self._answered = self._answered, []
             for one in answered:
                 self._repeat.record(one, self._hit.cached, self._hit.upload, self._received_bytes)
+
+    def forget(self) -> None:
+        """Record what was answered, and answer no more."""
+        self.count()
+        self._held = None
 
 
 class Repeat:
@@ -239,6 +266,7 @@ class Repeat:
     """
 
     __slots__ = (
+        "__weakref__",
         "_arrived_at",
         "_finder",
         "_hit",
@@ -266,37 +294,32 @@ class Repeat:
         self.counters = counters
         self.generation = generation
         self.record = record
-        self._finder = finder
+        self._finder: HitFinder | None = finder
         self._lines = lines
         self._max_bytes = max_bytes
         self._arrived_at = 0.0
         self._id = b""
         self._hit: Hit | None = None
+        generation.add(self)
 
     def find(self, body: bytes, client: tuple[str, int] | None) -> bytes | None:
         """Return the response but for the headers that all have in common, see `door.application.RepeatedRequests`."""
-        generation = self.generation
-        if len(body) > self._max_bytes or not generation.is_current:
+        finder = self._finder
+        if finder is None or len(body) > self._max_bytes:
             return None
         self._arrived_at = arrived_at = time.monotonic()
-        self._hit = hit = self._finder.find(body)
+        self._hit = hit = finder.find(body)
         if hit is None:
             return None
         limit_lines = b"" if self.charge is None else self.charge(client)
         if limit_lines is None:
-            self._take_back(hit)
+            _take_back(hit, finder)
             return None
         content = hit.start
         if hit.end is not None:
             content = b"%b%.3f%b" % (content, (time.monotonic() - arrived_at) * 1000, hit.end)
-        self._id = request_id = next(generation.ids)
+        self._id = request_id = next(self.generation.ids)
         return self._lines % (len(content), request_id + limit_lines) + content
-
-    def _take_back(self, hit: Hit) -> None:
-        """Undo the count of a look-up whose request is refused, or looked up again."""
-        held = self._finder.hold(hit.cached)
-        if held is not None:
-            held.count(-1, 0.0)
 
     def end(self, received_bytes: int, client: tuple[str, int] | None) -> None:
         """Record the request, whose response was written."""
@@ -312,9 +335,22 @@ class Repeat:
     def known(self, received_bytes: int) -> KnownHit | None:
         """Return what answers further requests like the one that was found last, given the size of its body."""
         hit = self._hit
-        held = None if hit is None else self._finder.hold(hit.cached)
+        held = None if hit is None or self._finder is None else self._finder.hold(hit.cached)
         if hit is None or held is None:
             return None
         length = len(hit.start) + (0 if hit.end is None else len(_TIMES_MS[0]) + len(hit.end))
         before, _, after = (self._lines % (length, _ID)).partition(_ID)
         return KnownHit((before, after + hit.start, hit.end or b""), held, hit, self, received_bytes)
+
+    def forget(self) -> None:
+        """Answer no more."""
+        self._finder = self._hit = None
+        self.counters = ()
+        self.record = self.charge = None
+
+
+def _take_back(hit: Hit, finder: HitFinder) -> None:
+    """Undo the count of a look-up whose request is refused, or looked up again."""
+    held = finder.hold(hit.cached)
+    if held is not None:
+        held.count(-1, 0.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -412,6 +414,22 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> float:
     for module in (repeats, known_requests):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 5.0))
     return 5.0
+
+
+def test_nothing_keeps_routes_that_are_served_no_longer() -> None:
+    """Not an idle connection, nor the request that is known of it: they would keep a version that is unloaded."""
+    bench, other = Bench(), Bench()
+    doors = Doors(bench)
+    door = doors.warm(_sent())
+    doors.exchange(door, _sent())
+    before = weakref.ref(bench.classifier)
+    bench.classifier, bench._routes, bench.cache = other.classifier, other._routes, other.cache
+    bench.replace_routes()
+    gc.collect()
+    assert door.head.memo.repeat is not None
+    assert doors.known.by_sample
+    assert before() is None
+    assert doors.exchange(door, _sent()).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.usefixtures("stopped_clock")
