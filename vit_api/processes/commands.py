@@ -22,7 +22,7 @@ _MAX_WAITING = 16
 """Commands that wait for their turn."""
 
 
-class Done(NamedTuple):
+class CommandResult(NamedTuple):
     """A command that was done.
 
     Attributes:
@@ -34,7 +34,7 @@ class Done(NamedTuple):
     warning: str | None = None
 
 
-Running = Generator[None, None, Done]
+Running = Generator[None, None, CommandResult]
 """A command that runs."""
 
 

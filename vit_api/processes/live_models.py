@@ -27,7 +27,7 @@ from vit_api.ipc import descriptors
 from vit_api.ipc.channel import ChannelClosed
 from vit_api.processes.channels import Channels
 from vit_api.processes.command_checks import CommandChecks, plain
-from vit_api.processes.commands import CommandQueue, CommandRefused, Done, Running
+from vit_api.processes.commands import CommandQueue, CommandRefused, CommandResult, Running
 from vit_api.processes.fetching import Fetch, FetchError
 from vit_api.processes.publishing import Publisher
 from vit_api.processes.supervisor import WorkerGroup
@@ -121,7 +121,7 @@ class LiveModels:
         written = self._checks.spec_of(name, arguments)
         spec = self._shared.settings.complete(written)
         if self._checks.is_loaded(written):
-            return Done(spec.version)
+            return CommandResult(spec.version)
         self._checks.check_joining(spec)
         place = self._checks.free_place()
         self._publisher.loading = ((spec.name, spec.version),)
@@ -136,7 +136,7 @@ class LiveModels:
                 self._publisher.loading = ()
                 self._publisher.publish()
         yield from self._publisher.until_applied()
-        return Done(spec.version, self._keep())
+        return CommandResult(spec.version, self._keep())
 
     def _fetched(self, spec: Deployment) -> Generator[None, None, tuple[Checkpoint, str]]:
         self._fetch = Fetch(spec, self._shared.settings, self._shared.devices)
@@ -219,7 +219,7 @@ class LiveModels:
         self._shared.set_deployments([one for one in self._shared.deployments if one not in targets])
         self._publisher.publish()
         yield from self._publisher.until_applied()
-        return Done(version, self._keep())
+        return CommandResult(version, self._keep())
 
     def _empty_slots(self, deployment: SharedDeployment) -> Generator[None, None, None]:
         """Wait until no slot holds an image of a deployment; images that are not answered in time are failed."""
@@ -236,7 +236,7 @@ class LiveModels:
         self._shared.set_deployments(self._shared.deployments)
         self._publisher.publish()
         yield from self._publisher.until_applied()
-        return Done(warning=self._keep())
+        return CommandResult(warning=self._keep())
 
     def _keep(self) -> str | None:
         """Keep what there is for the next start; if that fails, return a warning."""

@@ -30,7 +30,7 @@ from vit_api.web.dispatch import MODEL, MODEL_VERSION
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.head_cache import HeadCache
-from vit_api.web.door.known_requests import KnownRequests, Turn
+from vit_api.web.door.known_requests import KnownRequests, LoopTurn
 from vit_api.web.door.limits import DoorLimits, max_connections
 from vit_api.web.door.protocol import Door
 from vit_api.web.live import LiveDeployments
@@ -180,7 +180,7 @@ def build_door(shared: Shared, application: WebApplication, number: int) -> func
     if settings.max_models is not None:  # then the workers of that board may be unloaded
         is_draining = shared.is_draining
     connections = Connections(limits, is_draining, evicted.add)
-    known = KnownRequests(Turn(lambda: connections.is_draining))
+    known = KnownRequests(LoopTurn(lambda: connections.is_draining))
     return functools.partial(Door, application.entry, connections, DateHeader(), HeadCache(), known)
 
 

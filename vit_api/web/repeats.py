@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from vit_api.web.core.classifier_result import CachedPrediction, Tier
 
 if TYPE_CHECKING:
-    from vit_api.web.door.known_requests import Turn
+    from vit_api.web.door.known_requests import LoopTurn
     from vit_api.web.observers.exchange import HitObserver, Observer, Releasing
 
 CountHits = Callable[[CachedPrediction, float, int, int], None]
@@ -72,7 +72,7 @@ RecordHit = Callable[[AnsweredHit, CachedPrediction, bytes, int], None]
 
 
 class HeldHit(Protocol):
-    """A hit that may be found again without a look-up, see `core.classifier.HeldHit`."""
+    """A hit that may be found again without a look-up, see `core.classifier.FoundHit`."""
 
     def is_cached(self) -> bool:
         """Return whether it still is."""
@@ -196,7 +196,7 @@ class KnownHit:
         self._seconds = 0.0
         repeat.generation.add_known(self)
 
-    def render(self, began_at: float, turn: Turn, client: tuple[str, int] | None) -> bytes | None:
+    def render(self, began_at: float, turn: LoopTurn, client: tuple[str, int] | None) -> bytes | None:
         """Return the response to the next request, see `door.application.KnownAnswer`."""
         if self._checked_in != turn.number and not self._check(turn):
             return None
@@ -219,7 +219,7 @@ class KnownHit:
             request_id += lines
         return b"".join((self._before, request_id, self._between, self._times[microseconds], self._end))
 
-    def _check(self, turn: Turn) -> bool:
+    def _check(self, turn: LoopTurn) -> bool:
         """Return whether it may be used in this turn."""
         if self._held is None or not self._held.is_cached():
             return False

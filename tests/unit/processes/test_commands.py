@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vit_api.ipc.channel import ChannelClosed
-from vit_api.processes.commands import CommandQueue, CommandRefused, Done
+from vit_api.processes.commands import CommandQueue, CommandRefused, CommandResult
 from vit_api.shared.messages import Command, CommandReply
 
 
@@ -50,7 +50,7 @@ class _Bench:
         self.was_stopped = False
         self.queue = CommandQueue(self.channels, self._run)  # type: ignore[arg-type]
 
-    def _run(self, command: Command) -> Generator[None, None, Done]:
+    def _run(self, command: Command) -> Generator[None, None, CommandResult]:
         self.begun.append(command.name)
         try:
             while command.name not in self.may_end:
@@ -62,7 +62,7 @@ class _Bench:
             raise CommandRefused("No.", "bad_request")
         if command.kind == "broken":
             raise RuntimeError("planted")
-        return Done("7")
+        return CommandResult("7")
 
     def replies(self, process: int) -> list[tuple[int, str | None, str, str | None]]:
         return [(one.number, one.problem, one.code, one.version) for one in self.channels.ends[process].sent]

@@ -31,7 +31,7 @@ from vit_api.web.door import known_requests
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.head_cache import HeadCache
-from vit_api.web.door.known_requests import MAX_BYTES, MAX_REQUEST_BYTES, KnownRequests, Turn
+from vit_api.web.door.known_requests import MAX_BYTES, MAX_REQUEST_BYTES, KnownRequests, LoopTurn
 from vit_api.web.door.limits import DoorLimits
 from vit_api.web.door.protocol import Door
 from vit_api.web.eager import EagerStart
@@ -253,14 +253,19 @@ def test_each_hit_is_recorded_if_numbers_do_not_suffice() -> None:
     assert others[0].request.urgency is Urgency.LOW
 
 
-def test_each_request_is_charged() -> None:
-    """With a rate limit, each hit counts, and says what is left; the one that exceeds it is refused, and no hit."""
+@pytest.mark.parametrize("packets", [1, 2])
+def test_each_request_is_charged(packets: int) -> None:
+    """With a rate limit, each hit counts once, and says what is left; the one that exceeds it is refused, and no hit.
+
+    Clients that send the head first are charged before the body is there.
+    """
     rate = Rate(4, 86_400)
     limits = RateLimits(RateLimiter(Budgets([rate], 1), 0, clock=lambda: 1.0), [rate])
     bench = Bench(charge=limits.charge, limits=limits)
     doors = Doors(bench)
     door = doors.open()
-    answers = [doors.exchange(door, _sent()) for _ in range(5)]
+    body_at = len(_sent()) - len(_CACHED) if packets == 2 else len(_sent())
+    answers = [doors.exchange(door, _sent()[:body_at], _sent()[body_at:]) for _ in range(5)]
     left = [re.search(rb"\r\nratelimit-remaining: (\d)\r\n", answer)[1] for answer in answers]  # type: ignore[index]
     assert left == [b"3", b"2", b"1", b"0", b"0"]
     assert [answer[9:12] for answer in answers] == [b"200"] * 4 + [b"429"]
@@ -350,7 +355,7 @@ class Doors:
         self.loop: Any = Loop()
         self.is_draining = False
         self.connections = Connections(DoorLimits(), lambda: self.is_draining)
-        self.known = KnownRequests(Turn(lambda: self.connections.is_draining))
+        self.known = KnownRequests(LoopTurn(lambda: self.connections.is_draining))
         self.state = ServerState()
         self.state.default_headers = [(b"date", b"today")]
         self._bench = bench

@@ -50,7 +50,7 @@ class Inference(Protocol):
         """Return the answer for one upload, and how many seconds its decoding took."""
 
 
-class HeldHit:
+class FoundHit:
     """A hit of this process's cache that may be found again without a look-up.
 
     Args:
@@ -215,12 +215,12 @@ class Classifier:
         self._found = (key, cached)
         return cached
 
-    def hold(self, cached: CachedPrediction) -> HeldHit | None:
+    def hold(self, cached: CachedPrediction) -> FoundHit | None:
         """Return what `find_again` has just found, to find it again without a look-up."""
         if self._cache is None or self._parts or self._found is None or self._found[1] is not cached:
             return None
         look_up_s = None if self._look_up_s is None else self._look_up_s[0]
-        return HeldHit(self._cache, self._found[0], cached, self._tally, look_up_s)
+        return FoundHit(self._cache, self._found[0], cached, self._tally, look_up_s)
 
     async def classify(
         self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY, parts: int = 0

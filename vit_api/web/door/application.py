@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vit_api.errors import ViTError
 from vit_api.web.responses import Response
 
 if TYPE_CHECKING:
-    from vit_api.web.door.known_requests import Turn
+    from vit_api.web.door.known_requests import LoopTurn
 
 
 class KnownAnswer(Protocol):
     """Answers further requests with the same head and body as one that was answered."""
 
-    def render(self, began_at: float, turn: Turn, client: tuple[str, int] | None) -> bytes | None:
+    def render(self, began_at: float, turn: LoopTurn, client: tuple[str, int] | None) -> bytes | None:
         """Return the response to the next one, but for the headers that all have in common; None: find out again.
 
         Args:
@@ -29,7 +29,13 @@ class KnownAnswer(Protocol):
 
 
 class RepeatedRequests(Protocol):
-    """Requests with a head that was admitted before."""
+    """Requests with a head that was admitted before.
+
+    Attributes:
+        charge: Charges the client of each that is found; None: nothing does.
+    """
+
+    charge: Callable[[tuple[str, int] | None], bytes | None] | None
 
     def find(self, body: bytes, client: tuple[str, int] | None) -> bytes | None:
         """Return the response to the next one, but for the headers that all have in common, if it is cached.

@@ -76,7 +76,7 @@ class HotExchange:
             self._body.write(content)
 
     def _answer_whole(self, body: bytes) -> None:
-        if self._door.answer_again(body):
+        if self._door.answer_again(body, is_admitted=True):
             self._has_ended = True
             self._request.release()
             return

@@ -21,7 +21,7 @@ KEPT_S = 60.0
 SAMPLE_BYTES = 32
 
 
-class Turn:
+class LoopTurn:
     """A turn of the event loop: what its known requests have in common.
 
     Args:
@@ -85,7 +85,7 @@ class KnownRequests:
         by_sample: The requests by bytes of their middle, which differ between nearly all uploads.
     """
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: LoopTurn) -> None:
         self.turn = turn
         self.by_sample: dict[bytes, KnownRequest] = {}
         self._bytes = 0

@@ -23,7 +23,7 @@ from vit_api.web.door.framing import Body, HeadReader, SizedBody, body_of
 from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.heads import Head
 from vit_api.web.door.hot import HotExchange
-from vit_api.web.door.known_requests import SAMPLE_BYTES, KnownRequests, Turn
+from vit_api.web.door.known_requests import SAMPLE_BYTES, KnownRequests, LoopTurn
 from vit_api.web.responses import Response
 
 _NEXT_REQUEST = Wait.REQUEST
@@ -142,7 +142,7 @@ class Door(ClientConnection):
                 return
         self._run(data)
 
-    def _answer_known(self, known: KnownAnswer, turn: Turn) -> bool:
+    def _answer_known(self, known: KnownAnswer, turn: LoopTurn) -> bool:
         """Answer a request of which every byte is known; return whether that was possible."""
         began_at = turn.last_ended_at or turn.begin(self.loop)
         answer = known.render(began_at, turn, self.client) if began_at else None
@@ -229,15 +229,18 @@ class Door(ClientConnection):
         self._write_answer(request, response, connection, b"" if self.head.method == "HEAD" else response.body)
         self.finish(keeps_alive)
 
-    def answer_again(self, body: bytes, whole: bytes | None = None) -> bool:
+    def answer_again(self, body: bytes, whole: bytes | None = None, *, is_admitted: bool = False) -> bool:
         """Answer the current request by what is known of its head, if it can be; return whether it was.
 
         Args:
             body: Its body.
             whole: The whole request, if it has arrived in one piece and without another one.
+            is_admitted: Whether the client was charged for it, and must not be charged again.
         """
         repeat = self.head.memo.repeat
-        answer = None if repeat is None or self._connections.is_draining else repeat.find(body, self.client)
+        if repeat is not None and ((is_admitted and repeat.charge is not None) or self._connections.is_draining):
+            repeat = None
+        answer = None if repeat is None else repeat.find(body, self.client)
         if repeat is None or answer is None:
             return False
         self.write(b"".join((OK, self._date_header.render(self.server_state.default_headers), answer)))

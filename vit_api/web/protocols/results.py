@@ -10,7 +10,7 @@ from vit_api.decoding.uploads import Upload
 from vit_api.errors import BadRequest, InternalError, ViTError
 from vit_api.ipc.records import AnswerRecord
 from vit_api.web.core.caller import ANY, Caller
-from vit_api.web.core.classifier import HeldHit
+from vit_api.web.core.classifier import FoundHit
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.parameters import Fields
 from vit_api.web.requests import Headers, Request
@@ -30,7 +30,7 @@ class UploadClassifier(Protocol):
     def find_again(self, upload: bytes) -> CachedPrediction | None:
         """Return the prediction for a file if it is cached."""
 
-    def hold(self, cached: CachedPrediction) -> HeldHit | None:
+    def hold(self, cached: CachedPrediction) -> FoundHit | None:
         """Return what `find_again` has just found, to find it again without a look-up."""
 
     async def classify(
