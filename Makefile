@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 TORCH_INDEX ?=
+TEST_PROCESSES ?= $(shell expr $$(nproc) + 2)
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
@@ -16,9 +17,10 @@ export PYTHONDONTWRITEBYTECODE :=
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
 
-# Whole files go to the next free process, in the order of tests/conftest.py: the longest first.
+# Whole files go to the next free process, in the order of tests/conftest.py: the longest first. There are more processes
+# than cores, because half of a test's time is waiting: for a server's start, a deadline, a killed process.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

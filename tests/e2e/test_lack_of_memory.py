@@ -22,7 +22,7 @@ from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_un
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _OPERATOR = "0123456789abcdef-operator"
 _PATIENCE_S = 240.0
-_MARGIN = 2**27
+_MARGIN = 2**26
 _MOST = 32
 
 

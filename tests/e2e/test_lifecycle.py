@@ -146,10 +146,16 @@ def test_no_orphan_survives_the_main_process() -> None:
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(60)
         _wait_until_gone(server.process.pid)
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # despite connections in TIME_WAIT
-            listener.bind(("127.0.0.1", server.port))
-            listener.listen()
+        wait_until(lambda: _is_free(server.port))  # a socket may outlive its process's main thread
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener, contextlib.suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # despite connections in TIME_WAIT
+        listener.bind(("127.0.0.1", port))
+        listener.listen()
+        return True
+    return False
 
 
 def _wait_until_gone(group: int) -> None:
