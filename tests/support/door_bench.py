@@ -19,7 +19,7 @@ from vit_api.errors import Overloaded, UploadTooLarge, ViTError
 from vit_api.web.door.answers import DateHeader
 from vit_api.web.door.connections import Connections
 from vit_api.web.door.head_cache import HeadCache
-from vit_api.web.door.known_requests import KnownRequests, Turn
+from vit_api.web.door.known_requests import KnownRequests, LoopTurn
 from vit_api.web.door.limits import DoorLimits
 from vit_api.web.door.protocol import Door
 from vit_api.web.responses import Response, header_lines
@@ -190,7 +190,7 @@ class DoorBench:
             self.connections,
             DateHeader(),
             HeadCache(),
-            KnownRequests(Turn(lambda: self.connections.is_draining)),
+            KnownRequests(LoopTurn(lambda: self.connections.is_draining)),
             config=config,
             server_state=self.state,
             app_state={},

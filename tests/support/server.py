@@ -91,6 +91,8 @@ def serve(
             subprocess.Popen if is_fresh else forked_servers.start,
         ) as server,
     ):
+        # A forked worker may be ready before the process that answers during the start has handed over its last socket.
+        wait_until(lambda: len(http_processes_of(server)) <= int(str(settings.get("api_servers", 2))))
         yield server
 
 
