@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?= --model digits --host 127.0.0.1
 TORCH_INDEX ?=
-TEST_PROCESSES ?= $(shell expr $$(nproc) + 2)
+TEST_PROCESSES ?= $(shell expr $$(nproc) + 1)
 TORCH = $(shell grep '^torch==' requirements.txt)
 INSTALL_TORCH = $(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $(TORCH))
 
@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 run: .venv/run.stamp
 	$(BIN)/python server.py $(ARGS)
 
-# Whole files go to the next free process, in the order of tests/conftest.py: the longest first. There are more processes
+# Whole files go to the next free process, in the order of tests/conftest.py: the longest first. There is one more process
 # than cores, because half of a test's time is waiting: for a server's start, a deadline, a killed process.
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --durations 10 $(TESTS)

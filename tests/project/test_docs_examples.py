@@ -193,7 +193,7 @@ def _output(example: Example, server: RunningServer, folder: Path) -> str:
         env=environment(operator_key=_OPERATOR_KEY) | variables,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
