@@ -81,6 +81,12 @@ class HeldHit(Protocol):
         """Count so many hits that took so long together."""
 
 
+def uncount(held: HeldHit | None) -> None:
+    """Undo the count of a look-up."""
+    if held is not None:
+        held.count(-1, 0.0)
+
+
 class HitFinder(NamedTuple):
     """What finds the responses of a route to requests with one head.
 
@@ -91,6 +97,10 @@ class HitFinder(NamedTuple):
 
     find: Callable[[bytes], Hit | None]
     hold: Callable[[CachedPrediction], HeldHit | None]
+
+    def take_back(self, cached: CachedPrediction) -> None:
+        """Undo the count of what `find` has just found: the request is refused, or looked up again."""
+        uncount(self.hold(cached))
 
 
 class Generation:
@@ -140,9 +150,9 @@ class Generation:
         routes, and the shared memory of a version that is unloaded.
         """
         for known in self._known:  # first: they are counted by what the others keep
-            known.forget()
+            known.close()
         for repeat in self._repeats:
-            repeat.forget()
+            repeat.close()
 
 
 class KnownHit:
@@ -240,7 +250,7 @@ class KnownHit:
             for one in answered:
                 self._repeat.record(one, self._hit.cached, self._hit.upload, self._received_bytes)
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Record what was answered, and answer no more."""
         self.count()
         self._held = None
@@ -313,7 +323,7 @@ class Repeat:
             return None
         limit_lines = b"" if self.charge is None else self.charge(client)
         if limit_lines is None:
-            _take_back(hit, finder)
+            finder.take_back(hit.cached)
             return None
         content = hit.start
         if hit.end is not None:
@@ -342,15 +352,8 @@ class Repeat:
         before, _, after = (self._lines % (length, _ID)).partition(_ID)
         return KnownHit((before, after + hit.start, hit.end or b""), held, hit, self, received_bytes)
 
-    def forget(self) -> None:
+    def close(self) -> None:
         """Answer no more."""
         self._finder = self._hit = None
         self.counters = ()
         self.record = self.charge = None
-
-
-def _take_back(hit: Hit, finder: HitFinder) -> None:
-    """Undo the count of a look-up whose request is refused, or looked up again."""
-    held = finder.hold(hit.cached)
-    if held is not None:
-        held.count(-1, 0.0)

@@ -16,7 +16,7 @@ from vit_api.web.protocols.open_inference.model_info import ModelInfo, Statistic
 from vit_api.web.protocols.open_inference.outputs import Outputs
 from vit_api.web.protocols.open_inference.tensors import element
 from vit_api.web.protocols.results import UploadClassifier, classify_one, classify_several, results_only, source_headers
-from vit_api.web.repeats import Hit, HitFinder
+from vit_api.web.repeats import Hit, HitFinder, uncount
 from vit_api.web.requests import BodyLimit, Headers, Request
 from vit_api.web.responses import Response
 from vit_api.web.uploads import SHORT_BODY_BYTES, parse_body
@@ -122,9 +122,7 @@ class ServedModel:
             content, json_bytes = self._outputs.encode(parsed[0], [cached.prediction])
             if (None if json_bytes is None else b"%d" % json_bytes) == header_length:
                 return Hit(cached, upload, content, None)
-            held = classifier.hold(cached)
-            if held is not None:
-                held.count(-1, 0.0)  # it will be looked up again
+            uncount(classifier.hold(cached))  # it will be looked up again
             return None
 
         return HitFinder(find, classifier.hold)
