@@ -16,7 +16,7 @@ from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResul
 from vit_api.web.openapi.descriptions import ANSWER, FAILURES, FILE, URGENCY
 from vit_api.web.openapi.schemas import LabelScore
 from vit_api.web.parameters import ALL, Fields, collect, parse_integer, threshold_of
-from vit_api.web.protocols.results import UploadClassifier, classify_one, refuse_other_model, source_headers
+from vit_api.web.protocols.results import UploadClassifier, classify_one, finder_of, refuse_other_model, source_headers
 from vit_api.web.repeats import Hit, HitFinder
 from vit_api.web.requests import Headers, Request
 from vit_api.web.responses import Response, to_json
@@ -150,18 +150,12 @@ class HuggingFaceRoutes:
         """Return what finds responses to requests like one that `find` has answered, in less than a millisecond."""
         if (_TOTAL_TIME, b"0") not in response.headers:
             return None
-        find_cached, only_file = self._classifier.find_again, self._uploads.only_file
-        content_type, is_form = request.headers.get(b"content-type", b""), self._uploads.is_form(request)
 
-        def find(body: bytes) -> Hit | None:
-            upload = only_file(body, content_type) if is_form else body
-            cached = None if upload is None else find_cached(upload)
-            if upload is None or cached is None:
-                return None
+        def render(cached: CachedPrediction, upload: bytes) -> Hit:
             rendered = cached.rendered.get(_DEFAULTS) or self._render(cached, cached.prediction, _DEFAULTS)
             return Hit(cached, upload, rendered, None)
 
-        return HitFinder(find, self._classifier.hold)
+        return finder_of(self._classifier, self._uploads, request, render)
 
     async def classify(self, request: Request) -> Response:
         """Classify one image."""

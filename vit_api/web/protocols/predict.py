@@ -29,6 +29,7 @@ from vit_api.web.protocols.results import (
     batch_headers,
     classify_one,
     classify_several,
+    finder_of,
     refuse_other_model,
     source_headers,
 )
@@ -183,20 +184,13 @@ class PredictRoutes:
 
     def repeat(self, request: Request, _: Response) -> HitFinder | None:
         """Return what finds responses to requests like one that `find` has answered."""
-        top_k = _PLAIN_QUERIES[request.query].top_k
-        find_cached, end = self._classifier.find_again, self._end
-        only_file, content_type = self._uploads.only_file, request.headers.get(b"content-type", b"")
-        is_form = self._uploads.is_form(request)
+        top_k, end = _PLAIN_QUERIES[request.query].top_k, self._end
 
-        def find(body: bytes) -> Hit | None:
-            upload = only_file(body, content_type) if is_form else body
-            cached = None if upload is None else find_cached(upload)
-            if upload is None or cached is None:
-                return None
+        def render(cached: CachedPrediction, upload: bytes) -> Hit:
             start = cached.rendered.get(top_k) or self._render(cached, cached.prediction, top_k)
             return Hit(cached, upload, start + _HIT, end)
 
-        return HitFinder(find, self._classifier.hold)
+        return finder_of(self._classifier, self._uploads, request, render)
 
     async def predict(self, request: Request) -> Response:
         """Classify one image."""

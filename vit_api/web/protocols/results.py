@@ -13,7 +13,9 @@ from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.classifier import FoundHit
 from vit_api.web.core.classifier_result import CachedPrediction, ClassifierResult, Source
 from vit_api.web.parameters import Fields
+from vit_api.web.repeats import Hit, HitFinder
 from vit_api.web.requests import Headers, Request
+from vit_api.web.uploads import Uploads
 
 _MAX_SHOWN = 64
 
@@ -37,6 +39,28 @@ class UploadClassifier(Protocol):
         self, upload: Upload, deadline: float, *, bypass_cache: bool = False, caller: Caller = ANY, parts: int = 0
     ) -> ClassifierResult:
         """Classify one upload."""
+
+
+def finder_of(
+    classifier: UploadClassifier, uploads: Uploads, request: Request, render: Callable[[CachedPrediction, bytes], Hit]
+) -> HitFinder:
+    """Return what finds hits of requests with the same head, which send a file as the body, or alone in a form.
+
+    Args:
+        classifier: Has the caches.
+        uploads: Finds the file in a form.
+        request: The first of these requests.
+        render: Returns the response, given the prediction and the file.
+    """
+    find_cached, only_file = classifier.find_again, uploads.only_file
+    content_type, is_form = request.headers.get(b"content-type", b""), uploads.is_form(request)
+
+    def find(body: bytes) -> Hit | None:
+        upload = only_file(body, content_type) if is_form else body
+        cached = None if upload is None else find_cached(upload)
+        return None if upload is None or cached is None else render(cached, upload)
+
+    return HitFinder(find, classifier.hold)
 
 
 def classify_one(
