@@ -280,7 +280,8 @@ def run(
     except (CheckpointError, ValueError) as error:
         sys.exit(f"error: {error}")
     try:
-        application = Application(Shared(settings, checkpoints, devices), lit_api_class, policy_class, early, state)
+        shared = Shared(settings, checkpoints, devices, early.is_over)
+        application = Application(shared, lit_api_class, policy_class, early, state)
     except SettingError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

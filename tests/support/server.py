@@ -91,8 +91,9 @@ def serve(
             subprocess.Popen if is_fresh else forked_servers.start,
         ) as server,
     ):
-        # A forked worker may be ready before the process that answers during the start has handed over its last socket.
-        wait_until(lambda: len(http_processes_of(server)) <= int(str(settings.get("api_servers", 2))))
+        # The process that answers during the start may still be about to end.
+        expected = int(str(settings.get("api_servers", 2) or os.cpu_count()))
+        wait_until(lambda: len(http_processes_of(server)) <= expected)
         yield server
 
 

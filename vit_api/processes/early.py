@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import mmap
 import multiprocessing as mp
 import os
 import socket
@@ -54,6 +55,7 @@ class EarlyAnswers:
         self._answer = answer
         self._reader, self._writer = os.pipe()
         self._process: BaseProcess | None = None
+        self._over = mmap.mmap(-1, 1)  # shared with all processes that are forked from now on
 
     def start(self) -> None:
         """Start the process; connections are accepted from now on."""
@@ -70,6 +72,10 @@ class EarlyAnswers:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def is_over(self) -> bool:
+        """Return whether the HTTP processes have taken over all sockets. For every process."""
+        return self._over[0] != 0
+
     def enter(self, phase: Phase) -> None:
         """Say what the server does from now on."""
         self._send(_FIRST_PHASE + phase)
@@ -82,6 +88,7 @@ class EarlyAnswers:
         """Let the system forget the process if it has ended."""
         if self._process is not None and not self._process.is_alive():
             self._process = None
+            self._over[0] = 1
 
     def end(self) -> None:
         """End the process at once."""
@@ -95,7 +102,10 @@ class EarlyAnswers:
     def _run(self, parent: int) -> None:
         die_with_parent(parent)
         os.close(self._writer)
-        asyncio.run(_Acceptor(self._listeners.all(), self._answer).run(self._reader))
+        asyncio.run(_Acceptor(self._listeners.all(), self._answer, self._set_over).run(self._reader))
+
+    def _set_over(self) -> None:
+        self._over[0] = 1
 
 
 class _Acceptor:
@@ -104,11 +114,13 @@ class _Acceptor:
     Args:
         listeners: The sockets, by the number of the HTTP process.
         answer: Answers one connection.
+        on_over: Called when the HTTP processes have taken over all sockets.
     """
 
-    def __init__(self, listeners: dict[int, socket.socket], answer: Answer) -> None:
+    def __init__(self, listeners: dict[int, socket.socket], answer: Answer, on_over: Callable[[], None]) -> None:
         self._listeners = dict(listeners)
         self._answer = answer
+        self._on_over = on_over
         self._phase = Phase.PREPARING
         self._open: set[asyncio.Task[None]] = set()
         self._taken_over = asyncio.Event()
@@ -122,6 +134,7 @@ class _Acceptor:
             listener.setblocking(False)
         self._resume()
         await self._taken_over.wait()
+        self._on_over()
         if self._open:
             await asyncio.wait(self._open, timeout=_LAST_S)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vit_api import metrics
 from vit_api.access.rate_limiter import Budgets
@@ -31,6 +31,7 @@ class Shared:
         settings: The server's settings.
         checkpoints: The models to serve: one, or one for each entry of `settings.deployments`.
         devices: The devices that they run on, as torch names them.
+        is_reachable: Returns whether every connection is accepted by an HTTP process.
 
     Attributes:
         table: The slots of the images in flight.
@@ -48,8 +49,15 @@ class Shared:
         SettingError: A model lacks a label that has a threshold or a category, or its mirror takes other pixels.
     """
 
-    def __init__(self, settings: Settings, checkpoints: Sequence[Checkpoint], devices: list[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        checkpoints: Sequence[Checkpoint],
+        devices: list[str],
+        is_reachable: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.settings = settings
+        self._is_reachable = is_reachable
         self.devices = devices
         specs = settings.deployments or (only_deployment(settings, checkpoints[0]),)
         check_mirrors(list(zip(specs, checkpoints, strict=True)))
@@ -100,6 +108,7 @@ class Shared:
         self.readiness = Readiness(
             {one.spec.title: one.worker_board for one in self.deployments},
             frozenset(one.spec.title for one in of_default if one.spec.traffic),
+            self._is_reachable,
         )
 
     def make_deployment(self, plan: DeploymentPlan) -> SharedDeployment:

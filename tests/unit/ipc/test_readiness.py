@@ -58,6 +58,18 @@ def test_a_version_that_failed_is_not_waited_for(server: Server) -> None:
     assert server.readiness.is_gone()
 
 
+def test_every_connection_must_be_accepted_by_an_http_process() -> None:
+    """While the server starts, another process accepts some and refuses their requests."""
+    board, over = WorkerBoard(1), []
+    readiness = Readiness({"a": board}, frozenset({"a"}), lambda: bool(over))
+    board.publish(0, _READY)
+    assert not readiness.is_ready()
+    assert readiness.reason() == "Not all HTTP processes accept connections yet."
+    over.append(True)
+    assert readiness.is_ready()
+    assert readiness.reason() == ""
+
+
 def test_draining_is_of_all(server: Server) -> None:
     """Any part of the board tells that the server shuts down."""
     server.start("a 1", "a 2", "b 1")
