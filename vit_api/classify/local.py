@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,28 +16,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_api.checkpoints.int8 import INT8
+from vit_api.classify.batches import BatchRunner, Result
 from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api, to_classify_error
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.protocol import DEFAULT_TOP_K
 from vit_api.client.results import Classification, ClassifiedFrame, ClassifyError, Outcome, ScoredLabel
+from vit_api.environment.cores import available_cores
 from vit_api.environment.devices import choose_devices
 from vit_api.errors import InferenceFailed, OutOfDeviceMemory
 from vit_api.ipc import records
 from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
-from vit_api.worker import outcomes
+from vit_api.worker.outcomes import Failure
 
-_AHEAD = 2
-"""Number of batches that are decoded or being decoded ahead."""
-
-
-class _Result(NamedTuple):
-    """The prediction of one image, the seconds that its batch took, and the images in that batch."""
-
-    prediction: records.Prediction
-    seconds: float
-    batch_size: int
+_OPENVINO = "openvino"
 
 
 class Shown(NamedTuple):
@@ -68,12 +60,14 @@ class LocalClassifier:
         lit_api: The LitAPI; its `setup` has run.
         max_batch_size: Maximum batch size.
         threads: Number of decoding threads.
+        lanes: Batches that are computed at the same time.
     """
 
-    def __init__(self, lit_api: ViTAPI, *, max_batch_size: int, threads: int) -> None:
+    def __init__(self, lit_api: ViTAPI, *, max_batch_size: int, threads: int, lanes: int = 1) -> None:
         self._lit_api = lit_api
-        self._max_batch_size = max_batch_size
+        self._runner = BatchRunner(lit_api, max_batch_size, lanes)
         self._threads = threads
+        self._ahead = (lanes + 1) * max_batch_size
 
     def classify_many(
         self,
@@ -117,7 +111,7 @@ class LocalClassifier:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         try:
             decoder = FileDecoder(self._lit_api, frames)
-            yield from map_ahead(pool, decoder.decode, reads, _AHEAD * self._max_batch_size)
+            yield from map_ahead(pool, decoder.decode, reads, self._ahead)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -132,8 +126,8 @@ class LocalClassifier:
             survives: Whether a device that breaks is an error of each file, and not raised.
         """
         waiting: deque[Decoded] = deque()
-        of_file: list[_Result | ClassifyError] = []
-        for result in self._classify_images(_images_of(files, waiting), survives):
+        of_file: list[Result] = []
+        for result in self._runner.run(_images_of(files, waiting), survives=survives):
             while not waiting[0].pixels:
                 yield waiting[0], self._outcome(waiting.popleft(), (), shown)
             of_file.append(result)
@@ -143,52 +137,23 @@ class LocalClassifier:
         for file in waiting:
             yield file, self._outcome(file, (), shown)
 
-    def _outcome(self, file: Decoded, results: Sequence[_Result | ClassifyError], shown: Shown) -> Outcome:
-        failure = file.error or next((one for one in results if isinstance(one, ClassifyError)), None)
-        return failure or self._classification(file, [one for one in results if isinstance(one, _Result)], shown)
+    def _outcome(self, file: Decoded, results: Sequence[Result], shown: Shown) -> Outcome:
+        if file.error is not None:
+            return file.error
+        predictions = []
+        for outcome, _, _ in results:
+            if isinstance(outcome, Failure):
+                return _error_of(outcome)
+            predictions.append(outcome)
+        return self._classification(file, predictions, results[0], shown)
 
-    def _classify_images(
-        self, images: Iterator[NDArray[np.uint8]], survives: bool
-    ) -> Iterator[_Result | ClassifyError]:
-        """Yield the result of each image. A batch is staged and launched while the one before it is on the device."""
-        running: deque[tuple[float, outcomes.Started]] = deque()
-        while batch := list(itertools.islice(images, self._max_batch_size)):
-            running.append((time.monotonic(), self._start(batch, survives)))
-            while len(running) > 1 or (running and outcomes.is_done(self._lit_api, running[0][1])):
-                yield from self._finish(*running.popleft(), survives)
-        while running:
-            yield from self._finish(*running.popleft(), survives)
-
-    def _start(self, images: Sequence[NDArray[np.uint8]], survives: bool) -> outcomes.Started:
-        try:
-            return outcomes.start(self._lit_api, images)
-        except outcomes.BrokenDevice as error:
-            if not survives:
-                raise
-            return outcomes.Started(images, time.monotonic(), _broken(error))
-
-    def _finish(
-        self, started_at: float, started: outcomes.Started, survives: bool
-    ) -> Iterator[_Result | ClassifyError]:
-        size = len(started.images)
-        results: Sequence[outcomes.RunOutcome]
-        try:
-            results = outcomes.finish(self._lit_api, started)
-        except outcomes.BrokenDevice as error:
-            if not survives:
-                raise
-            results = [_broken(error)] * size
-        seconds = time.monotonic() - started_at
-        for result in results:
-            yield _error_of(result) if isinstance(result, outcomes.Failure) else _Result(result, seconds, size)
-
-    def _classification(self, file: Decoded, results: Sequence[_Result], shown: Shown) -> Classification:
-        predictions = [result.prediction for result in results]
+    def _classification(
+        self, file: Decoded, predictions: Sequence[records.Prediction], first: Result, shown: Shown
+    ) -> Classification:
         if file.frames:
             encoded = self._lit_api.encode_frames(file.frames, predictions, **shown._asdict())
         else:
             encoded = self._lit_api.encode_response(predictions[0], **shown._asdict())
-        first = results[0]
         return Classification(
             predictions=_labels(encoded["predictions"]),
             cached=False,
@@ -223,9 +188,23 @@ def load_local(
     """
     device = choose_devices(settings.device)[0]
     max_batch_size = settings.max_batch_size if images is None else min(settings.max_batch_size, images)
+    has_several = images is None or images > max_batch_size
+    if (lanes := _lanes(settings, device) if has_several else 1) > 1:
+        settings = settings.model_copy(update={"cpu_threads": settings.cpu_threads or 1})
     lit_api = build_lit_api(settings, max_batch_size, all_classes=shown.needs_all_classes(settings, frames))
     lit_api.setup(device)
-    return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads)
+    return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads, lanes=lanes)
+
+
+def _lanes(settings: Settings, device: str) -> int:
+    """Return how many batches to compute at the same time.
+
+    On the CPU, threads that each compute a batch never wait for each other, as those that share one do. OpenVINO has
+    threads of its own.
+    """
+    if device != "cpu" or settings.dtype == INT8 or settings.engine == _OPENVINO:
+        return 1
+    return max(1, available_cores() // (settings.cpu_threads or 1))
 
 
 def _labels(predictions: Iterable[dict[str, Any]]) -> tuple[ScoredLabel, ...]:
@@ -239,11 +218,6 @@ def _images_of(files: Iterable[Decoded], waiting: deque[Decoded]) -> Iterator[ND
         yield from file.pixels
 
 
-def _broken(error: outcomes.BrokenDevice) -> outcomes.Failure:
-    """Return the failure of images whose device broke: no other process can take over."""
-    return outcomes.Failure(records.Status.FAILED, str(error))
-
-
-def _error_of(failure: outcomes.Failure) -> ClassifyError:
+def _error_of(failure: Failure) -> ClassifyError:
     kind = OutOfDeviceMemory if failure.status == records.Status.OUT_OF_MEMORY else InferenceFailed
     return to_classify_error(kind(failure.reason))

@@ -1,4 +1,4 @@
-"""Matrix products in int8 and fp8, with torch's own kernels: on CUDA, and the same arithmetic on the CPU.
+"""Matrix products in int8 and fp8, with torch's own kernels on CUDA. On the CPU, the same products in float32.
 
 Weights are rounded once, with a scale for each output channel; activations at each call, with a scale for each token:
 its largest number becomes the largest of the dtype. So nothing is calibrated, and no image depends on another one of
@@ -66,6 +66,8 @@ class ScaledLinear(NamedTuple):
         """Return [rows, out] of [rows, in], without the bias."""
         largest = _LARGEST_INT8 if self.weight.dtype == torch.int8 else _LARGEST_FP8
         scale = _scale(rows, largest)
+        if not rows.is_cuda:
+            return self._product_in_float32(rows, scale)
         if self.weight.dtype == torch.int8:
             rounded = (rows / scale).round_().to(torch.int8)
             sums = torch._int_mm(rounded, self.weight.t())
@@ -74,6 +76,16 @@ class ScaledLinear(NamedTuple):
         return torch._scaled_mm(
             rounded, self.weight.t(), scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16
         ).to(rows.dtype)
+
+    def _product_in_float32(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """Return the product of rounded factors, each of which float32 holds exactly.
+
+        The kernels for these dtypes are many times as slow on most CPUs. Sums have float32's own rounding error.
+        """
+        rounded = rows.float() / scale
+        rounded = rounded.round_() if self.weight.dtype == torch.int8 else rounded.to(self.weight.dtype).float()
+        product = (rounded @ self.weight.t().float()).mul_(scale).mul_(self.scale)
+        return product.to(torch.bfloat16 if self.weight.dtype != torch.int8 else rows.dtype).to(rows.dtype)
 
 
 def can_scale(linear: Weighted) -> bool:

@@ -7,6 +7,7 @@ model's input itself, and everything is complete when the call returns.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -147,7 +148,8 @@ class Staging:
     """Gathers batches and sends them to the device.
 
     A buffer belongs to its batch until the model has accepted the pixels; then it is reused as soon as the copy from it
-    is complete. If both buffers are taken, a third one is allocated, so staged batches never overwrite each other.
+    is complete. If both buffers are taken, a third one is allocated, so staged batches never overwrite each other. On
+    the CPU, several threads may each have a batch.
 
     Args:
         link: The link to the device.
@@ -159,6 +161,7 @@ class Staging:
         self._link = link
         self._pixel_shape = pixel_shape
         self._max_batch_size = max_batch_size
+        self._lock = threading.Lock()
         self._free = deque(self._new_buffer(max_batch_size) for _ in range(_KEPT_BUFFERS))
 
     def stage(self, images: Sequence[NDArray[np.uint8]]) -> Staged:
@@ -177,14 +180,17 @@ class Staging:
     def give_back(self, staged: Staged) -> None:
         """Release the buffer for another batch. The work on the pixels must be launched; on the CPU, complete."""
         buffer = staged.buffer
-        if len(self._free) < _KEPT_BUFFERS and len(buffer.array) == self._max_batch_size and buffer not in self._free:
-            self._free.append(buffer)
+        with self._lock:
+            is_kept = len(self._free) < _KEPT_BUFFERS and len(buffer.array) == self._max_batch_size
+            if is_kept and buffer not in self._free:
+                self._free.append(buffer)
 
     def _take(self, size: int) -> _Buffer:
         """Return the least recently used buffer, once it has been read, or a new one."""
-        if size > self._max_batch_size or not self._free:
+        with self._lock:
+            buffer = self._free.popleft() if size <= self._max_batch_size and self._free else None
+        if buffer is None:
             return self._new_buffer(max(size, self._max_batch_size))
-        buffer = self._free.popleft()
         buffer.is_read.synchronize()
         return buffer
 

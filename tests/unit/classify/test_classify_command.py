@@ -338,14 +338,17 @@ class FakeApi:
         return {"predictions": [{"label": str(output.indices[0]), "confidence": output.top_probability}]}
 
 
-def _classify(tmp_path: Path, api: FakeApi, *contents: str, max_batch_size: int = 4) -> list[Outcome]:
+def _classify(tmp_path: Path, api: FakeApi, *contents: str, max_batch_size: int = 4, lanes: int = 1) -> list[Outcome]:
     from vit_api.classify.local import LocalClassifier
 
     paths = [tmp_path / str(number) for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
         path.write_text(content)
-    classifier = LocalClassifier(api, max_batch_size=max_batch_size, threads=2)  # type: ignore[arg-type]
+    classifier = LocalClassifier(api, max_batch_size=max_batch_size, threads=2, lanes=lanes)  # type: ignore[arg-type]
     return list(classifier.classify_many(paths, 1))
+
+
+_LANES = pytest.mark.parametrize("lanes", [1, 3])
 
 
 @pytest.fixture
@@ -356,12 +359,13 @@ def api() -> FakeApi:
     return FakeApi(load_checkpoint("digits"))
 
 
-def test_batches_that_do_not_fit_are_halved(tmp_path: Path, api: FakeApi) -> None:
+@_LANES
+def test_batches_that_do_not_fit_are_halved(tmp_path: Path, api: FakeApi, lanes: int) -> None:
     """Only an image that does not fit on its own fails."""
-    outcomes = _classify(tmp_path, api, "0", "1", "2", "99", "4")
+    outcomes = _classify(tmp_path, api, "0", "1", "2", "99", "4", lanes=lanes)
     found = [outcome.code if isinstance(outcome, ClassifyError) else outcome.top.label for outcome in outcomes]
     assert found == ["0", "1", "2", "out_of_memory", "4"]
-    assert api.batches == [4, 2, 2, 1, 1, 1]
+    assert sorted(api.batches) == [1, 1, 1, 2, 2, 4]
 
 
 def test_a_model_that_fails_is_reported(tmp_path: Path, api: FakeApi) -> None:
@@ -373,11 +377,12 @@ def test_a_model_that_fails_is_reported(tmp_path: Path, api: FakeApi) -> None:
     assert "ZeroDivisionError" in outcome.message
 
 
-def test_every_image_is_reported_when_the_device_breaks(tmp_path: Path, api: FakeApi) -> None:
+@_LANES
+def test_every_image_is_reported_when_the_device_breaks(tmp_path: Path, api: FakeApi, lanes: int) -> None:
     """No other process can take over, so all remaining images fail."""
     api.is_broken = True
     api.batch = lambda _: 1 / 0  # type: ignore[assignment,method-assign,return-value]
-    outcomes = _classify(tmp_path, api, "1", "2", "3", max_batch_size=2)
+    outcomes = _classify(tmp_path, api, "1", "2", "3", max_batch_size=2, lanes=lanes)
     assert [getattr(outcome, "code", None) for outcome in outcomes] == ["inference_failed"] * 3
 
 

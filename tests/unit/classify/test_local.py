@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.harness.checkpoints import save_tiny_vit
 from tests.support.server import ROOT
+from vit_api.classify import local
 from vit_api.classify.local import LocalClassifier, Shown, load_local
 from vit_api.client.results import Classification
 from vit_api.errors import UnsupportedImage
@@ -106,6 +108,34 @@ def test_the_next_batch_is_launched_before_the_last_is_collected() -> None:
     assert [digest for digest, _ in outcomes] == [hashlib.sha256(upload).hexdigest() for upload in uploads]
     found = [one.top.label if isinstance(one, Classification) else "bad" for _, one in outcomes]
     assert found == [upload.decode() for upload in uploads]
+
+
+def test_batches_run_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are lanes; what they yield is in the order of the files."""
+    device, together = _Device(), threading.Barrier(3)
+    monkeypatch.setattr(device, "is_done", lambda _: together.wait(60) >= 0)
+    classifier = LocalClassifier(cast("ViTAPI", device), max_batch_size=2, threads=1, lanes=3)
+    uploads = [str(number).encode() for number in range(12)]
+    outcomes = list(classifier.classify_reads((functools.partial(bytes, each) for each in uploads), Shown(1, 0.0)))
+    assert [one.top.label for _, one in outcomes if isinstance(one, Classification)] == list(map(str, range(12)))
+
+
+def test_lanes_have_the_cores_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch a core, unless each has more threads, there is one batch only, or OpenVINO has its own threads."""
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    shown = Shown(1, 0.0)
+
+    def lanes(images: int | None, **settings: Any) -> int:
+        monkeypatch.setattr(local, "build_lit_api", lambda *_, **__: SimpleNamespace(setup=lambda _: None))
+        with monkeypatch.context() as patch:
+            made: list[int] = []
+            patch.setattr(local, "LocalClassifier", lambda *_, lanes, **__: made.append(lanes))
+            load_local(Settings(device="cpu", **settings), 1, images, shown=shown)
+        return made[0]
+
+    assert lanes(None) == lanes(100) == 8
+    assert lanes(100, cpu_threads=3) == 2
+    assert lanes(100, cpu_threads=16) == lanes(32) == lanes(100, engine="openvino") == lanes(100, dtype="int8") == 1
 
 
 def _classify(model: str, top_k: int | str | None, threshold: float | None, frames: int) -> list[tuple[str, float]]:

@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=integer_up_to(_MAX_WORKERS),
         metavar="N",
-        help="with --engine ray: number of models (default: one per GPU of the cluster, or 1)",
+        help="with --engine ray: number of models (default: one per GPU of the cluster, or per node if there is none)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs a plan on a Ray cluster: tasks decode parts on CPUs while a pool of actors, one a GPU, classifies them.
+"""Runs a plan on a Ray cluster: tasks decode parts on CPUs while actors, one for each GPU or node, classify them.
 
 A part is one row of a Ray dataset, so that one task decodes it and one actor classifies it and writes its results. If
 either dies, Ray runs it again, and the same file is written once more. Tasks are held back while a few decoded parts
@@ -79,14 +79,16 @@ def run_parts(
         plan: The plan, which all nodes can read.
         parts: The parts to run.
         settings: The server's settings; those of the model, the device and the images are used.
-        workers: Number of models; None: one per GPU of the cluster, or 1.
+        workers: Number of models; None: one per GPU of the cluster, or per node if there is none.
 
     Raises:
         RunFailed: There is no cluster, or Ray gave up.
     """
     _connect()
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-    models = workers or max(1, gpus)
+    models = (
+        workers or gpus or max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
+    )
     _configure(models)
     task = _Task(plan.out, plan.shard, settings)
     left, before = dict.fromkeys(parts), 0
@@ -114,6 +116,7 @@ def _dataset(task: _Task, parts: list[int], models: int, *, has_gpus: bool) -> r
         compute=ray_data.ActorPoolStrategy(size=models),
         num_gpus=1 if has_gpus else None,
         num_cpus=None if has_gpus else _LITTLE_CPU,
+        scheduling_strategy="DEFAULT" if has_gpus else "SPREAD",  # a model computes on all cores of its node
         max_task_retries=_ATTEMPTS - 1,
     )
 
