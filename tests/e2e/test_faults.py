@@ -107,6 +107,17 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
+def test_decoding_comes_before_the_model_on_the_cpu(server: RunningServer) -> None:
+    """The worker leaves the cores to the HTTP processes when both want them."""
+
+    def niceness(pid: int) -> int:
+        return os.getpriority(os.PRIO_PROCESS, pid)
+
+    own = niceness(server.process.pid)
+    assert {niceness(pid) for pid in http_processes_of(server)} == {own}
+    assert niceness(worker_of(server)) == min(19, own + 5)
+
+
 def test_a_worker_killed_under_load_costs_no_request(server: RunningServer) -> None:
     """The worker is killed twice under load; every client gets its result from a successor."""
     before = _restarts(server)

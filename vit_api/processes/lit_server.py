@@ -67,7 +67,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
             accelerator="cuda" if numbers else "cpu",
             devices=numbers or 1,
             workers_per_device=list(workers_per_device),
-            callbacks=[WorkerProcess(os.getpid(), configure_logging)],
+            callbacks=[WorkerProcess(os.getpid(), configure_logging, shares_cores=not numbers)],
         )
         self._serve_http = serve_http
         self._forks_workers = forks_workers
