@@ -1,4 +1,4 @@
-"""Runs batches of images through the LitAPI, several at a time. Knows nothing of files and results' forms."""
+"""Runs batches of images through the LitAPI. Knows nothing of files, and of results only whether there is one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_api.client.lookahead import map_ahead
 from vit_api.ipc.records import Status
 from vit_api.lit_api import ViTAPI
 from vit_api.worker import outcomes
@@ -34,17 +32,17 @@ class Result(NamedTuple):
 class BatchRunner:
     """Forms batches, runs them and yields the result of each image, in order.
 
+    A batch is staged and launched while the one before it is on the device. On the CPU, several threads may run
+    batches at the same time.
+
     Args:
         lit_api: The LitAPI; its `setup` has run.
         max_batch_size: Number of images in a batch, but for the last one.
-        lanes: Batches that are computed at the same time, each in a thread. With one, there is no thread: a batch is
-            staged and launched while the one before it is on the device.
     """
 
-    def __init__(self, lit_api: ViTAPI, max_batch_size: int, lanes: int) -> None:
+    def __init__(self, lit_api: ViTAPI, max_batch_size: int) -> None:
         self._lit_api = lit_api
         self._max_batch_size = max_batch_size
-        self._lanes = lanes
 
     def run(self, images: Iterator[NDArray[np.uint8]], *, survives: bool) -> Iterator[Result]:
         """Yield the result of each image.
@@ -57,21 +55,6 @@ class BatchRunner:
             BrokenDevice: The device no longer computes, and `survives` is false.
         """
         batches: Iterator[Images] = iter(lambda: list(itertools.islice(images, self._max_batch_size)), [])
-        return self._run_in_threads(batches, survives) if self._lanes > 1 else self._run_here(batches, survives)
-
-    def _run_in_threads(self, batches: Iterator[Images], survives: bool) -> Iterator[Result]:
-        def run(batch: Images) -> list[Result]:
-            started_at = time.monotonic()
-            return self._finish(started_at, self._start(batch, survives), survives)
-
-        pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="batch")
-        try:
-            # One more than there are threads, so that none waits while results are used.
-            yield from itertools.chain.from_iterable(map_ahead(pool, run, batches, self._lanes + 1))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _run_here(self, batches: Iterator[Images], survives: bool) -> Iterator[Result]:
         running: deque[tuple[float, outcomes.Started]] = deque()
         for batch in batches:
             running.append((time.monotonic(), self._start(batch, survives)))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,10 @@ from vit_api.settings import Settings
 from vit_api.worker.outcomes import Failure
 
 _OPENVINO = "openvino"
+_AHEAD = 2
+"""Number of batches that are decoded or being decoded ahead."""
+
+Item = TypeVar("Item")
 
 
 class Shown(NamedTuple):
@@ -60,14 +65,16 @@ class LocalClassifier:
         lit_api: The LitAPI; its `setup` has run.
         max_batch_size: Maximum batch size.
         threads: Number of decoding threads.
-        lanes: Batches that are computed at the same time.
+        lanes: Batches that may be computed at the same time. With several, each thread reads, decodes and
+            computes whole batches, so that it never waits for another one.
     """
 
     def __init__(self, lit_api: ViTAPI, *, max_batch_size: int, threads: int, lanes: int = 1) -> None:
         self._lit_api = lit_api
-        self._runner = BatchRunner(lit_api, max_batch_size, lanes)
-        self._threads = threads
-        self._ahead = (lanes + 1) * max_batch_size
+        self._runner = BatchRunner(lit_api, max_batch_size)
+        self._max_batch_size = max_batch_size
+        self._threads = max(threads, lanes)
+        self._lanes = lanes
 
     def classify_many(
         self,
@@ -82,8 +89,9 @@ class LocalClassifier:
         If the device breaks, that file and the later ones have errors.
         """
         reads = (functools.partial(read_upload, path) for path in paths)
-        with contextlib.closing(self._decoded(reads, frames)) as files:
-            for _, outcome in self._classify_files(files, Shown.of(top_k, threshold), survives=True):
+        decode = FileDecoder(self._lit_api, frames).decode
+        with contextlib.closing(self._classify(reads, decode, Shown.of(top_k, threshold), survives=True)) as files:
+            for _, outcome in files:
                 yield outcome
 
     def classify_reads(
@@ -94,8 +102,9 @@ class LocalClassifier:
         Raises:
             BrokenDevice: The device no longer computes.
         """
-        with contextlib.closing(self._decoded(reads, frames)) as files:
-            for file, outcome in self._classify_files(files, shown):
+        decode = FileDecoder(self._lit_api, frames).decode
+        with contextlib.closing(self._classify(reads, decode, shown)) as files:
+            for file, outcome in files:
                 yield file.sha256, outcome
 
     def classify_decoded(self, files: Iterable[Decoded], shown: Shown) -> Iterator[Outcome]:
@@ -104,27 +113,40 @@ class LocalClassifier:
         Raises:
             BrokenDevice: The device no longer computes.
         """
-        return (outcome for _, outcome in self._classify_files(files, shown))
+        return (outcome for _, outcome in self._classify(files, lambda file: file, shown))
 
-    def _decoded(self, reads: Iterable[ReadUpload], frames: int) -> Generator[Decoded, None, None]:
-        """Yield files that are decoded ahead, in order."""
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+    def _classify(
+        self, items: Iterable[Item], decode: Callable[[Item], Decoded], shown: Shown, *, survives: bool = False
+    ) -> Generator[tuple[Decoded, Outcome], None, None]:
+        """Yield each file with its outcome, in order; in threads that decode, or that decode and compute.
+
+        Args:
+            items: What is decoded.
+            decode: Decodes one of them.
+            shown: Which classes are shown.
+            survives: Whether a device that breaks is an error of each file, and not raised.
+        """
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="classify")
         try:
-            decoder = FileDecoder(self._lit_api, frames)
-            yield from map_ahead(pool, decoder.decode, reads, self._ahead)
+            if self._lanes == 1:
+                files = map_ahead(pool, decode, items, _AHEAD * self._max_batch_size)
+                yield from self._classify_files(files, shown, survives)
+                return
+
+            def classify(some: list[Item]) -> list[tuple[Decoded, Outcome]]:
+                return list(self._classify_files(map(decode, some), shown, survives))
+
+            batches = iter(functools.partial(_take, iter(items), self._max_batch_size), [])
+            # One more than there are threads, so that none waits while outcomes are used.
+            for outcomes in map_ahead(pool, classify, batches, self._threads + 1):
+                yield from outcomes
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _classify_files(
-        self, files: Iterable[Decoded], shown: Shown, *, survives: bool = False
+        self, files: Iterable[Decoded], shown: Shown, survives: bool
     ) -> Iterator[tuple[Decoded, Outcome]]:
-        """Yield each file with its outcome, in order.
-
-        Args:
-            files: Taken from as batches need images.
-            shown: Which classes are shown.
-            survives: Whether a device that breaks is an error of each file, and not raised.
-        """
+        """Yield each file with its outcome, in order; files are taken from as batches need images."""
         waiting: deque[Decoded] = deque()
         of_file: list[Result] = []
         for result in self._runner.run(_images_of(files, waiting), survives=survives):
@@ -209,6 +231,10 @@ def _lanes(settings: Settings, device: str) -> int:
 
 def _labels(predictions: Iterable[dict[str, Any]]) -> tuple[ScoredLabel, ...]:
     return tuple(ScoredLabel(**prediction) for prediction in predictions)
+
+
+def _take(items: Iterator[Item], count: int) -> list[Item]:
+    return list(itertools.islice(items, count))
 
 
 def _images_of(files: Iterable[Decoded], waiting: deque[Decoded]) -> Iterator[NDArray[np.uint8]]:

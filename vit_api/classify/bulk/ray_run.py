@@ -28,11 +28,11 @@ from vit_api.classify.bulk.plan import Plan
 from vit_api.classify.bulk.ray_back_pressure import keep_few_ahead
 from vit_api.classify.bulk.results import write_part
 from vit_api.classify.bulk.storage import read_file
-from vit_api.classify.decoder import Decoded, FileDecoder, build_lit_api
+from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api
 from vit_api.classify.local import Shown, load_local
 from vit_api.classify.shards import Shard
 from vit_api.client.lookahead import map_ahead
-from vit_api.client.results import Outcome
+from vit_api.client.results import ClassifyError, Outcome
 from vit_api.settings import Settings
 from vit_api.worker.outcomes import BrokenDevice
 
@@ -162,8 +162,23 @@ def _decode_part(batch: pa.Table, task: _Task, parts: ray.ObjectRef) -> pa.Table
     names = plan.names_of(part)
     with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
         reads = [functools.partial(read_file, name, plan.job.folder) for name in names]
-        files = list(map_ahead(pool, decoder.decode, reads, 2 * _READERS))
+        # Only reading gains from threads: the task has one core.
+        files = [decoder.decode(read) for read in map_ahead(pool, _read_ahead, reads, 2 * _READERS)]
     return to_table(part, files)
+
+
+def _read_ahead(read: ReadUpload) -> ReadUpload:
+    """Read a file now; return what yields its bytes, or raises why there are none, later."""
+    try:
+        upload = read()
+    except ClassifyError as unreadable:
+        reason = unreadable
+
+        def fail() -> bytes:
+            raise reason
+
+        return fail
+    return lambda: upload
 
 
 class _Worker:
