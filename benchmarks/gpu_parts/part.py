@@ -46,6 +46,11 @@ class Part:
         return self.device.startswith("cuda")
 
     @property
+    def start_method(self) -> str:
+        """How a part starts processes: CUDA must not be forked, and without it, a fork saves the imports."""
+        return "spawn" if self.is_cuda else "fork"
+
+    @property
     def max_batch_size(self) -> int:
         """Maximum batch size."""
         return 4 if self.is_quick else MAX_BATCH_SIZE

@@ -59,7 +59,7 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     (lit_api,) = Application(shared, policy_class=policy).lit_apis
     noise = np.random.default_rng(0)
     shared.table.pixels[:] = noise.integers(0, 256, shared.table.pixels.shape, dtype=np.uint8)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(part.start_method)
     ours, theirs = context.Pipe()
     seconds = part.lasting(_ALONE_S), part.lasting(_WARM_UP_S)
     worker = context.Process(target=_work, args=(lit_api, part.device, *seconds, theirs), daemon=True)

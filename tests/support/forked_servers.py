@@ -63,9 +63,9 @@ def start(
 
 
 def _is_ours(command: Sequence[str]) -> bool:
-    """Return whether the command runs our server, or a variant of it for tests."""
+    """Return whether the command runs our server, a variant of it for tests, or a part of a benchmark."""
     executable, *arguments = command
-    is_variant = arguments[0] == "-m" and arguments[1].startswith("tests.support.")
+    is_variant = arguments[0] == "-m" and arguments[1].startswith(("tests.support.", "benchmarks."))
     return executable == sys.executable and (arguments == [str(_ROOT / "server.py")] or is_variant)
 
 
