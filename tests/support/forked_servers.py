@@ -88,6 +88,7 @@ def _parent() -> tuple[socket.socket, threading.Lock]:
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         ).returncode = 0  # nobody waits for it
+    atexit.register(ours.close)
     return ours, threading.Lock()
 
 
