@@ -5,7 +5,6 @@ Two processes share a GPU by time-slicing, or by MPS if its daemon runs; the par
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import statistics
 import tempfile
@@ -80,7 +79,7 @@ def run(part: Part) -> None:
 
 
 def _measure(part: Part, checkpoint: Path, way: _Way, size: int) -> None:
-    context = mp.get_context(part.start_method)
+    context = part.processes()
     barrier, results = context.Barrier(way.processes), context.Queue()
     task = _Task(str(checkpoint), part.device, size, way.models, part.lasting(_SECONDS))
     started = [

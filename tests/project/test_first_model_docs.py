@@ -23,7 +23,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageReader]:
     with ExitStack() as stack:
         reader = PageReader(tmp_path_factory.mktemp("checkout"), stack)
         for language, code in blocks(_PAGE):
-            reader.run(language, code.replace("--seconds 3", "--seconds 1"))
+            reader.run(language, code)
         yield reader
 
 

@@ -1,8 +1,8 @@
 """Servers that are forked from a process that has imported what they import, which takes most of a server's start.
 
 Apart from that they are started as by `subprocess.Popen`: a process and a session of their own, with these variables,
-folder and output. Each process of pytest has one such parent for each interpreter. Commands that load a model, and parts
-of benchmarks, are forked too. Knows nothing of what the servers do.
+folder and output. Each process of pytest has one such parent for each interpreter. The command `classify` and parts of
+benchmarks are forked too. Knows nothing of what the servers do.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from benchmarks.harness import ray_environment
+from benchmarks.harness.servers import environment_with
 from vit_api.environment.garbage import collection_paused
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -86,13 +87,19 @@ def run(
         return subprocess.CompletedProcess(command, process.returncode, stdout.read().decode(), stderr.read().decode())
 
 
+def start_and_end(**settings: object) -> subprocess.CompletedProcess[str]:
+    """Run a server that is expected to end during its start."""
+    command = [sys.executable, str(_ROOT / "server.py")]
+    return run(command, cwd=_ROOT, env=environment_with(**settings), timeout_s=120)
+
+
 def _is_ours(command: Sequence[str]) -> bool:
     """Return whether the command runs our server or `classify`, a variant for tests, or a part of a benchmark."""
     executable, *arguments = command
     if executable not in (sys.executable, str(ray_environment.PYTHON)):
         return False
     is_module = arguments[0] == "-m" and arguments[1].startswith(("tests.support.", "benchmarks."))
-    return is_module or arguments == [str(_ROOT / "server.py")] or arguments[:3] == ["-m", "vit_api", "classify"]
+    return is_module or arguments[0] == str(_ROOT / "server.py") or arguments[:3] == ["-m", "vit_api", "classify"]
 
 
 def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
