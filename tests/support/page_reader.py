@@ -70,7 +70,8 @@ class PageReader:
             return
         if self._server is not None:
             code = code.replace("http://127.0.0.1:7860", self._server.url)
-        code = shortened(code).replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
+        code = shortened(code)
+        code = code.replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
         program = [sys.executable, "-c"] if language == "python" else ["bash", "-e", "-o", "pipefail", "-c"]
         result = subprocess.run(
             [*program, code],
