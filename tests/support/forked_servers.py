@@ -1,8 +1,8 @@
 """Servers that are forked from a process that has imported what they import, which takes most of a server's start.
 
 Apart from that they are started as by `subprocess.Popen`: a process and a session of their own, with these variables,
-folder and output. Each process of pytest has one such parent for each interpreter. The command `classify` and parts of
-benchmarks are forked too. Knows nothing of what the servers do.
+folder and output. Each process of pytest has one such parent for each interpreter. The command `classify` and parts
+of the GPU benchmark are forked too. Knows nothing of what the servers do.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def start_and_end(**settings: object) -> subprocess.CompletedProcess[str]:
 
 
 def _is_ours(command: Sequence[str]) -> bool:
-    """Return whether the command runs our server or `classify`, a variant for tests, or a part of a benchmark."""
+    """Return whether the command runs our server or `classify`, a variant for tests, or a GPU benchmark's part."""
     executable, *arguments = command
     if executable not in (sys.executable, str(ray_environment.PYTHON)):
         return False
-    is_module = arguments[0] == "-m" and arguments[1].startswith(("tests.support.", "benchmarks."))
+    is_module = arguments[0] == "-m" and arguments[1].startswith(("tests.support.", "benchmarks.gpu"))
     return is_module or arguments[0] == str(_ROOT / "server.py") or arguments[:3] == ["-m", "vit_api", "classify"]
 
 
