@@ -32,6 +32,7 @@ _NO_CUDA = 2
 _GRACE_S = 40.0
 """The time that a stopped part has to stop its server."""
 _LOG_LINES = 60
+_Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 class _Planned(NamedTuple):
@@ -97,8 +98,13 @@ _PARTS = {
 _DEFAULT_PARTS = "alone,pipeline,served,gate,memory"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the parts of the command line; exit with status 2 without a GPU, 1 if a part failed."""
+def main(arguments: Sequence[str] | None = None, *, start: _Start = subprocess.Popen) -> None:
+    """Run the parts of the command line; exit with status 2 without a GPU, 1 if a part failed.
+
+    Args:
+        arguments: The command line (default: this process's).
+        start: Starts the process of a part, with the arguments of `subprocess.Popen`.
+    """
     options = _parser().parse_args(arguments)
     if options.part:
         _run_here(options)
@@ -111,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"There is no CUDA device. {reason(gpu)} `--device cpu --quick` runs what can run without one.")
         sys.exit(_NO_CUDA)
     with tempfile.TemporaryDirectory() as folder:
-        report = _run(options, gpu, Path(folder))
+        report = _run(options, gpu, Path(folder), start)
     print(table(report))
     failed = [name for name, part in report["parts"].items() if part["status"] != "ok"]
     if failed:
@@ -133,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, gpu: CudaReport | None, folder: Path) -> dict[str, Any]:
+def _run(options: argparse.Namespace, gpu: CudaReport | None, folder: Path, start: _Start) -> dict[str, Any]:
     """Run all parts one by one; return the report, which is written after each."""
     from benchmarks.harness import checkpoints
 
@@ -150,7 +156,7 @@ def _run(options: argparse.Namespace, gpu: CudaReport | None, folder: Path) -> d
     for name in options.only.split(","):
         seconds = (deadline - time.monotonic()) * _PARTS[name].share
         print(f"{name}: up to {max(0.0, seconds):.0f} s ...", flush=True)
-        report["parts"][name] = _run_part(options, name, folder, seconds)
+        report["parts"][name] = _run_part(options, name, folder, seconds, start)
         if not options.quick:
             found = {name: part["result"] for name, part in report["parts"].items()}
             report["goals"] = {"on": goals.HARDWARE, "verdicts": goals.verdicts(found)}
@@ -159,7 +165,7 @@ def _run(options: argparse.Namespace, gpu: CudaReport | None, folder: Path) -> d
     return report
 
 
-def _run_part(options: argparse.Namespace, name: str, folder: Path, seconds: float) -> dict[str, Any]:
+def _run_part(options: argparse.Namespace, name: str, folder: Path, seconds: float, start: _Start) -> dict[str, Any]:
     """Run a part in a new process; return its findings and how it ended."""
     if seconds < 1:
         return {"status": "skipped", "why": "no time left", "result": {}}
@@ -169,7 +175,7 @@ def _run_part(options: argparse.Namespace, name: str, folder: Path, seconds: flo
     command += [f"--set={setting}" for setting in options.set] + ["--quick"] * options.quick
     started = time.monotonic()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=machine.ROOT, stdout=output, stderr=subprocess.STDOUT)
+        process = start(command, cwd=machine.ROOT, env=None, stdout=output, stderr=output)
         status = _wait(process, seconds)
     part = {"status": status, "seconds": round(time.monotonic() - started, 1)}
     lines = log.read_text(errors="replace").splitlines()

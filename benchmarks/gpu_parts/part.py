@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -44,6 +46,10 @@ class Part:
     def is_cuda(self) -> bool:
         """Whether it runs on a GPU."""
         return self.device.startswith("cuda")
+
+    def processes(self) -> SpawnContext | ForkContext:
+        """Return what starts processes: CUDA must not be forked, and without it, a fork saves the imports."""
+        return multiprocessing.get_context("spawn") if self.is_cuda else multiprocessing.get_context("fork")
 
     @property
     def max_batch_size(self) -> int:

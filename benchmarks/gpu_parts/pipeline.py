@@ -7,7 +7,6 @@ measures the model alone before and after it serves, so that all figures are of 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import select
 import signal
@@ -59,7 +58,7 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     (lit_api,) = Application(shared, policy_class=policy).lit_apis
     noise = np.random.default_rng(0)
     shared.table.pixels[:] = noise.integers(0, 256, shared.table.pixels.shape, dtype=np.uint8)
-    context = multiprocessing.get_context("spawn")
+    context = part.processes()
     ours, theirs = context.Pipe()
     seconds = part.lasting(_ALONE_S), part.lasting(_WARM_UP_S)
     worker = context.Process(target=_work, args=(lit_api, part.device, *seconds, theirs), daemon=True)

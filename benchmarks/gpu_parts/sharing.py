@@ -5,7 +5,6 @@ Two processes share a GPU by time-slicing, or by MPS if its daemon runs; the par
 
 from __future__ import annotations
 
-import multiprocessing as mp
 import os
 import statistics
 import tempfile
@@ -19,7 +18,6 @@ import torch
 
 from benchmarks.gpu_parts.part import Part
 from benchmarks.gpu_parts.timing import synchronize
-from benchmarks.harness.checkpoints import save_vit_small
 from vit_api.checkpoints.checkpoint import load_checkpoint
 from vit_api.model.model import VisionModel
 
@@ -70,6 +68,8 @@ def run(part: Part) -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = part.folder if part.is_quick else Path(folder)
         if not part.is_quick:
+            from benchmarks.harness.checkpoints import save_vit_small  # imports transformers, which no process needs
+
             save_vit_small(checkpoint)
         for size in _QUICK_SIZES if part.is_quick else _SIZES:
             for way in _WAYS:
@@ -79,7 +79,7 @@ def run(part: Part) -> None:
 
 
 def _measure(part: Part, checkpoint: Path, way: _Way, size: int) -> None:
-    context = mp.get_context("spawn")
+    context = part.processes()
     barrier, results = context.Barrier(way.processes), context.Queue()
     task = _Task(str(checkpoint), part.device, size, way.models, part.lasting(_SECONDS))
     started = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,15 @@ from benchmarks import gpu
 from benchmarks.gpu_parts import goals
 from benchmarks.gpu_parts.table import table
 from benchmarks.gpu_parts.timing import peak_tflops, share_of_peak
+from tests.support import forked_servers
 
 _QUICK = ["--device", "cpu", "--quick"]
 
 
-def run(tmp_path: Path, *options: str) -> Any:
-    """Run the benchmark and return its report."""
+def run(tmp_path: Path, *options: str, start: Callable[..., Any] = forked_servers.start) -> Any:
+    """Run the benchmark, with parts that are forked by default, and return its report."""
     file = tmp_path / "gpu.json"
-    gpu.main([*_QUICK, "--out", str(file), *options])
+    gpu.main([*_QUICK, "--out", str(file), *options], start=start)
     return json.loads(file.read_text())
 
 
@@ -67,7 +70,7 @@ def test_a_failed_part_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
 def test_a_part_is_stopped_at_the_time_limit(tmp_path: Path) -> None:
     """Its results so far are kept, and later parts are skipped."""
     with pytest.raises(SystemExit, match="did not complete: compiled, memory"):
-        run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05")
+        run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05", start=subprocess.Popen)
     parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert parts["compiled"]["status"] == "stopped: out of time"
     assert parts["memory"]["status"] == "skipped"

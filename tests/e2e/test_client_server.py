@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
+from tests.support import forked_servers
 from tests.support.samples import encode, orientation_exif
 from tests.support.server import ROOT, RunningServer, environment, serve
 from vit_api.client import AsyncClient, Classification, Client, Outcome, Rejected
@@ -115,15 +115,9 @@ def test_the_command_agrees_with_and_without_a_server(server: RunningServer) -> 
     """`classify` prints the same labels and probabilities for the same files."""
     found = []
     for where in (["--url", server.url], ["--model", "digits"]):
-        result = subprocess.run(
-            [sys.executable, "-m", "vit_api", "classify", "--json", *where, "examples"],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
+        command = [sys.executable, "-m", "vit_api", "classify", "--json", *where, "examples"]
+        result = forked_servers.run(command, cwd=ROOT, env=environment(), timeout_s=120)
+        assert result.returncode == 0, result.stderr
         found.append([json.loads(line) for line in result.stdout.splitlines()])
     by_server, in_process = found
     assert len(by_server) == len(in_process) > 0

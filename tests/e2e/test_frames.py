@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.support import forked_servers
 from tests.support.animations import FORMATS, animate
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, serve, wait_until
 from vit_api.client import Client, Rejected
@@ -222,7 +223,8 @@ def test_the_command_line_classifies_frames(server: RunningServer, tmp_path: Pat
     (tmp_path / "digits.png").write_bytes(animate(digits("2277", mark=15), "PNG"))
     where = ["--model=digits"] if is_local else ["--url", server.url]
     command = [sys.executable, "-m", "vit_api", "classify", "--frames=3", "--top-k=2", "--json", *where]
-    found = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = forked_servers.run([*command, str(tmp_path)], cwd=ROOT, env=os.environ, timeout_s=120)
+    assert found.returncode == 0, found.stderr
     result = json.loads(found.stdout)
     assert {one["label"] for one in result["predictions"]} == {"2", "7"}
     assert [frame["index"] for frame in result["frames"]] == [0, 1, 3]

@@ -18,21 +18,14 @@ import pytest
 from benchmarks.harness import servers
 from benchmarks.harness.process_group import living
 from benchmarks.harness.servers import free_port
+from tests.support import forked_servers
 from tests.support.clients import refuses_connections
 from tests.support.samples import edit_json, make_checkpoint
 from tests.support.server import PLAIN_HTTP, ROOT, RunningServer, environment, paused, serve, wait_until, worker_of
 
 
 def _start_and_fail(**settings: object) -> subprocess.CompletedProcess[str]:
-    defaults = {"host": "127.0.0.1", "port": free_port(), "api_servers": 1}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "server.py")],
-        env=environment(**(defaults | settings)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return forked_servers.start_and_end(**{"host": "127.0.0.1", "port": free_port(), "api_servers": 1} | settings)
 
 
 def test_an_unknown_model_stops_the_start(tmp_path: Path) -> None:
@@ -48,7 +41,8 @@ def test_the_links_of_a_kubernetes_service_are_ignored(tmp_path: Path) -> None:
     links = {"VIT_API_PORT": "tcp://10.96.12.7:7860", "VIT_API_SERVICE_HOST": "10.96.12.7", "PORT": str(port)}
     variables = environment(model="digits", host="127.0.0.1", api_servers=1, cpu_threads=1) | links
     command, log = [sys.executable, str(ROOT / "server.py")], tmp_path / "log"
-    with servers.running(command, f"http://127.0.0.1:{port}/health", cwd=ROOT, environment=variables, log=log):
+    url, start = f"http://127.0.0.1:{port}/health", forked_servers.start
+    with servers.running(command, url, cwd=ROOT, environment=variables, log=log, start=start):
         assert log.read_text().count("VIT_API_SERVICE_HOST") == 1
 
 

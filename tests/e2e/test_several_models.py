@@ -8,8 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,13 +22,13 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from benchmarks.harness.servers import free_port
+from tests.support import forked_servers
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.samples import make_checkpoint, sharpen
 from tests.support.server import (
     PLAIN_HTTP,
     ROOT,
     RunningServer,
-    environment,
     kill_until_given_up,
     serve,
     wait_until,
@@ -478,16 +476,8 @@ def test_a_full_version_leaves_the_others_their_slots() -> None:
 )
 def test_a_wrong_configuration_stops_the_start(settings: dict[str, str], message: str) -> None:
     """With one line that names the variable and the entry."""
-    variables = environment(**{"port": free_port(), "api_servers": 1, "host": "127.0.0.1"} | settings)
     began_at = time.monotonic()
-    run = subprocess.run(
-        [sys.executable, str(ROOT / "server.py")],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = forked_servers.start_and_end(**{"port": free_port(), "api_servers": 1, "host": "127.0.0.1"} | settings)
     assert run.returncode == 1, f"after {time.monotonic() - began_at:.0f} s"
     assert message in run.stderr
     assert "Traceback" not in run.stderr

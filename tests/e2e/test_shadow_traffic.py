@@ -10,8 +10,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,12 +23,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from benchmarks.baselines import faulty
 from benchmarks.harness.servers import free_port
+from tests.support import forked_servers
 from tests.support.samples import edit_json
 from tests.support.server import (
     PLAIN_HTTP,
     ROOT,
     RunningServer,
-    environment,
     kill_until_given_up,
     serve,
     wait_until,
@@ -317,9 +315,8 @@ def test_a_mirror_with_another_preprocessing_stops_the_start(tmp_path: Path) -> 
     model = tmp_path / "other"
     shutil.copytree(_DIGITS, model)
     edit_json(model / "preprocessor_config.json", resample=3)
-    variables = environment(port=free_port(), api_servers=1, host="127.0.0.1", models=json.dumps(_versions(model)))
-    command = [sys.executable, str(ROOT / "server.py")]
-    run = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    settings = {"port": free_port(), "api_servers": 1, "host": "127.0.0.1", "models": json.dumps(_versions(model))}
+    run = forked_servers.start_and_end(**settings)
     assert run.returncode == 1
     assert "VIT_API_MODELS: digits 2, 'mirror_traffic': A mirror gets the decoded pixels" in run.stderr
     assert "not decoded like those of digits 1 (another resize or crop)" in run.stderr

@@ -1,6 +1,6 @@
 """The examples in README.md and docs/, except those in `_NOT_RUN`, run as written and print the output shown.
 
-They share one server, which is started with the first command of the README.
+They share one server, which is started with the first command of the README. Only load tests are shorter than written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import ray_environment
-from tests.support.page_reader import install_command
+from tests.support.page_reader import install_command, shortened
 from tests.support.server import ROOT, RunningServer, environment, serve_by
 from vit_api.access.api_keys import parse_keys
 
@@ -76,6 +76,10 @@ _NOT_RUN = {
     ): "downloads a model and serves it on a GPU; tests/unit/quantization/test_scaled.py runs the command",
     ("docs/ray.md", "pip install"): "installs packages; `make ray` installs the same",
     ("docs/ray.md", "python -m vit_api classify s3"): "tests/unit/classify/test_bulk.py runs it on an S3 server",
+    (
+        "docs/ray.md",
+        "python -m vit_api classify examples --model digits --out results --engine ray",
+    ): "starts Ray, which takes half a minute; tests/unit/classify/test_bulk.py runs it on other files, too",
     (
         "docs/ray.md",
         "VIT_API_MODEL=digits serve run",
@@ -175,7 +179,7 @@ def _output(example: Example, server: RunningServer, folder: Path) -> str:
     command = _COMMANDS[example.language]
     if shutil.which(command[0]) is None:
         pytest.skip(f"needs {command[0]}")
-    code = example.code.replace(_ADDRESS, server.url.removeprefix("http://"))
+    code = shortened(example.code).replace(_ADDRESS, server.url.removeprefix("http://"))
     code = code.replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
     programs = Path(sys.executable).parent
     if example.page == _ON_RAY:

@@ -1,7 +1,8 @@
 """Servers that are forked from a process that has imported what they import, which takes most of a server's start.
 
 Apart from that they are started as by `subprocess.Popen`: a process and a session of their own, with these variables,
-folder and output. Each process of pytest has one such parent. Knows nothing of what the servers do.
+folder and output. Each process of pytest has one such parent for each interpreter. The command `classify` and parts
+of the GPU benchmark are forked too. Knows nothing of what the servers do.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from benchmarks.harness import ray_environment
+from benchmarks.harness.servers import environment_with
 from vit_api.environment.garbage import collection_paused
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -55,18 +59,47 @@ def start(
     request = pickle.dumps(_Request(list(command[1:]), str(cwd), variables))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        parent, lock = _parent()
+        parent, lock = _parent(command[0])
         with lock:
             outputs = [1 if stdout is None else stdout.fileno(), 2 if stderr is None else stderr.fileno()]
             socket.send_fds(parent, [request], [*outputs, theirs.fileno()])
     return ForkedServer(command, ours)
 
 
+def run(
+    command: Sequence[str], *, cwd: str | Path, env: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program to its end as `subprocess.run` does, forked where it makes no difference.
+
+    Raises:
+        subprocess.TimeoutExpired: It has not ended in time; it was killed.
+    """
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = start(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+        try:
+            process.wait(timeout_s)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, stdout.read().decode(), stderr.read().decode())
+
+
+def start_and_end(**settings: object) -> subprocess.CompletedProcess[str]:
+    """Run a server that is expected to end during its start."""
+    command = [sys.executable, str(_ROOT / "server.py")]
+    return run(command, cwd=_ROOT, env=environment_with(**settings), timeout_s=120)
+
+
 def _is_ours(command: Sequence[str]) -> bool:
-    """Return whether the command runs our server, or a variant of it for tests."""
+    """Return whether the command runs our server or `classify`, a variant for tests, or a GPU benchmark's part."""
     executable, *arguments = command
-    is_variant = arguments[0] == "-m" and arguments[1].startswith("tests.support.")
-    return executable == sys.executable and (arguments == [str(_ROOT / "server.py")] or is_variant)
+    if executable not in (sys.executable, str(ray_environment.PYTHON)):
+        return False
+    is_module = arguments[0] == "-m" and arguments[1].startswith(("tests.support.", "benchmarks.gpu"))
+    return is_module or arguments[0] == str(_ROOT / "server.py") or arguments[:3] == ["-m", "vit_api", "classify"]
 
 
 def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
@@ -75,19 +108,20 @@ def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 @functools.cache
-def _parent() -> tuple[socket.socket, threading.Lock]:
-    """Start the process that the servers are forked from; it ends with this one."""
+def _parent(executable: str) -> tuple[socket.socket, threading.Lock]:
+    """Start the process that an interpreter's servers are forked from; it ends with this one."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
     variables = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
     with theirs:
         subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
+            [executable, "-m", __name__, str(theirs.fileno())],
             env=variables | {"PYTHONPATH": str(_ROOT)},
             cwd=_ROOT,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         ).returncode = 0  # nobody waits for it
+    atexit.register(ours.close)
     return ours, threading.Lock()
 
 

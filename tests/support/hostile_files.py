@@ -46,8 +46,17 @@ def lying_avif(side: int) -> bytes:
 
 def heic(width: int, height: int, mode: str = "RGB") -> bytes:
     file = io.BytesIO()
-    pillow_heif.from_pillow(Image.new(mode, (width, height), (90, 100, 110))).save(file, quality=90)
+    image = pillow_heif.from_pillow(Image.new(mode, (width, height), (90, 100, 110)))
+    image.save(file, quality=90, enc_params={"preset": "ultrafast"})  # a fifth of the time
     return file.getvalue()
+
+
+def announced_heic(width: int, height: int) -> bytes:
+    """Return a HEIC of 64 x 64 pixels whose container declares another size."""
+    true_size, told = (b"ispe" + struct.pack(">III", 0, *size) for size in ((64, 64), (width, height)))
+    upload = heic(64, 64)
+    assert true_size in upload
+    return upload.replace(true_size, told)
 
 
 def lying_heic(side: int) -> bytes:
@@ -307,5 +316,5 @@ LARGEST: dict[str, tuple[Callable[[], bytes], str]] = {
         PIXELS,
     ),
     "heic of 48 megapixels": (lambda: heic(8064, 6048), PIXELS),
-    "heic of 60 megapixels": (lambda: heic(10_000, 6000), LARGE),
+    "heic of 60 megapixels": (lambda: announced_heic(10_000, 6000), LARGE),
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from tests.support.server import ROOT, RunningServer, environment, serve_by
 
 _BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LOAD = re.compile(r"(vit-api (?:load|bench) .*?)--seconds \d+")
 _LINKED = ("examples", "vit_api", "deploy")
 
 
@@ -24,6 +25,11 @@ def install_command(folder: Path) -> Path:
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vit_api "$@"\n')
     command.chmod(0o755)
     return programs
+
+
+def shortened(code: str) -> str:
+    """Shorten the load tests of a command, which take both cores for as long as they last."""
+    return _LOAD.sub(r"\1--seconds 1 --warm-up 0.2", code)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -64,6 +70,7 @@ class PageReader:
             return
         if self._server is not None:
             code = code.replace("http://127.0.0.1:7860", self._server.url)
+        code = shortened(code)
         code = code.replace("curl --json", 'curl --header "content-type: application/json" --data')  # curl before 7.82
         program = [sys.executable, "-c"] if language == "python" else ["bash", "-e", "-o", "pipefail", "-c"]
         result = subprocess.run(

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from benchmarks.harness import ray_environment
+from tests.support import forked_servers
 from tests.support.server import PLAIN_HTTP, ROOT, free_port, wait_until
 
 PYTHON = ray_environment.PYTHON
@@ -50,9 +51,7 @@ def classify(*arguments: str | Path, **others: str) -> subprocess.CompletedProce
 
 def run_program(command: list[str], others: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command in the environment."""
-    return subprocess.run(
-        command, cwd=ROOT, env=variables(**others), capture_output=True, text=True, timeout=240, check=False
-    )
+    return forked_servers.run(command, cwd=ROOT, env=variables(**others), timeout_s=240)
 
 
 def read_rows(uri: str | Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support import forked_servers
 from tests.support.ray_environment import (
     Nodes,
     children_of,
@@ -59,9 +60,7 @@ def _copies(folder: Path, count: int) -> list[str]:
 def test_options_that_do_not_fit(options: list[str], message: str) -> None:
     """They are refused before anything is loaded, with pyarrow or without it."""
     command = [sys.executable, "-m", "vit_api", "classify", str(_DIGIT), *options]
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False
-    )
+    result = forked_servers.run(command, cwd=ROOT, env=environment(), timeout_s=60)
     assert result.returncode == 2
     assert message in result.stderr
 
@@ -72,9 +71,8 @@ def test_a_shard_without_parquet(tmp_path: Path) -> None:
     printed = []
     for shard in ("1/2", "2/2"):
         command = [sys.executable, "-m", "vit_api", "classify", "--model", "digits", str(tmp_path), "--shard", shard]
-        result = subprocess.run(
-            command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=True
-        )
+        result = forked_servers.run(command, cwd=ROOT, env=environment(), timeout_s=120)
+        assert result.returncode == 0, result.stderr
         printed += [line.split()[0] for line in result.stdout.splitlines()[1:]]
     assert sorted(printed) == names
 

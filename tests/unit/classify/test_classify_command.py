@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import forked_servers
 from tests.support.scripted_server import ANSWER, Fault, Request, error, ok, reply, scripted
 from tests.support.server import ROOT, environment, wait_until
 from vit_api.classify.image_files import find_images
@@ -33,15 +34,7 @@ def _command(*arguments: str | Path) -> list[str]:
 
 
 def _run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        _command(*arguments),
-        cwd=ROOT,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return forked_servers.run(_command(*arguments), cwd=ROOT, env=environment() | variables, timeout_s=120)
 
 
 def _touch(path: Path) -> Path:

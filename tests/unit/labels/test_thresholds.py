@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.harness.servers import free_port
+from tests.support import forked_servers
 from tests.support.server import ROOT, environment
 from vit_api.labels.thresholds import Thresholds, ThresholdsError
 
@@ -90,9 +90,7 @@ def test_start_stops(value: str, reason: str, tmp_path: Path) -> None:
     """The server does not start with thresholds that can't apply."""
     command = [sys.executable, str(ROOT / "server.py"), "--model", "digits", "--port", str(free_port())]
     variables = {**environment(), "VIT_API_THRESHOLDS": value}
-    found = subprocess.run(
-        command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
+    found = forked_servers.run(command, cwd=tmp_path, env=variables, timeout_s=60)
     assert found.returncode == 1
     assert reason in found.stderr
     assert "Traceback" not in found.stderr
