@@ -77,6 +77,7 @@ ray: .venv-ray/ray.stamp
 # All tests on Ray, those that take minutes too.
 ray-test: .venv/dev.stamp .venv-ray/ray.stamp
 	RAY_TESTS=all $(BIN)/python -m pytest tests/unit/classify tests/deploy/test_ray_serve.py tests/benchmarks/test_ray_benchmarks.py
+	RAY_TESTS=all $(BIN)/python -m pytest tests/project/test_docs_examples.py -k docs/ray.md
 
 # Makes the environment of the tests of int8 models and of benchmarks.engines: its own packages, and those of .venv.
 openvino: .venv-openvino/openvino.stamp

@@ -78,10 +78,6 @@ _NOT_RUN = {
     ("docs/ray.md", "python -m vit_api classify s3"): "tests/unit/classify/test_bulk.py runs it on an S3 server",
     (
         "docs/ray.md",
-        "python -m vit_api classify examples --model digits --out results --engine ray",
-    ): "starts Ray, which takes half a minute; tests/unit/classify/test_bulk.py runs it on other files, too",
-    (
-        "docs/ray.md",
         "VIT_API_MODEL=digits serve run",
     ): "runs until it is stopped; tests/deploy/test_ray_serve.py runs it",
     ("docs/space.md", "pip install"): _SPACE,
@@ -91,6 +87,9 @@ _NOT_RUN = {
     ("docs/space.md", "python -m deploy.space"): _SPACE,
     ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
+if os.environ.get("RAY_TESTS") != "all":
+    ray_run = "docs/ray.md", "python -m vit_api classify examples --model digits --out results --engine ray"
+    _NOT_RUN[ray_run] = "starts Ray, which takes half a minute; `make ray-test` runs it"
 """The reason why an example is not run, by page and beginning of the example."""
 
 _COMMANDS = {

@@ -74,6 +74,8 @@ class LocalClassifier:
         self._runner = BatchRunner(lit_api, max_batch_size)
         self._max_batch_size = max_batch_size
         self._threads = max(threads, lanes)
+        # For all calls: torch prepares each thread, and each has its own memory.
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="classify")
         self._lanes = lanes
 
     def classify_many(
@@ -126,22 +128,18 @@ class LocalClassifier:
             shown: Which classes are shown.
             survives: Whether a device that breaks is an error of each file, and not raised.
         """
-        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="classify")
-        try:
-            if self._lanes == 1:
-                files = map_ahead(pool, decode, items, _AHEAD * self._max_batch_size)
-                yield from self._classify_files(files, shown, survives)
-                return
+        if self._lanes == 1:
+            files = map_ahead(self._pool, decode, items, _AHEAD * self._max_batch_size)
+            yield from self._classify_files(files, shown, survives)
+            return
 
-            def classify(some: list[Item]) -> list[tuple[Decoded, Outcome]]:
-                return list(self._classify_files(map(decode, some), shown, survives))
+        def classify(some: list[Item]) -> list[tuple[Decoded, Outcome]]:
+            return list(self._classify_files(map(decode, some), shown, survives))
 
-            batches = iter(functools.partial(_take, iter(items), self._max_batch_size), [])
-            # One more than there are threads, so that none waits while outcomes are used.
-            for outcomes in map_ahead(pool, classify, batches, self._threads + 1):
-                yield from outcomes
-        finally:
-            pool.shutdown(cancel_futures=True)
+        batches = iter(functools.partial(_take, iter(items), self._max_batch_size), [])
+        # One more than there are threads, so that none waits while outcomes are used.
+        for outcomes in map_ahead(self._pool, classify, batches, self._threads + 1):
+            yield from outcomes
 
     def _classify_files(
         self, files: Iterable[Decoded], shown: Shown, survives: bool

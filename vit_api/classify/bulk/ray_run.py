@@ -33,6 +33,7 @@ from vit_api.classify.local import Shown, load_local
 from vit_api.classify.shards import Shard
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.results import ClassifyError, Outcome
+from vit_api.model.host_memory import keep_freed_memory
 from vit_api.settings import Settings
 from vit_api.worker.outcomes import BrokenDevice
 
@@ -212,6 +213,7 @@ def _read_plan(out: str, shard: Shard) -> Plan:
 
 @functools.cache
 def _decoder(settings: Settings, frames: int) -> FileDecoder:
+    keep_freed_memory()  # once a process: Ray uses it for one part after another
     return FileDecoder(build_lit_api(settings, 1), frames)
 
 
