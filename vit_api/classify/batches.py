@@ -21,7 +21,7 @@ Images = Sequence[NDArray[np.uint8]]
 T = TypeVar("T")
 
 
-class Result(NamedTuple):
+class ImageResult(NamedTuple):
     """The outcome of one image, the seconds that its batch took, and the images in that batch."""
 
     outcome: outcomes.RunOutcome
@@ -44,7 +44,7 @@ class BatchRunner:
         self._lit_api = lit_api
         self._max_batch_size = max_batch_size
 
-    def run(self, images: Iterator[NDArray[np.uint8]], *, survives: bool) -> Iterator[Result]:
+    def run(self, images: Iterator[NDArray[np.uint8]], *, survives: bool) -> Iterator[ImageResult]:
         """Yield the result of each image.
 
         Args:
@@ -68,12 +68,12 @@ class BatchRunner:
         started = _unless_broken(start, survives)
         return outcomes.Started(images, time.monotonic(), started) if isinstance(started, Failure) else started
 
-    def _finish(self, started_at: float, started: outcomes.Started, survives: bool) -> list[Result]:
+    def _finish(self, started_at: float, started: outcomes.Started, survives: bool) -> list[ImageResult]:
         size = len(started.images)
         finished = _unless_broken(functools.partial(outcomes.finish, self._lit_api, started), survives)
         of_images = [finished] * size if isinstance(finished, Failure) else finished
         seconds = time.monotonic() - started_at
-        return [Result(outcome, seconds, size) for outcome in of_images]
+        return [ImageResult(outcome, seconds, size) for outcome in of_images]
 
 
 def _unless_broken(step: Callable[[], T], survives: bool) -> T | Failure:

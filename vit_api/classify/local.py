@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.int8 import INT8
-from vit_api.classify.batches import BatchRunner, Result
+from vit_api.classify.batches import BatchRunner, ImageResult
 from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api, to_classify_error
 from vit_api.client.inputs import read_upload
 from vit_api.client.lookahead import map_ahead
@@ -146,7 +146,7 @@ class LocalClassifier:
     ) -> Iterator[tuple[Decoded, Outcome]]:
         """Yield each file with its outcome, in order; files are taken from as batches need images."""
         waiting: deque[Decoded] = deque()
-        of_file: list[Result] = []
+        of_file: list[ImageResult] = []
         for result in self._runner.run(_images_of(files, waiting), survives=survives):
             while not waiting[0].pixels:
                 yield waiting[0], self._outcome(waiting.popleft(), (), shown)
@@ -157,7 +157,7 @@ class LocalClassifier:
         for file in waiting:
             yield file, self._outcome(file, (), shown)
 
-    def _outcome(self, file: Decoded, results: Sequence[Result], shown: Shown) -> Outcome:
+    def _outcome(self, file: Decoded, results: Sequence[ImageResult], shown: Shown) -> Outcome:
         if file.error is not None:
             return file.error
         predictions = []
@@ -168,7 +168,7 @@ class LocalClassifier:
         return self._classification(file, predictions, results[0], shown)
 
     def _classification(
-        self, file: Decoded, predictions: Sequence[records.Prediction], first: Result, shown: Shown
+        self, file: Decoded, predictions: Sequence[records.Prediction], first: ImageResult, shown: Shown
     ) -> Classification:
         if file.frames:
             encoded = self._lit_api.encode_frames(file.frames, predictions, **shown._asdict())
