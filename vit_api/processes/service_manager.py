@@ -5,7 +5,6 @@ Without `NOTIFY_SOCKET` in the environment, nothing here has an effect. Knows no
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -58,29 +57,35 @@ class ServiceManager:
         self._text = ""
 
     def update(self) -> None:
-        """Send what is new; to be called several times within the watchdog's time limit."""
+        """Send what is new, or was lost before; to be called several times within the watchdog's time limit."""
         if not self._address:
             return
         status, lines = self._status(), []
-        for name, holds in (("READY=1", status.is_ready), ("STOPPING=1", status.is_stopping)):
-            if holds and name not in self._sent:
-                self._sent.add(name)
-                lines.append(name)
+        states = (("READY=1", status.is_ready), ("STOPPING=1", status.is_stopping))
+        new = [name for name, holds in states if holds and name not in self._sent]
+        lines += new
         if status.text != self._text:
-            self._text = status.text
             lines.append(f"STATUS={status.text}")
         now = self._clock()
-        if self._ping_every_s and status.is_healthy and now - self._pinged_at >= self._ping_every_s:
-            self._pinged_at = now
+        is_due = self._ping_every_s > 0 and status.is_healthy and now - self._pinged_at >= self._ping_every_s
+        if is_due:
             lines.append("WATCHDOG=1")
-        if lines:
-            self._send("\n".join(lines))
+        if not lines or not self._send("\n".join(lines)):
+            return
+        self._sent.update(new)
+        self._text = status.text
+        if is_due:
+            self._pinged_at = now
 
-    def _send(self, message: str) -> None:
-        # A service manager that does not read must not stop the supervision: the message is lost.
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            sender.sendto(message.encode(), self._address)
+    def _send(self, message: str) -> bool:
+        """Send a message; return False if the service manager does not read, which must not stop the supervision."""
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.setblocking(False)
+                sender.sendto(message.encode(), self._address)
+        except OSError:
+            return False
+        return True
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float:

@@ -59,6 +59,21 @@ def test_each_state_is_sent_once(receiver: socket.socket, address: str) -> None:
     assert manager.lines() == []
 
 
+def test_what_finds_the_queue_full_is_sent_again(receiver: socket.socket, address: str) -> None:
+    """The system keeps few messages for a service manager that does not read."""
+    manager = Manager(receiver, address, WATCHDOG_USEC="30000000")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                other.sendto(b"other", address.replace("@", "\0", 1) if address.startswith("@") else address)
+    manager.status = SERVING
+    while (lines := manager.lines()) == ["other"]:
+        pass
+    assert lines == ["READY=1", "STATUS=Serving.", "WATCHDOG=1"]
+    assert manager.lines() == []
+
+
 def test_the_watchdog_is_told_while_the_server_is_healthy(receiver: socket.socket, address: str) -> None:
     """Three times within its limit, and not at all otherwise."""
     manager = Manager(receiver, address, WATCHDOG_USEC="30000000", WATCHDOG_PID=str(os.getpid()))
