@@ -179,7 +179,7 @@ def test_the_watchdog_is_not_told_while_no_http_process_answers(watchdog: Watchd
         return len(hung) > 1 and not watchdog.is_told_within(1.5)
 
     try:
-        wait_until(is_silent)
+        wait_until(is_silent, 90)
         assert watchdog.server.process.poll() is None
     finally:
         for process in http_processes_of(watchdog.server):
