@@ -76,7 +76,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--concurrency",
         type=integer_up_to(_MAX_CONCURRENCY),
         metavar="N",
-        help=f"concurrent requests (default: {_DEFAULT_REQUESTS}); without --url, decoding threads (default: cores)",
+        help=f"concurrent requests (default: {_DEFAULT_REQUESTS}); without --url, threads that read and decode, and"
+        " on the CPU compute (default: cores)",
     )
     parser.add_argument(
         "--key-env", metavar="NAME", help=f"environment variable that holds the API key (default: {KEY_VARIABLE})"
