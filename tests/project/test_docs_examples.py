@@ -87,10 +87,10 @@ _NOT_RUN = {
     ("docs/space.md", "python -m deploy.space"): _SPACE,
     ("docs/tracing.md", ".venv/bin/pip install"): "installs packages; tests/e2e/test_tracing.py traces a server",
 }
-if os.environ.get("RAY_TESTS") != "all":
-    ray_run = "docs/ray.md", "python -m vit_api classify examples --model digits --out results --engine ray"
-    _NOT_RUN[ray_run] = "starts Ray, which takes half a minute; `make ray-test` runs it"
 """The reason why an example is not run, by page and beginning of the example."""
+if os.environ.get("RAY_TESTS") != "all":
+    _RAY_RUN = "docs/ray.md", "python -m vit_api classify examples --model digits --out results --engine ray"
+    _NOT_RUN[_RAY_RUN] = "starts Ray, which takes half a minute; `make ray-test` runs it"
 
 _COMMANDS = {
     "sh": ["bash", "-e", "-o", "pipefail", "-c"],

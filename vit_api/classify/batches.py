@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_api.client.lookahead import chunks
 from vit_api.ipc.records import Status
 from vit_api.lit_api import ViTAPI
 from vit_api.worker import outcomes
@@ -54,9 +54,8 @@ class BatchRunner:
         Raises:
             BrokenDevice: The device no longer computes, and `survives` is false.
         """
-        batches: Iterator[Images] = iter(lambda: list(itertools.islice(images, self._max_batch_size)), [])
         running: deque[tuple[float, outcomes.Started]] = deque()
-        for batch in batches:
+        for batch in chunks(images, self._max_batch_size):
             running.append((time.monotonic(), self._start(batch, survives)))
             while len(running) > 1 or (running and outcomes.is_done(self._lit_api, running[0][1])):
                 yield from self._finish(*running.popleft(), survives)

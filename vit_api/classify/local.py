@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from vit_api.checkpoints.int8 import INT8
 from vit_api.classify.batches import BatchRunner, ImageResult
 from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api, to_classify_error
 from vit_api.client.inputs import read_upload
-from vit_api.client.lookahead import map_ahead
+from vit_api.client.lookahead import chunks, map_ahead
 from vit_api.client.protocol import DEFAULT_TOP_K
 from vit_api.client.results import Classification, ClassifiedFrame, ClassifyError, Outcome, ScoredLabel
 from vit_api.environment.cores import available_cores
@@ -115,6 +114,8 @@ class LocalClassifier:
         Raises:
             BrokenDevice: The device no longer computes.
         """
+        if self._lanes == 1:  # nothing to do in threads
+            return (outcome for _, outcome in self._classify_files(files, shown, survives=False))
         return (outcome for _, outcome in self._classify(files, lambda file: file, shown))
 
     def _classify(
@@ -136,9 +137,8 @@ class LocalClassifier:
         def classify(some: list[Item]) -> list[tuple[Decoded, Outcome]]:
             return list(self._classify_files(map(decode, some), shown, survives))
 
-        batches = iter(functools.partial(_take, iter(items), self._max_batch_size), [])
         # One more than there are threads, so that none waits while outcomes are used.
-        for outcomes in map_ahead(self._pool, classify, batches, self._threads + 1):
+        for outcomes in map_ahead(self._pool, classify, chunks(items, self._max_batch_size), self._threads + 1):
             yield from outcomes
 
     def _classify_files(
@@ -229,10 +229,6 @@ def _lanes(settings: Settings, device: str) -> int:
 
 def _labels(predictions: Iterable[dict[str, Any]]) -> tuple[ScoredLabel, ...]:
     return tuple(ScoredLabel(**prediction) for prediction in predictions)
-
-
-def _take(items: Iterator[Item], count: int) -> list[Item]:
-    return list(itertools.islice(items, count))
 
 
 def _images_of(files: Iterable[Decoded], waiting: deque[Decoded]) -> Iterator[NDArray[np.uint8]]:

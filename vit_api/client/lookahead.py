@@ -1,7 +1,8 @@
-"""Runs a function in threads, a bounded number of items ahead of the consumer. Knows nothing of what it runs."""
+"""Consumes items in groups, or a bounded number ahead of the consumer in threads. Knows nothing of what they are."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -9,6 +10,13 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield items in lists of `size`, as they are asked for; the last one may be shorter."""
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
 def map_ahead(

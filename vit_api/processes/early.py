@@ -88,7 +88,7 @@ class EarlyAnswers:
         """Let the system forget the process if it has ended."""
         if self._process is not None and not self._process.is_alive():
             self._process = None
-            self._over[0] = 1
+            self._set_over()
 
     def end(self) -> None:
         """End the process at once."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from pyarrow import fs, parquet
 
 from vit_api.classify.bulk.storage import StorageError, is_uri, new_file, open_location
 from vit_api.classify.shards import Shard
+from vit_api.client.lookahead import chunks
 
 _FOLDER = "_plan"
 """Readers of Parquet folders skip what starts with an underscore."""
@@ -133,7 +134,7 @@ def write_plan(
         new_file(filesystem, _plan_path(folder, shard)) as stream,
         parquet.ParquetWriter(stream, _SCHEMA, compression="zstd") as writer,
     ):
-        for part in _chunks((name for name in names if shard.has(name)), part_size):
+        for part in chunks((name for name in names if shard.has(name)), part_size):
             writer.write_table(
                 pa.table({"path": [os.fsencode(name) for name in part]}, _SCHEMA), row_group_size=part_size
             )
@@ -178,14 +179,3 @@ def _is_absolute(inputs: Sequence[str]) -> bool:
 
 def _plan_path(folder: str, shard: Shard) -> str:
     return f"{folder}/{_FOLDER}/{shard.name}.parquet"
-
-
-def _chunks(names: Iterable[str], size: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    for name in names:
-        chunk.append(name)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
