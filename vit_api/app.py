@@ -44,6 +44,9 @@ from vit_api.worker.loop import SlotLoop
 logger = logging.getLogger(__name__)
 
 _READY = WorkerState.READY
+_WORKER_IMPORTS = ("vit_api.lit_api", "vit_api.model.model", "vit_api.worker.loop")
+"""Most of what a worker imports. It takes longer than loading a small model."""
+
 _SUPERVISION_S = 15.0
 """By then, the supervisor has replaced an HTTP process that hangs."""
 
@@ -126,8 +129,8 @@ class Application:
             workers_per_device=[one.spec.workers_per_device or 1 for one in self.shared.deployments],
             configure_logging=_logging(self._settings),
             serve_http=self._serve_http(os.getpid()),
-            # A forked worker would keep the memory of models that are unloaded.
-            forks_workers=self._live is None,
+            # A worker that is forked from this process would keep the memory of models that are unloaded.
+            worker_imports=() if self._live is None else _WORKER_IMPORTS,
             passes_hangup=self._settings.has_decision_log_file,
         )
         return self._server

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from benchmarks.harness.process_group import kinds
+from benchmarks.harness.process_group import kinds, living
 from tests.support import forked_servers
 from tests.support.samples import edit_json, make_checkpoint, sharpen
 from tests.support.server import (
@@ -423,6 +423,24 @@ def test_a_dead_worker_of_a_loaded_version_is_replaced(server: RunningServer) ->
     assert set(workers_of(server)) == before
 
 
+def test_the_process_that_workers_are_forked_from_is_replaced(server: RunningServer) -> None:
+    """Its end is that of all workers; their successors answer, and can be added to."""
+    before = set(workers_of(server))
+    (fork_server,) = {_parent_of(worker) for worker in before}
+    assert fork_server != server.process.pid
+    os.kill(fork_server, signal.SIGKILL)
+    wait_until(lambda: len(workers_of(server)) == 1 and not before & set(workers_of(server)), _PATIENCE_S)
+    wait_until(lambda: server.get("/health").status_code == 200, _PATIENCE_S)
+    assert server.predict(_SEVEN).status_code == 200
+    assert _load(server, model="digits", version="2").status_code == 200
+    assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
+    assert _unload(server, version="2").status_code == 200
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def test_http_processes_that_die_during_a_load_begin_with_what_is_loaded(server: RunningServer) -> None:
     """The load goes on without the caller; both successors know the version, and drop it when it is unloaded."""
     loading = threading.Thread(target=_ignore_errors(lambda: _load(server, model="digits", version="2")))
@@ -495,6 +513,14 @@ def test_a_signal_during_a_load_stops_the_server() -> None:
     loading.join(_PATIENCE_S)
     assert responses[0].status_code == 503
     assert "shutting down" in responses[0].json()["error"]
+
+
+def test_no_orphan_survives_the_main_process() -> None:
+    """Neither a worker nor the process that it was forked from."""
+    with serve("", models=_LIST, max_models=2, operator_key=_OPERATOR) as server:
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(60)
+        wait_until(lambda: living(server.process.pid) == [], _PATIENCE_S)
 
 
 def test_a_restart_knows_what_was_loaded(tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ import litserve as ls
 import uvicorn
 from starlette.types import ASGIApp
 
-from vit_api.processes.signals import FINISH, die_with_parent, leave_signals_to_parent, name_process
+from vit_api.processes.signals import (
+    FINISH,
+    die_with_fork_server,
+    die_with_parent,
+    leave_signals_to_parent,
+    name_process,
+)
 
 # mallopt(3). Each upload allocates and frees memory of its size several times. By default glibc returns it to the
 # system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults. Blocks of long bodies and
@@ -64,12 +70,12 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
     """LitServe's callback for a starting worker.
 
     Args:
-        parent: Id of the process to end with.
+        parent: Id of the process to end with; None: the fork server.
         configure_logging: Sets up the logging of a new process.
         shares_cores: Whether the model computes on the cores that the HTTP processes decode on.
     """
 
-    def __init__(self, parent: int, configure_logging: Callable[[], None], *, shares_cores: bool) -> None:
+    def __init__(self, parent: int | None, configure_logging: Callable[[], None], *, shares_cores: bool) -> None:
         self._parent = parent
         self._configure_logging = configure_logging
         self._shares_cores = shares_cores
@@ -79,7 +85,10 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
         name_process("worker")
         signal.set_wakeup_fd(-1)  # a forked one inherits it from the parent, whose socket it would write to
         self._configure_logging()
-        die_with_parent(self._parent)
+        if self._parent is None:
+            die_with_fork_server()
+        else:
+            die_with_parent(self._parent)
         leave_signals_to_parent()
         if self._shares_cores:
             os.nice(_NICENESS)

@@ -17,6 +17,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
+from multiprocessing.context import ForkContext, ForkServerContext
 from multiprocessing.process import BaseProcess
 
 import litserve as ls
@@ -43,8 +44,9 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: Number of workers of each on each device.
         configure_logging: Called when a worker starts.
         serve_http: Serves HTTP on a socket, as the HTTP process with a given number, until the signal `FINISH`.
-        forks_workers: Whether workers are forked from the main process instead of spawned, so that they need not import
-            LitServe and our modules again. What is shared when a worker is forked stays in its memory while it lives.
+        worker_imports: Names of modules. If given, workers are forked from a process that has only imported these: what
+            the main process shares when a worker is forked would stay in its memory while it lives. Otherwise they are
+            forked from the main process.
         passes_hangup: Whether SIGHUP is passed on to the HTTP processes instead of ending the server.
     """
 
@@ -56,9 +58,12 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         workers_per_device: Sequence[int],
         configure_logging: Callable[[], None],
         serve_http: ServeHttp,
-        forks_workers: bool = True,
+        worker_imports: Sequence[str] = (),
         passes_hangup: bool = False,
     ) -> None:
+        self._workers: ForkContext | ForkServerContext
+        self._workers = mp.get_context("forkserver") if worker_imports else mp.get_context("fork")
+        self._workers.set_forkserver_preload(list(worker_imports))
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
         for number, lit_api in enumerate(lit_apis[1:], 1):  # LitServe tells them apart by their paths
             lit_api.api_path = f"{lit_api.api_path}-{number}"
@@ -67,10 +72,12 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
             accelerator="cuda" if numbers else "cpu",
             devices=numbers or 1,
             workers_per_device=list(workers_per_device),
-            callbacks=[WorkerProcess(os.getpid(), configure_logging, shares_cores=not numbers)],
+            callbacks=[
+                WorkerProcess(None if worker_imports else os.getpid(), configure_logging, shares_cores=not numbers)
+            ],
         )
         self._serve_http = serve_http
-        self._forks_workers = forks_workers
+        self._has_fork_server = bool(worker_imports)
         self._passes_hangup = passes_hangup
         # LitServe passes these to its workers; ours use the slot table instead.
         self.workers_setup_status: dict[str, str] = {}
@@ -141,19 +148,16 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         self._serve_http(number, self._listeners.keep(number))
 
     def _start_worker(self, model: int, number: int) -> BaseProcess:
-        if not self._forks_workers:
-            resource_tracker.ensure_running()  # its start unblocks the signals
+        if self._has_fork_server:
+            resource_tracker.ensure_running()  # its start, which the fork server needs, unblocks the signals
         with blocked(*STOP_SIGNALS, signal.SIGHUP):  # until the process has its own handlers
             process: BaseProcess = self.launch_single_inference_worker(self._lit_apis[model], number)
         return process
 
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> BaseProcess:
-        """Start a worker as LitServe does, but forked. The main process has no threads, torch or CUDA to be copied."""
-        if not self._forks_workers:
-            spawned: BaseProcess = super().launch_single_inference_worker(lit_api, worker_id)
-            return spawned
+        """Start a worker as LitServe does, but forked from a process without threads or CUDA that would be copied."""
         device = self._inference_workers_config_for_api(lit_api.api_path)[worker_id]
-        process = mp.get_context("fork").Process(
+        process: BaseProcess = self._workers.Process(
             target=inference_worker,
             args=(
                 lit_api,

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from multiprocessing import parent_process
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,14 @@ def die_with_parent(parent: int) -> None:
     """Let the kernel kill this process when the process with the id `parent` exits; see prctl(2)."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+def die_with_fork_server() -> None:
+    """Let the kernel kill this process with multiprocessing's fork server, which ends with the main process."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    main = parent_process()
+    if main is None or not main.is_alive():  # both may have ended before the call
         os._exit(1)
 
 

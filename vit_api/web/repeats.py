@@ -119,7 +119,7 @@ class Generation:
         releasing: See above.
     """
 
-    __slots__ = ("_known", "_repeats", "hit_observers", "ids", "observers", "releasing")
+    __slots__ = ("_has_ended", "_known", "_repeats", "hit_observers", "ids", "observers", "releasing")
 
     def __init__(
         self,
@@ -132,16 +132,21 @@ class Generation:
         self.hit_observers = hit_observers
         self.observers = observers
         self.releasing = releasing
+        self._has_ended = False
         self._repeats: weakref.WeakSet[Repeat] = weakref.WeakSet()
         self._known: weakref.WeakSet[KnownHit] = weakref.WeakSet()
 
     def add(self, repeat: Repeat) -> None:
-        """Have what these routes answer again end with them."""
+        """Have what these routes answer again end with them: at once, if a request that they began ends after them."""
         self._repeats.add(repeat)
+        if self._has_ended:
+            repeat.close()
 
     def add_known(self, known: KnownHit) -> None:
-        """Have what these routes answer again end with them."""
+        """Have what these routes answer again end with them, see `add`."""
         self._known.add(known)
+        if self._has_ended:
+            known.close()
 
     def end(self) -> None:
         """Have nothing answered by these routes any more.
@@ -149,6 +154,7 @@ class Generation:
         What was made of them is kept with heads and requests, for clients that may never come again: it would keep the
         routes, and the shared memory of a version that is unloaded.
         """
+        self._has_ended = True
         for known in self._known:  # first: they are counted by what the others keep
             known.close()
         for repeat in self._repeats:

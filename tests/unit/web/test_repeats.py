@@ -114,11 +114,22 @@ class Bench:
         assert call is not None
         return call
 
-    def first(self, query: bytes = b"", body: bytes = _CACHED, **headers: str) -> tuple[HotCall, bytes]:
-        """Answer a request as the first with its head; return it, and what is sent but for the common headers."""
+    def first(
+        self, query: bytes = b"", body: bytes = _CACHED, between: Callable[[], None] | None = None, **headers: str
+    ) -> tuple[HotCall, bytes]:
+        """Answer a request as the first with its head; return it, and what is sent but for the common headers.
+
+        Args:
+            query: Of its address.
+            body: Its body.
+            between: Called between its head and its body.
+            headers: Its headers.
+        """
         sent = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
         sent.append((b"content-length", b"%d" % len(body)))
         call = self.open(query, sent)
+        if between is not None:
+            between()
         response = call.find_whole(body)
         assert response is not None
         call.end(response)
@@ -214,6 +225,15 @@ def test_routes_that_are_served_no_longer_answer_nothing() -> None:
     bench = Bench()
     bench.first()
     bench.replace_routes()
+    assert bench.again() is None
+    bench.first()
+    assert bench.again() is not None
+
+
+def test_a_request_that_outlasts_its_routes_is_not_repeated_by_them() -> None:
+    """Its head came before others took their place, and its body after that: what it leaves behind answers nothing."""
+    bench = Bench()
+    bench.first(between=bench.replace_routes)
     assert bench.again() is None
     bench.first()
     assert bench.again() is not None
