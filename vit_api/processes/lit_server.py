@@ -17,7 +17,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
-from multiprocessing.context import ForkContext, ForkServerContext
+from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 import litserve as ls
@@ -28,6 +28,9 @@ from vit_api.processes.listeners import Listeners
 from vit_api.processes.signals import FINISH, STOP_SIGNALS, blocked, stop_signals
 from vit_api.processes.supervisor import StartProcess, Supervisor
 
+logger = logging.getLogger(__name__)
+
+AnyContext = ForkContext | ForkServerContext | SpawnContext
 ServeHttp = Callable[[int, socket.socket], None]
 StartWorker = Callable[[int, int], BaseProcess]
 """Starts the worker of a LitAPI with a given number; takes the numbers of both."""
@@ -61,7 +64,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         worker_imports: Sequence[str] = (),
         passes_hangup: bool = False,
     ) -> None:
-        self._workers: ForkContext | ForkServerContext
+        self._workers: AnyContext
         self._workers = mp.get_context("forkserver") if worker_imports else mp.get_context("fork")
         self._workers.set_forkserver_preload(list(worker_imports))
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
@@ -156,8 +159,17 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
 
     def launch_single_inference_worker(self, lit_api: ls.LitAPI, worker_id: int) -> BaseProcess:
         """Start a worker as LitServe does, but forked from a process without threads or CUDA that would be copied."""
+        try:
+            return self._launch(self._workers, lit_api, worker_id)
+        except (EOFError, OSError):
+            if not self._has_fork_server:
+                raise
+            logger.warning("The process that workers are forked from has ended; one worker is spawned.")
+            return self._launch(mp.get_context("spawn"), lit_api, worker_id)
+
+    def _launch(self, context: AnyContext, lit_api: ls.LitAPI, worker_id: int) -> BaseProcess:
         device = self._inference_workers_config_for_api(lit_api.api_path)[worker_id]
-        process: BaseProcess = self._workers.Process(
+        process: BaseProcess = context.Process(
             target=inference_worker,
             args=(
                 lit_api,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -36,10 +37,19 @@ def die_with_parent(parent: int) -> None:
 
 
 def die_with_fork_server() -> None:
-    """Let the kernel kill this process with multiprocessing's fork server, which ends with the main process."""
+    """Let the kernel kill this process when its parent exits, multiprocessing's fork server, or the main process.
+
+    The fork server outlives the main process while one of its children lives. So the kernel also sends SIGKILL, in
+    place of SIGIO, once the pipe is closed whose other end the main process holds; see fcntl(2).
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     main = parent_process()
-    if main is None or not main.is_alive():  # both may have ended before the call
+    assert main is not None
+    pipe = main.sentinel
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if not main.is_alive():  # it ended before that
         os._exit(1)
 
 
