@@ -18,6 +18,8 @@ _SWITCHES = (
     "--disable-dev-shm-usage",  # it is small in containers
     "--disable-gpu",
     "--disable-background-networking",
+    "--disable-extensions",
+    "--disable-features=Translate,MediaRouter,OptimizationHints",
     "--disable-component-update",
     "--no-first-run",
     "--no-proxy-server",

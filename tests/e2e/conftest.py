@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from selenium.webdriver import Chrome
 
 from scripts.chromium import chromium, show_as
 from tests.support.page import Page
@@ -12,10 +13,22 @@ from tests.support.prefix_proxy import prefix_proxy
 from tests.support.server import RunningServer
 
 
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Chrome]:
+    """Run one browser: its start takes as long as ten tests."""
+    with chromium() as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    with chromium() as driver:
-        yield Page(driver)
+def browser(driver: Chrome) -> Iterator[Page]:
+    """Open a tab; what was emulated in others is not emulated in it."""
+    first = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    driver.get_log("browser")
+    yield Page(driver)
+    driver.close()
+    driver.switch_to.window(first)
 
 
 @pytest.fixture(scope="module")
