@@ -37,7 +37,7 @@ from vit_api.shared.deployment import SettingError, SharedDeployment, check_depl
 from vit_api.shared.server import Shared
 from vit_api.startup import StartingServer, begin
 from vit_api.web.observers.tracing import is_installed
-from vit_api.web.process import build_application, build_door
+from vit_api.web.process import build_application, build_door, prepare
 from vit_api.worker.batching import BatchingPolicy
 from vit_api.worker.loop import SlotLoop
 
@@ -168,6 +168,7 @@ class Application:
         )
 
     def _serve_http(self, parent: int) -> ServeHttp:
+        prepare()
         if self._settings.redis_url is not None:
             import vit_api.web.core.redis_tier  # noqa: F401 - once, before the HTTP processes are forked
 

@@ -254,7 +254,10 @@ def _run_program(request: _Request) -> None:
 if __name__ == "__main__":
     with collection_paused():
         import vit_api.app
-        import vit_api.model.model  # noqa: F401
+        import vit_api.model.model
+        import vit_api.web.process
+
+        vit_api.web.process.prepare()
     gc.freeze()
     # What is imported is not taken apart at the end, which takes longer than the forked server's start.
     os._exit(_run(_serve(socket.socket(fileno=int(sys.argv[1])))))

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 
+from benchmarks.harness.servers import PLAIN_HTTP
+
 PREFIX = "/some/where"
 FRAME_PATH = "/frame"
 
@@ -40,7 +42,7 @@ def _handler(target: str) -> type[BaseHTTPRequestHandler]:
                 return
             headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
             url = target + self.path.removeprefix(PREFIX)
-            answer = httpx.request(self.command, url, content=body, headers=headers, timeout=30)
+            answer = httpx.request(self.command, url, content=body, headers=headers, timeout=30, **PLAIN_HTTP)
             kept = {name: value for name, value in answer.headers.items() if name not in _HOP_BY_HOP}
             self._answer(answer.status_code, kept, answer.content)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
 from vit_api import metrics
@@ -45,7 +46,7 @@ from vit_api.web.observers.tracing import Tracing
 from vit_api.web.operations.cache import cache_router
 from vit_api.web.operations.collector import MetricsCollector, sources_of
 from vit_api.web.operations.health import health_router
-from vit_api.web.operations.info import info_router
+from vit_api.web.operations.info import info_router, package_versions
 from vit_api.web.operations.metrics import metrics_router
 from vit_api.web.operations.repository import repository_router
 from vit_api.web.page.files import page_router
@@ -103,6 +104,16 @@ class _Core:
             await asyncio.to_thread(self.tracing.close)
         if self.decisions is not None:
             await asyncio.to_thread(self.decisions.close)
+
+
+def prepare() -> None:
+    """Do once what each HTTP process would do; to be called in the process that they are forked from."""
+    package_versions()
+    router = APIRouter()
+
+    @router.get("/")
+    def _() -> str:  # FastAPI imports a lot with its first route
+        raise AssertionError("this route is not served")
 
 
 def build_application(
