@@ -182,7 +182,7 @@ def test_counts_of_the_open_inference_protocol(server: RunningServer) -> None:
 
 def test_worker_dies_between_the_answer_and_its_record(checkpoint: Path, tmp_path: Path, server: RunningServer) -> None:
     """The image still has its pixels: the next worker computes the same answer, and the client notices nothing."""
-    command = [sys.executable, str(ROOT / "tests/support/dying_writer_server.py")]
+    command = [sys.executable, "-m", "tests.support.dying_writer_server"]
     path = "/predict?top_k=all"
     with serve_by(command, tmp_path, {"PYTHONPATH": str(ROOT)}, model=checkpoint, host="127.0.0.1") as deadly:
         response = deadly.predict(_PHOTO, path)

@@ -68,14 +68,14 @@ def binary_tensor() -> bytes:
 
 
 WAYS: dict[str, tuple[str, int, Callable[[], bytes], dict[str, str]]] = {
-    "raw": ("/predict", 24, upload, {}),
-    "form": ("/predict", 24, lambda: part("file", upload()) + b"--b--\r\n", FORM),
-    "form of several": ("/predict/batch", 8, lambda: part("files", upload()) * 3 + b"--b--\r\n", FORM),
+    "raw": ("/predict", 18, upload, {}),
+    "form": ("/predict", 18, lambda: part("file", upload()) + b"--b--\r\n", FORM),
+    "form of several": ("/predict/batch", 6, lambda: part("files", upload()) * 3 + b"--b--\r\n", FORM),
     "json": ("/predict", 12, lambda: json.dumps({"image": base64.b64encode(upload()).decode()}).encode(), JSON),
     "json in lines": ("/predict", 12, lambda: base64_json(76), JSON),
     "gzip": ("/predict", 12, lambda: gzip.compress(bytes(UPLOAD_BYTES), 1), {"content-encoding": "gzip"}),
     "wide text": ("/predict", 12, lambda: b'{"image": "\\ud83d\\ude00' + b"A" * UPLOAD_BYTES + b'"}', JSON),
-    "binary tensor": ("/v2/models/digits/infer", 8, binary_tensor, {}),
+    "binary tensor": ("/v2/models/digits/infer", 6, binary_tensor, {}),
 }
 
 

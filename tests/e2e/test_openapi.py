@@ -18,7 +18,7 @@ import pytest
 from tests.support.server import ROOT, RunningServer, serve
 
 _LONG_RUN = os.environ.get("API_FUZZ_EXAMPLES")
-_EXAMPLES = _LONG_RUN or "15"
+_EXAMPLES = _LONG_RUN or "8"
 _FUZZ_S = int(os.environ.get("API_FUZZ_S", "600"))
 """How long a long run generates requests, after those of a fixed list."""
 _LONGEST_S = 120 if _LONG_RUN is None else _FUZZ_S + 600
@@ -79,16 +79,15 @@ def test_the_server_does_what_it_describes(server: RunningServer) -> None:
 
 
 @pytest.mark.skipif(_LONG_RUN is not None, reason="what a short run tells, a long one need not")
-@pytest.mark.parametrize("status", ["200", "401"])
-def test_a_wrong_description_is_detected(server: RunningServer, status: str, tmp_path: Path) -> None:
-    """The same run fails if a status is missing or a body differs."""
+def test_a_wrong_description_is_detected(server: RunningServer, tmp_path: Path) -> None:
+    """The same run fails on a status that is missing, and on a body that differs."""
     description = server.get("/openapi.json").json()
     responses = description["paths"]["/"]["post"]["responses"]
-    if status == "200":
-        responses["200"]["content"]["application/json"]["schema"] = {"type": "object"}
-    else:
-        del responses[status]
+    responses["200"]["content"]["application/json"]["schema"] = {"type": "object"}
+    del responses["401"]
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(description))
     result = _schemathesis(str(file), "--url", server.url, "--include-path", "/")
     assert result.returncode == 1, result.stdout + result.stderr
+    assert "Undocumented status code" in result.stdout
+    assert "Response violates schema" in result.stdout

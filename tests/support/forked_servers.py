@@ -98,8 +98,10 @@ def _is_ours(command: Sequence[str]) -> bool:
     executable, *arguments = command
     if executable not in (sys.executable, str(ray_environment.PYTHON)):
         return False
-    is_module = arguments[0] == "-m" and arguments[1].startswith(("tests.support.", "benchmarks.gpu"))
-    return is_module or arguments[0] == str(_ROOT / "server.py") or arguments[:3] == ["-m", "vit_api", "classify"]
+    if arguments[0] != "-m":
+        return arguments[0] == str(_ROOT / "server.py")
+    is_command = arguments[1] == "vit_api" and arguments[2:3] in (["serve"], ["classify"])
+    return is_command or arguments[1].startswith(("tests.support.", "benchmarks.gpu"))
 
 
 def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,15 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return _BLOCK.findall(page)
 
 
+def _server_of(code: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command of a line that starts a server, without a shell so that it is forked, and its variables."""
+    words = shlex.split(code)
+    at = words.index("serve")
+    variables = dict(word.split("=", 1) for word in words[:at] if "=" in word)
+    assert " ".join(words[len(variables) : at]) in ("vit-api", "python -m vit_api"), code
+    return [sys.executable, "-m", "vit_api", *words[at:]], variables
+
+
 class PageReader:
     """Runs commands in a folder like a checkout; the one that serves goes on until the end.
 
@@ -65,8 +75,9 @@ class PageReader:
     def run(self, language: str, code: str) -> None:
         """Run a command, or start the server if it serves; one that fails fails the test."""
         if " serve " in code:
-            command = ["bash", "-c", f"exec env {code}"]
-            self._server = self._stack.enter_context(serve_by(command, self.folder, self._variables))
+            command, variables = _server_of(code)
+            variables = self._variables | variables
+            self._server = self._stack.enter_context(serve_by(command, self.folder, variables))
             return
         if self._server is not None:
             code = code.replace("http://127.0.0.1:7860", self._server.url)

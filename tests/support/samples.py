@@ -196,19 +196,24 @@ def small(processor: dict[str, Any]) -> dict[str, Any]:
     return {key: shrink(value) if key in ("size", "crop_size") else value for key, value in processor.items()}
 
 
-def make_checkpoint(folder: Path, kind: str = "vit", classes: int = 10, **saving: Any) -> Path:
+def make_checkpoint(
+    folder: Path, kind: str = "vit", classes: int = 10, layers: int | None = None, **saving: Any
+) -> Path:
     """Save a tiny seeded classifier with transformers, and the scaled-down processor of a real one.
 
     Args:
         folder: The target, which is created.
         kind: A key of PROCESSORS.
         classes: The number of classes, named `class 0` and so on.
+        layers: The number of layers, unless it is the kind's own; not for Swin.
         saving: Further arguments of save_pretrained, such as max_shard_size.
     """
     import torch
     import transformers
 
     architecture, sizes = _MODELS[kind]
+    if layers is not None:
+        sizes = sizes | {"num_hidden_layers": layers}
     model_class = getattr(transformers, architecture)
     names = {index: f"class {index}" for index in range(classes)}
     with torch.random.fork_rng():

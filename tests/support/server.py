@@ -99,7 +99,12 @@ def serve(
 
 @contextlib.contextmanager
 def serve_by(
-    command: Sequence[str], where: str | Path, variables: Mapping[str, str], **settings: object
+    command: Sequence[str],
+    where: str | Path,
+    variables: Mapping[str, str],
+    *,
+    is_fresh: bool = False,
+    **settings: object,
 ) -> Iterator[RunningServer]:
     """Run a server with any command, like `serve`.
 
@@ -107,9 +112,11 @@ def serve_by(
         command: Starts a server that reads its settings from the environment.
         where: The working directory.
         variables: Further environment variables.
+        is_fresh: Whether a new interpreter runs it, also where the command is that of a server that can be forked.
         settings: The server's settings.
     """
-    with _running(command, where, variables, settings, subprocess.Popen) as server:
+    start = subprocess.Popen if is_fresh or _ALL_FRESH else forked_servers.start
+    with _running(command, where, variables, settings, start) as server:
         yield server
 
 

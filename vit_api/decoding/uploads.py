@@ -33,8 +33,8 @@ Upload = bytes | Pixels
 
 
 _NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/]")
-_URL_SAFE = str.maketrans("-_", "+/")
-_WHITE_SPACE = str.maketrans("", "", " \t\r\n\v\f")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\r\n\v\f"
 _DATA_URL = re.compile(r"\s*data:([^,]*),", re.IGNORECASE)
 _MAX_DATA_URL_HEADER = 1024
 _OTHER_URL = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
@@ -76,15 +76,16 @@ def decode_base64(text: str, field: str = "image") -> bytes:
 def _decode_lenient(payload: str, field: str) -> bytes:
     """Decode base64 that is not the plain standard form, which most is."""
     payload = unquote(payload) if "%" in payload else payload
-    plain = payload.translate(_WHITE_SPACE).translate(_URL_SAFE).rstrip("=")
+    # In bytes: faster than in a string, and with fewer copies.
+    plain = payload.encode("utf-8", "surrogatepass").translate(_URL_SAFE, _WHITE_SPACE).rstrip(b"=")
     try:
-        return binascii.a2b_base64(plain.encode("ascii") + b"=" * (-len(plain) % 4), strict_mode=True)
+        return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
     except ValueError:
         if _OTHER_URL.match(payload, 0, _MAX_URL_SCHEME):
             raise BadRequest(
                 f"'{field}' is a URL, and this server doesn't download images. Send the image as base64."
             ) from None
-        found = _NOT_BASE64.search(plain)
+        found = _NOT_BASE64.search(plain.decode("utf-8", "surrogatepass"))
         reason = f": it has the character {found[0]!r}" if found else ""
         raise BadRequest(
             f"The field '{field}' is not valid base64{reason}. Send the bytes of the image as base64."
