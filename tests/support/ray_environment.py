@@ -35,8 +35,9 @@ print(json.dumps([row for file in files for row in parquet.read_table(file, file
 
 
 def variables(**others: str) -> dict[str, str]:
-    """Return the environment variables of a program that runs in the environment, one thread a model."""
-    return ray_environment.variables(VIT_API_CPU_THREADS="1", **others)
+    """Return the environment variables of a program that runs in the environment: one thread a model, no idle workers."""
+    without_idle_workers = {"RAY_prestart_worker_first_driver": "0"}
+    return ray_environment.variables(VIT_API_CPU_THREADS="1", **without_idle_workers, **others)
 
 
 def classify_command(*arguments: str | Path) -> list[str]:
