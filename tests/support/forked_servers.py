@@ -255,6 +255,8 @@ if __name__ == "__main__":
     with collection_paused():
         import vit_api.app
         import vit_api.model.model  # noqa: F401
+        with contextlib.suppress(ImportError):  # only the environment of `make ray` has it
+            import pyarrow.parquet  # noqa: F401
     gc.freeze()
     # What is imported is not taken apart at the end, which takes longer than the forked server's start.
     os._exit(_run(_serve(socket.socket(fileno=int(sys.argv[1])))))
