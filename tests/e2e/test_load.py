@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 
-from tests.support.server import RunningServer, serve
+from tests.support import forked_servers
+from tests.support.server import ROOT, RunningServer, serve
 from vit_api.__main__ import main
+from vit_api.load import own_server
 
-_SHORT = ("--seconds", "1", "--warm-up", "0.5")
+_SHORT = ("--seconds", "0.5", "--warm-up", "0.2")
 
 
 @pytest.fixture
@@ -126,6 +130,18 @@ def test_misuse_is_an_error_of_a_line(
     assert message in line
 
 
+def _fork(command: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    return forked_servers.start(command, cwd=ROOT, env=None, stdout=stdout, stderr=stderr)
+
+
+@pytest.fixture
+def forked_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `bench` fork its server; tests/project/test_docs_examples.py runs it as it is."""
+    replaced = SimpleNamespace(Popen=_fork, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(own_server, "subprocess", replaced)
+
+
+@pytest.mark.usefixtures("forked_bench")
 def test_bench_starts_a_server_and_stops_it(tmp_path: Path, run: Any) -> None:
     """It needs nothing but the package; afterwards, nothing listens."""
     file = tmp_path / "bench.json"
@@ -136,6 +152,7 @@ def test_bench_starts_a_server_and_stops_it(tmp_path: Path, run: Any) -> None:
     assert run("load", report["target"]["url"], *_SHORT) == 1
 
 
+@pytest.mark.usefixtures("forked_bench")
 def test_bench_says_why_its_server_does_not_start(tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """With the end of the server's log."""
     assert run("bench", "--model", str(tmp_path)) == 1

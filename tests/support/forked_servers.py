@@ -94,12 +94,13 @@ def start_and_end(**settings: object) -> subprocess.CompletedProcess[str]:
 
 
 def _is_ours(command: Sequence[str]) -> bool:
-    """Return whether the command runs our server or `classify`, a variant for tests, or a GPU benchmark's part."""
+    """Return whether it runs our server or `classify`, a variant or program for tests, or a GPU benchmark's part."""
     executable, *arguments = command
     if executable not in (sys.executable, str(ray_environment.PYTHON)):
         return False
     is_module = arguments[0] == "-m" and arguments[1].startswith(("tests.support.", "benchmarks.gpu"))
-    return is_module or arguments[0] == str(_ROOT / "server.py") or arguments[:3] == ["-m", "vit_api", "classify"]
+    is_command = arguments[:2] == ["-m", "vit_api"] and arguments[2] in ("classify", "serve")
+    return is_module or is_command or arguments[0] == str(_ROOT / "server.py")
 
 
 def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
@@ -255,6 +256,7 @@ if __name__ == "__main__":
     with collection_paused():
         import vit_api.app
         import vit_api.model.model  # noqa: F401
+
         with contextlib.suppress(ImportError):  # only the environment of `make ray` has it
             import pyarrow.parquet  # noqa: F401
     gc.freeze()

@@ -18,7 +18,7 @@ from pyarrow import fs, parquet
 def _print_rows(uri: str) -> None:
     filesystem, path = fs.FileSystem.from_uri(uri)
     files = sorted(info.path for info in filesystem.get_file_info(fs.FileSelector(path)) if info.is_file)
-    files = [file for file in files if not file.rsplit("/", 1)[-1].startswith(".")]  # as pyarrow and Spark read a folder
+    files = [file for file in files if not file.rsplit("/", 1)[-1].startswith(".")]  # as Spark does
     print(json.dumps([row for file in files for row in parquet.read_table(file, filesystem=filesystem).to_pylist()]))
 
 
