@@ -73,14 +73,14 @@ def test_a_run_is_compared_with_an_earlier_one(
 ) -> None:
     """The table has both figures and the change, for the loads that both have."""
     file, plot = tmp_path / "before.json", tmp_path / "both.png"
-    assert run("load", digits_server.url, "--concurrency", "1,2", *_SHORT, "--json", str(file)) == 0
+    assert run("load", digits_server.url, "--rate", "20,30", *_SHORT, "--json", str(file)) == 0
     capsys.readouterr()
-    options = ["--concurrency", "2,3", "--compare", str(file), "--plot", str(plot)]
+    options = ["--rate", "30,40", "--compare", str(file), "--plot", str(plot)]
     assert run("load", digits_server.url, *options, *_SHORT) == 0
     printed = capsys.readouterr().out
     comparison = printed[printed.index("before: ") :]
-    assert "2 conn." in comparison
-    assert "3 conn." not in comparison
+    assert "30/s" in comparison
+    assert "40/s" not in comparison
     assert "%" in comparison
     assert plot.stat().st_size > 0
 
