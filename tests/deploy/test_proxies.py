@@ -29,7 +29,7 @@ from tests.support.server import PLAIN_HTTP, ROOT, environment, wait_until
 
 REQUESTS = int(os.environ.get("PROXY_REQUESTS", "1000"))
 """The fewest requests of each load; 100,000 take minutes on two cores."""
-TURN_S = 2
+TURN_S = 1
 CONNECTIONS = 16
 THINK_MS = 20
 """Pause of each connection between requests during a roll-out: otherwise no core is left for the new servers."""

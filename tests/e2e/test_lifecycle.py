@@ -82,11 +82,12 @@ def test_a_worker_that_cannot_start_stops_the_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
+    ("number", "is_fresh"),
+    [pytest.param(signal.SIGTERM, False, id="SIGTERM"), pytest.param(signal.SIGINT, True, id="SIGINT")],
 )
-def test_a_signal_stops_every_process(number: signal.Signals) -> None:
+def test_a_signal_stops_every_process(number: signal.Signals, is_fresh: bool) -> None:
     """The exit status is 0, no process is left, and the port is free."""
-    with serve(is_fresh=True) as server:
+    with serve(is_fresh=is_fresh) as server:
         group = server.process.pid
         assert len(living(group)) >= 4
         server.process.send_signal(number)

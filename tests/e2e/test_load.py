@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 
-from tests.support.server import RunningServer, serve
+from tests.support import forked_servers
+from tests.support.server import ROOT, RunningServer, serve
 from vit_api.__main__ import main
+from vit_api.load import own_server
 
-_SHORT = ("--seconds", "1", "--warm-up", "0.5")
+_SHORT = ("--seconds", "0.5", "--warm-up", "0.2")
 
 
 @pytest.fixture
@@ -69,14 +73,14 @@ def test_a_run_is_compared_with_an_earlier_one(
 ) -> None:
     """The table has both figures and the change, for the loads that both have."""
     file, plot = tmp_path / "before.json", tmp_path / "both.png"
-    assert run("load", digits_server.url, "--concurrency", "1,2", *_SHORT, "--json", str(file)) == 0
+    assert run("load", digits_server.url, "--rate", "20,30", *_SHORT, "--json", str(file)) == 0
     capsys.readouterr()
-    options = ["--concurrency", "2,3", "--compare", str(file), "--plot", str(plot)]
+    options = ["--rate", "30,40", "--compare", str(file), "--plot", str(plot)]
     assert run("load", digits_server.url, *options, *_SHORT) == 0
     printed = capsys.readouterr().out
     comparison = printed[printed.index("before: ") :]
-    assert "2 conn." in comparison
-    assert "3 conn." not in comparison
+    assert "30/s" in comparison
+    assert "40/s" not in comparison
     assert "%" in comparison
     assert plot.stat().st_size > 0
 
@@ -126,6 +130,18 @@ def test_misuse_is_an_error_of_a_line(
     assert message in line
 
 
+def _fork(command: list[str], stdout: IO[bytes], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    return forked_servers.start(command, cwd=ROOT, env=None, stdout=stdout, stderr=stderr)
+
+
+@pytest.fixture
+def forked_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `bench` fork its server; tests/project/test_docs_examples.py runs it as it is."""
+    replaced = SimpleNamespace(Popen=_fork, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(own_server, "subprocess", replaced)
+
+
+@pytest.mark.usefixtures("forked_bench")
 def test_bench_starts_a_server_and_stops_it(tmp_path: Path, run: Any) -> None:
     """It needs nothing but the package; afterwards, nothing listens."""
     file = tmp_path / "bench.json"
@@ -136,6 +152,7 @@ def test_bench_starts_a_server_and_stops_it(tmp_path: Path, run: Any) -> None:
     assert run("load", report["target"]["url"], *_SHORT) == 1
 
 
+@pytest.mark.usefixtures("forked_bench")
 def test_bench_says_why_its_server_does_not_start(tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """With the end of the server's log."""
     assert run("bench", "--model", str(tmp_path)) == 1

@@ -22,6 +22,7 @@ import pytest
 
 from benchmarks.harness.process_group import kinds, living
 from benchmarks.harness.servers import free_port
+from tests.support import forked_servers
 from tests.support.fake_hub import NAME, FakeHub, hub_server
 from tests.support.samples import make_checkpoint
 from tests.support.server import ROOT, environment, wait_until
@@ -59,13 +60,19 @@ class Starting:
 
 
 @contextlib.contextmanager
-def starting(folder: Path, variables: Mapping[str, str] | None = None, **settings: object) -> Iterator[Starting]:
+def starting(
+    folder: Path,
+    variables: Mapping[str, str] | None = None,
+    start: Callable[..., subprocess.Popen[bytes]] = subprocess.Popen,
+    **settings: object,
+) -> Iterator[Starting]:
     """Start a server and don't wait for it."""
     port, log = free_port(), folder / "log"
     defaults = {"host": "127.0.0.1", "port": port, "api_servers": 2, "cpu_threads": 1, "model": "digits"}
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = start(
             [sys.executable, str(ROOT / "server.py")],
+            cwd=ROOT,
             env=environment(**(defaults | settings)) | dict(variables or {}),
             stdout=output,
             stderr=output,
@@ -183,7 +190,7 @@ def test_a_signal_at_any_moment_of_the_start_ends_it(tmp_path: Path) -> None:
 def test_no_connection_is_lost_from_the_first_answer_until_ready(tmp_path: Path) -> None:
     """Clients that connect all the time get a whole response each, through the take-over by two HTTP processes."""
     seen: Counter[int | str] = Counter()
-    stop = threading.Event()
+    is_due, stop = threading.Event(), threading.Event()
 
     def ask_all_the_time(server: Starting) -> None:
         requests = itertools.cycle([("GET", "/health/live", None), ("POST", "/predict", DIGIT * 100)])
@@ -192,6 +199,7 @@ def test_no_connection_is_lost_from_the_first_answer_until_ready(tmp_path: Path)
                 seen[server.ask(*next(requests)).status] += 1
             except (OSError, http.client.HTTPException) as error:
                 seen[repr(error)] += 1
+            is_due.wait(0.01)  # no pause while the HTTP processes take over; before and after, the server has the cores
 
     with starting(tmp_path) as server:
         wait_until(lambda: bool(server.health()), 60)
@@ -199,6 +207,10 @@ def test_no_connection_is_lost_from_the_first_answer_until_ready(tmp_path: Path)
         for client in clients:
             client.start()
         try:
+            wait_until(lambda: _http_processes(server) > 1, 120)
+            is_due.set()
+            wait_until(lambda: _http_processes(server) == 2, 120)  # without the one that answered until now
+            is_due.clear()
             wait_until(lambda: server.health()["status"] == "ok", 120)
         finally:
             stop.set()
@@ -207,6 +219,10 @@ def test_no_connection_is_lost_from_the_first_answer_until_ready(tmp_path: Path)
         # 400: once the server is ready, for a file of a hundred images in a row.
         assert set(seen) <= {200, 503, 400}, seen
         assert seen[503] > 0
+
+
+def _http_processes(server: Starting) -> int:
+    return list(kinds(server.process.pid).values()).count("http")
 
 
 def test_a_connection_from_before_the_take_over_is_answered(tmp_path: Path) -> None:
@@ -221,7 +237,7 @@ def test_a_connection_from_before_the_take_over_is_answered(tmp_path: Path) -> N
 
 def test_the_answering_process_is_gone_once_the_others_have_taken_over(tmp_path: Path) -> None:
     """And is reaped: no zombie is left."""
-    with starting(tmp_path) as server:
+    with starting(tmp_path, start=forked_servers.start) as server:
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         wait_until(lambda: server.health().get("status") == "ok", 120)
         # Two HTTP processes and the worker.

@@ -94,7 +94,7 @@ def start_and_end(**settings: object) -> subprocess.CompletedProcess[str]:
 
 
 def _is_ours(command: Sequence[str]) -> bool:
-    """Return whether the command runs our server or `classify`, a variant for tests, or a GPU benchmark's part."""
+    """Return whether it runs our server or `classify`, a variant or program for tests, or a GPU benchmark's part."""
     executable, *arguments = command
     if executable not in (sys.executable, str(ray_environment.PYTHON)):
         return False
@@ -259,6 +259,8 @@ if __name__ == "__main__":
         import vit_api.model.model
         import vit_api.web.process
 
+        with contextlib.suppress(ImportError):  # only the environment of `make ray` has it
+            import pyarrow.parquet  # noqa: F401
         vit_api.web.process.prepare()
     gc.freeze()
     # What is imported is not taken apart at the end, which takes longer than the forked server's start.

@@ -30,7 +30,7 @@ def install_command(folder: Path) -> Path:
 
 def shortened(code: str) -> str:
     """Shorten the load tests of a command, which take both cores for as long as they last."""
-    return _LOAD.sub(r"\1--seconds 1 --warm-up 0.2", code)
+    return _LOAD.sub(r"\1--seconds 0.5 --warm-up 0.2", code)
 
 
 def blocks(page: str) -> list[tuple[str, str]]:

@@ -1,9 +1,10 @@
-"""Runs a Ray cluster of two nodes in its environment, and does what it reads from standard input, a line each.
+"""Runs a Ray cluster in its environment, and does what it reads from standard input, a line each.
 
     python -m tests.support.ray_driver PORT
 
-A line is a JSON object: `deploy` has a Serve configuration; `replicas` asks for the process ids of replicas; `status`
-for the number of running replicas. Each gets a line of JSON.
+A line is a JSON object: `deploy` has a Serve configuration, `validate` one that is only checked. Each gets a line of
+JSON with the state of the cluster. It has two nodes for the tests that take minutes, and one for the others. What the
+tests do not need, above all the dashboard, is not started.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
+from deploy.ray_serve import app
+
 _PAUSE_S = 0.2
 """Before each answer: tests poll, and must not keep the controller busy."""
 
@@ -30,9 +33,12 @@ def main() -> None:
     port = int(sys.argv[1])
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Ray's workers print there
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
-    cluster.add_node(num_cpus=4)
-    ray.init(address=cluster.address, log_to_driver="RAY_TEST_LOG" in os.environ)
+    has_log = "RAY_TEST_LOG" in os.environ
+    without = {"include_dashboard": False, "include_log_monitor": has_log, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, **without})
+    if os.environ.get("RAY_TESTS") == "all":
+        cluster.add_node(num_cpus=4)
+    ray.init(address=cluster.address, log_to_driver=has_log)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     print(json.dumps({"address": cluster.address}), file=answers, flush=True)
     for line in sys.stdin:
@@ -45,6 +51,9 @@ def main() -> None:
 def _answer(command: dict[str, Any]) -> dict[str, Any]:
     if "deploy" in command:
         _get_global_client().deploy_apps(ServeDeploySchema.model_validate(command["deploy"]))
+    if "validate" in command:
+        for each in ServeDeploySchema.model_validate(command["validate"]).applications:
+            app(each.args)
     time.sleep(_PAUSE_S)
     actors = state.actors(actor_state_name="ALIVE").values()
     applications = serve.status().applications

@@ -24,19 +24,11 @@ PYTHON = ray_environment.PYTHON
 needs_ray = pytest.mark.skipif(not ray_environment.is_installed(), reason="needs Ray: run `make ray`")
 only_all = pytest.mark.skipif(os.environ.get("RAY_TESTS") != "all", reason="takes minutes: `make ray-test` runs it")
 
-_READ = """
-import json, sys
-from pyarrow import fs, parquet
-filesystem, path = fs.FileSystem.from_uri(sys.argv[1])
-files = sorted(info.path for info in filesystem.get_file_info(fs.FileSelector(path)) if info.is_file)
-files = [file for file in files if not file.rsplit("/", 1)[-1].startswith(".")]  # as pyarrow and Spark read a folder
-print(json.dumps([row for file in files for row in parquet.read_table(file, filesystem=filesystem).to_pylist()]))
-"""
-
 
 def variables(**others: str) -> dict[str, str]:
-    """Return the environment variables of a program that runs in the environment, one thread a model."""
-    return ray_environment.variables(VIT_API_CPU_THREADS="1", **others)
+    """Return the variables of a program that runs in the environment: one thread a model, no idle workers."""
+    without_idle_workers = {"RAY_prestart_worker_first_driver": "0"}
+    return ray_environment.variables(VIT_API_CPU_THREADS="1", **without_idle_workers, **others)
 
 
 def classify_command(*arguments: str | Path) -> list[str]:
@@ -46,29 +38,29 @@ def classify_command(*arguments: str | Path) -> list[str]:
 
 def classify(*arguments: str | Path, **others: str) -> subprocess.CompletedProcess[str]:
     """Run `classify` with the embedded model."""
-    return run_program(classify_command(*arguments), others)
+    return _run(classify_command(*arguments), others)
 
 
-def run_program(command: list[str], others: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], others: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command in the environment."""
     return forked_servers.run(command, cwd=ROOT, env=variables(**others), timeout_s=240)
 
 
 def read_rows(uri: str | Path) -> list[dict[str, Any]]:
     """Return all rows of a folder of results."""
-    result = run_program([str(PYTHON), "-c", _READ, str(uri)], dict(os.environ))
-    assert result.returncode == 0, result.stderr
-    rows: list[dict[str, Any]] = json.loads(result.stdout)
+    rows: list[dict[str, Any]] = json.loads(_parquet_files("read", str(uri)))
     return rows
 
 
 def write_manifest(path: Path, names: list[str]) -> None:
     """Write a Parquet file with a column of names."""
-    program = (
-        "import sys, pyarrow as a, pyarrow.parquet as p; p.write_table(a.table({'path': sys.argv[2:]}), sys.argv[1])"
-    )
-    result = run_program([str(PYTHON), "-c", program, str(path), *names], {})
+    _parquet_files("write", str(path), *names)
+
+
+def _parquet_files(*arguments: str) -> str:
+    result = _run([str(PYTHON), "-m", "tests.support.parquet_files", *arguments], {})
     assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @contextlib.contextmanager

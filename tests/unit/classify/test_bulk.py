@@ -140,7 +140,7 @@ def test_a_killed_run_is_resumed(engine: str, tmp_path: Path) -> None:
     os.mkfifo(blocked)  # reading it blocks: the run can't end before it is killed
     out = tmp_path / "out"
     arguments = (tmp_path / "images", blocked, "--out", out, "--part-size", "10", "--engine", engine)
-    process = subprocess.Popen(classify_command(*arguments), cwd=ROOT, env=variables(), stderr=subprocess.DEVNULL)
+    process = forked_servers.start(classify_command(*arguments), cwd=ROOT, env=variables())
     try:
         wait_until(lambda: len(list(out.glob("part-*.parquet"))) >= 5, timeout_s=240)
     finally:
