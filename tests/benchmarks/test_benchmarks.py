@@ -85,8 +85,9 @@ def test_overload(tmp_path: Path) -> None:
     assert report["memory_mb"]["after"] < report["memory_mb"]["before"] + 64
 
 
-def test_urgency(tmp_path: Path) -> None:
+def test_urgency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each class has its responses, and the table shows them."""
+    monkeypatch.setattr(urgency, "_LAYERS", 4)  # a queue full of images takes a second
     file = tmp_path / "result.json"
     urgency.main(["--rounds", "1", "--seconds", "1", "--out", str(file)])
     report = read(file)
@@ -150,7 +151,7 @@ def test_batching(tmp_path: Path) -> None:
 def test_accuracy(tmp_path: Path) -> None:
     """Every dtype and the default decoding pass the gate with the embedded model."""
     file = tmp_path / "accuracy.json"
-    accuracy.main(["--out", str(file)])
+    accuracy.main(["--max-images", "100", "--out", str(file)])
     assert len(read(file)["results"]) == 6
 
 

@@ -75,7 +75,7 @@ def start(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         parent, lock = this_process() if is_parent else _parent(command[0], imports)
-        with lock, open(os.devnull, "rb") as stdin:
+        with lock, Path(os.devnull).open("rb") as stdin:
             files = [stdin.fileno(), 1 if stdout is None else stdout.fileno(), 2 if stderr is None else stderr.fileno()]
             socket.send_fds(parent, [request], [*files, theirs.fileno()])
     return ForkedServer(command, ours)
