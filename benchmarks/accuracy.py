@@ -14,6 +14,7 @@ import argparse
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,11 @@ def add_images(to: argparse.ArgumentParser, *, default: str) -> None:
 
 
 def chosen_uploads(options: argparse.Namespace) -> list[bytes]:
-    """Return the files of the folder in `--images`, or else the digits."""
+    """Return at most `--max-images` files of the folder in `--images`, or else digits."""
     if options.images:
-        return [path.read_bytes() for path in sorted(options.images.rglob("*")) if path.is_file()]
-    return list(digit_jpegs())
+        files = (path for path in sorted(options.images.rglob("*")) if path.is_file())
+        return [path.read_bytes() for path in islice(files, options.max_images)]
+    return list(islice(digit_jpegs(), options.max_images))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -145,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line.parser("accuracy", __doc__)
     add_images(parser, default="digits")
     options = command_line.parse(parser, arguments)
-    uploads = chosen_uploads(options)[: options.max_images]
+    uploads = chosen_uploads(options)
     compared = run(options.model, uploads)
     what = {"model": Path(options.model).name, "pictures": len(uploads), "gate": MAX_DIFFERENCE}
     results.write(options.out, what | {"results": compared})

@@ -50,7 +50,7 @@ def measure(
     for number in range(rounds):
         first = number % len(of)
         for subject in (*of[first:], *of[:first]):
-            loads[subject.name].append(subject.load(upload, connections, seconds, _WARM_UP_S))
+            loads[subject.name].append(subject.load(upload, connections, seconds, min(_WARM_UP_S, seconds)))
         limits.append(limit.images_per_s(upload, seconds * _LIMIT_SHARE))
     ours = loads[OURS]
     of_the_limit = [mine.load.rate / its for mine, its in zip(ours, limits, strict=True)]
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "client": "wrk -t1" if wrk.is_installed() else "bundled",
         "dtype": options.dtype,
         "rounds": options.rounds,
-        "warm_up_s": _WARM_UP_S,
+        "warm_up_s": min(_WARM_UP_S, options.seconds),
         "max_batch_size": subjects.MAX_BATCH_SIZE,
         "servers": versions,
         "missing_servers": missing,

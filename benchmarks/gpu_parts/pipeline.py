@@ -31,6 +31,7 @@ _SECONDS = 8.0
 _WARM_UP_S = 1.0
 _ALONE_S = 2.0
 _START_S = 120.0
+_STOPS, _STOP_S = 10, 1.0
 _ANSWERS_PER_READ = 1024
 
 
@@ -69,7 +70,7 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
         with clocks.watched(part.device) as watched:
             images_per_s, mean_batch = _feed(shared, waiting, part.lasting(_WARM_UP_S), part.lasting(_SECONDS))
         assert worker.pid is not None
-        os.kill(worker.pid, signal.SIGUSR1)
+        _stop(worker.pid, ours)
         after_per_s = _received(ours)
     finally:
         worker.kill()
@@ -79,6 +80,17 @@ def _measure(part: Part, name: str, policy: type[BatchingPolicy]) -> None:
     row |= {"alone_before_per_s": round(before_per_s, 1), "alone_after_per_s": round(after_per_s, 1)}
     row |= {"share_of_alone": round(images_per_s / alone_per_s, 4), "clocks": watched.summary()}
     part.found("rows", [row])
+
+
+def _stop(pid: int, worker: Connection) -> None:
+    """Make the worker leave its loop.
+
+    More than one signal may be needed: Python drops an exception that a handler raises while an object is finalised.
+    """
+    for _ in range(_STOPS):
+        os.kill(pid, signal.SIGUSR1)
+        if worker.poll(_STOP_S):
+            return
 
 
 def _received(worker: Connection) -> float:
@@ -115,6 +127,7 @@ def _work(api: ViTAPI, device: str, seconds: float, warm_up_s: float, parent: Co
     signal.signal(signal.SIGUSR1, stop)
     with contextlib.suppress(_Stop):
         api.loop(api, device, 0, None, None, {}, None)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     send_rate()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -128,15 +131,33 @@ def post(
             "wrk",
             "-t1",
             f"-c{connections}",
-            f"-d{max(1, round(seconds))}s",
+            f"-d{math.ceil(seconds)}s",
             f"--timeout={_TIMEOUT_S}s",
             "-s",
             str(script),
             url,
         ]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
-    counted = re.search(r"^counted (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)$", result.stdout, re.MULTILINE)
+        output = _output_of(command, seconds)
+    counted = re.search(r"^counted (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)$", output, re.MULTILINE)
     if counted is None:
-        raise RuntimeError(f"wrk failed: {result.stdout}{result.stderr}")
+        raise RuntimeError(f"wrk failed: {output}")
     requests, microseconds, failures, p50_us, p99_us, statuses = map(int, counted.groups())
     return Load(requests, microseconds / 1e6, failures, p50_us / 1e3, p99_us / 1e3, statuses)
+
+
+def _output_of(command: Sequence[str], seconds: float) -> str:
+    """Run wrk; return what it printed. It counts whole seconds only, so it is interrupted before the end of the last.
+
+    Raises:
+        subprocess.TimeoutExpired: It did not end; it was killed.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            if seconds % 1:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.communicate(timeout=seconds)[0]
+                process.send_signal(signal.SIGINT)
+            return process.communicate(timeout=seconds + _TIMEOUT_S)[0]
+        except BaseException:
+            process.kill()
+            raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,23 @@ from benchmarks import gpu
 from benchmarks.gpu_parts import goals
 from benchmarks.gpu_parts.table import table
 from benchmarks.gpu_parts.timing import peak_tflops, share_of_peak
-from tests.support import forked_servers
+from tests.support import forked_servers, gpu_benchmark
+from tests.support.server import ROOT
 
-_QUICK = ["--device", "cpu", "--quick"]
 
-
-def run(tmp_path: Path, *options: str, start: Callable[..., Any] = forked_servers.start) -> Any:
-    """Run the benchmark, with parts that are forked by default, and return its report."""
+def run(tmp_path: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], Any]:
+    """Run the benchmark, forked as its parts are; return how it ended, and its report."""
     file = tmp_path / "gpu.json"
-    gpu.main([*_QUICK, "--out", str(file), *options], start=start)
-    return json.loads(file.read_text())
+    command = [sys.executable, "-m", gpu_benchmark.__name__, "--device", "cpu", "--quick", "--out", str(file), *options]
+    ended = forked_servers.run(command, cwd=ROOT, env=os.environ, timeout_s=400, imports=gpu_benchmark.IMPORTS)
+    assert file.exists(), ended.stderr
+    return ended, json.loads(file.read_text())
 
 
-def test_every_part_runs_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_part_runs_on_the_cpu(tmp_path: Path) -> None:
     """Each part but `compiled` produces its figures."""
-    report = run(tmp_path)
+    ended, report = run(tmp_path)
+    assert ended.returncode == 0, ended.stderr
     assert list(report["parts"]) == ["alone", "pipeline", "served", "gate", "memory"]
     assert {part["status"] for part in report["parts"].values()} == {"ok"}
     results = {name: part["result"] for name, part in report["parts"].items()}
@@ -43,35 +46,34 @@ def test_every_part_runs_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert results["served"]["images_per_s"] > 0
     assert results["served"]["at_80_percent"]["p99_ms"] > 0
     assert all(row["passes"] for row in results["gate"]["rows"])
-    printed = capsys.readouterr().out
-    assert all(f"({part}) " in printed for part in "abcd")
+    assert all(f"({part}) " in ended.stdout for part in "abcd")
 
 
-def test_two_models_share_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_models_share_a_device(tmp_path: Path) -> None:
     """In one process and in two, beside one model alone."""
-    found = run(tmp_path, "--only", "sharing")["parts"]["sharing"]["result"]
+    ended, report = run(tmp_path, "--only", "sharing")
+    found = report["parts"]["sharing"]["result"]
     ways = ("one model", "one process", "two processes")
     assert [(row["how"], row["batch"]) for row in found["rows"]] == [(how, 2) for how in ways]
     assert "problems" not in found
-    assert "(f) two processes, batch of 2" in capsys.readouterr().out
+    assert "(f) two processes, batch of 2" in ended.stdout
 
 
-def test_a_failed_part_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_part_does_not_stop_the_others(tmp_path: Path) -> None:
     """The report has the part's status and its last log lines."""
-    with pytest.raises(SystemExit, match="served"):
-        run(tmp_path, "--only", "served,memory", "--set", "engine=nonsense")
-    report = json.loads((tmp_path / "gpu.json").read_text())
+    ended, report = run(tmp_path, "--only", "served,memory", "--set", "engine=nonsense")
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "These parts did not complete: served.")
     assert report["parts"]["served"]["status"] == "error"
     assert any("VIT_API_ENGINE" in line for line in report["parts"]["served"]["log"])
     assert report["parts"]["memory"]["status"] == "ok"
-    assert "VIT_API_ENGINE" in capsys.readouterr().out
+    assert "VIT_API_ENGINE" in ended.stdout
 
 
 def test_a_part_is_stopped_at_the_time_limit(tmp_path: Path) -> None:
     """Its results so far are kept, and later parts are skipped."""
-    with pytest.raises(SystemExit, match="did not complete: compiled, memory"):
-        run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05", start=subprocess.Popen)
-    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    ended, report = run(tmp_path, "--only", "compiled,memory", "--minutes", "0.05", gpu_benchmark.FRESH_PARTS)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "These parts did not complete: compiled, memory.")
+    parts = report["parts"]
     assert parts["compiled"]["status"] == "stopped: out of time"
     assert parts["memory"]["status"] == "skipped"
 

@@ -36,7 +36,7 @@ needs_wrk = pytest.mark.skipif(not wrk.is_installed(), reason="wrk is not instal
 def test_cache_hit(tmp_path: Path) -> None:
     """Each case has the rates of both servers, without failed requests."""
     result = tmp_path / "result.json"
-    cache_hit.main(["--rounds", "1", "--out", str(result)])
+    cache_hit.main(["--rounds", "1", "--seconds", "0.3", "--out", str(result)])
     content = json.loads(result.read_text())
     assert [case["case"] for case in content["results"]] == ["raw PNG", "raw JPEG", "form PNG", "form JPEG"]
     for case in content["results"]:
@@ -77,7 +77,7 @@ def test_cache_memory(tmp_path: Path) -> None:
 def test_overload(tmp_path: Path) -> None:
     """At three times the capacity, each request gets a result or a 503 with Retry-After, and memory doesn't grow."""
     result = tmp_path / "result.json"
-    overload.main(["--rounds", "1", "--seconds", "2", "--out", str(result)])
+    overload.main(["--rounds", "1", "--seconds", "1", "--out", str(result)])
     report = json.loads(result.read_text())["result"]
     assert set(report["statuses"]) <= {"200", "503"}
     assert report["statuses"]["200"] > 0
@@ -85,10 +85,11 @@ def test_overload(tmp_path: Path) -> None:
     assert report["memory_mb"]["after"] < report["memory_mb"]["before"] + 64
 
 
-def test_urgency(tmp_path: Path) -> None:
+def test_urgency(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each class has its responses, and the table shows them."""
+    monkeypatch.setattr(urgency, "_LAYERS", 4)  # a queue full of images takes a second
     file = tmp_path / "result.json"
-    urgency.main(["--rounds", "1", "--seconds", "2", "--out", str(file)])
+    urgency.main(["--rounds", "1", "--seconds", "1", "--out", str(file)])
     report = read(file)
     result = report["result"]
     assert set(result["normal"]["statuses"]) <= {"200", "503"}
@@ -127,7 +128,7 @@ def test_a_share_of_few_clients_is_in_its_interval() -> None:
 def test_soak(tmp_path: Path) -> None:
     """No request of some seconds of mixed traffic is lost when a worker is killed."""
     result = tmp_path / "result.json"
-    soak.main(["--minutes", "0.3", "--kill-every", "10", "--out", str(result)])
+    soak.main(["--minutes", "0.16", "--kill-every", "5.3", "--out", str(result)])
     report = json.loads(result.read_text())
     assert report["kills"] == {"worker": 1}
     assert report["requests"] > 100
@@ -141,7 +142,7 @@ def read(file: Path) -> Any:
 def test_batching(tmp_path: Path) -> None:
     """Each of the three batching policies is measured."""
     file = tmp_path / "batching.json"
-    batching.main(["--rates", "20", "--rounds", "1", "--seconds", "2", "--out", str(file)])
+    batching.main(["--rates", "20", "--rounds", "1", "--seconds", "1", "--out", str(file)])
     by_policy = {result["policy"]: result for result in read(file)["results"]}
     assert set(by_policy) == {"this server", "fixed window", "no waiting"}
     assert all(sum(result["batches"].values()) > 0 for result in by_policy.values())
@@ -150,7 +151,7 @@ def test_batching(tmp_path: Path) -> None:
 def test_accuracy(tmp_path: Path) -> None:
     """Every dtype and the default decoding pass the gate with the embedded model."""
     file = tmp_path / "accuracy.json"
-    accuracy.main(["--out", str(file)])
+    accuracy.main(["--max-images", "100", "--out", str(file)])
     assert len(read(file)["results"]) == 6
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,7 @@ from benchmarks import compare
 from benchmarks.compare_parts import cells, subjects
 from benchmarks.compare_parts.subjects import Load, Subject
 from benchmarks.compare_parts.table import table
-from benchmarks.harness import peers, pictures, wrk
+from benchmarks.harness import no_server, peers, pictures, wrk
 from benchmarks.harness.peer_environments import Environment, NotInstalled
 from benchmarks.harness.peers import Peer
 from vit_api.load import uploads
@@ -34,12 +35,25 @@ def available() -> tuple[list[Peer], dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def running(available: tuple[list[Peer], dict[str, str]]) -> Iterator[dict[str, Subject]]:
-    """Run ours, stock LitServe and the other servers, all paused; yield them by name."""
+    """Run ours, stock LitServe and the other servers, all paused, with a worker each; yield them by name."""
     found, _ = available
-    with subjects.running("digits", "auto", found) as started:
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "sched_getaffinity", lambda _: {0})
+            started = stack.enter_context(subjects.running("digits", "auto", found))
         names = [subject.name for subject in started]
         assert names == [subjects.OURS, subjects.STOCK, *(peer.name for peer in found)]
         yield dict(zip(names, started, strict=True))
+
+
+@pytest.fixture(scope="module")
+def limit() -> Iterator[no_server.NoServer]:
+    """Run the baseline without a server, in one process."""
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "sched_getaffinity", lambda _: {0})
+            started = stack.enter_context(no_server.NoServer.running("digits", "auto"))
+        yield started
 
 
 @pytest.mark.parametrize("name", [peer.name for peer in peers.all_peers()])
@@ -52,7 +66,7 @@ def test_a_peer_serves_the_same_answers(
     compared = [running[subjects.OURS], running[subjects.STOCK], running[name]]
     subjects.check_answers(compared, pictures.small_png(32))
     subjects.check_answers(compared, pictures.noisy_jpeg(65_000))
-    load = running[name].load(pictures.small_png(32), connections=4, seconds=1, warm_up_s=1)
+    load = running[name].load(pictures.small_png(32), connections=4, seconds=0.5, warm_up_s=0.5)
     assert load.load.successes > 0
     assert load.load.failures == 0
     assert load.cpu_us is not None
@@ -60,7 +74,13 @@ def test_a_peer_serves_the_same_answers(
 
 
 @pytest.mark.parametrize("has_wrk", [pytest.param(True, marks=needs_wrk, id="wrk"), pytest.param(False, id="bundled")])
-def test_compare(has_wrk: bool, running: dict[str, Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare(
+    has_wrk: bool,
+    running: dict[str, Subject],
+    limit: no_server.NoServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Without Triton and mosec, the report names them as missing and has the other servers."""
     started = [running[subjects.OURS], running[subjects.STOCK]]
 
@@ -69,10 +89,11 @@ def test_compare(has_wrk: bool, running: dict[str, Subject], tmp_path: Path, mon
         return contextlib.nullcontext(started)
 
     monkeypatch.setattr(subjects, "running", run_again)
+    monkeypatch.setattr(no_server.NoServer, "running", lambda *_: contextlib.nullcontext(limit))
     monkeypatch.setattr(wrk, "is_installed", lambda: has_wrk)
     monkeypatch.setattr(Environment, "is_installed", lambda _: False)
     file = tmp_path / "compare.json"
-    compare.main(["--quick", "--cells", "png-32", "--connections", "2", "--out", str(file)])
+    compare.main(["--quick", "--cells", "png-32", "--connections", "2", "--seconds", "0.5", "--out", str(file)])
     report = json.loads(file.read_text())
     assert set(report["missing_servers"]) == {"Triton", "mosec"}
     assert report["client"] == ("wrk -t1" if has_wrk else "bundled")
@@ -165,7 +186,7 @@ def test_every_upload_is_unique(recorder: tuple[str, list[tuple[bytes, str | Non
     url, seen = recorder
     picture = pictures.small_png()
     body = uploads.as_form(wrk.marked(picture)) if is_form else wrk.marked(picture)
-    loads = [wrk.post(url, body, uploads.RAW, connections=1, seconds=1, headers={"X-Kind": "test"}) for _ in range(2)]
+    loads = [wrk.post(url, body, uploads.RAW, connections=1, seconds=0.5, headers={"X-Kind": "test"}) for _ in "12"]
     bodies = [body for body, _ in seen]
     assert len(bodies) > 3
     assert len(set(bodies)) == len(bodies)
@@ -181,7 +202,7 @@ def test_every_upload_is_unique(recorder: tuple[str, list[tuple[bytes, str | Non
 def test_an_unmarked_body_is_sent_unchanged(recorder: tuple[str, list[tuple[bytes, str | None]]]) -> None:
     """For cache hits, all requests must be identical."""
     url, seen = recorder
-    wrk.post(url, b"the same", uploads.RAW, connections=1, seconds=1)
+    wrk.post(url, b"the same", uploads.RAW, connections=1, seconds=0.5)
     assert {body for body, _ in seen} == {b"the same"}
 
 

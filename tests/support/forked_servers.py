@@ -1,8 +1,8 @@
 """Servers that are forked from a process that has imported what they import, which takes most of a server's start.
 
 Apart from that they are started as by `subprocess.Popen`: a process and a session of their own, with these variables,
-folder and output. Each process of pytest has one such parent for each interpreter. The command `classify` and parts
-of the GPU benchmark are forked too. Knows nothing of what the servers do.
+folder and output. Each process of pytest has one such parent for each interpreter, and forks others from it that import
+more. The command `classify` and baselines of benchmarks are forked too. Knows nothing of what the servers do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import os
 import pickle
 import runpy
@@ -32,6 +33,7 @@ from vit_api.environment.garbage import collection_paused
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MAX_REQUEST = 1 << 20
+_OUR_MODULES = ("tests.support.", "benchmarks.gpu", "benchmarks.baselines.")
 _READ_AT_IMPORT = ("HF_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH", "CUDA_", "MALLOC_", "LD_", "PYTHON", "OTEL_")
 """Beginnings of variables that are read before a server runs: with others than the parent's, nothing is forked."""
 
@@ -50,8 +52,21 @@ def start(
     stdout: IO[bytes] | None = None,
     stderr: IO[bytes] | None = None,
     start_new_session: bool = True,
+    imports: tuple[str, ...] = (),
+    is_parent: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a Python program as `subprocess.Popen` does, forked where it makes no difference."""
+    """Start a Python program as `subprocess.Popen` does, forked where it makes no difference.
+
+    Args:
+        command: The program, with its interpreter.
+        cwd: The working directory.
+        env: All environment variables (default: this process's).
+        stdout: Its output (default: this process's).
+        stderr: Its errors (default: this process's).
+        start_new_session: True.
+        imports: Modules that it is forked with, beside those of every server.
+        is_parent: Whether it is forked from this process; see `this_process`.
+    """
     assert start_new_session
     variables = dict(os.environ if env is None else env)
     if not _is_ours(command) or _read_at_import(variables) != _read_at_import(os.environ):
@@ -59,15 +74,20 @@ def start(
     request = pickle.dumps(_Request(list(command[1:]), str(cwd), variables))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        parent, lock = _parent(command[0])
-        with lock:
-            outputs = [1 if stdout is None else stdout.fileno(), 2 if stderr is None else stderr.fileno()]
-            socket.send_fds(parent, [request], [*outputs, theirs.fileno()])
+        parent, lock = this_process() if is_parent else _parent(command[0], imports)
+        with lock, Path(os.devnull).open("rb") as stdin:
+            files = [stdin.fileno(), 1 if stdout is None else stdout.fileno(), 2 if stderr is None else stderr.fileno()]
+            socket.send_fds(parent, [request], [*files, theirs.fileno()])
     return ForkedServer(command, ours)
 
 
 def run(
-    command: Sequence[str], *, cwd: str | Path, env: Mapping[str, str], timeout_s: float
+    command: Sequence[str],
+    *,
+    cwd: str | Path,
+    env: Mapping[str, str],
+    timeout_s: float,
+    imports: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a Python program to its end as `subprocess.run` does, forked where it makes no difference.
 
@@ -75,7 +95,7 @@ def run(
         subprocess.TimeoutExpired: It has not ended in time; it was killed.
     """
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        process = start(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr)
+        process = start(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr, imports=imports)
         try:
             process.wait(timeout_s)
         except BaseException:
@@ -94,14 +114,16 @@ def start_and_end(**settings: object) -> subprocess.CompletedProcess[str]:
 
 
 def _is_ours(command: Sequence[str]) -> bool:
-    """Return whether it runs our server or `classify`, a variant or program for tests, or a GPU benchmark's part."""
+    """Return whether it runs our server or `classify`, a variant or program for tests, or a part of a benchmark."""
     executable, *arguments = command
     if executable not in (sys.executable, str(ray_environment.PYTHON)):
         return False
     if arguments[0] != "-m":
         return arguments[0] == str(_ROOT / "server.py")
-    is_command = arguments[1] == "vit_api" and arguments[2:3] in (["serve"], ["classify"])
-    return is_command or arguments[1].startswith(("tests.support.", "benchmarks.gpu"))
+    module, *others = arguments[1:]
+    if module == "vit_api":
+        return others[:1] in (["serve"], ["classify"])
+    return module.startswith(_OUR_MODULES) or (module == "uvicorn" and others[0].startswith(_OUR_MODULES))
 
 
 def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
@@ -110,21 +132,47 @@ def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 @functools.cache
-def _parent(executable: str) -> tuple[socket.socket, threading.Lock]:
-    """Start the process that an interpreter's servers are forked from; it ends with this one."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
+def _parent(executable: str, imports: tuple[str, ...] = ()) -> tuple[socket.socket, threading.Lock]:
+    """Start the process that an interpreter's servers are forked from, with these imports; it ends with this one."""
+    ours, theirs = _connected()
+    arguments = ["-m", __name__, *imports]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
+    variables |= {"PYTHONPATH": str(_ROOT)}
     with theirs:
-        subprocess.Popen(
-            [executable, "-m", __name__, str(theirs.fileno())],
-            env=variables | {"PYTHONPATH": str(_ROOT)},
-            cwd=_ROOT,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        ).returncode = 0  # nobody waits for it
+        if imports:
+            request = pickle.dumps(_Request(arguments, str(_ROOT), variables))
+            parent, lock = _parent(executable)
+            nobody, answer = _connected()  # nobody waits for it
+            with lock, nobody, answer:
+                socket.send_fds(parent, [request], [theirs.fileno(), 1, 2, answer.fileno()])
+        else:
+            subprocess.Popen(
+                [executable, *arguments], env=variables, cwd=_ROOT, stdin=theirs, start_new_session=True
+            ).returncode = 0  # as above
     atexit.register(ours.close)
     return ours, threading.Lock()
+
+
+@functools.cache
+def this_process() -> tuple[socket.socket, threading.Lock]:
+    """Fork a copy of this process as it is now, that servers are forked from; it ends with this one.
+
+    Threads are not copied, and what is undone at this process's exit is also undone at that of each server.
+    """
+    ours, theirs = _connected()
+    with theirs:
+        if os.fork() == 0:
+            ours.close()
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os._exit(_run(_serve(theirs)))
+    return ours, threading.Lock()
+
+
+def _connected() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
+    return ours, theirs
 
 
 class ForkedServer(subprocess.Popen[bytes]):
@@ -181,7 +229,7 @@ def _serve(requests: socket.socket) -> _Request:
                 os.waitpid(reported.pop(ready), 0)
                 ready.close()
                 continue
-            message, (*outputs, answer), _, _ = _receive(requests)
+            message, (*files, answer), _, _ = _receive(requests)
             client = socket.socket(fileno=answer)
             pid = os.fork()
             if pid == 0:
@@ -193,14 +241,14 @@ def _serve(requests: socket.socket) -> _Request:
                     os.close(its_pidfd)
                 for its_client in [*reported, *(one for _, one in running.values())]:
                     its_client.close()
-                return _become(pickle.loads(message), outputs)
-            for output in outputs:
-                os.close(output)
+                return _become(pickle.loads(message), files)
+            for file in files:
+                os.close(file)
             running[os.pidfd_open(pid)] = pid, client
 
 
 def _receive(requests: socket.socket) -> tuple[bytes, list[int], Any, Any]:
-    received = socket.recv_fds(requests, _MAX_REQUEST, 3)
+    received = socket.recv_fds(requests, _MAX_REQUEST, 4)
     if not received[0]:
         os._exit(0)
     return received
@@ -211,8 +259,8 @@ def _send(client: socket.socket, number: int) -> None:
         client.send(number.to_bytes(8, "little", signed=True))
 
 
-def _become(request: _Request, outputs: list[int]) -> _Request:
-    for number, opened in enumerate([os.open(os.devnull, os.O_RDONLY), *outputs]):
+def _become(request: _Request, files: list[int]) -> _Request:
+    for number, opened in enumerate(files):
         os.dup2(opened, number)
         os.close(opened)
     os.chdir(request.where)
@@ -259,9 +307,11 @@ if __name__ == "__main__":
         import vit_api.model.model
         import vit_api.web.process
 
+        for name in sys.argv[1:]:
+            importlib.import_module(name)
         with contextlib.suppress(ImportError):  # only the environment of `make ray` has it
             import pyarrow.parquet  # noqa: F401
         vit_api.web.process.prepare()
     gc.freeze()
     # What is imported is not taken apart at the end, which takes longer than the forked server's start.
-    os._exit(_run(_serve(socket.socket(fileno=int(sys.argv[1])))))
+    os._exit(_run(_serve(socket.socket(fileno=os.dup(0)))))
