@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import pipeline
 
 from tests.support.samples import encode, image_files, make_checkpoint, photos, sharpen
-from tests.support.server import RunningServer, serve
+from tests.support.server import TRANSFORMERS, RunningServer, serve
 from vit_api.checkpoints.checkpoint import EMBEDDED
 
 DIGITS = EMBEDDED["digits"]
@@ -52,7 +52,7 @@ def _compare_all(server: RunningServer, folder: Path, uploads: dict[str, bytes])
 def test_answers_equal_the_pipeline(kind: str, tmp_path: Path) -> None:
     """Photos and unusual formats agree, with each architecture's real processor settings."""
     folder = sharpen(make_checkpoint(tmp_path / kind, kind))
-    with serve(folder, exact_decode=True, dtype="float32", api_servers=1) as server:
+    with serve(folder, imports=TRANSFORMERS, exact_decode=True, dtype="float32", api_servers=1) as server:
         _compare_all(server, folder, _uploads())
 
 

@@ -37,7 +37,7 @@ _OPERATOR = "0123456789abcdef-operator"
 _KEY = {"authorization": f"Bearer {_OPERATOR}"}
 _LIST = json.dumps([{"name": "digits", "version": "1", "model": "digits"}])
 _PATIENCE_S = 240.0
-_THINK_S = 0.02
+_THINK_S = 0.1
 """A client's pause after each answer: without it, the clients would take the cores that a worker needs to start."""
 _MAPPINGS = 3
 """Mappings of shared memory of one deployment in an HTTP process."""

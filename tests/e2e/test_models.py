@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, pipeline
 
 from tests.support.classifiers import CLASSES, make_classifier
 from tests.support.samples import encode, photos
-from tests.support.server import PLAIN_HTTP, RunningServer, serve
+from tests.support.server import PLAIN_HTTP, TRANSFORMERS, RunningServer, serve
 from tests.support.timm_files import make_plain_vit
 
 _MAX_DIFFERENCE = 0.02
@@ -55,7 +55,8 @@ def test_every_api_gives_the_answers_of_the_pipeline(family: str, config: dict[s
     folder = make_classifier(tmp_path / "model", family, **config)
     upload = encode(photos()["coffee"])
     expected = pytest.approx(_pipeline_scores(folder, upload), abs=_MAX_DIFFERENCE)
-    with serve(folder, exact_decode=True, dtype="float32", api_servers=1, model_name=_NAME) as server:
+    settings = {"exact_decode": True, "dtype": "float32", "api_servers": 1, "model_name": _NAME}
+    with serve(folder, imports=TRANSFORMERS, **settings) as server:
         assert server.get("/info").json()["model"] == _NAME
         assert dict(server.top(upload, CLASSES)) == expected
         encoded = base64.b64encode(upload).decode()

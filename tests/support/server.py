@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from tests.support import forked_servers
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN_HTTP = servers.PLAIN_HTTP
 environment = servers.environment_with
+TRANSFORMERS = ("vit_api.model.transformers_network",)
+"""For `serve`: what a model that is not a plain ViT needs; importing it takes longer than all else of a start."""
 _ALL_FRESH = "FRESH_SERVERS" in os.environ
 """Whether each server gets a new interpreter, as in production; see `serve`."""
 
@@ -68,6 +71,7 @@ def serve(
     *,
     program: Sequence[str] = ("server.py",),
     is_fresh: bool = False,
+    imports: tuple[str, ...] = (),
     **settings: object,
 ) -> Iterator[RunningServer]:
     """Run a server until the context ends. It is ready when the context begins, and must exit cleanly.
@@ -77,6 +81,7 @@ def serve(
         program: The program and its arguments.
         is_fresh: Whether a new interpreter runs it; otherwise it is forked from one with all imports, which takes a
             fifth of the CPU time.
+        imports: Further modules that the one that it is forked from has imported.
         settings: The server's settings.
     """
     is_fresh = is_fresh or _ALL_FRESH
@@ -88,7 +93,7 @@ def serve(
             folder,
             {"PYTHONPATH": str(ROOT)},
             {"model": model, "host": "127.0.0.1", **settings},
-            subprocess.Popen if is_fresh else forked_servers.start,
+            subprocess.Popen if is_fresh else functools.partial(forked_servers.start, imports=imports),
         ) as server,
     ):
         # The process that answers during the start may still be about to end.

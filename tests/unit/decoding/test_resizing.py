@@ -61,8 +61,8 @@ def test_pixels_are_close_to_pillows(name: str, mode: str) -> None:
 
 
 _FEW_PIXELS, _STRIP, _AT_EDGES = 64, 2, 16
-"""A mean says nothing of a few pixels, or of a strip: all of them may be at edges, where the filters differ most. A shift
-by one pixel would change those of the smallest image by 85."""
+"""A mean says nothing of a few pixels, or of a strip: all of them may be at edges, where the filters differ most. A
+shift by one pixel would change those of the smallest image by 85."""
 
 
 @pytest.mark.parametrize("name", FILTERS)
