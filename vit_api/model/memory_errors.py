@@ -18,6 +18,7 @@ _OUT_OF_MEMORY = re.compile(
     r"out of memory"  # pinned memory, streams, events and kernels: "CUDA error: out of memory"
     r"|can't allocate memory"  # the CPU's allocator
     r"|bad_alloc|could not create a memory object"  # OpenVINO's, and its kernels'
+    r"|could not create a primitive$"  # oneDNN's, of a kernel that it has; else it names the missing descriptor
     r"|CUBLAS_STATUS_ALLOC_FAILED"
     r"|CUDNN_STATUS(_INTERNAL_ERROR\w*)?_ALLOC(ATION)?_FAILED"
     # In a container without NVML, or in a MIG slice, the allocator fails at counting the memory for its message.

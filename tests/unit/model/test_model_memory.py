@@ -62,6 +62,8 @@ _CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't
         pytest.param(torch.AcceleratorError("CUDA error: out of memory\nSearch for", 2), True, id="pinned memory"),
         pytest.param(RuntimeError(_CUBLAS), True, id="cuBLAS"),
         pytest.param(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True, id="cuDNN"),
+        pytest.param(RuntimeError("could not create a primitive"), True, id="oneDNN"),
+        pytest.param(RuntimeError("could not create a primitive descriptor for a matmul"), False, id="no kernel"),
         pytest.param(
             RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True, id="cuDNN 9"
         ),
