@@ -168,9 +168,7 @@ class Application:
         )
 
     def _serve_http(self, parent: int) -> ServeHttp:
-        prepare()
-        if self._settings.redis_url is not None:
-            import vit_api.web.core.redis_tier  # noqa: F401 - once, before the HTTP processes are forked
+        prepare(has_redis=self._settings.redis_url is not None)
 
         def serve(number: int, listener: socket.socket) -> None:
             raise_descriptor_limit()

@@ -9,7 +9,7 @@ from pathlib import Path
 _ITS_OWN = slice(11, 13)
 _WITH_CHILDREN = slice(11, 15)
 """utime, stime, cutime and cstime after the process's name; see proc(5)."""
-_STARTED = 19
+_PARENT, _STARTED = 1, 19
 
 
 def living(group: int) -> list[int]:
@@ -56,6 +56,11 @@ def _cpu_seconds(stat: Path, fields: slice = _ITS_OWN) -> float:
     except OSError:
         return 0.0
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def parent_of(pid: int) -> int:
+    """Return the id of a process's parent."""
+    return int(_fields(Path(f"/proc/{pid}/stat"))[_PARENT])
 
 
 def started_at(pid: int) -> int:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from benchmarks.harness.process_group import kinds, living
+from benchmarks.harness.process_group import kinds, living, parent_of
 from tests.support import forked_servers
 from tests.support.samples import edit_json, make_checkpoint, sharpen
 from tests.support.server import (
@@ -426,7 +426,7 @@ def test_a_dead_worker_of_a_loaded_version_is_replaced(server: RunningServer) ->
 def test_the_process_that_workers_are_forked_from_is_replaced(server: RunningServer) -> None:
     """Its end is that of all workers; their successors answer, and can be added to."""
     before = set(workers_of(server))
-    (fork_server,) = {_parent_of(worker) for worker in before}
+    (fork_server,) = {parent_of(worker) for worker in before}
     assert fork_server != server.process.pid
     os.kill(fork_server, signal.SIGKILL)
     wait_until(lambda: len(workers_of(server)) == 1 and not before & set(workers_of(server)), _PATIENCE_S)
@@ -435,10 +435,6 @@ def test_the_process_that_workers_are_forked_from_is_replaced(server: RunningSer
     assert _load(server, model="digits", version="2").status_code == 200
     assert server.predict(_SEVEN, "/predict?version=2").status_code == 200
     assert _unload(server, version="2").status_code == 200
-
-
-def _parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_http_processes_that_die_during_a_load_begin_with_what_is_loaded(server: RunningServer) -> None:

@@ -72,7 +72,7 @@ def start(
     if not _is_ours(command) or _read_at_import(variables) != _read_at_import(os.environ):
         return subprocess.Popen(command, cwd=cwd, env=env, stdout=stdout, stderr=stderr, start_new_session=True)
     request = pickle.dumps(_Request(list(command[1:]), str(cwd), variables))
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = _connected()
     with theirs:
         parent, lock = this_process() if is_parent else _parent(command[0], imports)
         with lock, Path(os.devnull).open("rb") as stdin:
@@ -142,8 +142,8 @@ def _parent(executable: str, imports: tuple[str, ...] = ()) -> tuple[socket.sock
         if imports:
             request = pickle.dumps(_Request(arguments, str(_ROOT), variables))
             parent, lock = _parent(executable)
-            nobody, answer = _connected()  # nobody waits for it
-            with lock, nobody, answer:
+            unread, answer = _connected()  # its end is not awaited
+            with lock, unread, answer:
                 socket.send_fds(parent, [request], [theirs.fileno(), 1, 2, answer.fileno()])
         else:
             subprocess.Popen(

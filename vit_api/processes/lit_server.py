@@ -64,9 +64,6 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         worker_imports: Sequence[str] = (),
         passes_hangup: bool = False,
     ) -> None:
-        self._workers: AnyContext
-        self._workers = mp.get_context("forkserver") if worker_imports else mp.get_context("fork")
-        self._workers.set_forkserver_preload(list(worker_imports))
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
         for number, lit_api in enumerate(lit_apis[1:], 1):  # LitServe tells them apart by their paths
             lit_api.api_path = f"{lit_api.api_path}-{number}"
@@ -81,6 +78,8 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         )
         self._serve_http = serve_http
         self._has_fork_server = bool(worker_imports)
+        self._workers: AnyContext = mp.get_context("forkserver") if worker_imports else mp.get_context("fork")
+        self._workers.set_forkserver_preload(list(worker_imports))
         self._passes_hangup = passes_hangup
         # LitServe passes these to its workers; ours use the slot table instead.
         self.workers_setup_status: dict[str, str] = {}

@@ -42,7 +42,7 @@ def die_with_fork_server() -> None:
     The fork server outlives the main process while one of its children lives. So the kernel also sends SIGKILL, in
     place of SIGIO, once the pipe is closed whose other end the main process holds; see fcntl(2).
     """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(os.getppid())
     main = parent_process()
     assert main is not None
     pipe = main.sentinel

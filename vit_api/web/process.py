@@ -106,8 +106,14 @@ class _Core:
             await asyncio.to_thread(self.decisions.close)
 
 
-def prepare() -> None:
-    """Do once what each HTTP process would do; to be called in the process that they are forked from."""
+def prepare(*, has_redis: bool = False) -> None:
+    """Do once what each HTTP process would do; to be called in the process that they are forked from.
+
+    Args:
+        has_redis: Whether the caches have a tier beyond this server.
+    """
+    if has_redis:
+        import vit_api.web.core.redis_tier  # noqa: F401
     package_versions()
     router = APIRouter()
 

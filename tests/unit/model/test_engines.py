@@ -248,7 +248,7 @@ def test_torch_compile_for_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no processes that import torch again
     monkeypatch.setattr(torch._inductor.config.cpp, "vec_isa_ok", True)  # nor one to try a vector unit
-    checkpoint = load_checkpoint(str(make_checkpoint(tmp_path / "model", layers=1)))  # each is compiled by itself
+    checkpoint = load_checkpoint(str(make_checkpoint(tmp_path / "model", layers=1)))  # each is compiled separately
     model = VisionModel(checkpoint, "cpu", "float32", 1, max_batch_size=1)  # each further size is compiled again
     shape = checkpoint.preprocessing.pixel_shape
     images = list(np.random.default_rng(0).integers(0, 256, (1, *shape), dtype=np.uint8))

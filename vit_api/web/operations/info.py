@@ -114,7 +114,7 @@ def _worker_info(worker_board: WorkerBoard, worker: int) -> WorkerInfo:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of what decides speed and answers. Reading them takes a tenth of a second."""
+    """Return the versions of Python and of what decides speed and answers: read once, since each is in a file."""
     return {"python": platform.python_version()} | {name: _version_of(name) for name in _PACKAGES}
 
 
