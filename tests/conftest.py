@@ -50,7 +50,7 @@ def pytest_collection() -> Generator[None, object, object]:
     """Collect no garbage while tests are collected: it takes a third of that time, and what is made then stays."""
     with collection_paused():
         result = yield
-    gc.freeze()
+        gc.freeze()
     return result
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
 
 _PLAIN = re.compile(r"[^\s\"=]+")
+_REPEAT_S = 60.0
 _FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
 
@@ -58,6 +60,35 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+class RepeatFilter(logging.Filter):
+    """Drops records that repeat another of the last minute; the next one has their number in the field `dropped`.
+
+    Records of one call and one class of exception are repeats: a model that fails with each batch would write megabytes
+    of tracebacks a second, which delays others.
+
+    Args:
+        clock: Returns a monotonic time, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._seen: dict[tuple[Any, Any], tuple[float, int]] = {}  # when one was let through, and how many were not
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is logged."""
+        kind = record.msg, record.exc_info[0] if record.exc_info else None
+        now = self._clock()
+        logged_at, dropped = self._seen.get(kind, (now - _REPEAT_S, 0))
+        if now - logged_at < _REPEAT_S:
+            self._seen[kind] = logged_at, dropped + 1
+            return False
+        self._seen[kind] = now, 0
+        if dropped:
+            record.fields = {**_fields_of(record), "dropped": dropped}
+        return True
 
 
 def configure_logging(level: str, log_format: LogFormat) -> None:

@@ -7,7 +7,7 @@ import logging
 import re
 from typing import Any
 
-from vit_api.logs import JsonFormatter, TextFormatter
+from vit_api.logs import JsonFormatter, RepeatFilter, TextFormatter
 
 
 def _record(message: str, **extra: Any) -> logging.LogRecord:
@@ -38,3 +38,25 @@ def test_json_has_the_traceback() -> None:
         record = _record("failed")
         record.exc_info = (ValueError, error, error.__traceback__)
     assert "ValueError: planted" in json.loads(JsonFormatter().format(record))["exception"]
+
+
+def test_repeats_of_a_minute_are_counted() -> None:
+    """The first is logged, and the first after a minute, with the number of those that were not."""
+    now = [100.0]
+    repeats = RepeatFilter(lambda: now[0])
+    kept = []
+    for now[0] in (100.0, 100.1, 159.9, 160.0, 161.0, 300.0, 400.0):
+        record = _record("failed", fields={"size": 3})
+        if repeats.filter(record):
+            kept.append((now[0], record.__dict__["fields"]))
+    counted = {"size": 3, "dropped": 2}, {"size": 3, "dropped": 1}
+    assert kept == [(100.0, {"size": 3}), (160.0, counted[0]), (300.0, counted[1]), (400.0, {"size": 3})]
+
+
+def test_another_failure_is_no_repeat() -> None:
+    """Neither another message nor another class of exception."""
+    repeats = RepeatFilter()
+    records = [_record("failed"), _record("lost"), _record("failed"), _record("failed"), _record("failed")]
+    records[2].exc_info = (ValueError, ValueError(), None)
+    records[3].exc_info = (OSError, OSError(), None)
+    assert [repeats.filter(record) for record in records] == [True, True, True, True, False]

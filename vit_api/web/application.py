@@ -29,7 +29,7 @@ from vit_api.web.observers.exchange import Observer
 from vit_api.web.page.security_headers import STATIC_FOLDER, docs_router
 from vit_api.web.requests import RequestLimits
 from vit_api.web.responses import from_exception
-from vit_api.web.routes import HotRoute, Route, described
+from vit_api.web.routes import HotRoute, Route, described, matched
 
 _TITLE = "ViT API"
 _DESCRIPTION = "Image classification with a Vision Transformer. Every error has the same body; `code` is stable."
@@ -154,7 +154,7 @@ def _fastapi(
     docs = docs_router(_TITLE, "/openapi.json")
     app.include_router(docs)
     app.include_router(APIRouter(routes=served))
-    app.state.routes = [*app.routes, *docs.routes, *described(routes)]  # every method of every path, for `Allow`
+    app.state.routes = [*app.routes, *docs.routes, *matched(routes)]  # every method of every path, for `Allow`
     for kind in (HTTPException, RequestValidationError, ViTError, Exception):
         app.add_exception_handler(kind, from_exception)
     return app

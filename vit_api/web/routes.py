@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastapi.routing import APIRoute
+from starlette.requests import Request as AsgiRequest
+from starlette.responses import Response as AsgiResponse
+from starlette.routing import BaseRoute
+from starlette.routing import Route as AsgiRoute
 
 from vit_api.errors import ViTError
 from vit_api.web.repeats import HitFinder
@@ -124,3 +128,18 @@ def described(routes: Sequence[Route]) -> list[APIRoute]:
         elif route.operation is not None:
             found.append(route.operation.as_route(route.method))
     return found
+
+
+def matched(routes: Sequence[Route]) -> list[BaseRoute]:
+    """Return what tells the methods of a path, at a fraction of the time that `described` takes; nothing is served."""
+    found: list[BaseRoute] = []
+    for route in routes:
+        if isinstance(route, APIRoute):
+            found.append(route)
+        elif route.operation is not None:
+            found.append(AsgiRoute(route.operation.path, _not_served, methods=[route.method]))
+    return found
+
+
+def _not_served(_: AsgiRequest) -> AsgiResponse:
+    raise AssertionError("hot routes are answered by the entry")

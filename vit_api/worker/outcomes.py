@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc.records import Prediction, Status
+from vit_api.logs import RepeatFilter
 
 if TYPE_CHECKING:
     from vit_api.lit_api import ViTAPI
     from vit_api.model.model import Launched
 
 logger = logging.getLogger(__name__)
+logger.addFilter(RepeatFilter())
 
 POLL_S = 100e-6
 """Interval at which a batch on the device is polled: a device can't be waited for together with a pipe. Linux may

@@ -268,14 +268,15 @@ def test_size_is_checked_before_decoding() -> None:
 
 
 @pytest.mark.parametrize(
-    "chunk",
+    ("kind", "name"),
     [
-        pytest.param(png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 24))), id="text"),
-        pytest.param(png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(bytes(1 << 24))), id="colour profile"),
+        pytest.param(b"zTXt", b"Comment\0\0", id="text"),
+        pytest.param(b"iCCP", b"profile\0\0", id="colour profile"),
     ],
 )
-def test_a_bomb_in_the_metadata_is_skipped(chunk: bytes) -> None:
+def test_a_bomb_in_the_metadata_is_skipped(kind: bytes, name: bytes) -> None:
     """Metadata that expands to 16 MiB is not decompressed."""
+    chunk = png_chunk(kind, name + zlib.compress(bytes(1 << 24)))
     plain = samples.image_files()["png"]
     upload = plain[:33] + chunk + plain[33:]
     pixels = decode(upload, SQUARE, max_side=MAX_SIDE, exact=True)

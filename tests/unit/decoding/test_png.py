@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,30 +12,30 @@ from tests.support import samples
 from tests.support.pictures import pixels, png_chunk
 from vit_api.errors import BadImage
 
-PNG_CHUNKS = {
-    "text with a wrong checksum": png_chunk(b"tEXt", b"a\0b", b"xxxx"),
-    "profile with a wrong checksum": png_chunk(b"iCCP", b"a\0\0zz", b"xxxx"),
-    "transparency with a wrong checksum": png_chunk(b"tRNS", b"\0\1\0\1\0\1", b"xxxx"),
-    "EXIF with a wrong checksum": png_chunk(b"eXIf", samples.orientation_exif(3).tobytes()[6:], b"xxxx"),
-    "profile of 8 MB": png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(range(256)) * 31_250)),
-    "text that unpacks to 50 MB": png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000))),
-    "hundred texts that unpack to 1 MB": png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20))) * 100,
-    "EXIF in a text that unpacks to 50 MB": png_chunk(
+_CHUNKS: dict[str, Callable[[], bytes]] = {
+    "text with a wrong checksum": lambda: png_chunk(b"tEXt", b"a\0b", b"xxxx"),
+    "profile with a wrong checksum": lambda: png_chunk(b"iCCP", b"a\0\0zz", b"xxxx"),
+    "transparency with a wrong checksum": lambda: png_chunk(b"tRNS", b"\0\1\0\1\0\1", b"xxxx"),
+    "EXIF with a wrong checksum": lambda: png_chunk(b"eXIf", samples.orientation_exif(3).tobytes()[6:], b"xxxx"),
+    "profile of 8 MB": lambda: png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(range(256)) * 31_250)),
+    "text that unpacks to 50 MB": lambda: png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50_000_000))),
+    "hundred texts that unpack to 1 MB": lambda: png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**20))) * 100,
+    "EXIF in a text that unpacks to 50 MB": lambda: png_chunk(
         b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(50_000_000))
     ),
-    "short resolution": png_chunk(b"pHYs", b"a"),
-    "gamma twice": png_chunk(b"gAMA", b"\0\0\0\1") * 2,
-    "palette it does not need": png_chunk(b"sPLT", b"x"),
+    "short resolution": lambda: png_chunk(b"pHYs", b"a"),
+    "gamma twice": lambda: png_chunk(b"gAMA", b"\0\0\0\1") * 2,
+    "palette it does not need": lambda: png_chunk(b"sPLT", b"x"),
 }
 
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("place", [33, -12], ids=["before the data", "after the data"])
-@pytest.mark.parametrize("name", PNG_CHUNKS)
+@pytest.mark.parametrize("name", _CHUNKS)
 def test_unusual_chunks_are_skipped(name: str, place: int, exact: bool) -> None:
     """As in browsers, other chunks and chunks with a wrong checksum are skipped."""
     plain = samples.image_files()["png"]
-    upload = plain[:place] + PNG_CHUNKS[name] + plain[place:]
+    upload = plain[:place] + _CHUNKS[name]() + plain[place:]
     np.testing.assert_array_equal(pixels(upload, exact=exact), pixels(plain, exact=exact))
 
 

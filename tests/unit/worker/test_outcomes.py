@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 
 from vit_api.errors import OutOfDeviceMemory
 from vit_api.ipc.records import Prediction, Status
+from vit_api.logs import RepeatFilter
+from vit_api.worker import outcomes as module
 from vit_api.worker.outcomes import NOT_FINITE, OUT_OF_MEMORY, BrokenDevice, Failure, Started, finish, is_done, start
 
 _RAISES, _TOO_LARGE, _INFINITE, _NAN, _LOST = 255, 254, 253, 252, 251
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_was_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test log its failures: repeats are dropped for a minute."""
+    monkeypatch.setattr(module.logger, "filters", [RepeatFilter()])
 
 
 class FakeApi:
@@ -132,6 +140,8 @@ def test_a_model_that_raises_fails_the_batch(caplog: pytest.LogCaptureFixture) -
     outcomes = finish(api, started)
     assert outcomes == [Failure(Status.FAILED, "The model failed: RuntimeError: a planted failure")] * 2
     assert [record.exc_info is not None for record in caplog.records if record.levelno == logging.ERROR] == [True]
+    finish(api, start(api, _images(_RAISES)))
+    assert len(caplog.records) == 1, "each batch would fill the log with tracebacks"
 
 
 def test_a_missing_prediction_fails_the_batch() -> None:
