@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -43,7 +44,9 @@ def program(name: str) -> str:
     return found
 
 
+@functools.cache
 def rendered(*command: str) -> list[Manifest]:
+    """Run a command once, however many tests read what it prints."""
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr[:1000]
     return [manifest for manifest in yaml.safe_load_all(result.stdout) if manifest]

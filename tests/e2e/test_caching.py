@@ -384,8 +384,8 @@ def test_another_checkpoint_of_the_same_name_shares_nothing(redis: RedisServer, 
 
 def test_redis_killed_and_restarted_under_load(redis: RedisServer) -> None:
     """Every request gets the right result while Redis restarts; afterwards Redis is used again."""
-    uploads = _different(400) + _different(400, _THREE)
-    with serve(redis_url=redis.url, cache_size=50) as server:
+    uploads = _different(200) + _different(200, _THREE)
+    with serve(redis_url=redis.url, cache_size=25) as server:
         _until_connected(server, 2)
 
         def load() -> list[Reply]:
@@ -396,7 +396,7 @@ def test_redis_killed_and_restarted_under_load(redis: RedisServer) -> None:
             for fault in (redis.kill, redis.start, redis.kill, redis.start):
                 loading = client.submit(load)
                 asked = _requested(server)
-                wait_until(lambda asked=asked: _requested(server) > asked + 100)
+                wait_until(lambda asked=asked: _requested(server) > asked + 50)
                 fault()
                 replies.append(loading.result(120))
         expected = ["7" if upload.startswith(_SEVEN) else "3" for n in range(8) for upload in uploads[n::8]]

@@ -563,9 +563,7 @@ def test_people_operate_by_commands(server: RunningServer) -> None:
     def run(*arguments: str, key: str = _OPERATOR) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "vit_api", "models", *arguments, "--url", server.url]
         variables = {**os.environ, "VIT_API_OPERATOR_KEY": key}
-        return subprocess.run(
-            command, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False
-        )
+        return forked_servers.run(command, cwd=ROOT, env=variables, timeout_s=_PATIENCE_S)
 
     assert run("load", "digits", "digits", "--version", "2", "--traffic", "25").stdout == "Loaded digits, version 2.\n"
     lines = [line.split() for line in run("list").stdout.splitlines()]

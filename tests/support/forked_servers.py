@@ -122,7 +122,7 @@ def _is_ours(command: Sequence[str]) -> bool:
         return arguments[0] == str(_ROOT / "server.py")
     module, *others = arguments[1:]
     if module == "vit_api":
-        return others[:1] in (["serve"], ["classify"])
+        return others[:1] in (["serve"], ["classify"], ["models"])
     return module.startswith(_OUR_MODULES) or (module == "uvicorn" and others[0].startswith(_OUR_MODULES))
 
 

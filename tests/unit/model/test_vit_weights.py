@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTForMaskedImageModeling
 
+from tests.support import forked_servers
 from tests.support.classifiers import make_classifier
 from vit_api.checkpoints.checkpoint import EMBEDDED
 from vit_api.checkpoints.weights import INDEX, SINGLE
@@ -193,12 +194,6 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
 def test_a_vit_needs_no_transformers(family: str, is_needed: bool, tmp_path: Path) -> None:
     """Its import takes longer than that of torch, in every worker."""
     folder = make_classifier(tmp_path / family, family)
-    code = (
-        "import sys; from vit_api.checkpoints.checkpoint import load_checkpoint; "
-        "from vit_api.model.model import VisionModel; "
-        "VisionModel(load_checkpoint(sys.argv[1]), 'cpu', 'auto', 1).prepare('auto'); "
-        "print('transformers' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == str(is_needed)
+    command = [sys.executable, "-m", "tests.support.prepared_model", str(folder)]
+    result = forked_servers.run(command, cwd=ROOT, env=os.environ, timeout_s=120)
+    assert result.stdout.strip() == str(is_needed), result.stderr
