@@ -31,6 +31,8 @@ from tests.support.server import (
     wait_until,
     workers_of,
 )
+from vit_api.deployments.listing import load_deployments
+from vit_api.deployments.saved import ModelState
 
 _SEVEN = (ROOT / "examples" / "digit-7.png").read_bytes()
 _OPERATOR = "0123456789abcdef-operator"
@@ -522,24 +524,24 @@ def test_no_orphan_survives_the_main_process() -> None:
 def test_a_restart_knows_what_was_loaded(tmp_path: Path) -> None:
     """With a directory for it; until the list is changed. A damaged file stops the start with a line."""
     settings = {"models": _LIST, "max_models": 2, "operator_key": _OPERATOR, "state_dir": tmp_path, "api_servers": 1}
+    other = load_deployments(json.dumps([{"name": "digits", "version": "9", "model": "digits"}]))
+    ModelState(str(tmp_path), other).save(other)
     with serve("", **settings) as server:
+        assert "VIT_API_MODELS has changed" in server.log.read_text()
+        assert _served(server) == {"digits 1": 100}
         assert _load(server, model="digits", version="2", traffic=100, thresholds={"*": 0.5}).status_code == 200
         assert _mirror(server, {"1": 20}).status_code == 200
     with serve("", **settings) as server:
         assert (_served(server), _mirrors(server)) == ({"digits 1": 0, "digits 2": 100}, {"1": 20})
-        assert _unload(server, version="1").status_code == 200
-    with serve("", **settings) as server:
-        assert _served(server) == {"digits 2": 100}
         assert server.predict(_SEVEN).json()["flagged"] is True
+        assert _unload(server, version="1").status_code == 200
+        kept = (tmp_path / "models.json").read_text()
+        left = load_deployments(ModelState(str(tmp_path), load_deployments(_LIST)).read() or "")
+        assert [one.title for one in left] == ["digits 2"]
         shutil.rmtree(tmp_path)
         assert "could not be saved: No such file" in _share(server, v2=100).json()["warning"]
         tmp_path.mkdir()
         assert _share(server, v2=100).json()["warning"] is None
-    other = json.dumps([{"name": "digits", "version": "9", "model": "digits"}])
-    with serve("", **{**settings, "models": other}) as server:
-        assert _served(server) == {"digits 9": 100}
-        assert "VIT_API_MODELS has changed" in server.log.read_text()
-    kept = (tmp_path / "models.json").read_text()
     (tmp_path / "models.json").write_text(kept.replace('"model": "digits"', '"model": "/gone"'))
     assert "VIT_API_STATE_DIR: digits 2: The model '/gone' can't be used" in _refused(settings)
     (tmp_path / "models.json").write_text('{"format": 1, "models": [')

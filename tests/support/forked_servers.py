@@ -1,8 +1,9 @@
 """Servers that are forked from a process that has imported what they import, which takes most of a server's start.
 
 Apart from that they are started as by `subprocess.Popen`: a process and a session of their own, with these variables,
-folder and output. Each process of pytest has one such parent for each interpreter, and forks others from it that import
-more. The command `classify` and baselines of benchmarks are forked too. Knows nothing of what the servers do.
+folder and output. The processes of a run of pytest share one such parent for each interpreter, and others that are
+forked from it and import more. The command `classify` and baselines of benchmarks are forked too. Knows nothing of what
+the servers do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import atexit
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
+import itertools
 import os
 import pickle
 import runpy
@@ -22,10 +25,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from benchmarks.harness import ray_environment
 from benchmarks.harness.servers import environment_with
@@ -33,6 +37,9 @@ from vit_api.environment.garbage import collection_paused
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MAX_REQUEST = 1 << 20
+_ATTEMPTS, _PAUSE_S = 100, 0.1
+_UNUSED_S = 60.0
+"""Who starts a parent connects to it at once, unless it is killed."""
 _OUR_MODULES = ("tests.support.", "benchmarks.gpu", "benchmarks.baselines.")
 _READ_AT_IMPORT = ("HF_", "OMP_", "MKL_", "KMP_", "OPENBLAS_", "TORCH", "CUDA_", "MALLOC_", "LD_", "PYTHON", "OTEL_")
 """Beginnings of variables that are read before a server runs: with others than the parent's, nothing is forked."""
@@ -133,24 +140,49 @@ def _read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
 
 @functools.cache
 def _parent(executable: str, imports: tuple[str, ...] = ()) -> tuple[socket.socket, threading.Lock]:
-    """Start the process that an interpreter's servers are forked from, with these imports; it ends with this one."""
-    ours, theirs = _connected()
+    """Connect to the process that an interpreter's servers are forked from, with these imports.
+
+    Who asks first starts it; it ends with the last process that is connected to it.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    address = f"\0vit-api-tests-{run}-{_hash_of(executable, *imports)}"
+    connection = _socket()
+    for attempt in itertools.count(1):
+        with _socket() as listener, contextlib.suppress(OSError):  # another process has started it
+            listener.bind(address)
+            listener.listen()
+            _start_parent(executable, imports, listener)
+        try:
+            connection.connect(address)
+            break
+        except ConnectionRefusedError:  # it is between `bind` and `listen`, or has just ended
+            if attempt == _ATTEMPTS:
+                raise
+            time.sleep(_PAUSE_S)
+    atexit.register(connection.close)
+    return connection, threading.Lock()
+
+
+def _hash_of(*texts: str) -> str:
+    """Return a short name for some texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def _start_parent(executable: str, imports: tuple[str, ...], listener: socket.socket) -> None:
     arguments = ["-m", __name__, *imports]
     variables = {name: value for name, value in os.environ.items() if not name.startswith("VIT_API_")}
     variables |= {"PYTHONPATH": str(_ROOT)}
-    with theirs:
-        if imports:
-            request = pickle.dumps(_Request(arguments, str(_ROOT), variables))
-            parent, lock = _parent(executable)
-            unread, answer = _connected()  # its end is not awaited
-            with lock, unread, answer:
-                socket.send_fds(parent, [request], [theirs.fileno(), 1, 2, answer.fileno()])
-        else:
-            subprocess.Popen(
-                [executable, *arguments], env=variables, cwd=_ROOT, stdin=theirs, start_new_session=True
-            ).returncode = 0  # as above
-    atexit.register(ours.close)
-    return ours, threading.Lock()
+    if imports:
+        request = pickle.dumps(_Request(arguments, str(_ROOT), variables))
+        parent, lock = _parent(executable)
+        unread, answer = _connected()  # its end is not awaited
+        with lock, unread, answer:
+            socket.send_fds(parent, [request], [listener.fileno(), 1, 2, answer.fileno()])
+    else:
+        command = [executable, *arguments]
+        subprocess.Popen(
+            command, env=variables, cwd=_ROOT, stdin=listener, start_new_session=True
+        ).returncode = 0  # its end is not awaited
 
 
 @functools.cache
@@ -165,8 +197,14 @@ def this_process() -> tuple[socket.socket, threading.Lock]:
             ours.close()
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os._exit(_run(_serve(theirs)))
+            os._exit(_run(_serve([theirs])))
     return ours, threading.Lock()
+
+
+def _socket() -> socket.socket:
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
+    return ours
 
 
 def _connected() -> tuple[socket.socket, socket.socket]:
@@ -211,47 +249,86 @@ class ForkedServer(subprocess.Popen[bytes]):
         return self.returncode
 
 
-def _serve(requests: socket.socket) -> _Request:
-    """Fork a process for each request, and report its end. Returns in the forked ones; exits once nobody asks."""
-    running: dict[int, tuple[int, socket.socket]] = {}
-    reported: dict[socket.socket, int] = {}
+def _serve(clients: list[socket.socket], listener: socket.socket | None = None) -> _Request:
+    """Fork a process for each request, and report its end. Returns in the forked ones; exits once nobody asks.
+
+    Args:
+        clients: The connections that requests come from.
+        listener: Accepts further ones.
+    """
+    children = _Children()
+    listening = [] if listener is None else [listener]
     while True:
-        for ready in select.select([requests, *running, *reported], [], [])[0]:
-            if ready in running:
-                pid, client = running.pop(ready)
-                ended = os.waitid(os.P_PIDFD, ready, os.WEXITED | os.WNOWAIT)
-                assert ended is not None
-                os.close(ready)
-                _send(client, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
-                reported[client] = pid
-                continue
-            if ready in reported:  # the test has seen the status, until when its id is not given to another process
-                os.waitpid(reported.pop(ready), 0)
+        timeout_s = None if clients else _UNUSED_S
+        found = select.select([*listening, *clients, *children.running, *children.reported], [], [], timeout_s)[0]
+        for ready in found:
+            if ready in listening:
+                clients.append(ready.accept()[0])
+            elif ready in children.running:
+                children.report(ready)
+            elif ready in children.reported:
+                children.forget(ready)
+            elif (received := _receive(ready)) is None:
+                clients.remove(ready)
                 ready.close()
-                continue
-            message, (*files, answer), _, _ = _receive(requests)
-            client = socket.socket(fileno=answer)
-            pid = os.fork()
-            if pid == 0:
-                os.setsid()
-                _send(client, os.getpid())  # now that signals to its process group reach it
-                client.close()
-                requests.close()
-                for its_pidfd in running:
-                    os.close(its_pidfd)
-                for its_client in [*reported, *(one for _, one in running.values())]:
-                    its_client.close()
-                return _become(pickle.loads(message), files)
-            for file in files:
-                os.close(file)
-            running[os.pidfd_open(pid)] = pid, client
+            elif (request := children.fork(*received, [*listening, *clients])) is not None:
+                return request
+        if not clients:
+            os._exit(0)
 
 
-def _receive(requests: socket.socket) -> tuple[bytes, list[int], Any, Any]:
-    received = socket.recv_fds(requests, _MAX_REQUEST, 4)
-    if not received[0]:
-        os._exit(0)
-    return received
+class _Children:
+    """The processes that were forked.
+
+    Attributes:
+        running: By their pidfd: the id, and where the end is reported.
+        reported: By where their ends were reported: the ids.
+    """
+
+    def __init__(self) -> None:
+        self.running: dict[int, tuple[int, socket.socket]] = {}
+        self.reported: dict[socket.socket, int] = {}
+
+    def fork(self, message: bytes, files: list[int], inherited: Sequence[socket.socket]) -> _Request | None:
+        """Fork a process, and return its request there; in this process, return None."""
+        *files, answer = files
+        client = socket.socket(fileno=answer)
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            _send(client, os.getpid())  # now that signals to its process group reach it
+            for pidfd in self.running:
+                os.close(pidfd)
+            for one in [client, *inherited, *self.reported, *(other for _, other in self.running.values())]:
+                one.close()
+            return _become(pickle.loads(message), files)
+        for file in files:
+            os.close(file)
+        self.running[os.pidfd_open(pid)] = pid, client
+        return None
+
+    def report(self, pidfd: int) -> None:
+        """Say how a process has ended."""
+        pid, client = self.running.pop(pidfd)
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        os.close(pidfd)
+        _send(client, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+        self.reported[client] = pid
+
+    def forget(self, client: socket.socket) -> None:
+        """Reap a process whose status the test has seen, until when its id is not given to another one."""
+        os.waitpid(self.reported.pop(client), 0)
+        client.close()
+
+
+def _receive(client: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Return a request and its files; None if there will be no further one."""
+    try:
+        message, files, _, _ = socket.recv_fds(client, _MAX_REQUEST, 4)
+    except ConnectionResetError:  # it was killed
+        return None
+    return (message, files) if message else None
 
 
 def _send(client: socket.socket, number: int) -> None:
@@ -314,4 +391,4 @@ if __name__ == "__main__":
         vit_api.web.process.prepare()
     gc.freeze()
     # What is imported is not taken apart at the end, which takes longer than the forked server's start.
-    os._exit(_run(_serve(socket.socket(fileno=os.dup(0)))))
+    os._exit(_run(_serve([], socket.socket(fileno=os.dup(0)))))
