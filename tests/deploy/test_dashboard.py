@@ -15,7 +15,7 @@ from scripts.dashboard_picture import Series
 
 pytestmark = pytest.mark.skipif(not shutil.which("prometheus"), reason="needs Debian's package prometheus")
 
-_LOAD_S = 5.0
+_LOAD_S = 8.0
 _PROTOCOLS = {"/", "/predict", "/predict/batch", "/v1/embeddings", "/v1/moderations", "/v2/models/infer"}
 
 
