@@ -27,8 +27,8 @@ only_all = pytest.mark.skipif(os.environ.get("RAY_TESTS") != "all", reason="take
 
 def variables(**others: str) -> dict[str, str]:
     """Return the variables of a program that runs in the environment: one thread a model, no idle workers."""
-    without_idle_workers = {"RAY_prestart_worker_first_driver": "0"}
-    return ray_environment.variables(VIT_API_CPU_THREADS="1", **without_idle_workers, **others)
+    settings = {"VIT_API_CPU_THREADS": "1", "RAY_prestart_worker_first_driver": "0"}
+    return ray_environment.variables(**settings | others)
 
 
 def classify_command(*arguments: str | Path) -> list[str]:

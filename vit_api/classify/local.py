@@ -191,7 +191,13 @@ class LocalClassifier:
 
 
 def load_local(
-    settings: Settings, threads: int, images: int | None = None, *, shown: Shown, frames: int = 1
+    settings: Settings,
+    threads: int,
+    images: int | None = None,
+    *,
+    shown: Shown,
+    frames: int = 1,
+    cores: int | None = None,
 ) -> LocalClassifier:
     """Load the configured model on the first of the configured devices.
 
@@ -201,6 +207,7 @@ def load_local(
         images: The number of images, if it is known: the model is not prepared for larger batches.
         shown: Which classes will be shown.
         frames: Number of frames of an animation.
+        cores: Cores to compute on, without a GPU; None: all that this process may use.
 
     Raises:
         CheckpointError: The model can't be found or can't be served.
@@ -209,22 +216,31 @@ def load_local(
     device = choose_devices(settings.device)[0]
     max_batch_size = settings.max_batch_size if images is None else min(settings.max_batch_size, images)
     has_several = images is None or images > max_batch_size
-    if (lanes := _lanes(settings, device) if has_several else 1) > 1:
+    if (lanes := _lanes(settings, device, cores) if has_several else 1) > 1:
         settings = settings.model_copy(update={"cpu_threads": settings.cpu_threads or 1})
     lit_api = build_lit_api(settings, max_batch_size, all_classes=shown.needs_all_classes(settings, frames))
     lit_api.setup(device)
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads, lanes=lanes)
 
 
-def _lanes(settings: Settings, device: str) -> int:
-    """Return how many batches to compute at the same time.
+def computes_in_lanes(settings: Settings, device: str) -> bool:
+    """Return whether each core computes batches of its own, and so decodes their files as well.
 
     On the CPU, threads that each compute a batch never wait for each other, as those that share one do. OpenVINO has
     threads of its own.
     """
-    if device != "cpu" or settings.dtype == INT8 or settings.engine == _OPENVINO:
+    return _may_have_lanes(settings, device) and settings.cpu_threads in (None, 1)
+
+
+def _may_have_lanes(settings: Settings, device: str) -> bool:
+    return device == "cpu" and settings.dtype != INT8 and settings.engine != _OPENVINO
+
+
+def _lanes(settings: Settings, device: str, cores: int | None) -> int:
+    """Return how many batches to compute at the same time."""
+    if not _may_have_lanes(settings, device):
         return 1
-    return max(1, available_cores() // (settings.cpu_threads or 1))
+    return max(1, (cores or available_cores()) // (settings.cpu_threads or 1))
 
 
 def _labels(predictions: Iterable[dict[str, Any]]) -> tuple[ScoredLabel, ...]:

@@ -36,6 +36,12 @@ _FLAGS = ("flagged", "flagged_labels", "thresholds_digest")
 _DIGIT = ROOT / "examples" / "digit-7.png"
 
 
+_THREADS = [
+    pytest.param("1", id="an actor decodes"),
+    pytest.param("2", id="tasks decode, as beside a GPU", marks=only_all),
+]
+
+
 def _copies(folder: Path, count: int) -> list[str]:
     """Return the names of distinct files that all show a seven."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +200,8 @@ def test_an_object_store(engine: str, shards: tuple[str, ...], tmp_path: Path) -
 
 
 @needs_ray
-def test_the_engines_agree(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", _THREADS)
+def test_the_engines_agree(tmp_path: Path, threads: str) -> None:
     """On Ray, each file has the row that it has without Ray."""
     _copies(tmp_path / "images", 5)
     for number in range(4):  # a part has nothing but bad files, too
@@ -202,7 +209,8 @@ def test_the_engines_agree(tmp_path: Path) -> None:
     rows = {}
     for engine in ("local", "ray"):
         out = tmp_path / engine
-        result = classify(tmp_path / "images", "examples", "--engine", engine, "--out", out, "--part-size", "3")
+        options = ("--engine", engine, "--out", out, "--part-size", "3")
+        result = classify(tmp_path / "images", "examples", *options, VIT_API_CPU_THREADS=threads)
         assert result.returncode == 1, result.stderr
         assert "11 images in" in result.stderr
         rows[engine] = sorted(read_rows(out), key=lambda row: row["path"])
@@ -243,7 +251,8 @@ def test_decoding_stays_a_few_parts_ahead(tmp_path: Path) -> None:
         assert process.poll() is None or not unread
         return not unread
 
-    process = subprocess.Popen(arguments, cwd=ROOT, env=variables(), stderr=subprocess.DEVNULL)
+    environment = variables(VIT_API_CPU_THREADS="2")  # tasks decode, as beside a GPU
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_until(all_are_read, timeout_s=240)
         assert process.wait(timeout=120) == 0
@@ -267,8 +276,9 @@ def _is_read(pipe: Path, content: bytes) -> bool:
 
 @needs_ray
 @only_all
-def test_two_nodes_of_which_one_dies(tmp_path: Path) -> None:
-    """Tasks of both read at once; a task, the model and a node are killed, and each file has its row."""
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_two_nodes_of_which_one_dies(tmp_path: Path, threads: str) -> None:
+    """Both read at once; what reads, the models and a node are killed, and each file has its row."""
     names, pipes = _copies(tmp_path / "images", 30), [tmp_path / f"{number}.png" for number in range(6)]
     for pipe in pipes:
         os.mkfifo(pipe)
@@ -276,14 +286,14 @@ def test_two_nodes_of_which_one_dies(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = (tmp_path / "images", *pipes, "--out", out, "--part-size", "1", "--engine", "ray")
     with cluster_of_two_nodes(cpus=2) as nodes:
-        environment = variables(RAY_ADDRESS=nodes.address)
+        environment = variables(RAY_ADDRESS=nodes.address, VIT_API_CPU_THREADS=threads)
         process = subprocess.Popen(classify_command(*arguments), cwd=ROOT, env=environment, stderr=subprocess.PIPE)
         try:
             wait_until(lambda: all(_readers(pipes) & {*children_of(node)} for node in nodes[1:]), timeout_s=240)
             wait_until(lambda: len(list(out.glob("part-*.parquet"))) == len(names), timeout_s=60)
             task = min(_readers(pipes) & {*children_of(nodes.head)})
-            killed = [task, _model_of(nodes), *children_of(nodes.other), nodes.other]
-            for pid in killed:
+            killed = [task, *_models_of(nodes), *children_of(nodes.other), nodes.other]
+            for pid in dict.fromkeys(killed):
                 os.kill(pid, signal.SIGKILL)
             wait_until(lambda: not _readers(pipes) & {*killed})
             unread = dict(zip(pipes, held, strict=True))
@@ -298,11 +308,12 @@ def test_two_nodes_of_which_one_dies(tmp_path: Path) -> None:
     assert {row["labels"][0] for row in rows} == {"7"}
 
 
-def _model_of(nodes: Nodes) -> int:
-    """Return the process of the only actor with a model."""
+def _models_of(nodes: Nodes) -> list[int]:
+    """Return the processes of the actors with a model."""
     processes = [pid for node in nodes[1:] for pid in children_of(node)]
-    (model,) = (pid for pid in processes if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    return model
+    models = [pid for pid in processes if b"MapWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert models
+    return models
 
 
 def _feed(unread: dict[Path, int]) -> bool:

@@ -1,44 +1,31 @@
-"""Runs a plan on a Ray cluster: tasks decode parts on CPUs while actors, one for each GPU or node, classify them.
+"""Runs a plan on a Ray cluster: actors, one for each GPU or node, classify parts that they or tasks decode.
 
-A part is one row of a Ray dataset, so that one task decodes it and one actor classifies it and writes its results. If
-either dies, Ray runs it again, and the same file is written once more. Tasks are held back while a few decoded parts
+A part is one row of a Ray dataset, so that one actor classifies it and writes its results. If that, or a task that
+decodes, dies, Ray runs it again, and the same file is written once more. Tasks are held back while a few decoded parts
 wait for the actors.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
 import socket
 import warnings
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import Any
 
-import pyarrow as pa
 import ray
 from ray import data as ray_data
 from ray.util.annotations import RayDeprecationWarning
 
-from vit_api.classify.bulk.decoded_table import from_table, to_table
 from vit_api.classify.bulk.parts import PartDone, RunFailed
 from vit_api.classify.bulk.plan import Plan
 from vit_api.classify.bulk.ray_back_pressure import keep_few_ahead
-from vit_api.classify.bulk.results import write_part
-from vit_api.classify.bulk.storage import read_file
-from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api
-from vit_api.classify.local import Shown, load_local
-from vit_api.classify.shards import Shard
-from vit_api.client.lookahead import map_ahead
-from vit_api.client.results import ClassifyError, Outcome
-from vit_api.model.host_memory import keep_freed_memory
+from vit_api.classify.bulk.ray_nodes import DecodedParts, Task, WholeParts, decode_part
+from vit_api.classify.local import computes_in_lanes
 from vit_api.settings import Settings
-from vit_api.worker.outcomes import BrokenDevice
 
-_READERS = 8
-"""Threads that read files for one decoding task: an object store takes longer to answer than a decoder to decode."""
 _ATTEMPTS = 3
 """How often a part is run whose worker dies, before the others are finished first."""
 _MAX_LEFT_OUT = 100
@@ -47,25 +34,6 @@ _HOST_AND_PORT = re.compile(r"([^:/]+):(\d+)")
 _REACH_S = 10.0
 _LITTLE_CPU = 0.01
 """Without GPUs, decoding and the model share the cores: no core may be reserved for either."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What tasks and actors need to know of the run, on whichever node they are.
-
-    Attributes:
-        out: The folder of the results.
-        shard: The plan's shard.
-        settings: The server's settings.
-    """
-
-    out: str
-    shard: Shard
-    settings: Settings
-
-    def plan(self) -> Plan:
-        """Return the plan, which is read once a process."""
-        return _read_plan(self.out, self.shard)
 
 
 def run_parts(
@@ -87,16 +55,15 @@ def run_parts(
     """
     _connect()
     gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-    models = (
-        workers or gpus or max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
-    )
+    nodes = max(1, sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes()))
+    models = workers or gpus or nodes
     _configure(models)
-    task = _Task(plan.out, plan.shard, settings)
     left, before = dict.fromkeys(parts), 0
     while left and len(left) != before:
         before = len(left)
+        task = Task(plan.out, plan.shard, settings, ray.put(list(left)), -(-models // nodes))
         try:
-            for row in _dataset(task, list(left), models, has_gpus=gpus > 0).iter_rows():
+            for row in _dataset(task, len(left), models, has_gpus=gpus > 0).iter_rows():
                 done = PartDone(**row)
                 del left[done.part]
                 yield done
@@ -104,22 +71,25 @@ def run_parts(
             raise RunFailed(f"Ray gave up: {_reason(error)}") from error
 
 
-def _dataset(task: _Task, parts: list[int], models: int, *, has_gpus: bool) -> ray_data.Dataset:
+def _dataset(task: Task, count: int, models: int, *, has_gpus: bool) -> ray_data.Dataset:
     """Return the dataset whose rows are the parts that are done."""
-    decoded = ray_data.range(len(parts), override_num_blocks=len(parts)).map_batches(
-        _decode_part, batch_size=None, batch_format="pyarrow", fn_args=(task, ray.put(parts)), num_cpus=1
-    )
-    return decoded.map_batches(
-        _Worker,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_constructor_args=(task,),
-        compute=ray_data.ActorPoolStrategy(size=models),
-        num_gpus=1 if has_gpus else None,
-        num_cpus=None if has_gpus else _LITTLE_CPU,
-        scheduling_strategy="DEFAULT" if has_gpus else "SPREAD",  # a model computes on all cores of its node
-        max_task_retries=_ATTEMPTS - 1,
-    )
+    rows = ray_data.range(count, override_num_blocks=count)
+    on_nodes: dict[str, Any] = {
+        "batch_size": None,
+        "batch_format": "pyarrow",
+        "fn_constructor_args": (task,),
+        "num_gpus": 1 if has_gpus else None,
+        "num_cpus": None if has_gpus else _LITTLE_CPU,
+        "scheduling_strategy": "DEFAULT" if has_gpus else "SPREAD",  # a model computes on all cores of its node
+        "max_task_retries": _ATTEMPTS - 1,
+    }
+    if not has_gpus and computes_in_lanes(task.settings, "cpu"):
+        two_parts = ray_data.ActorPoolStrategy(
+            size=models, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+        )
+        return rows.map_batches(WholeParts, compute=two_parts, **on_nodes)
+    decoded = rows.map_batches(decode_part, batch_size=None, batch_format="pyarrow", fn_args=(task,), num_cpus=1)
+    return decoded.map_batches(DecodedParts, compute=ray_data.ActorPoolStrategy(size=models), **on_nodes)
 
 
 def _connect() -> None:
@@ -152,69 +122,6 @@ def _configure(models: int) -> None:
     context.max_errored_blocks = _MAX_LEFT_OUT
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # its tracebacks would be the user's only view of a bad disk
-
-
-def _decode_part(batch: pa.Table, task: _Task, parts: ray.ObjectRef) -> pa.Table:
-    """Decode the files of a part, in a task on a CPU."""
-    (index,) = batch["id"].to_pylist()
-    part = ray.get(parts)[index]
-    plan = task.plan()
-    decoder = _decoder(task.settings, plan.job.frames)
-    names = plan.names_of(part)
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
-        reads = [functools.partial(read_file, name, plan.job.folder) for name in names]
-        # Only reading gains from threads: the task has one core.
-        files = [decoder.decode(read) for read in map_ahead(pool, _read_ahead, reads, 2 * _READERS)]
-    return to_table(part, files)
-
-
-def _read_ahead(read: ReadUpload) -> ReadUpload:
-    """Read a file now; return what yields its bytes, or raises why there are none, later."""
-    try:
-        upload = read()
-    except ClassifyError as unreadable:
-        reason = unreadable
-
-        def fail() -> bytes:
-            raise reason
-
-        return fail
-    return lambda: upload
-
-
-class _Worker:
-    """An actor with the model, on one GPU or on the CPU."""
-
-    def __init__(self, task: _Task) -> None:
-        self._plan = task.plan()
-        job = self._plan.job
-        self._shown = Shown.of(job.top_k, job.threshold)
-        self._classifier = load_local(task.settings, 1, shown=self._shown, frames=job.frames)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Classify the decoded files of a part and write its results."""
-        part, files = from_table(batch)
-        outcomes = self._classify(files)
-        failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
-        return pa.table({"part": [part], "files": [len(files)], "failed": [failed]})
-
-    def _classify(self, files: list[Decoded]) -> list[tuple[str | None, Outcome]]:
-        try:
-            outcomes = list(self._classifier.classify_decoded(files, self._shown))
-        except BrokenDevice:
-            os._exit(1)  # only a new process can use the device again: Ray starts one, and runs the part in it
-        return [(file.sha256, outcome) for file, outcome in zip(files, outcomes, strict=True)]
-
-
-@functools.cache
-def _read_plan(out: str, shard: Shard) -> Plan:
-    return Plan(out, shard)
-
-
-@functools.cache
-def _decoder(settings: Settings, frames: int) -> FileDecoder:
-    keep_freed_memory()  # once a process: Ray uses it for one part after another
-    return FileDecoder(build_lit_api(settings, 1), frames)
 
 
 def _reason(error: BaseException) -> str:

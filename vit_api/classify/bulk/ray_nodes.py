@@ -1,0 +1,160 @@
+"""What a run on Ray does on its nodes: decode parts and classify them, or both in one actor.
+
+On the CPU an actor reads, decodes and classifies whole parts, in a thread for each core, as `classify` does without
+Ray: tasks that decode beside it would take its cores, and pixels would pass through shared memory. Where a GPU or
+threads of its own compute, tasks decode parts on the CPUs and actors classify them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+
+from vit_api.classify.bulk.decoded_table import from_table, to_table
+from vit_api.classify.bulk.plan import Plan
+from vit_api.classify.bulk.results import write_part
+from vit_api.classify.bulk.storage import read_file
+from vit_api.classify.decoder import FileDecoder, ReadUpload, build_lit_api
+from vit_api.classify.local import Shown, load_local
+from vit_api.classify.shards import Shard
+from vit_api.client.lookahead import map_ahead
+from vit_api.client.results import ClassifyError, Outcome
+from vit_api.environment.cores import available_cores
+from vit_api.model.host_memory import keep_freed_memory
+from vit_api.settings import Settings
+from vit_api.worker.outcomes import BrokenDevice
+
+_READERS = 8
+"""Threads that read files for one task or actor: an object store takes longer to answer than a decoder to decode."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What tasks and actors need to know of the run, on whichever node they are.
+
+    Attributes:
+        out: The folder of the results.
+        shard: The plan's shard.
+        settings: The server's settings.
+        parts: The parts to run, by the numbers in the dataset.
+        actors_per_node: Models that share the cores of a node.
+    """
+
+    out: str
+    shard: Shard
+    settings: Settings
+    parts: ray.ObjectRef
+    actors_per_node: int
+
+    def plan(self) -> Plan:
+        """Return the plan, which is read once a process."""
+        return _read_plan(self.out, self.shard)
+
+    def part_of(self, batch: pa.Table) -> int:
+        """Return the part that a row of the dataset stands for."""
+        (number,) = batch["id"].to_pylist()
+        part: int = ray.get(self.parts)[number]
+        return part
+
+
+class WholeParts:
+    """An actor that reads, decodes and classifies whole parts on the CPU. Thread-safe: two parts overlap."""
+
+    def __init__(self, task: Task) -> None:
+        keep_freed_memory()
+        self._task = task
+        self._plan = task.plan()
+        job = self._plan.job
+        self._shown = Shown.of(job.top_k, job.threshold)
+        cores = max(1, available_cores() // task.actors_per_node)
+        self._classifier = load_local(task.settings, cores, shown=self._shown, frames=job.frames, cores=cores)
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Classify the files of a part and write its results."""
+        part, job = self._task.part_of(batch), self._plan.job
+        reads = _read_files(self._readers, self._plan.names_of(part), job.folder)
+        with _ended_by_a_broken_device():
+            outcomes = list(self._classifier.classify_reads(reads, self._shown, job.frames))
+        return _written(self._plan, part, outcomes)
+
+
+def decode_part(batch: pa.Table, task: Task) -> pa.Table:
+    """Decode the files of a part, in a task on a CPU."""
+    part, plan = task.part_of(batch), task.plan()
+    decoder = _decoder(task.settings, plan.job.frames)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="read") as pool:
+        # Only reading gains from threads: the task has one core.
+        files = [decoder.decode(read) for read in _read_files(pool, plan.names_of(part), plan.job.folder)]
+    return to_table(part, files)
+
+
+class DecodedParts:
+    """An actor with the model that classifies decoded parts."""
+
+    def __init__(self, task: Task) -> None:
+        self._plan = task.plan()
+        job = self._plan.job
+        self._shown = Shown.of(job.top_k, job.threshold)
+        self._classifier = load_local(task.settings, 1, shown=self._shown, frames=job.frames)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Classify the decoded files of a part and write its results."""
+        part, files = from_table(batch)
+        with _ended_by_a_broken_device():
+            outcomes = list(self._classifier.classify_decoded(files, self._shown))
+        hashes = (file.sha256 for file in files)
+        return _written(self._plan, part, list(zip(hashes, outcomes, strict=True)))
+
+
+def _written(plan: Plan, part: int, outcomes: list[tuple[str | None, Outcome]]) -> pa.Table:
+    """Write the results of a part and return the row that says so, the fields of a `PartDone`."""
+    failed = write_part(*plan.results_of(part), plan.names_of(part), outcomes)
+    return pa.table({"part": [part], "files": [len(outcomes)], "failed": [failed]})
+
+
+@contextlib.contextmanager
+def _ended_by_a_broken_device() -> Iterator[None]:
+    """End the process if the device breaks: only a new one can use it again, and Ray starts one for the same part."""
+    try:
+        yield
+    except BrokenDevice:
+        os._exit(1)
+
+
+def _read_files(pool: ThreadPoolExecutor, names: Iterable[str], folder: str) -> Iterator[ReadUpload]:
+    """Yield what returns the bytes of each file, some of which are read ahead in threads."""
+    reads = (functools.partial(read_file, name, folder) for name in names)
+    return map_ahead(pool, _read_ahead, reads, 2 * _READERS)
+
+
+def _read_ahead(read: ReadUpload) -> ReadUpload:
+    """Read a file now; return what yields its bytes, or raises why there are none, later."""
+    try:
+        upload = read()
+    except ClassifyError as unreadable:
+        reason = unreadable
+
+        def fail() -> bytes:
+            raise reason
+
+        return fail
+    return lambda: upload
+
+
+@functools.cache
+def _read_plan(out: str, shard: Shard) -> Plan:
+    return Plan(out, shard)
+
+
+@functools.cache
+def _decoder(settings: Settings, frames: int) -> FileDecoder:
+    keep_freed_memory()  # once a process: Ray uses it for one part after another
+    return FileDecoder(build_lit_api(settings, 1), frames)
