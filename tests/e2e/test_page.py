@@ -254,6 +254,7 @@ def test_a_response_of_another_server(page: Page) -> None:
 
 def test_a_slow_example_replaces_nothing_newer(page: Page) -> None:
     """An example that finishes loading after a newer choice is not classified."""
+    page.wait_for("digit-2.png: 2")  # the example on load
     page.js(_SLOW_EXAMPLES)
     page.find("#examples button").click()
     page.choose(SEVEN)
@@ -267,6 +268,7 @@ def test_a_slow_example_replaces_nothing_newer(page: Page) -> None:
 
 def test_a_slow_example_does_not_erase_a_drawing(page: Page) -> None:
     """An example, such as the one on load, that finishes loading while a stroke is drawn is not classified."""
+    page.wait_for("digit-2.png: 2")
     page.js(_SLOW_EXAMPLES)
     page.find("#examples button").click()
     stroke = ActionChains(page.driver, duration=30).move_to_element_with_offset(page.find("#pad"), 0, -80)

@@ -73,6 +73,7 @@ shift by one pixel would change those of the smallest image by 85."""
     corners=st.lists(st.floats(0, 1), min_size=4, max_size=4, unique=True),
 )
 @example(size=(2, 2), target=(1, 1), corners=[0.0, 0.25, 0.375, 0.5])
+@example(size=(2, 2), target=(1, 2), corners=[0.75, 0.375, 1.0, 0.5])
 @example(size=(2, 2), target=(2, 2), corners=[0.0, 0.5, 0.125, 1.0])
 def test_any_box_and_ratio_agree_with_pillow(
     name: str, size: tuple[int, int], target: tuple[int, int], corners: list[float]
@@ -85,7 +86,8 @@ def test_any_box_and_ratio_agree_with_pillow(
     ramp = Image.fromarray(np.linspace(0, 255, size[0] * size[1]).reshape(size[::-1]).astype(np.uint8))
     found = differences(ramp, target, FILTERS[name], (left, top, right, bottom))
     if found.size < _FEW_PIXELS or min(target) <= _STRIP:
-        assert found.max() <= _AT_EDGES
+        step = 255 * (size[0] + 1) / (size[0] * size[1])  # to the next pixel below and beside it
+        assert found.max() <= max(_AT_EDGES, step / 4)
     else:
         assert found.mean() <= 2
 
