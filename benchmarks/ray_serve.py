@@ -3,7 +3,8 @@
     python -m benchmarks.ray_serve
 
 A closed loop of 32 connections sends 65 KB JPEGs to a model for 224 px, each request's upload unique. A server starts
-for its turn and stops after it, so that no idle one takes CPU time. Needs `make ray` and wrk.
+for its turn and stops after it, so that no idle one takes CPU time. An application that answers at once shows what Ray
+and HAProxy take themselves. Needs `make ray` and wrk.
 """
 
 from __future__ import annotations
@@ -22,16 +23,15 @@ from vit_api.load import uploads
 
 GOAL = 0.8
 _PLAIN, _PYTHON, _HAPROXY = "plain server", "Ray Serve, proxy in Python", "Ray Serve, HAProxy"
+_NOTHING = "Ray Serve, HAProxy, an application that answers at once"
+_WITH_HAPROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # By default 30 s, after which the controller kills what is still there.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+}
 _VARIABLES: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {
-        _PYTHON: {},
-        _HAPROXY: {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-            # By default 30 s, after which the controller kills what is still there.
-            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        },
-    }
+    {_PYTHON: {}, _HAPROXY: _WITH_HAPROXY, _NOTHING: _WITH_HAPROXY}
 )
 _PORTS_OF_HAPROXY = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
 """HAProxy has two further ports with fixed defaults, and ends, as does its actor, where another program has one."""
@@ -45,12 +45,13 @@ _WARM_UP_S = 2.0
 
 
 @contextlib.contextmanager
-def _on_ray(model: Path, variables: Mapping[str, str]) -> Iterator[servers.Server]:
+def _on_ray(name: str, model: Path) -> Iterator[servers.Server]:
     port = servers.free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [str(ray_environment.PYTHON), "-m", "benchmarks.baselines.ray_replica", str(port), str(model)]
+    program = "ray_nothing" if name == _NOTHING else "ray_replica"
+    command = [str(ray_environment.PYTHON), "-m", f"benchmarks.baselines.{program}", str(port), str(model)]
     ports = {name: str(servers.free_port()) for name in _PORTS_OF_HAPROXY}
-    environment = ray_environment.variables(**_PATIENT, **ports, **variables)
+    environment = ray_environment.variables(**_PATIENT, **ports, **_VARIABLES[name])
     ready = url + "/health/ready"
     with servers.running(command, ready, environment=environment, start_s=_START_S, stop_s=_STOP_S) as process:
         yield servers.Server(url, process.pid)
@@ -59,7 +60,7 @@ def _on_ray(model: Path, variables: Mapping[str, str]) -> Iterator[servers.Serve
 def _serving(name: str, model: Path) -> contextlib.AbstractContextManager[servers.Server]:
     if name == _PLAIN:
         return servers.vit_api(model=model, cache_size=0, cpu_threads=1)
-    return _on_ray(model, _VARIABLES[name])
+    return _on_ray(name, model)
 
 
 def turn(name: str, model: Path, seconds: float) -> tuple[float, float]:

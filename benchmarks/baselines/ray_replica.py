@@ -17,14 +17,13 @@ _CPUS = 4
 """More than Ray's own actors and the replica reserve; reservations limit nothing."""
 
 
-def main() -> None:
-    """Serve until SIGTERM."""
-    port, model = sys.argv[1:]
+def serve_until_stopped(port: int, application: serve.Application) -> None:
+    """Serve until SIGTERM, on a cluster that is started for it."""
     ray.init(address="local", num_cpus=_CPUS, include_dashboard=False, log_to_driver=False, logging_level="warning")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # in place of Ray's handler, which prints a stack trace
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-        serve.run(app({"settings": {"model": model, "cache_size": 0, "cpu_threads": 1, "log_level": "warning"}}))
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(application)
         while True:
             signal.pause()
     finally:
@@ -34,4 +33,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    settings = {"model": sys.argv[2], "cache_size": 0, "cpu_threads": 1, "log_level": "warning"}
+    serve_until_stopped(int(sys.argv[1]), app({"settings": settings}))

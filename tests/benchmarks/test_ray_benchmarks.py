@@ -31,5 +31,6 @@ def test_ray_serve(tmp_path: Path) -> None:
     file = tmp_path / "ray_serve.json"
     ray_serve.main(["--rounds", "1", "--seconds", "1", "--out", str(file)])
     measured = json.loads(file.read_text())["results"]
-    assert list(measured) == ["plain server", "Ray Serve, proxy in Python", "Ray Serve, HAProxy"]
+    names = ["plain server", "Ray Serve, proxy in Python", "Ray Serve, HAProxy"]
+    assert list(measured) == [*names, "Ray Serve, HAProxy, an application that answers at once"]
     assert all(figures["requests_per_s"] > 0 for figures in measured.values())
