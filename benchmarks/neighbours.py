@@ -4,7 +4,8 @@
 
 Version 1 of a model gets requests at a fixed rate, far below what the server can do. In every other turn version 2 is
 at fault: its worker is killed at the start of the turn, or it is a mirror whose worker is killed, sleeps 5 s in each
-batch, or raises. One machine runs it all, so what a starting worker takes is taken from version 1 and from the client,
+batch, or raises. A mirror that is killed computes in the other turns as well; the others get images only while they are
+at fault. One machine runs it all, so what a starting worker takes is taken from version 1 and from the client,
 too. Before that, version 2 is loaded and unloaded several times, for the memory that it leaves behind.
 """
 
@@ -108,7 +109,7 @@ def _in_turns(bench: _Bench, case: _Case, rounds: int) -> dict[str, Any]:
     pairs = []
     for number in range(rounds):
         order = (False, True) if number % 2 else (True, False)
-        by_fault = {is_faulty: bench.turn(case if is_faulty else None) for is_faulty in order}
+        by_fault = {is_faulty: bench.turn(case, is_faulty=is_faulty) for is_faulty in order}
         pairs.append((by_fault[False], by_fault[True]))
     bench.unload()
     return _summary(pairs)
@@ -140,20 +141,21 @@ class _Bench:
         """Unload it."""
         self._operate("unload", {"parameters": {"version": "2"}})
 
-    def turn(self, case: _Case | None = None) -> _Turn:
+    def turn(self, case: _Case | None = None, *, is_faulty: bool = False) -> _Turn:
         """Ask version 1 for some seconds, with a fault of version 2 or without."""
-        is_mirrored = case is not None and case.is_mirror
+        is_killed = case is not None and case.is_killed
+        is_mirrored = case is not None and case.is_mirror and (is_faulty or is_killed)
         if is_mirrored:
             self._operate("traffic", {"mirror_traffic": {"2": 100}})
-        if case is not None and case.is_killed:
+        if is_faulty and is_killed:
             time.sleep(max(0.0, self._killed_at + _MOST_DEATHS_EVERY_S - time.monotonic()))
         time.sleep(_SETTLE_S)
-        if case is not None and case.is_killed:
+        if is_faulty and is_killed:
             self._kill()
         turn = self._ask()
         if is_mirrored:
             self._operate("traffic", {"mirror_traffic": {"2": 0}})
-        if case is not None and case.is_killed:
+        if is_killed:
             self._until(lambda: self._is_ready("2"))
         return turn
 
