@@ -85,7 +85,7 @@ class VitApi:
         if scope["type"] == "http":
             await pass_through(self._session, self._server.url, scope, receive, send)
         elif scope["type"] == "lifespan":
-            await _live(receive, send)
+            await live(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
@@ -160,7 +160,8 @@ def _autoscaling(options: Options) -> AutoscalingConfig:
     )
 
 
-async def _live(receive: Receive, send: Send) -> None:
+async def live(receive: Receive, send: Send) -> None:
+    """Answer ASGI's lifespan messages until the shutdown; nothing is to be done for them."""
     with contextlib.suppress(asyncio.CancelledError):
         while True:
             message = await receive()

@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 
 from benchmarks.baselines.ray_replica import serve_until_stopped
+from deploy.ray_serve import live
 
 _BODY = b'{"predictions": []}'.ljust(400)
 """As long as an answer of our server."""
@@ -31,10 +32,8 @@ class Nothing:
                 headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(_BODY))]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 await send({"type": "http.response.body", "body": _BODY})
-                return
-            while (await receive())["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            await send({"type": "lifespan.shutdown.complete"})
+            elif scope["type"] == "lifespan":
+                await live(receive, send)
 
         return handle
 

@@ -250,7 +250,7 @@ class ForkedServer(subprocess.Popen[bytes]):
 
 
 def _serve(clients: list[socket.socket], listener: socket.socket | None = None) -> _Request:
-    """Fork a process for each request, and report its end. Returns in the forked ones; exits once nobody asks.
+    """Fork a process for each request, and report its end. Returns in the forked ones; exits without clients.
 
     Args:
         clients: The connections that requests come from.
@@ -267,7 +267,7 @@ def _serve(clients: list[socket.socket], listener: socket.socket | None = None) 
             elif ready in children.running:
                 children.report(ready)
             elif ready in children.reported:
-                children.forget(ready)
+                children.reap(ready)
             elif (received := _receive(ready)) is None:
                 clients.remove(ready)
                 ready.close()
@@ -316,7 +316,7 @@ class _Children:
         _send(client, ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
         self.reported[client] = pid
 
-    def forget(self, client: socket.socket) -> None:
+    def reap(self, client: socket.socket) -> None:
         """Reap a process whose status the test has seen, until when its id is not given to another one."""
         os.waitpid(self.reported.pop(client), 0)
         client.close()

@@ -223,22 +223,22 @@ def load_local(
     return LocalClassifier(lit_api, max_batch_size=max_batch_size, threads=threads, lanes=lanes)
 
 
-def computes_in_lanes(settings: Settings, device: str) -> bool:
-    """Return whether each core computes batches of its own, and so decodes their files as well.
+def computes_in_lanes(settings: Settings) -> bool:
+    """Return whether on the CPU each core computes batches of its own, and so decodes their files as well."""
+    return settings.cpu_threads in (None, 1) and not _has_own_threads(settings)
+
+
+def _has_own_threads(settings: Settings) -> bool:
+    return settings.dtype == INT8 or settings.engine == _OPENVINO
+
+
+def _lanes(settings: Settings, device: str, cores: int | None) -> int:
+    """Return how many batches to compute at the same time.
 
     On the CPU, threads that each compute a batch never wait for each other, as those that share one do. OpenVINO has
     threads of its own.
     """
-    return _may_have_lanes(settings, device) and settings.cpu_threads in (None, 1)
-
-
-def _may_have_lanes(settings: Settings, device: str) -> bool:
-    return device == "cpu" and settings.dtype != INT8 and settings.engine != _OPENVINO
-
-
-def _lanes(settings: Settings, device: str, cores: int | None) -> int:
-    """Return how many batches to compute at the same time."""
-    if not _may_have_lanes(settings, device):
+    if device != "cpu" or _has_own_threads(settings):
         return 1
     return max(1, (cores or available_cores()) // (settings.cpu_threads or 1))
 

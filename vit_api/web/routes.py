@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi.routing import APIRoute
 from starlette.requests import Request as AsgiRequest
@@ -22,6 +22,8 @@ from vit_api.web.requests import BodyLimit, Request
 from vit_api.web.responses import Response
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+_Made = TypeVar("_Made")
 
 Responses = dict[int | str, dict[str, Any]]
 """Responses by status, as FastAPI takes them."""
@@ -121,23 +123,22 @@ class ProtocolRoutes(Protocol):
 
 def described(routes: Sequence[Route]) -> list[APIRoute]:
     """Return what the API's description is made from."""
-    found: list[APIRoute] = []
-    for route in routes:
-        if isinstance(route, APIRoute):
-            found.append(route)
-        elif route.operation is not None:
-            found.append(route.operation.as_route(route.method))
-    return found
+    return _each(routes, lambda hot, operation: operation.as_route(hot.method))
 
 
-def matched(routes: Sequence[Route]) -> list[BaseRoute]:
+def matched(routes: Sequence[Route]) -> Sequence[BaseRoute]:
     """Return what tells the methods of a path, at a fraction of the time that `described` takes; nothing is served."""
-    found: list[BaseRoute] = []
+    return _each(routes, lambda hot, operation: AsgiRoute(operation.path, _not_served, methods=[hot.method]))
+
+
+def _each(routes: Sequence[Route], of_hot: Callable[[HotRoute, Operation], _Made]) -> list[APIRoute | _Made]:
+    """Return FastAPI's routes as they are, and what is made of the hot ones that are described."""
+    found: list[APIRoute | _Made] = []
     for route in routes:
         if isinstance(route, APIRoute):
             found.append(route)
         elif route.operation is not None:
-            found.append(AsgiRoute(route.operation.path, _not_served, methods=[route.method]))
+            found.append(of_hot(route, route.operation))
     return found
 
 

@@ -20,7 +20,7 @@ _RAISES, _TOO_LARGE, _INFINITE, _NAN, _LOST = 255, 254, 253, 252, 251
 
 
 @pytest.fixture(autouse=True)
-def _forget_what_was_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+def _new_repeat_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test log its failures: repeats are dropped for a minute."""
     monkeypatch.setattr(module.logger, "filters", [RepeatFilter()])
 

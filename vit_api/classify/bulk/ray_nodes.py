@@ -64,17 +64,35 @@ class Task:
         return part
 
 
-class WholeParts:
+class _Actor:
+    """An actor with the model.
+
+    Args:
+        task: The run.
+        threads: Threads that decode.
+        cores: Cores to compute on, without a GPU; None: all.
+    """
+
+    def __init__(self, task: Task, threads: int = 1, cores: int | None = None) -> None:
+        self._plan = task.plan()
+        job = self._plan.job
+        self._shown = Shown.of(job.top_k, job.threshold)
+        self._classifier = load_local(task.settings, threads, shown=self._shown, frames=job.frames, cores=cores)
+
+    def _write(self, part: int, outcomes: list[tuple[str | None, Outcome]]) -> pa.Table:
+        """Write the results of a part and return the row that says so, the fields of a `PartDone`."""
+        failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
+        return pa.table({"part": [part], "files": [len(outcomes)], "failed": [failed]})
+
+
+class WholeParts(_Actor):
     """An actor that reads, decodes and classifies whole parts on the CPU. Thread-safe: two parts overlap."""
 
     def __init__(self, task: Task) -> None:
         keep_freed_memory()
-        self._task = task
-        self._plan = task.plan()
-        job = self._plan.job
-        self._shown = Shown.of(job.top_k, job.threshold)
         cores = max(1, available_cores() // task.actors_per_node)
-        self._classifier = load_local(task.settings, cores, shown=self._shown, frames=job.frames, cores=cores)
+        super().__init__(task, cores, cores)
+        self._task = task
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -83,7 +101,7 @@ class WholeParts:
         reads = _read_files(self._readers, self._plan.names_of(part), job.folder)
         with _ended_by_a_broken_device():
             outcomes = list(self._classifier.classify_reads(reads, self._shown, job.frames))
-        return _written(self._plan, part, outcomes)
+        return self._write(part, outcomes)
 
 
 def decode_part(batch: pa.Table, task: Task) -> pa.Table:
@@ -96,14 +114,8 @@ def decode_part(batch: pa.Table, task: Task) -> pa.Table:
     return to_table(part, files)
 
 
-class DecodedParts:
-    """An actor with the model that classifies decoded parts."""
-
-    def __init__(self, task: Task) -> None:
-        self._plan = task.plan()
-        job = self._plan.job
-        self._shown = Shown.of(job.top_k, job.threshold)
-        self._classifier = load_local(task.settings, 1, shown=self._shown, frames=job.frames)
+class DecodedParts(_Actor):
+    """An actor that classifies decoded parts."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify the decoded files of a part and write its results."""
@@ -111,13 +123,7 @@ class DecodedParts:
         with _ended_by_a_broken_device():
             outcomes = list(self._classifier.classify_decoded(files, self._shown))
         hashes = (file.sha256 for file in files)
-        return _written(self._plan, part, list(zip(hashes, outcomes, strict=True)))
-
-
-def _written(plan: Plan, part: int, outcomes: list[tuple[str | None, Outcome]]) -> pa.Table:
-    """Write the results of a part and return the row that says so, the fields of a `PartDone`."""
-    failed = write_part(*plan.results_of(part), plan.names_of(part), outcomes)
-    return pa.table({"part": [part], "files": [len(outcomes)], "failed": [failed]})
+        return self._write(part, list(zip(hashes, outcomes, strict=True)))
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def _dataset(task: Task, count: int, models: int, *, has_gpus: bool) -> ray_data
         "scheduling_strategy": "DEFAULT" if has_gpus else "SPREAD",  # a model computes on all cores of its node
         "max_task_retries": _ATTEMPTS - 1,
     }
-    if not has_gpus and computes_in_lanes(task.settings, "cpu"):
+    if not has_gpus and computes_in_lanes(task.settings):
         two_parts = ray_data.ActorPoolStrategy(
             size=models, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
         )
