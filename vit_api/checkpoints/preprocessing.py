@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 Size = tuple[int, int]
@@ -51,6 +52,13 @@ class Preprocessing:
         if shape is None:
             raise ValueError("A resize that keeps the aspect ratio needs a crop.")
         return (*shape, 3)
+
+    @functools.cached_property
+    def only_size(self) -> Size | None:
+        """The (width, height) of pictures that are taken as they are, whatever the filter; None if there are none."""
+        if self.size is None or self.first_crop is not None or self.crop not in (None, self.size):
+            return None
+        return self.size[::-1]
 
     def has_pixels_of(self, other: Preprocessing) -> bool:
         """Return whether an image's pixels are the same: those of uint8, before they are scaled and normalised."""

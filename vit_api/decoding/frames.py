@@ -19,7 +19,7 @@ from vit_api.decoding import tiff
 from vit_api.decoding.cost import Cost
 from vit_api.decoding.frame_times import FrameTimes, read_frame_times
 from vit_api.decoding.image_limits import MAX_CPU_S
-from vit_api.decoding.images import Decoding, Opened, open_upload, pixels_of, reading
+from vit_api.decoding.images import Decoding, Opened, Reading, lock_of, open_upload, pixels_of
 from vit_api.decoding.memory import check_memory, check_size
 from vit_api.errors import BadImage, ImageTooLarge
 
@@ -85,7 +85,7 @@ def plan_frames(upload: bytes, count: int, decoding: Decoding) -> FramePlan | No
         ImageTooLarge: Decoding the frames takes too much memory or time.
         BadImage: The file is corrupt, or has too many frames.
     """
-    with reading(upload) as format_name:
+    with Reading(upload) as format_name:
         times = read_frame_times(upload, format_name)
     if times is None:
         return None
@@ -136,17 +136,19 @@ def decode_frames(
         ViTError: As `images.decode`; BadImage also if they take too much CPU time together.
     """
     end_s = time.thread_time() + MAX_CPU_S
-    with reading(upload) as format_name, open_upload(upload, format_name, decoding, has_frames=True) as opened:
-        image, at = opened.image, 0
-        for position in sorted(wanted):
-            number = plan.numbers[position]
-            for step in range(at, number + 1) if plan.is_composed else (number,):
-                image.seek(step)
-                if step == number or format_name == "WEBP":  # others compose the frames in between as they seek
-                    _load(image)
-                _check_time(end_s)
-            at = number + 1
-            yield position, pixels_of(_frame_of(opened, plan, upload, decoding), preprocessing, decoding)
+    with Reading(upload) as format_name, lock_of(format_name):
+        opened = open_upload(upload, format_name, decoding, has_frames=True)
+        with opened.image as image:
+            at = 0
+            for position in sorted(wanted):
+                number = plan.numbers[position]
+                for step in range(at, number + 1) if plan.is_composed else (number,):
+                    image.seek(step)
+                    if step == number or format_name == "WEBP":  # others compose the frames in between as they seek
+                        _load(image)
+                    _check_time(end_s)
+                at = number + 1
+                yield position, pixels_of(_frame_of(opened, plan, upload, decoding), preprocessing, decoding)
 
 
 def _load(image: Image.Image) -> None:

@@ -11,8 +11,7 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +68,7 @@ DRAFT_MARGIN = 2.4
 # An AVIF or HEIC may have more pixels than its container says, up to 16,384 pixels a side, and the libraries notice
 # only after decoding them into hundreds of megabytes. So a process decodes one of them at a time.
 _LYING_LOCK = threading.Lock()
+_NO_LOCK = contextlib.nullcontext()
 
 # Beyond it, exact decoding resizes only what the crop keeps.
 _MAX_RESIZED_SIDE = 4096
@@ -92,8 +92,7 @@ MAX_DECODE_BYTES = 350 * 2**20
 """Default of the memory that decoding one image may take."""
 
 
-@dataclass(frozen=True)
-class Decoding:
+class Decoding(NamedTuple):
     """How an upload is decoded; see `decode`."""
 
     exact: bool
@@ -102,8 +101,7 @@ class Decoding:
     background: Colour | None
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """An upload whose header has been read.
 
     Attributes:
@@ -148,48 +146,49 @@ def decode(
         ImageTooLarge: A side is too long, or decoding takes too much memory; raised before any pixel is decoded.
         BadImage: The file is corrupt, truncated or too complex.
     """
-    with (
-        reading(upload) as format_name,
-        open_upload(upload, format_name, options := Decoding(exact, max_side, max_bytes, background)) as opened,
-    ):
-        return pixels_of(opened, preprocessing, options)
-
-
-@contextlib.contextmanager
-def reading(upload: bytes) -> Iterator[str]:
-    """Identify an upload, and say what is wrong with it if reading it fails.
-
-    Yields:
-        Its format, one of `formats.FORMATS`.
-    """
-    if not upload:
-        raise EmptyUpload("The image is empty. Send the bytes of an image file.")
-    format_name = identify(upload)
-    _silence_pillow()
-    try:
-        yield format_name
-    except ViTError:
-        raise
-    except TooComplex as error:
-        raise BadImage(f"The {format_name} image is too complex: {error}. {_SAVE_AGAIN}") from error
-    except Exception as error:
-        # PIL raises whatever its parsers run into: OSError, SyntaxError, ValueError, struct.error, EOFError, ...
-        raise _failure(upload, format_name, error) from error
-
-
-@contextlib.contextmanager
-def open_upload(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bool = False) -> Iterator[Opened]:
-    """Open a file whose pixels can then be decoded; with `has_frames`, those of any of its frames."""
-    with _lock_of(format_name):
-        opened = _open(upload, format_name, decoding, has_frames=has_frames)
+    decoding = Decoding(exact, max_side, max_bytes, background)
+    with Reading(upload) as format_name, lock_of(format_name):
+        opened = open_upload(upload, format_name, decoding)
         with opened.image:
-            yield opened
+            return pixels_of(opened, preprocessing, decoding)
+
+
+class Reading:
+    """A context that identifies an upload, and says what is wrong with it if reading it fails.
+
+    Args:
+        upload: The bytes of an image file.
+    """
+
+    __slots__ = ("_format_name", "_upload")
+
+    def __init__(self, upload: bytes) -> None:
+        self._upload = upload
+
+    def __enter__(self) -> str:
+        """Return its format, one of `formats.FORMATS`."""
+        if not self._upload:
+            raise EmptyUpload("The image is empty. Send the bytes of an image file.")
+        self._format_name = identify(self._upload)
+        _silence_pillow()
+        return self._format_name
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """Raise what is wrong with the file."""
+        if not isinstance(error, Exception) or isinstance(error, ViTError):
+            return
+        if isinstance(error, TooComplex):
+            raise BadImage(f"The {self._format_name} image is too complex: {error}. {_SAVE_AGAIN}") from error
+        # PIL raises whatever its parsers run into: OSError, SyntaxError, ValueError, struct.error, EOFError, ...
+        raise _failure(self._upload, self._format_name, error) from error
 
 
 def pixels_of(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) -> npt.NDArray[np.uint8]:
     """Decode the picture, or the frame at which it is."""
     image = opened.image
     check_size(*image.size, decoding.max_side)
+    if isinstance(image, PlainImage) and not decoding.exact and _is_as_needed(image, preprocessing):
+        return plain.pixels_of(image)
     if min(image.size) < 1:
         raise ValueError("The image has no pixels.")
     if decoding.exact:
@@ -198,8 +197,23 @@ def pixels_of(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) 
     return plain.pixels_of(_decode_fast(opened, preprocessing, decoding))
 
 
-def _open(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bool) -> Opened:
-    """Check the structure of a file, drop what is not needed of it, and read its header."""
+def _is_as_needed(image: PlainImage, preprocessing: Preprocessing) -> bool:
+    """Return whether a picture is neither turned, converted nor resized: many clients send the model's own size."""
+    return image.size == preprocessing.only_size and image.mode in plain.RGB_OR_GREY and not image.has_metadata
+
+
+def open_upload(upload: bytes, format_name: str, decoding: Decoding, *, has_frames: bool = False) -> Opened:
+    """Check the structure of a file, drop what is not needed of it, and read its header.
+
+    Args:
+        upload: The bytes of an image file; `Reading` says what is wrong with it.
+        format_name: Its format, whose `lock_of` is held until the picture is decoded.
+        decoding: How it will be decoded.
+        has_frames: Whether other frames than the first are read.
+
+    Returns:
+        The picture, which the caller closes.
+    """
     if format_name == "JPEG":
         return _open_jpeg(upload, decoding)
     if format_name == "PNG":
@@ -287,9 +301,9 @@ def _silence_pillow() -> None:
         warnings.filterwarnings("ignore", module=_IGNORE_WARNINGS[3].pattern)
 
 
-def _lock_of(format_name: str) -> contextlib.AbstractContextManager[object]:
+def lock_of(format_name: str) -> contextlib.AbstractContextManager[object]:
     """Return the lock to hold while decoding a format; see `_LYING_LOCK`."""
-    return _LYING_LOCK if format_name in ("AVIF", "HEIC") else contextlib.nullcontext()
+    return _LYING_LOCK if format_name in ("AVIF", "HEIC") else _NO_LOCK
 
 
 def _decode_exactly(image: Image.Image, preprocessing: Preprocessing, decoding: Decoding) -> Image.Image:

@@ -22,6 +22,9 @@ from vit_api.decoding.png import CHECKSUM_BYTES, CHUNK, MAX_CHUNKS, SIGNATURE
 MAX_BYTES = 2 * 2**20
 """Pillow reads longer files piece by piece, which bounds the CPU time; see `UploadFile`."""
 
+RGB_OR_GREY = ("RGB", "L")
+"""The modes that `pixels_of` takes."""
+
 _JPEG_MODES = {1: "L", 3: "RGB"}
 _SCALES = (8, 4, 2)
 _ENCODED = 1
@@ -183,22 +186,25 @@ def _parts_from(upload: bytes, position: int) -> list[bytes] | None:
 
 
 def pixels_of(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Return the pixels of an RGB picture, with one call of Pillow's encoder.
+    """Return the pixels of a picture in RGB or grey, with one call of Pillow's encoder.
 
     Returns:
         uint8 [height, width, 3], not writable.
     """
     image.load()
+    mode = image.mode
+    bands = 3 if mode == "RGB" else 1
     width, height = image.size
-    encoder = _imaging.raw_encoder("RGB", "RGB")
+    encoder = _imaging.raw_encoder(mode, mode)
     try:
         encoder.setimage(image.im, (0, 0, width, height))
-        _, status, data = encoder.encode(3 * width * height + 4 * width)
+        _, status, data = encoder.encode((bands * height + 4) * width)
     finally:
         encoder.cleanup()
-    if status != _ENCODED or len(data) != 3 * width * height:
-        return np.asarray(image)
-    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    if status != _ENCODED or len(data) != bands * width * height:
+        return np.asarray(image.convert("RGB"))
+    pixels = np.frombuffer(data, np.uint8).reshape(height, width, bands)
+    return pixels if bands == 3 else np.broadcast_to(pixels, (height, width, 3))
 
 
 def _checksum(data: bytes) -> bytes:

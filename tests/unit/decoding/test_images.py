@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,36 @@ def test_any_size_gives_the_pixels_of_the_pipeline(
     upload = samples.encode(samples.photo(size))
     pixels = decode(upload, preprocessing, max_side=MAX_SIDE, exact=True)
     np.testing.assert_array_equal(pixels, pipeline_pixels(upload, folder))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("change", [{}, {"resample": 0}, {"crop": (48, 48)}], ids=["resize", "nearest", "same crop"])
+def test_a_picture_of_the_model_s_size_is_taken_as_it_is(change: dict[str, Any], mode: str, image_format: str) -> None:
+    preprocessing = replace(SQUARE, **change)
+    upload = samples.encode(samples.photo((48, 48)).convert(mode), image_format)
+    pixels = decode(upload, preprocessing, exact=False)
+    with Image.open(io.BytesIO(upload)) as image:
+        np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("change", [{"crop": (32, 32)}, {"first_crop": (0.75, 0.75)}], ids=["crop", "first crop"])
+def test_a_picture_of_the_size_of_the_resize_is_still_cropped(change: dict[str, Any]) -> None:
+    preprocessing = replace(SQUARE, **change)
+    upload = samples.encode(samples.photo((48, 48)))
+    fast, exact = (decode(upload, preprocessing, exact=exact).astype(int) for exact in (False, True))
+    assert fast.shape == preprocessing.pixel_shape
+    assert np.abs(fast - exact).mean() <= 4
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_a_picture_of_the_model_s_size_is_turned_by_its_exif_data(image_format: str) -> None:
+    photo = samples.photo((48, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = (samples.encode(photo, image_format, **options) for options in ({"exif": exif}, {}))
+    expected = np.rot90(decode(plain, SQUARE, exact=False), k=-1)
+    np.testing.assert_array_equal(decode(turned, SQUARE, exact=False), expected)
 
 
 @pytest.mark.parametrize("size", [(600, 2), (2, 600), (301, 1), (1, 301)])

@@ -36,8 +36,8 @@ def _open_plain(upload: bytes) -> PlainJpeg:
 
 def _open(upload: bytes) -> Image.Image:
     decoding = Decoding(exact=False, max_side=65_535, max_bytes=2**28, background=None)
-    with open_upload(upload, "JPEG", decoding) as opened:
-        return opened.image
+    with open_upload(upload, "JPEG", decoding).image as image:
+        return image
 
 
 def _load(image: Image.Image, size: tuple[int, int] | None) -> tuple[Any, Any]:
