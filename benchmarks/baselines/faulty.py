@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from vit_api.app import main
 from vit_api.lit_api import ViTAPI
 
 SLEEPS, RAISES = 7, 6
@@ -25,4 +24,6 @@ class FaultyAPI(ViTAPI):
 
 
 if __name__ == "__main__":
+    from vit_api.app import main  # here, since each worker that is started imports this module, as it does `server.py`
+
     main(FaultyAPI)
