@@ -192,19 +192,17 @@ def pixels_of(image: Image.Image) -> npt.NDArray[np.uint8]:
         uint8 [height, width, 3], not writable.
     """
     image.load()
-    mode = image.mode
-    bands = 3 if mode == "RGB" else 1
     width, height = image.size
-    encoder = _imaging.raw_encoder(mode, mode)
+    pixels = image.im if image.mode == "RGB" else image.im.convert("RGB", Image.Dither.NONE)
+    encoder = _imaging.raw_encoder("RGB", "RGB")
     try:
-        encoder.setimage(image.im, (0, 0, width, height))
-        _, status, data = encoder.encode((bands * height + 4) * width)
+        encoder.setimage(pixels, (0, 0, width, height))
+        _, status, data = encoder.encode(3 * width * height + 4 * width)
     finally:
         encoder.cleanup()
-    if status != _ENCODED or len(data) != bands * width * height:
+    if status != _ENCODED or len(data) != 3 * width * height:
         return np.asarray(image.convert("RGB"))
-    # A grey pixel is three times the same byte. This makes the array in one step, and `np.broadcast_to` in many.
-    return np.ndarray((height, width, 3), np.uint8, data, strides=(bands * width, bands, bands // 3))
+    return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
 def _checksum(data: bytes) -> bytes:

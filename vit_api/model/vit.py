@@ -20,7 +20,7 @@ from vit_api.model.scaled_products import ScaledLinear, can_scale, scale_linear
 from vit_api.model.vit_network import ACTIVATIONS, ViTNetwork
 
 _CENTRE = 128
-"""Subtracted from pixels to keep sums small; the integers -128 to 127 are exact in every dtype."""
+"""Subtracted from pixels in 16 bits, to keep sums small; the integers -128 to 127 are exact in every dtype."""
 
 
 class _Linear(NamedTuple):
@@ -111,7 +111,8 @@ class FusedViT:
         self._rotation = vit.rotation
         patches = vit.embeddings.patch_embeddings
         self._patch_height, self._patch_width = patches.projection.kernel_size
-        self._patches = _normalising_projection(patches.projection, scale, shift)
+        self._centre = 0 if patches.projection.weight.dtype == torch.float32 else _CENTRE
+        self._patches = _normalising_projection(patches.projection, scale, shift, self._centre)
         positions = vit.embeddings.position_embeddings.detach()
         self._prefix_tokens = vit.embeddings.cls_token.detach() + positions[:, : self._prefix]
         self._positions = positions[:, self._prefix :].contiguous()
@@ -169,9 +170,12 @@ class FusedViT:
         """Project each patch of the images, and prepend the class token and registers."""
         batch, height, width, channels = pixels.shape
         rows, columns = height // self._patch_height, width // self._patch_width
-        patches = pixels.view(batch, rows, self._patch_height, columns, self._patch_width, channels)
-        patches = patches.transpose(2, 3).reshape(batch, rows * columns, -1)
-        x = self._patches(patches.to(self._patches.weight.dtype) - _CENTRE) + self._positions
+        shape = batch, rows, columns, self._patch_height, self._patch_width, channels
+        patches = torch.empty(shape, dtype=self._patches.weight.dtype, device=pixels.device)
+        patches.copy_(pixels.view(batch, rows, shape[3], columns, *shape[4:]).transpose(2, 3))
+        if self._centre:
+            patches -= self._centre
+        x = self._patches(patches.view(batch, rows * columns, -1)) + self._positions
         x = torch.cat([self._prefix_tokens.expand(batch, -1, -1), x], dim=1)
         return x if self._pre_norm is None else self._pre_norm(x)
 
@@ -236,7 +240,7 @@ class FusedViT:
         return x.view(x.shape[0], x.shape[1], self._heads, self._head_size).transpose(1, 2)
 
 
-def _normalising_projection(projection: torch.nn.Conv2d, scale: Tensor, shift: Tensor) -> _Linear:
+def _normalising_projection(projection: torch.nn.Conv2d, scale: Tensor, shift: Tensor, centre: int) -> _Linear:
     """Return the patch projection as a matrix for centred pixels, with rows ordered [height, width, channel].
 
     For pixel p, centre c, weights W and bias b: W (p * scale + shift) + b =
@@ -244,7 +248,7 @@ def _normalising_projection(projection: torch.nn.Conv2d, scale: Tensor, shift: T
     """
     weight = projection.weight.detach().double()
     scale, shift = scale.double(), shift.double()
-    bias = (weight * (_CENTRE * scale + shift)).sum(dim=(1, 2, 3))
+    bias = (weight * (centre * scale + shift)).sum(dim=(1, 2, 3))
     if projection.bias is not None:
         bias += projection.bias.detach().double()
     rows = (weight * scale).permute(0, 2, 3, 1).reshape(len(weight), -1)
