@@ -17,6 +17,7 @@ from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from vit_api.decoding.resizing import resizer_name
 from vit_api.deployments.saved import ModelState, ModelStateError
+from vit_api.environment.cores import available_cores
 from vit_api.environment.devices import choose_devices
 from vit_api.environment.system import require_linux
 from vit_api.ipc.metrics_board import MetricsBoard
@@ -114,12 +115,18 @@ class Application:
                 deployment.worker_board,
                 deployment.requests,
                 deployment.answers,
-                policy_class(spec.max_batch_size, settings.max_wait_s),
+                policy_class(spec.max_batch_size, settings.max_wait_s, self._shared_cores()),
                 metrics_board=deployment.metrics_board,
                 batch_stats=deployment.batch_stats,
                 names=deployment.worker_names,
             ),
         )
+
+    def _shared_cores(self) -> int | None:
+        """Return the number of cores that decoding can keep busy and the model computes on; None if there are none."""
+        cores, settings = available_cores(), self._settings
+        decodes_on_all = settings.decoded_at_once * settings.api_servers >= cores
+        return cores if decodes_on_all and self.shared.devices == ["cpu"] else None
 
     def server(self) -> ViTServer:
         """Return the LitServe server that runs the processes."""

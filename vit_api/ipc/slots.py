@@ -253,6 +253,10 @@ class SlotTable:
         incoming = (self._states == SlotState.DECODING) | (self._states == SlotState.QUEUED)
         return self._count(incoming, urgency)
 
+    def count_decoding(self) -> int:
+        """Count the images of all deployments that are being decoded, or wait for that."""
+        return int(np.count_nonzero(self._states == SlotState.DECODING))
+
     def count_waiting(self, urgency: Urgency | None = None) -> int:
         """Count the images that may join a batch now: queued, neither claimed nor isolated.
 

@@ -56,6 +56,9 @@ logger = logging.getLogger(__name__)
 _HEARTBEAT_S = 1.0
 """Interval of an idle worker's heartbeats."""
 
+_LEAVE_S = 0.002
+"""For how long the cores are left to decoding at a time; a decoded image would wake the worker, which takes a core."""
+
 _MAX_STARTED = 2
 """Batches on the device: one that it computes, and one staged behind it."""
 
@@ -262,6 +265,7 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             batch = self._queue.claim_isolated()
         self._was_isolated = bool(batch)
         while not self._was_isolated:
+            self._leave_cores()
             batch += self._queue.claim(batch)
             if not batch and (isolated := self._queue.claim_isolated()):
                 self._was_isolated = True
@@ -278,6 +282,16 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
             self._queue.wait(batch, min(wait_s, _HEARTBEAT_S))
             batch = self._queue.without_unwanted(batch)
         return batch
+
+    def _leave_cores(self) -> None:
+        """Wait while decoding should have the cores; see `BatchingPolicy.should_leave_cores`."""
+        table = self._table
+        while self._policy.should_leave_cores(
+            waiting=table.count_waiting(),
+            decoding=table.count_decoding(),
+            waited_s=time.monotonic() - table.oldest_waiting_at(),
+        ):
+            time.sleep(_LEAVE_S)
 
     def _claim_due(self) -> list[Claim]:
         """Claim the images that make a batch which the policy dispatches now, if they do."""

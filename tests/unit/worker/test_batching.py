@@ -37,6 +37,30 @@ def test_only_a_full_batch_is_staged() -> None:
     assert [policy.should_stage(waiting) for waiting in (0, 31, 32, 100)] == [False, False, True, True]
 
 
+@pytest.mark.parametrize(
+    ("waiting", "decoding", "waited_s", "expected"),
+    [
+        pytest.param(20, 12, 0.0, True, id="all cores decode what fills the batch"),
+        pytest.param(20, 12, 0.049, True, id="for less than ten times the wait"),
+        pytest.param(20, 12, 0.05, False, id="for ten times the wait"),
+        pytest.param(0, 64, -math.inf, False, id="nothing to compute"),
+        pytest.param(32, 64, 0.0, False, id="full"),
+        pytest.param(20, 11, 0.0, False, id="the batch will not be full"),
+        pytest.param(30, 2, 0.0, False, id="cores are idle"),
+    ],
+)
+def test_cores_are_left_to_decoding(waiting: int, decoding: int, waited_s: float, *, expected: bool) -> None:
+    """Only where no core is idle, and the batch is fuller for it."""
+    policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005, shared_cores=4)
+    assert policy.should_leave_cores(waiting=waiting, decoding=decoding, waited_s=waited_s) == expected
+
+
+def test_a_device_of_its_own_is_not_left_idle() -> None:
+    """Decoding takes nothing from it."""
+    policy = BatchingPolicy(max_batch_size=32, max_wait_s=0.005)
+    assert not policy.should_leave_cores(waiting=20, decoding=64, waited_s=0.0)
+
+
 @given(
     gaps=st.lists(st.floats(0, 0.01), min_size=1, max_size=100),
     max_batch_size=st.integers(1, 32),

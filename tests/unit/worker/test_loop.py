@@ -209,6 +209,28 @@ def test_a_deadline_that_has_passed_is_kept_though_its_owner_is_late() -> None:
     assert bench.metrics_board.totals(SKIPPED)["expired", "normal"] == [1]
 
 
+def test_a_batch_waits_while_all_cores_decode_what_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is claimed meanwhile, and all images are in one batch then."""
+    bench = LoopBench(max_batch_size=4)
+    bench.loop._policy = BatchingPolicy(max_batch_size=4, max_wait_s=LONG_S, shared_cores=1)
+    bench.queue(0, 0)
+    decoding = [bench.slots.take() for _ in range(3)]
+    slept = []
+
+    def decode_one(seconds: float) -> None:
+        slept.append((seconds > 0, bench.table.count_waiting()))
+        taken = decoding.pop(0)
+        assert taken is not None
+        bench.table.pixels[taken[0]] = taken[0]
+        bench.slots.queue(taken[0], time.monotonic())
+        bench.requests.write([RequestRecord(*taken).pack()])
+
+    monkeypatch.setattr(time, "sleep", decode_one)
+    bench.run_until(4)
+    assert slept == [(True, 1), (True, 2), (True, 3)]
+    assert bench.api.batches == [4]
+
+
 @pytest.mark.parametrize("reason", ["expired", "abandoned"])
 def test_an_image_that_waits_for_its_batch_may_be_dropped(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was claimed, but its batch is not dispatched yet: it never runs, and its slot is free again."""
