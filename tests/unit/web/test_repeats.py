@@ -52,7 +52,7 @@ _OTHER = b"\x89PNG" + bytes(2000)
 class NoInference:
     """Fails the test if the model would run."""
 
-    async def infer(self, *_: Any) -> Any:
+    async def infer(self, *_: Any, **__: Any) -> Any:
         raise AssertionError("the model ran")
 
 

@@ -45,7 +45,7 @@ class Inference(Protocol):
     """Runs uploads on the model."""
 
     async def infer(
-        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0, *, is_alone: bool = False
     ) -> tuple[AnswerRecord, float]:
         """Return the answer for one upload, and how many seconds its decoding took."""
 
@@ -270,9 +270,9 @@ class Classifier:
     async def _compute(
         self, key: bytes | None, upload: Upload, deadline: float, caller: Caller, parts: int, *, bypass_cache: bool
     ) -> ClassifierResult:
-        if key is None:
-            run = functools.partial(self._run, None, upload, caller, parts)
-            return await self._fly(object(), deadline, caller.urgency, run)
+        if key is None:  # nothing is shared, so there is no flight to join
+            found = await self._run(None, upload, caller, parts, FlightDeadline(deadline))
+            return ClassifierResult(found.cached, found.source, found.answer, found.decode_s)
         # A caller that bypasses the cache must not join a flight that may still find an old answer in another tier;
         # the opposite is fine.
         is_fresh = bypass_cache or self._flights.is_in_flight((key, True))
@@ -399,7 +399,7 @@ class Classifier:
     ) -> _Found:
         self._tally.add("misses")
         epoch = self._tally.cache_board.epoch
-        answer, decode_s = await self._inference.infer(upload, deadline, caller, parts)
+        answer, decode_s = await self._inference.infer(upload, deadline, caller, parts, is_alone=key is None)
         cached = CachedPrediction(answer.prediction)
         if key is not None and self._store(key, cached, epoch, parts) and self._shared is not None:
             self._shared.put(key, answer.prediction)

@@ -41,7 +41,7 @@ from vit_api.urgency import Urgency
 from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.service_rate import ServiceRate
-from vit_api.web.core.single_flight import FlightDeadline
+from vit_api.web.core.single_flight import FlightDeadline, expire
 from vit_api.web.core.slot_shares import SlotShares
 
 logger = logging.getLogger(__name__)
@@ -164,23 +164,25 @@ class InferenceClient:
         self._loop.remove_reader(self._answers.fileno())
 
     async def infer(
-        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0, *, is_alone: bool = False
     ) -> tuple[AnswerRecord, float]:
         """Run one upload on the model.
 
-        The caller keeps the deadline: it cancels this, which abandons the slot, so that no worker runs the image. The
-        workers see the deadline, too, and keep it even if the caller is late.
+        Unless it is alone, the caller keeps the deadline: it cancels this, which abandons the slot, so that no worker
+        runs the image. The workers see the deadline, too, and keep it even if the caller is late.
 
         Args:
             upload: The image.
             deadline: After which no worker must run it; it may be extended.
             caller: Who sent it; clients share slots and decoding.
             parts: What the answer must have besides the most probable classes, see `records.ALL_CLASSES`.
+            is_alone: Whether nothing else waits for the answer, so that the deadline is kept here.
 
         Returns:
             The workers' answer, whose status is OK, and the seconds that decoding took.
 
         Raises:
+            DeadlineExceeded: The deadline passed first.
             NotReady: No worker has started yet.
             Overloaded: Every slot is taken, or all that this client or images of this urgency may have.
             InferenceFailed: The model raised.
@@ -197,14 +199,19 @@ class InferenceClient:
             self._decode_into(slot, generation, job, self._send_soon)
         else:
             self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, *caller)
+        delay_s = max(0.0, deadline.at - time.monotonic())
+        timer = self._loop.call_later(delay_s, expire, job.waiter) if is_alone else None
         try:
             return await job.waiter, job.decode_s or 0.0
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DeadlineExceeded):
             job.upload = None  # it may be long until a decoding thread gets to it
             # If the answer has just arrived, the slot may be free by now, or hold another image.
             if self._jobs.get(slot) is job:
                 self._slots.abandon(slot)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def infer_again(self, slot: int, generation: int, caller: Caller) -> asyncio.Future[AnswerRecord]:
         """Run what a slot holds already, which was taken for `caller`; the slot is freed with the answer.

@@ -91,7 +91,7 @@ class SingleFlight(Generic[V]):
             flight.deadline.extend(deadline)
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[V] = loop.create_future()
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, waiter)
+        timer = loop.call_later(max(0.0, deadline - time.monotonic()), expire, waiter)
         flight.waiters.add(waiter)
         try:
             return await waiter
@@ -146,6 +146,7 @@ class SingleFlight(Generic[V]):
             del self._flights[key]
 
 
-def _expire(waiter: asyncio.Future[Any]) -> None:
+def expire(waiter: asyncio.Future[Any]) -> None:
+    """Tell a waiter that its time is up, unless it has been told something before."""
     if not waiter.done():
         waiter.set_exception(DeadlineExceeded("The request was not answered within its time limit. Try again later."))

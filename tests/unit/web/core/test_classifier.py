@@ -49,10 +49,12 @@ class Model:
         self.uploads: list[Upload] = []
         self.urgencies: list[Urgency] = []
         self.deadlines: list[FlightDeadline] = []
+        self.is_alone = False
 
     async def infer(
-        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+        self, upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0, *, is_alone: bool = False
     ) -> tuple[AnswerRecord, float]:
+        self.is_alone = is_alone
         self.uploads.append(upload)
         self.urgencies.append(caller.urgency)
         self.deadlines.append(deadline)
@@ -366,7 +368,7 @@ async def test_a_normal_answer_is_for_the_low_callers_too() -> None:
     infer, cancelled = bench.model.infer, []
 
     async def by_urgency(
-        upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0
+        upload: Upload, deadline: FlightDeadline, caller: Caller = ANY, parts: int = 0, **_: Any
     ) -> tuple[AnswerRecord, float]:
         try:
             await gates[caller.urgency].wait()
@@ -441,9 +443,9 @@ async def test_a_computation_that_gives_up_as_a_caller_joins() -> None:
     bench.model.gate.clear()
     infer, calls = bench.model.infer, []
 
-    async def expire_first(*arguments: Any) -> tuple[AnswerRecord, float]:
+    async def expire_first(*arguments: Any, **options: Any) -> tuple[AnswerRecord, float]:
         calls.append(arguments)
-        answer = await infer(*arguments)
+        answer = await infer(*arguments, **options)
         if len(calls) == 1:
             raise DeadlineExceeded("planted")
         return answer

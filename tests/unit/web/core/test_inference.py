@@ -237,6 +237,22 @@ async def test_an_image_is_not_decoded_after_its_deadline() -> None:
         assert not hasattr(bench, "decoded_in")
 
 
+@pytest.mark.parametrize("stage", ["decoding", "running"])
+async def test_an_image_that_is_alone_is_abandoned_at_its_deadline(stage: str) -> None:
+    """Nothing else keeps its deadline."""
+    async with running(InferenceBench()) as bench:
+        if stage == "decoding":
+            bench.gate.clear()
+        waiting = asyncio.ensure_future(bench.client.infer(b"a", FlightDeadline(time.monotonic() + 0.2), is_alone=True))
+        claim = None if stage == "decoding" else await bench.claim()
+        with pytest.raises(DeadlineExceeded):
+            await waiting
+        bench.gate.set()
+        if claim is not None:
+            assert not bench.worker.is_wanted(claim.slot, time.monotonic())
+            bench.answer(claim)
+
+
 async def test_a_deadline_may_be_extended_while_an_image_waits() -> None:
     """The worker sees the new deadline. An image that takes the slot later keeps its own."""
     async with running(InferenceBench()) as bench:
