@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
 from vit_api.checkpoints.int8 import FP8, INT8
+from vit_api.environment.cpu_flags import has_vnni
 from vit_api.model import int8
 from vit_api.model.loading import load_network
 from vit_api.model.model import VisionModel
@@ -132,11 +133,14 @@ def _qlinear(model: VisionModel) -> Runner:
         return _QLinear(packed, scale, torch.zeros_like(scale, dtype=torch.int64), linear.bias)
 
     fused = model.network
-    assert isinstance(fused, FusedViT)
+    if not isinstance(fused, FusedViT):
+        raise TypeError("only for a ViT in its fused form")
     return _torch(fused.with_products(convert))
 
 
 def _torchao(checkpoint: Checkpoint) -> Runner:
+    if not has_vnni():
+        raise RuntimeError("without VNNI, torch has no fast kernel for it: an image takes seconds")
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
     preprocessing = checkpoint.preprocessing
@@ -175,17 +179,25 @@ def _export_onnx(model: VisionModel, file: Path) -> Path:
     return file
 
 
+def _prepared(file: Path) -> Path:
+    """Return the network with its constants folded: only weights that are constants are quantized."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    out = file.with_name("prepared.onnx")
+    quant_pre_process(file, out, skip_symbolic_shape=True)
+    return out
+
+
 def _quantize_dynamically(file: Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     out = file.with_name("dynamic.onnx")
-    quantize_dynamic(file, out, per_channel=True, weight_type=QuantType.QInt8)
+    quantize_dynamic(_prepared(file), out, per_channel=True, weight_type=QuantType.QInt8)
     return out
 
 
 def _quantize_qdq(file: Path, calibration: Sequence[Pixels]) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -195,10 +207,9 @@ def _quantize_qdq(file: Path, calibration: Sequence[Pixels]) -> Path:
             image = next(self._rest, None)
             return None if image is None else {"pixels": image[None]}
 
-    prepared, out = file.with_name("prepared.onnx"), file.with_name("qdq.onnx")
-    quant_pre_process(file, prepared, skip_symbolic_shape=True)
+    out = file.with_name("qdq.onnx")
     quantize_static(
-        prepared,
+        _prepared(file),
         out,
         Reader(),
         quant_format=QuantFormat.QDQ,

@@ -32,4 +32,4 @@ def load_classifier(folder: Path, dtype: torch.dtype, device: torch.device) -> P
         trust_remote_code=False,
         dtype=dtype,
     )
-    return network.to(device).eval()
+    return network.to(device).requires_grad_(requires_grad=False).eval()

@@ -170,9 +170,9 @@ class FusedViT:
         """Project each patch of the images, and prepend the class token and registers."""
         batch, height, width, channels = pixels.shape
         rows, columns = height // self._patch_height, width // self._patch_width
-        shape = batch, rows, columns, self._patch_height, self._patch_width, channels
-        patches = torch.empty(shape, dtype=self._patches.weight.dtype, device=pixels.device)
-        patches.copy_(pixels.view(batch, rows, shape[3], columns, *shape[4:]).transpose(2, 3))
+        patches = pixels.view(batch, rows, self._patch_height, columns, self._patch_width, channels).transpose(2, 3)
+        # Sorts and converts in one step.
+        patches = patches.to(self._patches.weight.dtype, memory_format=torch.contiguous_format)
         if self._centre:
             patches -= self._centre
         x = self._patches(patches.view(batch, rows * columns, -1)) + self._positions
