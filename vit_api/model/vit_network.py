@@ -90,23 +90,23 @@ class Logits(NamedTuple):
     logits: Tensor
 
 
-class _Linear(nn.Linear):
+class _EmptyLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Keep the weights as they are: random ones take most of the time of making a network, even on "meta"."""
 
 
-class _Conv2d(nn.Conv2d):
+class _EmptyConv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
-        """As `_Linear`."""
+        """As `_EmptyLinear`."""
 
 
-class _LayerNorm(nn.LayerNorm):
+class _EmptyLayerNorm(nn.LayerNorm):
     def reset_parameters(self) -> None:
-        """As `_Linear`."""
+        """As `_EmptyLinear`."""
 
 
 def _norm(config: ViTConfig, size: int) -> nn.LayerNorm:
-    return _LayerNorm(size, eps=config.layer_norm_eps)
+    return _EmptyLayerNorm(size, eps=config.layer_norm_eps)
 
 
 def _optional_norm(config: ViTConfig, size: int, *, exists: bool) -> nn.Module:
@@ -116,7 +116,7 @@ def _optional_norm(config: ViTConfig, size: int, *, exists: bool) -> nn.Module:
 class _PatchEmbeddings(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.projection = _Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
+        self.projection = _EmptyConv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         projected: Tensor = self.projection(pixel_values)
@@ -148,11 +148,11 @@ class _Attention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.head_dim = width // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = _Linear(width, width, bias=config.qkv_bias)
-        self.k_proj = _Linear(width, width, bias=config.qkv_bias)
-        self.v_proj = _Linear(width, width, bias=config.qkv_bias)
+        self.q_proj = _EmptyLinear(width, width, bias=config.qkv_bias)
+        self.k_proj = _EmptyLinear(width, width, bias=config.qkv_bias)
+        self.v_proj = _EmptyLinear(width, width, bias=config.qkv_bias)
         self.norm = _optional_norm(config, width, exists=config.has_attention_norm)
-        self.o_proj = _Linear(width, width)
+        self.o_proj = _EmptyLinear(width, width)
         biases = torch.empty(1, config.num_attention_heads, config.num_tokens, config.num_tokens)
         self.position_bias = nn.Parameter(biases) if config.has_position_bias else None
 
@@ -174,9 +174,9 @@ class _Mlp(nn.Module):
         self.activation_fn = ACTIVATIONS[config.hidden_act]
         self.is_gated = config.has_gated_mlp
         size = config.intermediate_size
-        self.fc1 = _Linear(config.hidden_size, 2 * size if self.is_gated else size)
+        self.fc1 = _EmptyLinear(config.hidden_size, 2 * size if self.is_gated else size)
         self.norm = _optional_norm(config, size, exists=config.has_mlp_norm)
-        self.fc2 = _Linear(size, config.hidden_size)
+        self.fc2 = _EmptyLinear(size, config.hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.fc1(tokens)
@@ -256,7 +256,7 @@ class ViTNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.vit = _ViT(config)
-        self.classifier = _Linear(config.hidden_size, config.num_labels)
+        self.classifier = _EmptyLinear(config.hidden_size, config.num_labels)
 
     @classmethod
     def of_weights(cls, config: ViTConfig, weights: dict[str, Tensor]) -> ViTNetwork:
