@@ -5,6 +5,7 @@ Each is made from this server's own network, so that all compute the same functi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,6 +180,7 @@ def _export_onnx(model: VisionModel, file: Path) -> Path:
     return file
 
 
+@functools.cache  # both kinds of int8 are made from it
 def _prepared(file: Path) -> Path:
     """Return the network with its constants folded: only weights that are constants are quantized."""
     from onnxruntime.quantization.shape_inference import quant_pre_process

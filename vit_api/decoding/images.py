@@ -188,6 +188,7 @@ def pixels_of(opened: Opened, preprocessing: Preprocessing, decoding: Decoding) 
     image = opened.image
     check_size(*image.size, decoding.max_side)
     if isinstance(image, PlainImage) and not decoding.exact and _is_as_needed(image, preprocessing):
+        _check_memory(opened, decoding)
         return plain.pixels_of(image)
     if min(image.size) < 1:
         raise ValueError("The image has no pixels.")

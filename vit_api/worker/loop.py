@@ -285,6 +285,8 @@ class SlotLoop(LitLoop):  # type: ignore[misc]
 
     def _leave_cores(self) -> None:
         """Wait while decoding should have the cores; see `BatchingPolicy.should_leave_cores`."""
+        if self._policy.shared_cores is None:  # nothing to count
+            return
         table = self._table
         while self._policy.should_leave_cores(
             waiting=table.count_waiting(),

@@ -41,7 +41,7 @@ from vit_api.urgency import Urgency
 from vit_api.web.core.caller import ANY, Caller
 from vit_api.web.core.decode_turns import DecodeTurns
 from vit_api.web.core.service_rate import ServiceRate
-from vit_api.web.core.single_flight import FlightDeadline, expire
+from vit_api.web.core.single_flight import FlightDeadline, expire_at
 from vit_api.web.core.slot_shares import SlotShares
 
 logger = logging.getLogger(__name__)
@@ -199,8 +199,7 @@ class InferenceClient:
             self._decode_into(slot, generation, job, self._send_soon)
         else:
             self._turns.submit(functools.partial(self._decode_into, slot, generation, job), cost, *caller)
-        delay_s = max(0.0, deadline.at - time.monotonic())
-        timer = self._loop.call_later(delay_s, expire, job.waiter) if is_alone else None
+        timer = expire_at(job.waiter, deadline.at) if is_alone else None
         try:
             return await job.waiter, job.decode_s or 0.0
         except (asyncio.CancelledError, DeadlineExceeded):

@@ -89,9 +89,8 @@ class SingleFlight(Generic[V]):
             flight = self._start(key, FlightDeadline(deadline), compute)
         else:
             flight.deadline.extend(deadline)
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[V] = loop.create_future()
-        timer = loop.call_later(max(0.0, deadline - time.monotonic()), expire, waiter)
+        waiter: asyncio.Future[V] = asyncio.get_running_loop().create_future()
+        timer = expire_at(waiter, deadline)
         flight.waiters.add(waiter)
         try:
             return await waiter
@@ -146,7 +145,16 @@ class SingleFlight(Generic[V]):
             del self._flights[key]
 
 
-def expire(waiter: asyncio.Future[Any]) -> None:
-    """Tell a waiter that its time is up, unless it has been told something before."""
+def expire_at(waiter: asyncio.Future[Any], deadline: float) -> asyncio.TimerHandle:
+    """Tell a waiter at its deadline that its time is up, unless it has been told something before.
+
+    Args:
+        waiter: What is waited for.
+        deadline: In seconds of the monotonic clock.
+    """
+    return waiter.get_loop().call_later(max(0.0, deadline - time.monotonic()), _expire, waiter)
+
+
+def _expire(waiter: asyncio.Future[Any]) -> None:
     if not waiter.done():
         waiter.set_exception(DeadlineExceeded("The request was not answered within its time limit. Try again later."))

@@ -343,6 +343,7 @@ async def test_without_a_cache_every_upload_is_computed() -> None:
     bench.model.gate.set()
     assert [result.source for result in await asyncio.gather(*tasks)] == [Source.MISS] * 3
     assert len(bench.model.uploads) == 3
+    assert bench.model.is_alone  # no flight keeps the deadline
 
 
 @pytest.mark.parametrize("bypass_cache", [True, False])
