@@ -86,7 +86,7 @@ class EarlyAnswers:
 
     def reap(self) -> None:
         """Let the system forget the process if it has ended."""
-        if self._process is not None and not self._process.is_alive():
+        if self._process is not None and not ending.is_running(self._process):
             self._process = None
             self._set_over()
 

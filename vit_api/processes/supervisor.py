@@ -222,7 +222,7 @@ class Supervisor:
     def _pass_hangup(self) -> None:
         """Have the HTTP processes reopen their log files."""
         for member in self._http:
-            if member.process.is_alive() and member.process.pid is not None:
+            if ending.is_running(member.process) and member.process.pid is not None:
                 os.kill(member.process.pid, signal.SIGHUP)
 
     def _drain(self, stop: socket) -> None:
@@ -252,7 +252,7 @@ class Supervisor:
             awake_s = self._awake_s()
             for number, member in enumerate(self._http):
                 self._kill_if_hung(number, member, awake_s)
-            self._http = [member for member in self._http if member.process.is_alive()]
+            self._http = [member for member in self._http if ending.is_running(member.process)]
             self._replace_dead_workers(awake_s)
 
     def _mark_draining(self) -> None:
@@ -275,7 +275,7 @@ class Supervisor:
         for number, member in enumerate(self._http):
             if not self._kill_if_hung(number, member, awake_s):
                 raise _HttpCrashLoop(f"{member.name} did not end when it was killed: the system hangs")
-            if member.process.is_alive():
+            if ending.is_running(member.process):
                 continue
             member.log_end()
             if not member.may_restart():
@@ -289,7 +289,7 @@ class Supervisor:
         """Kill an HTTP process that sends no heartbeats; return False if it does not end."""
         heartbeat_at = self._http_board.heartbeat_at(number)
         limit_s = _HTTP_STALL_S if heartbeat_at else _HTTP_START_S
-        if not member.process.is_alive() or member.silence.observe(heartbeat_at, awake_s) <= limit_s:
+        if not ending.is_running(member.process) or member.silence.observe(heartbeat_at, awake_s) <= limit_s:
             return True
         logger.error("%s made no progress for %g s; killing it", member.name, limit_s)
         return ending.kill(member.process)
@@ -329,11 +329,11 @@ class Supervisor:
 
     def _replace_dead_workers_of(self, group: WorkerGroup, awake_s: float) -> None:
         for number, member in enumerate(group.members):
-            if member.process.is_alive() and self._hangs(group, number, awake_s):
+            if ending.is_running(member.process) and self._hangs(group, number, awake_s):
                 logger.error("%s made no progress for %g s; killing it", member.name, self._worker_stall_s)
                 if not ending.kill(member.process):
                     raise _DriverHangs(f"{member.name} did not end when it was killed: its driver hangs")
-            if not member.process.is_alive():
+            if not ending.is_running(member.process):
                 member.log_end()
                 self._restart_worker(group, number)
 
@@ -367,9 +367,9 @@ class Supervisor:
         for member in self._http:
             ending.request_finish(member.process)
         end = time.monotonic() + _LAST_ANSWERS_S
-        while any(member.process.is_alive() for member in self._http) and time.monotonic() < end:
+        while any(ending.is_running(member.process) for member in self._http) and time.monotonic() < end:
             for group in self._groups:
                 group.recovery.give_up()  # repeatedly, since images may still be entering the queue
-            self._http = [member for member in self._http if member.process.is_alive()]
+            self._http = [member for member in self._http if ending.is_running(member.process)]
             if self._wait(stop, _LAST_TICK_S):
                 return

@@ -107,8 +107,7 @@ class Connections:
     def make_room(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Prepare for a connection that is about to be accepted; return whether there is room for it."""
         self._loop = loop
-        if self._timer is None:
-            self._timer = loop.call_later(_TICK_S, self._tick)
+        self._start_timer()
         self._expected += 1
         has_room = len(self._open) + self._expected <= self.limits.max_connections
         return has_room or self._evict(loop.time())
@@ -117,6 +116,7 @@ class Connections:
         """Add a connection that was accepted."""
         self._expected = max(0, self._expected - 1)
         self._open.add(connection)
+        self._start_timer()  # it may have stopped since `make_room`
         self.await_client(connection, Wait.HEAD)
 
     def remove(self, connection: Connection) -> None:
@@ -161,8 +161,16 @@ class Connections:
         }[wait]
         return seconds if wait is Wait.BODY or not self.is_stopping else min(seconds, limits.drain_s)
 
+    def _start_timer(self) -> None:
+        assert self._loop is not None
+        if self._timer is None:
+            self._timer = self._loop.call_later(_TICK_S, self._tick)
+
     def _tick(self) -> None:
         assert self._loop is not None
+        self._timer = None
+        if self._open:
+            self._start_timer()  # first, so that a failure below does not stop it
         now = self._loop.time()
         self._expected = 0  # some may have failed to be accepted
         for wait, waiting in self._waiting.items():
@@ -175,7 +183,6 @@ class Connections:
         if now >= self._next_sample_at:
             self._next_sample_at = now + _SAMPLE_S
             self._check_rates()
-        self._timer = self._loop.call_later(_TICK_S, self._tick) if self._open else None
 
     def _check_rates(self) -> None:
         window = self.limits.rate_window_s
