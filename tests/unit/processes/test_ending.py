@@ -12,7 +12,6 @@ import pytest
 
 from vit_api.processes import ending
 
-
 _CONTEXTS: dict[str, Any] = {name: multiprocessing.get_context(name) for name in ("fork", "forkserver")}
 
 
