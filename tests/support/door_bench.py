@@ -25,6 +25,8 @@ from vit_api.web.door.protocol import Door
 from vit_api.web.responses import Response, header_lines
 
 MAX_BYTES = 300_000
+FULL_BYTES = 100_000
+"""Beyond it, memory is used up for requests with `full` in their query."""
 REFUSED = b"refused"
 
 
@@ -50,6 +52,8 @@ class ScriptedRequest:
         self.received += count
         if self.received > MAX_BYTES:
             raise UploadTooLarge(MAX_BYTES)
+        if b"full" in self.scope["query_string"] and self.received > FULL_BYTES:
+            raise Overloaded("planted")
 
     async def handle(self, body: bytes) -> Response:
         if body.startswith(b"wait"):

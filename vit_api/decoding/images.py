@@ -240,7 +240,9 @@ def open_upload(upload: bytes, format_name: str, decoding: Decoding, *, has_fram
 
 
 def _open_jpeg(upload: bytes, decoding: Decoding) -> Opened:
-    header = jpeg.plain_header(upload) if len(upload) <= plain.MAX_BYTES else None
+    # One that the decoder does not accept in one call is decoded twice: a long one must look complete.
+    may_be_plain = len(upload) <= plain.MAX_BYTES or upload.endswith(jpeg.END)
+    header = jpeg.plain_header(upload) if may_be_plain else None
     if header is not None:
         return Opened("JPEG", PlainJpeg(upload, header, lambda: _open_any_jpeg(upload, decoding).image))
     return _open_any_jpeg(upload, decoding)

@@ -22,6 +22,7 @@ USUAL_SCANS = 12
 MAX_SCANNED_SAMPLES = 100 * 4096 * 4096
 # PIL keeps a record of each segment, of which 10 MB can hold 2.6 million. An ICC profile of 10 MB has 160 segments.
 MAX_SEGMENTS = 2_000
+_MAX_PLAIN_SEGMENTS = 200
 
 END = b"\xff\xd9"
 
@@ -105,9 +106,14 @@ def plain_header(upload: bytes) -> PlainHeader | None:
 
 
 def _segments(upload: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the code of each segment's marker, where its contents start and where they end; stop at anything else."""
+    """Yield the code of each segment's marker, where its contents start and where they end.
+
+    Stop at anything else, and after `_MAX_PLAIN_SEGMENTS`.
+    """
     position = len(_START) if upload.startswith(_START) else len(upload)
-    while position + _SEGMENT.size < len(upload):
+    for _ in range(_MAX_PLAIN_SEGMENTS):
+        if position + _SEGMENT.size >= len(upload):
+            return
         start, code, length = _SEGMENT.unpack_from(upload, position)
         contents, position = position + _SEGMENT.size, position + 2 + length
         if start != _MARKER_START or code not in _SEGMENTS or not contents <= position <= len(upload):

@@ -123,10 +123,15 @@ def test_an_unusual_header_is_not_plain(change: Callable[[bytes], bytes]) -> Non
     assert jpeg.plain_header(change(_photo())) is None
 
 
-def test_a_long_file_is_left_to_pillow() -> None:
-    """Its CPU time is bounded while it is read."""
-    assert isinstance(_open(_photo()), PlainJpeg)
-    assert not isinstance(_open(_photo() + bytes(MAX_BYTES)), PlainJpeg)
+def test_a_long_file_without_its_end_is_left_to_pillow() -> None:
+    """It would be decoded twice."""
+    upload = _photo()
+    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFD)
+    long = upload[:2] + comment * (MAX_BYTES // len(comment) + 1) + upload[2:]
+    assert isinstance(_open(upload), PlainJpeg)
+    assert isinstance(_open(long), PlainJpeg)
+    assert not isinstance(_open(long[:-2]), PlainJpeg)
+    assert not isinstance(_open(upload + bytes(MAX_BYTES)), PlainJpeg)
 
 
 @pytest.mark.parametrize("size", [None, (30, 20)])

@@ -83,6 +83,11 @@ class SizedBody:
         content, self._content = self._content, b""
         return content
 
+    def skip(self, count: int) -> None:
+        """Take note of so many bytes that were read elsewhere."""
+        self.rest_bytes -= count
+        self.is_complete = self.rest_bytes == 0
+
 
 Body = SizedBody | ChunkedBody
 

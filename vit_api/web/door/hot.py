@@ -58,6 +58,21 @@ class HotExchange:
             self._door.resume_body()
             self._door.proceed()
 
+    def room_for(self, count: int) -> memoryview:
+        """Return where the rest of the body, of which so many bytes are missing, is to be written."""
+        start = b"" if self._body is None else self._body.getvalue()
+        self._body = BytesIO(bytes(len(start) + count))
+        self._body.write(start)
+        self._body.seek(0, SEEK_END)
+        return self._body.getbuffer()[len(start) :]
+
+    def receive_in_room(self, count: int) -> None:
+        """Take note of so many bytes that were written there."""
+        try:
+            self._request.receive(count)
+        except ViTError as error:
+            self._refuse(error)
+
     def receive(self, content: bytes | bytearray, is_complete: bool) -> None:
         """Collect the body; answer when it is complete."""
         try:

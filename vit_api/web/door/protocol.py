@@ -24,12 +24,17 @@ from vit_api.web.door.head_cache import HeadCache
 from vit_api.web.door.heads import Head
 from vit_api.web.door.hot import HotExchange
 from vit_api.web.door.known_requests import SAMPLE_BYTES, KnownRequests, LoopTurn
+from vit_api.web.door.long_bodies import LongBodyReader
 from vit_api.web.responses import Response
 
 _NEXT_REQUEST = Wait.REQUEST
 _MAX_DISCARDED_BYTES = 4 * 2**20
 """How much of a refused body is read to keep the connection alive; for more it is closed."""
 
+_LONG_BODY_BYTES = 128 * 1024
+"""How much of a body must be missing so that it is read straight into its place."""
+_LONG_BODY_START_BYTES = 64 * 1024
+"""How much of it must have arrived first: its whole length has memory from then on, if only addresses."""
 _MAX_REQUESTS_AT_ONCE = 32
 """How many requests of one connection are begun before others have their turn."""
 _MAX_COUNTED = 128
@@ -94,6 +99,7 @@ class Door(ClientConnection):
         self._known = known
         self._body: Body = SizedBody(0)
         self._exchange: Answering | None = None
+        self._long_body: LongBodyReader | None = None
         self._is_running = False
 
     # What the transport and `Connections` call.
@@ -108,6 +114,7 @@ class Door(ClientConnection):
         """Let go of everything; an unfinished request is abandoned."""
         was_open, ahead = self.state in (BODY, ANSWERING), self._ahead
         super().connection_lost(exc)
+        self._long_body = None
         exchange, self._exchange = self._exchange, None
         if exchange is not None and was_open:
             exchange.abandon()
@@ -267,6 +274,7 @@ class Door(ClientConnection):
         """End the current request, whose answer was written."""
         self.server_state.total_requests += 1
         self._exchange = None
+        self._leave_long_body()
         if self.state is CLOSED:
             return
         if not keeps_alive and self.state is BODY:
@@ -433,7 +441,38 @@ class Door(ClientConnection):
         elif body.is_complete:  # the rest of a refused body
             self.state = HEAD
             self._connections.await_client(self, Wait.REQUEST)
+        if self.state is BODY and isinstance(self._exchange, HotExchange):
+            self._read_long_body(self._exchange)
         return position
+
+    def _read_long_body(self, exchange: HotExchange) -> None:
+        """Have the rest of a body, if it is long and its length known, read straight into its place."""
+        body = self._body
+        is_begun = self.received_bytes >= _LONG_BODY_START_BYTES
+        if is_begun and isinstance(body, SizedBody) and body.rest_bytes >= _LONG_BODY_BYTES:
+            self._long_body = LongBodyReader(self, self, self.transport, exchange.room_for(body.rest_bytes))
+
+    def long_body_received(self, count: int) -> None:
+        """Take note of so many further bytes of a long body."""
+        assert isinstance(self._body, SizedBody)
+        assert isinstance(self._exchange, HotExchange)
+        self._body.skip(count)
+        self.received_bytes += count
+        self._connections.await_client(self, Wait.BODY)
+        self._exchange.receive_in_room(count)
+
+    def long_body_ended(self) -> None:
+        """Answer the request whose long body is complete, unless the client left."""
+        self._long_body, exchange = None, self._exchange
+        if exchange is not None and not self.transport.is_closing():
+            self.hold()
+            self.resume_reading()
+            exchange.receive(b"", True)
+
+    def _leave_long_body(self) -> None:
+        if self._long_body is not None:
+            self._long_body.stop()
+            self._long_body = None
 
     def _fail(self, error: ViTError) -> None:
         """Refuse what can't be read on."""
