@@ -1,7 +1,9 @@
 """Has the C library keep freed memory for the next batch, on Linux with glibc.
 
 By default, glibc returns large blocks to the kernel as soon as they are freed, so each batch on the CPU gets pages that
-the kernel must find and clear first: 200 page faults an image, for the activations of a small model at 224 pixels.
+the kernel must find and clear first: 200 page faults an image, for the activations of a small model at 224 pixels. It
+also returns heaps, of at most 64 MiB, that other threads than the main one need beside their first one, as soon as they
+are empty. So new threads share the main heap, and those that have heaps keep them.
 """
 
 from __future__ import annotations
@@ -9,9 +11,14 @@ from __future__ import annotations
 import ctypes
 
 # Their numbers in malloc.h; see mallopt(3).
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _KEPT_BYTES = 1 << 30
+_OPTIONS = {
+    _M_MMAP_THRESHOLD: _KEPT_BYTES,
+    _M_TRIM_THRESHOLD: _KEPT_BYTES,
+    _M_TOP_PAD: 1 << 26,  # more than a heap of a thread has
+    _M_ARENA_MAX: 1,
+}
 
 
 def keep_freed_memory() -> bool:
@@ -23,4 +30,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    return all(mallopt(parameter, _KEPT_BYTES) == 1 for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    return all(mallopt(option, value) == 1 for option, value in _OPTIONS.items())
