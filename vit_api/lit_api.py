@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
+from vit_api.checkpoints.int8 import INT8
 from vit_api.decoding import frames, image_limits, images
 from vit_api.decoding.colours import parse_background
 from vit_api.decoding.cost import Cost, estimate
@@ -48,6 +49,14 @@ def options_of(settings: Settings) -> dict[str, Any]:
     }
 
 
+_OPENVINO = "openvino"
+
+
+def has_own_threads(dtype: str, engine: str) -> bool:
+    """Return whether a model on the CPU runs in threads of its engine: OpenVINO's, which int8 runs in, too."""
+    return dtype == INT8 or engine == _OPENVINO
+
+
 class ViTAPI(ls.LitAPI):  # type: ignore[misc]
     """Classify images with a Hugging Face checkpoint.
 
@@ -66,6 +75,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
 
     Attributes:
+        has_own_threads: Whether `setup` starts threads that stay, on the CPU.
         model: None until `setup`.
         startup_s: How long `setup` took, in seconds.
     """
@@ -95,6 +105,7 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self._thresholds = thresholds
         self._all_classes = all_classes
         self._on_failure = on_failure
+        self.has_own_threads = has_own_threads(dtype, engine)
         self.model: VisionModel | None = None
         self.startup_s = 0.0
 
