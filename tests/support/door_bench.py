@@ -25,7 +25,7 @@ from vit_api.web.door.protocol import Door
 from vit_api.web.responses import Response, header_lines
 
 MAX_BYTES = 300_000
-FULL_BYTES = 100_000
+FULL_BYTES = 280_000
 """Beyond it, memory is used up for requests with `full` in their query."""
 REFUSED = b"refused"
 

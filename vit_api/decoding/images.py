@@ -240,10 +240,8 @@ def open_upload(upload: bytes, format_name: str, decoding: Decoding, *, has_fram
 
 
 def _open_jpeg(upload: bytes, decoding: Decoding) -> Opened:
-    # One that the decoder does not accept in one call is decoded twice: a long one must look complete.
-    may_be_plain = len(upload) <= plain.MAX_BYTES or upload.endswith(jpeg.END)
-    header = jpeg.plain_header(upload) if may_be_plain else None
-    if header is not None:
+    header = jpeg.plain_header(upload)
+    if header is not None and plain.takes_jpeg(upload, header):
         return Opened("JPEG", PlainJpeg(upload, header, lambda: _open_any_jpeg(upload, decoding).image))
     return _open_any_jpeg(upload, decoding)
 

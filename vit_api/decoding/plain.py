@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, _imaging
 
+from vit_api.decoding import jpeg
 from vit_api.decoding.image_limits import UploadFile
 from vit_api.decoding.jpeg import PlainHeader
 from vit_api.decoding.png import CHECKSUM_BYTES, CHUNK, MAX_CHUNKS, SIGNATURE
 
 MAX_BYTES = 2 * 2**20
-"""Pillow reads longer PNGs piece by piece, which bounds the CPU time; see `UploadFile`. That of a JPEG in one scan is
-bounded by its size: the largest that are accepted, of 100 megapixels or 38 MiB of noise, take less than a second."""
+"""Pillow reads longer files piece by piece, which bounds the CPU time; see `UploadFile`."""
+MAX_JPEG_BYTES, MAX_JPEG_PIXELS = 64 * 2**20, 128_000_000
+"""Except for JPEGs in one scan up to this, whose time is bounded by that: 100 megapixels take a second."""
 
 RGB_OR_GREY = ("RGB", "L")
 """The modes that `pixels_of` takes."""
@@ -34,6 +36,17 @@ _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _PNG_HEADER = struct.Struct(">II5B")  # width, height, bits, colour type, compression, filter, interlace
 # Of 8 bits, by bits, colour type, compression, filter and interlace.
 _PNG_MODES = {(8, 0, 0, 0, 0): "L", (8, 2, 0, 0, 0): "RGB", (8, 6, 0, 0, 0): "RGBA"}
+
+
+def takes_jpeg(upload: bytes, header: PlainHeader) -> bool:
+    """Return whether a JPEG may be decoded in one call.
+
+    One that the decoder does not accept is decoded again; so a long one must look complete.
+    """
+    width, height = header.size
+    if len(upload) <= MAX_BYTES:
+        return True
+    return len(upload) <= MAX_JPEG_BYTES and width * height <= MAX_JPEG_PIXELS and upload.endswith(jpeg.END)
 
 
 class PlainImage(Image.Image):

@@ -3,7 +3,7 @@
 By default, glibc returns large blocks to the kernel as soon as they are freed, so each batch on the CPU gets pages that
 the kernel must find and clear first: 200 page faults an image, for the activations of a small model at 224 pixels. It
 also returns heaps, of at most 64 MiB, that other threads than the main one need beside their first one, as soon as they
-are empty. So new threads share the main heap, and those that have heaps keep them.
+are empty. So no new thread has a heap of its own: it shares the main one, or those of older threads, which are kept.
 """
 
 from __future__ import annotations
@@ -30,4 +30,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    return all(mallopt(option, value) == 1 for option, value in _OPTIONS.items())
+    accepted = [mallopt(option, value) == 1 for option, value in _OPTIONS.items()]
+    return all(accepted)

@@ -17,7 +17,7 @@ from tests.support import samples
 from vit_api.decoding import jpeg
 from vit_api.decoding.image_limits import TooComplex
 from vit_api.decoding.images import Decoding, open_upload
-from vit_api.decoding.plain import MAX_BYTES, PlainJpeg, PlainPng
+from vit_api.decoding.plain import MAX_BYTES, MAX_JPEG_BYTES, PlainJpeg, PlainPng, takes_jpeg
 
 
 def _photo(size: tuple[int, int] = (157, 103), mode: str = "RGB", **options: Any) -> bytes:
@@ -132,6 +132,17 @@ def test_a_long_file_without_its_end_is_left_to_pillow() -> None:
     assert isinstance(_open(long), PlainJpeg)
     assert not isinstance(_open(long[:-2]), PlainJpeg)
     assert not isinstance(_open(upload + bytes(MAX_BYTES)), PlainJpeg)
+
+
+def test_a_long_file_of_too_many_pixels_is_left_to_pillow() -> None:
+    """It would take seconds, and Pillow reads it piece by piece, within a limit of CPU time."""
+    header = jpeg.PlainHeader((12_000, 10_000), 3, [])
+    larger = jpeg.PlainHeader((12_000, 12_000), 3, [])
+    upload = bytes(MAX_BYTES) + jpeg.END
+    assert takes_jpeg(upload, header)
+    assert not takes_jpeg(upload, larger)
+    assert takes_jpeg(jpeg.END, larger)
+    assert not takes_jpeg(bytes(MAX_JPEG_BYTES) + jpeg.END, header)
 
 
 @pytest.mark.parametrize("size", [None, (30, 20)])

@@ -15,6 +15,8 @@ from vit_api.web.responses import Response
 if TYPE_CHECKING:
     from vit_api.web.door.protocol import Door
 
+_GROWTH = 4
+"""How much longer the next memory of a long body is that is read straight into its place."""
 _LONG_BYTES = 2**20
 _MAPPED_BYTES = 2**23
 """The C library gives a block of this size a mapping of its own, which grows in place, and is returned when freed."""
@@ -58,20 +60,29 @@ class HotExchange:
             self._door.resume_body()
             self._door.proceed()
 
-    def room_for(self, count: int) -> memoryview:
-        """Return where the rest of the body, of which so many bytes are missing, is to be written."""
-        start = b"" if self._body is None else self._body.getvalue()
-        self._body = BytesIO(bytes(len(start) + count))
-        self._body.write(start)
-        self._body.seek(0, SEEK_END)
-        return self._body.getbuffer()[len(start) :]
+    def make_room(self, count: int) -> memoryview | None:
+        """Return where the next bytes of the body are to be written.
 
-    def receive_in_room(self, count: int) -> None:
-        """Take note of so many bytes that were written there."""
+        Their memory is reserved before they arrive: three times as much as has arrived, at most.
+
+        Args:
+            count: How many are missing.
+
+        Returns:
+            The room, for at most so many; None if the request was refused.
+        """
+        collected = b"" if self._body is None else self._body.getbuffer()[: self._body.tell()]
+        start = len(collected)
+        count = min(count, (_GROWTH - 1) * start)
         try:
             self._request.receive(count)
         except ViTError as error:
             self._refuse(error)
+            return None
+        self._body = BytesIO(bytes(start + count))
+        self._body.write(collected)
+        self._body.seek(0, SEEK_END)
+        return self._body.getbuffer()[start:]
 
     def receive(self, content: bytes | bytearray, is_complete: bool) -> None:
         """Collect the body; answer when it is complete."""

@@ -13,8 +13,8 @@ from typing import Protocol
 class LongBodyOwner(Protocol):
     """The connection that a long body arrives on."""
 
-    def long_body_received(self, count: int) -> None:
-        """Take note of so many further bytes."""
+    def long_body_received(self, count: int) -> memoryview | None:
+        """Take note of so many further bytes; if there is no more room, return the next one, unless that was all."""
 
     def long_body_ended(self) -> None:
         """Go on: the body is complete, and nothing else refers to its memory."""
@@ -30,7 +30,7 @@ class LongBodyReader(asyncio.BufferedProtocol):
         owner: The connection.
         protocol: Its own protocol.
         transport: Its transport.
-        room: Where the rest is written; as long as it is.
+        room: Where the next bytes are written.
     """
 
     def __init__(
@@ -54,12 +54,23 @@ class LongBodyReader(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take note of what was written."""
         self._room = self._room[nbytes:]
-        self._owner.long_body_received(nbytes)
-        if not self._room and not self._is_stopped:
+        room = self._owner.long_body_received(nbytes)
+        if self._is_stopped:
+            return
+        if room is not None:
+            self._room = room
+        if not self._room:
             self.stop()
             self._owner.pause_reading()
             # The event loop refers to the memory until this returns.
-            asyncio.get_running_loop().call_soon(self._owner.long_body_ended)
+            asyncio.get_running_loop().call_soon(self._end)
+
+    def _end(self) -> None:
+        try:
+            self._owner.long_body_ended()
+        except BaseException:
+            self._transport.abort()  # as the event loop does after an error in `data_received`
+            raise
 
     def stop(self) -> None:
         """Leave what follows to the connection's own protocol."""

@@ -34,7 +34,7 @@ _MAX_DISCARDED_BYTES = 4 * 2**20
 _LONG_BODY_BYTES = 128 * 1024
 """How much of a body must be missing so that it is read straight into its place."""
 _LONG_BODY_START_BYTES = 64 * 1024
-"""How much of it must have arrived first: its whole length has memory from then on, if only addresses."""
+"""How much of it must have arrived first."""
 _MAX_REQUESTS_AT_ONCE = 32
 """How many requests of one connection are begun before others have their turn."""
 _MAX_COUNTED = 128
@@ -100,6 +100,7 @@ class Door(ClientConnection):
         self._body: Body = SizedBody(0)
         self._exchange: Answering | None = None
         self._long_body: LongBodyReader | None = None
+        self._long_body_room = 0
         self._is_running = False
 
     # What the transport and `Connections` call.
@@ -112,11 +113,11 @@ class Door(ClientConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything; an unfinished request is abandoned."""
-        was_open, ahead = self.state in (BODY, ANSWERING), self._ahead
+        ahead = self._ahead
         super().connection_lost(exc)
         self._long_body = None
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and was_open:
+        if exchange is not None:
             exchange.abandon()
         if ahead:
             self._abandon_ahead(ahead)
@@ -450,16 +451,25 @@ class Door(ClientConnection):
         body = self._body
         is_begun = self.received_bytes >= _LONG_BODY_START_BYTES
         if is_begun and isinstance(body, SizedBody) and body.rest_bytes >= _LONG_BODY_BYTES:
-            self._long_body = LongBodyReader(self, self, self.transport, exchange.room_for(body.rest_bytes))
+            room = exchange.make_room(body.rest_bytes)
+            if room is not None:
+                self._long_body = LongBodyReader(self, self, self.transport, room)
+                self._long_body_room = len(room)
 
-    def long_body_received(self, count: int) -> None:
-        """Take note of so many further bytes of a long body."""
+    def long_body_received(self, count: int) -> memoryview | None:
+        """Take note of so many further bytes of a long body; if there is no more room, return the next one."""
         assert isinstance(self._body, SizedBody)
         assert isinstance(self._exchange, HotExchange)
+        self._known.turn.last_ended_at = 0.0
         self._body.skip(count)
         self.received_bytes += count
+        self._long_body_room -= count
         self._connections.await_client(self, Wait.BODY)
-        self._exchange.receive_in_room(count)
+        if self._long_body_room or self._body.is_complete:
+            return None
+        room = self._exchange.make_room(self._body.rest_bytes)
+        self._long_body_room = 0 if room is None else len(room)
+        return room
 
     def long_body_ended(self) -> None:
         """Answer the request whose long body is complete, unless the client left."""

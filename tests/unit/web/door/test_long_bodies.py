@@ -15,8 +15,8 @@ from vit_api.web.door.limits import DoorLimits
 from vit_api.web.door.long_bodies import LongBodyReader
 from vit_api.web.door.protocol import Door
 
-_FIRST = 80_000
-"""So much arrives before the rest is read straight into its place."""
+_FIRST = 65_536
+"""So much arrives before the next three times as much are read straight into their place."""
 _BODY = random.Random(0).randbytes(MAX_BYTES)
 
 
@@ -69,7 +69,7 @@ def _pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 
 def test_a_body_of_which_little_has_arrived_has_no_memory_of_its_length(bench: DoorBench) -> None:
-    """Announcing much costs a client nothing."""
+    """Announcing much costs the server nothing."""
     with bench.connect() as connection:
         connection.sendall(_head() + _BODY[:1000])
         wait_until(lambda: [door.received_bytes for door in bench.state.connections] == [1000])  # type: ignore[union-attr]
@@ -91,12 +91,19 @@ def test_a_client_that_sends_no_more_in_a_long_body(bench: DoorBench) -> None:
     assert bench.ended == [None]
 
 
-def test_a_long_body_that_is_refused_on_its_way(bench: DoorBench) -> None:
-    """The client reads the refusal; the rest is discarded up to its length, and the next request is answered."""
-    with _begin(bench, "/hot?full") as connection:
-        connection.sendall(_BODY[_FIRST : FULL_BYTES + 1])
+@pytest.mark.parametrize("first", [_FIRST, FULL_BYTES // 4 + 1])
+def test_a_long_body_for_which_there_is_no_memory(bench: DoorBench, first: int) -> None:
+    """The client reads the refusal; the rest is discarded up to its length, and the next request is answered.
+
+    It is refused once its memory would be reserved: before the first piece, or before a later one.
+    """
+    with bench.connect() as connection:
+        connection.sendall(_head("/hot?full") + _BODY[:first])
+        if first == _FIRST:
+            wait_until(lambda: bool(bench.state.connections) and _reader(bench) is not None)
+            connection.sendall(_BODY[first : 4 * _FIRST])
         wait_until(lambda: bench.ended == [503])
-        connection.sendall(_BODY[FULL_BYTES + 1 :] + _head(length=4) + b"next")
+        connection.sendall(_BODY[4 * _FIRST if first == _FIRST else first :] + _head(length=4) + b"next")
         connection.shutdown(socket.SHUT_WR)
         assert statuses(read_all(connection)) == [503, 200]
 

@@ -219,6 +219,19 @@ def test_a_client_that_sends_no_more_gets_its_answer(bench: DoorBench) -> None:
         assert statuses(read_all(connection)) == [200, 200, 200]
 
 
+@pytest.mark.parametrize("path", ["/hot", "/read"])
+def test_a_client_that_sends_no_more_in_its_second_request(bench: DoorBench, path: str) -> None:
+    """The first one is answered, the second one abandoned."""
+    with bench.connect() as connection:
+        connection.sendall(_post(b"wait") + _post(bytes(1000), path)[:-500])
+        connection.shutdown(socket.SHUT_WR)
+        wait_until(lambda: bool(bench.state.tasks))
+        bench.open_gate()
+        assert statuses(read_all(connection)) == [200]
+    wait_until(lambda: not bench.state.connections and not bench.state.tasks)
+    assert bench.ended == ([200, None] if path == "/hot" else [200])
+
+
 def test_a_client_that_leaves_is_noticed(bench: DoorBench) -> None:
     """Although it looks the same at first, its request is abandoned, and those behind it never begin."""
     connection = bench.connect()
