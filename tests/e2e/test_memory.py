@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -107,3 +109,38 @@ async def test_the_largest_uploads_take_no_more_memory_than_stated(
     wait_until(lambda: resident_mb(process) - start_mb < MARGIN_MB)
     assert set(statuses) <= {200, 400, 413, 415, 503, 504}
     assert httpx.get(server.url + "/health", timeout=30, **PLAIN_HTTP).status_code == 200
+
+
+async def test_photos_take_no_more_memory_than_stated() -> None:
+    """Their blocks of less than 8 MiB are kept for further ones, until the process is idle for a minute.
+
+    What is announced, and does not arrive, takes memory only in proportion to what has arrived: neither at first nor
+    once the process has freed blocks of that size, which it would have to clear.
+    """
+    with serve(api_servers=1, max_pending_mb=MAX_PENDING_MB, max_decode_mb=MAX_DECODE_MB) as server:
+        (process,) = http_processes_of(server)
+        start_mb = resident_mb(process)
+        arrived_mb = await announce(server)
+        assert resident_mb(process, "VmHWM") - start_mb < 4 * arrived_mb + MARGIN_MB
+        async with httpx.AsyncClient(base_url=server.url, timeout=120, **PLAIN_HTTP) as client:
+            for size, count in ((2_500_000, 220), (7 * MIB, 80)):
+                photo = os.urandom(size)
+                await asyncio.gather(
+                    *(client.post("/predict", content=photo) for _ in range(count)), return_exceptions=True
+                )
+        assert resident_mb(process, "VmHWM") - start_mb < MAX_PENDING_MB + MAX_DECODE_MB + MARGIN_MB
+        before_mb = resident_mb(process)
+        Path(f"/proc/{process}/clear_refs").write_text("5")
+        arrived_mb = await announce(server)
+        assert resident_mb(process, "VmHWM") - before_mb < 4 * arrived_mb + MARGIN_MB
+
+
+async def announce(server: RunningServer, count: int = 300, first_bytes: int = 70_000) -> float:
+    """Begin large uploads that never end, and return how much of them has arrived, in MiB."""
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (8 * MIB - 4096)
+    with contextlib.ExitStack() as connections:
+        for _ in range(count):
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", server.port), 30))
+            connection.sendall(head + bytes(first_bytes))
+        assert httpx.get(server.url + "/health", timeout=30, **PLAIN_HTTP).status_code == 200
+    return count * first_bytes / MIB

@@ -35,6 +35,7 @@ from vit_api.processes.signals import (
 # mallopt(3). Each upload allocates and frees memory of its size several times. By default glibc returns it to the
 # system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults. Blocks of long bodies and
 # large pictures, for which page faults hardly count, are returned: each thread would keep those of its largest picture.
+# The rest is returned once the process is idle.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEPT_BYTES = {_M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 2**20, _M_MMAP_THRESHOLD: 8 * 2**20}
 
@@ -67,6 +68,8 @@ _ACCEPT_S = 0.2
 
 _HEARTBEAT_S = 1.0
 """Interval of an HTTP process's heartbeats."""
+_IDLE_S, _BUSY_REQUESTS = 60, 60
+"""A process is idle if it has had fewer requests in so many seconds: probes, for example."""
 
 _MIN_BACKLOG, _MAX_BACKLOG = 16, 2048
 """Number of connections that the kernel establishes ahead."""
@@ -126,6 +129,26 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in _KEPT_BYTES.items():
             mallopt(parameter, value)
+
+
+class FreedMemory:
+    """Returns what glibc keeps of freed memory to the system, once a process that was busy is idle."""
+
+    def __init__(self) -> None:
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._checks = 0
+        self._requests = 0
+        self._was_busy = False
+
+    def check(self, requests: int) -> None:
+        """Return it if it is time; to be called every second, with the number of requests until now."""
+        self._checks += 1
+        if self._trim is None or self._checks % _IDLE_S:
+            return
+        is_busy = requests - self._requests >= _BUSY_REQUESTS
+        if self._was_busy and not is_busy:
+            self._trim(0)
+        self._requests, self._was_busy = requests, is_busy
 
 
 def exempt_from_collection() -> None:
@@ -205,6 +228,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._heartbeat = heartbeat
         self._on_listening = on_listening
+        self._freed_memory = FreedMemory()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -230,6 +254,7 @@ class _Server(uvicorn.Server):
     async def _send_heartbeats(self) -> None:
         while True:
             self._heartbeat()
+            self._freed_memory.check(self.server_state.total_requests)
             await asyncio.sleep(_HEARTBEAT_S)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -19,7 +19,8 @@ _GROWTH = 4
 """How much longer the next memory of a long body is that is read straight into its place."""
 _LONG_BYTES = 2**20
 _MAPPED_BYTES = 2**23
-"""The C library gives a block of this size a mapping of its own, which grows in place, and is returned when freed."""
+"""The C library gives a block of this size a mapping of its own, which grows in place, and is returned when freed. It
+takes memory only where it was written."""
 
 
 class HotExchange:
@@ -73,16 +74,17 @@ class HotExchange:
         """
         collected = b"" if self._body is None else self._body.getbuffer()[: self._body.tell()]
         start = len(collected)
-        count = min(count, (_GROWTH - 1) * start)
+        whole, end = start + count, min(start + count, _GROWTH * start)
         try:
-            self._request.receive(count)
+            self._request.receive(end - start)
         except ViTError as error:
             self._refuse(error)
             return None
-        self._body = BytesIO(bytes(start + count))
+        has_mapping = whole >= _MAPPED_BYTES and end >= _LONG_BYTES
+        self._body = BytesIO(bytes(max(end, _MAPPED_BYTES) if has_mapping else end))
         self._body.write(collected)
-        self._body.seek(0, SEEK_END)
-        return self._body.getbuffer()[start:]
+        self._body.seek(end)
+        return self._body.getbuffer()[start:end]
 
     def receive(self, content: bytes | bytearray, is_complete: bool) -> None:
         """Collect the body; answer when it is complete."""
