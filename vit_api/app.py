@@ -11,8 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Sequence
 
 from vit_api import metrics
 from vit_api.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -146,9 +145,7 @@ class Application:
     def supervisor(self, start_http: StartProcess, start_worker: StartWorker) -> Supervisor:
         """Return the supervisor, which keeps the processes alive."""
         shared, settings, live = self.shared, self._settings, self._live
-        groups: dict[int, WorkerGroup] = {}
-        start = functools.partial(_start_beside, groups, start_worker)
-        groups.update({one.number: self._group_of(one, start) for one in shared.deployments})
+        groups = {one.number: self._group_of(one, start_worker) for one in shared.deployments}
         supervisor = Supervisor(
             start_http if live is None else live.forking(start_http),
             settings.api_servers,
@@ -162,14 +159,14 @@ class Application:
             waits_for=tuple if live is None else live.models.waits_for,
         )
         if live is not None:
-            live.connect(self._server, groups, lambda one: self._group_of(one, start))
+            live.connect(self._server, groups, lambda one: self._group_of(one, start_worker))
             live.supervise(supervisor)
         return supervisor
 
-    def _group_of(self, deployment: SharedDeployment, start: Callable[[int, int], BaseProcess]) -> WorkerGroup:
+    def _group_of(self, deployment: SharedDeployment, start_worker: StartWorker) -> WorkerGroup:
         title = deployment.spec.title if self.shared.has_several else ""
         return WorkerGroup(
-            functools.partial(start, deployment.number),
+            functools.partial(start_worker, deployment.number),
             deployment.worker_board,
             deployment.table,
             Recovery(deployment.table, deployment.requests, deployment.answers),
@@ -234,11 +231,6 @@ class Application:
         state, served = self.shared.readiness, _titles(self.shared)
         text = state.reason() or f"Serving {served} on port {self._settings.port}."
         return ServerStatus(state.is_ready(), state.is_draining(), works and answers and not state.is_gone(), text)
-
-
-def _start_beside(groups: Mapping[int, WorkerGroup], start: StartWorker, model: int, number: int) -> BaseProcess:
-    """Start a worker of one of the groups."""
-    return start(model, number, is_beside_others=any(group.has_ready_worker for group in groups.values()))
 
 
 def _metrics_boards(shared: Shared) -> list[MetricsBoard]:

@@ -75,7 +75,6 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         lit_api_options: LitServe's own options: `max_batch_size`, `batch_timeout` in seconds, `loop` ...
 
     Attributes:
-        has_own_threads: Whether `setup` starts threads that stay, on the CPU.
         model: None until `setup`.
         startup_s: How long `setup` took, in seconds.
     """
@@ -105,7 +104,6 @@ class ViTAPI(ls.LitAPI):  # type: ignore[misc]
         self._thresholds = thresholds
         self._all_classes = all_classes
         self._on_failure = on_failure
-        self.has_own_threads = has_own_threads(dtype, engine)
         self.model: VisionModel | None = None
         self.startup_s = 0.0
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import functools
 import gc
 import os
 import resource
 import signal
 import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import litserve as ls
@@ -60,9 +57,6 @@ _NICENESS = 5
 interrupted less often, so that an image takes less CPU time. The worker keeps a quarter of a core that an HTTP process
 wants as well, so that a flood of cheap requests can't stop it."""
 
-_SETUP_NICENESS = 10
-"""Of a thread that loads a model beside others, more than that: it has a tenth of a core that an HTTP process wants."""
-
 _ACCEPT_S = 0.2
 """Time to accept the connections that the kernel has already established."""
 
@@ -82,19 +76,14 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
         parent: Id of the process to end with; None: the fork server.
         configure_logging: Sets up the logging of a new process.
         shares_cores: Whether the model computes on the cores that the HTTP processes decode on.
-
-    Attributes:
-        is_beside_others: Whether other workers run batches, which the next worker must not slow down while it loads its
-            model.
     """
 
     def __init__(self, parent: int | None, configure_logging: Callable[[], None], *, shares_cores: bool) -> None:
-        self.is_beside_others = False
         self._parent = parent
         self._configure_logging = configure_logging
         self._shares_cores = shares_cores
 
-    def on_before_setup(self, *_: Any, lit_api: ls.LitAPI, **__: Any) -> None:
+    def on_before_setup(self, *_: Any, **__: Any) -> None:
         """Prepare the process; LitServe calls this in it, before `LitAPI.setup`."""
         name_process("worker")
         signal.set_wakeup_fd(-1)  # a forked one inherits it from the parent, whose socket it would write to
@@ -106,21 +95,6 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
         leave_signals_to_parent()
         if self._shares_cores:
             os.nice(_NICENESS)
-            # What has its priority from the thread that starts it would keep that.
-            if self.is_beside_others and not lit_api.has_own_threads:
-                lit_api.setup = functools.partial(run_behind_others, lit_api.setup)
-
-
-def run_behind_others(work: Callable[..., None], *arguments: Any) -> None:
-    """Run something in a thread of low priority; without privileges, that of this one could not be raised again."""
-
-    def run() -> None:
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _SETUP_NICENESS)
-        work(*arguments)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="setup") as pool:
-        pool.submit(run).result()
 
 
 def keep_freed_memory() -> None:

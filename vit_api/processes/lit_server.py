@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from typing import Protocol
 
 import litserve as ls
 from litserve.loops.loops import inference_worker
@@ -33,20 +32,8 @@ logger = logging.getLogger(__name__)
 
 AnyContext = ForkContext | ForkServerContext | SpawnContext
 ServeHttp = Callable[[int, socket.socket], None]
-
-
-class StartWorker(Protocol):
-    """Starts a worker."""
-
-    def __call__(self, model: int, number: int, *, is_beside_others: bool) -> BaseProcess:
-        """Return the process.
-
-        Args:
-            model: The LitAPI's number.
-            number: The worker's.
-            is_beside_others: Whether other workers run batches, which it must not slow down while it loads its model.
-        """
-
+StartWorker = Callable[[int, int], BaseProcess]
+"""Starts the worker of a LitAPI with a given number; takes the numbers of both."""
 
 Supervise = Callable[[StartProcess, StartWorker], Supervisor]
 
@@ -80,14 +67,14 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
         numbers = [int(device.partition(":")[2]) for device in devices if device.startswith("cuda")]
         for number, lit_api in enumerate(lit_apis[1:], 1):  # LitServe tells them apart by their paths
             lit_api.api_path = f"{lit_api.api_path}-{number}"
-        parent = None if worker_imports else os.getpid()
-        self._worker_process = WorkerProcess(parent, configure_logging, shares_cores=not numbers)
         super().__init__(
             list(lit_apis),
             accelerator="cuda" if numbers else "cpu",
             devices=numbers or 1,
             workers_per_device=list(workers_per_device),
-            callbacks=[self._worker_process],
+            callbacks=[
+                WorkerProcess(None if worker_imports else os.getpid(), configure_logging, shares_cores=not numbers)
+            ],
         )
         self._serve_http = serve_http
         self._has_fork_server = bool(worker_imports)
@@ -162,8 +149,7 @@ class ViTServer(ls.LitServer):  # type: ignore[misc]
     def _run_http(self, number: int) -> None:
         self._serve_http(number, self._listeners.keep(number))
 
-    def _start_worker(self, model: int, number: int, *, is_beside_others: bool) -> BaseProcess:
-        self._worker_process.is_beside_others = is_beside_others
+    def _start_worker(self, model: int, number: int) -> BaseProcess:
         if self._has_fork_server:
             resource_tracker.ensure_running()  # its start, which the fork server needs, unblocks the signals
         with blocked(*STOP_SIGNALS, signal.SIGHUP):  # until the process has its own handlers

@@ -88,11 +88,6 @@ class WorkerGroup:
     problem: str = ""
     is_on_trial: bool = False
 
-    @property
-    def has_ready_worker(self) -> bool:
-        """Whether one of the workers runs batches."""
-        return any(self.board.read(number).state == WorkerState.READY for number in range(len(self.names)))
-
     def start_all(self) -> None:
         """Start the workers."""
         self.members = [

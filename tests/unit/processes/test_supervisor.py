@@ -376,10 +376,3 @@ def test_a_group_can_be_added_and_removed(two: TwoGroups) -> None:
     assert not second.is_alive()
     two.supervisor._check()
     assert group.members[0].process is second
-
-
-def test_a_group_whose_worker_is_restarted_has_no_ready_one(two: TwoGroups) -> None:
-    """Its next worker loads its model behind those of the other group, which run batches meanwhile."""
-    assert [group.has_ready_worker for group in two.groups] == [True, True]
-    two.boards[1].mark_restarting(0)
-    assert [group.has_ready_worker for group in two.groups] == [True, False]
