@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_api.checkpoints.checkpoint import Checkpoint
-from vit_api.checkpoints.int8 import INT8
 from vit_api.decoding import frames, image_limits, images
 from vit_api.decoding.colours import parse_background
 from vit_api.decoding.cost import Cost, estimate
@@ -47,14 +46,6 @@ def options_of(settings: Settings) -> dict[str, Any]:
         "background": settings.background,
         "cpu_threads": settings.cpu_threads,
     }
-
-
-_OPENVINO = "openvino"
-
-
-def has_own_threads(dtype: str, engine: str) -> bool:
-    """Return whether a model on the CPU runs in threads of its engine: OpenVINO's, which int8 runs in, too."""
-    return dtype == INT8 or engine == _OPENVINO
 
 
 class ViTAPI(ls.LitAPI):  # type: ignore[misc]

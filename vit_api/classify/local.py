@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_api.checkpoints.int8 import INT8
 from vit_api.classify.batches import BatchRunner, ImageResult
 from vit_api.classify.decoder import Decoded, FileDecoder, ReadUpload, build_lit_api, to_classify_error
 from vit_api.client.inputs import read_upload
@@ -26,10 +27,11 @@ from vit_api.environment.cores import available_cores
 from vit_api.environment.devices import choose_devices
 from vit_api.errors import InferenceFailed, OutOfDeviceMemory
 from vit_api.ipc import records
-from vit_api.lit_api import ViTAPI, has_own_threads
+from vit_api.lit_api import ViTAPI
 from vit_api.settings import Settings
 from vit_api.worker.outcomes import Failure
 
+_OPENVINO = "openvino"
 _AHEAD = 2
 """Number of batches that are decoded or being decoded ahead."""
 
@@ -223,7 +225,11 @@ def load_local(
 
 def computes_in_lanes(settings: Settings) -> bool:
     """Return whether on the CPU each core computes batches of its own, and so decodes their files as well."""
-    return settings.cpu_threads in (None, 1) and not has_own_threads(settings.dtype, settings.engine)
+    return settings.cpu_threads in (None, 1) and not _has_own_threads(settings)
+
+
+def _has_own_threads(settings: Settings) -> bool:
+    return settings.dtype == INT8 or settings.engine == _OPENVINO
 
 
 def _lanes(settings: Settings, device: str, cores: int | None) -> int:
@@ -232,7 +238,7 @@ def _lanes(settings: Settings, device: str, cores: int | None) -> int:
     On the CPU, threads that each compute a batch never wait for each other, as those that share one do. OpenVINO has
     threads of its own.
     """
-    if device != "cpu" or has_own_threads(settings.dtype, settings.engine):
+    if device != "cpu" or _has_own_threads(settings):
         return 1
     return max(1, (cores or available_cores()) // (settings.cpu_threads or 1))
 

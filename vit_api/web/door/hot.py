@@ -72,8 +72,8 @@ class HotExchange:
         Returns:
             The room, for at most so many; None if the request was refused.
         """
-        collected = b"" if self._body is None else self._body.getbuffer()[: self._body.tell()]
-        start = len(collected)
+        assert self._body is not None
+        start = self._body.tell()
         whole, end = start + count, min(start + count, _GROWTH * start)
         try:
             self._request.receive(end - start)
@@ -81,8 +81,7 @@ class HotExchange:
             self._refuse(error)
             return None
         has_mapping = whole >= _MAPPED_BYTES and end >= _LONG_BYTES
-        self._body = BytesIO(bytes(max(end, _MAPPED_BYTES) if has_mapping else end))
-        self._body.write(collected)
+        self._body = _moved(self._body, max(end, _MAPPED_BYTES) if has_mapping else end)
         self._body.seek(end)
         return self._body.getbuffer()[start:end]
 
@@ -100,7 +99,7 @@ class HotExchange:
             self._body.seek(0, SEEK_END)
         else:
             if self._body.tell() < _LONG_BYTES <= self._body.tell() + len(content):
-                self._body = _mapped(self._body)
+                self._body = _moved(self._body, _MAPPED_BYTES)
             self._body.write(content)
 
     def _answer_whole(self, body: bytes) -> None:
@@ -169,8 +168,8 @@ class HotExchange:
         self._task.add_done_callback(self._door.server_state.tasks.discard)
 
 
-def _mapped(collected: BytesIO) -> BytesIO:
-    """Return the start of a long body in a block of its own: one that grows on the heap leaves a hole of every size."""
-    mapped = BytesIO(bytes(_MAPPED_BYTES))
-    mapped.write(collected.getbuffer())
-    return mapped
+def _moved(collected: BytesIO, size: int) -> BytesIO:
+    """Return the start of a body in a block of its own: a long one that grows leaves a hole of every size on the heap."""
+    moved = BytesIO(bytes(size))
+    moved.write(collected.getbuffer()[: collected.tell()])
+    return moved

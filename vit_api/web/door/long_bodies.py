@@ -13,8 +13,11 @@ from typing import Protocol
 class LongBodyOwner(Protocol):
     """The connection that a long body arrives on."""
 
-    def long_body_received(self, count: int) -> memoryview | None:
-        """Take note of so many further bytes; if there is no more room, return the next one, unless that was all."""
+    def long_body_received(self, count: int) -> None:
+        """Take note of so many further bytes."""
+
+    def next_room(self) -> memoryview | None:
+        """Return where the next bytes are written; None if the body is complete, or was refused."""
 
     def long_body_ended(self) -> None:
         """Go on: the body is complete, and nothing else refers to its memory."""
@@ -54,12 +57,13 @@ class LongBodyReader(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take note of what was written."""
         self._room = self._room[nbytes:]
-        room = self._owner.long_body_received(nbytes)
-        if self._is_stopped:
+        self._owner.long_body_received(nbytes)
+        if self._room:
             return
+        room = self._owner.next_room()
         if room is not None:
             self._room = room
-        if not self._room:
+        elif not self._is_stopped:
             self.stop()
             self._owner.pause_reading()
             # The event loop refers to the memory until this returns.

@@ -100,7 +100,6 @@ class Door(ClientConnection):
         self._body: Body = SizedBody(0)
         self._exchange: Answering | None = None
         self._long_body: LongBodyReader | None = None
-        self._long_body_room = 0
         self._is_running = False
 
     # What the transport and `Connections` call.
@@ -454,22 +453,20 @@ class Door(ClientConnection):
             room = exchange.make_room(body.rest_bytes)
             if room is not None:
                 self._long_body = LongBodyReader(self, self, self.transport, room)
-                self._long_body_room = len(room)
 
-    def long_body_received(self, count: int) -> memoryview | None:
-        """Take note of so many further bytes of a long body; if there is no more room, return the next one."""
+    def long_body_received(self, count: int) -> None:
+        """Take note of so many further bytes of a long body."""
         assert isinstance(self._body, SizedBody)
-        assert isinstance(self._exchange, HotExchange)
         self._known.turn.last_ended_at = 0.0
         self._body.skip(count)
         self.received_bytes += count
-        self._long_body_room -= count
         self._connections.await_client(self, Wait.BODY)
-        if self._long_body_room or self._body.is_complete:
-            return None
-        room = self._exchange.make_room(self._body.rest_bytes)
-        self._long_body_room = 0 if room is None else len(room)
-        return room
+
+    def next_room(self) -> memoryview | None:
+        """Return where the next bytes of a long body are written; None if it is complete, or was refused."""
+        assert isinstance(self._body, SizedBody)
+        assert isinstance(self._exchange, HotExchange)
+        return None if self._body.is_complete else self._exchange.make_room(self._body.rest_bytes)
 
     def long_body_ended(self) -> None:
         """Answer the request whose long body is complete, unless the client left."""

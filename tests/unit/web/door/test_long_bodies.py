@@ -38,10 +38,10 @@ def _reader(bench: DoorBench) -> LongBodyReader | None:
     return door._long_body
 
 
-def _begin(bench: DoorBench, path: str = "/hot") -> socket.socket:
+def _begin(bench: DoorBench) -> socket.socket:
     """Return a connection whose long body is being read straight into its place."""
     connection = bench.connect()
-    connection.sendall(_head(path) + _BODY[:_FIRST])
+    connection.sendall(_head() + _BODY[:_FIRST])
     wait_until(lambda: len(bench.state.connections) == 1 and _reader(bench) is not None)
     return connection
 
