@@ -8,16 +8,14 @@ are empty. So no new thread has a heap of its own: it shares the main one, or th
 
 from __future__ import annotations
 
-import ctypes
+from vit_api.environment import malloc
 
-# Their numbers in malloc.h; see mallopt(3).
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _KEPT_BYTES = 1 << 30
 _OPTIONS = {
-    _M_MMAP_THRESHOLD: _KEPT_BYTES,
-    _M_TRIM_THRESHOLD: _KEPT_BYTES,
-    _M_TOP_PAD: 1 << 26,  # more than a heap of a thread has
-    _M_ARENA_MAX: 1,
+    malloc.MMAP_THRESHOLD: _KEPT_BYTES,
+    malloc.TRIM_THRESHOLD: _KEPT_BYTES,
+    malloc.TOP_PAD: 1 << 26,  # more than a heap of a thread has
+    malloc.ARENA_MAX: 1,
 }
 
 
@@ -26,9 +24,4 @@ def keep_freed_memory() -> bool:
 
     For processes that use the same memory again and again: one that has been large once stays so.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
-        return False
-    accepted = [mallopt(option, value) == 1 for option, value in _OPTIONS.items()]
-    return all(accepted)
+    return malloc.set_options(_OPTIONS)

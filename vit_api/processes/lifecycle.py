@@ -21,6 +21,7 @@ import litserve as ls
 import uvicorn
 from starlette.types import ASGIApp
 
+from vit_api.environment import malloc
 from vit_api.processes.signals import (
     FINISH,
     die_with_fork_server,
@@ -33,8 +34,7 @@ from vit_api.processes.signals import (
 # system and gets it again: in one process of four, a 65 KB upload cost 5 to 15 page faults. Blocks of long bodies and
 # large pictures, for which page faults hardly count, are returned: each thread would keep those of its largest picture.
 # The rest is returned once the process is idle.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_KEPT_BYTES = {_M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 2**20, _M_MMAP_THRESHOLD: 8 * 2**20}
+_KEPT_BYTES = {malloc.TRIM_THRESHOLD: 64 * 2**20, malloc.TOP_PAD: 2**20, malloc.MMAP_THRESHOLD: 8 * 2**20}
 
 # Requests free what they make by its reference counts. By default Python would look for cycles among the objects of all
 # requests in flight every few of them, and among everything that is cached every few hundred.
@@ -99,10 +99,7 @@ class WorkerProcess(ls.Callback):  # type: ignore[misc]
 
 def keep_freed_memory() -> None:
     """Let glibc keep some freed memory for the next upload; without effect on other C libraries."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in _KEPT_BYTES.items():
-            mallopt(parameter, value)
+    malloc.set_options(_KEPT_BYTES)
 
 
 class FreedMemory:

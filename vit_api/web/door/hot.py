@@ -169,7 +169,7 @@ class HotExchange:
 
 
 def _moved(collected: BytesIO, size: int) -> BytesIO:
-    """Return the start of a body in a block of its own: a long one that grows leaves a hole of every size on the heap."""
+    """Return the start of a body in a block of its own: one that grows on the heap leaves a hole of every size."""
     moved = BytesIO(bytes(size))
     moved.write(collected.getbuffer()[: collected.tell()])
     return moved
