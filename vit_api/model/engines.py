@@ -47,8 +47,9 @@ _SIZES = {
 }
 """Where a batch fills the GPU, as one of 9 fills a T4, each image of padding costs as much as a real one. A recorded
 size takes a fraction of a second and little memory, so there are many; to compile one takes ten seconds or more."""
-_WARMED_SIZES = (1, 2, 4, 8, 16, 24, 32)
-"""The batch sizes that an engine without padding is warmed up with."""
+_WARMED_SIZES = {"cuda": (1, 2, 4, 8, 16, 24, 32), "cpu": (1, 2)}
+"""The batch sizes that an engine without padding is warmed up with. On the CPU, the first batch of a further size takes
+no longer than the next, and to run them all would take half a minute with a ViT-B/16."""
 _MIN_LOG_PROBABILITY = -69.0
 """Probabilities below 1e-30 are treated as equal."""
 
@@ -81,9 +82,9 @@ def batch_sizes(engine: str, max_batch_size: int) -> tuple[int, ...]:
     return (*(size for size in _SIZES[engine] if size < max_batch_size), max_batch_size)
 
 
-def warmed_batch_sizes(max_batch_size: int) -> tuple[int, ...]:
+def warmed_batch_sizes(device: torch.device, max_batch_size: int) -> tuple[int, ...]:
     """Return the batch sizes to warm up an engine with that prepares none, in ascending order."""
-    return tuple(sorted({min(size, max_batch_size) for size in _WARMED_SIZES}))
+    return tuple(sorted({min(size, max_batch_size) for size in _WARMED_SIZES[device.type]}))
 
 
 def choose_engine(engine: str, device: torch.device) -> str:

@@ -181,7 +181,7 @@ class VisionModel:
 
     @torch.inference_mode()
     def prepare(self, engine: str, sizes: tuple[int, ...] | None = None) -> None:
-        """Set up an engine and warm up each batch size, so that no request pays for one-time initialisation.
+        """Set up an engine and warm up, so that no request pays for one-time initialisation.
 
         Args:
             engine: `auto`, `eager`, `compile`, `cudagraph` or `openvino`; an int8 model has only the last. If it is not
@@ -192,7 +192,7 @@ class VisionModel:
             RuntimeError: The model's output is infinite or NaN.
         """
         name = OPENVINO if self._int8 else choose_engine(engine, self.device)
-        warmed = warmed_batch_sizes(self._max_batch_size)
+        warmed = warmed_batch_sizes(self.device, self._max_batch_size)
         prepared = sizes or (warmed if name in ("eager", OPENVINO) else batch_sizes(name, self._max_batch_size))
 
         def compiled() -> Network:

@@ -68,11 +68,18 @@ def test_sizes_end_with_the_largest_batch(engine: str, most: int, sizes: tuple[i
 
 
 def test_padding_is_bounded() -> None:
-    """Batches of 3 or more images are padded by at most a quarter; the eager engine is warmed up to 32."""
+    """Batches of 3 or more images are padded by at most a quarter."""
     sizes = batch_sizes("cudagraph", 256)
     assert all((-batch + min(size for size in sizes if size >= batch)) / batch <= 0.25 for batch in range(3, 257))
-    assert warmed_batch_sizes(256) == (1, 2, 4, 8, 16, 24, 32)
-    assert warmed_batch_sizes(12) == (1, 2, 4, 8, 12)
+
+
+@pytest.mark.parametrize(
+    ("device", "most", "sizes"),
+    [("cuda", 256, (1, 2, 4, 8, 16, 24, 32)), ("cuda", 12, (1, 2, 4, 8, 12)), ("cpu", 32, (1, 2)), ("cpu", 1, (1,))],
+)
+def test_only_cuda_is_warmed_up_for_many_sizes(device: str, most: int, sizes: tuple[int, ...]) -> None:
+    """On the CPU, where a large batch takes seconds, a worker is ready after two short ones."""
+    assert warmed_batch_sizes(torch.device(device), most) == sizes
 
 
 def test_auto_is_eager_on_the_cpu_and_graphs_on_cuda() -> None:
