@@ -3,18 +3,19 @@
     python -m benchmarks.neighbours
 
 Version 1 of a model gets requests at a fixed rate, far below what the server can do. In every other turn version 2 is
-at fault: its worker is killed at the start of the turn, or it is a mirror whose worker is killed, sleeps 5 s in each
-batch, or raises. A mirror that is killed computes in the other turns as well; the others get images only while they are
-at fault. One machine runs it all, so what a starting worker takes is taken from version 1 and from the client,
-too. Before that, version 2 is loaded and unloaded several times, for the memory that it leaves behind.
+at fault: its worker is killed, or it is a mirror whose worker is killed, sleeps 5 s in each batch, or raises. A turn
+with a kill is as long as the shortest interval at which a worker may die without its version being given up. A mirror
+that is killed computes in the other turns as well; the others get images only while they are at fault. One machine runs
+it all, so what a starting worker takes is taken from version 1 and from the client, too. Before that, version 2 is
+loaded and unloaded several times, for the memory that it leaves behind.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
+import random
 import secrets
 import signal
 import statistics
@@ -46,6 +47,7 @@ _SETTINGS = {
     "cpu_threads": 1,
     "cache_size": 0,
 }
+_DRAWN = 400
 _MOST_DEATHS_EVERY_S = 12.5
 """After more than five deaths in a minute, a version is given up: then nothing is restarted that could disturb."""
 
@@ -64,6 +66,10 @@ class _Case(NamedTuple):
     max_batch_size: int
     is_mirror: bool
     is_killed: bool
+
+    def seconds(self, seconds: float) -> float:
+        """Return the length of a turn."""
+        return max(seconds, _MOST_DEATHS_EVERY_S) if self.is_killed else seconds
 
 
 _CASES = (
@@ -120,7 +126,7 @@ class _Bench:
 
     Args:
         server: The server.
-        seconds: The length of a turn.
+        seconds: The length of a turn without a kill.
     """
 
     def __init__(self, server: servers.Server, seconds: float) -> None:
@@ -152,16 +158,16 @@ class _Bench:
         time.sleep(_SETTLE_S)
         if is_faulty and is_killed:
             self._kill()
-        turn = self._ask()
+        turn = self._ask(self._seconds if case is None else case.seconds(self._seconds))
         if is_mirrored:
             self._operate("traffic", {"mirror_traffic": {"2": 0}})
         if is_killed:
             self._until(lambda: self._is_ready("2"))
         return turn
 
-    def _ask(self) -> _Turn:
+    def _ask(self, seconds: float) -> _Turn:
         before = self._cpu_seconds()
-        replies = asyncio.run(Client(self._port, self._upload).open_loop(_PER_S, self._seconds, secrets.randbits(32)))
+        replies = asyncio.run(Client(self._port, self._upload).open_loop(_PER_S, seconds, secrets.randbits(32)))
         used = self._cpu_seconds() - before
         good = [reply.seconds * 1000 for reply in replies if reply.status == httpx.codes.OK]
         return _Turn(good, len(replies) - len(good), used * 1000 / len(replies))
@@ -207,22 +213,37 @@ def _summary(pairs: Sequence[tuple[_Turn, _Turn]]) -> dict[str, Any]:
             "cpu_ms": round(statistics.median(turn.cpu_ms for turn in turns), 3),
         }
     for figure in ("p50", "p99"):
-        found = [_cut(faulty, figure) / _cut(quiet, figure) for quiet, faulty in pairs]
-        summary[f"{figure}_ratios"] = _described(found)
+        summary[f"{figure}_ratios"] = _resampled(pairs, figure)
     summary["cpu_ratios"] = _described([faulty.cpu_ms / quiet.cpu_ms for quiet, faulty in pairs if quiet.cpu_ms])
     return summary
 
 
-def _cut(turn: _Turn, name: str) -> float:
-    return percentiles(turn.latencies_ms)[name]
+def _resampled(pairs: Sequence[tuple[_Turn, _Turn]], figure: str) -> dict[str, float]:
+    """Return the ratio of a percentile of all turns with the fault to that of all without it, and its interval.
+
+    The interval has 95% of the ratios of as many pairs that are drawn from these, with replacement: a percentile of a
+    single turn says little, since a few of its requests decide.
+    """
+    draw = random.Random(0)
+    drawn = [_ratio(draw.choices(pairs, k=len(pairs)), figure) for _ in range(_DRAWN)]
+    cuts = statistics.quantiles(drawn, n=40)
+    return _rounded(_ratio(pairs, figure), cuts[0], cuts[-1])
+
+
+def _ratio(pairs: Sequence[tuple[_Turn, _Turn]], figure: str) -> float:
+    quiet, faulty = (
+        percentiles([one for turn in turns for one in turn.latencies_ms])[figure] for turns in zip(*pairs, strict=True)
+    )
+    return faulty / quiet
 
 
 def _described(ratios: Sequence[float]) -> dict[str, float]:
-    """Return the median and between what the ratios of pairs are; with six, that is where their median is in 97%."""
-    with contextlib.suppress(statistics.StatisticsError):
-        found = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-        return {name: round(value, 3) for name, value in found.items()}
-    return {}
+    """Return the median and between what the ratios of pairs are."""
+    return _rounded(statistics.median(ratios), min(ratios), max(ratios)) if ratios else {}
+
+
+def _rounded(ratio: float, low: float, high: float) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in (("ratio", ratio), ("low", low), ("high", high))}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -245,13 +266,13 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _shown(ratios: dict[str, float]) -> str:
-    return "{median:.2f} ({low:.2f} to {high:.2f})".format(**ratios) if ratios else ""
+    return "{ratio:.2f} ({low:.2f} to {high:.2f})".format(**ratios) if ratios else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark of the command line."""
     parser = command_line.parser("neighbours", __doc__)
-    command_line.add_turns(parser, rounds=6, seconds=6)
+    command_line.add_turns(parser, rounds=10, seconds=6)
     parser.add_argument("--loads", type=int, default=10, help="loads for the memory (default: %(default)s)")
     options = command_line.parse(parser, arguments)
     described = machine.describe()

@@ -58,7 +58,7 @@ PLAN = (
     _Planned("ray_serve", 8, ("--rounds", "1", "--seconds", "2")),
     _Planned("autoscaling", 16, ("--speed", "30", "--batch-s", "0.4", "--rate", "40", *_SHORT_COURSE)),
     _Planned("versions", 8, ("--clients", "100", "--requests", "1000", "--kills", "1")),
-    _Planned("neighbours", 7, ("--rounds", "1", "--seconds", "2", "--loads", "1")),
+    _Planned("neighbours", 16, ("--rounds", "1", "--seconds", "2", "--loads", "1")),
     _Planned("soak", 5.5, ("--minutes", "0.2")),
 )
 
