@@ -11,7 +11,8 @@ they queued for the mirror's workers.
 A mirror may not cost a client anything. It gets an image only while more than half of the slots of the HTTP process are
 free, and no more of them at once than half of those that no other version may take; its images are of low urgency, so
 clients that ask for the mirror by its name come first. Once fewer slots are free, what it has is given up: what is kept
-is freed, and what is queued is abandoned. Its workers' failures have no one to reach.
+is freed, and what is queued is abandoned. Its workers' failures have no one to reach. One that fails on every image
+gets few: what it has is lost work on cores that the version which answers needs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vit_api.errors import ViTError
+from vit_api.errors import DeadlineExceeded, ViTError
 from vit_api.ipc.records import AnswerRecord
 from vit_api.ipc.slots import OwnerSlots
 from vit_api.ipc.worker_board import WorkerBoard
@@ -32,6 +33,10 @@ from vit_api.web.core.inference import InferenceClient
 
 MAX_KEPT_S = 5.0
 """Time to send an answer: that of a request with many images, or of a client that left, may never be sent."""
+
+MAX_FAILURES = 8
+"""Images in a row on which a mirror may fail before it gets only one in `RETRY_S`."""
+RETRY_S = 1.0
 
 _CALLER = Caller("mirror", Urgency.LOW)
 
@@ -82,6 +87,8 @@ class Mirror:
         self._kept: dict[tuple[int, int], _Kept] = {}  # by the slot and generation of the answer
         self._sent: dict[asyncio.Future[AnswerRecord], int] = {}  # what its workers have, with its slot
         self._timer: asyncio.TimerHandle | None = None
+        self._failures = 0  # since the last answer
+        self._taken_at = 0.0
 
     def keep(self, slot: int, generation: int) -> None:
         """Take the pixels of an image that a version has answered, if it is drawn and they cost no client anything.
@@ -100,10 +107,14 @@ class Mirror:
             self._skip()
             return
         now = time.monotonic()
+        if self._failures >= MAX_FAILURES and now - self._taken_at < RETRY_S:
+            self._skip()
+            return
         taken = self._slots.take_again(slot, now + self._timeout_s)
         if taken is None:
             self._skip()
             return
+        self._taken_at = now
         self._slots.mirrored += 1
         self._kept[slot, generation] = _Kept(slot, taken, now)
         if self._timer is None:
@@ -152,8 +163,13 @@ class Mirror:
     def _forget(self, answered: asyncio.Future[AnswerRecord]) -> None:
         self._slots.mirrored -= 1
         self._sent.pop(answered, None)
-        if not answered.cancelled():
-            answered.exception()  # has been read, so asyncio does not log that it was not
+        if answered.cancelled():
+            return
+        error = answered.exception()
+        if error is None:
+            self._failures = 0
+        elif not isinstance(error, DeadlineExceeded):
+            self._failures += 1
 
     def _release(self, kept: _Kept) -> None:
         self._slots.release(kept.slot)

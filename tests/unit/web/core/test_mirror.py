@@ -116,6 +116,31 @@ async def test_an_overloaded_mirror_skips_and_leaves_all_other_slots() -> None:
             assert (await sent[value]).prediction.indices == (value,)
 
 
+async def test_a_mirror_that_fails_on_every_image_gets_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a while, until it answers one; a deadline that passed is no failure."""
+    monkeypatch.setattr(mirror_module, "RETRY_S", 3600.0)
+    async with mirroring(MirrorBench()) as bench:
+
+        async def mirror(status: Status = Status.OK) -> None:
+            answered = _send(bench, await bench.answer(b"a"))
+            bench.mirrored.answer(await bench.claim(), status)
+            await asyncio.wait([answered])
+
+        for _ in range(mirror_module.MAX_FAILURES - 1):
+            await mirror(Status.FAILED)
+        await mirror()  # so these were not in a row
+        for status in (Status.SKIPPED, *[Status.FAILED] * mirror_module.MAX_FAILURES):
+            await mirror(status)
+        for skipped in (1, 2):
+            assert bench.mirror.send(await bench.answer(b"a")) is None
+            assert bench.skipped == skipped
+        monkeypatch.setattr(mirror_module, "RETRY_S", 0.0)
+        await mirror()
+        monkeypatch.setattr(mirror_module, "RETRY_S", 3600.0)
+        await mirror()
+        assert bench.skipped == 2
+
+
 async def test_what_is_never_sent_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client of a request with many images left, or one of the answers is of an aborted request."""
     monkeypatch.setattr(mirror_module, "MAX_KEPT_S", 0.05)
