@@ -19,13 +19,14 @@ from vit_api.decoding.resizing import resizer_name
 from vit_api.deployments.saved import ModelState, ModelStateError
 from vit_api.environment.cores import available_cores
 from vit_api.environment.devices import choose_devices
+from vit_api.environment.garbage import exempt_from_collection
 from vit_api.environment.system import require_linux
 from vit_api.ipc.metrics_board import MetricsBoard
 from vit_api.ipc.worker_board import WorkerState
 from vit_api.lit_api import ViTAPI, options_of
 from vit_api.logs import configure_logging
 from vit_api.processes.early import EarlyAnswers, Phase
-from vit_api.processes.lifecycle import exempt_from_collection, raise_descriptor_limit, serve_http
+from vit_api.processes.lifecycle import raise_descriptor_limit, serve_http
 from vit_api.processes.lit_server import ServeHttp, StartWorker, ViTServer
 from vit_api.processes.live_server import LiveServer
 from vit_api.processes.recovery import Recovery

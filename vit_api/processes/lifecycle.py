@@ -22,6 +22,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from vit_api.environment import malloc
+from vit_api.environment.garbage import exempt_from_collection
 from vit_api.processes.signals import (
     FINISH,
     die_with_fork_server,
@@ -120,14 +121,6 @@ class FreedMemory:
         if self._was_busy and not is_busy:
             self._trim(0)
         self._requests, self._was_busy = requests, is_busy
-
-
-def exempt_from_collection() -> None:
-    """Keep objects that exist now out of all collections, which are shorter then, and leave their pages shared.
-
-    Those among them that refer to each other are never freed.
-    """
-    gc.freeze()
 
 
 def raise_descriptor_limit() -> None:

@@ -12,12 +12,13 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import ray
 
 from vit_api.classify.bulk.decoded_table import from_table, to_table
+from vit_api.classify.bulk.parts import PartDone
 from vit_api.classify.bulk.plan import Plan
 from vit_api.classify.bulk.results import write_part
 from vit_api.classify.bulk.storage import is_uri, read_file
@@ -27,12 +28,19 @@ from vit_api.classify.shards import Shard
 from vit_api.client.lookahead import map_ahead
 from vit_api.client.results import ClassifyError, Outcome
 from vit_api.environment.cores import available_cores
+from vit_api.environment.garbage import exempt_from_collection
 from vit_api.model.host_memory import keep_freed_memory
 from vit_api.settings import Settings
 from vit_api.worker.outcomes import BrokenDevice
 
 _READERS = 8
 """Threads that read files for one task or actor: an object store takes longer to answer than a decoder to decode."""
+ATTEMPTS = 3
+"""How often a part is run whose worker dies, before the others are finished first."""
+MAX_LEFT_OUT = 100
+"""Parts that are left for later; past that, something else is wrong, and this run ends."""
+LITTLE_CPU = 0.01
+"""Without GPUs, decoding and the model share the cores: no core may be reserved for either."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +51,28 @@ class Task:
         out: The folder of the results.
         shard: The plan's shard.
         settings: The server's settings.
-        parts: The parts to run, by the numbers in the dataset.
         actors_per_node: Models that share the cores of a node.
     """
 
     out: str
     shard: Shard
     settings: Settings
-    parts: ray.ObjectRef
     actors_per_node: int
 
     def plan(self) -> Plan:
         """Return the plan, which is read once a process."""
         return _read_plan(self.out, self.shard)
+
+
+@dataclass(frozen=True)
+class DatasetTask(Task):
+    """What they need to know when parts are the rows of a dataset.
+
+    Attributes:
+        parts: The parts to run, by the numbers in the dataset.
+    """
+
+    parts: ray.ObjectRef
 
     def part_of(self, batch: pa.Table) -> int:
         """Return the part that a row of the dataset stands for."""
@@ -78,11 +95,12 @@ class _Actor:
         job = self._plan.job
         self._shown = Shown.of(job.top_k, job.threshold)
         self._classifier = load_local(task.settings, threads, shown=self._shown, frames=job.frames, cores=cores)
+        exempt_from_collection()
 
-    def _write(self, part: int, outcomes: list[tuple[str | None, Outcome]]) -> pa.Table:
-        """Write the results of a part and return the row that says so, the fields of a `PartDone`."""
+    def _write(self, part: int, outcomes: list[tuple[str | None, Outcome]]) -> PartDone:
+        """Write the results of a part."""
         failed = write_part(*self._plan.results_of(part), self._plan.names_of(part), outcomes)
-        return pa.table({"part": [part], "files": [len(outcomes)], "failed": [failed]})
+        return PartDone(part, len(outcomes), failed)
 
 
 class WholeParts(_Actor):
@@ -92,19 +110,18 @@ class WholeParts(_Actor):
         keep_freed_memory()
         cores = max(1, available_cores() // task.actors_per_node)
         super().__init__(task, cores, cores)
-        self._task = task
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def run(self, part: int) -> PartDone:
         """Classify the files of a part and write its results."""
-        part, job = self._task.part_of(batch), self._plan.job
+        job = self._plan.job
         reads = _read_files(self._readers, self._plan.names_of(part), job.folder)
         with _ended_by_a_broken_device():
             outcomes = list(self._classifier.classify_reads(reads, self._shown, job.frames))
         return self._write(part, outcomes)
 
 
-def decode_part(batch: pa.Table, task: Task) -> pa.Table:
+def decode_part(batch: pa.Table, task: DatasetTask) -> pa.Table:
     """Decode the files of a part, in a task on a CPU."""
     part, plan = task.part_of(batch), task.plan()
     decoder = _decoder(task.settings, plan.job.frames)
@@ -118,12 +135,13 @@ class DecodedParts(_Actor):
     """An actor that classifies decoded parts."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Classify the decoded files of a part and write its results."""
+        """Classify the decoded files of a part, write its results, and return the fields of its `PartDone` as a row."""
         part, files = from_table(batch)
         with _ended_by_a_broken_device():
             outcomes = list(self._classifier.classify_decoded(files, self._shown))
         hashes = (file.sha256 for file in files)
-        return self._write(part, list(zip(hashes, outcomes, strict=True)))
+        done = self._write(part, list(zip(hashes, outcomes, strict=True)))
+        return pa.Table.from_pylist([asdict(done)])
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from vit_api.classify.bulk.storage import StorageError
 from vit_api.classify.progress import Progress
 from vit_api.classify.usage import UsageError
 from vit_api.environment.cores import available_cores
+from vit_api.environment.garbage import exempt_from_collection
 from vit_api.settings import Settings
 from vit_api.worker.outcomes import BrokenDevice
 
@@ -91,6 +92,7 @@ def _engine(
     images = sum(map(plan.size_of, parts)) * arguments.frames
     shown = Shown.of(arguments.top_k, arguments.threshold)
     classifier = load_local(settings, threads, images, shown=shown, frames=arguments.frames)
+    exempt_from_collection()
     return local_run.run_parts(plan, parts, classifier)
 
 
