@@ -307,11 +307,55 @@ def test_two_nodes_of_which_one_dies(tmp_path: Path, threads: str) -> None:
     assert {row["labels"][0] for row in rows} == {"7"}
 
 
+@needs_ray
+@only_all
+def test_a_file_that_kills_its_reader_is_left_out(tmp_path: Path) -> None:
+    """On Ray, its part fails in each round of attempts; all other files have rows, and the command says what to do."""
+    os.mkfifo(pipe := tmp_path / "pipe.png")
+    held = os.open(pipe, os.O_RDWR)
+    names, out, killed = _copies(tmp_path / "images", 6), tmp_path / "out", set[int]()
+    arguments = classify_command(pipe, tmp_path / "images", "--out", out, "--part-size", "1", "--engine", "ray")
+
+    def has_ended() -> bool:
+        for reader in _readers([pipe]) - killed:
+            os.kill(reader, signal.SIGKILL)
+            killed.add(reader)
+        return process.poll() is not None
+
+    process = subprocess.Popen(arguments, cwd=ROOT, env=variables(), stderr=subprocess.PIPE)
+    try:
+        wait_until(has_ended, timeout_s=240)
+        _, log = process.communicate(timeout=60)
+    finally:
+        os.close(held)
+        process.kill()
+        process.wait(timeout=30)
+    assert process.returncode == 1
+    assert b"1 images have no results yet: run the command again with --resume." in log
+    assert len(killed) >= 2 * 3
+    assert sorted(row["path"] for row in read_rows(out)) == names
+
+
+@needs_ray
+@only_all
+def test_a_model_that_is_missing_on_a_node(tmp_path: Path) -> None:
+    """The run on Ray ends with the reason, in a sentence."""
+    options = ("--model", tmp_path / "missing", "--out", tmp_path / "out", "--engine", "ray")
+    result = classify(_DIGIT, *options)
+    assert result.returncode == 1
+    assert f"error: Ray gave up: The model '{tmp_path / 'missing'}' can't be used: there is no" in result.stderr
+
+
 def _feed(unread: dict[Path, int]) -> bool:
-    """Give each pipe that has a reader its content, and return whether all have been given it."""
+    """Give each pipe that has a reader its content, and return whether all have been given it.
+
+    A plain file takes its place, since Ray may run a part again.
+    """
     for pipe in [pipe for pipe in unread if _readers([pipe])]:
         os.write(unread[pipe], _DIGIT.read_bytes())
         os.close(unread.pop(pipe))
+        (copy := pipe.with_suffix(".new")).write_bytes(_DIGIT.read_bytes())
+        copy.replace(pipe)
     return not unread
 
 

@@ -18,6 +18,8 @@ from vit_api.settings import Settings
 
 _HOST_AND_PORT = re.compile(r"([^:/]+):(\d+)")
 _REACH_S = 10.0
+_CLASS = re.compile(r"^vit_api\.[\w.]+: ")
+"""What Python writes before the message of one of our errors, which says all there is."""
 
 
 def run_parts(
@@ -88,4 +90,4 @@ def _reason(error: BaseException) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     *_, last = str(cause).strip().splitlines() or [type(cause).__name__]
-    return last.removesuffix(".") + "."
+    return _CLASS.sub("", last).removesuffix(".") + "."
