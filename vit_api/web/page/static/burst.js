@@ -9,7 +9,7 @@ const COUNT = 64;
 const CONNECTIONS = 6; // of a browser to one server, with HTTP/1.1
 const MIN_SIDE = 64;
 const MAX_SIDE = 384;
-const TURN = 0.3; // radians; the images must differ, since identical ones are computed once
+const TURN = 0.3; // radians, of which each image has its part: they must differ, since identical ones are computed once
 
 export class BurstPanel {
   #server;
@@ -76,7 +76,8 @@ export class BurstPanel {
 /** Return images that differ: the picture, turned a little, each by another angle. */
 function makeImages(picture, inputSide) {
   const side = Math.min(MAX_SIDE, Math.max(MIN_SIDE, inputSide));
-  return Promise.all(Array.from({ length: COUNT }, () => turned(picture, side, (Math.random() - 0.5) * TURN)));
+  const angle = (at) => ((at + Math.random() / 2) / COUNT - 0.5) * TURN;
+  return Promise.all(Array.from({ length: COUNT }, (_, at) => turned(picture, side, angle(at))));
 }
 
 function turned(picture, side, angle) {
