@@ -380,7 +380,7 @@ def test_a_version_whose_worker_keeps_dying_never_touches_another() -> None:
         threads[0].join(60)
         assert len(dead) == 6
         assert {status for (path, status) in answers if path != "held"} == {200}
-        assert answers["held", 503] + answers["held", 200] == 1  # 200: from a worker that was ready before it was killed
+        assert answers["held", 503] + answers["held", 200] == 1  # 200: by a worker that was ready before it was killed
         assert workers_of(server) == [kept]
         refused = server.predict(_SEVEN, "/predict?version=2")
         assert (refused.status_code, refused.json()["code"]) == (503, "workers_gone")
