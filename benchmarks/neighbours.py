@@ -212,29 +212,29 @@ def _summary(pairs: Sequence[tuple[_Turn, _Turn]]) -> dict[str, Any]:
             **percentiles([one for turn in turns for one in turn.latencies_ms]),
             "cpu_ms": round(statistics.median(turn.cpu_ms for turn in turns), 3),
         }
-    for figure in ("p50", "p99"):
-        summary[f"{figure}_ratios"] = _resampled(pairs, figure)
+    summary |= _resampled(pairs)
     summary["cpu_ratios"] = _described([faulty.cpu_ms / quiet.cpu_ms for quiet, faulty in pairs if quiet.cpu_ms])
     return summary
 
 
-def _resampled(pairs: Sequence[tuple[_Turn, _Turn]], figure: str) -> dict[str, float]:
-    """Return the ratio of a percentile of all turns with the fault to that of all without it, and its interval.
+def _resampled(pairs: Sequence[tuple[_Turn, _Turn]]) -> dict[str, dict[str, float]]:
+    """Return the ratio of each percentile of all turns with the fault to that of all without it, and its interval.
 
     The interval has 95% of the ratios of as many pairs that are drawn from these, with replacement: a percentile of a
     single turn says little, since a few of its requests decide.
     """
     draw = random.Random(0)
-    drawn = [_ratio(draw.choices(pairs, k=len(pairs)), figure) for _ in range(_DRAWN)]
-    cuts = statistics.quantiles(drawn, n=40)
-    return _rounded(_ratio(pairs, figure), cuts[0], cuts[-1])
+    found = _ratios(pairs)
+    drawn = [_ratios(draw.choices(pairs, k=len(pairs))) for _ in range(_DRAWN)]
+    cuts = {figure: statistics.quantiles([ratios[figure] for ratios in drawn], n=40) for figure in found}
+    return {f"{figure}_ratios": _rounded(ratio, cuts[figure][0], cuts[figure][-1]) for figure, ratio in found.items()}
 
 
-def _ratio(pairs: Sequence[tuple[_Turn, _Turn]], figure: str) -> float:
+def _ratios(pairs: Sequence[tuple[_Turn, _Turn]]) -> dict[str, float]:
     quiet, faulty = (
-        percentiles([one for turn in turns for one in turn.latencies_ms])[figure] for turns in zip(*pairs, strict=True)
+        percentiles([one for turn in turns for one in turn.latencies_ms]) for turns in zip(*pairs, strict=True)
     )
-    return faulty / quiet
+    return {figure: value / quiet[figure] for figure, value in faulty.items()}
 
 
 def _described(ratios: Sequence[float]) -> dict[str, float]:

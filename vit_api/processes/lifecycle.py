@@ -107,7 +107,6 @@ class FreedMemory:
     """Returns what glibc keeps of freed memory to the system, once a process that was busy is idle."""
 
     def __init__(self) -> None:
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         self._checks = 0
         self._requests = 0
         self._was_busy = False
@@ -115,11 +114,11 @@ class FreedMemory:
     def check(self, requests: int) -> None:
         """Return it if it is time; to be called every second, with the number of requests until now."""
         self._checks += 1
-        if self._trim is None or self._checks % _IDLE_S:
+        if self._checks % _IDLE_S:
             return
         is_busy = requests - self._requests >= _BUSY_REQUESTS
         if self._was_busy and not is_busy:
-            self._trim(0)
+            malloc.trim()
         self._requests, self._was_busy = requests, is_busy
 
 

@@ -103,14 +103,8 @@ class Mirror:
             self.give_up()
             self._skip()
             return
-        if self._slots.mirrored >= self._max_images or not self._worker_board.takes_images():
-            self._skip()
-            return
         now = time.monotonic()
-        if self._failures >= MAX_FAILURES and now - self._taken_at < RETRY_S:
-            self._skip()
-            return
-        taken = self._slots.take_again(slot, now + self._timeout_s)
+        taken = self._slots.take_again(slot, now + self._timeout_s) if self._takes_images(now) else None
         if taken is None:
             self._skip()
             return
@@ -159,6 +153,12 @@ class Mirror:
         self.give_up()
         if self._timer is not None:
             self._timer.cancel()
+
+    def _takes_images(self, now: float) -> bool:
+        """Return whether it may have another image, and its workers are there and did not just fail again and again."""
+        if self._slots.mirrored >= self._max_images or not self._worker_board.takes_images():
+            return False
+        return self._failures < MAX_FAILURES or now - self._taken_at >= RETRY_S
 
     def _forget(self, answered: asyncio.Future[AnswerRecord]) -> None:
         self._slots.mirrored -= 1
